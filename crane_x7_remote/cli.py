@@ -1,0 +1,60 @@
+"""`crane-x7-remote`: one table of commands; each is imported only when it is called."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import logging
+import sys
+from collections.abc import Sequence
+
+from crane_x7_remote.errors import ExitCode, RemoteError
+
+COMMANDS = {
+    "infer": ("crane_x7_remote.inference.command", "drive the arm: camera in, trajectories out"),
+    "sim-robot": ("crane_x7_remote.sim_robot.command", "a simulated CRANE-X7 behind rosbridge"),
+    "say": ("crane_x7_remote.say", "change the task of a running loop"),
+    "demo": ("crane_x7_remote.demo.command", "simulated robot and loop together, with a report"),
+}
+"""Name → module with `add_arguments(parser)` and `run(args) -> int`, and its line of help."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command named in `argv` and return its exit code (see errors.ExitCode)."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = argparse.ArgumentParser(
+        prog="crane-x7-remote",
+        description="Run vision-language-action policies on a CRANE-X7 arm from anywhere.",
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    chosen = next((word for word in argv if word in COMMANDS), None)
+    for name, (module_name, help_text) in COMMANDS.items():
+        command = commands.add_parser(name, help=help_text, description=help_text)
+        if name == chosen:
+            module = importlib.import_module(module_name)
+            command.add_argument("--log-level", default="info", help="debug, info, warning, error")
+            module.add_arguments(command)
+    args = parser.parse_args(argv)
+    _configure_logging(args.log_level)
+    try:
+        return int(module.run(args))
+    except RemoteError as error:
+        print(f"crane-x7-remote {args.command}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 128 + 2
+    except BrokenPipeError:
+        return ExitCode.OUTPUT
+
+
+def _configure_logging(level: str) -> None:
+    logging.basicConfig(
+        level=level.upper(),
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

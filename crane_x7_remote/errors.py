@@ -1,0 +1,62 @@
+"""Every way a command of ours can end, one exit code per cause."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of `crane-x7-remote`; documented in docs/exit-codes.md."""
+
+    OK = 0
+    UNEXPECTED = 1
+    USAGE = 2
+    SETTINGS = 3
+    PEER_UNREACHABLE = 4
+    POLICY_LOAD = 5
+    POLICY_FAILING = 6
+    SIMULATION = 7
+    OUTPUT = 8
+    DEMO_CHILD = 9
+
+
+class RemoteError(Exception):
+    """Base of all expected failures: the message says where, what came, and what to do next."""
+
+    exit_code = ExitCode.UNEXPECTED
+
+
+class SettingsError(RemoteError):
+    """Variables or flags are wrong; lists all of them at once."""
+
+    exit_code = ExitCode.SETTINGS
+
+
+class PeerUnreachableError(RemoteError):
+    """The robot's rosbridge did not answer within PEER_WAIT_TIMEOUT."""
+
+    exit_code = ExitCode.PEER_UNREACHABLE
+
+
+class PolicyFailingError(RemoteError):
+    """The policy failed so often in a row that going on makes no sense."""
+
+    exit_code = ExitCode.POLICY_FAILING
+
+
+class SimulationError(RemoteError):
+    """The simulated robot could not be started."""
+
+    exit_code = ExitCode.SIMULATION
+
+
+class OutputError(RemoteError):
+    """Results could not be written: full disk, no permission."""
+
+    exit_code = ExitCode.OUTPUT
+
+
+class DemoError(RemoteError):
+    """A process that the demo started ended too early."""
+
+    exit_code = ExitCode.DEMO_CHILD

@@ -1,0 +1,1 @@
+"""The inference loop: frame in, checked trajectory out, at a fixed rate."""
