@@ -166,3 +166,20 @@ def _explain(problem: Mapping[str, Any]) -> str:
     is_secret = "TOKEN" in variable or "KEY" in variable
     came = "***" if is_secret else repr(problem["input"])
     return f"{variable}={came}: {message}"
+
+
+def as_markdown() -> str:
+    """Return the table of docs/settings.md; a test holds the file to it."""
+    lines = [
+        "# Settings",
+        "",
+        "Each is an environment variable and a flag of the same name in lower case with dashes",
+        "(`--rosbridge-host`). Default < variable < flag. Empty means unset where that is allowed.",
+        "",
+        "| variable | default | meaning |",
+        "|---|---|---|",
+    ]
+    for name, field in Settings.model_fields.items():
+        default = "(unset)" if field.default is None else f"`{field.default}`"
+        lines.append(f"| `{name.upper()}` | {default} | {field.description} |")
+    return "\n".join(lines) + "\n"
