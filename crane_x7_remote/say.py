@@ -1,0 +1,86 @@
+"""`crane-x7-remote say`: give a running loop a new task.
+
+Publishes one std_msgs/String on the instruction topic through roslibpy: an operator's tool, and on
+purpose not the client of the control path, so that each is tested against the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import socket
+import threading
+
+from crane_x7_remote import settings
+from crane_x7_remote.errors import ExitCode, PeerUnreachableError
+from crane_x7_remote.rosbridge import messages
+
+CONNECT_TIMEOUT_S = 5.0
+TRIES = 3
+CONFIRM_TIMEOUT_S = 1.0
+"""Saying the same task again changes nothing, so a lost message is simply repeated."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `say`."""
+    parser.add_argument("text", help='the task, such as "pick up the blue cube"')
+    settings.add_flags(parser, ("rosbridge_host", "rosbridge_port", "instruction_topic"))
+
+
+def run(args: argparse.Namespace) -> int:
+    """Send `args.text`; return 0 when the robot has it. Raises PeerUnreachableError."""
+    chosen = settings.from_args(args)
+    say(args.text, chosen.rosbridge_host, chosen.rosbridge_port, chosen.instruction_topic)
+    print(f"said on {chosen.instruction_topic}: {args.text}")
+    return ExitCode.OK
+
+
+def say(text: str, host: str, port: int, topic: str) -> None:
+    """Publish `text` on `topic` and wait until the server has sent it round, to us as well.
+
+    Raises PeerUnreachableError, and MessageError for a text that the loop would refuse.
+    """
+    messages.instruction({"data": text})
+    _check_reachable(host, port)
+    for name in ("roslibpy", "twisted", "autobahn"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+    import roslibpy
+
+    ros = roslibpy.Ros(host, port)
+    came_back = threading.Event()
+    try:
+        ros.run(CONNECT_TIMEOUT_S)
+        instruction = roslibpy.Topic(ros, topic, "std_msgs/String", reconnect_on_close=False)
+        instruction.subscribe(lambda message: came_back.set() if message["data"] == text else None)
+        for _ in range(TRIES):
+            instruction.publish(roslibpy.Message({"data": text}))
+            if came_back.wait(CONFIRM_TIMEOUT_S):
+                return
+    except roslibpy.core.RosTimeoutError as error:
+        raise PeerUnreachableError(
+            f"{host}:{port} answers, but not as a rosbridge server within {CONNECT_TIMEOUT_S:g} s;"
+            " check that the port is rosbridge's"
+        ) from error
+    finally:
+        ros.terminate()
+    raise PeerUnreachableError(
+        f"rosbridge at {host}:{port} took the instruction but did not send it round on {topic}"
+        f" within {TRIES * CONFIRM_TIMEOUT_S:g} s; check that the topic carries std_msgs/String"
+    )
+
+
+def _check_reachable(host: str, port: int) -> None:
+    """Name the cause at once where roslibpy would retry in silence."""
+    try:
+        socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S).close()
+    except socket.gaierror as error:
+        cause, check = f"the name is unknown ({error.strerror})", "ROSBRIDGE_HOST and the tunnel"
+    except ConnectionRefusedError:
+        cause, check = "nothing listens there", "ROSBRIDGE_PORT and whether rosbridge runs"
+    except TimeoutError:
+        cause, check = f"no answer within {CONNECT_TIMEOUT_S:g} s", "the tunnel and the firewall"
+    except OSError as error:
+        cause, check = str(error), "the network"
+    else:
+        return
+    raise PeerUnreachableError(f"cannot reach rosbridge at {host}:{port}: {cause}; check {check}")

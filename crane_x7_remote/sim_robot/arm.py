@@ -1,0 +1,90 @@
+"""The body behind the simulated robot: what it must do, and the lightest one that does it.
+
+Joint targets come in, measured joints and camera pictures go out. `KinematicArm` here has no
+physics and starts at once, for tests and benchmarks of the loop; `maniskill_arm.ManiSkillArm` is
+the simulated CRANE-X7 with cubes, plate and cameras.
+
+Vectors are (8,) rad in the order of robot.JOINT_NAMES.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+
+from crane_x7_vla_rl.robot import DOF, HOME_RAD, LOWER_RAD, UPPER_RAD, VELOCITY_RAD_S
+from crane_x7_vla_rl.types import JointState
+
+Array = npt.NDArray[np.float64]
+
+
+class Arm(Protocol):
+    """A CRANE-X7 body; made, used and closed on one thread."""
+
+    @property
+    def period_s(self) -> float:
+        """Simulated time that one `step` takes."""
+
+    def step(self, target_rad: Array) -> None:
+        """Move towards `target_rad` (8,) for one period."""
+
+    def joints(self) -> JointState:
+        """Return what the joint sensors read now."""
+
+    def jpeg(self) -> bytes:
+        """Return what the camera sees now."""
+
+    def scene(self) -> dict[str, dict[str, Any]]:
+        """Return the true state of each cube by colour; for reports only, never for a policy."""
+
+    def close(self) -> None:
+        """Free the simulation."""
+
+
+class KinematicArm:
+    """Follows its targets with a first-order lag within the limits; shows one still picture."""
+
+    def __init__(
+        self, period_s: float = 1 / 60, lag_s: float = 0.02, jpeg: bytes | None = None
+    ) -> None:
+        self.period_s = period_s
+        self._share = 1.0 if lag_s <= 0 else 1 - float(np.exp(-period_s / lag_s))
+        self._position = HOME_RAD.copy()
+        self._velocity = np.zeros(DOF)
+        self._jpeg = still_picture() if jpeg is None else jpeg
+
+    def step(self, target_rad: Array) -> None:
+        target = np.clip(target_rad, LOWER_RAD, UPPER_RAD)
+        most = VELOCITY_RAD_S * self.period_s
+        movement = np.clip(self._share * (target - self._position), -most, most)
+        self._position = self._position + movement
+        self._velocity = movement / self.period_s
+
+    def joints(self) -> JointState:
+        return JointState(self._position, self._velocity)
+
+    def jpeg(self) -> bytes:
+        return self._jpeg
+
+    def scene(self) -> dict[str, dict[str, Any]]:
+        return {}
+
+    def close(self) -> None:
+        """Nothing to free."""
+
+
+def still_picture(width: int = 640, height: int = 480, noise: float = 7.7) -> bytes:
+    """Return a JPEG with three coloured squares; the noise makes 640×480 weigh about 80 KB."""
+    column, row = np.meshgrid(np.linspace(60, 160, width), np.linspace(0, 40, height))
+    picture = np.repeat((column + row)[:, :, None], 3, axis=2)
+    side, top = height // 8, height // 2
+    for index, colour in enumerate(((200, 30, 30), (30, 160, 30), (30, 60, 200))):
+        left = (index + 1) * width // 4
+        picture[top : top + side, left : left + side] = colour
+    picture += np.random.default_rng(0).normal(0, noise, picture.shape)
+    pixels = np.clip(picture, 0, 255).astype(np.uint8)
+    encoded: bytes = simplejpeg.encode_jpeg(pixels, quality=90, colorsubsampling="420")
+    return encoded

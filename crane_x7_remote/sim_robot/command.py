@@ -1,0 +1,143 @@
+"""`crane-x7-remote sim-robot`: a simulated CRANE-X7 behind rosbridge, until it is told to stop.
+
+Prints one line that starts with `ready` and names host and port once clients are served and the arm
+moves; SIGTERM and SIGINT end it with exit code 0.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import re
+import signal
+import sys
+import threading
+import types
+from collections.abc import Callable
+from typing import Any
+
+from crane_x7_remote import settings
+from crane_x7_remote.errors import ExitCode, SimulationError
+from crane_x7_remote.sim_robot.arm import Arm, KinematicArm
+from crane_x7_remote.sim_robot.robot import RobotConfig, SimRobot
+from crane_x7_remote.sim_robot.server import ServerConfig
+
+logger = logging.getLogger(__name__)
+
+SWITCH_INTERVAL_S = 0.001
+"""The arm computes on one thread; this is how long the server's may wait for the interpreter."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `sim-robot`."""
+    add = parser.add_argument
+    add("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
+    add("--port", type=_port, default=9090, help="port; 0 picks a free one (%(default)s)")
+    add("--ros-version", type=int, choices=(1, 2), default=2, help="type names and time keys")
+    add("--backlog", type=_count, default=64, metavar="N",
+        help="topic messages that may wait for a slow client before the oldest is dropped;"
+        " 0: without bound, as real rosbridge (%(default)s)")  # fmt: skip
+    add("--arm", choices=("maniskill", "kinematic"), default="maniskill",
+        help="physics and cameras, or a featherweight without either (%(default)s)")  # fmt: skip
+    add("--task", default="PickPlace-CRANE-X7", help="gymnasium id of the scene (%(default)s)")
+    add("--seed", type=int, default=0, help="where the cubes lie (%(default)s)")
+    add("--image-size", type=_image_size, default=(640, 480), metavar="WIDTHxHEIGHT",
+        help="camera picture (640x480)")  # fmt: skip
+    add("--camera", choices=("base", "hand"), default="base", help="which camera (%(default)s)")
+    add("--camera-rate", type=_rate, default=30.0, metavar="HZ", help="pictures (%(default)s)")
+    add("--control-rate", type=_rate, default=30.0, metavar="HZ",
+        help="steps of the arm and joint states (%(default)s)")  # fmt: skip
+    add("--jpeg-quality", type=int, choices=range(1, 101), default=90, metavar="1-100",
+        help="(%(default)s)")  # fmt: skip
+    add("--clock-offset-s", type=float, default=0.0, metavar="S",
+        help="shift the robot's clock (%(default)s)")  # fmt: skip
+    settings.add_flags(
+        parser, ("camera_topic", "joint_states_topic", "arm_topic", "gripper_action")
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Serve the robot until a signal; return 0. Raises SimulationError."""
+    if args.camera_rate > args.control_rate:
+        raise SimulationError(
+            f"--camera-rate {args.camera_rate:g} is above --control-rate {args.control_rate:g};"
+            " the camera can see each step once at most"
+        )
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    stop = threading.Event()
+
+    def on_signal(number: int, frame: types.FrameType | None) -> None:
+        del frame
+        logger.info("stopping on %s", signal.Signals(number).name)
+        stop.set()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    robot = SimRobot(_config(args), _arm_maker(args))
+    with robot:
+        print(f"ready: sim-robot serves rosbridge on {args.host} port {robot.port}", flush=True)
+        while not stop.wait(0.1):
+            if robot.ended.is_set():
+                raise SimulationError(f"sim-robot failed: {robot.failure}") from robot.failure
+    return ExitCode.OK
+
+
+def _config(args: argparse.Namespace) -> RobotConfig:
+    return RobotConfig(
+        server=ServerConfig(host=args.host, port=args.port, backlog=args.backlog or None),
+        topics=settings.from_args(args),
+        ros_version=args.ros_version,
+        camera_rate_hz=args.camera_rate,
+        clock_offset_s=args.clock_offset_s,
+        description={"task": args.task, "seed": args.seed, "camera": args.camera},
+    )
+
+
+def _arm_maker(args: argparse.Namespace) -> Callable[[], Arm]:
+    """Return what makes the arm that was asked for; called on the arm's thread."""
+    if args.arm == "kinematic":
+        return lambda: KinematicArm(period_s=1 / args.control_rate)
+
+    def make() -> Arm:
+        from crane_x7_remote.sim_robot.maniskill_arm import ManiSkillArm, SceneConfig
+
+        scene = SceneConfig(
+            task=args.task,
+            seed=args.seed,
+            camera=args.camera,
+            image_size=args.image_size,
+            control_rate_hz=args.control_rate,
+            jpeg_quality=args.jpeg_quality,
+        )
+        return ManiSkillArm(scene)
+
+    return make
+
+
+def _port(text: str) -> int:
+    return _bounded(text, int, 0, 65535)
+
+
+def _count(text: str) -> int:
+    return _bounded(text, int, 0, 1_000_000)
+
+
+def _rate(text: str) -> float:
+    return _bounded(text, float, 0.1, 1000)
+
+
+def _bounded(text: str, kind: Callable[[str], Any], lowest: float, highest: float) -> Any:
+    try:
+        value = kind(text)
+    except ValueError:
+        value = None
+    if value is None or not lowest <= value <= highest:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected {lowest:g} to {highest:g}")
+    return value
+
+
+def _image_size(text: str) -> tuple[int, int]:
+    match = re.fullmatch(r"(\d{2,4})x(\d{2,4})", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text!r}, expected WIDTHxHEIGHT such as 640x480")
+    return int(match[1]), int(match[2])

@@ -1,0 +1,336 @@
+"""The simulated robot: an arm in real time behind a rosbridge server.
+
+Clients' messages enter through the server's event loop (one thread); the arm moves on another
+thread, at absolute deadlines. Between the two stand the controllers, behind one lock. Camera, joint
+states and `/sim/state` leave through the server, stamped on the robot's own clock.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from crane_x7_remote.errors import RemoteError, SimulationError
+from crane_x7_remote.rosbridge import messages
+from crane_x7_remote.settings import Settings
+from crane_x7_remote.sim_robot.arm import Arm
+from crane_x7_remote.sim_robot.controller import (
+    GripperController,
+    GripperResult,
+    Refusal,
+    TrajectoryController,
+    TrajectoryRefused,
+)
+from crane_x7_remote.sim_robot.server import RosbridgeServer, ServerConfig
+from crane_x7_remote.sim_robot.session import GoalKey, Operation
+from crane_x7_vla_rl.robot import ARM_DOF, FINGER_B, JOINT_NAMES
+from crane_x7_vla_rl.types import JointState
+
+logger = logging.getLogger(__name__)
+
+SIM_STATE_TOPIC = "/sim/state"
+SIM_STATE_HZ = 5.0
+MOST_STEPS_AT_ONCE = 4
+"""Steps made up for after a late wake-up; the rest is skipped, so that the arm falls behind."""
+STATUS_SUCCEEDED, STATUS_CANCELED = 4, 5
+"""action_msgs/GoalStatus."""
+
+PUBLISHED_ORDER = (5, 8, 2, 0, 7, 4, 6, 1, 3)
+"""Order of /joint_states, as mixed as the real joint_state_broadcaster's; 8 is finger B."""
+
+
+@dataclass(frozen=True)
+class RobotConfig:
+    """What the robot is called, how fast it is and what its clock says."""
+
+    server: ServerConfig = field(default_factory=ServerConfig)
+    topics: Settings = field(default_factory=Settings)
+    """Only the names of topics and of the gripper's action are read."""
+    ros_version: messages.RosVersion = 2
+    camera_rate_hz: float = 30.0
+    clock_offset_s: float = 0.0
+    """Added to the robot's clock."""
+    description: Mapping[str, Any] = field(default_factory=dict)
+    """Goes into /sim/state as it is: task, seed."""
+
+
+class SimRobot:
+    """A context manager: the robot is served from `start` to `close`."""
+
+    def __init__(
+        self,
+        config: RobotConfig,
+        make_arm: Callable[[], Arm],
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`make_arm` is called on the arm's own thread."""
+        self._config = config
+        self._make_arm = make_arm
+        self._clock = clock
+        self._topics = self._topic_types()
+        self._epoch_s = time.time() - clock() + config.clock_offset_s
+        self.server = RosbridgeServer(self, config.server, clock)
+        self._lock = threading.Lock()
+        self._controller: TrajectoryController | None = None
+        self._gripper: GripperController | None = None
+        self._goal: GoalKey | None = None
+        self._served, self._moving = threading.Event(), threading.Event()
+        self._stop = threading.Event()
+        self.ended = threading.Event()
+        """Set when a part of the robot ended, by `close` or by failing: see `failure`."""
+        self.failure: BaseException | None = None
+        self._threads = [
+            threading.Thread(target=self._guard, args=(run,), name=name, daemon=True)
+            for name, run in (("server", self._serve), ("arm", self._move))
+        ]
+
+    def start(self, timeout_s: float = 180.0) -> None:
+        """Start and wait until clients are served and the arm moves; raise SimulationError."""
+        deadline = self._clock() + timeout_s
+        for thread, ready in zip(self._threads, (self._served, self._moving), strict=True):
+            thread.start()
+            while not ready.wait(0.02):
+                if self.ended.is_set() or self._clock() > deadline:
+                    self.close()
+                    raise SimulationError(self._explain_failure(timeout_s)) from self.failure
+
+    def close(self) -> None:
+        """Stop both threads; safe to call more than once."""
+        self._stop.set()
+        self.ended.set()
+        for thread in self._threads:
+            if thread.ident is not None:
+                thread.join(timeout=10)
+
+    def __enter__(self) -> SimRobot:
+        self.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @property
+    def port(self) -> int:
+        """The port on which clients are served."""
+        return self.server.port
+
+    def time_s(self) -> float:
+        """Return the time on the robot's clock."""
+        return self._clock() + self._epoch_s
+
+    @property
+    def topics(self) -> Mapping[str, str]:
+        """See server.Robot."""
+        return self._topics
+
+    def _topic_types(self) -> dict[str, str]:
+        names, version = self._config.topics, self._config.ros_version
+        packages = {
+            names.camera_topic: "sensor_msgs/CompressedImage",
+            names.joint_states_topic: "sensor_msgs/JointState",
+            names.arm_topic: "trajectory_msgs/JointTrajectory",
+            SIM_STATE_TOPIC: "std_msgs/String",
+        }
+        return {topic: messages.type_name(kind, version) for topic, kind in packages.items()}
+
+    def receive(self, topic: str, message: Operation) -> None:
+        """See server.Robot: takes trajectories; a refused one is counted and logged."""
+        if topic != self._config.topics.arm_topic:
+            return
+        with self._lock:
+            controller = self._controller
+            if controller is None:
+                raise SimulationError("the arm is still starting; send the trajectory again later")
+            try:
+                controller.accept(messages.trajectory(dict(message)), self.time_s())
+            except TrajectoryRefused as refusal:
+                logger.debug("%s", refusal)
+            except messages.MessageError:
+                controller.count_refusal(Refusal.MALFORMED)
+                raise
+
+    def start_goal(self, key: GoalKey, args: Operation) -> None:
+        """See server.Robot."""
+        if key.action != self._config.topics.gripper_action:
+            raise RemoteError(
+                f"action {key.action!r} is unknown; known: {self._config.topics.gripper_action}"
+            )
+        position_rad = _goal_position(args)
+        with self._lock:
+            if self._gripper is None:
+                raise SimulationError("the gripper is still starting; send the goal again later")
+            try:
+                result = self._gripper.accept(position_rad, self.time_s())
+            except ValueError as error:
+                raise RemoteError(str(error)) from error
+            replaced, self._goal = self._goal, key
+        self._finish_goal(replaced, result)
+
+    def cancel_goal(self, key: GoalKey) -> None:
+        """See server.Robot."""
+        with self._lock:
+            if self._goal != key or self._gripper is None:
+                return
+            result = self._gripper.cancel()
+            self._goal = None
+        self._finish_goal(key, result)
+
+    def joint_message(self, state: JointState, stamp_s: float) -> dict[str, Any]:
+        """Return /joint_states: nine joints, in an order of the robot's own."""
+        names = (*JOINT_NAMES, FINGER_B.name)
+        position = np.append(state.position_rad, state.position_rad[-1])
+        velocity = np.append(state.velocity_rad_s, state.velocity_rad_s[-1])
+        order = list(PUBLISHED_ORDER)
+        return messages.joint_state_to_ros(
+            [names[index] for index in order],
+            position[order],
+            velocity[order],
+            stamp_s,
+            self._config.ros_version,
+        )
+
+    def _guard(self, run: Callable[[], None]) -> None:
+        """Run one thread; keep what ended it for whoever waits on `ended`."""
+        try:
+            run()
+        except Exception as error:
+            if not self._stop.is_set():
+                logger.debug("a thread of the robot failed", exc_info=True)
+            self.failure = self.failure or error
+        finally:
+            self._stop.set()
+            self.ended.set()
+
+    def _explain_failure(self, timeout_s: float) -> str:
+        server, error = self._config.server, self.failure
+        where = f"sim-robot on {server.host}:{server.port}"
+        if error is None:
+            return f"{where} was not ready after {timeout_s:.0f} s"
+        if isinstance(error, OSError) and not self._served.is_set():
+            return f"{where} cannot listen: {error}; choose another --port, or 0 for a free one"
+        return f"{where}: {error}"
+
+    def _serve(self) -> None:
+        asyncio.run(self._serve_until_stopped())
+
+    async def _serve_until_stopped(self) -> None:
+        await self.server.start()
+        self._served.set()
+        try:
+            while not self._stop.is_set():
+                await asyncio.sleep(0.05)
+        finally:
+            await self.server.stop()
+
+    def _move(self) -> None:
+        """Make the arm and step it in real time until `close`."""
+        arm = self._make_arm()
+        try:
+            start = arm.joints().position_rad
+            with self._lock:
+                self._controller = TrajectoryController(start[:ARM_DOF], self.time_s())
+                self._gripper = GripperController(float(start[-1]))
+            self._pace(arm)
+        finally:
+            arm.close()
+
+    def _pace(self, arm: Arm) -> None:
+        """Step and publish at absolute deadlines; made-up steps are not published."""
+        start_s, steps = self._clock(), 0
+        frames = states = 0
+        self._moving.set()
+        while True:
+            deadline_s = start_s + (steps + 1) * arm.period_s
+            if self._stop.wait(max(0.0, deadline_s - self._clock())):
+                return
+            due = max(1, int((self._clock() - start_s) / arm.period_s) - steps)
+            steps += due
+            for _ in range(min(due, MOST_STEPS_AT_ONCE)):
+                stamp_s = self._step(arm)
+            elapsed_s = steps * arm.period_s
+            self._publish_joints(arm, stamp_s)
+            if int(elapsed_s * self._config.camera_rate_hz + 1e-6) > frames:
+                frames = int(elapsed_s * self._config.camera_rate_hz + 1e-6)
+                self._publish_camera(arm, stamp_s)
+            if int(elapsed_s * SIM_STATE_HZ) > states:
+                states = int(elapsed_s * SIM_STATE_HZ)
+                self._publish_state(arm, stamp_s)
+
+    def _step(self, arm: Arm) -> float:
+        """Let controllers and arm move on to now; return the time of it on the robot's clock."""
+        with self._lock:
+            assert self._controller is not None
+            assert self._gripper is not None
+            now_s = self.time_s()
+            target = np.append(self._controller.update(now_s), self._gripper.target_rad)
+        arm.step(target)
+        state = arm.joints()
+        with self._lock:
+            result = self._gripper.update(
+                float(state.position_rad[-1]), float(state.velocity_rad_s[-1]), now_s
+            )
+            finished = self._goal
+            if result is not None:
+                self._goal = None
+        self._finish_goal(finished, result)
+        return now_s
+
+    def _finish_goal(self, key: GoalKey | None, result: GripperResult | None) -> None:
+        if key is None or result is None:
+            return
+        values = {
+            "position": result.position_rad,
+            "effort": 0.0,
+            "stalled": result.stalled,
+            "reached_goal": result.reached_goal,
+        }
+        status = STATUS_CANCELED if result.preempted else STATUS_SUCCEEDED
+        self.server.finish_goal_threadsafe(key, values, status)
+
+    def _publish_joints(self, arm: Arm, stamp_s: float) -> None:
+        topic = self._config.topics.joint_states_topic
+        if self.server.has_subscribers(topic):
+            self.server.publish_threadsafe(topic, self.joint_message(arm.joints(), stamp_s))
+
+    def _publish_camera(self, arm: Arm, stamp_s: float) -> None:
+        topic = self._config.topics.camera_topic
+        if self.server.has_subscribers(topic):
+            message = messages.compressed_image(arm.jpeg(), stamp_s, self._config.ros_version)
+            self.server.publish_threadsafe(topic, message)
+
+    def _publish_state(self, arm: Arm, stamp_s: float) -> None:
+        if not self.server.has_subscribers(SIM_STATE_TOPIC):
+            return
+        assert self._controller is not None
+        with self._lock:
+            report = asdict(self._controller.report)
+        state = {
+            **self._config.description,
+            "time_s": stamp_s,
+            "cubes": arm.scene(),
+            "controller": report,
+        }
+        self.server.publish_threadsafe(SIM_STATE_TOPIC, messages.string(json.dumps(state)))
+
+
+def _goal_position(args: Operation) -> float:
+    """Return the position in the arguments of a GripperCommand goal; raise RemoteError."""
+    command = args.get("command")
+    position = command.get("position") if isinstance(command, Mapping) else None
+    if not isinstance(position, int | float) or isinstance(position, bool):
+        raise RemoteError(f"command.position is {position!r}, expected radians")
+    return float(position)

@@ -1,0 +1,242 @@
+"""One rosbridge client as the server sees it: its operations, subscriptions and throttles.
+
+Payloads of the client come in (`receive`), messages of topics too (`offer`); what it should get
+goes into its `Outbox`. No I/O, and the clock is handed in. Operations, throttling and the merging
+of several subscriptions to a topic follow rosbridge_suite (v2 protocol).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+from crane_x7_remote.errors import RemoteError
+from crane_x7_remote.rosbridge import protocol
+from crane_x7_remote.sim_robot.outbox import Outbox, Payload
+
+COMPRESSIONS = ("none", "cbor")
+LEVELS = ("info", "warning", "error", "none")
+
+Operation = Mapping[str, Any]
+T = TypeVar("T")
+
+
+class OperationError(RemoteError):
+    """A client asked for something that the server cannot do; says what was expected."""
+
+
+@dataclass(frozen=True)
+class GoalKey:
+    """Names an action goal across all clients; `goal_id` alone is the client's own choice."""
+
+    client: int
+    action: str
+    goal_id: str | None
+
+
+class Publication:
+    """One message of a topic, encoded at most once for each compression."""
+
+    def __init__(self, topic: str, message: Operation) -> None:
+        self._operation = protocol.publish(topic, dict(message))
+        self.topic = topic
+        self._encoded: dict[str, Payload] = {}
+
+    def payload(self, compression: str) -> Payload:
+        if compression not in self._encoded:
+            encode = protocol.encode_cbor if compression == "cbor" else protocol.encode_json
+            self._encoded[compression] = encode(self._operation)
+        return self._encoded[compression]
+
+
+class Hub(Protocol):
+    """What a session needs from the server that it belongs to."""
+
+    def establish(self, topic: str, type_name: str | None) -> None:
+        """Check that `topic` may be used with this type; raise OperationError."""
+
+    def publish(self, topic: str, message: Operation) -> None:
+        """Bring a client's message to the robot and to all subscribers; raise RemoteError."""
+
+    def start_goal(self, key: GoalKey, args: Operation) -> None:
+        """Hand a goal to the robot; raise RemoteError."""
+
+    def cancel_goal(self, key: GoalKey) -> None:
+        """Ask the robot to give a goal up; raise RemoteError."""
+
+
+@dataclass
+class Subscription:
+    """A client's subscriptions to one topic, each under its own id, merged as rosbridge does."""
+
+    throttle_s: dict[str | None, float] = field(default_factory=dict)
+    compression: dict[str | None, str] = field(default_factory=dict)
+    type_name: str | None = None
+    last_sent_s: float = -math.inf
+
+    def is_due(self, now_s: float) -> bool:
+        """Whether a message may be sent now, given the shortest throttle asked for."""
+        return now_s - self.last_sent_s >= min(self.throttle_s.values())
+
+    @property
+    def encoding(self) -> str:
+        return "cbor" if "cbor" in self.compression.values() else "none"
+
+
+class Session:
+    """State of one connected client."""
+
+    def __init__(self, number: int, hub: Hub, outbox: Outbox, clock: Callable[[], float]) -> None:
+        self.number = number
+        self.outbox = outbox
+        self.subscriptions: dict[str, Subscription] = {}
+        self.advertised: dict[str, str] = {}
+        """Topic → type name."""
+        self._hub = hub
+        self._clock = clock
+        self._level = "error"
+        self._operations: dict[str, Callable[[Operation], None]] = {
+            "subscribe": self._subscribe,
+            "unsubscribe": self._unsubscribe,
+            "advertise": self._advertise,
+            "unadvertise": self._unadvertise,
+            "publish": self._publish,
+            "send_action_goal": self._send_action_goal,
+            "cancel_action_goal": self._cancel_action_goal,
+            "set_level": self._set_level,
+            "status": lambda _: None,
+        }
+
+    def receive(self, payload: Payload, max_bytes: int = protocol.MAX_MESSAGE_BYTES) -> None:
+        """Do what one WebSocket message asks; every mistake is answered by a status operation."""
+        operation_id = None
+        try:
+            operation = protocol.decode(payload, max_bytes)
+            operation_id = _text(operation, "id", None)
+            handle = self._operations.get(operation["op"])
+            if handle is None:
+                known = ", ".join(self._operations)
+                raise OperationError(f"operation {operation['op']!r} is unknown; known: {known}")
+            handle(operation)
+        except RemoteError as error:
+            self.report("error", str(error), operation_id)
+
+    def offer(self, publication: Publication) -> None:
+        """Queue a topic's message if the client subscribes to it and its throttle lets it pass."""
+        subscription = self.subscriptions.get(publication.topic)
+        now_s = self._clock()
+        if subscription is None or not subscription.is_due(now_s):
+            return
+        subscription.last_sent_s = now_s
+        self.outbox.message(publication.payload(subscription.encoding))
+
+    def report(self, level: str, text: str, operation_id: str | None = None) -> None:
+        """Send a status operation, unless the client has set its level above this one."""
+        if LEVELS.index(level) >= LEVELS.index(self._level):
+            self.reply(protocol.status(level, text, operation_id))
+
+    def reply(self, operation: dict[str, Any]) -> None:
+        """Send an operation to this client alone."""
+        self.outbox.reply(protocol.encode_json(operation))
+
+    def _subscribe(self, operation: Operation) -> None:
+        topic = _topic(operation)
+        type_name = _text(operation, "type", None)
+        compression = _text(operation, "compression", "none") or "none"
+        throttle_ms = operation.get("throttle_rate") or 0
+        if compression not in COMPRESSIONS:
+            raise OperationError(
+                f"subscribe {topic}: compression {compression!r} is not served;"
+                f" expected one of {', '.join(COMPRESSIONS)}"
+            )
+        if not _is_number(throttle_ms) or not 0 <= throttle_ms < math.inf:
+            raise OperationError(
+                f"subscribe {topic}: throttle_rate is {throttle_ms!r}, expected milliseconds"
+            )
+        self._hub.establish(topic, type_name)
+        subscription = self.subscriptions.setdefault(topic, Subscription())
+        subscription.type_name = type_name or subscription.type_name
+        subscription_id = _text(operation, "id", None)
+        subscription.throttle_s[subscription_id] = throttle_ms / 1000
+        subscription.compression[subscription_id] = compression
+
+    def _unsubscribe(self, operation: Operation) -> None:
+        topic, subscription_id = _topic(operation), _text(operation, "id", None)
+        subscription = self.subscriptions.get(topic)
+        if subscription is None:
+            return
+        if subscription_id is None:
+            subscription.throttle_s.clear()
+        subscription.throttle_s.pop(subscription_id, None)
+        subscription.compression.pop(subscription_id, None)
+        if not subscription.throttle_s:
+            del self.subscriptions[topic]
+
+    def _advertise(self, operation: Operation) -> None:
+        topic, type_name = _topic(operation), _text(operation, "type", None)
+        if type_name is None:
+            raise OperationError(f"advertise {topic}: type is missing")
+        self._hub.establish(topic, type_name)
+        self.advertised[topic] = type_name
+
+    def _unadvertise(self, operation: Operation) -> None:
+        self.advertised.pop(_topic(operation), None)
+
+    def _publish(self, operation: Operation) -> None:
+        topic, message = _topic(operation), operation.get("msg", {})
+        if not isinstance(message, Mapping):
+            raise OperationError(
+                f"publish {topic}: msg is {type(message).__name__}, expected an object"
+            )
+        self._hub.establish(topic, None)
+        self._hub.publish(topic, message)
+
+    def _send_action_goal(self, operation: Operation) -> None:
+        key = self._goal_key(operation)
+        args = operation.get("args", {})
+        try:
+            if not isinstance(args, Mapping):
+                raise OperationError(f"args are {type(args).__name__}, expected an object")
+            self._hub.start_goal(key, args)
+        except RemoteError as error:
+            self.reply(protocol.action_result(key.goal_id, key.action, str(error), 0, False))
+            raise OperationError(f"send_action_goal {key.action}: {error}") from error
+
+    def _cancel_action_goal(self, operation: Operation) -> None:
+        self._hub.cancel_goal(self._goal_key(operation))
+
+    def _goal_key(self, operation: Operation) -> GoalKey:
+        action = _text(operation, "action", None)
+        if action is None:
+            raise OperationError(f"{operation['op']}: action is missing, expected its name")
+        return GoalKey(self.number, action, _text(operation, "id", None))
+
+    def _set_level(self, operation: Operation) -> None:
+        level = _text(operation, "level", None)
+        if level not in LEVELS:
+            raise OperationError(f"set_level: level is {level!r}, expected one of {LEVELS}")
+        self._level = level
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _text(operation: Operation, name: str, default: str | None) -> str | None:
+    value = operation.get(name)
+    if value is None:
+        return default
+    if not isinstance(value, str):
+        raise OperationError(
+            f"{operation['op']}: {name} is {type(value).__name__}, expected a string"
+        )
+    return value
+
+
+def _topic(operation: Operation) -> str:
+    topic = _text(operation, "topic", None)
+    if not topic:
+        raise OperationError(f"{operation['op']}: topic is missing, expected its name")
+    return topic if topic.startswith("/") else "/" + topic

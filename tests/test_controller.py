@@ -1,0 +1,267 @@
+"""The simulated robot's controllers against ros2_control's rules and a dense oracle."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+from scipy.interpolate import CubicHermiteSpline
+
+from crane_x7_remote.rosbridge import messages
+from crane_x7_remote.sim_robot.controller import (
+    TICK_S,
+    GripperController,
+    Refusal,
+    TrajectoryController,
+    TrajectoryRefused,
+)
+from crane_x7_vla_rl.robot import ARM_JOINT_NAMES, HOME_RAD, VELOCITY_RAD_S
+
+HOME = HOME_RAD[:7]
+NOW = 1_700_000_000.0
+
+
+def message(
+    offsets: list[float],
+    positions: np.ndarray,
+    velocities: np.ndarray | None = None,
+    *,
+    stamp: float = 0.0,
+    names: tuple[str, ...] = ARM_JOINT_NAMES,
+    frame_id: str = "",
+) -> dict[str, Any]:
+    """A JointTrajectory as it comes from the wire; positions and velocities are (T, n)."""
+    points = []
+    for index, offset in enumerate(offsets):
+        point = {
+            "positions": [float(value) for value in positions[index]],
+            "velocities": []
+            if velocities is None
+            else [float(value) for value in velocities[index]],
+            "accelerations": [],
+            "effort": [],
+            "time_from_start": messages.write_stamp(offset, 2),
+        }
+        points.append(point)
+    header = {"stamp": messages.write_stamp(stamp, 2), "frame_id": frame_id}
+    return {"header": header, "joint_names": list(names), "points": points}
+
+
+def accept(controller: TrajectoryController, now: float = NOW, **fields: Any) -> None:
+    controller.accept(messages.trajectory(message(**fields)), now)
+
+
+def executed(controller: TrajectoryController, until: float, start: float = NOW) -> np.ndarray:
+    """Positions (N, 7) at every update after `start`."""
+    ticks = round((until - start) / TICK_S)
+    return np.array([controller.update(start + k * TICK_S + 1e-4) for k in range(1, ticks + 1)])
+
+
+def wave(count: int, scale: float = 0.2, seed: int = 0) -> np.ndarray:
+    return HOME + np.random.default_rng(seed).uniform(-scale, scale, (count, 7))
+
+
+def refusal(controller: TrajectoryController, now: float = NOW, **fields: Any) -> Refusal:
+    with pytest.raises(TrajectoryRefused) as caught:
+        accept(controller, now, **fields)
+    return caught.value.reason
+
+
+@pytest.fixture
+def controller() -> TrajectoryController:
+    return TrajectoryController(HOME, NOW)
+
+
+def test_positions_alone_are_interpolated_linearly(controller: TrajectoryController) -> None:
+    offsets, positions = [0.2, 0.5, 0.6, 1.0], wave(4)
+    accept(controller, offsets=offsets, positions=positions)
+    path = executed(controller, NOW + 1.2)
+    times = np.arange(1, len(path) + 1) * TICK_S
+    for joint in range(7):
+        knots = [HOME[joint], *positions[:, joint]]
+        oracle = np.interp(times, [0.0, *offsets], knots)
+        np.testing.assert_allclose(path[:, joint], oracle, atol=1e-6)
+
+
+def test_velocities_make_it_a_cubic(controller: TrajectoryController) -> None:
+    offsets, positions = [0.2, 0.5, 0.6, 1.0], wave(4)
+    velocities = np.vstack([wave(3, 0.3, seed=1) - HOME, np.zeros((1, 7))])
+    accept(controller, offsets=offsets, positions=positions, velocities=velocities)
+    path = executed(controller, NOW + 1.0)
+    times = np.arange(1, len(path) + 1) * TICK_S
+    oracle = CubicHermiteSpline(
+        [0.0, *offsets], np.vstack([HOME, positions]), np.vstack([np.zeros(7), velocities])
+    )
+    np.testing.assert_allclose(path, oracle(times), atol=1e-6)
+
+
+def test_the_end_is_held(controller: TrajectoryController) -> None:
+    positions = wave(2)
+    accept(controller, offsets=[0.1, 0.2], positions=positions)
+    assert np.array_equal(controller.update(NOW + 1), positions[-1])
+    assert np.array_equal(controller.update(NOW + 3600), positions[-1])
+
+
+def test_points_already_past_are_skipped(controller: TrajectoryController) -> None:
+    positions = np.linspace(HOME, HOME + 0.1, 11)
+    offsets = [0.1 * step for step in range(11)]
+    accept(controller, offsets=offsets, positions=positions, stamp=NOW - 0.45)
+    reached = controller.update(NOW + TICK_S + 1e-6)
+    np.testing.assert_allclose(reached, HOME + 0.1 * 0.455, atol=1e-4)
+
+
+def test_stamp_in_the_future_is_waited_for(controller: TrajectoryController) -> None:
+    target = HOME + 0.2
+    accept(controller, offsets=[0.0], positions=target[None], stamp=NOW + 1)
+    np.testing.assert_allclose(controller.update(NOW + 0.5), HOME + 0.1, atol=2e-3)
+    np.testing.assert_allclose(controller.update(NOW + 1.01), target, atol=1e-9)
+
+
+def test_joints_in_another_order_move_the_same(controller: TrajectoryController) -> None:
+    target, order = wave(1), [3, 0, 6, 1, 5, 2, 4]
+    names = tuple(ARM_JOINT_NAMES[index] for index in order)
+    accept(controller, offsets=[0.1], positions=target[:, order], names=names)
+    assert np.array_equal(controller.update(NOW + 1), target[0])
+
+
+def test_replacement_goes_on_from_what_is_wanted_now(controller: TrajectoryController) -> None:
+    zeros = np.zeros((1, 7))
+    accept(controller, offsets=[1.0], positions=HOME[None] + 0.5, velocities=zeros)
+    before = executed(controller, NOW + 0.5)
+    accept(controller, NOW + 0.502, offsets=[0.6], positions=HOME[None] - 0.3, velocities=zeros)
+    after = executed(controller, NOW + 1.2, start=NOW + 0.5)
+    path = np.vstack([before, after])
+    velocity = np.diff(path, axis=0) / TICK_S
+    assert np.abs(np.diff(path, axis=0)).max() < 0.012
+    assert np.abs(np.diff(velocity, axis=0)).max() < 0.15, "the velocity jumps"
+    np.testing.assert_allclose(path[-1], HOME - 0.3, atol=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"names": ARM_JOINT_NAMES[:6], "positions": np.zeros((1, 6))}, Refusal.JOINT_NAMES),
+        ({"names": (*ARM_JOINT_NAMES[:6], "elbow")}, Refusal.JOINT_NAMES),
+        ({"names": (*ARM_JOINT_NAMES[:6], ARM_JOINT_NAMES[0])}, Refusal.JOINT_NAMES),
+        ({"names": (*ARM_JOINT_NAMES, "x"), "positions": np.zeros((1, 8))}, Refusal.JOINT_NAMES),
+        ({"names": (), "positions": np.zeros((1, 0))}, Refusal.JOINT_NAMES),
+        ({"positions": np.full((1, 7), np.nan)}, Refusal.NON_FINITE),
+        ({"positions": np.full((1, 7), np.inf)}, Refusal.NON_FINITE),
+        ({"velocities": np.full((1, 7), np.nan)}, Refusal.NON_FINITE),
+        ({"offsets": [0.2, 0.2], "positions": wave(2)}, Refusal.TIMES),
+        ({"offsets": [0.2, 0.1], "positions": wave(2)}, Refusal.TIMES),
+        ({"stamp": NOW - 1}, Refusal.ENDED_IN_THE_PAST),
+        ({"stamp": NOW - 0.6, "frame_id": "vla/0a1b2c3d/1/500"}, Refusal.EXPIRED),
+    ],
+)
+def test_refused_trajectory_leaves_the_running_one_alone(
+    controller: TrajectoryController, change: dict[str, Any], reason: Refusal
+) -> None:
+    running = wave(1, seed=3)
+    accept(controller, offsets=[0.3], positions=running)
+    fields = {"offsets": [0.2], "positions": wave(1)} | change
+    assert refusal(controller, **fields) is reason
+    assert controller.report.rejected == {str(reason): 1}
+    assert controller.report.accepted == 1
+    np.testing.assert_allclose(controller.update(NOW + 0.4), running[0])
+
+
+def test_expired_trajectory_is_refused_although_it_has_points_left(
+    controller: TrajectoryController,
+) -> None:
+    fields: dict[str, Any] = {"offsets": [5.0], "positions": wave(1), "stamp": NOW}
+    late = NOW + 0.501
+    assert refusal(controller, late, frame_id="vla/00000001/1/500", **fields) is Refusal.EXPIRED
+    accept(controller, NOW + 0.499, frame_id="vla/00000001/2/500", **fields)
+    assert controller.report.accepted == 1
+
+
+def test_sequence_out_of_order_is_refused_within_a_session_only(
+    controller: TrajectoryController,
+) -> None:
+    fields: dict[str, Any] = {"offsets": [0.3], "positions": wave(1), "stamp": NOW}
+    accept(controller, frame_id="vla/00000001/7/500", **fields)
+    for sequence in (6, 7):
+        frame_id = f"vla/00000001/{sequence}/500"
+        assert refusal(controller, frame_id=frame_id, **fields) is Refusal.OUT_OF_ORDER
+    accept(controller, frame_id="vla/00000002/1/500", **fields)
+    accept(controller, frame_id="vla/00000001/8/500", **fields)
+    assert controller.report.accepted == 3
+
+
+def test_within_limits_nothing_is_counted(controller: TrajectoryController) -> None:
+    accept(controller, offsets=[0.1], positions=HOME[None] + 0.1 * VELOCITY_RAD_S[0] * 0.99)
+    controller.update(NOW + 1)
+    report = controller.report
+    assert report.limit_violations == 0
+    assert 0.97 < report.max_velocity_ratio < 1
+    assert report.max_step_rad == pytest.approx(0.99 * VELOCITY_RAD_S[0] * TICK_S, rel=1e-3)
+
+
+@pytest.mark.parametrize("offset", [0.0, 0.05])
+def test_too_fast_is_counted(controller: TrajectoryController, offset: float) -> None:
+    accept(controller, offsets=[offset], positions=HOME[None] + 0.5)
+    controller.update(NOW + 1)
+    assert controller.report.limit_violations > 0
+    assert controller.report.max_velocity_ratio > 1
+
+
+def test_beyond_a_position_limit_is_counted(controller: TrajectoryController) -> None:
+    target = HOME.copy()
+    target[3] = 0.1  # rad; this joint's upper limit is 0
+    accept(controller, offsets=[5.0], positions=target[None])
+    controller.update(NOW + 6)
+    assert controller.report.max_velocity_ratio < 1
+    assert controller.report.limit_violations > 0
+
+
+def test_rare_updates_measure_the_same_as_frequent_ones() -> None:
+    reports = []
+    for period in (0.001, 0.033, 0.4):
+        controller = TrajectoryController(HOME, NOW)
+        accept(controller, offsets=[0.2, 0.5, 0.6, 1.0], positions=wave(4, 0.6))
+        for step in range(int(2 / period)):
+            controller.update(NOW + step * period)
+        reports.append(controller.report)
+    assert reports[0].limit_violations > 0
+    assert reports[1:] == reports[:1] * 2
+
+
+def test_gripper_goal_ends_when_reached() -> None:
+    gripper = GripperController(0.0)
+    assert gripper.accept(0.8, NOW) is None
+    assert gripper.target_rad == 0.8
+    assert gripper.update(0.4, 2.0, NOW + 0.1) is None
+    result = gripper.update(0.795, 0.5, NOW + 0.2)
+    assert result is not None
+    assert (result.reached_goal, result.stalled, result.position_rad) == (True, False, 0.795)
+    assert gripper.update(0.8, 0.0, NOW + 0.3) is None, "one result per goal"
+
+
+def test_gripper_on_a_cube_stalls() -> None:
+    gripper = GripperController(0.8)
+    gripper.accept(0.0, NOW)
+    assert gripper.update(0.3, 2.0, NOW + 0.5) is None
+    assert gripper.update(0.3, 0.0, NOW + 1.4) is None
+    result = gripper.update(0.3, 0.0, NOW + 1.6)
+    assert result is not None
+    assert (result.reached_goal, result.stalled) == (False, True)
+    assert gripper.target_rad == 0.0, "it goes on squeezing"
+
+
+def test_latest_gripper_goal_wins() -> None:
+    gripper = GripperController(0.0)
+    gripper.accept(0.8, NOW)
+    replaced = gripper.accept(0.2, NOW + 0.1)
+    assert replaced is not None
+    assert replaced.preempted
+    assert gripper.target_rad == 0.2
+
+
+@pytest.mark.parametrize("position", [float("nan"), float("inf"), -0.2, 1.7])
+def test_gripper_position_out_of_range_is_refused(position: float) -> None:
+    gripper = GripperController(0.3)
+    with pytest.raises(ValueError, match="expected"):
+        gripper.accept(position, NOW)
+    assert gripper.target_rad == 0.3

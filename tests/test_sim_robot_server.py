@@ -1,0 +1,402 @@
+"""The rosbridge server of the simulated robot, driven over real WebSockets."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from typing import Any
+
+import numpy as np
+import pytest
+import simplejpeg
+from websockets.sync.client import ClientConnection, connect
+
+from crane_x7_remote.rosbridge import messages, protocol
+from crane_x7_remote.settings import Settings
+from crane_x7_remote.sim_robot.arm import KinematicArm
+from crane_x7_remote.sim_robot.robot import SIM_STATE_TOPIC, RobotConfig, SimRobot
+from crane_x7_remote.sim_robot.server import ServerConfig
+from crane_x7_vla_rl.robot import ARM_JOINT_NAMES, FINGER_B, HOME_RAD, JOINT_NAMES
+
+TOPICS = Settings()
+CAMERA, JOINTS = TOPICS.camera_topic, TOPICS.joint_states_topic
+CAMERA_TYPE, JOINTS_TYPE = "sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/JointState"
+STRING, TRAJECTORY = "std_msgs/msg/String", "trajectory_msgs/msg/JointTrajectory"
+Connect = Callable[[], "Client"]
+
+
+def config(**changes: Any) -> RobotConfig:
+    return RobotConfig(**({"server": ServerConfig(port=0)} | changes))
+
+
+class Client:
+    """A rosbridge client of a few lines that sends text and returns operations."""
+
+    def __init__(self, connection: ClientConnection) -> None:
+        self.connection = connection
+
+    def send(self, op: str, **fields: Any) -> None:
+        self.connection.send(json.dumps({"op": op, **fields}))
+
+    def subscribe(self, topic: str, type_name: str, **fields: Any) -> None:
+        self.send("subscribe", topic=topic, type=type_name, **fields)
+
+    def next(self, op: str, timeout_s: float = 5.0) -> dict[str, Any]:
+        """The next operation of that kind, others skipped; fails after `timeout_s`."""
+        deadline = time.monotonic() + timeout_s
+        while True:
+            payload = self.connection.recv(timeout=max(0.0, deadline - time.monotonic()))
+            operation = protocol.decode(payload)
+            if operation["op"] == op:
+                return operation
+
+    def collect(self, duration_s: float) -> list[dict[str, Any]]:
+        """All operations that arrive within `duration_s`."""
+        deadline, operations = time.monotonic() + duration_s, []
+        while True:
+            try:
+                payload = self.connection.recv(timeout=max(0.0, deadline - time.monotonic()))
+            except TimeoutError:
+                return operations
+            operations.append(protocol.decode(payload))
+
+
+@pytest.fixture
+def robot() -> Iterator[SimRobot]:
+    with SimRobot(config(), KinematicArm) as running:
+        yield running
+
+
+@pytest.fixture
+def client_of() -> Iterator[Callable[[SimRobot], Client]]:
+    with ExitStack() as stack:
+        yield lambda robot: Client(
+            stack.enter_context(
+                connect(f"ws://127.0.0.1:{robot.port}", max_size=None, compression=None)
+            )
+        )
+
+
+@pytest.fixture
+def new_client(robot: SimRobot, client_of: Callable[[SimRobot], Client]) -> Connect:
+    return lambda: client_of(robot)
+
+
+@pytest.fixture
+def client(new_client: Connect) -> Client:
+    return new_client()
+
+
+@pytest.mark.parametrize("type_name", [CAMERA_TYPE, "sensor_msgs/CompressedImage"])
+@pytest.mark.parametrize("compression", ["none", "cbor"])
+def test_camera_is_served(client: Client, type_name: str, compression: str) -> None:
+    client.subscribe(CAMERA, type_name, compression=compression)
+    payload = client.connection.recv(timeout=5)
+    assert isinstance(payload, bytes if compression == "cbor" else str)
+    message = protocol.decode(payload)["msg"]
+    assert isinstance(message["data"], bytes if compression == "cbor" else str)
+    frame = messages.frame(message, arrival_s=0.0)
+    assert messages.decode_image(frame).shape == (480, 640, 3)
+    assert 60_000 < len(frame.image_bytes) < 100_000
+
+
+def test_joint_states_are_in_the_robots_own_order_with_finger_b(client: Client) -> None:
+    client.subscribe(JOINTS, JOINTS_TYPE)
+    message = client.next("publish")["msg"]
+    assert sorted(message["name"]) == sorted((*JOINT_NAMES, FINGER_B.name))
+    assert tuple(message["name"][:8]) != JOINT_NAMES
+    state = messages.joint_state(message)
+    np.testing.assert_allclose(state.position_rad, HOME_RAD)
+    np.testing.assert_allclose(state.velocity_rad_s, 0)
+
+
+@pytest.mark.parametrize(("version", "keys"), [(1, {"secs", "nsecs"}), (2, {"sec", "nanosec"})])
+def test_time_keys_and_clock(
+    client_of: Callable[[SimRobot], Client], version: Any, keys: set[str]
+) -> None:
+    with SimRobot(config(ros_version=version, clock_offset_s=3600.0), KinematicArm) as robot:
+        client = client_of(robot)
+        client.subscribe(JOINTS, JOINTS_TYPE)
+        header = client.next("publish")["msg"]["header"]
+    assert set(header["stamp"]) == keys
+    assert messages.read_stamp(header) == pytest.approx(time.time() + 3600, abs=2)
+
+
+def test_sim_state_is_json(client: Client) -> None:
+    client.subscribe(SIM_STATE_TOPIC, STRING)
+    state = json.loads(client.next("publish")["msg"]["data"])
+    assert state["controller"] == {
+        "accepted": 0,
+        "rejected": {},
+        "max_velocity_ratio": 0.0,
+        "max_step_rad": 0.0,
+        "limit_violations": 0,
+    }
+    assert state["cubes"] == {}
+
+
+def test_rates_are_kept(client: Client) -> None:
+    client.subscribe(CAMERA, CAMERA_TYPE, compression="cbor")
+    client.subscribe(JOINTS, JOINTS_TYPE, compression="cbor")
+    client.next("publish")
+    topics = [operation["topic"] for operation in client.collect(2.0)]
+    assert topics.count(CAMERA) == pytest.approx(60, abs=5)
+    assert topics.count(JOINTS) == pytest.approx(120, abs=8)
+
+
+@pytest.mark.parametrize(("throttle_ms", "rate_hz"), [(0, 30), (55, 15), (80, 10), (200, 5)])
+def test_throttle_quantises_to_the_cameras_frames(
+    client: Client, throttle_ms: int, rate_hz: float
+) -> None:
+    client.subscribe(CAMERA, CAMERA_TYPE, compression="cbor", throttle_rate=throttle_ms)
+    client.next("publish")
+    assert len(client.collect(2.0)) / 2 == pytest.approx(rate_hz, abs=1.5)
+
+
+def test_subscribing_again_with_the_same_id_changes_the_throttle(client: Client) -> None:
+    client.subscribe(JOINTS, JOINTS_TYPE, id="a", throttle_rate=300)
+    assert len(client.collect(1.0)) <= 5
+    client.subscribe(JOINTS, JOINTS_TYPE, id="a", throttle_rate=0)
+    assert len(client.collect(1.0)) > 40
+
+
+def test_two_ids_share_the_shorter_throttle_until_one_leaves(client: Client) -> None:
+    client.subscribe(JOINTS, JOINTS_TYPE, id="slow", throttle_rate=400)
+    client.subscribe(JOINTS, JOINTS_TYPE, id="fast", throttle_rate=0)
+    assert 45 < len(client.collect(1.0)) < 75
+    client.send("unsubscribe", topic=JOINTS, id="fast")
+    client.collect(0.1)
+    assert len(client.collect(1.0)) <= 4
+    client.send("unsubscribe", topic=JOINTS, id="slow")
+    client.collect(0.1)
+    assert client.collect(0.5) == []
+
+
+def test_a_message_reaches_the_other_subscribers_and_its_own_sender(new_client: Connect) -> None:
+    speaker, listener, binary = new_client(), new_client(), new_client()
+    listener.subscribe("/vla/update_instruction", "std_msgs/String")
+    binary.subscribe("/vla/update_instruction", STRING, compression="cbor")
+    speaker.subscribe("/vla/update_instruction", STRING)
+    speaker.send("advertise", topic="/vla/update_instruction", type=STRING)
+    time.sleep(0.2)
+    speaker.send("publish", topic="/vla/update_instruction", msg={"data": "pick up the red cube"})
+    for client in (listener, binary, speaker):
+        operation = client.next("publish")
+        assert operation["topic"] == "/vla/update_instruction"
+        assert messages.instruction(operation["msg"]) == "pick up the red cube"
+
+
+def trajectory(target: np.ndarray, offset: float = 0.3, **header: Any) -> dict[str, Any]:
+    return {
+        "header": {"stamp": {"sec": 0, "nanosec": 0}, "frame_id": ""} | header,
+        "joint_names": list(ARM_JOINT_NAMES),
+        "points": [
+            {
+                "positions": [float(value) for value in target],
+                "velocities": [0.0] * 7,
+                "time_from_start": messages.write_stamp(offset, 2),
+            }
+        ],
+    }
+
+
+def position_now(client: Client) -> np.ndarray:
+    while True:
+        operation = client.next("publish")
+        if operation["topic"] == JOINTS:
+            return messages.joint_state(operation["msg"]).position_rad
+
+
+def test_a_trajectory_moves_the_arm_and_is_seen_by_recorders(new_client: Connect) -> None:
+    driver, recorder = new_client(), new_client()
+    recorder.subscribe(TOPICS.arm_topic, TRAJECTORY)
+    driver.subscribe(JOINTS, JOINTS_TYPE)
+    driver.subscribe(SIM_STATE_TOPIC, STRING)
+    driver.send("publish", topic=TOPICS.arm_topic, msg=trajectory(HOME_RAD[:7] + 0.1))
+    seen = recorder.next("publish")["msg"]
+    assert seen["joint_names"] == list(ARM_JOINT_NAMES)
+    driver.collect(1.0)
+    np.testing.assert_allclose(position_now(driver)[:7], HOME_RAD[:7] + 0.1, atol=1e-3)
+
+
+def state_now(client: Client) -> dict[str, Any]:
+    """The next /sim/state but one, so that it tells of what was sent before."""
+    client.subscribe(SIM_STATE_TOPIC, STRING)
+    seen = 0
+    while True:
+        operation = client.next("publish")
+        seen += operation["topic"] == SIM_STATE_TOPIC
+        if seen == 2:
+            state: dict[str, Any] = json.loads(operation["msg"]["data"])
+            return state
+
+
+def test_a_refused_trajectory_is_counted_by_reason(client: Client) -> None:
+    client.send("publish", topic=TOPICS.arm_topic, msg=trajectory(HOME_RAD[:7]))
+    broken = trajectory(HOME_RAD[:7])
+    broken["joint_names"] = [*broken["joint_names"][:6], "elbow"]
+    client.send("publish", topic=TOPICS.arm_topic, msg=broken)
+    client.send("publish", topic=TOPICS.arm_topic, msg={"points": 3})
+    assert "points" in client.next("status")["msg"]
+    report = state_now(client)["controller"]
+    assert report["accepted"] == 1
+    assert report["rejected"] == {"joint_names": 1, "malformed": 1}
+    assert report["limit_violations"] == 0
+
+
+def test_the_gripper_action_answers_when_reached(client: Client) -> None:
+    goal = {"command": {"position": 0.8, "max_effort": 0.0}}
+    client.send("send_action_goal", id="g1", action=TOPICS.gripper_action, args=goal,
+                action_type="control_msgs/action/GripperCommand", feedback=False)  # fmt: skip
+    result = client.next("action_result")
+    assert (result["id"], result["status"], result["result"]) == ("g1", 4, True)
+    assert result["values"]["reached_goal"] is True
+    assert result["values"]["position"] == pytest.approx(0.8, abs=0.02)
+
+
+def test_the_newest_gripper_goal_wins(client: Client) -> None:
+    for goal_id, position in (("g1", 1.5), ("g2", 0.4)):
+        client.send("send_action_goal", id=goal_id, action=TOPICS.gripper_action,
+                    args={"command": {"position": position}})  # fmt: skip
+    results = {operation["id"]: operation for operation in client.collect(2.0)}
+    assert results["g1"]["status"] == 5
+    assert results["g2"]["status"] == 4
+    client.subscribe(JOINTS, JOINTS_TYPE)
+    assert position_now(client)[-1] == pytest.approx(0.4, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("action", "args"),
+    [
+        ("/nobody", {"command": {"position": 0.5}}),
+        (TOPICS.gripper_action, {"command": {"position": "wide"}}),
+        (TOPICS.gripper_action, {"command": {"position": 99}}),
+        (TOPICS.gripper_action, [1, 2]),
+    ],
+)
+def test_a_wrong_goal_is_answered_with_a_failure(client: Client, action: str, args: Any) -> None:
+    client.send("send_action_goal", id="g1", action=action, args=args)
+    result = client.next("action_result")
+    assert (result["id"], result["result"]) == ("g1", False)
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        "not json",
+        "[1, 2]",
+        '{"topic": "/x"}',
+        '{"op": "fly"}',
+        '{"op": 3}',
+        '{"op": "subscribe"}',
+        '{"op": "subscribe", "topic": 5}',
+        '{"op": "subscribe", "topic": "/x"}',
+        '{"op": "subscribe", "topic": "/x", "type": "no_such_msgs/Thing"}',
+        '{"op": "subscribe", "topic": "/joint_states", "type": "std_msgs/String"}',
+        '{"op": "subscribe", "topic": "/joint_states", "compression": "png"}',
+        '{"op": "subscribe", "topic": "/joint_states", "throttle_rate": "fast"}',
+        '{"op": "subscribe", "topic": "/joint_states", "throttle_rate": -1}',
+        '{"op": "subscribe", "topic": "/joint_states", "throttle_rate": NaN}',
+        '{"op": "advertise", "topic": "/x"}',
+        '{"op": "publish", "topic": "/never_advertised", "msg": {}}',
+        '{"op": "publish", "topic": "/joint_states", "msg": 7}',
+        '{"op": "set_level", "level": "loud"}',
+        '{"op": "send_action_goal"}',
+        "{" * 100_000,
+        b"",
+        b"\x00\xff garbage",
+        b"\xa1",
+    ],
+)
+def test_a_mistake_is_answered_and_the_connection_stays(
+    client: Client, payload: str | bytes
+) -> None:
+    client.connection.send(payload)
+    status = client.next("status")
+    assert status["level"] == "error"
+    assert status["msg"]
+    client.subscribe(JOINTS, JOINTS_TYPE)
+    assert client.next("publish")["topic"] == JOINTS
+
+
+def test_status_names_the_operation_and_obeys_the_level(client: Client) -> None:
+    client.send("fly", id="f1")
+    assert client.next("status")["id"] == "f1"
+    client.send("set_level", level="none")
+    client.send("fly", id="f2")
+    assert client.collect(0.3) == []
+
+
+def test_a_message_above_the_limit_ends_only_its_own_connection(
+    client_of: Callable[[SimRobot], Client],
+) -> None:
+    small = config(server=ServerConfig(port=0, max_message_bytes=10_000))
+    with SimRobot(small, KinematicArm) as robot:
+        flooder, other = client_of(robot), client_of(robot)
+        flooder.connection.send("x" * 20_000)
+        other.subscribe(JOINTS, JOINTS_TYPE)
+        assert other.next("publish")["topic"] == JOINTS
+        with pytest.raises(Exception, match="1009"):
+            flooder.next("publish")
+
+
+def test_a_client_that_does_not_read_stalls_no_other(new_client: Connect) -> None:
+    sleeper, other = new_client(), new_client()
+    sleeper.subscribe(CAMERA, CAMERA_TYPE)
+    other.subscribe(CAMERA, CAMERA_TYPE, compression="cbor")
+    other.next("publish")
+    assert len(other.collect(4.0)) == pytest.approx(120, abs=8)
+
+
+def test_a_slow_client_gets_the_newest_messages(
+    client_of: Callable[[SimRobot], Client],
+) -> None:
+    bounded = config(server=ServerConfig(port=0, backlog=4))
+    big = np.random.default_rng(0).integers(0, 255, (1200, 1600, 3), dtype=np.uint8)
+    picture = simplejpeg.encode_jpeg(big, quality=95)
+    with SimRobot(bounded, lambda: KinematicArm(jpeg=picture)) as robot:
+        client = client_of(robot)
+        client.subscribe(CAMERA, CAMERA_TYPE, compression="cbor")
+        time.sleep(4)
+        received = client.collect(1.0)
+        stamps = [messages.read_stamp(message["msg"]["header"]) for message in received]
+        gaps = np.diff(stamps)
+        assert gaps.max() > 1, "what could not be sent was dropped"
+        assert robot.time_s() - stamps[-1] < 0.5
+
+
+def test_nobody_listening_means_no_picture_is_made() -> None:
+    class Counting(KinematicArm):
+        pictures = 0
+
+        def jpeg(self) -> bytes:
+            Counting.pictures += 1
+            return super().jpeg()
+
+    with SimRobot(config(), Counting):
+        time.sleep(0.3)
+    assert Counting.pictures == 0
+
+
+def test_clients_that_come_and_go_leave_nothing_behind(robot: SimRobot) -> None:
+    for _ in range(20):
+        with connect(f"ws://127.0.0.1:{robot.port}") as connection:
+            Client(connection).subscribe(CAMERA, CAMERA_TYPE)
+    deadline = time.monotonic() + 3
+    while robot.server.has_subscribers(CAMERA) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    assert not robot.server.has_subscribers(CAMERA)
+
+
+def test_closing_and_serving_again_on_the_same_port(
+    client_of: Callable[[SimRobot], Client],
+) -> None:
+    with SimRobot(config(), KinematicArm) as robot:
+        port = robot.port
+        client_of(robot)
+    with SimRobot(config(server=ServerConfig(port=port)), KinematicArm) as robot:
+        client = client_of(robot)
+        client.subscribe(JOINTS, JOINTS_TYPE)
+        assert client.next("publish")["topic"] == JOINTS
