@@ -1,0 +1,346 @@
+"""ROS messages as rosbridge carries them (dicts) ↔ our types; pure, no clock.
+
+Legend: T trajectory points, n joints named in a message. ROS 1 and ROS 2 differ in the keys of a
+stamp (secs/nsecs against sec/nanosec) and in type names; both are read, one is written.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypeGuard
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+
+from crane_x7_remote.errors import RemoteError
+from crane_x7_vla_rl.robot import JOINT_NAMES
+from crane_x7_vla_rl.types import Array, Image, JointState, Trajectory
+
+Message = Mapping[str, Any]
+RosVersion = Literal[1, 2]
+
+MAX_INSTRUCTION_BYTES = 1024
+MAX_IMAGE_PIXELS = 4096 * 4096
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+FRAME_ID = re.compile(r"vla/(?P<session>[0-9a-f]{8})/(?P<sequence>\d{1,18})/(?P<valid_ms>\d{1,9})")
+"""How our trajectories carry session, sequence number and validity in `header.frame_id`."""
+
+
+class MessageError(RemoteError):
+    """A message cannot be used; says which field, what came and what was expected."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class EncodedFrame:
+    """A camera picture as it came, not yet decoded."""
+
+    image_bytes: bytes
+    format: str
+    stamp_s: float
+    """Header stamp, on the robot's clock; 0 where the camera does not stamp."""
+    arrival_s: float
+    """When it arrived, on our monotonic clock."""
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class StampedJoints:
+    """A joint state with the robot's stamp and the time of its arrival on our monotonic clock."""
+
+    state: JointState
+    stamp_s: float
+    arrival_s: float
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ParsedTrajectory:
+    """A JointTrajectory read from the wire; numbers unchecked, the last four None if not ours."""
+
+    joint_names: tuple[str, ...]
+    position_rad: Array
+    """(T, n)."""
+    velocity_rad_s: Array | None
+    """(T, n), or None where no point has velocities."""
+    time_from_start_s: Array
+    """(T,)."""
+    stamp_s: float
+    session: str | None
+    sequence: int | None
+    valid_s: float | None
+
+
+# --- types and stamps ----------------------------------------------------------------------------
+
+
+def same_type(first: str, second: str) -> bool:
+    """Tell whether two type names mean the same: "sensor_msgs/msg/X" is "sensor_msgs/X"."""
+    return _short(first) == _short(second)
+
+
+def type_name(name: str, version: RosVersion) -> str:
+    """Return "package/Name" as the ROS version spells it."""
+    package, _, rest = _short(name).partition("/")
+    return f"{package}/{rest}" if version == 1 else f"{package}/msg/{rest}"
+
+
+def _short(name: str) -> str:
+    package, _, rest = name.partition("/")
+    return f"{package}/{rest.removeprefix('msg/').removeprefix('action/')}"
+
+
+def read_stamp(message: Message) -> float:
+    """Return the stamp of a header (or message with a header) in s; raises MessageError."""
+    header = message.get("header", message)
+    stamp = header.get("stamp") if isinstance(header, Mapping) else None
+    return _read_time(stamp, "header.stamp")
+
+
+def _read_time(value: object, where: str) -> float:
+    if isinstance(value, Mapping):
+        seconds = value.get("sec", value.get("secs"))
+        nanoseconds = value.get("nanosec", value.get("nsecs"))
+        if _is_number(seconds) and _is_number(nanoseconds):
+            total = float(seconds) + float(nanoseconds) * 1e-9
+            if np.isfinite(total):
+                return total
+    raise MessageError(f"{where} is {_brief(value)}, expected sec and nanosec (or secs and nsecs)")
+
+
+def write_stamp(seconds: float, version: RosVersion) -> dict[str, int]:
+    """Return a time or duration in s as the ROS version writes it, rounded to ns."""
+    total = round(seconds * 1e9)
+    whole, rest = divmod(total, 1_000_000_000)
+    return {"secs": whole, "nsecs": rest} if version == 1 else {"sec": whole, "nanosec": rest}
+
+
+def _is_number(value: object) -> TypeGuard[float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _brief(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"
+
+
+# --- in ------------------------------------------------------------------------------------------
+
+
+def frame(message: Message, arrival_s: float) -> EncodedFrame:
+    """Return a CompressedImage undecoded; its data may be a byte string or base64 text."""
+    content = message.get("data")
+    if isinstance(content, str):
+        try:
+            content = base64.b64decode(content, validate=True)
+        except (binascii.Error, ValueError) as error:
+            raise MessageError(f"CompressedImage.data is no base64 text: {error}") from error
+    if not isinstance(content, bytes) or not content:
+        raise MessageError(f"CompressedImage.data is {_brief(content)}, expected bytes or base64")
+    picture_format = message.get("format", "")
+    return EncodedFrame(content, str(picture_format), read_stamp(message), arrival_s)
+
+
+def decode_image(encoded: EncodedFrame, max_pixels: int = MAX_IMAGE_PIXELS) -> Image:
+    """Return (H, W, 3) uint8 RGB. The header is checked first, so that a small message cannot ask
+    for gigabytes; a truncated picture raises MessageError instead of showing grey."""
+    content = encoded.image_bytes
+    if content.startswith(PNG_SIGNATURE):
+        return _decode_png(content, max_pixels)
+    if not content.startswith(b"\xff\xd8"):
+        raise MessageError(
+            f"image of format {encoded.format!r} begins with {content[:8]!r}, expected JPEG or PNG"
+        )
+    try:
+        height, width, _, _ = simplejpeg.decode_jpeg_header(content, strict=True)
+        _check_size(width, height, max_pixels)
+        image: Image = simplejpeg.decode_jpeg(content, colorspace="RGB", strict=True)
+    except ValueError as error:
+        raise MessageError(f"JPEG of {len(content)} bytes cannot be decoded: {error}") from error
+    return image
+
+
+def _decode_png(content: bytes, max_pixels: int) -> Image:
+    if len(content) < 24:
+        raise MessageError(f"PNG of {len(content)} bytes is cut off in its header")
+    width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
+    _check_size(width, height, max_pixels)
+    if not content.rstrip(b"\0").endswith(b"IEND\xaeB`\x82"):
+        raise MessageError(f"PNG of {len(content)} bytes is cut off: no IEND")
+    image = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_COLOR)
+    if image is None:
+        raise MessageError(f"PNG of {len(content)} bytes cannot be decoded")
+    return np.ascontiguousarray(image[:, :, ::-1], dtype=np.uint8)
+
+
+def _check_size(width: int, height: int, max_pixels: int) -> None:
+    if not 0 < width * height <= max_pixels:
+        raise MessageError(f"image is {width}×{height}, expected 1 to {max_pixels} pixels")
+
+
+def joint_state(message: Message) -> JointState:
+    """Return our eight joints from a JointState in any order; other joints are ignored.
+
+    A joint that is missing, twice there or without a position raises MessageError. Velocities that
+    are not reported become NaN.
+    """
+    names, positions = message.get("name"), message.get("position")
+    velocities = message.get("velocity") or []
+    if not isinstance(names, Sequence) or isinstance(names, str) or not _are_numbers(positions):
+        raise MessageError(
+            f"JointState has name={_brief(names)}, position={_brief(positions)}; expected a list of"
+            " names and a list of numbers"
+        )
+    places = _places(names, len(positions))
+    position = np.array([positions[place] for place in places], dtype=np.float64)
+    velocity = np.full(len(places), np.nan)
+    if _are_numbers(velocities) and len(velocities) == len(names):
+        velocity = np.array([velocities[place] for place in places], dtype=np.float64)
+    return JointState(position, velocity)
+
+
+def _places(names: Sequence[Any], count: int) -> list[int]:
+    """Return where each of JOINT_NAMES stands in `names`, with `count` positions present."""
+    missing = [name for name in JOINT_NAMES if name not in names]
+    if missing:
+        raise MessageError(
+            f"JointState lacks {', '.join(missing)}; it has {_brief(list(names))}. Is this the"
+            " CRANE-X7's joint_state_broadcaster?"
+        )
+    places = [list(names).index(name) for name in JOINT_NAMES]
+    twice = [name for name in JOINT_NAMES if list(names).count(name) > 1]
+    if twice:
+        raise MessageError(f"JointState names {', '.join(twice)} more than once")
+    if max(places) >= count:
+        raise MessageError(f"JointState has {len(names)} names and {count} positions")
+    return places
+
+
+def _are_numbers(values: object) -> TypeGuard[Sequence[float]]:
+    return isinstance(values, Sequence) and all(_is_number(value) for value in values)
+
+
+def instruction(message: Message) -> str:
+    """Return the task in a std_msgs/String, stripped; raises MessageError if it is none."""
+    text = message.get("data")
+    if not isinstance(text, str):
+        raise MessageError(f"instruction is {_brief(text)}, expected text")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError as error:
+        raise MessageError(f"instruction is not valid Unicode: {error}") from error
+    if size > MAX_INSTRUCTION_BYTES:
+        raise MessageError(
+            f"instruction has {size} bytes, expected at most {MAX_INSTRUCTION_BYTES}"
+        )
+    if "�" in text:
+        raise MessageError(f"instruction was not UTF-8: {_brief(text)}")
+    if not text.strip():
+        raise MessageError("instruction is empty, expected a task such as 'pick up the red cube'")
+    return text.strip()
+
+
+def trajectory(message: Message) -> ParsedTrajectory:
+    """Return a JointTrajectory; raises MessageError unless its lists fit together."""
+    names, points = message.get("joint_names"), message.get("points")
+    if not isinstance(points, list) or not all(isinstance(point, Mapping) for point in points):
+        raise MessageError(f"JointTrajectory.points is {_brief(points)}, expected points")
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+        raise MessageError(f"JointTrajectory.joint_names is {_brief(names)}, expected names")
+    header = message.get("header", {})
+    frame_id = str(header.get("frame_id", "")) if isinstance(header, Mapping) else ""
+    ours = FRAME_ID.fullmatch(frame_id)
+    with_velocity = any(point.get("velocities") for point in points)
+    return ParsedTrajectory(
+        joint_names=tuple(names),
+        position_rad=_rows(points, "positions", len(names)),
+        velocity_rad_s=_rows(points, "velocities", len(names)) if with_velocity else None,
+        time_from_start_s=np.array(
+            [_read_time(point.get("time_from_start"), "time_from_start") for point in points]
+        ),
+        stamp_s=read_stamp(message),
+        session=ours["session"] if ours else None,
+        sequence=int(ours["sequence"]) if ours else None,
+        valid_s=int(ours["valid_ms"]) / 1e3 if ours else None,
+    )
+
+
+def _rows(points: Sequence[Message], key: str, count: int) -> Array:
+    rows = [point.get(key) for point in points]
+    for index, row in enumerate(rows):
+        if not _are_numbers(row) or len(row) != count:
+            raise MessageError(
+                f"JointTrajectory.points[{index}].{key} is {_brief(row)}, expected {count} numbers"
+            )
+    return np.array(rows, dtype=np.float64).reshape(len(rows), count)
+
+
+# --- out -----------------------------------------------------------------------------------------
+
+
+def to_ros(
+    path: Trajectory, joint_names: Sequence[str] = JOINT_NAMES, version: RosVersion = 2
+) -> dict[str, Any]:
+    """Return a JointTrajectory over `joint_names`, a selection of robot.JOINT_NAMES."""
+    columns = [JOINT_NAMES.index(name) for name in joint_names]
+    points = [
+        {
+            "positions": position,
+            "velocities": velocity,
+            "accelerations": [],
+            "effort": [],
+            "time_from_start": write_stamp(offset, version),
+        }
+        for position, velocity, offset in zip(
+            path.position_rad[:, columns].tolist(),
+            path.velocity_rad_s[:, columns].tolist(),
+            path.time_from_start_s.tolist(),
+            strict=True,
+        )
+    ]
+    frame_id = f"vla/{path.session}/{path.sequence}/{round(path.valid_s * 1e3)}"
+    header = _header(path.stamp_s, version, frame_id)
+    return {"header": header, "joint_names": list(joint_names), "points": points}
+
+
+def compressed_image(jpeg: bytes, stamp_s: float, version: RosVersion = 2) -> dict[str, Any]:
+    """Return a CompressedImage with JPEG data."""
+    header = _header(stamp_s, version, "camera_color_optical_frame")
+    return {"header": header, "format": "jpeg", "data": jpeg}
+
+
+def joint_state_to_ros(
+    names: Sequence[str],
+    position_rad: npt.ArrayLike,
+    velocity_rad_s: npt.ArrayLike,
+    stamp_s: float,
+    version: RosVersion = 2,
+) -> dict[str, Any]:
+    """Return a JointState; the vectors have the order of `names`."""
+    return {
+        "header": _header(stamp_s, version, ""),
+        "name": list(names),
+        "position": np.asarray(position_rad, dtype=np.float64).tolist(),
+        "velocity": np.asarray(velocity_rad_s, dtype=np.float64).tolist(),
+        "effort": [],
+    }
+
+
+def string(text: str) -> dict[str, str]:
+    """Return a std_msgs/String."""
+    return {"data": text}
+
+
+def float32_array(values: npt.ArrayLike) -> dict[str, Any]:
+    """Return a std_msgs/Float32MultiArray with one dimension."""
+    flat = np.asarray(values, dtype=np.float32).ravel()
+    layout = {"dim": [{"label": "", "size": flat.size, "stride": flat.size}], "data_offset": 0}
+    return {"layout": layout, "data": flat.tolist()}
+
+
+def _header(stamp_s: float, version: RosVersion, frame_id: str) -> dict[str, Any]:
+    header: dict[str, Any] = {"stamp": write_stamp(stamp_s, version), "frame_id": frame_id}
+    return {"seq": 0} | header if version == 1 else header

@@ -1,0 +1,153 @@
+"""The rosbridge v2 protocol without I/O: bytes ↔ operations, and builders for those that we send.
+
+An operation is a dict with the text "op". Text payloads are JSON, binary ones CBOR (what a server
+sends for subscriptions with compression "cbor"). Nothing here unpickles.
+Source: ROSBRIDGE_PROTOCOL.md of RobotWebTools/rosbridge_suite, branch ros2.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from io import BytesIO
+from typing import Any, Literal
+
+import cbor2
+
+from crane_x7_remote.errors import RemoteError
+
+Operation = dict[str, Any]
+Payload = str | bytes
+Compression = Literal["none", "cbor"]
+StatusLevel = Literal["error", "warning", "info", "none"]
+
+MAX_MESSAGE_BYTES = 8 * 1024 * 1024
+"""Larger payloads are refused: forty times a 640×480 JPEG of high quality."""
+
+GOAL_SUCCEEDED = 4
+"""action_msgs/GoalStatus.STATUS_SUCCEEDED."""
+GOAL_CANCELED = 5
+"""action_msgs/GoalStatus.STATUS_CANCELED."""
+GOAL_ABORTED = 6
+"""action_msgs/GoalStatus.STATUS_ABORTED."""
+
+
+class ProtocolError(RemoteError):
+    """A payload is no rosbridge operation; says what came."""
+
+
+def decode(payload: Payload, max_bytes: int = MAX_MESSAGE_BYTES) -> Operation:
+    """Return the operation in `payload`. Raises ProtocolError.
+
+    NaN and infinities pass, as they do through a real server: whoever uses a number checks it.
+    """
+    if len(payload) > max_bytes:
+        raise ProtocolError(f"payload of {len(payload)} bytes, expected at most {max_bytes}")
+    try:
+        operation = json.loads(payload) if isinstance(payload, str) else _decode_cbor(payload)
+    except (ValueError, RecursionError, cbor2.CBORDecodeError) as error:
+        kind = "JSON text" if isinstance(payload, str) else "CBOR"
+        raise ProtocolError(f"expected {kind}, got {payload[:60]!r}: {error}") from error
+    if not isinstance(operation, dict) or not isinstance(operation.get("op"), str):
+        raise ProtocolError(f"expected an object with the text 'op', got {str(operation)[:60]!r}")
+    return operation
+
+
+def _decode_cbor(payload: bytes) -> Any:
+    stream = BytesIO(payload)
+    value = cbor2.load(stream)
+    if stream.tell() != len(payload):
+        raise ValueError(f"{len(payload) - stream.tell()} bytes after the end of the value")
+    return value
+
+
+def encode_json(operation: Mapping[str, Any]) -> str:
+    """Return `operation` as JSON text; byte strings become base64, as rosbridge does."""
+    return json.dumps(operation, default=_base64, separators=(",", ":"))
+
+
+def _base64(value: object) -> str:
+    if isinstance(value, bytes | bytearray | memoryview):
+        return base64.b64encode(value).decode("ascii")
+    raise TypeError(f"{type(value).__name__} cannot be sent as JSON")
+
+
+def encode_cbor(operation: Mapping[str, Any]) -> bytes:
+    """Return `operation` as CBOR; byte strings stay byte strings."""
+    return cbor2.dumps(operation)
+
+
+def subscribe(
+    topic: str,
+    type_name: str,
+    *,
+    id: str,
+    throttle_rate_ms: int = 0,
+    compression: Compression = "none",
+) -> Operation:
+    """Ask for messages of `topic`, at most one per `throttle_rate_ms`; again with the same id
+    changes a running subscription."""
+    return {
+        "op": "subscribe",
+        "id": id,
+        "topic": topic,
+        "type": type_name,
+        "throttle_rate": throttle_rate_ms,
+        "queue_length": 1,
+        "compression": compression,
+    }
+
+
+def unsubscribe(topic: str, *, id: str) -> Operation:
+    """End the subscription `id`."""
+    return {"op": "unsubscribe", "id": id, "topic": topic}
+
+
+def advertise(topic: str, type_name: str, *, id: str) -> Operation:
+    """Announce that we publish `topic`."""
+    return {"op": "advertise", "id": id, "topic": topic, "type": type_name}
+
+
+def unadvertise(topic: str, *, id: str) -> Operation:
+    """Take an advertisement back."""
+    return {"op": "unadvertise", "id": id, "topic": topic}
+
+
+def publish(topic: str, msg: Mapping[str, Any]) -> Operation:
+    """One message on `topic`."""
+    return {"op": "publish", "topic": topic, "msg": msg}
+
+
+def send_action_goal(
+    action: str, action_type: str, args: Mapping[str, Any], *, id: str
+) -> Operation:
+    """Start an action (ROS 2 branch); the server answers with `action_result` of the same id."""
+    return {
+        "op": "send_action_goal",
+        "id": id,
+        "action": action,
+        "action_type": action_type,
+        "args": args,
+        "feedback": False,
+    }
+
+
+def action_result(
+    id: str, action: str, values: Mapping[str, Any] | str, status: int, result: bool
+) -> Operation:
+    """The end of an action: its values, or the reason as text where `result` is False."""
+    return {
+        "op": "action_result",
+        "id": id,
+        "action": action,
+        "values": values,
+        "status": status,
+        "result": result,
+    }
+
+
+def status(level: StatusLevel, text: str, id: str | None = None) -> Operation:
+    """A remark from the server about the operation `id`."""
+    operation: Operation = {"op": "status", "level": level, "msg": text}
+    return operation if id is None else operation | {"id": id}
