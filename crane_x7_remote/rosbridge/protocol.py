@@ -14,6 +14,7 @@ from io import BytesIO
 from typing import Any, Literal
 
 import cbor2
+import numpy as np
 
 from crane_x7_remote.errors import RemoteError
 
@@ -31,6 +32,15 @@ GOAL_CANCELED = 5
 """action_msgs/GoalStatus.STATUS_CANCELED."""
 GOAL_ABORTED = 6
 """action_msgs/GoalStatus.STATUS_ABORTED."""
+
+
+TYPED_ARRAYS = {
+    69: "<u2", 70: "<u4", 71: "<u8", 72: "i1", 77: "<i2", 78: "<i4", 79: "<i8",
+    85: "<f4", 86: "<f8",
+}  # fmt: skip
+"""CBOR tag → numpy type: a real rosbridge packs every numeric array of a message, such as
+JointState.position, into one of these (RFC 8746; rosbridge_library/internal/cbor_conversion.py)."""
+FLOAT64_ARRAY = 86
 
 
 class ProtocolError(RemoteError):
@@ -56,10 +66,18 @@ def decode(payload: Payload, max_bytes: int = MAX_MESSAGE_BYTES) -> Operation:
 
 def _decode_cbor(payload: bytes) -> Any:
     stream = BytesIO(payload)
-    value = cbor2.load(stream)
+    value = cbor2.load(stream, tag_hook=_unpack_typed_array)
     if stream.tell() != len(payload):
         raise ValueError(f"{len(payload) - stream.tell()} bytes after the end of the value")
     return value
+
+
+def _unpack_typed_array(tag: cbor2.CBORTag, immutable: bool) -> Any:
+    del immutable
+    numpy_type = TYPED_ARRAYS.get(tag.tag)
+    if numpy_type is None or not isinstance(tag.value, bytes):
+        return tag
+    return np.frombuffer(tag.value, numpy_type).tolist()
 
 
 def encode_json(operation: Mapping[str, Any]) -> str:
@@ -74,8 +92,19 @@ def _base64(value: object) -> str:
 
 
 def encode_cbor(operation: Mapping[str, Any]) -> bytes:
-    """Return `operation` as CBOR; byte strings stay byte strings."""
-    return cbor2.dumps(operation)
+    """Return `operation` as CBOR; byte strings stay byte strings, lists of floats become typed
+    arrays, as a real rosbridge sends them."""
+    return cbor2.dumps(_with_typed_arrays(operation))
+
+
+def _with_typed_arrays(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _with_typed_arrays(item) for key, item in value.items()}
+    if not isinstance(value, list):
+        return value
+    if value and all(isinstance(item, float) for item in value):
+        return cbor2.CBORTag(FLOAT64_ARRAY, np.array(value, "<f8").tobytes())
+    return [_with_typed_arrays(item) for item in value]
 
 
 def subscribe(
