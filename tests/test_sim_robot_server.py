@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from typing import Any
 
+import cbor2
 import numpy as np
 import pytest
 import simplejpeg
@@ -24,6 +25,7 @@ TOPICS = Settings()
 CAMERA, JOINTS = TOPICS.camera_topic, TOPICS.joint_states_topic
 CAMERA_TYPE, JOINTS_TYPE = "sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/JointState"
 STRING, TRAJECTORY = "std_msgs/msg/String", "trajectory_msgs/msg/JointTrajectory"
+GRIPPER = "control_msgs/action/GripperCommand"
 Connect = Callable[[], "Client"]
 
 
@@ -102,14 +104,26 @@ def test_camera_is_served(client: Client, type_name: str, compression: str) -> N
     assert 60_000 < len(frame.image_bytes) < 100_000
 
 
-def test_joint_states_are_in_the_robots_own_order_with_finger_b(client: Client) -> None:
-    client.subscribe(JOINTS, JOINTS_TYPE)
+@pytest.mark.parametrize("compression", ["none", "cbor"])
+def test_joint_states_are_in_the_robots_own_order_with_finger_b(
+    client: Client, compression: str
+) -> None:
+    client.subscribe(JOINTS, JOINTS_TYPE, compression=compression)
     message = client.next("publish")["msg"]
     assert sorted(message["name"]) == sorted((*JOINT_NAMES, FINGER_B.name))
     assert tuple(message["name"][:8]) != JOINT_NAMES
     state = messages.joint_state(message)
     np.testing.assert_allclose(state.position_rad, HOME_RAD)
     np.testing.assert_allclose(state.velocity_rad_s, 0)
+
+
+def test_joint_positions_are_packed_into_typed_arrays_as_real_rosbridge_does(
+    client: Client,
+) -> None:
+    client.subscribe(JOINTS, JOINTS_TYPE, compression="cbor")
+    position = cbor2.loads(client.connection.recv(timeout=5))["msg"]["position"]
+    assert position.tag == 86
+    assert len(position.value) == 9 * 8
 
 
 @pytest.mark.parametrize(("version", "keys"), [(1, {"secs", "nsecs"}), (2, {"sec", "nanosec"})])
@@ -239,7 +253,7 @@ def test_a_refused_trajectory_is_counted_by_reason(client: Client) -> None:
     broken["joint_names"] = [*broken["joint_names"][:6], "elbow"]
     client.send("publish", topic=TOPICS.arm_topic, msg=broken)
     client.send("publish", topic=TOPICS.arm_topic, msg={"points": 3})
-    assert "points" in client.next("status")["msg"]
+    assert "JointTrajectory" in client.next("status")["msg"]
     report = state_now(client)["controller"]
     assert report["accepted"] == 1
     assert report["rejected"] == {"joint_names": 1, "malformed": 1}
@@ -249,7 +263,7 @@ def test_a_refused_trajectory_is_counted_by_reason(client: Client) -> None:
 def test_the_gripper_action_answers_when_reached(client: Client) -> None:
     goal = {"command": {"position": 0.8, "max_effort": 0.0}}
     client.send("send_action_goal", id="g1", action=TOPICS.gripper_action, args=goal,
-                action_type="control_msgs/action/GripperCommand", feedback=False)  # fmt: skip
+                action_type=GRIPPER, feedback=False)  # fmt: skip
     result = client.next("action_result")
     assert (result["id"], result["status"], result["result"]) == ("g1", 4, True)
     assert result["values"]["reached_goal"] is True
@@ -259,7 +273,7 @@ def test_the_gripper_action_answers_when_reached(client: Client) -> None:
 def test_the_newest_gripper_goal_wins(client: Client) -> None:
     for goal_id, position in (("g1", 1.5), ("g2", 0.4)):
         client.send("send_action_goal", id=goal_id, action=TOPICS.gripper_action,
-                    args={"command": {"position": position}})  # fmt: skip
+                    action_type=GRIPPER, args={"command": {"position": position}})  # fmt: skip
     results = {operation["id"]: operation for operation in client.collect(2.0)}
     assert results["g1"]["status"] == 5
     assert results["g2"]["status"] == 4
@@ -277,7 +291,7 @@ def test_the_newest_gripper_goal_wins(client: Client) -> None:
     ],
 )
 def test_a_wrong_goal_is_answered_with_a_failure(client: Client, action: str, args: Any) -> None:
-    client.send("send_action_goal", id="g1", action=action, args=args)
+    client.send("send_action_goal", id="g1", action=action, action_type=GRIPPER, args=args)
     result = client.next("action_result")
     assert (result["id"], result["result"]) == ("g1", False)
 
@@ -304,6 +318,7 @@ def test_a_wrong_goal_is_answered_with_a_failure(client: Client, action: str, ar
         '{"op": "publish", "topic": "/joint_states", "msg": 7}',
         '{"op": "set_level", "level": "loud"}',
         '{"op": "send_action_goal"}',
+        '{"op": "send_action_goal", "action": "/crane_x7_gripper_controller/gripper_cmd"}',
         "{" * 100_000,
         b"",
         b"\x00\xff garbage",

@@ -14,7 +14,6 @@ import sys
 import threading
 import types
 from collections.abc import Callable
-from typing import Any
 
 from crane_x7_remote import settings
 from crane_x7_remote.errors import ExitCode, SimulationError
@@ -115,23 +114,23 @@ def _arm_maker(args: argparse.Namespace) -> Callable[[], Arm]:
 
 
 def _port(text: str) -> int:
-    return _bounded(text, int, 0, 65535)
+    return int(_bounded(text, 0, 65535))
 
 
 def _count(text: str) -> int:
-    return _bounded(text, int, 0, 1_000_000)
+    return int(_bounded(text, 0, 1_000_000))
 
 
 def _rate(text: str) -> float:
-    return _bounded(text, float, 0.1, 1000)
+    return _bounded(text, 0.1, 1000)
 
 
-def _bounded(text: str, kind: Callable[[str], Any], lowest: float, highest: float) -> Any:
+def _bounded(text: str, lowest: float, highest: float) -> float:
     try:
-        value = kind(text)
+        value = float(text)
     except ValueError:
-        value = None
-    if value is None or not lowest <= value <= highest:
+        value = float("nan")
+    if not lowest <= value <= highest:
         raise argparse.ArgumentTypeError(f"{text!r}, expected {lowest:g} to {highest:g}")
     return value
 

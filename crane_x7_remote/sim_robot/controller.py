@@ -126,7 +126,7 @@ class TrajectoryController:
         self._zero_s = now_s
         self._tick = 0
         self._spline = Spline(np.zeros(1), np.array(position_rad, dtype=np.float64)[None])
-        self._desired = self._spline.position_rad[0]
+        self._desired: Array = self._spline.position_rad[0]
         self._newest_sequence: OrderedDict[str, int] = OrderedDict()
         self._accepted = 0
         self._rejected: Counter[str] = Counter()
@@ -168,7 +168,9 @@ class TrajectoryController:
         if tick <= self._tick:
             return self._desired
         first = max(self._tick + 1, tick - LONGEST_CATCH_UP_TICKS)
-        positions, _ = self._spline.sample(np.arange(first, tick + 1) * TICK_S)  # (N, n)
+        positions, _ = self._spline.sample(
+            np.arange(first, tick + 1, dtype=np.float64) * TICK_S
+        )  # (N, n)
         self._measure(np.vstack([self._desired, positions]))
         self._tick = tick
         self._desired = positions[-1]

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 
 from crane_x7_remote.errors import RemoteError, SimulationError
-from crane_x7_remote.rosbridge import messages
+from crane_x7_remote.rosbridge import messages, protocol
 from crane_x7_remote.settings import Settings
 from crane_x7_remote.sim_robot.arm import Arm
 from crane_x7_remote.sim_robot.controller import (
@@ -41,8 +41,7 @@ SIM_STATE_TOPIC = "/sim/state"
 SIM_STATE_HZ = 5.0
 MOST_STEPS_AT_ONCE = 4
 """Steps made up for after a late wake-up; the rest is skipped, so that the arm falls behind."""
-STATUS_SUCCEEDED, STATUS_CANCELED = 4, 5
-"""action_msgs/GoalStatus."""
+GRIPPER_ACTION_TYPE = "control_msgs/action/GripperCommand"
 
 PUBLISHED_ORDER = (5, 8, 2, 0, 7, 4, 6, 1, 3)
 """Order of /joint_states, as mixed as the real joint_state_broadcaster's; 8 is finger B."""
@@ -163,11 +162,13 @@ class SimRobot:
                 controller.count_refusal(Refusal.MALFORMED)
                 raise
 
-    def start_goal(self, key: GoalKey, args: Operation) -> None:
+    def start_goal(self, key: GoalKey, action_type: str, args: Operation) -> None:
         """See server.Robot."""
-        if key.action != self._config.topics.gripper_action:
+        known = self._config.topics.gripper_action
+        if key.action != known or not messages.same_type(action_type, GRIPPER_ACTION_TYPE):
             raise RemoteError(
-                f"action {key.action!r} is unknown; known: {self._config.topics.gripper_action}"
+                f"action {key.action!r} of type {action_type!r} is unknown; known: {known!r} of"
+                f" type {GRIPPER_ACTION_TYPE!r}"
             )
         position_rad = _goal_position(args)
         with self._lock:
@@ -298,7 +299,7 @@ class SimRobot:
             "stalled": result.stalled,
             "reached_goal": result.reached_goal,
         }
-        status = STATUS_CANCELED if result.preempted else STATUS_SUCCEEDED
+        status = protocol.GOAL_CANCELED if result.preempted else protocol.GOAL_SUCCEEDED
         self.server.finish_goal_threadsafe(key, values, status)
 
     def _publish_joints(self, arm: Arm, stamp_s: float) -> None:

@@ -85,7 +85,7 @@ class Robot(Protocol):
     def receive(self, topic: str, message: Operation) -> None:
         """Take a message that a client published on `topic`; raise RemoteError if malformed."""
 
-    def start_goal(self, key: GoalKey, args: Operation) -> None:
+    def start_goal(self, key: GoalKey, action_type: str, args: Operation) -> None:
         """Start an action goal; raise RemoteError if the action or its arguments are wrong."""
 
     def cancel_goal(self, key: GoalKey) -> None:
@@ -184,9 +184,9 @@ class RosbridgeServer:
         finally:
             self.broadcast(topic, message)
 
-    def start_goal(self, key: GoalKey, args: Operation) -> None:
+    def start_goal(self, key: GoalKey, action_type: str, args: Operation) -> None:
         """See session.Hub."""
-        self._robot.start_goal(key, args)
+        self._robot.start_goal(key, action_type, args)
 
     def cancel_goal(self, key: GoalKey) -> None:
         """See session.Hub."""

@@ -10,17 +10,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol
 
 from crane_x7_remote.errors import RemoteError
 from crane_x7_remote.rosbridge import protocol
 from crane_x7_remote.sim_robot.outbox import Outbox, Payload
 
 COMPRESSIONS = ("none", "cbor")
-LEVELS = ("info", "warning", "error", "none")
+LEVELS: tuple[protocol.StatusLevel, ...] = ("info", "warning", "error", "none")
 
 Operation = Mapping[str, Any]
-T = TypeVar("T")
 
 
 class OperationError(RemoteError):
@@ -33,7 +32,7 @@ class GoalKey:
 
     client: int
     action: str
-    goal_id: str | None
+    goal_id: str
 
 
 class Publication:
@@ -60,7 +59,7 @@ class Hub(Protocol):
     def publish(self, topic: str, message: Operation) -> None:
         """Bring a client's message to the robot and to all subscribers; raise RemoteError."""
 
-    def start_goal(self, key: GoalKey, args: Operation) -> None:
+    def start_goal(self, key: GoalKey, action_type: str, args: Operation) -> None:
         """Hand a goal to the robot; raise RemoteError."""
 
     def cancel_goal(self, key: GoalKey) -> None:
@@ -132,7 +131,9 @@ class Session:
         subscription.last_sent_s = now_s
         self.outbox.message(publication.payload(subscription.encoding))
 
-    def report(self, level: str, text: str, operation_id: str | None = None) -> None:
+    def report(
+        self, level: protocol.StatusLevel, text: str, operation_id: str | None = None
+    ) -> None:
         """Send a status operation, unless the client has set its level above this one."""
         if LEVELS.index(level) >= LEVELS.index(self._level):
             self.reply(protocol.status(level, text, operation_id))
@@ -195,11 +196,13 @@ class Session:
 
     def _send_action_goal(self, operation: Operation) -> None:
         key = self._goal_key(operation)
-        args = operation.get("args", {})
+        args, action_type = operation.get("args", {}), _text(operation, "action_type", None)
+        if action_type is None:
+            raise OperationError(f"send_action_goal {key.action}: action_type is missing")
         try:
             if not isinstance(args, Mapping):
                 raise OperationError(f"args are {type(args).__name__}, expected an object")
-            self._hub.start_goal(key, args)
+            self._hub.start_goal(key, action_type, args)
         except RemoteError as error:
             self.reply(protocol.action_result(key.goal_id, key.action, str(error), 0, False))
             raise OperationError(f"send_action_goal {key.action}: {error}") from error
@@ -211,7 +214,7 @@ class Session:
         action = _text(operation, "action", None)
         if action is None:
             raise OperationError(f"{operation['op']}: action is missing, expected its name")
-        return GoalKey(self.number, action, _text(operation, "id", None))
+        return GoalKey(self.number, action, _text(operation, "id", None) or "")
 
     def _set_level(self, operation: Operation) -> None:
         level = _text(operation, "level", None)
