@@ -1,0 +1,80 @@
+"""Pinhole cameras: from points in the world to pixels and back onto a plane.
+
+The simulation places its cameras by these objects, and the colour servo looks through the same
+ones. World frame: mounting surface under the robot, z up, x forward, robot base at the origin.
+Pixels are continuous, (u right, v down); (0, 0) is the upper left corner of the upper left pixel,
+so that the centre of pixel [row, column] lies at (column + 0.5, row + 0.5). Square pixels, no
+distortion: a real camera's image must be rectified first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+Point = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class Camera:
+    """A camera that looks from one point at another, its horizon level."""
+
+    position_m: Point
+    """Optical centre in the world."""
+    target_m: Point
+    """Point in the world that the optical axis passes through."""
+    horizontal_fov_rad: float
+
+    def __post_init__(self) -> None:
+        forward = np.subtract(self.target_m, self.position_m)
+        if np.hypot(forward[0], forward[1]) < 1e-6 * (1 + abs(forward[2])):
+            raise ValueError(
+                f"a camera at {self.position_m} that looks at {self.target_m} looks straight down "
+                "or nowhere, so its horizon is undefined; move one of them sideways"
+            )
+        if not 0 < self.horizontal_fov_rad < np.pi:
+            raise ValueError(f"horizontal_fov_rad is {self.horizontal_fov_rad}, expected 0 … π")
+
+    @property
+    def rotation(self) -> Array:
+        """(3, 3): columns are the camera's axes right, down, forward in the world."""
+        forward = np.subtract(self.target_m, self.position_m)
+        forward = forward / np.linalg.norm(forward)
+        right = np.cross(forward, (0.0, 0.0, 1.0))
+        right = right / np.linalg.norm(right)
+        return np.column_stack([right, np.cross(forward, right), forward])
+
+    def focal_px(self, width: int) -> float:
+        """Return the focal length in pixels of an image `width` pixels wide."""
+        return float(width / 2 / np.tan(self.horizontal_fov_rad / 2))
+
+    def project(self, points_m: npt.ArrayLike, width: int, height: int) -> Array:
+        """Return (…, 2) pixels of the world points (…, 3); NaN for points behind the camera."""
+        points = np.asarray(points_m, dtype=np.float64)
+        in_camera = (points - self.position_m) @ self.rotation  # (…, 3) right, down, forward
+        depth = np.where(in_camera[..., 2:] > 1e-9, in_camera[..., 2:], np.nan)
+        centre: Array = np.array([width / 2, height / 2])
+        return centre + self.focal_px(width) * in_camera[..., :2] / depth
+
+    def intersect_plane(self, pixels: npt.ArrayLike, width: int, height: int, z_m: float) -> Array:
+        """Return (…, 3) where the rays of `pixels` (…, 2) meet the level plane at height `z_m`.
+
+        NaN for rays that never meet it.
+        """
+        offsets = np.asarray(pixels, dtype=np.float64) - (width / 2, height / 2)
+        in_camera = np.concatenate(
+            [offsets / self.focal_px(width), np.ones((*offsets.shape[:-1], 1))], axis=-1
+        )
+        rays = in_camera @ self.rotation.T
+        falls = np.where(np.abs(rays[..., 2:]) > 1e-9, rays[..., 2:], np.nan)
+        distance = (z_m - self.position_m[2]) / falls
+        distance = np.where(distance > 0, distance, np.nan)
+        return np.asarray(self.position_m + distance * rays, dtype=np.float64)
+
+
+BASE_CAMERA: Final = Camera((0.72, 0.0, 0.55), (0.22, 0.0, 0.02), float(np.deg2rad(55.0)))
+"""Stands opposite the robot and overlooks its table."""
