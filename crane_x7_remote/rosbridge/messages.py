@@ -119,7 +119,10 @@ def write_stamp(seconds: float, version: RosVersion) -> dict[str, int]:
 
 
 def _is_number(value: object) -> TypeGuard[float]:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    """Whether `value` is a number that fits a float; JSON allows integers of 400 digits."""
+    if isinstance(value, int):
+        return not isinstance(value, bool) and abs(value) < 2**1023
+    return isinstance(value, float)
 
 
 def _brief(value: object) -> str:
