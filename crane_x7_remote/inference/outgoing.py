@@ -1,0 +1,92 @@
+"""A checked trajectory → the rosbridge operations that carry it to the robot: pure.
+
+The topics and the gripper's last goal are known here; the loop hands the bundle to the client.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from crane_x7_remote.rosbridge import messages, protocol
+from crane_x7_vla_rl.robot import ARM_JOINT_NAMES, JOINT_NAMES
+from crane_x7_vla_rl.types import Array, Trajectory
+
+GRIPPER_STEP_RAD = 0.02
+"""A gripper goal is sent when its target changed by more than this."""
+GRIPPER_EFFORT = 1.0
+"""max_effort of a gripper goal; the CRANE-X7's controller is position only and ignores it."""
+
+
+@dataclass(frozen=True)
+class Topics:
+    """Where the loop publishes; an empty name means: not published. See settings.Settings."""
+
+    arm: str = "/crane_x7_arm_controller/joint_trajectory"
+    trajectory: str = "/vla/predicted_trajectory"
+    action: str = "/vla/predicted_action"
+    gripper_action: str = "/crane_x7_gripper_controller/gripper_cmd"
+    ros_version: messages.RosVersion = 2
+
+    @property
+    def echo(self) -> str:
+        """The topic on which all loops of this robot can be heard."""
+        return self.trajectory or self.arm
+
+    @property
+    def published(self) -> dict[str, str]:
+        """Topic → type, for what is to be advertised."""
+        kinds = {
+            self.arm: "trajectory_msgs/JointTrajectory",
+            self.trajectory: "trajectory_msgs/JointTrajectory",
+            self.action: "std_msgs/Float32MultiArray",
+        }
+        return {topic: kind for topic, kind in kinds.items() if topic}
+
+
+class Outgoing:
+    """Makes the bundles of one loop."""
+
+    def __init__(self, topics: Topics, session: str) -> None:
+        self._topics = topics
+        self._session = session
+        self.gripper_goal_rad: float | None = None
+        """The goal that the gripper has; None when it is not known."""
+
+    def bundle(
+        self, trajectory: Trajectory, target: Array
+    ) -> tuple[list[dict[str, Any]], float | None]:
+        """Return the operations for one tick, and the gripper's goal if they hold a new one.
+
+        `target` (8,) is the step of the chunk that is due next.
+        """
+        operations = self.brake(trajectory)
+        topics = self._topics
+        if topics.action:
+            operations.append(protocol.publish(topics.action, messages.float32_array(target)))
+        goal_rad = float(target[-1])
+        known = self.gripper_goal_rad
+        if not topics.gripper_action or (
+            known is not None and abs(goal_rad - known) <= GRIPPER_STEP_RAD
+        ):
+            return operations, None
+        goal = {"command": {"position": goal_rad, "max_effort": GRIPPER_EFFORT}}
+        operations.append(
+            protocol.send_action_goal(
+                topics.gripper_action,
+                "control_msgs/action/GripperCommand",
+                goal,
+                id=f"vla/{self._session}/{trajectory.sequence}",
+            )
+        )
+        return operations, goal_rad
+
+    def brake(self, trajectory: Trajectory) -> list[dict[str, Any]]:
+        """Return the operations that carry the trajectory alone."""
+        topics = self._topics
+        operations = []
+        for topic, names in ((topics.arm, ARM_JOINT_NAMES), (topics.trajectory, JOINT_NAMES)):
+            if topic:
+                message = messages.to_ros(trajectory, names, topics.ros_version)
+                operations.append(protocol.publish(topic, message))
+        return operations

@@ -1,0 +1,296 @@
+"""What may move the arm: pure checks that return what is safe, or a `Hold` that says why not.
+
+Three gates, in the order a frame passes them: `check_readings` (are link, frame and joints good
+enough to act on), `check_chunk` (is what the policy wants sane), `check_motion` (does the finished
+trajectory keep every limit, seen from the last measured state). A `Hold` means: publish nothing;
+the trajectory published before it ends at rest by itself.
+
+Legend: T steps or points; 8 joints in the order of `robot.JOINT_NAMES`, rad.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+
+from crane_x7_vla_rl import robot
+from crane_x7_vla_rl.types import ActionChunk, Array, JointState, Trajectory
+
+
+class HoldReason(StrEnum):
+    """Every cause for which nothing is published."""
+
+    LINK_DOWN = "link_down"
+    LISTENING = "listening"
+    """The link is new: another loop that drives would be heard within this moment."""
+    OTHER_LOOP = "other_loop"
+    NO_FRAME = "no_frame"
+    NO_NEW_FRAME = "no_new_frame"
+    FRAME_UNSTAMPED = "frame_unstamped"
+    FRAME_STALE = "frame_stale"
+    FRAME_UNREADABLE = "frame_unreadable"
+    NO_JOINTS = "no_joints"
+    JOINTS_STALE = "joints_stale"
+    JOINTS_NOT_FINITE = "joints_not_finite"
+    JOINTS_OUT_OF_LIMITS = "joints_out_of_limits"
+    POLICY_RAISED = "policy_raised"
+    POLICY_TIMEOUT = "policy_timeout"
+    POLICY_BUSY = "policy_busy"
+    POLICY_OUTPUT = "policy_output"
+    ACTION_NOT_FINITE = "action_not_finite"
+    JOINT_LIMIT = "joint_limit"
+    GRIPPER_RANGE = "gripper_range"
+    JUMP = "jump"
+    TOO_LATE = "too_late"
+    """So much time has passed since the frame that its trajectory could not run any more."""
+    POSITION = "position"
+    VELOCITY = "velocity"
+    ACCELERATION = "acceleration"
+    NOT_AT_REST = "not_at_rest"
+    SEND_DROPPED = "send_dropped"
+
+
+@dataclass(frozen=True)
+class Hold:
+    """A refusal: nothing is published, the arm ends its present trajectory and stays."""
+
+    reason: HoldReason
+    detail: str
+    """What came and what was expected, for the log."""
+
+
+def _scaled(limits: Array, factor: float) -> Array:
+    scaled = limits * factor
+    scaled.setflags(write=False)
+    return scaled
+
+
+@dataclass(frozen=True, eq=False)
+class Limits:
+    """What a trajectory must keep; built on the robot's figures, the options make it stricter."""
+
+    lower_rad: Array = field(default_factory=lambda: robot.LOWER_RAD)
+    """(8,)."""
+    upper_rad: Array = field(default_factory=lambda: robot.UPPER_RAD)
+    """(8,)."""
+    velocity_rad_s: Array = field(default_factory=lambda: _scaled(robot.VELOCITY_RAD_S, 0.9))
+    """(8,), a tenth under the robot's limit."""
+    acceleration_rad_s2: Array = field(
+        default_factory=lambda: _scaled(robot.ACCELERATION_RAD_S2, 0.8)
+    )
+    """(8,), a fifth under MoveIt's limit: room for the controller's own interpolation."""
+    clamp_rad: float = 0.02
+    """A target this little outside the joint limits is clamped; further out it is refused."""
+    measured_slack_rad: float = 0.1
+    """How far outside the limits a measured joint may be: zero errors, play, a pressed finger."""
+    max_jump_rad: float = 1.0
+    """The first target of an arm joint may be this far from where the arm is."""
+    tracking_rad: float = 0.15
+    """The arm may be this far from the path that it follows; beyond, the next trajectory starts
+    from the measured state."""
+    tracking_rad_s: float = 1.5
+    """The same for its velocity."""
+    max_steps: int = 1000
+    """Longer chunks are refused."""
+
+
+@dataclass(frozen=True, eq=False)
+class Readings:
+    """What the loop holds in its hands at a tick, before it asks the policy."""
+
+    connected: bool
+    frame_age_s: float | None
+    """Age of the newest unused frame, the greater of both clocks; None: there is no such frame."""
+    any_frame: bool
+    """Whether any frame has come since the start."""
+    frame_stamp_s: float
+    joints: JointState | None
+    joints_age_s: float
+
+
+@dataclass(frozen=True, eq=False)
+class SafeCommand:
+    """A chunk whose every target is finite, inside the joint limits and near the arm."""
+
+    position_rad: Array
+    """(T, 8)."""
+    due_s: Array
+    """(T,) seconds after the frame's stamp at which each target is due."""
+
+
+def check_readings(readings: Readings, limits: Limits, max_age_s: float) -> Hold | None:
+    """Return why nothing may be decided now, or None when link, frame and joints are good."""
+    if not readings.connected:
+        return Hold(HoldReason.LINK_DOWN, "not connected to rosbridge")
+    if not readings.any_frame:
+        return Hold(HoldReason.NO_FRAME, "no camera frame has come yet")
+    if readings.frame_age_s is None:
+        return Hold(HoldReason.NO_NEW_FRAME, "no camera frame since the last one used")
+    if not np.isfinite(readings.frame_stamp_s) or readings.frame_stamp_s <= 0:
+        return Hold(
+            HoldReason.FRAME_UNSTAMPED,
+            f"frame's header stamp is {readings.frame_stamp_s}, expected the robot's time",
+        )
+    if not readings.frame_age_s <= max_age_s:
+        return Hold(
+            HoldReason.FRAME_STALE,
+            f"frame is {readings.frame_age_s:.3f} s old, expected at most {max_age_s:g} s",
+        )
+    return _check_joints(readings, limits, max_age_s)
+
+
+def _check_joints(readings: Readings, limits: Limits, max_age_s: float) -> Hold | None:
+    if readings.joints is None:
+        return Hold(HoldReason.NO_JOINTS, "no usable joint state has come yet")
+    if not readings.joints_age_s <= max_age_s:
+        return Hold(
+            HoldReason.JOINTS_STALE,
+            f"joint state is {readings.joints_age_s:.3f} s old, expected at most {max_age_s:g} s",
+        )
+    position, velocity = readings.joints.position_rad, readings.joints.velocity_rad_s
+    if not np.isfinite(position).all() or np.isinf(velocity).any():
+        return Hold(
+            HoldReason.JOINTS_NOT_FINITE,
+            f"measured positions are {position.tolist()}, velocities {velocity.tolist()}",
+        )
+    outside = np.maximum(limits.lower_rad - position, position - limits.upper_rad)
+    if (outside > limits.measured_slack_rad).any():
+        return Hold(HoldReason.JOINTS_OUT_OF_LIMITS, _worst(position, outside, "measured at"))
+    return None
+
+
+def check_chunk(
+    chunk: object, measured: JointState, elapsed_s: float, limits: Limits
+) -> SafeCommand | Hold:
+    """Return the chunk as safe targets, or why it is refused.
+
+    `chunk` is whatever the policy returned; `elapsed_s` is how long after the frame's stamp the
+    trajectory will take over: targets due before that will be skipped and cannot jump.
+    """
+    if not isinstance(chunk, ActionChunk):
+        return Hold(
+            HoldReason.POLICY_OUTPUT,
+            f"policy returned {type(chunk).__name__}, expected an ActionChunk",
+        )
+    targets = chunk.position_rad
+    if len(targets) > limits.max_steps:
+        return Hold(
+            HoldReason.POLICY_OUTPUT,
+            f"chunk has {len(targets)} steps, expected at most {limits.max_steps}",
+        )
+    if not np.isfinite(targets).all():
+        step, joint = np.argwhere(~np.isfinite(targets))[0]
+        return Hold(
+            HoldReason.ACTION_NOT_FINITE,
+            f"target of {robot.JOINT_NAMES[joint]} in step {step} is {targets[step, joint]}",
+        )
+    outside = np.maximum(limits.lower_rad - targets, targets - limits.upper_rad)  # (T, 8)
+    if outside.max() > limits.clamp_rad:
+        step = int(outside.max(axis=1).argmax())
+        arm_is_fine = outside[:, : robot.ARM_DOF].max() <= limits.clamp_rad
+        reason = HoldReason.GRIPPER_RANGE if arm_is_fine else HoldReason.JOINT_LIMIT
+        return Hold(reason, _worst(targets[step], outside[step], f"step {step} wants"))
+    command = SafeCommand(
+        position_rad=np.clip(targets, limits.lower_rad, limits.upper_rad),
+        due_s=np.arange(1, len(targets) + 1, dtype=np.float64) * chunk.period_s,
+    )
+    return _check_jump(command, measured, elapsed_s, limits)
+
+
+def _check_jump(
+    command: SafeCommand, measured: JointState, elapsed_s: float, limits: Limits
+) -> SafeCommand | Hold:
+    first = command.position_rad[first_step(command, elapsed_s)]
+    jump = np.abs(first - measured.position_rad)[: robot.ARM_DOF]
+    if jump.max() > limits.max_jump_rad:
+        joint = int(jump.argmax())
+        return Hold(
+            HoldReason.JUMP,
+            f"first target of {robot.JOINT_NAMES[joint]} is {jump[joint]:.2f} rad from where it is,"
+            f" expected at most {limits.max_jump_rad:g}",
+        )
+    return command
+
+
+def first_step(command: SafeCommand, elapsed_s: float) -> int:
+    """Return the index of the first target that is not yet due; the last one always counts."""
+    due = int(np.searchsorted(command.due_s, elapsed_s, side="right"))
+    return min(due, len(command.due_s) - 1)
+
+
+def check_motion(
+    trajectory: Trajectory, measured: JointState, measured_s: float, limits: Limits
+) -> Hold | None:
+    """Return which limit the trajectory breaks, seen from the measured state, or None.
+
+    Between two points the controller runs the cubic through both positions and velocities; its
+    acceleration is linear in time, so both ends of each piece bound it. `measured_s` is the robot's
+    time of `measured`. The slacks for measured values are `tracking_rad` and `tracking_rad_s`.
+    """
+    times = trajectory.time_from_start_s
+    p, v = trajectory.position_rad, trajectory.velocity_rad_s
+    if not (np.isfinite(p).all() and np.isfinite(v).all() and np.isfinite(times).all()):
+        return Hold(HoldReason.ACTION_NOT_FINITE, "trajectory holds values that are not finite")
+    if v[-1].any():
+        return Hold(HoldReason.NOT_AT_REST, f"last point moves with {v[-1].tolist()} rad/s")
+    outside = np.maximum(limits.lower_rad - p, p - limits.upper_rad)
+    if outside.max() > 1e-6:
+        step = int(outside.max(axis=1).argmax())
+        return Hold(HoldReason.POSITION, _worst(p[step], outside[step], "trajectory reaches"))
+    return _check_pieces(times, p, v, limits) or _check_start(
+        trajectory, measured, measured_s, limits
+    )
+
+
+def _check_pieces(times: Array, p: Array, v: Array, limits: Limits) -> Hold | None:
+    h = np.diff(times)[:, None]  # (T - 1, 1)
+    if (h <= 0).any():
+        return Hold(HoldReason.VELOCITY, "times of the trajectory's points do not increase")
+    slope = np.diff(p, axis=0) / h
+    start = (6 * slope - 4 * v[:-1] - 2 * v[1:]) / h
+    end = (-6 * slope + 2 * v[:-1] + 4 * v[1:]) / h
+    slack = 1.02
+    turns = start * end < 0  # the velocity peaks inside the piece, where acceleration is zero
+    inside = start**2 * h / (2 * np.where(turns, start - end, 1.0))
+    speed = np.maximum(np.abs(v[:-1]), np.where(turns, np.abs(v[:-1] + inside), 0.0))
+    for reason, unit, values, bound in (
+        (HoldReason.VELOCITY, "rad/s", speed, robot.VELOCITY_RAD_S),
+        (HoldReason.ACCELERATION, "rad/s²", np.maximum(abs(start), abs(end)), None),
+    ):
+        bound = limits.acceleration_rad_s2 * slack if bound is None else bound
+        over = values - bound
+        if over.size and over.max() > 0:
+            piece, joint = np.unravel_index(int(over.argmax()), over.shape)
+            return Hold(
+                reason,
+                f"{robot.JOINT_NAMES[joint]} would reach {values[piece, joint]:.3f} {unit},"
+                f" expected at most {bound[joint]:.3f}",
+            )
+    return None
+
+
+def _check_start(
+    trajectory: Trajectory, measured: JointState, measured_s: float, limits: Limits
+) -> Hold | None:
+    ahead_s = trajectory.stamp_s + trajectory.time_from_start_s[0] - measured_s
+    span = max(abs(ahead_s), 0.0)
+    distance = np.abs(trajectory.position_rad[0] - measured.position_rad)
+    too_far = distance - limits.velocity_rad_s * span - limits.tracking_rad
+    if too_far.max() > 0:
+        return Hold(HoldReason.VELOCITY, _worst(distance, too_far, "first point is away by"))
+    known = np.nan_to_num(measured.velocity_rad_s - trajectory.velocity_rad_s[0], nan=0.0)
+    change = np.abs(known)
+    too_sudden = change - limits.acceleration_rad_s2 * span - limits.tracking_rad_s
+    if too_sudden.max() > 0:
+        return Hold(HoldReason.ACCELERATION, _worst(change, too_sudden, "velocity changes by"))
+    return None
+
+
+def _worst(values: Array, excess: Array, verb: str) -> str:
+    joint = int(excess.argmax())
+    return (
+        f"{robot.JOINT_NAMES[joint]}: {verb} {values[joint]:.3f},"
+        f" {excess[joint]:.3f} outside what is allowed"
+    )

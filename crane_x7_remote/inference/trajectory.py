@@ -1,0 +1,316 @@
+"""Safe targets → a `Trajectory` that a position controller can follow: pure arithmetic.
+
+`build` takes the checked targets of a chunk, the measured state and the trajectory that is running;
+what leaves keeps velocity, acceleration and joint limits everywhere and ends at rest in time.
+
+How. Acceleration is constant between two points of the trajectory, so the cubic that ros2_control
+runs through both positions and velocities is that very parabola: what holds at the points holds
+between them. The new path leaves the running one at a point of it, a lead time from now, and
+repeats the running one's points up to there: a controller that receives it early, late or skips
+past points is on the same path and never steps. When the arm is not where the running path says,
+the new path starts from the measured state instead.
+
+Legend: T points; 8 joints in the order of `robot.JOINT_NAMES`; rad, s. Times without further notice
+are seconds after the stamp of the frame, on the robot's clock.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from crane_x7_remote.inference.safety import Limits, SafeCommand, first_step
+from crane_x7_vla_rl.types import Array, JointState, Trajectory
+
+SPACING_S = 0.02
+"""Time between points; shorter makes the message longer, longer the arm's braking coarser."""
+MAX_POINTS = 50
+"""A longer horizon gets wider spacing."""
+SHORTEST_PIECE_S = 0.002
+"""Points nearer to each other would turn rounded times into accelerations."""
+LAG_S = 0.2
+"""A measured arm may trail the path that it follows by this much."""
+BLEND_S = 0.1
+"""Over this time targets change from the running trajectory's to the new chunk's."""
+
+
+@dataclass(frozen=True)
+class Timing:
+    """When a trajectory answers, takes over and expires; all on the robot's clock."""
+
+    stamp_s: float
+    """Header stamp of the frame that it answers."""
+    now_s: float
+    """The robot's time now, as far as known."""
+    lead_s: float
+    """Until the new path leaves the running one: covers the way to the robot."""
+    validity_s: float
+    """After `stamp_s`, by when the path shall be at rest."""
+    measured_s: float
+    """When the joints were measured."""
+
+    @property
+    def takeover_s(self) -> float:
+        """When the new path begins, seconds after the stamp."""
+        return self.now_s + self.lead_s - self.stamp_s
+
+
+@dataclass(frozen=True, eq=False)
+class _Start:
+    """Where the new path begins, and what leads up to it."""
+
+    time_s: float
+    position: Array
+    """(8,)."""
+    velocity: Array
+    """(8,)."""
+    running: Trajectory | None
+    """What to blend from; None when the path starts from the measured state or from rest."""
+    shift_s: float
+    """running's stamp minus the new one's."""
+
+
+def state_at(trajectory: Trajectory, robot_time_s: float) -> tuple[Array, Array]:
+    """Return position and velocity, each (8,), where the trajectory is at this time."""
+    positions, velocities = _sample(trajectory, np.array([robot_time_s - trajectory.stamp_s]))
+    return positions[0], velocities[0]
+
+
+def is_followed(
+    running: Trajectory, measured: JointState, measured_s: float, limits: Limits
+) -> bool:
+    """Whether the measured state lies on the running trajectory, give or take a servo's lag."""
+    since = measured_s - running.stamp_s
+    positions, velocities = _sample(running, np.linspace(since - LAG_S, since, 9))
+    p, v = measured.position_rad, measured.velocity_rad_s
+    near = (p >= positions.min(axis=0) - limits.tracking_rad) & (
+        p <= positions.max(axis=0) + limits.tracking_rad
+    )
+    steady = (v >= velocities.min(axis=0) - limits.tracking_rad_s) & (
+        v <= velocities.max(axis=0) + limits.tracking_rad_s
+    )
+    return bool(near.all() and (steady | np.isnan(v)).all())
+
+
+def build(
+    command: SafeCommand | None,
+    measured: JointState,
+    running: Trajectory | None,
+    timing: Timing,
+    limits: Limits,
+    *,
+    sequence: int,
+    session: str,
+) -> Trajectory:
+    """Return the trajectory that follows `command` as closely as the limits allow.
+
+    `command` None brakes at once. `running` is what was published last, None before the first one.
+    The last point has zero velocity, at the latest at `timing.validity_s`, or where braking allows.
+    """
+    spacing_s = max(SPACING_S, timing.validity_s / MAX_POINTS)
+    start = _start(measured, running, timing, limits, spacing_s)
+    stop_s = float((np.abs(start.velocity) / limits.acceleration_rad_s2).max())
+    in_time = int((timing.validity_s - start.time_s) / spacing_s + 1e-6)
+    steps = max(in_time, int(np.ceil(stop_s / spacing_s - 1e-6)), 1)
+    times: Array = start.time_s + spacing_s * np.arange(steps + 1, dtype=np.float64)
+    if command is None:
+        positions, velocities = _brake(start, spacing_s, steps, limits)
+    else:
+        reference = _reference(command, start, times)
+        positions, velocities = _follow(reference, start, spacing_s, limits)
+    return _assemble(times, positions, velocities, start, timing, sequence, session)
+
+
+def _start(
+    measured: JointState,
+    running: Trajectory | None,
+    timing: Timing,
+    limits: Limits,
+    spacing_s: float,
+) -> _Start:
+    takeover_s = timing.takeover_s
+    if running is None or not is_followed(running, measured, timing.measured_s, limits):
+        return _start_measured(measured, timing, limits, spacing_s)
+    shift_s = running.stamp_s - timing.stamp_s
+    knots = running.time_from_start_s + shift_s
+    index = int(np.searchsorted(knots, takeover_s, side="left"))
+    if index >= len(knots):  # at rest where the running trajectory ended
+        rest = np.zeros_like(running.position_rad[-1])
+        return _Start(takeover_s, running.position_rad[-1], rest, None, shift_s)
+    return _Start(
+        float(knots[index]),
+        running.position_rad[index],
+        running.velocity_rad_s[index],
+        running,
+        shift_s,
+    )
+
+
+def _start_measured(
+    measured: JointState, timing: Timing, limits: Limits, spacing_s: float
+) -> _Start:
+    """Begin where the measured state will be, made such that it can stop inside the limits."""
+    ahead_s = min(max(timing.now_s + timing.lead_s - timing.measured_s, 0.0), LAG_S)
+    velocity = np.nan_to_num(measured.velocity_rad_s, nan=0.0)
+    velocity = np.clip(velocity, -limits.velocity_rad_s, limits.velocity_rad_s)
+    position = measured.position_rad + velocity * ahead_s
+    position = np.clip(position, limits.lower_rad, limits.upper_rad)
+    upwards = _stoppable_speed(limits.upper_rad - position, limits, spacing_s)
+    downwards = _stoppable_speed(position - limits.lower_rad, limits, spacing_s)
+    return _Start(timing.takeover_s, position, np.clip(velocity, -downwards, upwards), None, 0.0)
+
+
+def _stoppable_speed(distance: Array, limits: Limits, spacing_s: float) -> Array:
+    """Return the speed from which braking in steps of `spacing_s` still stops in `distance`."""
+    acceleration = limits.acceleration_rad_s2
+    lost = acceleration * spacing_s
+    return np.asarray(np.sqrt(lost**2 / 4 + 2 * acceleration * distance) - lost / 2)
+
+
+def _reference(command: SafeCommand, start: _Start, times: Array) -> Array:
+    """Return where the path should be at `times`, (T, 8): lines between the targets still due."""
+    first = first_step(command, start.time_s)
+    due = np.concatenate([[start.time_s], command.due_s[first:]])
+    due = np.maximum.accumulate(due)
+    targets = np.vstack([start.position, command.position_rad[first:]])
+    reference = _interpolate(times, due, targets)
+    if start.running is None:
+        return reference
+    old, _ = _sample(start.running, times - start.shift_s)
+    weight = np.clip((times - start.time_s) / BLEND_S, 0.0, 1.0)[:, None]
+    return np.asarray(old + (reference - old) * weight)
+
+
+def _interpolate(times: Array, knots: Array, values: Array) -> Array:
+    """Return lines through (knots, values) at `times`, (T, 8); constant outside."""
+    index = np.clip(np.searchsorted(knots, times, side="right") - 1, 0, len(knots) - 2)
+    span = knots[index + 1] - knots[index]
+    safe_span = np.where(span > 0, span, 1.0)
+    fraction = np.where(span > 0, (times - knots[index]) / safe_span, 1.0)
+    weight = np.clip(fraction, 0.0, 1.0)[:, None]
+    return np.asarray(values[index] + (values[index + 1] - values[index]) * weight)
+
+
+def _follow(
+    reference: Array, start: _Start, spacing_s: float, limits: Limits
+) -> tuple[Array, Array]:
+    """Return positions and velocities, each (T, 8), that chase `reference` within the limits.
+
+    Each step chooses the velocity at its end: the fastest from which the path can still come to
+    rest relative to the moving reference without passing it, and from which it can stop before the
+    furthest reference still ahead, before the joint's limit and before the time is up.
+    """
+    a, h = limits.acceleration_rad_s2, spacing_s
+    change = a * h
+    steps = len(reference) - 1
+    pace = np.clip(np.diff(reference, axis=0) / h, -limits.velocity_rad_s, limits.velocity_rad_s)
+    ceiling = np.maximum.accumulate(reference[::-1], axis=0)[::-1]  # highest still ahead
+    floor = np.minimum.accumulate(reference[::-1], axis=0)[::-1]
+    positions, velocities = np.empty_like(reference), np.empty_like(reference)
+    p, v = start.position, start.velocity
+    positions[0], velocities[0] = p, v
+    for k in range(steps):
+        gap = reference[k] - p
+        side = np.where(gap < 0, -1.0, 1.0)
+        wanted = pace[k] + side * _brake_bound(np.abs(gap), side * (v - pace[k]), a, h)
+        upper = np.minimum(ceiling[k + 1], limits.upper_rad)
+        lower = np.maximum(floor[k + 1], limits.lower_rad)
+        remaining = a * (h * (steps - 1 - k))
+        most = np.minimum(limits.velocity_rad_s, remaining)
+        high = _brake_bound(np.maximum(upper - p, 0.0), v, a, h)
+        low = -_brake_bound(np.maximum(p - lower, 0.0), -v, a, h)
+        wanted = np.minimum(np.maximum(wanted, low), high)
+        wanted = np.minimum(np.maximum(wanted, -most), most)
+        following = np.minimum(np.maximum(wanted, v - change), v + change)
+        p = p + (v + following) * (h / 2)
+        v = following
+        positions[k + 1], velocities[k + 1] = p, v
+    return positions, velocities
+
+
+def _brake_bound(distance: Array, velocity: Array, a: Array, h: float) -> Array:
+    """Return the highest velocity after one step of `h` that still allows to stop in `distance`.
+
+    Solves (velocity + x)·h/2 + x²/2a + x·h/2 = distance: this step, then braking at `a` in steps
+    of `h`. A state that keeps the bound can keep it in the next step by braking.
+    """
+    change = a * h
+    inside = change * change + a * (2 * distance - velocity * h)
+    return np.asarray(np.sqrt(np.maximum(inside, 0.0)) - change)
+
+
+def _brake(start: _Start, spacing_s: float, steps: int, limits: Limits) -> tuple[Array, Array]:
+    """Return the shortest way to rest."""
+    left = np.arange(steps + 1)[:, None] * spacing_s * limits.acceleration_rad_s2
+    speed = np.maximum(np.abs(start.velocity) - left, 0.0)
+    velocities = np.sign(start.velocity) * speed
+    moved = np.cumsum((velocities[1:] + velocities[:-1]) * (spacing_s / 2), axis=0)
+    return np.vstack([start.position, start.position + moved]), velocities
+
+
+def _assemble(
+    times: Array,
+    positions: Array,
+    velocities: Array,
+    start: _Start,
+    timing: Timing,
+    sequence: int,
+    session: str,
+) -> Trajectory:
+    velocities = velocities.copy()
+    velocities[-1] = np.where(np.abs(velocities[-1]) < 1e-9, 0.0, velocities[-1])
+    moving = np.flatnonzero(np.abs(velocities).max(axis=1) > 1e-6)
+    end = min(int(moving[-1]) + 2, len(times)) if len(moving) else 1
+    times, positions, velocities = times[:end], positions[:end], velocities[:end]
+    velocities[-1] = np.where(np.abs(velocities[-1]) <= 1e-6, 0.0, velocities[-1])
+    if start.running is not None:
+        before = _repeated(start.running, start, timing)
+        times = np.concatenate([before, times])
+        old_positions, old_velocities = _sample(start.running, before - start.shift_s)
+        positions = np.vstack([old_positions, positions])
+        velocities = np.vstack([old_velocities, velocities])
+    return Trajectory(
+        position_rad=positions,
+        velocity_rad_s=velocities,
+        time_from_start_s=times,
+        stamp_s=timing.stamp_s,
+        sequence=sequence,
+        session=session,
+        valid_s=_whole_ms(max(timing.validity_s, float(times[-1]))),
+    )
+
+
+def _whole_ms(seconds: float) -> float:
+    """Round up, because the wire carries whole milliseconds."""
+    return float(np.ceil(seconds * 1e3 - 1e-6)) / 1e3
+
+
+def _repeated(running: Trajectory, start: _Start, timing: Timing) -> Array:
+    """Return the times of the running trajectory's points from now to where the new path begins.
+
+    The first one lies before now, but never before the stamp: times count from there.
+    """
+    knots = running.time_from_start_s + start.shift_s
+    since = max(int(np.searchsorted(knots, timing.now_s - timing.stamp_s, "right")) - 1, 0)
+    before = knots[since : int(np.searchsorted(knots, start.time_s, "left"))]
+    if len(before) == 0 or before[0] >= 0:
+        return before
+    following = before[before >= SHORTEST_PIECE_S]
+    return np.concatenate([[0.0], following])
+
+
+def _sample(trajectory: Trajectory, times: Array) -> tuple[Array, Array]:
+    """Return positions and velocities, each (T, 8), at `times`; at rest outside its span."""
+    knots = trajectory.time_from_start_s
+    p, v = trajectory.position_rad, trajectory.velocity_rad_s
+    if len(knots) == 1:
+        return np.repeat(p, len(times), axis=0), np.zeros((len(times), p.shape[1]))
+    index = np.clip(np.searchsorted(knots, times, side="right") - 1, 0, len(knots) - 2)
+    h = (knots[index + 1] - knots[index])[:, None]
+    t = np.clip(times[:, None] - knots[index][:, None], 0.0, h)
+    acceleration = (v[index + 1] - v[index]) / h
+    inside = ((times >= knots[0]) & (times <= knots[-1]))[:, None]
+    positions = p[index] + v[index] * t + acceleration * t**2 / 2
+    velocities = np.where(inside, v[index] + acceleration * t, 0.0)
+    return positions, velocities

@@ -1,0 +1,123 @@
+"""Runs the policy on a thread of its own, so that a stalled one cannot stall the loop.
+
+One observation goes in at a time, its chunk comes back within a time-out or never: a late result
+is thrown away.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from crane_x7_remote.inference.safety import Hold, HoldReason
+from crane_x7_vla_rl.policies.base import Policy
+from crane_x7_vla_rl.types import Observation
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class _Job:
+    observation: Observation
+    reset_first: bool
+    result: object = None
+    error: BaseException | None = None
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """What the policy returned, unchecked, and how long it took."""
+
+    chunk: object
+    duration_s: float
+
+
+class PolicyWorker:
+    """Asks `policy` on a daemon thread, which is left behind if it never returns."""
+
+    def __init__(self, policy: Policy, clock: Callable[[], float]) -> None:
+        self._policy = policy
+        self._clock = clock
+        self._changed = threading.Condition()
+        self._job: _Job | None = None
+        self._done: _Job | None = None
+        self._closed = False
+        self._interrupted = False
+        self._reset_pending = False
+        self._thread = threading.Thread(target=self._run, name="policy", daemon=True)
+        self._thread.start()
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether an earlier observation still occupies the policy."""
+        with self._changed:
+            return self._job is not None
+
+    def reset_next(self) -> None:
+        """Let the policy forget everything before the next prediction."""
+        self._reset_pending = True
+
+    def predict(self, observation: Observation, timeout_s: float) -> Prediction | Hold | None:
+        """Return the policy's answer, or a Hold; None when `interrupt` came first."""
+        started_s = self._clock()
+        job = _Job(observation, self._reset_pending)
+        with self._changed:
+            if self._job is not None:
+                return Hold(HoldReason.POLICY_BUSY, "policy has not returned from before")
+            self._reset_pending = False
+            self._job, self._done = job, None
+            self._changed.notify_all()
+            self._changed.wait_for(lambda: self._done is job or self._interrupted, timeout_s)
+            if self._done is not job:
+                if self._interrupted:
+                    return None
+                return Hold(HoldReason.POLICY_TIMEOUT, f"policy took longer than {timeout_s:g} s")
+        if job.error is not None:
+            return Hold(
+                HoldReason.POLICY_RAISED, f"policy raised {type(job.error).__name__}: {job.error}"
+            )
+        return Prediction(job.result, self._clock() - started_s)
+
+    def interrupt(self) -> None:
+        """Make a waiting `predict` return None, from a signal handler or another thread."""
+        self._interrupted = True
+        threading.Thread(target=self._wake, daemon=True).start()
+
+    def _wake(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
+
+    def close(self, timeout_s: float = 1.0) -> None:
+        """End the thread; one that is stuck in the policy is left behind."""
+        with self._changed:
+            self._closed = True
+            self._changed.notify_all()
+        self._thread.join(timeout_s)
+        if self._thread.is_alive():
+            logger.warning("the policy is still computing; leaving it behind")
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: self._job is not None or self._closed)
+                if self._closed:
+                    return
+                job = self._job
+            assert job is not None
+            try:
+                job.result = self._answer(job)
+            except BaseException as error:  # whatever it is: the loop holds and counts it
+                job.error = error
+                logger.debug("policy raised", exc_info=True)
+            with self._changed:
+                self._job, self._done = None, job
+                self._changed.notify_all()
+
+    def _answer(self, job: _Job) -> object:
+        if job.reset_first:
+            self._policy.reset()
+        chunks = self._policy.predict([job.observation])
+        is_one = isinstance(chunks, list) and len(chunks) == 1
+        return chunks[0] if is_one else chunks  # the safety check refuses anything but a chunk

@@ -1,0 +1,251 @@
+"""`trajectory.build` keeps every limit for any input, seen by a controller that runs its cubic."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from crane_x7_remote.inference import trajectory as trajectory_module
+from crane_x7_remote.inference.safety import Limits, SafeCommand, check_motion
+from crane_x7_remote.inference.trajectory import Timing, build, state_at
+from crane_x7_vla_rl import robot
+from crane_x7_vla_rl.types import Array, JointState, Trajectory
+
+LIMITS = Limits()
+STAMP = 1_700_000_000.0
+REST = np.zeros(8)
+
+
+def _state(position: Array, velocity: Array = REST) -> JointState:
+    return JointState(position, velocity)
+
+
+def _command(targets: Array, period_s: float = 0.1) -> SafeCommand:
+    targets = np.atleast_2d(targets)
+    return SafeCommand(targets, (np.arange(len(targets)) + 1.0) * period_s)
+
+
+def _timing(stamp_s: float = STAMP, age_s: float = 0.01, **options: float) -> Timing:
+    values = {"lead_s": 0.02, "validity_s": 0.5, "measured_s": stamp_s + age_s} | options
+    return Timing(stamp_s=stamp_s, now_s=stamp_s + age_s, **values)
+
+
+def _build(
+    command: SafeCommand | None,
+    measured: JointState,
+    running: Trajectory | None = None,
+    timing: Timing | None = None,
+) -> Trajectory:
+    return build(
+        command, measured, running, timing or _timing(), LIMITS, sequence=1, session="0a1b2c3d"
+    )
+
+
+def _dense(trajectory: Trajectory, per_piece: int = 20) -> tuple[Array, Array, Array]:
+    """Return position, velocity and acceleration of the cubic through each pair of points."""
+    t, p, v = trajectory.time_from_start_s, trajectory.position_rad, trajectory.velocity_rad_s
+    if len(t) == 1:
+        return p, v, np.zeros_like(p)
+    u = np.linspace(0, 1, per_piece)[:, None, None]
+    h = np.diff(t)[None, :, None]
+    rise, s0, s1 = np.diff(p, axis=0), v[:-1] * h, v[1:] * h
+    c2, c3 = 3 * rise - 2 * s0 - s1, s0 + s1 - 2 * rise
+    position = p[:-1] + u * (s0 + u * (c2 + u * c3))
+    velocity = (s0 + u * (2 * c2 + 3 * u * c3)) / h
+    acceleration = (2 * c2 + 6 * u * c3) / h**2
+    return (
+        position.reshape(-1, 8),
+        velocity.reshape(-1, 8),
+        acceleration.reshape(-1, 8),
+    )
+
+
+def _assert_within_limits(trajectory: Trajectory) -> None:
+    position, velocity, acceleration = _dense(trajectory)
+    assert (position >= robot.LOWER_RAD - 1e-6).all()
+    assert (position <= robot.UPPER_RAD + 1e-6).all()
+    assert (np.abs(velocity) <= LIMITS.velocity_rad_s + 1e-6).all()
+    assert (np.abs(acceleration) <= LIMITS.acceleration_rad_s2 + 0.05).all()
+    assert not trajectory.velocity_rad_s[-1].any()
+    assert (np.diff(trajectory.time_from_start_s) > 0).all()
+    assert trajectory.time_from_start_s[0] >= 0
+    assert trajectory.time_from_start_s[-1] <= trajectory.valid_s
+
+
+def _random_targets(rng: np.random.Generator) -> SafeCommand:
+    steps, period_s = rng.integers(1, 20), rng.choice([0.02, 0.05, 0.1, 0.3])
+    spread = rng.choice([0.01, 0.3, 3.0])
+    base = rng.uniform(robot.LOWER_RAD, robot.UPPER_RAD)
+    targets = base + rng.normal(0, spread, (steps, 8))
+    return _command(np.clip(targets, robot.LOWER_RAD, robot.UPPER_RAD), period_s)
+
+
+@pytest.mark.parametrize("seed", range(100))
+def test_any_chunk_from_any_measured_state_keeps_all_limits(seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    measured = _state(
+        rng.uniform(robot.LOWER_RAD - 0.02, robot.UPPER_RAD + 0.02),
+        rng.choice([0.0, 1.0, 6.0]) * rng.normal(size=8),
+    )
+    timing = _timing(
+        age_s=rng.uniform(0, 0.6), lead_s=rng.uniform(0, 0.3), validity_s=rng.choice([0.3, 0.5, 3])
+    )
+    _assert_within_limits(_build(_random_targets(rng), measured, timing=timing))
+    _assert_within_limits(_build(None, measured, timing=timing))
+
+
+@pytest.mark.parametrize("seed", range(30))
+def test_a_series_of_random_chunks_is_one_smooth_path_for_a_controller(seed: int) -> None:
+    """Each trajectory reaches the controller after a random delay, shorter than the lead."""
+    rng = np.random.default_rng(seed)
+    running, active = None, None
+    position = rng.uniform(robot.LOWER_RAD, robot.UPPER_RAD)
+    times, path = [], []
+    now, inbox = STAMP, []
+    measured = _state(position)
+    for tick in range(40):
+        now += 0.1
+        timing = _timing(now - rng.uniform(0, 0.2), 0, measured_s=now, lead_s=0.05)
+        timing = Timing(timing.stamp_s, now, 0.05, 0.6, now)
+        command = _random_targets(rng)
+        running = build(
+            command, measured, running, timing, LIMITS, sequence=tick, session="0a1b2c3d"
+        )
+        _assert_within_limits(running)
+        assert check_motion(running, measured, now, LIMITS) is None
+        inbox.append((now + rng.uniform(0, 0.045), running))
+        for instant in np.arange(now, now + 0.0999, 0.005):
+            while inbox and inbox[0][0] <= instant:
+                active = inbox.pop(0)[1]
+            sample = (position, REST) if active is None else state_at(active, instant)
+            times.append(instant)
+            path.append(sample[0])
+        measured = _state(*sample)
+    steps = np.diff(np.array(path), axis=0) / 0.005
+    assert np.abs(steps).max() <= LIMITS.velocity_rad_s.max() * 1.001
+    accelerations = np.abs(np.diff(steps, axis=0)) / 0.005
+    assert accelerations.max() <= LIMITS.acceleration_rad_s2.max() * 1.06  # rounding of the samples
+
+
+def test_a_reachable_target_is_reached_exactly_and_not_passed() -> None:
+    target = robot.HOME_RAD + np.array([0.1, -0.1, 0.05, 0.02, 0, 0.1, -0.1, 0.1])
+    result = _build(_command(target), _state(robot.HOME_RAD))
+    np.testing.assert_allclose(result.position_rad[-1], target, atol=1e-6)
+    position, _, _ = _dense(result)
+    span = np.sort([robot.HOME_RAD, target], axis=0)
+    assert (position >= span[0] - 1e-6).all()
+    assert (position <= span[1] + 1e-6).all()
+
+
+def test_a_slow_chunk_is_followed_in_time() -> None:
+    steps = robot.HOME_RAD + np.linspace(0.02, 0.08, 4)[:, None] * np.eye(8)[0]
+    result = _build(_command(steps), _state(robot.HOME_RAD), timing=_timing(validity_s=0.6))
+    for k, due_s in enumerate([0.2, 0.3, 0.4]):
+        position, _ = state_at(result, STAMP + due_s)
+        assert abs(position[0] - steps[k + 1, 0]) < 0.01
+
+
+def test_steps_already_due_are_skipped() -> None:
+    up = robot.HOME_RAD + 0.2 * np.eye(8)[0]
+    down = robot.HOME_RAD - 0.05 * np.eye(8)[0]
+    late = _timing(age_s=0.15)
+    result = _build(_command(np.stack([up, down])), _state(robot.HOME_RAD), timing=late)
+    assert result.position_rad[:, 0].max() <= 1e-9
+    np.testing.assert_allclose(result.position_rad[-1], down, atol=1e-6)
+
+
+def test_an_overdue_chunk_still_leads_to_its_last_target() -> None:
+    target = robot.HOME_RAD + 0.01
+    result = _build(
+        _command(target, 0.05), _state(robot.HOME_RAD), timing=_timing(age_s=0.1, validity_s=0.6)
+    )
+    np.testing.assert_allclose(result.position_rad[-1], target, atol=1e-6)
+
+
+def test_the_path_up_to_the_takeover_is_the_running_one() -> None:
+    running = _build(_command(robot.HOME_RAD + 0.3), _state(robot.HOME_RAD))
+    now = STAMP + 0.15
+    measured = _state(*state_at(running, now))
+    result = _build(_command(robot.HOME_RAD - 0.3), measured, running, _timing(STAMP + 0.1, 0.05))
+    for instant in np.arange(now, now + 0.02, 0.001):
+        for old, new in zip(state_at(running, instant), state_at(result, instant), strict=True):
+            np.testing.assert_allclose(new, old, atol=1e-5)
+    assert state_at(result, now + 0.3)[0][0] < state_at(running, now + 0.3)[0][0]
+
+
+def test_targets_are_blended_from_the_running_trajectory() -> None:
+    running = _build(_command(robot.HOME_RAD + 0.3, 0.4), _state(robot.HOME_RAD))
+    now = STAMP + 0.1
+    measured = _state(*state_at(running, now))
+    jump = _command(robot.HOME_RAD + 0.35, 0.001)
+    timing = _timing(STAMP + 0.09, 0.01)
+    blended = _build(jump, measured, running, timing)
+    elsewhere = _state(measured.position_rad + 1e-9, measured.velocity_rad_s)
+    abrupt = _build(jump, elsewhere, None, timing)
+    soon = now + 0.06
+    ahead = [
+        abs(state_at(t, soon)[0][0] - state_at(running, soon)[0][0]) for t in (blended, abrupt)
+    ]
+    assert ahead[0] < ahead[1]
+
+
+def test_an_arm_that_left_the_running_path_starts_from_where_it_was_measured() -> None:
+    running = _build(_command(robot.HOME_RAD + 0.3), _state(robot.HOME_RAD))
+    pushed = _state(robot.HOME_RAD - 0.4 * np.eye(8)[0])
+    timing = _timing(STAMP + 0.2, 0.01)
+    result = _build(_command(robot.HOME_RAD), pushed, running, timing)
+    np.testing.assert_allclose(result.position_rad[0], pushed.position_rad, atol=1e-9)
+
+
+def test_a_sagging_arm_does_not_pull_the_path_down() -> None:
+    running = _build(_command(robot.HOME_RAD), _state(robot.HOME_RAD))
+    sagging = _state(robot.HOME_RAD - 0.05 * np.eye(8)[1])
+    timing = _timing(STAMP + 2, 0.01)
+    result = _build(_command(robot.HOME_RAD), sagging, running, timing)
+    np.testing.assert_allclose(result.position_rad, robot.HOME_RAD[None], atol=1e-9)
+
+
+def test_a_measured_velocity_is_taken_over() -> None:
+    moving = _state(robot.HOME_RAD, 1.0 * np.eye(8)[0])
+    result = _build(_command(robot.HOME_RAD), moving)
+    assert result.velocity_rad_s[0, 0] == pytest.approx(1.0)
+
+
+def test_an_unreported_velocity_counts_as_rest() -> None:
+    result = _build(_command(robot.HOME_RAD), _state(robot.HOME_RAD, np.full(8, np.nan)))
+    assert not result.velocity_rad_s[0].any()
+
+
+def test_braking_ends_at_rest_as_fast_as_allowed() -> None:
+    moving = _state(robot.HOME_RAD, 2.0 * np.eye(8)[0])
+    result = _build(None, moving)
+    assert result.time_from_start_s[-1] - result.time_from_start_s[0] <= 2.0 / 6.4 + 0.021
+    _assert_within_limits(result)
+
+
+def test_validity_covers_a_braking_that_takes_longer() -> None:
+    moving = _state(robot.HOME_RAD, 4.0 * np.eye(8)[0])
+    result = _build(_command(robot.HOME_RAD), moving, timing=_timing(validity_s=0.3))
+    assert result.time_from_start_s[-1] > 0.3
+    assert result.valid_s >= result.time_from_start_s[-1]
+
+
+def test_a_long_validity_does_not_make_long_messages() -> None:
+    result = _build(
+        _command(robot.HOME_RAD + 0.5, 2.0), _state(robot.HOME_RAD), timing=_timing(validity_s=5)
+    )
+    assert len(result.time_from_start_s) <= trajectory_module.MAX_POINTS + 2
+
+
+def test_the_robots_clock_may_be_anywhere() -> None:
+    far = build(
+        _command(robot.HOME_RAD + 0.1),
+        _state(robot.HOME_RAD),
+        None,
+        _timing(STAMP + 3600),
+        LIMITS,
+        sequence=1,
+        session="0a1b2c3d",
+    )
+    near = _build(_command(robot.HOME_RAD + 0.1), _state(robot.HOME_RAD))
+    np.testing.assert_allclose(far.position_rad, near.position_rad, atol=1e-5)
