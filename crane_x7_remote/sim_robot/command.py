@@ -27,6 +27,9 @@ SWITCH_INTERVAL_S = 0.001
 """The arm computes on one thread; this is how long the server's may wait for the interpreter."""
 
 
+STOP_TIMEOUT_S = 2.0
+
+
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `sim-robot`."""
     add = parser.add_argument
@@ -73,11 +76,15 @@ def run(args: argparse.Namespace) -> int:
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, on_signal)
     robot = SimRobot(_config(args), _arm_maker(args))
-    with robot:
-        print(f"ready: sim-robot serves rosbridge on {args.host} port {robot.port}", flush=True)
+    try:
+        robot.start(cancelled=stop)
+        if not stop.is_set():
+            print(f"ready: sim-robot serves rosbridge on {args.host} port {robot.port}", flush=True)
         while not stop.wait(0.1):
             if robot.ended.is_set():
                 raise SimulationError(f"sim-robot failed: {robot.failure}") from robot.failure
+    finally:
+        robot.close(STOP_TIMEOUT_S)
     return ExitCode.OK
 
 

@@ -39,6 +39,8 @@ logger = logging.getLogger(__name__)
 
 SIM_STATE_TOPIC = "/sim/state"
 SIM_STATE_HZ = 5.0
+START_TIMEOUT_S = 180.0
+"""The first picture of a simulation takes ten seconds on two busy cores."""
 MOST_STEPS_AT_ONCE = 4
 """Steps made up for after a late wake-up; the rest is skipped, so that the arm falls behind."""
 GRIPPER_ACTION_TYPE = "control_msgs/action/GripperCommand"
@@ -92,23 +94,30 @@ class SimRobot:
             for name, run in (("server", self._serve), ("arm", self._move))
         ]
 
-    def start(self, timeout_s: float = 180.0) -> None:
-        """Start and wait until clients are served and the arm moves; raise SimulationError."""
+    def start(
+        self, timeout_s: float = START_TIMEOUT_S, cancelled: threading.Event | None = None
+    ) -> None:
+        """Start and wait until clients are served and the arm moves, or `cancelled` is set.
+
+        Raises SimulationError.
+        """
         deadline = self._clock() + timeout_s
         for thread, ready in zip(self._threads, (self._served, self._moving), strict=True):
             thread.start()
             while not ready.wait(0.02):
+                if cancelled is not None and cancelled.is_set():
+                    return
                 if self.ended.is_set() or self._clock() > deadline:
                     self.close()
                     raise SimulationError(self._explain_failure(timeout_s)) from self.failure
 
-    def close(self) -> None:
-        """Stop both threads; safe to call more than once."""
+    def close(self, timeout_s: float = 10.0) -> None:
+        """Stop both threads, waiting for each at most `timeout_s`; may be called repeatedly."""
         self._stop.set()
         self.ended.set()
         for thread in self._threads:
             if thread.ident is not None:
-                thread.join(timeout=10)
+                thread.join(timeout_s)
 
     def __enter__(self) -> SimRobot:
         self.start()

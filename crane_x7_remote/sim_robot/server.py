@@ -179,10 +179,8 @@ class RosbridgeServer:
 
     def publish(self, topic: str, message: Operation) -> None:
         """See session.Hub: the robot gets the message first, then every subscriber."""
-        try:
-            self._robot.receive(topic, message)
-        finally:
-            self.broadcast(topic, message)
+        self._robot.receive(topic, message)
+        self.broadcast(topic, message)
 
     def start_goal(self, key: GoalKey, action_type: str, args: Operation) -> None:
         """See session.Hub."""

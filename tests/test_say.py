@@ -1,0 +1,97 @@
+"""`crane-x7-remote say`, run as the operator runs it, against the real server."""
+
+from __future__ import annotations
+
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+import pytest
+from websockets.sync.client import connect
+
+from crane_x7_remote.rosbridge import messages, protocol
+from crane_x7_remote.sim_robot.arm import KinematicArm
+from crane_x7_remote.sim_robot.robot import RobotConfig, SimRobot
+from crane_x7_remote.sim_robot.server import ServerConfig
+
+TOPIC = "/vla/update_instruction"
+
+
+@pytest.fixture
+def robot() -> Iterator[SimRobot]:
+    with SimRobot(RobotConfig(server=ServerConfig(port=0)), KinematicArm) as running:
+        yield running
+
+
+def say(text: str, host: str, port: int) -> subprocess.CompletedProcess[str]:
+    flags = ["--rosbridge-host", host, "--rosbridge-port", str(port)]
+    return subprocess.run(
+        [sys.executable, "-m", "crane_x7_remote", "say", text, *flags],
+        capture_output=True,
+        text=True,
+        timeout=30,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("text", ["pick up the blue cube", 'say "青" \\ and more'])
+def test_what_is_said_reaches_a_subscriber(robot: SimRobot, text: str) -> None:
+    with connect(f"ws://127.0.0.1:{robot.port}") as listener:
+        operation = protocol.subscribe(TOPIC, "std_msgs/msg/String", id="a", compression="cbor")
+        listener.send(protocol.encode_json(operation))
+        started = time.monotonic()
+        result = say(text, "127.0.0.1", robot.port)
+        assert (result.returncode, result.stderr) == (0, "")
+        assert time.monotonic() - started < 10
+        heard = protocol.decode(listener.recv(timeout=5))
+    assert messages.instruction(heard["msg"]) == text
+
+
+def test_a_blank_task_is_refused_before_connecting() -> None:
+    result = say("  ", "127.0.0.1", 1)
+    assert result.returncode != 0
+    assert "empty" in result.stderr
+
+
+def test_a_refused_port_is_named_with_the_next_thing_to_check() -> None:
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        port = unused.getsockname()[1]
+        result = say("pick up the red cube", "127.0.0.1", port)
+    assert result.returncode == 4
+    assert f"127.0.0.1:{port}" in result.stderr
+    assert "check" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_an_unknown_host_is_named() -> None:
+    result = say("pick up the red cube", "no-such-robot.invalid", 9090)
+    assert result.returncode == 4
+    assert "no-such-robot.invalid:9090" in result.stderr
+
+
+def test_a_server_that_is_no_rosbridge_is_given_up() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        held: list[socket.socket] = []
+        stop = threading.Event()
+
+        def hold() -> None:
+            while not stop.is_set():
+                try:
+                    held.append(mute.accept()[0])
+                except OSError:
+                    return
+
+        thread = threading.Thread(target=hold, daemon=True)
+        thread.start()
+        started = time.monotonic()
+        result = say("pick up the red cube", "127.0.0.1", mute.getsockname()[1])
+        stop.set()
+        for connection in held:
+            connection.close()
+    assert result.returncode == 4
+    assert "not as a rosbridge" in result.stderr
+    assert time.monotonic() - started < 15

@@ -1,0 +1,137 @@
+"""`crane-x7-remote sim-robot` as a process of its own."""
+
+from __future__ import annotations
+
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import numpy as np
+import pytest
+from websockets.sync.client import ClientConnection, connect
+
+from crane_x7_remote.rosbridge import messages, protocol
+from crane_x7_vla_rl.robot import ARM_JOINT_NAMES, HOME_RAD
+
+CAMERA, JOINTS = "/camera/color/image_raw/compressed", "/joint_states"
+ARM = "/crane_x7_arm_controller/joint_trajectory"
+READY = re.compile(r"ready: .* on 127\.0\.0\.1 port (\d+)")
+
+
+@contextmanager
+def started(*flags: str) -> Iterator[subprocess.Popen[str]]:
+    """The command, killed at the end if it still runs."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "crane_x7_remote", "sim-robot", *flags],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate(timeout=10)
+
+
+def ready_port(process: subprocess.Popen[str]) -> int:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    match = READY.match(line)
+    assert match, f"expected a line with 'ready', got {line!r}"
+    return int(match[1])
+
+
+def ask(connection: ClientConnection, topic: str, type_name: str) -> None:
+    operation = protocol.subscribe(topic, type_name, id=topic, compression="cbor")
+    connection.send(protocol.encode_json(operation))
+
+
+def next_message(connection: ClientConnection, topic: str) -> dict[str, object]:
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        operation = protocol.decode(connection.recv(timeout=10))
+        if operation["op"] == "publish" and operation["topic"] == topic:
+            message: dict[str, object] = operation["msg"]
+            return message
+    raise AssertionError(f"nothing came on {topic}")
+
+
+def position(connection: ClientConnection) -> np.ndarray:
+    return messages.joint_state(next_message(connection, JOINTS)).position_rad
+
+
+@pytest.mark.parametrize("arm", ["kinematic"])
+def test_it_shows_pictures_and_moves_on_a_trajectory_and_ends_on_sigterm(arm: str) -> None:
+    with started("--arm", arm, "--port", "0") as process:
+        port = ready_port(process)
+        with connect(f"ws://127.0.0.1:{port}", max_size=None) as connection:
+            ask(connection, CAMERA, "sensor_msgs/CompressedImage")
+            frame = messages.frame(next_message(connection, CAMERA), 0.0)
+            assert messages.decode_image(frame).shape == (480, 640, 3)
+            ask(connection, JOINTS, "sensor_msgs/msg/JointState")
+            np.testing.assert_allclose(position(connection), HOME_RAD, atol=0.05)
+            target = HOME_RAD[:7] + 0.2
+            point = {
+                "positions": target.tolist(),
+                "velocities": [0.0] * 7,
+                "time_from_start": {"sec": 0, "nanosec": 500_000_000},
+            }
+            trajectory = {
+                "header": {"stamp": {"sec": 0, "nanosec": 0}, "frame_id": ""},
+                "joint_names": list(ARM_JOINT_NAMES),
+                "points": [point],
+            }
+            connection.send(protocol.encode_json(protocol.publish(ARM, trajectory)))
+            deadline = time.monotonic() + 5
+            while np.abs(position(connection)[:7] - target).max() > 0.05:
+                assert time.monotonic() < deadline, "the arm did not arrive"
+        process.send_signal(signal.SIGTERM)
+        asked = time.monotonic()
+        assert process.wait(timeout=10) == 0
+        assert time.monotonic() - asked < 3
+
+
+def test_sigint_with_clients_connected_ends_with_success() -> None:
+    with started("--arm", "kinematic", "--port", "0") as process:
+        port = ready_port(process)
+        with connect(f"ws://127.0.0.1:{port}", max_size=None) as connection:
+            ask(connection, CAMERA, "sensor_msgs/CompressedImage")
+            next_message(connection, CAMERA)
+            process.send_signal(signal.SIGINT)
+            assert process.wait(timeout=10) == 0
+
+
+def test_a_port_in_use_is_named_and_ends_it() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with started("--arm", "kinematic", "--port", str(port)) as process:
+            _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 7
+    assert f"127.0.0.1:{port}" in stderr
+    assert "--port" in stderr
+    assert "Traceback" not in stderr
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--port", "70000"],
+        ["--image-size", "huge"],
+        ["--camera-rate", "0"],
+        ["--camera-rate", "nan"],
+        ["--jpeg-quality", "101"],
+        ["--arm", "rubber"],
+    ],
+)
+def test_a_wrong_flag_is_a_usage_error(flags: list[str]) -> None:
+    with started(*flags) as process:
+        _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 2
+    assert flags[0] in stderr
