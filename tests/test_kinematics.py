@@ -63,7 +63,7 @@ def test_leaning_tool_leans_outwards() -> None:
     [
         ((0.9, 0.0, 0.02), "spans"),
         ((-0.2, -0.01, 0.02), "pan_joint"),
-        ((0.01, 0.0, 0.10), "rotate_joint"),
+        ((0.01, 0.0, 0.10), "lower_arm_revolute_part_joint"),
         ((np.nan, 0.0, 0.02), "finite"),
     ],
 )
