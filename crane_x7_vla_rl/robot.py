@@ -79,6 +79,10 @@ FINGER_B: Final = Joint(
 )
 """Follows finger A; commanded by nobody. [D]"""
 
+FINGER_LENGTH_M: Final = 0.074
+"""Finger joint to fingertip, along z of the gripper base, closed. Of the simulated model; measure
+it on an arm whose fingertips were changed."""
+
 ARM_JOINT_NAMES: Final = tuple(joint.name for joint in ARM_JOINTS)
 GRIPPER_JOINT_NAME: Final = FINGER_A.name
 JOINT_NAMES: Final = (*ARM_JOINT_NAMES, GRIPPER_JOINT_NAME)

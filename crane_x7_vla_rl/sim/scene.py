@@ -1,0 +1,344 @@
+"""What both tasks share: table, cubes, plate, cameras, reset by seed, and the state of each cube.
+
+Legend: N parallel scenes, C cubes. World frame: mounting surface under the robot, z up, x forward;
+the table's top is at z = 0. Lengths in m.
+
+Each episode puts the cubes and the plate on four spots in a random order, each shifted by up to
+`spawn_range_m`. A light scene on purpose: flat colours, no textures, no shadows, some hundred
+vertices.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final
+
+import numpy as np
+import sapien
+import torch
+from mani_skill.envs.sapien_env import BaseEnv
+from mani_skill.sensors.camera import CameraConfig
+from mani_skill.utils import sapien_utils
+from mani_skill.utils.building import ActorBuilder
+from mani_skill.utils.structs.actor import Actor
+from mani_skill.utils.structs.pose import Pose
+from mani_skill.utils.structs.types import SceneConfig, SimConfig
+
+from crane_x7_vla_rl.camera import BASE_CAMERA
+from crane_x7_vla_rl.robot import (
+    CAMERA_HORIZONTAL_FOV_RAD,
+    CAMERA_IN_GRIPPER_BASE_M,
+    FINGER_A,
+    FINGER_LENGTH_M,
+    HOME_RAD,
+)
+from crane_x7_vla_rl.sim.agent import CraneX7
+from crane_x7_vla_rl.sim.errors import SimError
+
+COLOURS: Final = {
+    "red": (0.80, 0.06, 0.06),
+    "green": (0.06, 0.60, 0.12),
+    "blue": (0.06, 0.15, 0.80),
+}
+CUBE_HALF_M: Final = 0.015
+CUBE_KG: Final = 0.03
+PLATE_RADIUS_M, PLATE_HEIGHT_M = 0.06, 0.006
+SPOTS_M: Final = ((0.19, -0.10), (0.19, 0.10), (0.29, -0.07), (0.29, 0.07))
+"""(x, y) around which things are put: in reach from above and in view of the base camera."""
+CUBE_GAP_M: Final = 0.06
+"""Least distance of two cubes' centres: the open fingers fit between them."""
+PLATE_GAP_M: Final = PLATE_RADIUS_M + 0.035
+
+LIFT_M: Final = 0.10
+TOUCH_N: Final = 0.3
+"""A finger holds a cube when it presses at least this hard; a cube weighs 0.3 N."""
+OPEN_RAD: Final = 0.15
+AWAY_M: Final = 0.06
+STILL_M_S: Final = 0.05
+CAMERAS: Final = ("base_camera", "hand_camera")
+
+
+@dataclass(frozen=True)
+class CubeStatus:
+    """The true state of one cube; for rewards and reports, never for a policy."""
+
+    grasped: bool
+    lifted: bool
+    """Grasped, and LIFT_M above where it lay."""
+    placed: bool
+    """At rest on the plate, the gripper open and away."""
+    position_m: tuple[float, float, float]
+
+
+class CubeScene(BaseEnv):  # type: ignore[misc]
+    """A CRANE-X7 before coloured cubes and a plate; the tasks say what success is."""
+
+    SUPPORTED_ROBOTS: ClassVar = ["crane_x7"]
+    agent: CraneX7
+
+    def __init__(
+        self,
+        *args: Any,
+        image_size: tuple[int, int] = (128, 128),
+        cameras: tuple[str, ...] = ("base_camera",),
+        colours: tuple[str, ...] = tuple(COLOURS),
+        spawn_range_m: float = 0.03,
+        home_noise_rad: float = 0.02,
+        control_freq: int = 20,
+        **kwargs: Any,
+    ) -> None:
+        """`image_size` is (width, height); `cameras` of CAMERAS are rendered, each costs time;
+        `colours` of COLOURS are the cubes that there are. Raises SimError for a wrong option."""
+        _check_choice("cameras", cameras, CAMERAS)
+        _check_choice("colours", colours, tuple(COLOURS))
+        if not 0 <= spawn_range_m <= 0.05:
+            raise SimError(f"spawn_range_m is {spawn_range_m}, expected 0 to 0.05 m")
+        self.image_size = image_size
+        self.camera_names = cameras
+        self.colours = colours
+        self.spawn_range_m = spawn_range_m
+        self.home_noise_rad = home_noise_rad
+        self._control_hz = control_freq
+        kwargs.setdefault("robot_uids", "crane_x7")
+        super().__init__(*args, **kwargs)
+
+    # --- what is built once ----------------------------------------------------------------------
+
+    @property
+    def _default_sim_config(self) -> SimConfig:
+        # Four physics steps per control step at 20 Hz; the soft fingers stay stable down to 60 Hz.
+        sim_hz = self._control_hz * max(1, round(80 / self._control_hz))
+        return SimConfig(
+            sim_freq=sim_hz,
+            control_freq=self._control_hz,
+            scene_config=SceneConfig(solver_position_iterations=12),
+        )
+
+    @property
+    def _default_sensor_configs(self) -> list[CameraConfig]:
+        width, height = self.image_size
+        configs = []
+        if "base_camera" in self.camera_names:
+            pose = sapien_utils.look_at(BASE_CAMERA.position_m, BASE_CAMERA.target_m)
+            fov = _vertical_fov(BASE_CAMERA.horizontal_fov_rad, width, height)
+            configs.append(CameraConfig("base_camera", pose, width, height, fov, 0.05, 5))
+        if "hand_camera" in self.camera_names:
+            # Looks along the fingers (+z of the gripper base), its upper side towards +y.
+            axes = np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
+            matrix = np.eye(4)
+            matrix[:3, :3], matrix[:3, 3] = axes, CAMERA_IN_GRIPPER_BASE_M
+            fov = _vertical_fov(CAMERA_HORIZONTAL_FOV_RAD, width, height)
+            mount = self.agent.gripper_base
+            configs.append(
+                CameraConfig(
+                    "hand_camera", sapien.Pose(matrix), width, height, fov, 0.01, 5, mount=mount
+                )
+            )
+        return configs
+
+    @property
+    def _default_human_render_camera_configs(self) -> CameraConfig:
+        pose = sapien_utils.look_at((0.75, 0.45, 0.5), (0.15, 0.0, 0.1))
+        return CameraConfig("render_camera", pose, 640, 480, 0.9, 0.05, 5)
+
+    def _load_agent(self, options: dict[str, Any], *args: Any, **kwargs: Any) -> None:
+        super()._load_agent(options, sapien.Pose(), *args, **kwargs)
+
+    def _load_lighting(self, options: dict[str, Any]) -> None:
+        del options
+        self.scene.set_ambient_light([0.55, 0.55, 0.55])
+        self.scene.add_directional_light([-0.5, 0.3, -1.0], [0.9, 0.9, 0.9])
+
+    def _load_scene(self, options: dict[str, Any]) -> None:
+        del options
+        table = self.scene.create_actor_builder()
+        half = [0.4, 0.45, 0.02]
+        table.add_box_collision(half_size=half)
+        table.add_box_visual(half_size=half, material=_material((0.42, 0.37, 0.32)))
+        table.initial_pose = sapien.Pose([0.3, 0, -0.02])
+        self.table = table.build_static("table")
+        self.cubes: dict[str, Actor] = {colour: self._build_cube(colour) for colour in self.colours}
+        self.plate = self._build_plate()
+
+    def _build_cube(self, colour: str) -> Actor:
+        builder: ActorBuilder = self.scene.create_actor_builder()
+        half = [CUBE_HALF_M] * 3
+        builder.add_box_collision(half_size=half, density=CUBE_KG / (2 * CUBE_HALF_M) ** 3)
+        builder.add_box_visual(half_size=half, material=_material(COLOURS[colour]))
+        # Built apart, so that no two bodies ever overlap.
+        builder.initial_pose = sapien.Pose([1 + 0.1 * len(colour), 0, 0.5])
+        return builder.build(f"cube_{colour}")
+
+    def _build_plate(self) -> Actor:
+        """A round plate, drawn as a low cylinder; cylinders lie along x, hence the turn."""
+        builder: ActorBuilder = self.scene.create_actor_builder()
+        pose = sapien.Pose(q=[np.cos(np.pi / 4), 0, np.sin(np.pi / 4), 0])
+        size = {"radius": PLATE_RADIUS_M, "half_length": PLATE_HEIGHT_M / 2}
+        builder.add_cylinder_collision(pose, **size)
+        builder.add_cylinder_visual(pose, material=_material((0.95, 0.95, 0.93)), **size)
+        builder.initial_pose = sapien.Pose([1, 1, 0.5])
+        return builder.build_kinematic("plate")
+
+    # --- what an episode begins with -------------------------------------------------------------
+
+    def _initialize_episode(self, env_idx: torch.Tensor, options: dict[str, Any]) -> None:
+        count = len(env_idx)
+        generators = [self._batched_episode_rng[int(index)] for index in env_idx]
+        layouts = np.array([self._layout(generator) for generator in generators])  # (n, C + 1, 3)
+        for column, actor in enumerate((*self.cubes.values(), self.plate)):
+            xy_yaw = torch.as_tensor(layouts[:, column], dtype=torch.float32, device=self.device)
+            height = PLATE_HEIGHT_M / 2 if actor is self.plate else CUBE_HALF_M
+            actor.set_pose(_upright(xy_yaw, height))
+        self._name_cubes(env_idx, generators, options)
+        qpos = np.tile(np.append(HOME_RAD, HOME_RAD[-1]), (count, 1))
+        for row, generator in enumerate(generators):
+            noise = generator.normal(0, self.home_noise_rad, 7) if self.home_noise_rad else 0.0
+            qpos[row, :7] += noise
+        self.agent.reset(qpos)
+        if not hasattr(self, "_held_steps"):
+            self._held_steps = torch.zeros(self.num_envs, dtype=torch.int32, device=self.device)
+            self._counted_at = torch.zeros_like(self.elapsed_steps)
+        self._held_steps[env_idx] = 0
+        self._counted_at[env_idx] = 0
+
+    def _layout(self, generator: np.random.RandomState) -> np.ndarray[Any, Any]:
+        """Return (C + 1, 3) x, y, yaw of the cubes and, last, the plate; none touch."""
+        count = len(self.colours)
+        while True:
+            spots = np.array(SPOTS_M)[generator.permutation(len(SPOTS_M))[: count + 1]]
+            spots = spots + generator.uniform(-self.spawn_range_m, self.spawn_range_m, spots.shape)
+            apart = np.linalg.norm(spots[:, None] - spots[None], axis=-1)
+            apart[np.diag_indices(count + 1)] = np.inf
+            if apart.min() >= CUBE_GAP_M and apart[-1].min() >= PLATE_GAP_M:
+                yaw = generator.uniform(-np.pi / 4, np.pi / 4, count + 1)
+                return np.column_stack([spots, yaw])
+
+    def _name_cubes(
+        self, env_idx: torch.Tensor, generators: list[Any], options: dict[str, Any]
+    ) -> None:
+        """Choose the cube that each instruction names: option "colour", or by the seed."""
+        wanted = options.get("colour")
+        if wanted is not None and wanted not in self.colours:
+            raise SimError(f"colour {wanted!r} is not among the cubes: {', '.join(self.colours)}")
+        if not hasattr(self, "named"):
+            self.named = torch.zeros(self.num_envs, dtype=torch.long, device=self.device)
+        drawn = [int(generator.randint(len(self.colours))) for generator in generators]
+        if wanted is not None:
+            drawn = [self.colours.index(wanted)] * len(drawn)
+        self.named[env_idx] = torch.tensor(drawn, device=self.device)
+        self._named_list: list[int] = self.named.tolist()
+
+    @property
+    def named_colours(self) -> list[str]:
+        """The colour that each scene's instruction names, N of them."""
+        return [self.colours[index] for index in self._named_list]
+
+    @property
+    def instruction(self) -> list[str]:
+        """The task of each scene in words, N of them."""
+        raise NotImplementedError
+
+    # --- what is true now ------------------------------------------------------------------------
+
+    def tool_position(self) -> torch.Tensor:
+        """(N, 3): the point between the fingertips."""
+        pose = self.agent.gripper_base.pose
+        reach = FINGER_A.origin_m[2] + FINGER_LENGTH_M
+        return pose.p + reach * _z_axis(pose.q)
+
+    def _cube_positions(self) -> torch.Tensor:
+        """(N, 3) of the named cubes."""
+        cubes = list(self.cubes.values())
+        if len(set(self._named_list)) == 1:
+            return cubes[self._named_list[0]].pose.p
+        every = torch.stack([cube.pose.p for cube in cubes], dim=1)  # (N, C, 3)
+        return every[torch.arange(self.num_envs, device=self.device), self.named]
+
+    def _touched(self, cube: Actor) -> torch.Tensor:
+        """(N,) bool: both fingers press the cube."""
+        touched = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+        for finger in self.agent.fingers:
+            force = self.scene.get_pairwise_contact_forces(finger, cube)
+            touched &= torch.linalg.vector_norm(force, dim=-1) >= TOUCH_N
+        return touched
+
+    def _named_grasped(self, position: torch.Tensor) -> torch.Tensor:
+        """(N,) bool. Contacts are the dearest query of a step, so they are asked for only where a
+        named cube, at `position` (N, 3), is near the fingertips."""
+        near = torch.linalg.vector_norm(position - self.tool_position(), dim=-1) < 0.06
+        if not self.gpu_sim_enabled and not bool(near.any()):
+            return near
+        grasped = torch.zeros_like(near)
+        for index in sorted(set(self._named_list)):
+            mine = self.named == index
+            grasped |= mine & near & self._touched(self.cubes[self.colours[index]])
+        return grasped
+
+    def _on_plate(self, cube: Actor) -> torch.Tensor:
+        """(N,) bool: the cube rests on the plate, the gripper open and away from it."""
+        offset = cube.pose.p - self.plate.pose.p
+        over = torch.linalg.vector_norm(offset[:, :2], dim=-1) < PLATE_RADIUS_M
+        resting = (offset[:, 2] - PLATE_HEIGHT_M / 2 - CUBE_HALF_M).abs() < 0.008
+        still = torch.linalg.vector_norm(cube.linear_velocity, dim=-1) < STILL_M_S
+        away = torch.linalg.vector_norm(cube.pose.p - self.tool_position(), dim=-1) > AWAY_M
+        opened = self.agent.robot.get_qpos()[:, 7] > OPEN_RAD
+        return over & resting & still & away & opened
+
+    def _count_held(self, now: torch.Tensor) -> None:
+        """Count the control steps in a row for which `now` (N,) has been true, once per step."""
+        fresh = self.elapsed_steps != self._counted_at
+        counted = torch.where(
+            now, self._held_steps + fresh.int(), torch.zeros_like(self._held_steps)
+        )
+        self._held_steps, self._counted_at = counted, self.elapsed_steps.clone()
+
+    def cube_status(self, scene: int = 0) -> dict[str, CubeStatus]:
+        """Return the true state of every cube in one scene, whichever the instruction names."""
+        status = {}
+        for colour, cube in self.cubes.items():
+            position = cube.pose.p[scene].tolist()
+            grasped = bool(self._touched(cube)[scene])
+            lifted = grasped and position[2] - CUBE_HALF_M >= LIFT_M
+            placed = bool(self._on_plate(cube)[scene])
+            status[colour] = CubeStatus(grasped, lifted, placed, tuple(position))
+        return status
+
+    def _get_obs_extra(self, info: dict[str, Any]) -> dict[str, torch.Tensor]:
+        """True positions, in the state modes alone: a picture policy must not see them."""
+        if not self.obs_mode_struct.use_state:
+            return {}
+        del info
+        position = self._cube_positions()
+        return {
+            "tool_position_m": self.tool_position(),
+            "cube_position_m": position,
+            "plate_position_m": self.plate.pose.p,
+        }
+
+
+def _check_choice(name: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:
+    if not given or not set(given) <= set(known) or len(set(given)) != len(given):
+        raise SimError(f"{name} is {given}, expected some of {', '.join(known)}, each once")
+
+
+def _vertical_fov(horizontal_rad: float, width: int, height: int) -> float:
+    """ManiSkill takes the vertical field of view."""
+    return float(2 * np.arctan(np.tan(horizontal_rad / 2) * height / width))
+
+
+def _material(colour: tuple[float, float, float]) -> sapien.render.RenderMaterial:
+    return sapien.render.RenderMaterial(base_color=[*colour, 1.0], roughness=0.9, specular=0.1)
+
+
+def _upright(xy_yaw: torch.Tensor, height_m: float) -> Pose:
+    """Poses standing on the table; `xy_yaw` is (n, 3)."""
+    half = xy_yaw[:, 2] / 2
+    zero = torch.zeros_like(half)
+    position = torch.stack([xy_yaw[:, 0], xy_yaw[:, 1], zero + height_m], dim=-1)
+    return Pose.create_from_pq(position, torch.stack([half.cos(), zero, zero, half.sin()], dim=-1))
+
+
+def _z_axis(q: torch.Tensor) -> torch.Tensor:
+    """(N, 3): where unit quaternions (N, 4), w first, turn the z axis."""
+    w, x, y, z = q.unbind(-1)
+    return torch.stack([2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)], dim=-1)
