@@ -25,6 +25,7 @@ from crane_x7_vla_rl.robot import (
     DOF,
     FINGER_A,
     FINGER_B,
+    FINGER_LENGTH_M,
     LOWER_RAD,
     UPPER_RAD,
     Joint,
@@ -32,8 +33,6 @@ from crane_x7_vla_rl.robot import (
 
 Array = npt.NDArray[np.float64]
 
-FINGER_LENGTH_M: Final = 0.076
-"""From the finger's joint to its tip, of the simulated arm."""
 TOOL_M: Final = FINGER_A.origin_m[2] + FINGER_LENGTH_M
 """From the gripper base's frame along its z to the tool frame."""
 
