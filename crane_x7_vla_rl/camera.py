@@ -76,5 +76,6 @@ class Camera:
         return np.asarray(self.position_m + distance * rays, dtype=np.float64)
 
 
-BASE_CAMERA: Final = Camera((0.72, 0.0, 0.55), (0.22, 0.0, 0.02), float(np.deg2rad(55.0)))
-"""Stands opposite the robot and overlooks its table."""
+BASE_CAMERA: Final = Camera((0.80, 0.25, 0.62), (0.17, 0.0, 0.10), float(np.deg2rad(58.0)))
+"""Stands opposite the robot and to its left, so that the arm hides little of what it reaches for;
+sees the whole arm and its table."""

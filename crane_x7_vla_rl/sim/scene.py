@@ -70,7 +70,7 @@ class CubeStatus:
     position_m: tuple[float, float, float]
 
 
-class CubeScene(BaseEnv):  # type: ignore[misc]
+class CubeScene(BaseEnv):
     """A CRANE-X7 before coloured cubes and a plate; the tasks say what success is."""
 
     SUPPORTED_ROBOTS: ClassVar = ["crane_x7"]
@@ -157,6 +157,10 @@ class CubeScene(BaseEnv):  # type: ignore[misc]
         table.add_box_visual(half_size=half, material=_material((0.42, 0.37, 0.32)))
         table.initial_pose = sapien.Pose([0.3, 0, -0.02])
         self.table = table.build_static("table")
+        wall = self.scene.create_actor_builder()
+        wall.add_box_visual(half_size=[0.01, 4, 4], material=_material((0.63, 0.68, 0.72)))
+        wall.initial_pose = sapien.Pose([-0.8, 0, 0])
+        self.wall = wall.build_static("wall")
         self.cubes: dict[str, Actor] = {colour: self._build_cube(colour) for colour in self.colours}
         self.plate = self._build_plate()
 
@@ -244,13 +248,15 @@ class CubeScene(BaseEnv):  # type: ignore[misc]
         """(N, 3): the point between the fingertips."""
         pose = self.agent.gripper_base.pose
         reach = FINGER_A.origin_m[2] + FINGER_LENGTH_M
-        return pose.p + reach * _z_axis(pose.q)
+        position: torch.Tensor = pose.p + reach * _z_axis(pose.q)
+        return position
 
     def _cube_positions(self) -> torch.Tensor:
         """(N, 3) of the named cubes."""
         cubes = list(self.cubes.values())
         if len(set(self._named_list)) == 1:
-            return cubes[self._named_list[0]].pose.p
+            only: torch.Tensor = cubes[self._named_list[0]].pose.p
+            return only
         every = torch.stack([cube.pose.p for cube in cubes], dim=1)  # (N, C, 3)
         return every[torch.arange(self.num_envs, device=self.device), self.named]
 
@@ -266,9 +272,9 @@ class CubeScene(BaseEnv):  # type: ignore[misc]
         """(N,) bool. Contacts are the dearest query of a step, so they are asked for only where a
         named cube, at `position` (N, 3), is near the fingertips."""
         near = torch.linalg.vector_norm(position - self.tool_position(), dim=-1) < 0.06
+        grasped: torch.Tensor = torch.zeros_like(near)
         if not self.gpu_sim_enabled and not bool(near.any()):
-            return near
-        grasped = torch.zeros_like(near)
+            return grasped
         for index in sorted(set(self._named_list)):
             mine = self.named == index
             grasped |= mine & near & self._touched(self.cubes[self.colours[index]])
@@ -282,7 +288,8 @@ class CubeScene(BaseEnv):  # type: ignore[misc]
         still = torch.linalg.vector_norm(cube.linear_velocity, dim=-1) < STILL_M_S
         away = torch.linalg.vector_norm(cube.pose.p - self.tool_position(), dim=-1) > AWAY_M
         opened = self.agent.robot.get_qpos()[:, 7] > OPEN_RAD
-        return over & resting & still & away & opened
+        placed: torch.Tensor = over & resting & still & away & opened
+        return placed
 
     def _count_held(self, now: torch.Tensor) -> None:
         """Count the control steps in a row for which `now` (N,) has been true, once per step."""
