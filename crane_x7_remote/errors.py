@@ -38,6 +38,12 @@ class PeerUnreachableError(RemoteError):
     exit_code = ExitCode.PEER_UNREACHABLE
 
 
+class PolicyError(RemoteError):
+    """The policy or its model could not be loaded."""
+
+    exit_code = ExitCode.POLICY_LOAD
+
+
 class PolicyFailingError(RemoteError):
     """The policy failed so often in a row that going on makes no sense."""
 

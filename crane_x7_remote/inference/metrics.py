@@ -6,6 +6,7 @@ that a slow disk does not delay a tick. Memory stays the same however long the l
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import math
@@ -192,7 +193,8 @@ class MetricsWriter:
             if not self._failed:
                 logger.warning("metrics cannot be written to %s: %s", self._path, error)
             self._failed = True
-            partial.unlink(missing_ok=True)
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
         else:
             if self._failed:
                 logger.info("metrics are written to %s again", self._path)

@@ -23,6 +23,7 @@ class _Job:
     observation: Observation
     reset_first: bool
     result: object = None
+    duration_s: float = 0.0
     error: BaseException | None = None
 
 
@@ -61,7 +62,6 @@ class PolicyWorker:
 
     def predict(self, observation: Observation, timeout_s: float) -> Prediction | Hold | None:
         """Return the policy's answer, or a Hold; None when `interrupt` came first."""
-        started_s = self._clock()
         job = _Job(observation, self._reset_pending)
         with self._changed:
             if self._job is not None:
@@ -78,7 +78,7 @@ class PolicyWorker:
             return Hold(
                 HoldReason.POLICY_RAISED, f"policy raised {type(job.error).__name__}: {job.error}"
             )
-        return Prediction(job.result, self._clock() - started_s)
+        return Prediction(job.result, job.duration_s)
 
     def interrupt(self) -> None:
         """Make a waiting `predict` return None, from a signal handler or another thread."""
@@ -106,11 +106,13 @@ class PolicyWorker:
                     return
                 job = self._job
             assert job is not None
+            started_s = self._clock()
             try:
                 job.result = self._answer(job)
             except BaseException as error:  # whatever it is: the loop holds and counts it
                 job.error = error
                 logger.debug("policy raised", exc_info=True)
+            job.duration_s = self._clock() - started_s
             with self._changed:
                 self._job, self._done = None, job
                 self._changed.notify_all()

@@ -1,0 +1,214 @@
+"""`crane-x7-remote infer`: settings and flags → client, policy and loop, until it is told to stop.
+
+SIGTERM and SIGINT end it with exit code 0 and the arm at rest; every other end has its own code,
+see errors.ExitCode.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import secrets
+import signal
+import sys
+import threading
+import time
+import types
+from dataclasses import asdict
+from pathlib import Path
+
+from crane_x7_remote import settings as settings_module
+from crane_x7_remote.errors import ExitCode, OutputError, PolicyError, SettingsError
+from crane_x7_remote.inference.loop import InferenceLoop, LoopConfig
+from crane_x7_remote.inference.metrics import Metrics, MetricsWriter
+from crane_x7_remote.inference.outgoing import Topics
+from crane_x7_remote.inference.safety import Limits
+from crane_x7_remote.rosbridge.client import ClientConfig, RosbridgeClient
+from crane_x7_remote.settings import Settings
+from crane_x7_vla_rl.policies.base import Policy, PolicyLoadError, load_policy
+
+logger = logging.getLogger(__name__)
+
+SWITCH_INTERVAL_S = 0.0005
+"""How long a thread may keep the interpreter while another waits; Python's default of 5 ms would
+be the largest part of the latency."""
+FIFO_PRIORITY = 10
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for every setting, and those of this command alone."""
+    settings_module.add_flags(parser, Settings.model_fields)
+    parser.add_argument(
+        "--duration", type=_seconds, metavar="S", help="stop after so many seconds [until a signal]"
+    )
+    parser.add_argument(
+        "--metrics", type=Path, metavar="PATH", help="write figures here as JSON, each second"
+    )
+    parser.add_argument(
+        "--session",
+        type=_session,
+        metavar="HEX",
+        help="8 hex digits that name this loop on the robot [random]",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Drive until a signal or `--duration`; raises RemoteError for every expected failure."""
+    settings = settings_module.from_args(args)
+    name = _policy_name(settings)
+    writer = None if args.metrics is None else _metrics_writer(args.metrics)
+    stop = threading.Event()
+    ends: list[InferenceLoop] = []
+
+    def on_signal(number: int, frame: types.FrameType | None) -> None:
+        del frame
+        logger.info("stopping on %s", signal.Signals(number).name)
+        signal.signal(number, signal.SIG_DFL)
+        stop.set()
+        for loop in ends:
+            loop.stop()
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, on_signal)
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
+    deadline_s = time.monotonic() + settings.peer_wait_timeout
+    with RosbridgeClient(_client_config(settings)) as client:
+        policy = _load(name, settings)
+        config = _loop_config(settings, args.session or secrets.token_hex(4))
+        loop = InferenceLoop(client, policy, config, Limits(), time.monotonic)
+        ends.append(loop)
+        try:
+            _warm_up(loop, name)
+            if _wait_connected(client, deadline_s, stop):
+                _drive(loop, client, args.duration, writer)
+        finally:
+            if writer is not None:
+                writer.offer(loop.metrics.snapshot(asdict(client.link)))
+                writer.close()
+    return ExitCode.OK
+
+
+def _drive(
+    loop: InferenceLoop,
+    client: RosbridgeClient,
+    duration_s: float | None,
+    writer: MetricsWriter | None,
+) -> None:
+    def report(metrics: Metrics) -> None:
+        if writer is not None:
+            writer.offer(metrics.snapshot(asdict(client.link)))
+
+    logger.info("loop %s starts at %g Hz", loop.metrics.session, loop.metrics.asked_rate_hz)
+    _ask_for_real_time()
+    loop.run(duration_s, report)
+    metrics = loop.metrics
+    logger.info(
+        "%d trajectories in %d ticks; holds: %s",
+        metrics.counters["trajectories"],
+        metrics.counters["ticks"],
+        ", ".join(f"{reason} {count}" for reason, count in metrics.holds.items()) or "none",
+    )
+
+
+def _wait_connected(client: RosbridgeClient, deadline_s: float, stop: threading.Event) -> bool:
+    """Return whether rosbridge answered; False when a signal came first."""
+    while not client.link.connected:
+        left_s = deadline_s - time.monotonic()
+        if left_s <= 0:
+            client.wait_connected(0)
+        if stop.wait(min(0.05, max(left_s, 0))):
+            return False
+    return not stop.is_set()
+
+
+def _policy_name(settings: Settings) -> str:
+    if settings.vla_policy is not None:
+        return settings.vla_policy
+    if settings.vla_model_path is None:
+        raise SettingsError(
+            "no policy is chosen: set VLA_MODEL_PATH to a model, or VLA_POLICY=color-servo"
+        )
+    raise PolicyError(
+        f"VLA_MODEL_PATH={settings.vla_model_path}: no policy of this version can load a model;"
+        " use VLA_POLICY=color-servo, which needs none"
+    )
+
+
+def _load(name: str, settings: Settings) -> Policy:
+    try:
+        return load_policy(name, model_path=settings.vla_model_path, device=settings.vla_device)
+    except PolicyLoadError as error:
+        raise PolicyError(str(error)) from error
+
+
+def _warm_up(loop: InferenceLoop, name: str) -> None:
+    try:
+        loop.warm_up()
+    except Exception as error:
+        raise PolicyError(
+            f"policy {name} failed on its first, made-up picture: {type(error).__name__}: {error}"
+        ) from error
+
+
+def _metrics_writer(path: Path) -> MetricsWriter:
+    """Refuse a folder that is not there at once; a disk that fills up later is only a warning."""
+    if not path.parent.is_dir():
+        raise OutputError(f"--metrics {path}: there is no folder {path.parent}; make it first")
+    return MetricsWriter(path)
+
+
+def _client_config(settings: Settings) -> ClientConfig:
+    return ClientConfig(
+        host=settings.rosbridge_host,
+        port=settings.rosbridge_port,
+        proxy=settings.rosbridge_proxy,
+        camera_topic=settings.camera_topic,
+        joint_states_topic=settings.joint_states_topic,
+        instruction_topic=settings.instruction_topic,
+    )
+
+
+def _loop_config(settings: Settings, session: str) -> LoopConfig:
+    return LoopConfig(
+        session=session,
+        rate_hz=settings.vla_inference_rate,
+        instruction=settings.vla_task_instruction,
+        max_frame_age_s=settings.max_frame_age,
+        policy_timeout_s=settings.policy_timeout,
+        validity_s=settings.trajectory_validity,
+        dry_run=settings.dry_run,
+        topics=Topics(
+            arm=settings.arm_topic,
+            trajectory=settings.trajectory_topic,
+            action=settings.action_topic,
+            gripper_action=settings.gripper_action,
+        ),
+    )
+
+
+def _ask_for_real_time() -> None:
+    """Let this thread go before others, where the machine allows it."""
+    try:
+        policy = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
+        os.sched_setscheduler(0, policy, os.sched_param(FIFO_PRIORITY))
+    except (OSError, AttributeError) as error:
+        logger.info("no real-time priority (%s); ticks may be late on a busy machine", error)
+    else:
+        logger.info("the loop's thread has real-time priority")
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a positive number of seconds")
+    return value
+
+
+def _session(text: str) -> str:
+    if len(text) != 8 or any(digit not in "0123456789abcdef" for digit in text):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected 8 hex digits such as 0a1b2c3d")
+    return text

@@ -1,0 +1,477 @@
+"""The loop's decisions, tick by tick, on a fake clock and a robot that is only bytes."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import simplejpeg
+
+from crane_x7_remote.errors import PolicyFailingError
+from crane_x7_remote.inference.loop import InferenceLoop, LoopConfig, Sent
+from crane_x7_remote.inference.outgoing import Topics
+from crane_x7_remote.inference.safety import Hold, HoldReason, Limits
+from crane_x7_remote.inference.trajectory import state_at
+from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
+from crane_x7_vla_rl import robot
+from crane_x7_vla_rl.types import ActionChunk, JointState, Observation, Trajectory
+
+ROBOT_CLOCK_S = 1_700_003_600.0
+"""The robot's clock minus ours."""
+CAMERA_PERIOD_S = 1 / 30
+TRAVEL_S = 0.004
+
+
+class Clock:
+    def __init__(self) -> None:
+        self.now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+    def sleep(self, seconds: float) -> None:
+        self.now_s += max(seconds, 0.0)
+
+
+@cache
+def _jpeg() -> bytes:
+    encoded: bytes = simplejpeg.encode_jpeg(np.full((48, 64, 3), 90, np.uint8))
+    return encoded
+
+
+@dataclass
+class Link:
+    connected: bool = True
+    reconnects: int = 0
+    rtt_s: float | None = 0.008
+
+
+@dataclass
+class FakeClient:
+    """Serves frames at 30 Hz of fake time; its arm follows what is published at once."""
+
+    clock: Clock
+    link: Link = field(default_factory=Link)
+    published: list[list[dict[str, Any]]] = field(default_factory=list)
+    camera_runs: bool = True
+    jpeg: bytes = field(default_factory=_jpeg)
+    stamp_offset_s: float = ROBOT_CLOCK_S
+    accepts: bool = True
+    instructions: list[str] = field(default_factory=list)
+    listener: Callable[[Mapping[str, Any]], None] | None = None
+    trajectory: Trajectory | None = None
+    measured: StampedJoints | None = None
+    _frame: EncodedFrame | None = None
+
+    def latest_frame(self) -> EncodedFrame | None:
+        if self.camera_runs:
+            index = int((self.clock.now_s - TRAVEL_S + 1e-9) / CAMERA_PERIOD_S)
+            arrival_s = index * CAMERA_PERIOD_S + TRAVEL_S
+            if self._frame is None or arrival_s > self._frame.arrival_s + 1e-6:
+                stamp_s = index * CAMERA_PERIOD_S + self.stamp_offset_s
+                self._frame = EncodedFrame(self.jpeg, "jpeg", stamp_s, arrival_s)
+        return self._frame
+
+    def wait_frame(self, newer_than: EncodedFrame | None, timeout_s: float) -> EncodedFrame | None:
+        end_s = self.clock.now_s + timeout_s
+        while self.clock.now_s < end_s:
+            self.clock.now_s = min(self.clock.now_s + 0.0005, end_s)
+            if self.latest_frame() is not newer_than:
+                return self._frame
+        return None
+
+    def joints(self) -> StampedJoints | None:
+        if self.measured is not None:
+            return self.measured
+        now_s = self.clock.now_s
+        position, velocity = robot.HOME_RAD, np.zeros(8)
+        if self.trajectory is not None:
+            position, velocity = state_at(self.trajectory, now_s + ROBOT_CLOCK_S)
+        return StampedJoints(JointState(position, velocity), now_s + ROBOT_CLOCK_S, now_s)
+
+    def take_instruction(self) -> str | None:
+        return self.instructions.pop(0) if self.instructions else None
+
+    def frame_age_s(self, frame: EncodedFrame, now: float) -> float:
+        return max(now - frame.arrival_s, now + ROBOT_CLOCK_S - frame.stamp_s)
+
+    def robot_time(self, now: float) -> float | None:
+        return now + ROBOT_CLOCK_S
+
+    def publish(self, operations: Sequence[dict[str, Any]]) -> bool:
+        if self.accepts and self.link.connected:
+            self.published.append(list(operations))
+        return self.accepts and self.link.connected
+
+    def subscribe(
+        self, topic: str, type_name: str, callback: Callable[[Mapping[str, Any]], None]
+    ) -> None:
+        assert topic == "/vla/predicted_trajectory"
+        assert type_name == "trajectory_msgs/JointTrajectory"
+        self.listener = callback
+
+
+class MovingPolicy:
+    """Wants joint 1 a little further on each call; can be told to misbehave."""
+
+    def __init__(self) -> None:
+        self.observations: list[Observation] = []
+        self.resets = 0
+        self.answer: Callable[[Observation], object] = self._further
+
+    def _further(self, observation: Observation) -> ActionChunk:
+        steps = np.tile(observation.joints.position_rad, (5, 1))
+        steps[:, 0] += 0.02 * np.arange(1, 6)
+        return ActionChunk(np.clip(steps, robot.LOWER_RAD, robot.UPPER_RAD), 0.1)
+
+    def predict(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        self.observations += observations
+        return [self.answer(observation) for observation in observations]  # type: ignore[misc]
+
+    def reset(self) -> None:
+        self.resets += 1
+
+
+class Rig:
+    """A loop with everything around it; `tick` moves fake time to the next deadline."""
+
+    def __init__(self, **config: Any) -> None:
+        self.clock = Clock()
+        self.client = FakeClient(self.clock)
+        self.policy = MovingPolicy()
+        values = {"session": "0a1b2c3d", "rate_hz": 10.0, "listen_s": 0.0} | config
+        self.loop = InferenceLoop(
+            self.client,
+            self.policy,
+            LoopConfig(**values),
+            Limits(),
+            self.clock,
+            self.clock.sleep,
+        )
+
+    def tick(self, times: int = 1) -> Sent | Hold | None:
+        for _ in range(times):
+            self.clock.now_s = max(self.clock.now_s, self.loop._pacer.deadline_s)
+            outcome = self.loop.tick()
+            self.loop._pacer.advance(self.clock.now_s)
+            if isinstance(outcome, Sent):
+                self.client.trajectory = outcome.trajectory
+                if self.client.listener is not None:
+                    self.client.listener(self.client.published[-1][1]["msg"])
+        return outcome
+
+    def reason(self) -> HoldReason:
+        outcome = self.tick()
+        assert isinstance(outcome, Hold)
+        return outcome.reason
+
+
+@pytest.fixture
+def rig() -> Rig:
+    return Rig()
+
+
+def _raise(error: Exception) -> object:
+    raise error
+
+
+def test_a_frame_becomes_one_bundle_with_all_topics(rig: Rig) -> None:
+    sent = rig.tick()
+    assert isinstance(sent, Sent)
+    arm, trajectory, action, goal = rig.client.published[0]
+    assert arm["topic"] == Topics().arm
+    assert arm["msg"]["joint_names"] == list(robot.ARM_JOINT_NAMES)
+    assert trajectory["msg"]["joint_names"] == list(robot.JOINT_NAMES)
+    assert trajectory["msg"]["header"]["frame_id"] == "vla/0a1b2c3d/1/500"
+    assert len(action["msg"]["data"]) == 8
+    assert goal["op"] == "send_action_goal"
+
+
+def test_a_trajectory_carries_the_stamp_of_its_frame(rig: Rig) -> None:
+    sent = rig.tick()
+    assert isinstance(sent, Sent)
+    assert sent.trajectory.stamp_s == sent.frame.stamp_s
+    stamp = rig.client.published[0][0]["msg"]["header"]["stamp"]
+    assert stamp["sec"] + stamp["nanosec"] * 1e-9 == pytest.approx(sent.frame.stamp_s, abs=1e-6)
+
+
+def test_sequence_counts_up_by_one(rig: Rig) -> None:
+    rig.tick(3)
+    ids = [bundle[0]["msg"]["header"]["frame_id"] for bundle in rig.client.published]
+    assert [frame_id.split("/")[2] for frame_id in ids] == ["1", "2", "3"]
+
+
+def test_a_frame_is_used_once(rig: Rig) -> None:
+    rig.tick()
+    rig.client.camera_runs = False
+    assert rig.reason() is HoldReason.NO_NEW_FRAME
+    assert len(rig.policy.observations) == 1
+
+
+def test_no_frame_at_all_holds(rig: Rig) -> None:
+    rig.client.camera_runs = False
+    assert rig.reason() is HoldReason.NO_FRAME
+
+
+def test_stale_frame_holds_by_arrival(rig: Rig) -> None:
+    rig.client.latest_frame()
+    rig.client.camera_runs = False
+    rig.clock.sleep(0.6)
+    assert rig.reason() is HoldReason.FRAME_STALE
+
+
+def test_stale_frame_holds_by_its_stamp(rig: Rig) -> None:
+    rig.client.stamp_offset_s -= 0.6
+    assert rig.reason() is HoldReason.FRAME_STALE
+    assert not rig.policy.observations
+
+
+def test_an_unstamped_frame_holds(rig: Rig) -> None:
+    rig.client._frame = EncodedFrame(_jpeg(), "jpeg", 0.0, rig.clock.now_s)
+    rig.client.camera_runs = False
+    assert rig.reason() is HoldReason.FRAME_UNSTAMPED
+
+
+def test_an_unreadable_frame_holds_and_is_counted(rig: Rig) -> None:
+    rig.client.jpeg = _jpeg()[:200]
+    assert rig.reason() is HoldReason.FRAME_UNREADABLE
+    assert rig.loop.metrics.counters["refused_frames"] == 1
+
+
+def test_stale_joints_hold_by_arrival_and_by_stamp(rig: Rig) -> None:
+    now_s = rig.clock.now_s
+    state = JointState(robot.HOME_RAD, np.zeros(8))
+    rig.client.measured = StampedJoints(state, now_s + ROBOT_CLOCK_S, now_s - 1)
+    assert rig.reason() is HoldReason.JOINTS_STALE
+    rig.client.measured = StampedJoints(state, now_s + ROBOT_CLOCK_S - 1, now_s + 0.1)
+    assert rig.reason() is HoldReason.JOINTS_STALE
+
+
+def test_joints_that_are_not_finite_hold(rig: Rig) -> None:
+    state = JointState(np.full(8, np.nan), np.zeros(8))
+    rig.client.measured = StampedJoints(state, rig.clock.now_s + ROBOT_CLOCK_S, rig.clock.now_s)
+    assert rig.reason() is HoldReason.JOINTS_NOT_FINITE
+
+
+def test_a_link_that_is_down_holds(rig: Rig) -> None:
+    rig.client.link.connected = False
+    assert rig.reason() is HoldReason.LINK_DOWN
+
+
+@pytest.mark.parametrize(
+    ("answer", "reason"),
+    [
+        (lambda _: _raise(RuntimeError("boom")), HoldReason.POLICY_RAISED),
+        (lambda _: _raise(SystemExit("boom")), HoldReason.POLICY_RAISED),  # type: ignore[arg-type]
+        (lambda _: ActionChunk(np.zeros((2, 7)), 0.1), HoldReason.POLICY_RAISED),
+        (lambda _: None, HoldReason.POLICY_OUTPUT),
+        (lambda _: np.zeros((2, 8)), HoldReason.POLICY_OUTPUT),
+        (lambda _: ActionChunk(np.full((2, 8), np.nan), 0.1), HoldReason.ACTION_NOT_FINITE),
+        (lambda _: ActionChunk(np.full((2, 8), 9.0), 0.1), HoldReason.JOINT_LIMIT),
+        (lambda _: ActionChunk(robot.HOME_RAD[None] + np.eye(8)[:1] * 1.2, 0.1), HoldReason.JUMP),
+    ],
+)
+def test_a_policy_that_misbehaves_holds_and_the_next_tick_drives(
+    rig: Rig, answer: Callable[[Observation], object], reason: HoldReason
+) -> None:
+    rig.policy.answer = answer
+    assert rig.reason() is reason
+    assert not rig.client.published
+    rig.policy.answer = rig.policy._further
+    assert isinstance(rig.tick(), Sent)
+
+
+def test_a_late_prediction_is_thrown_away() -> None:
+    rig = Rig(policy_timeout_s=0.05)
+    release = threading.Event()
+    rig.policy.answer = lambda seen: release.wait(5) and rig.policy._further(seen)
+    assert rig.reason() is HoldReason.POLICY_TIMEOUT
+    assert rig.reason() is HoldReason.POLICY_BUSY
+    release.set()
+    while rig.loop._worker.is_busy:
+        pass
+    rig.policy.answer = rig.policy._further
+    sent = rig.tick()
+    assert isinstance(sent, Sent)
+    assert len(rig.client.published) == 1
+    assert rig.policy.observations[-1].time_s == pytest.approx(
+        sent.frame.arrival_s - TRAVEL_S, abs=1e-4
+    )
+
+
+def test_a_prediction_that_comes_after_the_validity_holds(rig: Rig) -> None:
+    def slow(observation: Observation) -> object:
+        rig.clock.sleep(0.45)
+        return rig.policy._further(observation)
+
+    rig.policy.answer = slow
+    assert rig.reason() is HoldReason.TOO_LATE
+
+
+def test_a_policy_that_fails_for_long_ends_the_loop() -> None:
+    rig = Rig(policy_failing_s=2.0)
+    rig.policy.answer = lambda _: _raise(RuntimeError("out of memory"))
+    rig.tick(15)
+    with pytest.raises(PolicyFailingError, match="out of memory"):
+        rig.tick(10)
+
+
+def test_an_instruction_takes_effect_on_the_next_tick(rig: Rig) -> None:
+    rig.tick()
+    rig.client.instructions = ["pick up the blue cube"]
+    rig.tick()
+    seen = [observation.instruction for observation in rig.policy.observations]
+    assert seen == ["pick up the object", "pick up the blue cube"]
+
+
+def test_a_dropped_bundle_is_no_running_trajectory(rig: Rig) -> None:
+    rig.client.accepts = False
+    assert rig.reason() is HoldReason.SEND_DROPPED
+    rig.client.accepts = True
+    sent = rig.tick()
+    assert isinstance(sent, Sent)
+    assert sent.trajectory.sequence == 1
+    np.testing.assert_allclose(sent.trajectory.position_rad[0], robot.HOME_RAD)
+
+
+def test_dry_run_publishes_nothing() -> None:
+    rig = Rig(dry_run=True)
+    assert isinstance(rig.tick(10), Sent)
+    rig.loop._come_to_rest()
+    assert not rig.client.published
+    assert rig.client.listener is None
+
+
+def test_a_new_link_starts_afresh(rig: Rig) -> None:
+    rig.tick(3)
+    assert rig.loop._running is not None
+    rig.client.link.reconnects += 1
+    rig.client.accepts = False
+    rig.tick()
+    assert rig.loop._running is None
+    rig.client.accepts = True
+    goals = sum(op["op"] == "send_action_goal" for ops in rig.client.published for op in ops)
+    assert isinstance(rig.tick(), Sent)
+    assert rig.client.published[-1][-1]["op"] == "send_action_goal"
+    assert goals == 1
+    assert rig.policy.resets == 1
+
+
+def test_a_gripper_goal_is_sent_when_its_target_changes(rig: Rig) -> None:
+    rig.tick(3)
+    opened = np.append(robot.HOME_RAD[:7], 0.8)
+    rig.policy.answer = lambda _: ActionChunk(opened[None], 0.1)
+    rig.tick(3)
+    goals = [
+        operation["args"]["command"]["position"]
+        for bundle in rig.client.published
+        for operation in bundle
+        if operation["op"] == "send_action_goal"
+    ]
+    assert goals == [pytest.approx(0.0), pytest.approx(0.8)]
+
+
+def _foreign(session: str) -> dict[str, Any]:
+    return {"header": {"frame_id": f"vla/{session}/7/500"}}
+
+
+def test_a_loop_that_hears_another_waits_until_it_is_silent() -> None:
+    rig = Rig(listen_s=1.0, silence_s=2.0)
+    rig.tick()
+    assert rig.client.listener is not None
+    for _ in range(20):
+        rig.client.listener(_foreign("ffffffff"))
+        outcome = rig.tick()
+    assert isinstance(outcome, Hold)
+    assert outcome.reason is HoldReason.OTHER_LOOP
+    assert not rig.client.published
+    assert isinstance(rig.tick(22), Sent)
+
+
+def test_of_two_driving_loops_the_smaller_name_goes_on() -> None:
+    smaller, larger = Rig(session="11111111"), Rig(session="22222222")
+    for rig, other in ((smaller, "22222222"), (larger, "11111111")):
+        rig.tick(3)
+        assert rig.client.listener is not None
+        rig.client.listener(_foreign(other))
+    assert isinstance(smaller.tick(), Sent)
+    assert larger.reason() is HoldReason.OTHER_LOOP
+
+
+def test_a_trajectory_that_never_came_back_is_no_running_one(rig: Rig) -> None:
+    rig.tick(2)
+    rig.client.listener = None  # the echo is lost from now on
+    rig.tick()
+    lost = rig.loop._running
+    rig.client.camera_runs = False
+    rig.tick(8)
+    rig.client.camera_runs = True
+    rig.client.trajectory = None  # the robot never moved
+    sent = rig.tick()
+    assert lost is not None
+    assert isinstance(sent, Sent)
+    np.testing.assert_allclose(sent.trajectory.position_rad[0], robot.HOME_RAD, atol=1e-9)
+
+
+def test_stopping_brakes_the_running_trajectory(rig: Rig) -> None:
+    target = robot.HOME_RAD + 0.9 * np.eye(8)[0]
+    rig.policy.answer = lambda _: ActionChunk(target[None], 0.1)
+    rig.tick(2)
+    rig.clock.sleep(0.1)
+    rig.loop._come_to_rest()
+    brake = rig.client.published[-1][0]["msg"]
+    assert not any(brake["points"][-1]["velocities"])
+    assert brake["points"][-1]["positions"][0] < target[0]
+    assert len(rig.client.published) == 3
+
+
+def test_ticks_keep_the_asked_rate_and_count_what_they_skip() -> None:
+    rig = Rig(rate_hz=30.0)
+    rig.loop.run(duration_s=20.0)
+    assert rig.loop.metrics.counters["skipped_ticks"] == 0
+    rate = rig.loop.metrics.snapshot()["trajectory_rate_hz"]
+    assert rate == pytest.approx(30.0, rel=0.001)
+
+
+def test_a_slow_policy_skips_deadlines_and_keeps_the_phase(rig: Rig) -> None:
+    def slow(observation: Observation) -> object:
+        rig.clock.sleep(0.25)
+        return rig.policy._further(observation)
+
+    rig.policy.answer = slow
+    rig.loop.run(duration_s=9.0)
+    counters = rig.loop.metrics.counters
+    assert counters["skipped_ticks"] == pytest.approx(60, abs=2)
+    assert counters["trajectories"] == pytest.approx(30, abs=1)
+
+
+def test_the_phase_settles_just_before_the_frames(rig: Rig) -> None:
+    rig.tick(30)
+    outcome = rig.tick()
+    assert isinstance(outcome, Sent)
+    assert outcome.at_s - outcome.frame.arrival_s < 0.002
+
+
+def test_a_change_of_state_is_logged_once(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", logger="crane_x7_remote.inference")
+    rig.tick(5)
+    rig.client.link.connected = False
+    rig.tick(5)
+    rig.client.link.connected = True
+    rig.tick(5)
+    lines = [record.message for record in caplog.records]
+    assert sum("link_down" in line for line in lines) == 1
+    assert sum("driving" in line for line in lines) == 1
+    assert rig.loop.metrics.holds["link_down"] == 5
+
+
+def test_warm_up_asks_the_policy_once_and_forgets(rig: Rig) -> None:
+    rig.loop.warm_up()
+    assert len(rig.policy.observations) == 1
+    assert rig.policy.resets == 1
+    assert rig.loop.metrics.warm_up_s is not None

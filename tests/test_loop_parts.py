@@ -1,0 +1,223 @@
+"""Pacing, peers, metrics and the policy's thread, each alone."""
+
+from __future__ import annotations
+
+import json
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from crane_x7_remote.inference.metrics import Distribution, Metrics, MetricsWriter
+from crane_x7_remote.inference.pacing import ATTEMPTS, MAX_SLEW, Pacer
+from crane_x7_remote.inference.peers import ECHO_S, Peers
+from crane_x7_remote.inference.safety import Hold, HoldReason
+from crane_x7_remote.inference.worker import PolicyWorker, Prediction
+from crane_x7_vla_rl import robot
+from crane_x7_vla_rl.types import ActionChunk, JointState, Observation
+
+
+def test_a_late_tick_does_not_move_the_ones_after_it() -> None:
+    pacer = Pacer(0.1, 50.0)
+    assert pacer.advance(50.07) == 0
+    assert pacer.deadline_s == pytest.approx(50.1)
+    assert pacer.advance(50.45) == 3
+    assert pacer.deadline_s == pytest.approx(50.5)
+
+
+@pytest.mark.parametrize("drift", [-200e-6, 0.0, 200e-6])
+def test_deadlines_follow_a_camera_whose_clock_drifts(drift: float) -> None:
+    pacer = Pacer(1 / 30, 0.0)
+    frames = 0.011 + np.arange(1, 9000) / 30 * (1 + drift)
+    early = []
+    for arrival_s in frames:
+        pacer.observe(float(arrival_s))
+        early.append(arrival_s - pacer.deadline_s)
+        pacer.advance(max(arrival_s, pacer.deadline_s) + 0.002)
+    assert max(abs(np.array(early[1:]) - 0.002)) < 0.001
+
+
+def test_slewing_keeps_the_rate_within_its_bound() -> None:
+    """A camera at 29.97 Hz under a loop of 30 Hz: the phase cannot be kept, the rate is."""
+    pacer = Pacer(1 / 30, 0.0)
+    ticks = 0
+    while pacer.deadline_s < 300:
+        due_s = pacer.deadline_s
+        pacer.observe(np.floor(due_s * 29.97) / 29.97)
+        pacer.advance(due_s + 0.001)
+        ticks += 1
+    assert ticks / 300 == pytest.approx(30, rel=MAX_SLEW + (ATTEMPTS + 1) / 9000)
+
+
+def test_the_phase_is_set_anew_only_after_the_link_came_up() -> None:
+    pacer = Pacer(0.1, 0.0)
+    assert pacer.observe(-0.05)
+    pacer.advance(0.0)
+    assert not pacer.observe(pacer.deadline_s + 0.002)
+    assert not pacer.observe(pacer.deadline_s - 0.05)
+    pacer.link_came_up()
+    assert pacer.observe(pacer.deadline_s - 0.05)
+
+
+def test_a_new_link_is_listened_to_first() -> None:
+    peers = Peers("0a1b2c3d", listen_s=1.0)
+    assert peers.verdict(10.0) is not None
+    peers.link_came_up(10.0)
+    hold = peers.verdict(10.9)
+    assert hold is not None
+    assert hold.reason is HoldReason.LISTENING
+    assert peers.verdict(11.1) is None
+
+
+def test_a_loop_that_drives_is_not_stopped_by_a_larger_name() -> None:
+    peers = Peers("0a1b2c3d", listen_s=0.0)
+    peers.link_came_up(0.0)
+    peers.published(1, 5.0)
+    peers.heard("ffffffff", 1, 5.1)
+    assert peers.verdict(5.2) is None
+    peers.heard("00000000", 1, 5.3)
+    assert peers.verdict(5.4) is not None
+
+
+def test_own_trajectories_do_not_count_as_another_loop() -> None:
+    peers = Peers("0a1b2c3d", listen_s=0.0)
+    peers.link_came_up(0.0)
+    peers.heard("0a1b2c3d", 1, 5.0)
+    assert peers.verdict(5.1) is None
+
+
+def test_an_echo_that_comes_late_counts_as_lost() -> None:
+    peers = Peers("0a1b2c3d")
+    peers.published(1, 5.0)
+    assert peers.has_arrived(1, 5.1)
+    assert not peers.has_arrived(1, 5.1 + ECHO_S)
+    peers.heard("0a1b2c3d", 1, 5.2 + ECHO_S)
+    assert not peers.has_arrived(1, 5.3 + ECHO_S)
+    peers.published(2, 6.0)
+    peers.heard("0a1b2c3d", 2, 6.1)
+    assert peers.has_arrived(2, 60.0)
+
+
+def test_quantiles_are_exact_to_two_percent() -> None:
+    values = np.random.default_rng(0).lognormal(-5, 1, 5000)
+    distribution = Distribution()
+    for value in values:
+        distribution.add(float(value))
+    for share in (0.5, 0.9, 0.99):
+        exact_ms = float(np.quantile(values, share)) * 1e3
+        assert distribution.quantile_ms(share) == pytest.approx(exact_ms, rel=0.025)
+    assert distribution.summary()["max"] == pytest.approx(values.max() * 1e3)
+
+
+def test_an_empty_distribution_has_no_quantiles() -> None:
+    assert Distribution().summary()["p50"] is None
+
+
+def test_rates_count_intervals_not_events() -> None:
+    metrics = Metrics("0a1b2c3d", 10.0)
+    for tick in range(11):
+        metrics.tick(100 + tick * 0.1)
+    assert metrics.snapshot()["rate_hz"] == pytest.approx(10.0)
+    assert metrics.snapshot()["trajectory_rate_hz"] is None
+
+
+def test_metrics_are_written_whole(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    metrics = Metrics("0a1b2c3d", 10.0)
+    metrics.holds[HoldReason.JUMP] += 2
+    metrics.latency.add(0.003)
+    writer = MetricsWriter(path)
+    writer.offer(metrics.snapshot())
+    writer.close()
+    written = json.loads(path.read_text())
+    assert written["holds"] == {"jump": 2}
+    assert written["latency_ms"]["count"] == 1
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_full_disk_is_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    full = tmp_path / "full"
+    full.symlink_to("/dev/full")
+    monkeypatch.setattr(Path, "with_name", lambda *_: full)
+    writer = MetricsWriter(tmp_path / "metrics.json")
+    for _ in range(3):
+        writer.offer({"ticks": 1})
+        time.sleep(0.02)
+    writer.close()
+    warnings = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert len(warnings) == 1
+
+
+class _Policy:
+    def __init__(self) -> None:
+        self.release = threading.Event()
+        self.release.set()
+        self.calls: list[str] = []
+
+    def predict(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        self.release.wait(5)
+        self.calls.append("predict")
+        return [ActionChunk(robot.HOME_RAD[None], 0.1) for _ in observations]
+
+    def reset(self) -> None:
+        self.calls.append("reset")
+
+
+OBSERVATION = Observation(
+    np.zeros((4, 4, 3), np.uint8), JointState(robot.HOME_RAD, np.zeros(8)), "wave", 0.0
+)
+
+
+def test_a_prediction_comes_back_with_its_duration() -> None:
+    worker = PolicyWorker(_Policy(), time.monotonic)
+    prediction = worker.predict(OBSERVATION, 1.0)
+    worker.close()
+    assert isinstance(prediction, Prediction)
+    assert isinstance(prediction.chunk, ActionChunk)
+    assert 0 <= prediction.duration_s < 1
+
+
+def test_the_result_of_a_stalled_prediction_is_never_given_to_the_next() -> None:
+    policy = _Policy()
+    worker = PolicyWorker(policy, time.monotonic)
+    policy.release.clear()
+    first = worker.predict(OBSERVATION, 0.02)
+    second = worker.predict(OBSERVATION, 0.02)
+    policy.release.set()
+    while worker.is_busy:
+        time.sleep(0.001)
+    third = worker.predict(OBSERVATION, 1.0)
+    worker.close()
+    assert isinstance(first, Hold)
+    assert first.reason is HoldReason.POLICY_TIMEOUT
+    assert isinstance(second, Hold)
+    assert second.reason is HoldReason.POLICY_BUSY
+    assert isinstance(third, Prediction)
+    assert policy.calls == ["predict", "predict"]
+
+
+def test_a_reset_comes_before_the_next_prediction() -> None:
+    policy = _Policy()
+    worker = PolicyWorker(policy, time.monotonic)
+    worker.reset_next()
+    worker.predict(OBSERVATION, 1.0)
+    worker.predict(OBSERVATION, 1.0)
+    worker.close()
+    assert policy.calls == ["reset", "predict", "predict"]
+
+
+def test_an_interrupt_ends_the_waiting_at_once() -> None:
+    policy = _Policy()
+    policy.release.clear()
+    worker = PolicyWorker(policy, time.monotonic)
+    threading.Timer(0.05, worker.interrupt).start()
+    started_s = time.monotonic()
+    assert worker.predict(OBSERVATION, 4.0) is None
+    assert time.monotonic() - started_s < 1.0
+    policy.release.set()
+    worker.close()
