@@ -1,0 +1,228 @@
+"""Where cubes and the plate are, from one camera image: colour, contour, camera geometry.
+
+Images come in as (H, W, 3) uint8 RGB from a known `Camera`; positions on the table leave in m.
+Nothing is learned: thresholds in HSV (OpenCV's: hue 0…179) with room for brighter and darker light
+and for JPEG's smeared colours; the outline of a cube of known size is fitted to the contour.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from crane_x7_vla_rl.camera import Camera
+from crane_x7_vla_rl.types import Array, Image
+
+Mask = npt.NDArray[np.uint8]
+
+HUES: Final = {
+    "red": ((0, 9), (170, 179)),
+    "yellow": ((20, 35),),
+    "green": ((40, 88),),
+    "blue": ((98, 132),),
+}
+MIN_SATURATION, MIN_VALUE = 110, 45
+"""Of 255. The table, the plate and the arm stay under 60 in saturation; a cube is over 180."""
+MAX_WIDTH: Final = 640
+"""Wider images are reduced to this: a cube still spans 25 pixels."""
+MIN_BLOB_PX: Final = 40
+"""At MAX_WIDTH; a cube shows 500 to 900 pixels, behind the fingers about 150."""
+
+CUBE_EDGE_M: Final = 0.03
+YAW_STEPS: Final = 12
+"""Tried over a quarter turn: 7.5° apart, and the fingers straighten the rest."""
+
+PLATE_RADIUS_M: Final = 0.06
+PLATE_HEIGHT_M: Final = 0.006
+_GRID_M: Final = 0.004
+_GRID_X_M: Final = (0.06, 0.42)
+_GRID_Y_M: Final = (-0.26, 0.26)
+"""The part of the table that is searched for the plate, seen from above."""
+MIN_PLATE_SCORE: Final = 0.75
+
+
+@dataclass(frozen=True, eq=False)
+class Blob:
+    """The largest patch of one colour, in pixels of the picture that it was found in."""
+
+    centre_px: Array
+    """(2,) continuous pixels."""
+    area_px: float
+    mask: Mask
+    """(h, w) cut-out, 255 where the colour is."""
+    corner_px: tuple[int, int]
+    """Column and row of the cut-out's upper left pixel."""
+
+
+@dataclass(frozen=True, eq=False)
+class CubeSight:
+    """A cube as seen in one image."""
+
+    position_m: Array
+    """(3,) centre, if the cube rests at the height that was assumed."""
+    yaw_rad: float
+    """In [0, π/2): a cube looks the same after a quarter turn."""
+    fit: float
+    """Overlap of outline and patch over their union: 0.85 and more in full view, less if hidden."""
+
+
+@dataclass(frozen=True, eq=False)
+class PlateSight:
+    """The plate as seen in one image."""
+
+    position_m: Array
+    """(2,) x, y of its centre."""
+    score: float
+    """Share of a plate's area that is white, less the white right around it: at most 1."""
+
+
+class Picture:
+    """One image, prepared for looking; each question is answered when asked."""
+
+    def __init__(self, image: Image, camera: Camera) -> None:
+        height, width = image.shape[:2]
+        if width > MAX_WIDTH:
+            height, width = round(height * MAX_WIDTH / width), MAX_WIDTH
+            image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
+        self.camera, self.width, self.height = camera, width, height
+        self._hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+
+    def project(self, points_m: npt.ArrayLike) -> Array:
+        """Return (…, 2) pixels of this picture for world points (…, 3)."""
+        return self.camera.project(points_m, self.width, self.height)
+
+    def blob(self, colour: str) -> Blob | None:
+        """Return the largest patch of `colour` (one of HUES), None if there is none."""
+        mask = None
+        for low, high in HUES[colour]:
+            part = cv2.inRange(self._hsv, (low, MIN_SATURATION, MIN_VALUE), (high, 255, 255))
+            mask = part if mask is None else cv2.bitwise_or(mask, part)
+        _, labels, stats, centres = cv2.connectedComponentsWithStats(mask, connectivity=8)
+        if len(stats) < 2:
+            return None
+        best = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
+        left, top, width, height, area = (int(value) for value in stats[best])
+        if area < max(4.0, MIN_BLOB_PX * (self.width / MAX_WIDTH) ** 2):
+            return None
+        cut = labels[top : top + height, left : left + width] == best
+        return Blob(centres[best] + 0.5, float(area), cut.astype(np.uint8) * 255, (left, top))
+
+    def fit_cube(self, blob: Blob, support_m: float = 0.0) -> CubeSight:
+        """Return the cube, standing at height `support_m`, whose outline covers `blob` best."""
+        centre_z = support_m + CUBE_EDGE_M / 2
+        guess = self.camera.intersect_plane(blob.centre_px, self.width, self.height, centre_z)
+        sights = [
+            self._try_yaw(blob, guess, step * np.pi / 2 / YAW_STEPS) for step in range(YAW_STEPS)
+        ]
+        return max(sights, key=lambda sight: sight.fit)
+
+    def _try_yaw(self, blob: Blob, guess: Array, yaw: float) -> CubeSight:
+        position = guess
+        outline = self._outline(position, yaw)
+        for _ in range(2):
+            missing = blob.centre_px - _centroid(outline)
+            seen = self.project(position)
+            position = self.camera.intersect_plane(
+                seen + missing, self.width, self.height, float(position[2])
+            )
+            outline = self._outline(position, yaw)
+        return CubeSight(position, yaw, _overlap(outline, blob))
+
+    def _outline(self, position: Array, yaw: float) -> Array:
+        """Return (n, 2) pixels of the convex outline of a cube."""
+        pixels = self.project(position + _corners() @ _turn(yaw).T)
+        hull: Array = cv2.convexHull(pixels.astype(np.float32))[:, 0].astype(np.float64)
+        return hull
+
+    def plate(self) -> PlateSight | None:
+        """Return the place on the table that looks most like the plate, None if nothing does."""
+        from_above = cv2.warpPerspective(
+            self._hsv, _table_view(self.camera, self.width, self.height), _grid_size()
+        )
+        saturation, value = from_above[..., 1], from_above[..., 2]
+        bright = value > 1.2 * float(np.median(value))  # the table fills most of this view
+        white = ((saturation < 70) & bright).astype(np.float32)
+        scores = cv2.filter2D(white, cv2.CV_32F, _plate_kernel(), borderType=cv2.BORDER_CONSTANT)
+        row, column = np.unravel_index(int(np.argmax(scores)), scores.shape)
+        score = float(scores[row, column])
+        if score < MIN_PLATE_SCORE:
+            return None
+        rows, columns = np.mgrid[: white.shape[0], : white.shape[1]]
+        radius = PLATE_RADIUS_M / _GRID_M + 1.5
+        inside = white * (np.hypot(rows - row, columns - column) <= radius)
+        x = _GRID_X_M[0] + _GRID_M * (float((inside * rows).sum() / inside.sum()) + 0.5)
+        y = _GRID_Y_M[0] + _GRID_M * (float((inside * columns).sum() / inside.sum()) + 0.5)
+        return PlateSight(np.array([x, y]), score)
+
+
+def _turn(yaw: float) -> Array:
+    cosine, sine = np.cos(yaw), np.sin(yaw)
+    return np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]])
+
+
+@lru_cache(maxsize=1)
+def _corners() -> Array:
+    """Return (8, 3) corners of a cube around its centre."""
+    signs = np.array([(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
+    return np.asarray(signs * (CUBE_EDGE_M / 2), dtype=np.float64)
+
+
+def _centroid(outline: Array) -> Array:
+    """Return (2,): the centre of the area inside a convex outline (n, 2)."""
+    following = np.roll(outline, -1, axis=0)
+    cross = outline[:, 0] * following[:, 1] - following[:, 0] * outline[:, 1]
+    weighted = (outline + following) * cross[:, None]
+    return np.asarray(weighted.sum(axis=0) / (3 * cross.sum()), dtype=np.float64)
+
+
+def _overlap(outline: Array, blob: Blob) -> float:
+    """Return intersection over union of the outline's inside and the blob."""
+    low = np.minimum(np.floor(outline.min(axis=0)).astype(int), blob.corner_px)
+    size = np.array(blob.mask.shape[::-1])
+    high = np.maximum(np.ceil(outline.max(axis=0)).astype(int), blob.corner_px + size)
+    width, height = (high - low + 1).tolist()
+    drawn = np.zeros((height, width), dtype=np.uint8)
+    # fillConvexPoly counts from pixel centres, in sixteenths here.
+    points = np.round((outline - low - 0.5) * 16).astype(np.int32)
+    cv2.fillConvexPoly(drawn, points, 255, lineType=cv2.LINE_8, shift=4)
+    column, row = np.array(blob.corner_px) - low
+    window = drawn[row : row + size[1], column : column + size[0]]
+    common = cv2.countNonZero(cv2.bitwise_and(window, blob.mask))
+    return common / max(1.0, cv2.countNonZero(drawn) + blob.area_px - common)
+
+
+def _grid_size() -> tuple[int, int]:
+    """Width (along y) and height (along x) of the view from above, in cells."""
+    return (
+        round((_GRID_Y_M[1] - _GRID_Y_M[0]) / _GRID_M),
+        round((_GRID_X_M[1] - _GRID_X_M[0]) / _GRID_M),
+    )
+
+
+@lru_cache(maxsize=8)
+def _table_view(camera: Camera, width: int, height: int) -> Any:
+    """Return the (3, 3) homography from the image to the view from above, at the plate's top."""
+    columns, rows = _grid_size()
+    (x0, x1), (y0, y1) = _GRID_X_M, _GRID_Y_M
+    corners = [(x0, y0, PLATE_HEIGHT_M), (x0, y1, PLATE_HEIGHT_M)]
+    corners += [(x1, y1, PLATE_HEIGHT_M), (x1, y0, PLATE_HEIGHT_M)]
+    seen = camera.project(corners, width, height).astype(np.float32) - 0.5
+    cells = np.array([(0, 0), (columns, 0), (columns, rows), (0, rows)], dtype=np.float32) - 0.5
+    return cv2.getPerspectiveTransform(seen, cells)
+
+
+@lru_cache(maxsize=1)
+def _plate_kernel() -> npt.NDArray[np.float32]:
+    """A disc of mean weight 1 inside the plate's radius, a ring around it that counts against."""
+    radius = PLATE_RADIUS_M / _GRID_M
+    reach = int(radius) + 4
+    rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1]
+    distance = np.hypot(rows, columns)
+    disc = distance <= radius
+    ring = (distance > radius + 1) & (distance <= radius + 4)
+    return np.asarray(disc / disc.sum() - 0.5 * ring / ring.sum(), dtype=np.float32)
