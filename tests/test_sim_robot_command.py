@@ -67,7 +67,7 @@ def position(connection: ClientConnection) -> np.ndarray:
     return messages.joint_state(next_message(connection, JOINTS)).position_rad
 
 
-@pytest.mark.parametrize("arm", ["kinematic"])
+@pytest.mark.parametrize("arm", ["kinematic", "maniskill"])
 def test_it_shows_pictures_and_moves_on_a_trajectory_and_ends_on_sigterm(arm: str) -> None:
     with started("--arm", arm, "--port", "0") as process:
         port = ready_port(process)

@@ -10,21 +10,20 @@ import argparse
 import logging
 import re
 import signal
-import sys
 import threading
 import types
 from collections.abc import Callable
+from functools import partial
 
 from crane_x7_remote import settings
 from crane_x7_remote.errors import ExitCode, SimulationError
 from crane_x7_remote.sim_robot.arm import Arm, KinematicArm
+from crane_x7_remote.sim_robot.arm_process import ProcessArm
+from crane_x7_remote.sim_robot.maniskill_arm import ManiSkillArm, SceneConfig
 from crane_x7_remote.sim_robot.robot import RobotConfig, SimRobot
 from crane_x7_remote.sim_robot.server import ServerConfig
 
 logger = logging.getLogger(__name__)
-
-SWITCH_INTERVAL_S = 0.001
-"""The arm computes on one thread; this is how long the server's may wait for the interpreter."""
 
 
 STOP_TIMEOUT_S = 2.0
@@ -65,7 +64,6 @@ def run(args: argparse.Namespace) -> int:
             f"--camera-rate {args.camera_rate:g} is above --control-rate {args.control_rate:g};"
             " the camera can see each step once at most"
         )
-    sys.setswitchinterval(SWITCH_INTERVAL_S)
     stop = threading.Event()
 
     def on_signal(number: int, frame: types.FrameType | None) -> None:
@@ -104,20 +102,15 @@ def _arm_maker(args: argparse.Namespace) -> Callable[[], Arm]:
     if args.arm == "kinematic":
         return lambda: KinematicArm(period_s=1 / args.control_rate)
 
-    def make() -> Arm:
-        from crane_x7_remote.sim_robot.maniskill_arm import ManiSkillArm, SceneConfig
-
-        scene = SceneConfig(
-            task=args.task,
-            seed=args.seed,
-            camera=args.camera,
-            image_size=args.image_size,
-            control_rate_hz=args.control_rate,
-            jpeg_quality=args.jpeg_quality,
-        )
-        return ManiSkillArm(scene)
-
-    return make
+    scene = SceneConfig(
+        task=args.task,
+        seed=args.seed,
+        camera=args.camera,
+        image_size=args.image_size,
+        control_rate_hz=args.control_rate,
+        jpeg_quality=args.jpeg_quality,
+    )
+    return lambda: ProcessArm(partial(ManiSkillArm, scene))
 
 
 def _port(text: str) -> int:

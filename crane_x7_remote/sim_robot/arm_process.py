@@ -1,0 +1,117 @@
+"""An arm in a process of its own, used from here like any other.
+
+Rendering holds Python's interpreter lock for up to 20 ms per picture; in the server's process that
+would delay every message. Calls go down a pipe one at a time; nothing but our own child writes to
+it. A simulation that crashes, in a Vulkan driver for one, becomes a SimulationError here.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import signal
+from collections.abc import Callable
+from multiprocessing.connection import Connection
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from crane_x7_remote.errors import SimulationError
+from crane_x7_remote.sim_robot.arm import Arm
+from crane_x7_vla_rl.types import JointState
+
+Array = npt.NDArray[np.float64]
+Joints = tuple[Array, Array]
+"""Position and velocity, as they pass the pipe."""
+
+ANSWER_TIMEOUT_S = 30.0
+STOP_TIMEOUT_S = 1.0
+
+
+class ProcessArm:
+    """See sim_robot.arm.Arm; `make` is pickled and called in the child."""
+
+    def __init__(self, make: Callable[[], Arm], start_timeout_s: float = 170.0) -> None:
+        """Raises SimulationError when the arm cannot be made."""
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        self._child = context.Process(target=_serve, args=(theirs, make), daemon=True, name="arm")
+        self._child.start()
+        theirs.close()
+        try:
+            self.period_s, self._joints = self._answer(start_timeout_s)
+        except SimulationError:
+            self.close()
+            raise
+
+    def step(self, target_rad: Array) -> None:
+        """See Arm."""
+        self._joints = self._ask("step", target_rad)
+
+    def joints(self) -> JointState:
+        """See Arm."""
+        return JointState(*self._joints)
+
+    def jpeg(self) -> bytes:
+        """See Arm."""
+        picture: bytes = self._ask("jpeg")
+        return picture
+
+    def scene(self) -> dict[str, dict[str, Any]]:
+        """See Arm."""
+        cubes: dict[str, dict[str, Any]] = self._ask("scene")
+        return cubes
+
+    def close(self) -> None:
+        """See Arm."""
+        self._pipe.close()
+        self._child.join(STOP_TIMEOUT_S)
+        if self._child.is_alive():
+            self._child.kill()
+            self._child.join(STOP_TIMEOUT_S)
+
+    def _ask(self, call: str, *args: Any) -> Any:
+        try:
+            self._pipe.send((call, args))
+        except OSError as error:
+            raise SimulationError(self._obituary()) from error
+        return self._answer(ANSWER_TIMEOUT_S)
+
+    def _answer(self, timeout_s: float) -> Any:
+        try:
+            if not self._pipe.poll(timeout_s):
+                raise SimulationError(f"the simulation gave no answer for {timeout_s:g} s")
+            error, answer = self._pipe.recv()
+        except (EOFError, OSError) as gone:
+            raise SimulationError(self._obituary()) from gone
+        if error is not None:
+            raise SimulationError(error)
+        return answer
+
+    def _obituary(self) -> str:
+        self._child.join(STOP_TIMEOUT_S)
+        return (
+            f"the simulation's process ended with exit code {self._child.exitcode}; a negative one"
+            " is a signal, -11 points at the Vulkan driver"
+        )
+
+
+def _serve(pipe: Connection, make: Callable[[], Arm]) -> None:
+    """Make the arm and do what the parent asks until it closes the pipe."""
+    # Ctrl-C reaches the whole group; when to end is the parent's decision.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        arm = make()
+        pipe.send((None, (arm.period_s, _plain(arm.joints()))))
+        while True:
+            call, args = pipe.recv()
+            answer = getattr(arm, call)(*args)
+            pipe.send((None, _plain(arm.joints()) if call == "step" else answer))
+    except (EOFError, BrokenPipeError, ConnectionResetError):
+        return
+    except Exception as error:
+        pipe.send((str(error), None))
+
+
+def _plain(state: JointState) -> Joints:
+    return state.position_rad, state.velocity_rad_s

@@ -1,0 +1,115 @@
+"""The simulated CRANE-X7 with cubes, plate and cameras, as a body for the simulated robot.
+
+Wraps a ManiSkill environment of `crane_x7_vla_rl.sim` whose episode never ends: physics advance by
+`step`, a picture is rendered only when `jpeg` asks for one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+
+from crane_x7_remote.errors import SimulationError
+from crane_x7_vla_rl.robot import DOF, LOWER_RAD, UPPER_RAD
+from crane_x7_vla_rl.types import JointState
+
+Array = npt.NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class SceneConfig:
+    """What is simulated and how it is seen."""
+
+    task: str = "PickPlace-CRANE-X7"
+    """gymnasium id."""
+    seed: int = 0
+    camera: str = "base"
+    """base or hand."""
+    image_size: tuple[int, int] = (640, 480)
+    """(width, height)."""
+    control_rate_hz: float = 30.0
+    jpeg_quality: int = 90
+
+
+class ManiSkillArm:
+    """See sim_robot.arm.Arm."""
+
+    def __init__(self, config: SceneConfig) -> None:
+        """Raises SimulationError when the scene cannot be built or shown here."""
+        self._config = config
+        self._env = _make_environment(config)
+        self._camera = _find_camera(self._env, config.camera)
+        self.jpeg()  # The first picture takes seconds.
+        self._ever_lifted = dict.fromkeys(self._env.cube_status(), False)
+
+    @property
+    def period_s(self) -> float:
+        """See Arm; the environment rounds the control rate to whole Hz."""
+        return float(self._env.control_timestep)
+
+    def step(self, target_rad: Array) -> None:
+        """See Arm."""
+        self._env.step(np.clip(target_rad, LOWER_RAD, UPPER_RAD).astype(np.float32))
+
+    def joints(self) -> JointState:
+        """See Arm."""
+        robot = self._env.agent.robot
+        return JointState(robot.get_qpos()[0, :DOF].numpy(), robot.get_qvel()[0, :DOF].numpy())
+
+    def jpeg(self) -> bytes:
+        """See Arm."""
+        self._env.scene.update_render(update_sensors=True, update_human_render_cameras=False)
+        self._camera.take_picture()
+        # The camera's own buffer: ManiSkill's way over a tensor copies for another 6 ms.
+        pixels = np.ascontiguousarray(self._camera.get_picture("Color"))  # (H, W, 4) uint8
+        encoded: bytes = simplejpeg.encode_jpeg(
+            pixels, quality=self._config.jpeg_quality, colorspace="RGBA", colorsubsampling="420"
+        )
+        return encoded
+
+    def scene(self) -> dict[str, dict[str, Any]]:
+        """See Arm: per cube grasped, lifted, ever_lifted, placed and position_m."""
+        status = self._env.cube_status()
+        for colour, cube in status.items():
+            self._ever_lifted[colour] |= cube.lifted
+        return {
+            colour: asdict(cube) | {"ever_lifted": self._ever_lifted[colour]}
+            for colour, cube in status.items()
+        }
+
+    def close(self) -> None:
+        """See Arm."""
+        self._env.close()
+
+
+def _make_environment(config: SceneConfig) -> Any:
+    """Return the bare environment, without the wrapper that would end the episode."""
+    import torch
+
+    from crane_x7_vla_rl import sim
+
+    torch.set_num_threads(1)  # One scene's tensors are too small to share among threads.
+    try:
+        environment = sim.make(
+            config.task,
+            obs_mode="none",
+            reward_mode="none",
+            control_mode="pd_joint_pos",
+            image_size=config.image_size,
+            cameras=(f"{config.camera}_camera",),
+            control_freq=round(config.control_rate_hz),
+        ).unwrapped
+    except sim.SimError as error:
+        raise SimulationError(str(error)) from error
+    environment.reset(seed=config.seed)
+    return environment
+
+
+def _find_camera(environment: Any, name: str) -> Any:
+    """Return SAPIEN's camera behind ManiSkill's sensor."""
+    cameras = environment.scene.sub_scenes[0].get_cameras()
+    return next(camera for camera in cameras if camera.name.endswith(f"{name}_camera"))
