@@ -108,6 +108,23 @@ def test_sigint_with_clients_connected_ends_with_success() -> None:
             assert process.wait(timeout=10) == 0
 
 
+def test_sigterm_while_the_simulation_loads_ends_with_success() -> None:
+    with started("--port", "0") as process:
+        time.sleep(1.5)
+        process.send_signal(signal.SIGTERM)
+        stdout, stderr = process.communicate(timeout=10)
+    assert process.returncode == 0
+    assert "ready" not in stdout
+    assert "Traceback" not in stderr
+
+
+def test_an_address_that_is_not_ours_is_named() -> None:
+    with started("--arm", "kinematic", "--host", "192.0.2.1") as process:
+        _, stderr = process.communicate(timeout=20)
+    assert process.returncode == 7
+    assert "192.0.2.1:9090" in stderr
+
+
 def test_a_port_in_use_is_named_and_ends_it() -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]

@@ -231,7 +231,7 @@ class SimRobot:
         if error is None:
             return f"{where} was not ready after {timeout_s:.0f} s"
         if isinstance(error, OSError) and not self._served.is_set():
-            return f"{where} cannot listen: {error}; choose another --port, or 0 for a free one"
+            return f"{where} cannot listen: {error}; check --host and --port (0: a free one)"
         return f"{where}: {error}"
 
     def _serve(self) -> None:

@@ -1,0 +1,128 @@
+"""The server's side of one client, without sockets: throttle over a handed-in clock, the outbox."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+import pytest
+
+from crane_x7_remote.rosbridge import protocol
+from crane_x7_remote.sim_robot.outbox import MOST_REPLIES, Outbox
+from crane_x7_remote.sim_robot.session import GoalKey, Publication, Session
+
+TOPIC = "/camera"
+
+
+class EveryTopic:
+    """A hub that allows everything and keeps what it is given."""
+
+    def __init__(self) -> None:
+        self.published: list[tuple[str, Mapping[str, Any]]] = []
+
+    def establish(self, topic: str, type_name: str | None) -> None:
+        pass
+
+    def publish(self, topic: str, message: Mapping[str, Any]) -> None:
+        self.published.append((topic, message))
+
+    def start_goal(self, key: GoalKey, action_type: str, args: Mapping[str, Any]) -> None:
+        pass
+
+    def cancel_goal(self, key: GoalKey) -> None:
+        pass
+
+
+class Clock:
+    now_s = 100.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def session(clock: Clock) -> Session:
+    return Session(1, EveryTopic(), Outbox(None, lambda: None), clock)
+
+
+def sent(session: Session) -> list[dict[str, Any]]:
+    operations = []
+    while (payload := session.outbox.take()) is not None:
+        operations.append(protocol.decode(payload))
+    return operations
+
+
+def subscribe(session: Session, **fields: Any) -> None:
+    session.receive(json.dumps({"op": "subscribe", "topic": TOPIC, "type": "x/Y"} | fields))
+
+
+@pytest.mark.parametrize(
+    ("throttle_ms", "rate_hz"), [(0, 30), (33, 30), (50, 15), (60, 15), (67, 10), (95, 10)]
+)
+def test_a_30_hz_camera_is_thinned_as_measured_at_a_real_server(
+    session: Session, clock: Clock, throttle_ms: int, rate_hz: float
+) -> None:
+    subscribe(session, throttle_rate=throttle_ms)
+    for frame in range(300):
+        clock.now_s = 100 + frame / 30
+        session.offer(Publication(TOPIC, {"data": "x"}))
+    assert len(sent(session)) == pytest.approx(rate_hz * 10, abs=1)
+
+
+def test_queue_length_drops_nothing(session: Session, clock: Clock) -> None:
+    subscribe(session, queue_length=1)
+    for frame in range(100):
+        clock.now_s = 100 + frame / 30
+        session.offer(Publication(TOPIC, {"data": "x"}))
+    assert len(sent(session)) == 100
+
+
+def test_cbor_wins_where_two_ids_differ(session: Session) -> None:
+    subscribe(session, id="a", compression="none")
+    subscribe(session, id="b", compression="cbor")
+    session.offer(Publication(TOPIC, {"data": b"x"}))
+    assert isinstance(session.outbox.take(), bytes)
+    assert session.outbox.take() is None, "one message per client, however many ids"
+
+
+def test_a_message_is_encoded_once_for_all_clients() -> None:
+    publication = Publication(TOPIC, {"data": b"x" * 1000})
+    assert publication.payload("cbor") is publication.payload("cbor")
+    assert publication.payload("none") is publication.payload("none")
+
+
+def test_a_full_backlog_drops_the_oldest_message_and_counts_it() -> None:
+    outbox = Outbox(2, lambda: None)
+    for payload in ("1", "2", "3"):
+        outbox.message(payload)
+    assert [outbox.take(), outbox.take(), outbox.take()] == ["2", "3", None]
+    assert outbox.dropped == 1
+
+
+def test_without_a_bound_nothing_is_dropped_as_at_a_real_server() -> None:
+    outbox = Outbox(None, lambda: None)
+    for _ in range(10_000):
+        outbox.message("x")
+    assert outbox.dropped == 0
+
+
+def test_answers_go_first_and_survive_a_full_backlog() -> None:
+    outbox = Outbox(1, lambda: None)
+    outbox.message("old")
+    outbox.reply("answer")
+    outbox.message("new")
+    assert [outbox.take(), outbox.take()] == ["answer", "new"]
+
+
+def test_a_client_that_provokes_answers_without_reading_counts_as_flooding() -> None:
+    outbox = Outbox(1, lambda: None)
+    for _ in range(MOST_REPLIES):
+        assert not outbox.is_flooded
+        outbox.reply("x")
+    assert outbox.is_flooded
