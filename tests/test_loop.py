@@ -13,7 +13,8 @@ import pytest
 import simplejpeg
 
 from crane_x7_remote.errors import PolicyFailingError
-from crane_x7_remote.inference.loop import InferenceLoop, LoopConfig, Sent
+from crane_x7_remote.inference.journal import Sent
+from crane_x7_remote.inference.loop import InferenceLoop, LoopConfig
 from crane_x7_remote.inference.outgoing import Topics
 from crane_x7_remote.inference.safety import Hold, HoldReason, Limits
 from crane_x7_remote.inference.trajectory import state_at
@@ -349,11 +350,11 @@ def test_dry_run_publishes_nothing() -> None:
 
 def test_a_new_link_starts_afresh(rig: Rig) -> None:
     rig.tick(3)
-    assert rig.loop._running is not None
+    assert rig.loop._shaper._running is not None
     rig.client.link.reconnects += 1
     rig.client.accepts = False
     rig.tick()
-    assert rig.loop._running is None
+    assert rig.loop._shaper._running is None
     rig.client.accepts = True
     goals = sum(op["op"] == "send_action_goal" for ops in rig.client.published for op in ops)
     assert isinstance(rig.tick(), Sent)
@@ -407,7 +408,7 @@ def test_a_trajectory_that_never_came_back_is_no_running_one(rig: Rig) -> None:
     rig.tick(2)
     rig.client.listener = None  # the echo is lost from now on
     rig.tick()
-    lost = rig.loop._running
+    lost = rig.loop._shaper._running
     rig.client.camera_runs = False
     rig.tick(8)
     rig.client.camera_runs = True

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 
@@ -11,25 +9,17 @@ from crane_x7_remote.inference.safety import (
     Hold,
     HoldReason,
     Limits,
-    Readings,
     SafeCommand,
     check_chunk,
+    check_frame,
+    check_joints,
     check_motion,
-    check_readings,
 )
 from crane_x7_vla_rl import robot
 from crane_x7_vla_rl.types import ActionChunk, Array, JointState, Trajectory
 
 LIMITS = Limits()
 HOME = JointState(robot.HOME_RAD, np.zeros(8))
-GOOD = Readings(
-    connected=True,
-    frame_age_s=0.03,
-    any_frame=True,
-    frame_stamp_s=1.7e9,
-    joints=HOME,
-    joints_age_s=0.02,
-)
 
 
 def _with(position: Array, joint: int, value: float) -> Array:
@@ -43,42 +33,52 @@ def _joints(joint: int, value: float) -> JointState:
 
 
 @pytest.mark.parametrize(
-    ("change", "reason"),
+    ("age_s", "stamp_s", "any_frame", "reason"),
     [
-        ({"connected": False}, HoldReason.LINK_DOWN),
-        ({"any_frame": False, "frame_age_s": None}, HoldReason.NO_FRAME),
-        ({"frame_age_s": None}, HoldReason.NO_NEW_FRAME),
-        ({"frame_stamp_s": 0.0}, HoldReason.FRAME_UNSTAMPED),
-        ({"frame_stamp_s": float("nan")}, HoldReason.FRAME_UNSTAMPED),
-        ({"frame_age_s": 0.501}, HoldReason.FRAME_STALE),
-        ({"frame_age_s": float("nan")}, HoldReason.FRAME_STALE),
-        ({"joints": None}, HoldReason.NO_JOINTS),
-        ({"joints_age_s": 0.501}, HoldReason.JOINTS_STALE),
-        ({"joints_age_s": float("nan")}, HoldReason.JOINTS_STALE),
-        ({"joints": _joints(3, float("nan"))}, HoldReason.JOINTS_NOT_FINITE),
-        ({"joints": _joints(7, float("inf"))}, HoldReason.JOINTS_NOT_FINITE),
-        (
-            {"joints": JointState(robot.HOME_RAD, np.full(8, np.inf))},
-            HoldReason.JOINTS_NOT_FINITE,
-        ),
-        ({"joints": _joints(3, 0.2)}, HoldReason.JOINTS_OUT_OF_LIMITS),
-        ({"joints": _joints(7, -0.3)}, HoldReason.JOINTS_OUT_OF_LIMITS),
+        (None, 0.0, False, HoldReason.NO_FRAME),
+        (None, 0.0, True, HoldReason.NO_NEW_FRAME),
+        (0.03, 0.0, True, HoldReason.FRAME_UNSTAMPED),
+        (0.03, float("nan"), True, HoldReason.FRAME_UNSTAMPED),
+        (0.501, 1.7e9, True, HoldReason.FRAME_STALE),
+        (float("nan"), 1.7e9, True, HoldReason.FRAME_STALE),
     ],
 )
-def test_readings_that_are_not_good_hold(change: dict[str, object], reason: HoldReason) -> None:
-    hold = check_readings(replace(GOOD, **change), LIMITS, 0.5)  # type: ignore[arg-type]
+def test_a_frame_that_is_not_good_holds(
+    age_s: float | None, stamp_s: float, any_frame: bool, reason: HoldReason
+) -> None:
+    hold = check_frame(age_s, stamp_s, any_frame, 0.5)
     assert hold is not None
     assert hold.reason is reason
 
 
-def test_good_readings_pass() -> None:
-    assert check_readings(GOOD, LIMITS, 0.5) is None
+def test_a_fresh_stamped_frame_passes() -> None:
+    assert check_frame(0.499, 1.7e9, True, 0.5) is None
+
+
+@pytest.mark.parametrize(
+    ("joints", "age_s", "reason"),
+    [
+        (None, 0.0, HoldReason.NO_JOINTS),
+        (HOME, 0.501, HoldReason.JOINTS_STALE),
+        (HOME, float("nan"), HoldReason.JOINTS_STALE),
+        (_joints(3, float("nan")), 0.02, HoldReason.JOINTS_NOT_FINITE),
+        (_joints(7, float("inf")), 0.02, HoldReason.JOINTS_NOT_FINITE),
+        (JointState(robot.HOME_RAD, np.full(8, np.inf)), 0.02, HoldReason.JOINTS_NOT_FINITE),
+        (_joints(3, 0.2), 0.02, HoldReason.JOINTS_OUT_OF_LIMITS),
+        (_joints(7, -0.3), 0.02, HoldReason.JOINTS_OUT_OF_LIMITS),
+    ],
+)
+def test_joints_that_are_not_good_hold(
+    joints: JointState | None, age_s: float, reason: HoldReason
+) -> None:
+    hold = check_joints(joints, age_s, LIMITS, 0.5)
+    assert hold is not None
+    assert hold.reason is reason
 
 
 def test_unreported_velocities_and_a_joint_a_little_outside_pass() -> None:
     position = _with(robot.HOME_RAD, 3, 0.05)
-    joints = JointState(position, np.full(8, np.nan))
-    assert check_readings(replace(GOOD, joints=joints), LIMITS, 0.5) is None
+    assert check_joints(JointState(position, np.full(8, np.nan)), 0.02, LIMITS, 0.5) is None
 
 
 def _chunk(position: Array) -> ActionChunk:

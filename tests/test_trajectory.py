@@ -7,7 +7,7 @@ import pytest
 
 from crane_x7_remote.inference import trajectory as trajectory_module
 from crane_x7_remote.inference.safety import Limits, SafeCommand, check_motion
-from crane_x7_remote.inference.trajectory import Timing, build, state_at
+from crane_x7_remote.inference.trajectory import Timing, build, is_followed, state_at
 from crane_x7_vla_rl import robot
 from crane_x7_vla_rl.types import Array, JointState, Trajectory
 
@@ -189,18 +189,31 @@ def test_targets_are_blended_from_the_running_trajectory() -> None:
     assert ahead[0] < ahead[1]
 
 
-def test_an_arm_that_left_the_running_path_starts_from_where_it_was_measured() -> None:
-    running = _build(_command(robot.HOME_RAD + 0.3), _state(robot.HOME_RAD))
+def test_a_path_without_a_running_one_starts_from_where_the_arm_was_measured() -> None:
     pushed = _state(robot.HOME_RAD - 0.4 * np.eye(8)[0])
-    timing = _timing(STAMP + 0.2, 0.01)
-    result = _build(_command(robot.HOME_RAD), pushed, running, timing)
+    result = _build(_command(robot.HOME_RAD), pushed, None, _timing(STAMP + 0.2, 0.01))
     np.testing.assert_allclose(result.position_rad[0], pushed.position_rad, atol=1e-9)
+
+
+def test_an_arm_on_its_path_is_followed_even_when_its_servos_lag() -> None:
+    running = _build(_command(robot.HOME_RAD + 0.4), _state(robot.HOME_RAD))
+    for lag_s in (0.0, 0.05, 0.15):
+        measured = _state(*state_at(running, STAMP + 0.3 - lag_s))
+        assert is_followed(running, measured, STAMP + 0.3, LIMITS)
+
+
+def test_an_arm_that_was_pushed_or_stopped_is_not_followed() -> None:
+    running = _build(_command(robot.HOME_RAD + 0.6), _state(robot.HOME_RAD))
+    stopped, pushed = _state(robot.HOME_RAD), _state(robot.HOME_RAD - 0.4 * np.eye(8)[0])
+    assert not is_followed(running, pushed, STAMP + 0.05, LIMITS)
+    assert not is_followed(running, stopped, STAMP + 1.0, LIMITS)
 
 
 def test_a_sagging_arm_does_not_pull_the_path_down() -> None:
     running = _build(_command(robot.HOME_RAD), _state(robot.HOME_RAD))
     sagging = _state(robot.HOME_RAD - 0.05 * np.eye(8)[1])
     timing = _timing(STAMP + 2, 0.01)
+    assert is_followed(running, sagging, timing.measured_s, LIMITS)
     result = _build(_command(robot.HOME_RAD), sagging, running, timing)
     np.testing.assert_allclose(result.position_rad, robot.HOME_RAD[None], atol=1e-9)
 

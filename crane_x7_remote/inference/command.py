@@ -100,7 +100,7 @@ def _drive(
             writer.offer(metrics.snapshot(asdict(client.link)))
 
     logger.info("loop %s starts at %g Hz", loop.metrics.session, loop.metrics.asked_rate_hz)
-    _ask_for_real_time()
+    ask_for_real_time()
     loop.run(duration_s, report)
     metrics = loop.metrics
     logger.info(
@@ -187,7 +187,7 @@ def _loop_config(settings: Settings, session: str) -> LoopConfig:
     )
 
 
-def _ask_for_real_time() -> None:
+def ask_for_real_time() -> None:
     """Let this thread go before others, where the machine allows it."""
     try:
         policy = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK

@@ -11,58 +11,32 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
-from crane_x7_remote.errors import PolicyFailingError
 from crane_x7_remote.inference import peers as peers_module
+from crane_x7_remote.inference.journal import Journal, Sent
 from crane_x7_remote.inference.metrics import Metrics
 from crane_x7_remote.inference.outgoing import Outgoing, Topics
 from crane_x7_remote.inference.pacing import Pacer
 from crane_x7_remote.inference.peers import Peers
-from crane_x7_remote.inference.safety import (
-    Hold,
-    HoldReason,
-    Limits,
-    Readings,
-    SafeCommand,
-    check_chunk,
-    check_motion,
-    check_readings,
-    first_step,
-)
-from crane_x7_remote.inference.trajectory import Timing, build
+from crane_x7_remote.inference.safety import Hold, HoldReason, Limits, check_frame, check_joints
+from crane_x7_remote.inference.shaping import Moment, Shaped, Shaper
 from crane_x7_remote.inference.worker import PolicyWorker, Prediction
 from crane_x7_remote.rosbridge import messages
 from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
 from crane_x7_vla_rl.policies.base import Policy
 from crane_x7_vla_rl.robot import HOME_RAD
-from crane_x7_vla_rl.types import Image, JointState, Observation, Trajectory
+from crane_x7_vla_rl.types import Image, JointState, Observation
 
 logger = logging.getLogger(__name__)
 
-DRIVING = "driving"
-POLICY_HOLDS = frozenset(
-    {
-        HoldReason.POLICY_RAISED,
-        HoldReason.POLICY_TIMEOUT,
-        HoldReason.POLICY_BUSY,
-        HoldReason.POLICY_OUTPUT,
-    }
-)
-LEAD_MARGIN_S = 0.01
-"""On top of the round trip: what our own sending and the robot's receiving take."""
-MAX_LEAD_S = 0.2
-UNKNOWN_RTT_S = 0.03
-SHORTEST_HORIZON_S = 0.1
-"""A trajectory that would have to be at rest sooner than this is not worth starting."""
-LOG_AGAIN_S = 5.0
-"""A state that comes and goes is logged at most this often."""
-QUIET_S = 0.5
-"""A camera slower than the loop is no news; it is logged when it was silent for this long."""
+GOODBYE_S = 0.2
+"""How long the last trajectory may wait for its turn on the socket."""
 
 
 class LinkState(Protocol):
@@ -114,16 +88,6 @@ class LoopConfig:
     silence_s: float = peers_module.SILENCE_S
 
 
-@dataclass(frozen=True, eq=False)
-class Sent:
-    """A trajectory that left, or in a dry run would have."""
-
-    trajectory: Trajectory
-    frame: EncodedFrame
-    at_s: float
-    policy_s: float
-
-
 class InferenceLoop:
     """Drives one robot through `client` with `policy`."""
 
@@ -145,6 +109,7 @@ class InferenceLoop:
         self._stop = threading.Event()
         self._sleep = sleep or self._stop.wait
         self.metrics = Metrics(config.session, config.rate_hz)
+        self._journal = Journal(self.metrics, config.policy_failing_s, config.dry_run)
         self._worker = PolicyWorker(policy, clock)
         self._peers = Peers(config.session, config.listen_s, config.silence_s)
         self._outgoing = Outgoing(config.topics, config.session)
@@ -152,12 +117,8 @@ class InferenceLoop:
         self.metrics.instruction = config.instruction
         self._pacer = Pacer(1 / config.rate_hz, clock())
         self._used: EncodedFrame | None = None
-        self._running: Trajectory | None = None
-        self._sequence = 0
+        self._shaper = Shaper(config.session, config.validity_s, limits, self._peers)
         self._reconnects: int | None = None
-        self._failing_since_s: float | None = None
-        self._state_since_s = clock()
-        self._logged: dict[str, float] = {}
         if config.topics.echo and not config.dry_run:
             client.subscribe(
                 config.topics.echo, "trajectory_msgs/JointTrajectory", self._hear_trajectory
@@ -215,14 +176,13 @@ class InferenceLoop:
         self._notice_link(now_s)
         outcome = self._decide()
         if outcome is not None:
-            self._account(outcome)
+            self._journal.note(outcome, self._clock())
         return outcome
 
     def _decide(self) -> Sent | Hold | None:
         frame = self._next_frame()
-        now_s = self._clock()
         joints = self._client.joints()
-        hold = self._check_inputs(frame, joints, now_s)
+        hold = self._check_frame(frame) or self._check_robot(joints)
         if hold is not None:
             return hold
         assert frame is not None
@@ -231,15 +191,16 @@ class InferenceLoop:
         image = self._decode(frame)
         if isinstance(image, Hold):
             return image
+        now_s = self._clock()
         taken_s = now_s - self._client.frame_age_s(frame, now_s)
         observation = Observation(image, joints.state, self._instruction, taken_s)
         prediction = self._worker.predict(observation, self._config.policy_timeout_s)
         if not isinstance(prediction, Prediction):
             return prediction
-        trajectory = self._shape(frame, prediction.chunk)
-        if isinstance(trajectory, Hold):
-            return trajectory
-        return self._send(*trajectory, frame, prediction.duration_s)
+        shaped = self._shape(frame, prediction.chunk)
+        if isinstance(shaped, Hold):
+            return shaped
+        return self._send(shaped, frame, prediction.duration_s)
 
     def _next_frame(self) -> EncodedFrame | None:
         """Return the newest frame not yet used, waiting a moment for one that is on its way."""
@@ -256,18 +217,21 @@ class InferenceLoop:
         self.metrics.counters["resyncs"] += self._pacer.observe(frame.arrival_s)
         return frame
 
-    def _check_inputs(
-        self, frame: EncodedFrame | None, joints: StampedJoints | None, now_s: float
-    ) -> Hold | None:
-        readings = Readings(
-            connected=self._client.link.connected,
-            frame_age_s=None if frame is None else self._client.frame_age_s(frame, now_s),
-            any_frame=frame is not None or self._used is not None,
-            frame_stamp_s=0.0 if frame is None else frame.stamp_s,
-            joints=None if joints is None else joints.state,
-            joints_age_s=0.0 if joints is None else self._joints_age_s(joints, now_s),
-        )
-        hold = check_readings(readings, self._limits, self._config.max_frame_age_s)
+    def _check_frame(self, frame: EncodedFrame | None) -> Hold | None:
+        if frame is None:
+            return check_frame(None, 0.0, self._used is not None, self._config.max_frame_age_s)
+        age_s = self._client.frame_age_s(frame, self._clock())
+        return check_frame(age_s, frame.stamp_s, True, self._config.max_frame_age_s)
+
+    def _check_robot(self, joints: StampedJoints | None) -> Hold | None:
+        """Return what forbids to drive, apart from the frame; looked at before the policy is asked
+        and again afterwards."""
+        now_s = self._clock()
+        if not self._client.link.connected:
+            return Hold(HoldReason.LINK_DOWN, "not connected to rosbridge")
+        state = None if joints is None else joints.state
+        age_s = 0.0 if joints is None else self._joints_age_s(joints, now_s)
+        hold = check_joints(state, age_s, self._limits, self._config.max_frame_age_s)
         if hold is None and not self._config.dry_run:
             hold = self._peers.verdict(now_s)
         return hold
@@ -291,86 +255,33 @@ class InferenceLoop:
         self.metrics.counters["frames_used"] += 1
         return image
 
-    def _shape(
-        self, frame: EncodedFrame, chunk: object
-    ) -> tuple[Trajectory, SafeCommand, float] | Hold:
-        """Return trajectory, command and takeover time; the joints are looked at anew, because
-        the policy took its time."""
-        now_s = self._clock()
+    def _shape(self, frame: EncodedFrame, chunk: object) -> Shaped | Hold:
+        """Return the trajectory; the joints are read anew, because the policy took its time."""
         joints = self._client.joints()
-        robot_s = self._client.robot_time(now_s)
-        if robot_s is None or not self._client.link.connected:
-            return Hold(HoldReason.LINK_DOWN, "the link went down while the policy computed")
-        hold = self._check_inputs(frame, joints, now_s)
-        if hold is not None and hold.reason is not HoldReason.FRAME_STALE:
-            return hold
-        assert joints is not None
-        age_s = now_s - joints.arrival_s
-        measured_s = joints.stamp_s if joints.stamp_s > 0 else robot_s - age_s
-        timing = Timing(
-            stamp_s=frame.stamp_s,
-            now_s=max(robot_s, frame.stamp_s),
-            lead_s=self._lead_s(),
-            validity_s=self._config.validity_s,
-            measured_s=measured_s,
-        )
-        if timing.takeover_s + SHORTEST_HORIZON_S > timing.validity_s:
-            return Hold(
-                HoldReason.TOO_LATE,
-                f"trajectory would begin {timing.takeover_s:.3f} s after its frame, valid for"
-                f" {timing.validity_s:g} s; a slow policy needs a longer TRAJECTORY_VALIDITY",
-            )
-        command = check_chunk(chunk, joints.state, timing.takeover_s, self._limits)
-        if isinstance(command, Hold):
-            return command
-        trajectory = self._build(command, joints.state, timing)
-        hold = check_motion(trajectory, joints.state, measured_s, self._limits)
-        return hold or (trajectory, command, timing.takeover_s)
+        hold = self._check_robot(joints)
+        moment = self._moment()
+        if hold is not None or joints is None or moment is None:
+            return hold or Hold(HoldReason.LINK_DOWN, "the robot's time is not known yet")
+        return self._shaper.shape(chunk, frame.stamp_s, joints, moment)
 
-    def _build(
-        self, command: SafeCommand | None, measured: JointState, timing: Timing
-    ) -> Trajectory:
-        running = self._running
-        if running is not None and not self._peers.has_arrived(running.sequence, self._clock()):
-            running = None
-        return build(
-            command,
-            measured,
-            running,
-            timing,
-            self._limits,
-            sequence=self._sequence + 1,
-            session=self._config.session,
-        )
-
-    def _lead_s(self) -> float:
-        """Return the time to the robot: half a round trip, and as much again because the robot's
-        time is only known from messages that took the other half to come."""
-        rtt_s = self._client.link.rtt_s
-        return min((UNKNOWN_RTT_S if rtt_s is None else rtt_s) + LEAD_MARGIN_S, MAX_LEAD_S)
-
-    def _send(
-        self,
-        trajectory: Trajectory,
-        command: SafeCommand,
-        takeover_s: float,
-        frame: EncodedFrame,
-        policy_s: float,
-    ) -> Sent | Hold:
-        if self._config.dry_run:
-            return Sent(trajectory, frame, self._clock(), policy_s)
-        target = command.position_rad[first_step(command, takeover_s)]
-        operations, gripper_goal = self._outgoing.bundle(trajectory, target)
-        if not self._client.publish(operations):
-            return Hold(HoldReason.SEND_DROPPED, "the client could not take the trajectory")
+    def _moment(self) -> Moment | None:
         now_s = self._clock()
-        self._sequence = trajectory.sequence
-        self._running = trajectory
-        self._peers.published(trajectory.sequence, now_s)
-        if gripper_goal is not None:
-            self._outgoing.gripper_goal_rad = gripper_goal
-            self.metrics.counters["gripper_goals"] += 1
-        return Sent(trajectory, frame, now_s, policy_s)
+        robot_s = self._client.robot_time(now_s)
+        return None if robot_s is None else Moment(now_s, robot_s, self._client.link.rtt_s)
+
+    def _send(self, shaped: Shaped, frame: EncodedFrame, policy_s: float) -> Sent | Hold:
+        trajectory = shaped.trajectory
+        if not self._config.dry_run:
+            operations, gripper_goal = self._outgoing.bundle(trajectory, shaped.target_rad)
+            if not self._client.publish(operations):
+                return Hold(HoldReason.SEND_DROPPED, "the client could not take the trajectory")
+            self._shaper.sent(trajectory)
+            self._peers.published(trajectory.sequence, self._clock())
+            if gripper_goal is not None:
+                self._outgoing.gripper_goal_rad = gripper_goal
+                self.metrics.counters["gripper_goals"] += 1
+        at_s = self._clock()
+        return Sent(trajectory, frame, at_s, self._client.frame_age_s(frame, at_s), policy_s)
 
     def _follow_instruction(self) -> None:
         instruction = self._client.take_instruction()
@@ -386,7 +297,7 @@ class InferenceLoop:
         is_first, self._reconnects = self._reconnects is None, link.reconnects
         self._peers.link_came_up(now_s)
         self._pacer.link_came_up()
-        self._running = None
+        self._shaper.forget()
         self._outgoing.gripper_goal_rad = None
         if not is_first:
             self._worker.reset_next()
@@ -399,72 +310,18 @@ class InferenceLoop:
         if match is not None:
             self._peers.heard(match["session"], int(match["sequence"]), self._clock())
 
-    def _account(self, outcome: Sent | Hold) -> None:
-        now_s = self._clock()
-        metrics = self.metrics
-        if isinstance(outcome, Hold):
-            metrics.holds[outcome.reason] += 1
-            self._log_state(outcome.reason, outcome.detail, now_s)
-        else:
-            latency_s = outcome.at_s - outcome.frame.arrival_s
-            metrics.latency.add(latency_s)
-            metrics.latency_without_policy.add(latency_s - outcome.policy_s)
-            metrics.policy.add(outcome.policy_s)
-            metrics.frame_age.add(self._client.frame_age_s(outcome.frame, outcome.at_s))
-            metrics.trajectory(outcome.at_s)
-            self._log_state(DRIVING, f"sequence {outcome.trajectory.sequence}", now_s)
-        self._watch_policy(outcome, now_s)
-
-    def _log_state(self, state: str, detail: str, now_s: float) -> None:
-        """Log a change of state once; one that keeps coming and going, every few seconds."""
-        metrics = self.metrics
-        if state != metrics.state:
-            metrics.state, self._state_since_s = state, now_s
-        elif state != HoldReason.NO_NEW_FRAME:
-            return
-        lasted_s = now_s - self._state_since_s
-        if state == HoldReason.NO_NEW_FRAME and lasted_s < QUIET_S:
-            return
-        if now_s - self._logged.get(state, float("-inf")) < LOG_AGAIN_S + lasted_s:
-            return
-        self._logged[state] = now_s
-        if state == DRIVING:
-            logger.info("%s (%s)", "dry run" if self._config.dry_run else "driving", detail)
-        else:
-            logger.warning("hold, %s: %s", state, detail)
-
-    def _watch_policy(self, outcome: Sent | Hold, now_s: float) -> None:
-        if isinstance(outcome, Sent):
-            self._failing_since_s = None
-        elif outcome.reason in POLICY_HOLDS:
-            self.metrics.counters["policy_failures"] += 1
-            if self._failing_since_s is None:
-                self._failing_since_s = now_s
-            if now_s - self._failing_since_s >= self._config.policy_failing_s:
-                raise PolicyFailingError(
-                    f"the policy gave nothing usable for {self._config.policy_failing_s:g} s;"
-                    f" last: {outcome.reason}, {outcome.detail}"
-                )
-
     def _come_to_rest(self) -> None:
         """Brake the running trajectory now; where it has ended already, the arm holds."""
-        now_s = self._clock()
-        running, joints = self._running, self._client.joints()
-        robot_s = self._client.robot_time(now_s)
-        if running is None or joints is None or robot_s is None:
+        joints, moment = self._client.joints(), self._moment()
+        if joints is None or moment is None:
             return
-        if robot_s >= running.stamp_s + running.time_from_start_s[-1]:
+        brake = self._shaper.brake(joints, moment)
+        if brake is None:
             return
-        measured_s = joints.stamp_s if joints.stamp_s > 0 else robot_s
-        timing = Timing(robot_s, robot_s, self._lead_s(), self._config.validity_s, measured_s)
-        brake = self._build(None, joints.state, timing)
-        deadline_s = now_s + 0.2
+        deadline_s = moment.now_s + GOODBYE_S
         while not self._client.publish(self._outgoing.brake(brake)):
             if self._clock() >= deadline_s or not self._client.link.connected:
                 logger.warning("could not send the last trajectory; the arm ends the one before")
                 return
-            self._sleep_short()
+            time.sleep(0.005)
         logger.info("the arm comes to rest (sequence %d)", brake.sequence)
-
-    def _sleep_short(self) -> None:
-        threading.Event().wait(0.005)

@@ -1,7 +1,7 @@
 """What may move the arm: pure checks that return what is safe, or a `Hold` that says why not.
 
-Three gates, in the order a frame passes them: `check_readings` (are link, frame and joints good
-enough to act on), `check_chunk` (is what the policy wants sane), `check_motion` (does the finished
+The gates, in the order a frame passes them: `check_frame` and `check_joints` (are they good enough
+to act on), `check_chunk` (is what the policy wants sane), `check_motion` (does the finished
 trajectory keep every limit, seen from the last measured state). A `Hold` means: publish nothing;
 the trajectory published before it ends at rest by itself.
 
@@ -97,20 +97,6 @@ class Limits:
 
 
 @dataclass(frozen=True, eq=False)
-class Readings:
-    """What the loop holds in its hands at a tick, before it asks the policy."""
-
-    connected: bool
-    frame_age_s: float | None
-    """Age of the newest unused frame, the greater of both clocks; None: there is no such frame."""
-    any_frame: bool
-    """Whether any frame has come since the start."""
-    frame_stamp_s: float
-    joints: JointState | None
-    joints_age_s: float
-
-
-@dataclass(frozen=True, eq=False)
 class SafeCommand:
     """A chunk whose every target is finite, inside the joint limits and near the arm."""
 
@@ -120,36 +106,43 @@ class SafeCommand:
     """(T,) seconds after the frame's stamp at which each target is due."""
 
 
-def check_readings(readings: Readings, limits: Limits, max_age_s: float) -> Hold | None:
-    """Return why nothing may be decided now, or None when link, frame and joints are good."""
-    if not readings.connected:
-        return Hold(HoldReason.LINK_DOWN, "not connected to rosbridge")
-    if not readings.any_frame:
+def check_frame(
+    age_s: float | None, stamp_s: float, any_frame: bool, max_age_s: float
+) -> Hold | None:
+    """Return why the newest unused frame must not be acted on, or None.
+
+    `age_s` is the greater of its ages by arrival and by stamp, None when there is no unused frame;
+    `any_frame` tells whether there ever was one; `stamp_s` is its header stamp.
+    """
+    if not any_frame:
         return Hold(HoldReason.NO_FRAME, "no camera frame has come yet")
-    if readings.frame_age_s is None:
+    if age_s is None:
         return Hold(HoldReason.NO_NEW_FRAME, "no camera frame since the last one used")
-    if not np.isfinite(readings.frame_stamp_s) or readings.frame_stamp_s <= 0:
+    if not np.isfinite(stamp_s) or stamp_s <= 0:
         return Hold(
             HoldReason.FRAME_UNSTAMPED,
-            f"frame's header stamp is {readings.frame_stamp_s}, expected the robot's time",
+            f"frame's header stamp is {stamp_s}, expected the robot's time",
         )
-    if not readings.frame_age_s <= max_age_s:
+    if not age_s <= max_age_s:
         return Hold(
             HoldReason.FRAME_STALE,
-            f"frame is {readings.frame_age_s:.3f} s old, expected at most {max_age_s:g} s",
+            f"frame is {age_s:.3f} s old, expected at most {max_age_s:g} s",
         )
-    return _check_joints(readings, limits, max_age_s)
+    return None
 
 
-def _check_joints(readings: Readings, limits: Limits, max_age_s: float) -> Hold | None:
-    if readings.joints is None:
+def check_joints(
+    joints: JointState | None, age_s: float, limits: Limits, max_age_s: float
+) -> Hold | None:
+    """Return why the measured joints are no ground to act on, or None."""
+    if joints is None:
         return Hold(HoldReason.NO_JOINTS, "no usable joint state has come yet")
-    if not readings.joints_age_s <= max_age_s:
+    if not age_s <= max_age_s:
         return Hold(
             HoldReason.JOINTS_STALE,
-            f"joint state is {readings.joints_age_s:.3f} s old, expected at most {max_age_s:g} s",
+            f"joint state is {age_s:.3f} s old, expected at most {max_age_s:g} s",
         )
-    position, velocity = readings.joints.position_rad, readings.joints.velocity_rad_s
+    position, velocity = joints.position_rad, joints.velocity_rad_s
     if not np.isfinite(position).all() or np.isinf(velocity).any():
         return Hold(
             HoldReason.JOINTS_NOT_FINITE,

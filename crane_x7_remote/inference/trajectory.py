@@ -7,8 +7,8 @@ How. Acceleration is constant between two points of the trajectory, so the cubic
 runs through both positions and velocities is that very parabola: what holds at the points holds
 between them. The new path leaves the running one at a point of it, a lead time from now, and
 repeats the running one's points up to there: a controller that receives it early, late or skips
-past points is on the same path and never steps. When the arm is not where the running path says,
-the new path starts from the measured state instead.
+past points is on the same path and never steps. When no running path is followed, the new one
+starts from the measured state instead.
 
 Legend: T points; 8 joints in the order of `robot.JOINT_NAMES`; rad, s. Times without further notice
 are seconds after the stamp of the frame, on the robot's clock.
@@ -105,7 +105,8 @@ def build(
 ) -> Trajectory:
     """Return the trajectory that follows `command` as closely as the limits allow.
 
-    `command` None brakes at once. `running` is what was published last, None before the first one.
+    `command` None brakes at once. `running` is the trajectory that the arm follows (`is_followed`),
+    None to start from the measured state.
     The last point has zero velocity, at the latest at `timing.validity_s`, or where braking allows.
     """
     spacing_s = max(SPACING_S, timing.validity_s / MAX_POINTS)
@@ -130,7 +131,7 @@ def _start(
     spacing_s: float,
 ) -> _Start:
     takeover_s = timing.takeover_s
-    if running is None or not is_followed(running, measured, timing.measured_s, limits):
+    if running is None:
         return _start_measured(measured, timing, limits, spacing_s)
     shift_s = running.stamp_s - timing.stamp_s
     knots = running.time_from_start_s + shift_s

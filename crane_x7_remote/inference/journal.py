@@ -1,0 +1,104 @@
+"""What became of each tick: counted in the metrics, logged once per change of state.
+
+The loop hands over a `Sent` or a `Hold`; a policy that gives nothing usable for long comes back as
+PolicyFailingError.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+
+from crane_x7_remote.errors import PolicyFailingError
+from crane_x7_remote.inference.metrics import Metrics
+from crane_x7_remote.inference.safety import Hold, HoldReason
+from crane_x7_remote.rosbridge.messages import EncodedFrame
+from crane_x7_vla_rl.types import Trajectory
+
+logger = logging.getLogger(__name__)
+
+DRIVING = "driving"
+DRY_RUN = "dry run"
+POLICY_HOLDS = frozenset(
+    {
+        HoldReason.POLICY_RAISED,
+        HoldReason.POLICY_TIMEOUT,
+        HoldReason.POLICY_BUSY,
+        HoldReason.POLICY_OUTPUT,
+    }
+)
+LOG_AGAIN_S = 5.0
+"""A state that comes and goes is logged at most this often."""
+QUIET_S = 0.5
+"""A camera slower than the loop is no news; it is logged when it was silent for this long."""
+
+
+@dataclass(frozen=True, eq=False)
+class Sent:
+    """A trajectory that left, or in a dry run would have."""
+
+    trajectory: Trajectory
+    frame: EncodedFrame
+    at_s: float
+    frame_age_s: float
+    """At that time, the greater of both clocks' ages."""
+    policy_s: float
+
+
+class Journal:
+    """Counts and logs the outcomes of one loop."""
+
+    def __init__(self, metrics: Metrics, policy_failing_s: float, dry_run: bool) -> None:
+        self.metrics = metrics
+        self._policy_failing_s = policy_failing_s
+        self._driving = DRY_RUN if dry_run else DRIVING
+        self._failing_since_s: float | None = None
+        self._state_since_s = 0.0
+        self._logged: dict[str, float] = {}
+
+    def note(self, outcome: Sent | Hold, now_s: float) -> None:
+        """Take one tick's outcome. Raises PolicyFailingError."""
+        if isinstance(outcome, Hold):
+            self.metrics.holds[outcome.reason] += 1
+            self._log(outcome.reason, outcome.detail, now_s)
+        else:
+            self._count(outcome)
+            self._log(self._driving, f"sequence {outcome.trajectory.sequence}", now_s)
+        self._watch_policy(outcome, now_s)
+
+    def _count(self, sent: Sent) -> None:
+        metrics, latency_s = self.metrics, sent.at_s - sent.frame.arrival_s
+        metrics.latency.add(latency_s)
+        metrics.latency_without_policy.add(latency_s - sent.policy_s)
+        metrics.policy.add(sent.policy_s)
+        metrics.frame_age.add(sent.frame_age_s)
+        metrics.trajectory(sent.at_s)
+
+    def _log(self, state: str, detail: str, now_s: float) -> None:
+        if state != self.metrics.state:
+            self.metrics.state, self._state_since_s = state, now_s
+        elif state != HoldReason.NO_NEW_FRAME:
+            return
+        lasted_s = now_s - self._state_since_s
+        if state == HoldReason.NO_NEW_FRAME and lasted_s < QUIET_S:
+            return
+        if now_s - self._logged.get(state, float("-inf")) < LOG_AGAIN_S + lasted_s:
+            return
+        self._logged[state] = now_s
+        if state == self._driving:
+            logger.info("%s (%s)", state, detail)
+        else:
+            logger.warning("hold, %s: %s", state, detail)
+
+    def _watch_policy(self, outcome: Sent | Hold, now_s: float) -> None:
+        if isinstance(outcome, Sent):
+            self._failing_since_s = None
+        elif outcome.reason in POLICY_HOLDS:
+            self.metrics.counters["policy_failures"] += 1
+            if self._failing_since_s is None:
+                self._failing_since_s = now_s
+            if now_s - self._failing_since_s >= self._policy_failing_s:
+                raise PolicyFailingError(
+                    f"the policy gave nothing usable for {self._policy_failing_s:g} s;"
+                    f" last: {outcome.reason}, {outcome.detail}"
+                )
