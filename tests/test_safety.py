@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -191,3 +193,8 @@ def test_a_trajectory_at_rest_where_the_arm_is_passes() -> None:
     assert check_motion(_trajectory(REST, STILL), HOME, 100.05, LIMITS) is None
     single = _trajectory(REST[:1], STILL[:1])
     assert check_motion(single, HOME, 100.05, LIMITS) is None
+
+
+def test_every_reason_is_explained_in_the_documentation() -> None:
+    text = Path(__file__).parents[1].joinpath("docs", "safety.md").read_text()
+    assert [reason for reason in HoldReason if f"`{reason}`" not in text] == []

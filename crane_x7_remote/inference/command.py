@@ -63,8 +63,12 @@ def run(args: argparse.Namespace) -> int:
 
     def on_signal(number: int, frame: types.FrameType | None) -> None:
         del frame
-        logger.info("stopping on %s", signal.Signals(number).name)
         signal.signal(number, signal.SIG_DFL)
+        # Not here: the interrupted thread may hold the very lock that waking it up needs.
+        threading.Thread(target=end, args=(number,), name="stop").start()
+
+    def end(number: int) -> None:
+        logger.info("stopping on %s", signal.Signals(number).name)
         stop.set()
         for loop in ends:
             loop.stop()

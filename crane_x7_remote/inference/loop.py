@@ -135,7 +135,7 @@ class InferenceLoop:
         logger.info("policy is warm after %.2f s", self.metrics.warm_up_s)
 
     def stop(self) -> None:
-        """End `run` soon; may be called from a signal handler or another thread."""
+        """End `run` soon; called from another thread (in a signal handler it could deadlock)."""
         self._stop.set()
         self._worker.interrupt()
 
@@ -180,6 +180,8 @@ class InferenceLoop:
         return outcome
 
     def _decide(self) -> Sent | Hold | None:
+        if not self._client.link.connected:
+            return Hold(HoldReason.LINK_DOWN, "not connected to rosbridge")
         frame = self._next_frame()
         joints = self._client.joints()
         hold = self._check_frame(frame) or self._check_robot(joints)
@@ -228,7 +230,7 @@ class InferenceLoop:
         and again afterwards."""
         now_s = self._clock()
         if not self._client.link.connected:
-            return Hold(HoldReason.LINK_DOWN, "not connected to rosbridge")
+            return Hold(HoldReason.LINK_DOWN, "the link went down meanwhile")
         state = None if joints is None else joints.state
         age_s = 0.0 if joints is None else self._joints_age_s(joints, now_s)
         hold = check_joints(state, age_s, self._limits, self._config.max_frame_age_s)

@@ -209,20 +209,21 @@ def _follow(
     ceiling = np.maximum.accumulate(reference[::-1], axis=0)[::-1]  # highest still ahead
     floor = np.minimum.accumulate(reference[::-1], axis=0)[::-1]
     positions, velocities = np.empty_like(reference), np.empty_like(reference)
+    np.minimum(ceiling, limits.upper_rad, out=ceiling)
+    np.maximum(floor, limits.lower_rad, out=floor)
+    time_left = h * np.arange(steps - 1, -1, -1)[:, None]
+    most = np.minimum(limits.velocity_rad_s, a * time_left)  # (T - 1, 8)
     p, v = start.position, start.velocity
     positions[0], velocities[0] = p, v
     for k in range(steps):
         gap = reference[k] - p
         side = np.where(gap < 0, -1.0, 1.0)
-        wanted = pace[k] + side * _brake_bound(np.abs(gap), side * (v - pace[k]), a, h)
-        upper = np.minimum(ceiling[k + 1], limits.upper_rad)
-        lower = np.maximum(floor[k + 1], limits.lower_rad)
-        remaining = a * (h * (steps - 1 - k))
-        most = np.minimum(limits.velocity_rad_s, remaining)
-        high = _brake_bound(np.maximum(upper - p, 0.0), v, a, h)
-        low = -_brake_bound(np.maximum(p - lower, 0.0), -v, a, h)
-        wanted = np.minimum(np.maximum(wanted, low), high)
-        wanted = np.minimum(np.maximum(wanted, -most), most)
+        room = np.stack([side * gap, ceiling[k + 1] - p, p - floor[k + 1]])  # (3, 8)
+        speed = np.stack([side * (v - pace[k]), v, -v])
+        bound = _brake_bound(np.maximum(room, 0.0), speed, a, h)
+        wanted = pace[k] + side * bound[0]
+        wanted = np.minimum(np.maximum(wanted, -bound[2]), bound[1])
+        wanted = np.minimum(np.maximum(wanted, -most[k]), most[k])
         following = np.minimum(np.maximum(wanted, v - change), v + change)
         p = p + (v + following) * (h / 2)
         v = following
@@ -231,7 +232,7 @@ def _follow(
 
 
 def _brake_bound(distance: Array, velocity: Array, a: Array, h: float) -> Array:
-    """Return the highest velocity after one step of `h` that still allows to stop in `distance`.
+    """Return the highest velocity, (…, 8), after one step of `h` that allows to stop in `distance`.
 
     Solves (velocity + x)·h/2 + x²/2a + x·h/2 = distance: this step, then braking at `a` in steps
     of `h`. A state that keeps the bound can keep it in the next step by braking.

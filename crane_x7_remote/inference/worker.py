@@ -81,12 +81,9 @@ class PolicyWorker:
         return Prediction(job.result, job.duration_s)
 
     def interrupt(self) -> None:
-        """Make a waiting `predict` return None, from a signal handler or another thread."""
-        self._interrupted = True
-        threading.Thread(target=self._wake, daemon=True).start()
-
-    def _wake(self) -> None:
+        """Make a waiting `predict` return None; called from another thread."""
         with self._changed:
+            self._interrupted = True
             self._changed.notify_all()
 
     def close(self, timeout_s: float = 1.0) -> None:
