@@ -1,0 +1,155 @@
+"""How one WebSocket to rosbridge is opened, watched and lost; every cause gets its own words."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import socket
+import ssl
+import struct
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from python_socks import ProxyConnectionError, ProxyError, ProxyTimeoutError
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidHandshake,
+    InvalidMessage,
+    InvalidProxy,
+    InvalidURI,
+)
+from websockets.exceptions import ProxyError as WebSocketProxyError
+
+from crane_x7_remote.rosbridge.protocol import MAX_MESSAGE_BYTES
+
+SEND_BUFFER_BYTES = 64 * 1024
+"""Bounds what the kernel holds for a link that stopped: a few trajectories instead of hundreds."""
+
+
+@dataclass(frozen=True)
+class LinkConfig:
+    """Where the server is and when a link counts as dead."""
+
+    host: str
+    port: int = 9090
+    proxy: str | None = None
+    """socks5h://host:port (names resolved there), socks5:// or http://."""
+    open_timeout_s: float = 5.0
+    ping_interval_s: float = 1.0
+    ping_timeout_s: float = 0.9
+    """With the interval, a dead link is found within 1.9 s."""
+    max_message_bytes: int = MAX_MESSAGE_BYTES
+
+    @property
+    def uri(self) -> str:
+        """The server's address; IPv6 in brackets."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"ws://{host}:{self.port}"
+
+
+class DeadLinkError(ConnectionError):
+    """No answer to a ping in time."""
+
+
+async def open_link(config: LinkConfig) -> ClientConnection:
+    """Open a WebSocket whose unsent bytes die with it; raises what `explain` understands."""
+    link = await connect(
+        config.uri,
+        proxy=config.proxy,
+        compression=None,  # pictures are compressed already
+        open_timeout=config.open_timeout_s,
+        close_timeout=0.5,
+        ping_interval=None,  # see watch
+        max_size=config.max_message_bytes,
+        write_limit=4096,
+    )
+    raw = link.transport.get_extra_info("socket")
+    if raw is not None:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+        # Closing resets: what a dead link still held must not arrive when it comes back.
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    return link
+
+
+async def watch(
+    link: ClientConnection, config: LinkConfig, on_round_trip: Callable[[float], None]
+) -> None:
+    """Ping at the interval until the link is dead, then abort it and raise DeadLinkError.
+
+    websockets' own keepalive is not used: its ping waits behind data that a dead link cannot take.
+    """
+    clock = asyncio.get_running_loop().time
+    while True:
+        started_s = clock()
+        try:
+            async with asyncio.timeout(config.ping_timeout_s):
+                await (await link.ping())
+        except TimeoutError as error:
+            link.transport.abort()
+            raise DeadLinkError(f"no answer to a ping in {config.ping_timeout_s} s") from error
+        on_round_trip(clock() - started_s)
+        await asyncio.sleep(max(0.0, started_s + config.ping_interval_s - clock()))
+
+
+async def close_link(link: ClientConnection) -> None:
+    """Close in order, and by force where that fails."""
+    with contextlib.suppress(TimeoutError, ConnectionError):
+        async with asyncio.timeout(1.0):
+            await link.close()
+            return
+    link.transport.abort()
+
+
+def explain(error: BaseException, config: LinkConfig) -> str:
+    """Return the cause in words, and the next thing to check."""
+    if isinstance(error, BaseExceptionGroup):
+        return explain(error.exceptions[0], config)
+    if "refused" in str(error):  # asyncio folds the failures of several addresses into one text
+        error = ConnectionRefusedError(str(error))
+    for kinds, text in _causes(config):
+        if isinstance(error, kinds):
+            return text.format(error=error)
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}; check the network and that {config.host} is up"
+    return f"{type(error).__name__}: {error}"
+
+
+def _causes(config: LinkConfig) -> list[tuple[tuple[type[BaseException], ...], str]]:
+    host, port, proxy = config.host, config.port, config.proxy
+    return [
+        (
+            (socket.gaierror,),
+            f"host name {host!r} is unknown; check ROSBRIDGE_HOST, and that the tailnet or DNS"
+            " knows it",
+        ),
+        (
+            (
+                ProxyConnectionError,
+                ProxyTimeoutError,
+                ProxyError,
+                WebSocketProxyError,
+                InvalidProxy,
+            ),
+            f"the proxy {proxy} did not connect us ({{error}}); check ROSBRIDGE_PROXY, that the"
+            f" proxy runs, and that it can reach {host}",
+        ),
+        (
+            (ConnectionRefusedError,),
+            f"connection refused; is rosbridge_server running there, and on port {port}?",
+        ),
+        ((DeadLinkError,), "the link went silent ({error}); check the network or the tunnel"),
+        (
+            (TimeoutError,),
+            f"no answer within {config.open_timeout_s:g} s; check that {host} is up and that no"
+            f" firewall drops port {port}",
+        ),
+        (
+            (InvalidHandshake, InvalidMessage, ssl.SSLError),
+            f"something answers on port {port}, but it is not a WebSocket server ({{error}});"
+            " check ROSBRIDGE_PORT",
+        ),
+        ((InvalidURI,), f"{config.uri} is no address; check ROSBRIDGE_HOST"),
+        ((ConnectionClosed,), "the server closed the connection ({error})"),
+        ((ConnectionError,), "the connection broke ({error})"),
+    ]
