@@ -10,7 +10,6 @@ import argparse
 import logging
 import re
 import signal
-import threading
 import types
 from collections.abc import Callable
 from functools import partial
@@ -27,6 +26,7 @@ logger = logging.getLogger(__name__)
 
 
 STOP_TIMEOUT_S = 2.0
+POLL_S = 0.05
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -64,26 +64,36 @@ def run(args: argparse.Namespace) -> int:
             f"--camera-rate {args.camera_rate:g} is above --control-rate {args.control_rate:g};"
             " the camera can see each step once at most"
         )
-    stop = threading.Event()
-
-    def on_signal(number: int, frame: types.FrameType | None) -> None:
-        del frame
-        logger.info("stopping on %s", signal.Signals(number).name)
-        stop.set()
-
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
+    stop = _StopOnSignal()
     robot = SimRobot(_config(args), _arm_maker(args))
     try:
-        robot.start(cancelled=stop)
-        if not stop.is_set():
+        robot.start(is_cancelled=stop)
+        if not stop():
             print(f"ready: sim-robot serves rosbridge on {args.host} port {robot.port}", flush=True)
-        while not stop.wait(0.1):
-            if robot.ended.is_set():
+        while not stop():
+            if robot.ended.wait(POLL_S):
                 raise SimulationError(f"sim-robot failed: {robot.failure}") from robot.failure
+        logger.info("stopping on a signal")
     finally:
         robot.close(STOP_TIMEOUT_S)
     return ExitCode.OK
+
+
+class _StopOnSignal:
+    """True once SIGTERM or SIGINT came. A bare flag: the handler runs between two instructions of
+    the main thread, which may hold the lock of any threading.Event just then."""
+
+    def __init__(self) -> None:
+        self._is_asked = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_signal)
+
+    def _on_signal(self, number: int, frame: types.FrameType | None) -> None:
+        del number, frame
+        self._is_asked = True
+
+    def __call__(self) -> bool:
+        return self._is_asked
 
 
 def _config(args: argparse.Namespace) -> RobotConfig:

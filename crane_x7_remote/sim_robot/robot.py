@@ -95,9 +95,11 @@ class SimRobot:
         ]
 
     def start(
-        self, timeout_s: float = START_TIMEOUT_S, cancelled: threading.Event | None = None
+        self,
+        timeout_s: float = START_TIMEOUT_S,
+        is_cancelled: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Start and wait until clients are served and the arm moves, or `cancelled` is set.
+        """Start and wait until clients are served and the arm moves, or until `is_cancelled`.
 
         Raises SimulationError.
         """
@@ -105,7 +107,7 @@ class SimRobot:
         for thread, ready in zip(self._threads, (self._served, self._moving), strict=True):
             thread.start()
             while not ready.wait(0.02):
-                if cancelled is not None and cancelled.is_set():
+                if is_cancelled():
                     return
                 if self.ended.is_set() or self._clock() > deadline:
                     self.close()
