@@ -10,6 +10,7 @@ distortion: a real camera's image must be rectified first.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final
 
 import numpy as np
@@ -39,14 +40,16 @@ class Camera:
         if not 0 < self.horizontal_fov_rad < np.pi:
             raise ValueError(f"horizontal_fov_rad is {self.horizontal_fov_rad}, expected 0 … π")
 
-    @property
+    @cached_property
     def rotation(self) -> Array:
         """(3, 3): columns are the camera's axes right, down, forward in the world."""
         forward = np.subtract(self.target_m, self.position_m)
         forward = forward / np.linalg.norm(forward)
         right = np.cross(forward, (0.0, 0.0, 1.0))
         right = right / np.linalg.norm(right)
-        return np.column_stack([right, np.cross(forward, right), forward])
+        rotation = np.column_stack([right, np.cross(forward, right), forward])
+        rotation.setflags(write=False)
+        return rotation
 
     def focal_px(self, width: int) -> float:
         """Return the focal length in pixels of an image `width` pixels wide."""

@@ -34,8 +34,8 @@ MIN_BLOB_PX: Final = 40
 """At MAX_WIDTH; a cube shows 500 to 900 pixels, behind the fingers about 150."""
 
 CUBE_EDGE_M: Final = 0.03
-YAW_STEPS: Final = 12
-"""Tried over a quarter turn: 7.5° apart, and the fingers straighten the rest."""
+YAWS_RAD: Final = tuple(np.deg2rad(7.5 * step) for step in range(12))
+"""Tried over a quarter turn; the fingers straighten the rest."""
 
 PLATE_RADIUS_M: Final = 0.06
 PLATE_HEIGHT_M: Final = 0.006
@@ -98,44 +98,43 @@ class Picture:
 
     def blob(self, colour: str) -> Blob | None:
         """Return the largest patch of `colour` (one of HUES), None if there is none."""
-        mask = None
+        mask = np.zeros((self.height, self.width), dtype=np.uint8)
         for low, high in HUES[colour]:
-            part = cv2.inRange(self._hsv, (low, MIN_SATURATION, MIN_VALUE), (high, 255, 255))
-            mask = part if mask is None else cv2.bitwise_or(mask, part)
-        _, labels, stats, centres = cv2.connectedComponentsWithStats(mask, connectivity=8)
-        if len(stats) < 2:
+            mask |= cv2.inRange(self._hsv, (low, MIN_SATURATION, MIN_VALUE), (high, 255, 255))
+        x, y, columns, rows = cv2.boundingRect(mask)  # labels cost time by area
+        if columns == 0:
             return None
+        window = mask[y : y + rows, x : x + columns]
+        _, labels, stats, centres = cv2.connectedComponentsWithStats(window, connectivity=8)
         best = 1 + int(np.argmax(stats[1:, cv2.CC_STAT_AREA]))
         left, top, width, height, area = (int(value) for value in stats[best])
         if area < max(4.0, MIN_BLOB_PX * (self.width / MAX_WIDTH) ** 2):
             return None
         cut = labels[top : top + height, left : left + width] == best
-        return Blob(centres[best] + 0.5, float(area), cut.astype(np.uint8) * 255, (left, top))
+        corner = (x + left, y + top)
+        centre = centres[best] + (x + 0.5, y + 0.5)
+        return Blob(centre, float(area), cut.astype(np.uint8) * 255, corner)
 
     def fit_cube(self, blob: Blob, support_m: float = 0.0) -> CubeSight:
         """Return the cube, standing at height `support_m`, whose outline covers `blob` best."""
         centre_z = support_m + CUBE_EDGE_M / 2
         guess = self.camera.intersect_plane(blob.centre_px, self.width, self.height, centre_z)
-        sights = [
-            self._try_yaw(blob, guess, step * np.pi / 2 / YAW_STEPS) for step in range(YAW_STEPS)
+        fits = [
+            _overlap(outline + (blob.centre_px - _centroid(outline)), blob)
+            for outline in (self._outline(guess, yaw) for yaw in YAWS_RAD)
         ]
-        return max(sights, key=lambda sight: sight.fit)
-
-    def _try_yaw(self, blob: Blob, guess: Array, yaw: float) -> CubeSight:
+        best = int(np.argmax(fits))
         position = guess
-        outline = self._outline(position, yaw)
         for _ in range(2):
-            missing = blob.centre_px - _centroid(outline)
-            seen = self.project(position)
+            missing = blob.centre_px - _centroid(self._outline(position, YAWS_RAD[best]))
             position = self.camera.intersect_plane(
-                seen + missing, self.width, self.height, float(position[2])
+                self.project(position) + missing, self.width, self.height, centre_z
             )
-            outline = self._outline(position, yaw)
-        return CubeSight(position, yaw, _overlap(outline, blob))
+        return CubeSight(position, YAWS_RAD[best], fits[best])
 
     def _outline(self, position: Array, yaw: float) -> Array:
         """Return (n, 2) pixels of the convex outline of a cube."""
-        pixels = self.project(position + _corners() @ _turn(yaw).T)
+        pixels = self.project(position + _corners(yaw))
         hull: Array = cv2.convexHull(pixels.astype(np.float32))[:, 0].astype(np.float64)
         return hull
 
@@ -160,16 +159,13 @@ class Picture:
         return PlateSight(np.array([x, y]), score)
 
 
-def _turn(yaw: float) -> Array:
+@lru_cache(maxsize=64)
+def _corners(yaw: float) -> Array:
+    """Return (8, 3) corners of a turned cube around its centre."""
     cosine, sine = np.cos(yaw), np.sin(yaw)
-    return np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]])
-
-
-@lru_cache(maxsize=1)
-def _corners() -> Array:
-    """Return (8, 3) corners of a cube around its centre."""
+    turn = np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]])
     signs = np.array([(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
-    return np.asarray(signs * (CUBE_EDGE_M / 2), dtype=np.float64)
+    return np.asarray(signs * (CUBE_EDGE_M / 2) @ turn.T, dtype=np.float64)
 
 
 def _centroid(outline: Array) -> Array:
