@@ -7,7 +7,7 @@ import pytest
 
 from crane_x7_remote.inference import trajectory as trajectory_module
 from crane_x7_remote.inference.safety import Limits, SafeCommand, check_motion
-from crane_x7_remote.inference.trajectory import Timing, build, is_followed, state_at
+from crane_x7_remote.inference.trajectory import Timing, build, flown, is_followed, state_at
 from crane_x7_vla_rl import robot
 from crane_x7_vla_rl.types import Array, JointState, Trajectory
 
@@ -108,12 +108,11 @@ def test_a_series_of_random_chunks_is_one_smooth_path_for_a_controller(seed: int
         timing = _timing(now - rng.uniform(0, 0.2), 0, measured_s=now, lead_s=0.05)
         timing = Timing(timing.stamp_s, now, 0.05, 0.6, now)
         command = _random_targets(rng)
-        running = build(
-            command, measured, running, timing, LIMITS, sequence=tick, session="0a1b2c3d"
-        )
-        _assert_within_limits(running)
-        assert check_motion(running, measured, now, LIMITS) is None
-        inbox.append((now + rng.uniform(0, 0.045), running))
+        sent = build(command, measured, running, timing, LIMITS, sequence=tick, session="0a1b2c3d")
+        running = flown(running, sent)
+        _assert_within_limits(sent)
+        assert check_motion(sent, measured, now, LIMITS) is None
+        inbox.append((now + rng.uniform(0, 0.045), sent))
         for instant in np.arange(now, now + 0.0999, 0.005):
             while inbox and inbox[0][0] <= instant:
                 active = inbox.pop(0)[1]
@@ -200,6 +199,20 @@ def test_an_arm_on_its_path_is_followed_even_when_its_servos_lag() -> None:
     for lag_s in (0.0, 0.05, 0.15):
         measured = _state(*state_at(running, STAMP + 0.3 - lag_s))
         assert is_followed(running, measured, STAMP + 0.3, LIMITS)
+
+
+def test_joints_measured_before_the_newest_trajectory_are_compared_with_the_one_before() -> None:
+    first = _build(_command(robot.HOME_RAD + 0.6, 0.3), _state(robot.HOME_RAD))
+    now = STAMP + 0.3
+    second = _build(
+        _command(robot.HOME_RAD + 0.6, 0.01),
+        _state(*state_at(first, now)),
+        first,
+        _timing(now, 0.001),
+    )
+    old = _state(*state_at(first, STAMP + 0.15))
+    assert is_followed(flown(first, second), old, STAMP + 0.15, LIMITS)
+    assert not is_followed(second, old, STAMP + 0.15, LIMITS)
 
 
 def test_an_arm_that_was_pushed_or_stopped_is_not_followed() -> None:

@@ -77,9 +77,9 @@ def run(args: argparse.Namespace) -> int:
         signal.signal(number, on_signal)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     deadline_s = time.monotonic() + settings.peer_wait_timeout
+    config = _loop_config(settings, args.session or secrets.token_hex(4))
     with RosbridgeClient(_client_config(settings)) as client:
         policy = _load(name, settings)
-        config = _loop_config(settings, args.session or secrets.token_hex(4))
         loop = InferenceLoop(client, policy, config, Limits(), time.monotonic)
         ends.append(loop)
         try:
@@ -170,6 +170,7 @@ def _client_config(settings: Settings) -> ClientConfig:
         camera_topic=settings.camera_topic,
         joint_states_topic=settings.joint_states_topic,
         instruction_topic=settings.instruction_topic,
+        advertise={} if settings.dry_run else _topics(settings).published,
     )
 
 
@@ -182,12 +183,16 @@ def _loop_config(settings: Settings, session: str) -> LoopConfig:
         policy_timeout_s=settings.policy_timeout,
         validity_s=settings.trajectory_validity,
         dry_run=settings.dry_run,
-        topics=Topics(
-            arm=settings.arm_topic,
-            trajectory=settings.trajectory_topic,
-            action=settings.action_topic,
-            gripper_action=settings.gripper_action,
-        ),
+        topics=_topics(settings),
+    )
+
+
+def _topics(settings: Settings) -> Topics:
+    return Topics(
+        arm=settings.arm_topic,
+        trajectory=settings.trajectory_topic,
+        action=settings.action_topic,
+        gripper_action=settings.gripper_action,
     )
 
 

@@ -20,13 +20,13 @@ GRIPPER_EFFORT = 1.0
 
 @dataclass(frozen=True)
 class Topics:
-    """Where the loop publishes; an empty name means: not published. See settings.Settings."""
+    """Where the loop publishes, as ROS 2 names it; an empty name means: not published. See
+    settings.Settings."""
 
     arm: str = "/crane_x7_arm_controller/joint_trajectory"
     trajectory: str = "/vla/predicted_trajectory"
     action: str = "/vla/predicted_action"
     gripper_action: str = "/crane_x7_gripper_controller/gripper_cmd"
-    ros_version: messages.RosVersion = 2
 
     @property
     def echo(self) -> str:
@@ -87,6 +87,6 @@ class Outgoing:
         operations = []
         for topic, names in ((topics.arm, ARM_JOINT_NAMES), (topics.trajectory, JOINT_NAMES)):
             if topic:
-                message = messages.to_ros(trajectory, names, topics.ros_version)
+                message = messages.to_ros(trajectory, names)
                 operations.append(protocol.publish(topic, message))
         return operations

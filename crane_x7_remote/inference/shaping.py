@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from crane_x7_remote.inference.peers import Peers
 from crane_x7_remote.inference.safety import (
     Hold,
@@ -18,7 +20,7 @@ from crane_x7_remote.inference.safety import (
     check_motion,
     first_step,
 )
-from crane_x7_remote.inference.trajectory import Timing, build, is_followed
+from crane_x7_remote.inference.trajectory import Timing, build, flown, is_followed
 from crane_x7_remote.rosbridge.messages import StampedJoints
 from crane_x7_vla_rl.types import Array, JointState, Trajectory
 
@@ -73,7 +75,7 @@ class Shaper:
 
     def sent(self, trajectory: Trajectory) -> None:
         """Note that this one left: the next goes on from it."""
-        self._running = trajectory
+        self._running = flown(self._running, trajectory)
         self._sequence = trajectory.sequence
 
     def forget(self) -> None:
@@ -88,6 +90,12 @@ class Shaper:
         running = self._followed(joints.state, measured_s, moment.now_s)
         lead_s = moment.lead_s if running else max(moment.lead_s, RESTART_LEAD_S)
         robot_s = max(moment.robot_s, stamp_s)
+        if running is None and self._is_moving(joints.state, robot_s - measured_s):
+            return Hold(
+                HoldReason.JOINTS_STALE,
+                f"arm moves and was measured {robot_s - measured_s:.3f} s ago: where to start from"
+                " is not known",
+            )
         timing = Timing(stamp_s, robot_s, lead_s, self._validity_s, measured_s)
         if timing.takeover_s + SHORTEST_HORIZON_S > timing.validity_s:
             return Hold(
@@ -133,6 +141,11 @@ class Shaper:
             sequence=self._sequence + 1,
             session=self._session,
         )
+
+    def _is_moving(self, measured: JointState, age_s: float) -> bool:
+        """Whether the arm may have left the place where it was measured."""
+        speed = np.nan_to_num(np.abs(measured.velocity_rad_s), nan=0.0)
+        return bool(speed.max() * age_s > self._limits.tracking_rad)
 
     def _followed(self, measured: JointState, measured_s: float, now_s: float) -> Trajectory | None:
         """Return the running trajectory if it arrived and the arm is on it."""

@@ -16,7 +16,7 @@ are seconds after the stamp of the frame, on the robot's clock.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -31,6 +31,8 @@ SHORTEST_PIECE_S = 0.002
 """Points nearer to each other would turn rounded times into accelerations."""
 LAG_S = 0.2
 """A measured arm may trail the path that it follows by this much."""
+MEMORY_S = 1.5
+"""How much of the path already flown is remembered; longer than any joint state acted on is old."""
 BLEND_S = 0.1
 """Over this time targets change from the running trajectory's to the new chunk's."""
 
@@ -80,7 +82,7 @@ def state_at(trajectory: Trajectory, robot_time_s: float) -> tuple[Array, Array]
 def is_followed(
     running: Trajectory, measured: JointState, measured_s: float, limits: Limits
 ) -> bool:
-    """Whether the measured state lies on the running trajectory, give or take a servo's lag."""
+    """Whether the measured state lies on the path in `running`, give or take a servo's lag."""
     since = measured_s - running.stamp_s
     positions, velocities = _sample(running, np.linspace(since - LAG_S, since, 9))
     p, v = measured.position_rad, measured.velocity_rad_s
@@ -91,6 +93,24 @@ def is_followed(
         v <= velocities.max(axis=0) + limits.tracking_rad_s
     )
     return bool(near.all() and (steady | np.isnan(v)).all())
+
+
+def flown(before: Trajectory | None, sent: Trajectory) -> Trajectory:
+    """Return the path of the last `MEMORY_S` and that of `sent` as one.
+
+    Each trajectory begins at the time it was sent, a joint state may have been measured before.
+    """
+    if before is None:
+        return sent
+    times = before.time_from_start_s + (before.stamp_s - sent.stamp_s)
+    first_s = sent.time_from_start_s[0]
+    kept = (times > first_s - MEMORY_S) & (times < first_s - SHORTEST_PIECE_S)
+    return replace(
+        sent,
+        time_from_start_s=np.concatenate([times[kept], sent.time_from_start_s]),
+        position_rad=np.vstack([before.position_rad[kept], sent.position_rad]),
+        velocity_rad_s=np.vstack([before.velocity_rad_s[kept], sent.velocity_rad_s]),
+    )
 
 
 def build(
@@ -105,8 +125,8 @@ def build(
 ) -> Trajectory:
     """Return the trajectory that follows `command` as closely as the limits allow.
 
-    `command` None brakes at once. `running` is the trajectory that the arm follows (`is_followed`),
-    None to start from the measured state.
+    `command` None brakes at once. `running` is the path that the arm follows (see `flown` and
+    `is_followed`), None to start from the measured state.
     The last point has zero velocity, at the latest at `timing.validity_s`, or where braking allows.
     """
     spacing_s = max(SPACING_S, timing.validity_s / MAX_POINTS)

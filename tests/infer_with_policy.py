@@ -1,0 +1,40 @@
+"""`crane-x7-remote infer` with a policy made for tests in place of the real one: a script."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Sequence
+from unittest import mock
+
+from loop_rig import SwingingPolicy
+
+from crane_x7_remote import cli
+from crane_x7_vla_rl.policies.base import PolicyLoadError
+from crane_x7_vla_rl.types import Observation
+
+
+class SlowPolicy(SwingingPolicy):
+    """Computes for most of a tick, so that a signal nearly always comes in the middle of one."""
+
+    def predict(self, observations: Sequence[Observation]) -> list[object]:
+        time.sleep(0.08)
+        return super().predict(observations)
+
+
+def _broken(*_: object, **__: object) -> SwingingPolicy:
+    raise PolicyLoadError("weights.safetensors is missing in /models/none")
+
+
+def _failing(*_: object, **__: object) -> SwingingPolicy:
+    policy = SwingingPolicy()
+    policy.fault = lambda _: 1 / 0
+    return policy
+
+
+POLICIES = {"slow": lambda *_, **__: SlowPolicy(), "broken": _broken, "failing": _failing}
+
+
+if __name__ == "__main__":
+    with mock.patch("crane_x7_remote.inference.command.load_policy", POLICIES[sys.argv[1]]):
+        sys.exit(cli.main(["infer", "--vla-policy", "color-servo", *sys.argv[2:]]))

@@ -1,0 +1,196 @@
+"""A real loop with a real client against a real rosbridge server, for the survival tests.
+
+The robot is `SimRobot` with an arm without physics; faults go in where they would in life: into the
+camera's pictures, the robot's messages, the link, or the policy.
+"""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+import time
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+from crane_x7_remote.rosbridge.client import ClientConfig, RosbridgeClient
+from websockets.sync.client import connect
+
+from crane_x7_remote.inference.loop import InferenceLoop, LoopConfig
+from crane_x7_remote.inference.outgoing import Topics
+from crane_x7_remote.inference.safety import Limits
+from crane_x7_remote.sim_robot.arm import KinematicArm, still_picture
+from crane_x7_remote.sim_robot.controller import ControllerReport
+from crane_x7_remote.sim_robot.robot import RobotConfig, SimRobot
+from crane_x7_remote.sim_robot.server import ServerConfig
+from crane_x7_vla_rl.robot import HOME_RAD, LOWER_RAD, UPPER_RAD
+from crane_x7_vla_rl.types import ActionChunk, JointState, Observation
+
+PICTURE = still_picture(160, 120)
+
+
+def wait_until(condition: Callable[[], object], timeout_s: float, what: str) -> None:
+    """Fail the test unless `condition` holds within `timeout_s`."""
+    deadline_s = time.monotonic() + timeout_s
+    while not condition():
+        assert time.monotonic() < deadline_s, f"not within {timeout_s} s: {what}"
+        time.sleep(0.01)
+
+
+class FaultyRobot(SimRobot):
+    """A robot whose camera can stop and whose joint states can be tampered with."""
+
+    def __init__(self, port: int = 0, clock_offset_s: float = 0.0) -> None:
+        self.picture = PICTURE
+        self.camera_runs = True
+        self.tamper: Callable[[dict[str, Any]], dict[str, Any]] = dict
+        self.sessions: list[tuple[float, str]] = []
+        """When a trajectory of which loop reached the arm's topic."""
+        config = RobotConfig(server=ServerConfig(port=port), clock_offset_s=clock_offset_s)
+        super().__init__(config, self._faulty_arm)
+
+    def _faulty_arm(self) -> KinematicArm:
+        robot = self
+
+        class Arm(KinematicArm):
+            def jpeg(self) -> bytes:
+                return robot.picture
+
+        return Arm(period_s=1 / 60)
+
+    def joint_message(self, state: JointState, stamp_s: float) -> dict[str, Any]:
+        return self.tamper(super().joint_message(state, stamp_s))
+
+    def _publish_camera(self, arm: Any, stamp_s: float) -> None:
+        if self.camera_runs:
+            super()._publish_camera(arm, stamp_s)
+
+    def receive(self, topic: str, message: Any) -> None:
+        if topic.endswith("joint_trajectory"):
+            frame_id = message.get("header", {}).get("frame_id", "")
+            self.sessions.append((time.monotonic(), frame_id.split("/")[1]))
+        super().receive(topic, message)
+
+    @property
+    def report(self) -> ControllerReport:
+        assert self._controller is not None
+        with self._lock:
+            return self._controller.report
+
+    @property
+    def moved(self) -> int:
+        """Trajectories accepted so far."""
+        return self.report.accepted
+
+    def assert_nothing_bad_arrived(self, *, refused: tuple[str, ...] = ()) -> None:
+        """No trajectory older than its validity was sent (unless `refused` names the reason for
+        which the controller turned it down), none moved the arm outside its limits."""
+        report = self.report
+        assert report.accepted > 0
+        assert report.limit_violations == 0, report
+        assert report.max_velocity_ratio <= 1.001, report
+        assert set(report.rejected) <= set(refused), report
+
+
+class SwingingPolicy:
+    """Swings the first two joints within the limits; `fault` replaces its answer."""
+
+    def __init__(self) -> None:
+        self.fault: Callable[[Observation], object] | None = None
+        self.instructions: list[str] = []
+
+    def predict(self, observations: Sequence[Observation]) -> list[Any]:
+        self.instructions.append(observations[0].instruction)
+        if self.fault is not None:
+            return [self.fault(observations[0])]
+        return [self.swing(observations[0])]
+
+    def swing(self, observation: Observation) -> ActionChunk:
+        due_s = observation.time_s + 0.1 * np.arange(1, 7)
+        targets = np.tile(HOME_RAD, (6, 1))
+        targets[:, 0] += 0.6 * np.sin(2 * due_s)
+        targets[:, 1] += 0.2 * np.cos(3 * due_s)
+        targets[:, 7] = 0.4 + 0.3 * np.sin(due_s)
+        return ActionChunk(np.clip(targets, LOWER_RAD, UPPER_RAD), 0.1)
+
+    def reset(self) -> None:
+        """Nothing is remembered."""
+
+
+class RunningLoop:
+    """A loop that drives on a thread of its own, from entering to leaving the context."""
+
+    def __init__(self, port: int, policy: SwingingPolicy | None = None, **config: Any) -> None:
+        self.policy = policy or SwingingPolicy()
+        values = {"session": secrets.token_hex(4), "rate_hz": 20.0, "listen_s": 0.3} | config
+        link = ClientConfig(host="127.0.0.1", port=port, advertise=Topics().published)
+        self.client = RosbridgeClient(link)
+        self.loop = InferenceLoop(
+            self.client, self.policy, LoopConfig(**values), Limits(), time.monotonic
+        )
+        self.failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="loop")
+
+    def _run(self) -> None:
+        try:
+            self.loop.run()
+        except BaseException as error:
+            self.failure = error
+
+    @property
+    def session(self) -> str:
+        return self.loop.metrics.session
+
+    @property
+    def state(self) -> str:
+        return self.loop.metrics.state
+
+    def holds(self, reason: str) -> int:
+        return self.loop.metrics.holds[reason]
+
+    def sent(self) -> int:
+        return self.loop.metrics.counters["trajectories"]
+
+    def wait_driving(self, timeout_s: float = 10.0, ticks: int = 5) -> None:
+        """Wait for `ticks` further trajectories."""
+        wanted = self.sent() + ticks
+        wait_until(
+            lambda: self.sent() >= wanted, timeout_s, f"driving; {dict(self.loop.metrics.holds)}"
+        )
+
+    def wait_hold(self, reason: str, ticks: int = 3, timeout_s: float = 5.0) -> None:
+        """Wait for `ticks` further holds for this reason."""
+        wanted = self.holds(reason) + ticks
+        wait_until(
+            lambda: self.holds(reason) >= wanted,
+            timeout_s,
+            f"hold for {reason}; {dict(self.loop.metrics.holds)}",
+        )
+
+    def __enter__(self) -> RunningLoop:
+        self.client.start()
+        self._thread.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.loop.stop()
+        self._thread.join(10)
+        self.client.close()
+        assert not self._thread.is_alive()
+        if kind is None:
+            assert self.failure is None
+
+
+def inject(port: int, topic: str, *messages: object) -> None:
+    """Publish `messages` on `topic`, each as it is: a dict as JSON, text as raw msg JSON."""
+    with connect(f"ws://127.0.0.1:{port}", max_size=None) as socket:
+        for message in messages:
+            text = message if isinstance(message, str) else json.dumps(message)
+            socket.send(f'{{"op":"publish","topic":"{topic}","msg":{text}}}')
