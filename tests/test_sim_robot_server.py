@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -228,6 +229,25 @@ def test_a_message_reaches_the_other_subscribers_and_its_own_sender(new_client: 
         assert messages.instruction(operation["msg"]) == "pick up the red cube"
 
 
+@pytest.mark.parametrize("refusing", ["cbor", "none"])
+def test_a_message_that_one_encoding_cannot_say_still_reaches_the_others(
+    new_client: Connect, refusing: str
+) -> None:
+    speaker, served, unserved = new_client(), new_client(), new_client()
+    served.subscribe("/x", STRING, compression="none" if refusing == "cbor" else "cbor")
+    unserved.subscribe("/x", STRING, compression=refusing)
+    speaker.send("advertise", topic="/x", type=STRING)
+    time.sleep(0.2)
+    if refusing == "cbor":
+        speaker.connection.send('{"op": "publish", "topic": "/x", "msg": {"data": "\\ud800"}}')
+    else:
+        odd = {"data": datetime.datetime(2020, 1, 1, tzinfo=datetime.UTC)}
+        speaker.connection.send(cbor2.dumps({"op": "publish", "topic": "/x", "msg": odd}))
+    assert "cannot be sent on" in speaker.next("status")["msg"]
+    assert served.next("publish")["topic"] == "/x"
+    assert unserved.collect(0.2) == []
+
+
 def trajectory(target: np.ndarray, offset: float = 0.3, **header: Any) -> dict[str, Any]:
     return {
         "header": {"stamp": {"sec": 0, "nanosec": 0}, "frame_id": ""} | header,
@@ -408,17 +428,27 @@ def test_a_slow_client_gets_the_newest_messages(
         assert robot.time_s() - stamps[-1] < 0.5
 
 
-def test_nobody_listening_means_no_picture_is_made() -> None:
+def test_no_picture_is_made_that_nobody_will_get(
+    client_of: Callable[[SimRobot], Client],
+) -> None:
     class Counting(KinematicArm):
         pictures = 0
 
         def jpeg(self) -> bytes:
             Counting.pictures += 1
+            time.sleep(0.02)  # as rendering does
             return super().jpeg()
 
-    with SimRobot(config(), Counting):
+    with SimRobot(config(), Counting) as robot:
         time.sleep(0.3)
-    assert Counting.pictures == 0
+        assert Counting.pictures == 0
+        client = client_of(robot)
+        for throttle_ms, rate_hz in ((80, 10), (55, 15), (0, 30)):
+            client.subscribe(CAMERA, CAMERA_TYPE, id="a", throttle_rate=throttle_ms)
+            client.next("publish")
+            before = Counting.pictures
+            assert len(client.collect(2.0)) == pytest.approx(2 * rate_hz, abs=4)
+            assert Counting.pictures - before == pytest.approx(2 * rate_hz, abs=6)
 
 
 def test_clients_that_come_and_go_leave_nothing_behind(robot: SimRobot) -> None:
@@ -426,9 +456,9 @@ def test_clients_that_come_and_go_leave_nothing_behind(robot: SimRobot) -> None:
         with connect(f"ws://127.0.0.1:{robot.port}") as connection:
             Client(connection).subscribe(CAMERA, CAMERA_TYPE)
     deadline = time.monotonic() + 3
-    while robot.server.has_subscribers(CAMERA) and time.monotonic() < deadline:
+    while robot.server.is_wanted(CAMERA) and time.monotonic() < deadline:
         time.sleep(0.02)
-    assert not robot.server.has_subscribers(CAMERA)
+    assert not robot.server.is_wanted(CAMERA)
 
 
 def test_closing_and_serving_again_on_the_same_port(

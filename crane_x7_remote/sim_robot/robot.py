@@ -315,17 +315,17 @@ class SimRobot:
 
     def _publish_joints(self, arm: Arm, stamp_s: float) -> None:
         topic = self._config.topics.joint_states_topic
-        if self.server.has_subscribers(topic):
+        if self.server.is_wanted(topic):
             self.server.publish_threadsafe(topic, self.joint_message(arm.joints(), stamp_s))
 
     def _publish_camera(self, arm: Arm, stamp_s: float) -> None:
         topic = self._config.topics.camera_topic
-        if self.server.has_subscribers(topic):
+        if self.server.is_wanted(topic, within_s=1 / self._config.camera_rate_hz):
             message = messages.compressed_image(arm.jpeg(), stamp_s, self._config.ros_version)
             self.server.publish_threadsafe(topic, message)
 
     def _publish_state(self, arm: Arm, stamp_s: float) -> None:
-        if not self.server.has_subscribers(SIM_STATE_TOPIC):
+        if not self.server.is_wanted(SIM_STATE_TOPIC):
             return
         assert self._controller is not None
         with self._lock:

@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import cbor2
+
 from crane_x7_remote.errors import RemoteError
 from crane_x7_remote.rosbridge import protocol
 from crane_x7_remote.sim_robot.outbox import Outbox, Payload
@@ -44,9 +46,16 @@ class Publication:
         self._encoded: dict[str, Payload] = {}
 
     def payload(self, compression: str) -> Payload:
+        """Return what goes on the wire; raises OperationError for what the encoding cannot say."""
         if compression not in self._encoded:
             encode = protocol.encode_cbor if compression == "cbor" else protocol.encode_json
-            self._encoded[compression] = encode(self._operation)
+            try:
+                self._encoded[compression] = encode(self._operation)
+            except (TypeError, ValueError, RecursionError, cbor2.CBOREncodeError) as error:
+                raise OperationError(
+                    f"publish {self.topic}: the message cannot be sent on with compression"
+                    f" {compression!r}: {error}"
+                ) from error
         return self._encoded[compression]
 
 
@@ -77,7 +86,7 @@ class Subscription:
 
     def is_due(self, now_s: float) -> bool:
         """Whether a message may be sent now, given the shortest throttle asked for."""
-        return now_s - self.last_sent_s >= min(self.throttle_s.values())
+        return now_s - self.last_sent_s >= min(self.throttle_s.values(), default=0.0)
 
     @property
     def encoding(self) -> str:
