@@ -269,7 +269,10 @@ class InferenceLoop:
     def _moment(self) -> Moment | None:
         now_s = self._clock()
         robot_s = self._client.robot_time(now_s)
-        return None if robot_s is None else Moment(now_s, robot_s, self._client.link.rtt_s)
+        if robot_s is None:
+            return None
+        rtt_s = self._client.link.rtt_s
+        return Moment(now_s, robot_s, None if rtt_s is None else max(rtt_s, self._peers.echo_s))
 
     def _send(self, shaped: Shaped, frame: EncodedFrame, policy_s: float) -> Sent | Hold:
         trajectory = shaped.trajectory

@@ -18,6 +18,8 @@ LISTEN_S = 1.0
 """How long a new link is listened to before the first trajectory."""
 SILENCE_S = 2.0
 """Another loop that was not heard for this long has given up the arm."""
+ECHO_DECAY = 0.97
+"""Per trajectory; a stall of a busy machine is remembered for some seconds."""
 ECHO_S = 0.4
 """A trajectory that has not come back from its topic after this is taken for lost."""
 
@@ -38,6 +40,12 @@ class Peers:
         self._published_s: float | None = None
         self._sent_s: OrderedDict[int, float] = OrderedDict()
         self._in_time = -1
+        self._echo_s = 0.0
+
+    @property
+    def echo_s(self) -> float:
+        """How long our trajectories lately took there and back, the slowest counting most."""
+        return self._echo_s
 
     def link_came_up(self, now_s: float) -> None:
         """Start listening anew; what was sent through the old link may be lost."""
@@ -55,6 +63,7 @@ class Peers:
             sent_s = self._sent_s.get(sequence)
             if sent_s is not None and now_s - sent_s <= ECHO_S:
                 self._in_time = max(self._in_time, sequence)
+                self._echo_s = max(now_s - sent_s, ECHO_DECAY * self._echo_s)
 
     def published(self, sequence: int, now_s: float) -> None:
         """Note a trajectory of ours that was handed to the socket."""

@@ -24,8 +24,8 @@ from crane_x7_remote.inference.trajectory import Timing, build, flown, is_follow
 from crane_x7_remote.rosbridge.messages import StampedJoints
 from crane_x7_vla_rl.types import Array, JointState, Trajectory
 
-LEAD_MARGIN_S = 0.01
-"""On top of the round trip: what our own sending and the robot's receiving take."""
+LEAD_MARGIN_S = 0.02
+"""On top of the round trip: what a busy machine adds now and then."""
 RESTART_LEAD_S = 0.1
 """Lead of a path that starts from the measured state: time for the controller to come there from
 what it wanted before, a servo's sag away, without haste."""
