@@ -18,6 +18,7 @@ class ExitCode(IntEnum):
     SIMULATION = 7
     OUTPUT = 8
     DEMO_CHILD = 9
+    DEMO_TASK = 10
 
 
 class RemoteError(Exception):

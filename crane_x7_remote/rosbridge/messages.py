@@ -231,6 +231,11 @@ def instruction(message: Message) -> str:
     text = message.get("data")
     if not isinstance(text, str):
         raise MessageError(f"instruction is {_brief(text)}, expected text")
+    if len(message) > 1:
+        raise MessageError(
+            f"instruction has the fields {_brief(sorted(map(str, message)))}, expected a"
+            " std_msgs/String with data alone"
+        )
     try:
         size = len(text.encode())
     except UnicodeEncodeError as error:

@@ -1,0 +1,1 @@
+"""The simulated robot and the loop together, watched, recorded and reported."""

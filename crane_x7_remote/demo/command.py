@@ -1,0 +1,373 @@
+"""`crane-x7-remote demo`: a simulated robot and the loop as separate processes, with a report.
+
+The first instruction runs until its cube is lifted and held, then the second one is sent over
+rosbridge, as an operator would. Video, plots and `report.json` are left in a folder of the run's
+own. Exit code 0 means that both instructions were fulfilled.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import logging
+import os
+import re
+import signal
+import sys
+import time
+import types
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.live import Live
+from rich.text import Text
+
+from crane_x7_remote import settings
+from crane_x7_remote.demo import pictures, report
+from crane_x7_remote.demo.children import Child
+from crane_x7_remote.demo.recorder import Recorder, Recording
+from crane_x7_remote.errors import ExitCode, OutputError, SettingsError
+from crane_x7_vla_rl.policies.base import POLICY_NAMES
+
+logger = logging.getLogger(__name__)
+
+SIM_START_S = 180.0
+LOOP_START_S = 60.0
+HOLD_S = 1.0
+"""How long an instruction must stay fulfilled before the demo goes on."""
+POLL_S = 0.1
+NEEDED_BYTES = 50_000_000
+"""A run leaves about a tenth of this."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be shown."""
+
+    seed: int
+    instruction: str
+    then: str | None
+    policy: str
+    rate_hz: float
+    image_size: str
+    camera_rate_hz: float
+    first_timeout_s: float
+    second_timeout_s: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `demo`."""
+    add = parser.add_argument
+    add("--instruction", default="pick up the red cube", help="the first task (%(default)s)")
+    add("--then", default="place the blue cube on the plate", metavar="INSTRUCTION",
+        help="the task that it changes to midway; empty: none (%(default)s)")  # fmt: skip
+    add("--seed", type=int, default=0, help="where the cubes lie (%(default)s)")
+    add("--policy", choices=POLICY_NAMES, default="color-servo", help="(%(default)s)")
+    add("--rate", type=float, default=10.0, metavar="HZ", help="of the loop (%(default)s)")
+    add("--image-size", default="640x480", metavar="WIDTHxHEIGHT", help="(%(default)s)")
+    add("--camera-rate", type=float, default=30.0, metavar="HZ", help="(%(default)s)")
+    add("--timeout", type=float, nargs=2, default=(30.0, 45.0), metavar=("FIRST", "SECOND"),
+        help="seconds that each task may take (30 45)")  # fmt: skip
+    add("--output-dir", type=Path, default=Path("outputs/demo"), help="(%(default)s)")
+    add("--record", action=argparse.BooleanOptionalAction, default=True,
+        help="write video and plots (on)")  # fmt: skip
+    add("--json", type=Path, metavar="PATH", help="write the report there too; - prints it")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Show the demo; raises RemoteError when it cannot be shown."""
+    plan = _plan(args)
+    folder = _make_folder(args.output_dir)
+    with _signals() as is_stopped:
+        outcome, made = _show(plan, folder, is_stopped)
+    report.write(made.report, folder / "report.json")
+    if args.record:
+        _write_pictures(made, folder)
+    if args.json is not None:
+        _hand_out(made.report, args.json)
+    _say_result(outcome, made.report, folder, to_stderr=args.json == Path("-"))
+    return ExitCode.OK if outcome.succeeded else ExitCode.DEMO_TASK
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a run leaves behind."""
+
+    recording: Recording
+    metrics: dict[str, Any]
+    report: dict[str, Any]
+
+
+def _show(plan: Plan, folder: Path, is_stopped: Callable[[], bool]) -> tuple[report.Outcome, Made]:
+    """Run both processes until the tasks are done, time is up or a signal came."""
+    metrics_path = folder / "metrics.json"
+    topics = settings.load()
+    progress = _Progress(plan)
+    progress.show("starting the simulated robot")
+    with contextlib.ExitStack() as stack:
+        robot = stack.enter_context(Child("sim-robot", _robot_command(plan), folder / "robot.log"))
+        ready = robot.wait_for_line("ready", SIM_START_S, is_stopped)
+        found = re.search(r"port (\d+)", ready)
+        recording, scene = Recording(), {}
+        outcome = _outcome(plan, {}, _Stage(), 0.0)
+        if found:
+            recorder = stack.enter_context(Recorder(int(found[1]), topics))
+            recording = recorder.recording
+            command = _loop_command(plan, int(found[1]), metrics_path)
+            loop = stack.enter_context(Child("infer", command, folder / "loop.log"))
+            outcome = _watch(plan, recorder, (robot, loop), progress, is_stopped)
+            loop.stop()
+            scene = recorder.scene
+        progress.end()
+    metrics = json.loads(metrics_path.read_text()) if metrics_path.exists() else {}
+    built = report.build(outcome, metrics, scene, recording)
+    return outcome, Made(recording, metrics, built)
+
+
+@dataclass
+class _Stage:
+    """How far the run is; times on our monotonic clock, from the first tick."""
+
+    started_s: float | None = None
+    first_done_s: float | None = None
+    second_done_s: float | None = None
+    switched_s: float | None = None
+
+
+def _watch(
+    plan: Plan,
+    recorder: Recorder,
+    children: tuple[Child, Child],
+    progress: _Progress,
+    is_stopped: Callable[[], bool],
+) -> report.Outcome:
+    """Follow the scene, send the second instruction at its time, and say what came of both."""
+    stage = _Stage()
+    recorder.note_instruction(plan.instruction)
+    begun_s = time.monotonic()
+    fulfilled_since_s: float | None = None
+    while not is_stopped():
+        for child in children:
+            child.check()
+        now_s = time.monotonic()
+        scene = recorder.scene
+        if stage.started_s is None:
+            if recorder.recording.trajectories:
+                stage.started_s = now_s
+            elif now_s - begun_s > LOOP_START_S:
+                break
+        words = plan.instruction if stage.switched_s is None else plan.then or ""
+        if not fulfilled(words, scene):
+            fulfilled_since_s = None
+        elif fulfilled_since_s is None:
+            fulfilled_since_s = now_s
+        done = fulfilled_since_s is not None and now_s - fulfilled_since_s >= HOLD_S
+        if _is_over(plan, stage, now_s, done, recorder):
+            break
+        progress.show(words, stage, scene)
+        time.sleep(POLL_S)
+    started_s = stage.started_s or begun_s
+    return _outcome(plan, recorder.scene, stage, time.monotonic() - started_s)
+
+
+def _is_over(plan: Plan, stage: _Stage, now_s: float, done: bool, recorder: Recorder) -> bool:
+    """Move the stage on; True when there is nothing left to wait for."""
+    if stage.started_s is None:
+        return False
+    if stage.switched_s is None:
+        late = now_s - stage.started_s > plan.first_timeout_s
+        if done:
+            stage.first_done_s = now_s - stage.started_s
+        if not (done or late):
+            return False
+        if plan.then is None:
+            return True
+        if recorder.say(plan.then):
+            stage.switched_s = now_s
+        return False
+    if done:
+        stage.second_done_s = now_s - stage.started_s
+    return done or now_s - stage.switched_s > plan.second_timeout_s
+
+
+def fulfilled(instruction: str, scene: dict[str, Any]) -> bool:
+    """Tell from the true scene whether an instruction is fulfilled at this moment."""
+    key = "placed" if "plate" in instruction.lower() else "lifted"
+    cubes = scene.get("cubes", {})
+    return any(status.get(key) for colour, status in cubes.items() if colour in instruction.lower())
+
+
+def _outcome(plan: Plan, scene: dict[str, Any], stage: _Stage, duration_s: float) -> report.Outcome:
+    cubes = scene.get("cubes", {})
+    return report.Outcome(
+        seed=plan.seed,
+        instruction=plan.instruction,
+        then=plan.then,
+        picked=tuple(colour for colour, status in cubes.items() if status["ever_lifted"]),
+        placed=tuple(colour for colour, status in cubes.items() if status["placed"]),
+        first_done_s=stage.first_done_s,
+        second_done_s=stage.second_done_s,
+        duration_s=duration_s,
+    )
+
+
+def _write_pictures(made: Made, folder: Path) -> None:
+    recording = made.recording
+    try:
+        pictures.write_video(recording, folder / "demo.mp4")
+        pictures.write_joint_plot(recording, folder / "targets.png")
+        pictures.write_latency_plot(made.metrics, folder / "latency.png")
+        pictures.write_strip(recording, _telling_times(recording), folder / "frame.png")
+    except OSError as error:
+        raise OutputError(f"pictures cannot be written into {folder}: {error}") from error
+
+
+def _telling_times(recording: Recording) -> list[float]:
+    """The start, the moment of the change (first cube up), and the end, on the robot's clock."""
+    if not recording.frames:
+        return []
+    times = [recording.frames[0].stamp_s]
+    times += [time_s - 0.1 for time_s, _ in recording.instructions[1:]]
+    return [*times, recording.frames[-1].stamp_s]
+
+
+def _plan(args: argparse.Namespace) -> Plan:
+    if not args.instruction.strip():
+        raise SettingsError("--instruction is empty; expected a task for the robot")
+    if min(args.timeout) <= 0:
+        raise SettingsError(
+            f"--timeout is {args.timeout}, expected two positive numbers of seconds"
+        )
+    return Plan(
+        seed=args.seed,
+        instruction=args.instruction,
+        then=args.then.strip() or None,
+        policy=args.policy,
+        rate_hz=args.rate,
+        image_size=args.image_size,
+        camera_rate_hz=args.camera_rate,
+        first_timeout_s=args.timeout[0],
+        second_timeout_s=args.timeout[1],
+    )
+
+
+def _make_folder(parent: Path) -> Path:
+    """Make a folder named by the time; raises OutputError with what is wrong."""
+    folder = parent / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        space = os.statvfs(folder)
+        if space.f_bavail * space.f_frsize < NEEDED_BYTES:
+            free_mb = space.f_bavail * space.f_frsize // 1_000_000
+            raise OutputError(
+                f"{folder}: {free_mb} MB free, expected {NEEDED_BYTES // 1_000_000} MB; make room"
+                " or choose another --output-dir"
+            )
+    except OSError as error:
+        raise OutputError(
+            f"{folder} cannot be made: {error.strerror}; choose another --output-dir"
+        ) from error
+    return folder
+
+
+def _robot_command(plan: Plan) -> list[str]:
+    return [
+        "sim-robot", "--port", "0", "--seed", str(plan.seed), "--image-size", plan.image_size,
+        "--camera-rate", f"{plan.camera_rate_hz:g}",
+        "--control-rate", f"{max(30.0, plan.camera_rate_hz):g}",
+    ]  # fmt: skip
+
+
+def _loop_command(plan: Plan, port: int, metrics: Path) -> list[str]:
+    return [
+        "infer", "--rosbridge-host", "127.0.0.1", "--rosbridge-port", str(port),
+        "--vla-policy", plan.policy, "--vla-task-instruction", plan.instruction,
+        "--vla-inference-rate", f"{plan.rate_hz:g}", "--metrics", str(metrics),
+    ]  # fmt: skip
+
+
+class _Progress:
+    """One live line on a terminal; one plain line per change elsewhere."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._console = Console(stderr=True)
+        self._live = Live(console=self._console, refresh_per_second=5, transient=True)
+        self._last = ""
+        if self._console.is_terminal:
+            self._live.start()
+
+    def show(
+        self, words: str, stage: _Stage | None = None, scene: dict[str, Any] | None = None
+    ) -> None:
+        """Show what the robot is asked to do, since when, and what it has achieved."""
+        done = [
+            f"{colour} {state}"
+            for colour, status in ((scene or {}).get("cubes") or {}).items()
+            for state in ("lifted", "placed")
+            if status[state]
+        ]
+        line = f"{words}  [{', '.join(done)}]" if done else words
+        if self._console.is_terminal:
+            since = ""
+            if stage is not None and stage.started_s is not None:
+                since = f"{time.monotonic() - stage.started_s:5.1f} s  "
+            self._live.update(Text(since + line))
+        elif line != self._last:
+            self._console.print(line, highlight=False, markup=False)
+        self._last = line
+
+    def end(self) -> None:
+        """Take the line away."""
+        if self._console.is_terminal:
+            self._live.stop()
+
+
+@contextlib.contextmanager
+def _signals() -> Iterator[Callable[[], bool]]:
+    """Give what tells whether SIGINT or SIGTERM came; both end the run in order."""
+    came: list[int] = []
+
+    def note(number: int, frame: types.FrameType | None) -> None:
+        del frame
+        came.append(number)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _hand_out(made: dict[str, Any], path: Path) -> None:
+    if path == Path("-"):
+        print(json.dumps(made, indent=2, ensure_ascii=False))
+    else:
+        report.write(made, path)
+
+
+def _say_result(
+    outcome: report.Outcome, made: dict[str, Any], folder: Path, *, to_stderr: bool
+) -> None:
+    out = sys.stderr if to_stderr else sys.stdout
+    latency = made.get("latency_without_policy_ms") or {}
+    for words, done_s in (
+        (outcome.instruction, outcome.first_done_s),
+        (outcome.then, outcome.second_done_s),
+    ):
+        if words is not None:
+            state = "not done" if done_s is None else f"done after {done_s:.1f} s"
+            print(f"{words}: {state}", file=out)
+    if latency.get("p50") is not None and made.get("rate_hz"):
+        print(
+            f"{made['rate_hz']:.2f} Hz; frame to trajectory without the policy:"
+            f" p50 {latency['p50']:.1f} ms, p99 {latency['p99']:.1f} ms",
+            file=out,
+        )
+    print(f"everything is in {folder}/", file=out)

@@ -1,0 +1,109 @@
+"""A finished run → report.json: the loop's own figures, the truth from the simulation, versions."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crane_x7_remote.demo.recorder import Recording
+from crane_x7_remote.errors import OutputError
+from crane_x7_vla_rl.robot import ARM_DOF
+
+PACKAGES = ("crane-x7-remote", "mani_skill", "sapien", "torch", "websockets", "numpy")
+FROM_THE_LOOP = (
+    "asked_rate_hz", "rate_hz", "trajectory_rate_hz", "ticks", "skipped_ticks", "trajectories",
+    "holds", "lateness_ms", "latency_ms", "latency_without_policy_ms", "policy_ms", "frame_age_ms",
+    "policy_failures", "link",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What came of the two instructions; seconds count from the loop's start."""
+
+    seed: int
+    instruction: str
+    then: str | None
+    picked: tuple[str, ...]
+    """Cubes that were ever lifted by 10 cm."""
+    placed: tuple[str, ...]
+    """Cubes that lay on the plate at the end, the gripper open and away."""
+    first_done_s: float | None
+    """When the first instruction was fulfilled."""
+    second_done_s: float | None
+    duration_s: float
+
+    @property
+    def succeeded(self) -> bool:
+        """Both instructions, or the only one, were fulfilled."""
+        return self.first_done_s is not None and (
+            self.then is None or self.second_done_s is not None
+        )
+
+
+def build(
+    outcome: Outcome, metrics: dict[str, Any], scene: dict[str, Any], recording: Recording
+) -> dict[str, Any]:
+    """Return everything that report.json holds."""
+    return {
+        **asdict(outcome),
+        "succeeded": outcome.succeeded,
+        **{name: _without_histogram(metrics.get(name)) for name in FROM_THE_LOOP},
+        "tracking_error_rad": tracking_error_rad(recording),
+        "cubes": scene.get("cubes", {}),
+        "controller": scene.get("controller", {}),
+        "recorded": {
+            "frames": len(recording.frames),
+            "joint_states": len(recording.joint_times_s),
+            "trajectories": len(recording.trajectories),
+        },
+        "versions": {name: version(name) for name in PACKAGES},
+        "machine": {
+            "cores": os.cpu_count(),
+            "platform": platform.platform(),
+            "python": platform.python_version(),
+        },
+    }
+
+
+def _without_histogram(figure: object) -> object:
+    """The bins stay in metrics.json and in the plot."""
+    if isinstance(figure, dict):
+        return {name: value for name, value in figure.items() if name != "histogram"}
+    return figure
+
+
+def tracking_error_rad(recording: Recording) -> dict[str, float] | None:
+    """Return median and 95th percentile of |measured − target| over the arm's joints; None where
+    too little was recorded."""
+    measured_s, measured = recording.measured()
+    commanded_s, commanded = recording.commanded()
+    if len(measured_s) < 2 or len(commanded_s) < 2:
+        return None
+    inside = (measured_s >= commanded_s[0]) & (measured_s <= commanded_s[-1])
+    errors = [
+        np.abs(measured[inside, joint] - np.interp(measured_s[inside], commanded_s, target))
+        for joint, target in enumerate(commanded.T[:ARM_DOF])
+    ]
+    if not inside.any():
+        return None
+    return {
+        "p50": float(np.percentile(errors, 50)),
+        "p95": float(np.percentile(errors, 95)),
+    }
+
+
+def write(report: dict[str, Any], path: Path) -> None:
+    """Write the report; raises OutputError when that fails."""
+    text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    try:
+        path.write_text(text)
+    except OSError as error:
+        raise OutputError(f"{path} cannot be written: {error.strerror}") from error
