@@ -51,7 +51,7 @@ class Recording:
         times: list[float] = []
         positions: list[Array] = []
         starts = [item.stamp_s + item.time_from_start_s[0] for item in self.trajectories]
-        ends = [*starts[1:], float("inf")]
+        ends = [*starts, float("inf")][1:]
         for item, end in zip(self.trajectories, ends, strict=True):
             for offset, position in zip(item.time_from_start_s, item.position_rad, strict=True):
                 if item.stamp_s + offset < end:
