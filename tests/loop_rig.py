@@ -6,8 +6,10 @@ camera's pictures, the robot's messages, the link, or the policy.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import secrets
+import socket
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -190,7 +192,77 @@ class RunningLoop:
 
 def inject(port: int, topic: str, *messages: object) -> None:
     """Publish `messages` on `topic`, each as it is: a dict as JSON, text as raw msg JSON."""
-    with connect(f"ws://127.0.0.1:{port}", max_size=None) as socket:
+    with connect(f"ws://127.0.0.1:{port}", max_size=None) as link:
         for message in messages:
             text = message if isinstance(message, str) else json.dumps(message)
-            socket.send(f'{{"op":"publish","topic":"{topic}","msg":{text}}}')
+            link.send(f'{{"op":"publish","topic":"{topic}","msg":{text}}}')
+
+
+class Tunnel:
+    """A TCP link to `port` that can go dark: bytes stay where they are, and arrive afterwards."""
+
+    def __init__(self, port: int) -> None:
+        self._target = port
+        self._light = threading.Event()
+        self._light.set()
+        self._closing = False
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.port = int(self._listener.getsockname()[1])
+        self._ends: list[socket.socket] = []
+        self._threads = [threading.Thread(target=self._accept, daemon=True)]
+        self._threads[0].start()
+
+    def go_dark(self) -> None:
+        self._light.clear()
+
+    def come_back(self) -> None:
+        self._light.set()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                near, _ = self._listener.accept()
+            except OSError:
+                return
+            thread = threading.Thread(target=self._join, args=(near,), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
+    def _join(self, near: socket.socket) -> None:
+        self._light.wait()
+        if self._closing:
+            near.close()
+            return
+        far = socket.create_connection(("127.0.0.1", self._target))
+        self._ends += [near, far]
+        back = threading.Thread(target=self._pump, args=(far, near), daemon=True)
+        self._threads.append(back)
+        back.start()
+        self._pump(near, far)
+
+    def _pump(self, source: socket.socket, sink: socket.socket) -> None:
+        try:
+            while chunk := source.recv(65536):
+                self._light.wait()
+                sink.sendall(chunk)
+        except OSError:
+            pass  # an end was closed: the other one learns it below
+        for end in (source, sink):
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+
+    def __enter__(self) -> Tunnel:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing = True
+        self._light.set()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for end in self._ends:
+            with contextlib.suppress(OSError):
+                end.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join(5)
+        for end in self._ends:
+            end.close()

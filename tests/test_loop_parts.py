@@ -40,6 +40,17 @@ def test_deadlines_follow_a_camera_whose_clock_drifts(drift: float) -> None:
     assert max(abs(np.array(early[1:]) - 0.002)) < 0.001
 
 
+def test_a_first_frame_that_came_late_is_corrected_within_seconds() -> None:
+    pacer = Pacer(0.1, 0.0)
+    frames = 0.05 + 0.1 * np.arange(60)
+    frames[0] += 0.012
+    for arrival_s in frames:
+        pacer.observe(float(arrival_s))
+        early_s = arrival_s - pacer.deadline_s
+        pacer.advance(max(arrival_s, pacer.deadline_s) + 0.002)
+    assert abs(early_s - 0.002) < 0.0005
+
+
 def test_slewing_keeps_the_rate_within_its_bound() -> None:
     """A camera at 29.97 Hz under a loop of 30 Hz: the phase cannot be kept, the rate is."""
     pacer = Pacer(1 / 30, 0.0)

@@ -15,7 +15,15 @@ from typing import Any
 
 import numpy as np
 import pytest
-from loop_rig import PICTURE, FaultyRobot, RunningLoop, SwingingPolicy, inject, wait_until
+from loop_rig import (
+    PICTURE,
+    FaultyRobot,
+    RunningLoop,
+    SwingingPolicy,
+    Tunnel,
+    inject,
+    wait_until,
+)
 
 from crane_x7_remote.sim_robot.arm import still_picture
 from crane_x7_vla_rl.robot import ARM_JOINT_NAMES, HOME_RAD, JOINT_NAMES
@@ -364,3 +372,25 @@ def test_a_server_that_is_killed_and_restarted_is_driven_again() -> None:
         assert report["accepted"] > 0
         assert report["limit_violations"] == 0
         assert report["rejected"] == {}
+
+
+@pytest.mark.parametrize("dark_s", [1.2, 5.0, pytest.param(20.0, marks=pytest.mark.timeout(180))])
+def test_a_link_that_goes_dark_and_comes_back_is_driven_again(
+    robot: FaultyRobot, dark_s: float
+) -> None:
+    with Tunnel(robot.port) as tunnel, RunningLoop(tunnel.port) as running:
+        running.wait_driving(ticks=20)
+        tunnel.go_dark()
+        time.sleep(0.7)  # what was accepted before has ended by now
+        accepted = robot.moved
+        time.sleep(dark_s - 0.7)
+        assert running.state != "driving"
+        assert robot.moved == accepted
+        back_s = time.monotonic()
+        tunnel.come_back()
+        running.wait_driving(timeout_s=10)
+        assert time.monotonic() - back_s < 6
+        wait_until(lambda: robot.moved > accepted, 2, "the robot takes trajectories again")
+        running.wait_driving(ticks=20)
+    # What lay in the tunnel arrives late, and is refused by its validity.
+    robot.assert_nothing_bad_arrived(refused=("expired", "ended_in_the_past"))

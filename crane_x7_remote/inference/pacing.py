@@ -2,8 +2,8 @@
 
 Pure arithmetic on monotonic seconds. Deadlines are start + k·period: a late tick does not move the
 ones after it. A free-running loop would find each frame up to one camera period old; so right after
-the link came up the phase is set once to just before a frame's arrival, and from then on it is
-slewed so gently that the rate stays within `MAX_SLEW`.
+the link came up the phase is set to just before a frame's arrival, and from then on it is slewed so
+gently that the rate stays within `MAX_SLEW`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ EARLY_S = 0.002
 """Deadlines aim this long before a frame's arrival: waking up and looking takes no time then."""
 MAX_SLEW = 0.0005
 """Largest change of a period, as a share of it: half of the 0.1 % that the rate may be off."""
+SETTLING_TICKS = 50
+SETTLING_SLEW = 0.02
+"""Right after the link came up the first frame, which set the phase, may have been a late one."""
 GAIN = 0.1
 """Share of the phase error that one tick takes away."""
 ATTEMPTS = 3
@@ -26,11 +29,12 @@ class Pacer:
         self.period_s = period_s
         self.deadline_s = start_s
         self._attempts = ATTEMPTS
+        self._settling = SETTLING_TICKS
 
     @property
     def grace_s(self) -> float:
         """How long after its deadline a tick may wait for the frame that is on its way."""
-        return min(0.3 * self.period_s, 0.015)
+        return min(0.5 * self.period_s, 0.015)
 
     def advance(self, now_s: float) -> int:
         """Go to the first deadline after `now_s`; return how many were skipped."""
@@ -42,6 +46,7 @@ class Pacer:
     def link_came_up(self) -> None:
         """Allow the phase to be set anew: the camera behind a new link has another one."""
         self._attempts = ATTEMPTS
+        self._settling = SETTLING_TICKS
 
     def observe(self, arrival_s: float) -> bool:
         """Steer by when this tick's frame arrived; return whether the phase was set anew.
@@ -55,6 +60,7 @@ class Pacer:
             self._attempts -= 1
             self.deadline_s = arrival_s - EARLY_S
             return True
-        limit_s = MAX_SLEW * self.period_s
+        limit_s = (SETTLING_SLEW if self._settling > 0 else MAX_SLEW) * self.period_s
+        self._settling -= 1
         self.deadline_s += min(max(GAIN * (early_s - EARLY_S), -limit_s), limit_s)
         return False

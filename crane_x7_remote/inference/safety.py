@@ -61,24 +61,27 @@ class Hold:
     """What came and what was expected, for the log."""
 
 
-def _scaled(limits: Array, factor: float) -> Array:
-    scaled = limits * factor
-    scaled.setflags(write=False)
-    return scaled
+MARGIN_RAD = 0.001
+"""A path that is left between two of its points brakes up to a third of this later."""
+
+
+def _constant(limits: Array) -> Array:
+    limits.setflags(write=False)
+    return limits
 
 
 @dataclass(frozen=True, eq=False)
 class Limits:
     """What a trajectory must keep; built on the robot's figures, the options make it stricter."""
 
-    lower_rad: Array = field(default_factory=lambda: robot.LOWER_RAD)
-    """(8,)."""
-    upper_rad: Array = field(default_factory=lambda: robot.UPPER_RAD)
-    """(8,)."""
-    velocity_rad_s: Array = field(default_factory=lambda: _scaled(robot.VELOCITY_RAD_S, 0.9))
+    lower_rad: Array = field(default_factory=lambda: _constant(robot.LOWER_RAD + MARGIN_RAD))
+    """(8,), a little inside the robot's."""
+    upper_rad: Array = field(default_factory=lambda: _constant(robot.UPPER_RAD - MARGIN_RAD))
+    """(8,), a little inside the robot's."""
+    velocity_rad_s: Array = field(default_factory=lambda: _constant(robot.VELOCITY_RAD_S * 0.9))
     """(8,), a tenth under the robot's limit."""
     acceleration_rad_s2: Array = field(
-        default_factory=lambda: _scaled(robot.ACCELERATION_RAD_S2, 0.8)
+        default_factory=lambda: _constant(robot.ACCELERATION_RAD_S2 * 0.8)
     )
     """(8,), a fifth under MoveIt's limit: room for the controller's own interpolation."""
     clamp_rad: float = 0.02
@@ -229,7 +232,7 @@ def check_motion(
     if v[-1].any():
         return Hold(HoldReason.NOT_AT_REST, f"last point moves with {v[-1].tolist()} rad/s")
     outside = np.maximum(limits.lower_rad - p, p - limits.upper_rad)
-    if outside.max() > 1e-6:
+    if outside.max() > MARGIN_RAD:
         step = int(outside.max(axis=1).argmax())
         return Hold(HoldReason.POSITION, _worst(p[step], outside[step], "trajectory reaches"))
     return _check_pieces(times, p, v, limits) or _check_start(

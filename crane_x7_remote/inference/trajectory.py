@@ -23,9 +23,9 @@ import numpy as np
 from crane_x7_remote.inference.safety import Limits, SafeCommand, first_step
 from crane_x7_vla_rl.types import Array, JointState, Trajectory
 
-SPACING_S = 0.02
+SPACING_S = 0.04
 """Time between points; shorter makes the message longer, longer the arm's braking coarser."""
-MAX_POINTS = 50
+MAX_POINTS = 25
 """A longer horizon gets wider spacing."""
 SHORTEST_PIECE_S = 0.002
 """Points nearer to each other would turn rounded times into accelerations."""
@@ -155,17 +155,14 @@ def _start(
         return _start_measured(measured, timing, limits, spacing_s)
     shift_s = running.stamp_s - timing.stamp_s
     knots = running.time_from_start_s + shift_s
-    index = int(np.searchsorted(knots, takeover_s, side="left"))
-    if index >= len(knots):  # at rest where the running trajectory ended
+    if takeover_s >= knots[-1]:  # at rest where the running trajectory ended
         rest = np.zeros_like(running.position_rad[-1])
         return _Start(takeover_s, running.position_rad[-1], rest, None, shift_s)
-    return _Start(
-        float(knots[index]),
-        running.position_rad[index],
-        running.velocity_rad_s[index],
-        running,
-        shift_s,
-    )
+    index = int(np.searchsorted(knots, takeover_s - SHORTEST_PIECE_S, side="right"))
+    if knots[index] < takeover_s + SHORTEST_PIECE_S:
+        takeover_s = float(knots[index])
+    positions, velocities = _sample(running, np.array([takeover_s - shift_s]))
+    return _Start(takeover_s, positions[0], velocities[0], running, shift_s)
 
 
 def _start_measured(
@@ -315,7 +312,8 @@ def _repeated(running: Trajectory, start: _Start, timing: Timing) -> Array:
     """
     knots = running.time_from_start_s + start.shift_s
     since = max(int(np.searchsorted(knots, timing.now_s - timing.stamp_s, "right")) - 1, 0)
-    before = knots[since : int(np.searchsorted(knots, start.time_s, "left"))]
+    until = int(np.searchsorted(knots, start.time_s - SHORTEST_PIECE_S / 2, "left"))
+    before = knots[since:until]
     if len(before) == 0 or before[0] >= 0:
         return before
     following = before[before >= SHORTEST_PIECE_S]
