@@ -416,7 +416,7 @@ def test_a_trajectory_that_never_came_back_is_no_running_one(rig: Rig) -> None:
     sent = rig.tick()
     assert lost is not None
     assert isinstance(sent, Sent)
-    np.testing.assert_allclose(sent.trajectory.position_rad[0], robot.HOME_RAD, atol=1e-9)
+    np.testing.assert_allclose(sent.trajectory.position_rad[0], robot.HOME_RAD, atol=1e-6)
 
 
 def test_stopping_brakes_the_running_trajectory(rig: Rig) -> None:

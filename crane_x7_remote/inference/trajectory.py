@@ -29,6 +29,8 @@ MAX_POINTS = 25
 """A longer horizon gets wider spacing."""
 SHORTEST_PIECE_S = 0.002
 """Points nearer to each other would turn rounded times into accelerations."""
+DECIMALS = 7
+"""Of rad and rad/s; more would only make the message longer."""
 LAG_S = 0.2
 """A measured arm may trail the path that it follows by this much."""
 MEMORY_S = 1.5
@@ -226,6 +228,7 @@ def _follow(
     ceiling = np.maximum.accumulate(reference[::-1], axis=0)[::-1]  # highest still ahead
     floor = np.minimum.accumulate(reference[::-1], axis=0)[::-1]
     positions, velocities = np.empty_like(reference), np.empty_like(reference)
+    room, speed = np.empty((3, *change.shape)), np.empty((3, *change.shape))
     np.minimum(ceiling, limits.upper_rad, out=ceiling)
     np.maximum(floor, limits.lower_rad, out=floor)
     time_left = h * np.arange(steps - 1, -1, -1)[:, None]
@@ -234,9 +237,9 @@ def _follow(
     positions[0], velocities[0] = p, v
     for k in range(steps):
         gap = reference[k] - p
-        side = np.where(gap < 0, -1.0, 1.0)
-        room = np.stack([side * gap, ceiling[k + 1] - p, p - floor[k + 1]])  # (3, 8)
-        speed = np.stack([side * (v - pace[k]), v, -v])
+        side = np.copysign(1.0, gap)
+        room[0], room[1], room[2] = side * gap, ceiling[k + 1] - p, p - floor[k + 1]
+        speed[0], speed[1], speed[2] = side * (v - pace[k]), v, -v
         bound = _brake_bound(np.maximum(room, 0.0), speed, a, h)
         wanted = pace[k] + side * bound[0]
         wanted = np.minimum(np.maximum(wanted, -bound[2]), bound[1])
@@ -255,7 +258,7 @@ def _brake_bound(distance: Array, velocity: Array, a: Array, h: float) -> Array:
     of `h`. A state that keeps the bound can keep it in the next step by braking.
     """
     change = a * h
-    inside = change * change + a * (2 * distance - velocity * h)
+    inside = change * change + (2 * a) * distance - change * velocity
     return np.asarray(np.sqrt(np.maximum(inside, 0.0)) - change)
 
 
@@ -290,8 +293,8 @@ def _assemble(
         positions = np.vstack([old_positions, positions])
         velocities = np.vstack([old_velocities, velocities])
     return Trajectory(
-        position_rad=positions,
-        velocity_rad_s=velocities,
+        position_rad=np.round(positions, DECIMALS),
+        velocity_rad_s=np.round(velocities, DECIMALS),
         time_from_start_s=times,
         stamp_s=timing.stamp_s,
         sequence=sequence,
