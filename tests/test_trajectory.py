@@ -185,7 +185,7 @@ def test_targets_are_blended_from_the_running_trajectory() -> None:
     ahead = [
         abs(state_at(t, soon)[0][0] - state_at(running, soon)[0][0]) for t in (blended, abrupt)
     ]
-    assert ahead[0] < ahead[1]
+    assert ahead[0] < 0.8 * ahead[1]
 
 
 def test_a_path_without_a_running_one_starts_from_where_the_arm_was_measured() -> None:
