@@ -1,0 +1,23 @@
+"""What OpenVLA refuses, in one hierarchy. Each message says what came and what was expected."""
+
+from __future__ import annotations
+
+
+class OpenVLAError(ValueError):
+    """Anything that this policy refuses."""
+
+
+class ConfigError(OpenVLAError):
+    """A `config.json` describes a model that this package does not implement."""
+
+
+class ImageError(OpenVLAError):
+    """An image, or a batch of them, has a kind or size that the model cannot take."""
+
+
+class PromptError(OpenVLAError):
+    """A prompt is empty, holds ids outside the vocabulary, or does not fit into the context."""
+
+
+class ActionTokenError(OpenVLAError):
+    """Action tokens have the wrong shape, or lie outside the 256 action rows."""

@@ -1,0 +1,218 @@
+"""Llama, as OpenVLA uses it: embeddings in, final hidden states out, with a static key-value cache.
+
+Written here because inference needs what transformers' Llama does not give: joined projections, a
+cache written in place at slots known when a CUDA graph is captured, a last layer that computes only
+the positions that are read, and a head cut to the action rows. Names of parameters are those of the
+checkpoint. Rotary frequencies are kept in float32 whatever the model's dtype: in bfloat16 they move
+the logits by up to 1.4.
+
+Legend: B batch, T positions of this pass, S positions seen so far, H hidden size, h heads,
+g key-value heads, d channels of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from crane_x7_vla_rl.policies.openvla.config import LlamaConfig
+from crane_x7_vla_rl.policies.openvla.matrices import LayerMatrices, matrix
+
+
+class Cache:
+    """Keys and values of every layer, in memory that stays where it is."""
+
+    def __init__(self, config: LlamaConfig, batch: int, length: int, like: Tensor) -> None:
+        size = (2, batch, length, config.num_key_value_heads, config.head_dim)
+        self.length = length
+        self.layers = [like.new_zeros(size) for _ in range(config.num_hidden_layers)]
+
+    def extend(self, layer: int, start: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
+        """Write (B, T, g, d) at slots from `start`; return everything up to there, (B, S, g, d)."""
+        keys, values = self.layers[layer]
+        end = start + key.shape[1]
+        keys[:, start:end] = key
+        values[:, start:end] = value
+        return keys[:, :end], values[:, :end]
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """What the layers need to know about one pass over T positions."""
+
+    cos: Tensor
+    """(B or 1, T, 1, d)."""
+    sin: Tensor
+    """(B or 1, T, 1, d), the first half negated."""
+    mask: Tensor | None
+    """(B or 1, 1, T, S) additive; None where each position sees all before it, or T is 1."""
+    keep: int | None = None
+    """How many of the last positions are read; None for all."""
+    keep_mask: Tensor | None = None
+    """(B or 1, 1, keep, S) additive."""
+    cache: Cache | None = None
+    start: int = 0
+    """Slot of the first position in the cache."""
+    matrices: Sequence[LayerMatrices] | None = None
+    """Per layer; None goes through the modules, as training must."""
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn (B, T, heads, d) by its position; `sin` carries the sign of the half that it meets."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+class RmsNorm(nn.Module):
+    """Root-mean-square norm, computed in float32 inside."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, H) → (…, H)."""
+        return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class SelfAttention(nn.Module):
+    """Causal attention with rotary positions."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = config.head_dim
+        inner, keys = self.heads * self.head_dim, self.key_heads * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, inner, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, keys, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, keys, bias=False)
+        self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
+
+    def turned(
+        self, x: Tensor, this: Pass, joined: LayerMatrices | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Return query (B, T, h, d), key and value (B, T, g, d), the first two rotated."""
+        batch, length, _ = x.shape
+        if joined is None:
+            query, key, value = (
+                module(x).view(batch, length, -1, self.head_dim)
+                for module in (self.q_proj, self.k_proj, self.v_proj)
+            )
+            return rotate(query, this.cos, this.sin), rotate(key, this.cos, this.sin), value
+        qkv = joined.qkv(x).view(batch, length, -1, self.head_dim)
+        turned = rotate(qkv[:, :, : self.heads + self.key_heads], this.cos, this.sin)
+        query, key = turned.split([self.heads, self.key_heads], dim=2)
+        return query, key, qkv[:, :, self.heads + self.key_heads :]
+
+    def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+        """Return (B, T, h·d): what each query (B, T, h, d) reads from (B, S, g, d)."""
+        mixed = functional.scaled_dot_product_attention(
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            attn_mask=mask,
+            is_causal=mask is None and query.shape[1] > 1,
+            enable_gqa=self.heads != self.key_heads,
+        )
+        return mixed.transpose(1, 2).flatten(2)
+
+
+class Mlp(nn.Module):
+    """Gated linear unit with SiLU."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+
+class DecoderLayer(nn.Module):
+    """Attention and MLP, each behind a norm and around a residual."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(config)
+        self.mlp = Mlp(config)
+        self.input_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)
+
+    def joined(self) -> LayerMatrices:
+        """Return this layer's products for inference; may move weights, see `join_weights`."""
+        attention, mlp = self.self_attn, self.mlp
+        return LayerMatrices(
+            qkv=matrix(attention.q_proj, attention.k_proj, attention.v_proj),
+            out=matrix(attention.o_proj),
+            gate_up=matrix(mlp.gate_proj, mlp.up_proj),
+            down=matrix(mlp.down_proj),
+        )
+
+    def forward(self, x: Tensor, this: Pass, index: int, last: bool) -> Tensor:
+        """(B, T, H) → (B, T, H), or the last `keep` positions in the last layer."""
+        joined = None if this.matrices is None else this.matrices[index]
+        query, key, value = self.self_attn.turned(self.input_layernorm(x), this, joined)
+        if this.cache is not None:
+            key, value = this.cache.extend(index, this.start, key, value)
+        mask = this.mask
+        if last and this.keep is not None:
+            x, query, mask = x[:, -this.keep :], query[:, -this.keep :], this.keep_mask
+        mixed = self.self_attn.mix(query, key, value, mask)
+        if joined is None:
+            x = x + self.self_attn.o_proj(mixed)
+            hidden = self.post_attention_layernorm(x)
+            gated = functional.silu(self.mlp.gate_proj(hidden)) * self.mlp.up_proj(hidden)
+            return x + self.mlp.down_proj(gated)
+        x = joined.out.onto(x, mixed)
+        gate, up = joined.gate_up(self.post_attention_layernorm(x)).chunk(2, dim=-1)
+        return joined.down.onto(x, functional.silu(gate) * up)
+
+
+class LlamaModel(nn.Module):
+    """Embeddings, layers and final norm."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(
+            DecoderLayer(config) for _ in range(config.num_hidden_layers)
+        )
+        self.norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
+        self.checkpointing = False
+
+    def forward(self, x: Tensor, this: Pass) -> Tensor:
+        """Embeddings (B, T, H) → final hidden states (B, T or keep, H)."""
+        count = len(self.layers)
+        for index, layer in enumerate(self.layers):
+            run = partial(layer, this=this, index=index, last=index == count - 1)
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(run, x, use_reentrant=False)
+            else:
+                x = run(x)
+        normed: Tensor = self.norm(x)
+        return normed
+
+
+class Llama(nn.Module):
+    """The language model with its head."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.model = LlamaModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+
+def rotary_table(config: LlamaConfig, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cos and signed sin, each (length, d) in the dtype of `like`, computed in float32."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=like.device)
+    frequencies = 1.0 / (config.rope_theta ** (exponents / config.head_dim))
+    positions = torch.arange(length, dtype=torch.float32, device=like.device)
+    angles = torch.outer(positions, frequencies)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], -1).to(like.dtype), torch.cat([-sin, sin], -1).to(like.dtype)
