@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from crane_x7_vla_rl.policies.base import PolicyLoadError
+
 
 class OpenVLAError(ValueError):
     """Anything that this policy refuses."""
@@ -21,3 +23,11 @@ class PromptError(OpenVLAError):
 
 class ActionTokenError(OpenVLAError):
     """Action tokens have the wrong shape, or lie outside the 256 action rows."""
+
+
+class CheckpointError(OpenVLAError, PolicyLoadError):
+    """A checkpoint cannot be loaded as it is; names file, key, found, expected, what to do."""
+
+
+class HubError(CheckpointError):
+    """The Hub did not give the model, and the cache does not hold it."""
