@@ -111,15 +111,17 @@ def _check_kind(config: Mapping[str, Any], path: Path) -> None:
         raise CheckpointError(f"{path}: r is {rank!r}, expected a rank of 1 or more")
 
 
-def _pair(
-    module: str, halves: Mapping[str, Stored], config: Mapping[str, Any], path: Path
-) -> Pair:
+def _pair(module: str, halves: Mapping[str, Stored], config: Mapping[str, Any], path: Path) -> Pair:
     known = next(iter(halves.values()))
     for half in "AB":
         if half not in halves:
-            raise CheckpointError(f"{known.file}: {module} has no lora_{half}, expected both halves")
+            raise CheckpointError(
+                f"{known.file}: {module} has no lora_{half}, expected both halves"
+            )
     rank = int(_by_pattern(config.get("rank_pattern"), module, config["r"]))
-    alpha = float(_by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", PEFT_ALPHA)))
+    alpha = float(
+        _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", PEFT_ALPHA))
+    )
     found = halves["A"].shape[0] if halves["A"].shape else 0
     if found != rank:
         raise CheckpointError(
@@ -139,9 +141,7 @@ def _by_pattern(patterns: Mapping[str, Any] | None, module: str, otherwise: Any)
     return otherwise
 
 
-def merged(
-    weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float
-) -> torch.Tensor:
+def merged(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
     """Return weight + scale · B @ A in float32, wherever `weight` lies."""
     change = b.float().flatten(1) @ a.float().flatten(1)
     return weight.float().add(change.reshape(weight.shape), alpha=scale)

@@ -17,7 +17,16 @@ from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
 
 SINGLE: Final = "model.safetensors"
 INDEX: Final = "model.safetensors.index.json"
-ITEM_BYTES: Final = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "U8": 1, "BOOL": 1}
+ITEM_BYTES: Final = {
+    "F64": 8,
+    "F32": 4,
+    "F16": 2,
+    "BF16": 2,
+    "I64": 8,
+    "I32": 4,
+    "U8": 1,
+    "BOOL": 1,
+}
 _LENGTH_BYTES: Final = 8
 _LONGEST_HEADER: Final = 100_000_000
 """The limit of the safetensors library."""
@@ -90,7 +99,9 @@ def _check_complete(
 
 
 def _no_weights(folder: Path) -> str:
-    others = sorted(path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth"))
+    others = sorted(
+        path.name for path in folder.iterdir() if path.suffix in (".bin", ".pt", ".pth")
+    )
     shards = sorted(path.name for path in folder.glob("*.safetensors"))
     message = f"{folder} holds no weights: expected {SINGLE} or {INDEX} with its files"
     if shards:

@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
+from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlsplit
@@ -61,7 +62,9 @@ class Source:
         return f"{self.name}@{self.revision}"
 
 
-def resolve(path_or_repo_id: str | Path, revision: str | None = None, token: str | None = None) -> Path:
+def resolve(
+    path_or_repo_id: str | Path, revision: str | None = None, token: str | None = None
+) -> Path:
     """Return the folder that holds the checkpoint, fetched from the Hub where it is no folder.
 
     `revision` pins a branch, tag or commit and may also follow the id after an @. Raises
@@ -149,7 +152,9 @@ def _explain(error: Exception, source: Source) -> str:
             " its page if it has one, and check the name"
         ) from error
     if status == 404:
-        raise HubError(f"{source}: the Hub answered 404: there is no such model; check the name") from error
+        raise HubError(
+            f"{source}: the Hub answered 404: there is no such model; check the name"
+        ) from error
     if status != 429 and status < 500:
         raise HubError(f"{source}: the Hub answered {status}: {error}") from error
     meaning = "too many requests from here" if status == 429 else "it is in trouble"
@@ -282,7 +287,7 @@ def _fetch_blob(source: Source, commit: str, name: str, cache: Path) -> None:
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import WeakFileLock, build_hf_headers, is_xet_available
+    from huggingface_hub.utils import WeakFileLock, build_hf_headers
 
     url = hf_hub_url(source.name, name, revision=commit)
     about = get_hf_file_metadata(url, token=source.token, retry_on_errors=True)
@@ -290,7 +295,7 @@ def _fetch_blob(source: Source, commit: str, name: str, cache: Path) -> None:
         return
     blob = _blobs(source, cache) / about.etag
     partial = blob.with_name(blob.name + ".partial")
-    if blob.exists() or (about.xet_file_data and is_xet_available() and not partial.exists()):
+    if blob.exists() or (about.xet_file_data and _has_xet() and not partial.exists()):
         return
     headers = build_hf_headers(token=source.token)
     if urlsplit(about.location).netloc != urlsplit(url).netloc:
@@ -316,6 +321,12 @@ def _fetch_blob(source: Source, commit: str, name: str, cache: Path) -> None:
             " Hub gives; the part was deleted, start again"
         )
     partial.rename(blob)
+
+
+def _has_xet() -> bool:
+    from huggingface_hub import constants
+
+    return find_spec("hf_xet") is not None and not constants.HF_HUB_DISABLE_XET
 
 
 def _sha256(path: Path) -> str:
