@@ -10,6 +10,7 @@ Legend: B batch, I images per sample, N 256 patches, H hidden size, D action dim
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -50,6 +51,22 @@ class OpenVLA(nn.Module):
         self.projector = Projector(config.vision_dim, config.text.hidden_size)
         self.language_model = Llama(config.text)
         self._runner: Runner | None = None
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        path_or_repo_id: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> OpenVLA:
+        """Return the model in a folder or on the Hub, adapters merged; see `loading.load`.
+
+        Raises CheckpointError, which names file, key, what was found and expected.
+        """
+        from crane_x7_vla_rl.policies.openvla import loading
+
+        return loading.load(path_or_repo_id, device=device, dtype=dtype).model
 
     def preprocess(self, images: Sequence[Picture]) -> Tensor:
         """Return (B, 6, 224, 224) on the model's device for RGB, grey or RGBA images (uint8)."""
