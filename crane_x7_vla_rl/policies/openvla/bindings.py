@@ -8,7 +8,7 @@ names the latter.
 from __future__ import annotations
 
 from collections.abc import Hashable
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
@@ -29,7 +29,9 @@ class Bindings:
             for name, parameter in module._parameters.items()
             if parameter is not None
         ]
-        self._tuners = [module for module in model.modules() if hasattr(module, "active_adapters")]
+        self._tuners = [
+            cast(Any, module) for module in model.modules() if hasattr(module, "active_adapters")
+        ]
         self._switches = self._switched()
 
     def hold(self) -> bool:

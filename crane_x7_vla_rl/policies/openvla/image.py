@@ -29,6 +29,7 @@ MEAN: Final = (0.484375, 0.455078125, 0.40625, 0.5, 0.5, 0.5)
 STD: Final = (0.228515625, 0.2236328125, 0.224609375, 0.5, 0.5, 0.5)
 CROP_SIDE: Final = 0.9**0.5
 """Share of each side that remains: random crops kept 90 % of the area."""
+CHANNELS: Final = ((), (1,), (3,), (4,))
 MAX_DEVICE_PIXELS: Final = 4_000_000
 """Larger images would take over 200 MB on the device in float64; PIL resizes those."""
 
@@ -83,10 +84,7 @@ def _normalisation(device: torch.device) -> tuple[Tensor, Tensor]:
 
 
 def _rgb(image: Picture) -> Image.Image:
-    if isinstance(image, Image.Image):
-        found = image
-    else:
-        found = _from_array(np.asarray(image))
+    found = image if isinstance(image, Image.Image) else _from_array(np.asarray(image))
     if 0 in found.size:
         raise ImageError(f"image is {found.size[0]}×{found.size[1]}, expected pixels")
     return found if found.mode == "RGB" else found.convert("RGB")
@@ -94,11 +92,7 @@ def _rgb(image: Picture) -> Image.Image:
 
 def _from_array(array: npt.NDArray[np.generic]) -> Image.Image:
     shape = array.shape
-    if (
-        array.dtype != np.uint8
-        or len(shape) not in (2, 3)
-        or shape[2:] not in ((), (1,), (3,), (4,))
-    ):
+    if array.dtype != np.uint8 or len(shape) not in (2, 3) or shape[2:] not in CHANNELS:
         raise ImageError(
             f"image is an array {shape} of {array.dtype}, expected uint8 of (height, width) with"
             " 1, 3 (RGB) or 4 (RGBA) channels"

@@ -106,9 +106,9 @@ class SelfAttention(nn.Module):
             )
             return rotate(query, this.cos, this.sin), rotate(key, this.cos, this.sin), value
         qkv = joined.qkv(x).view(batch, length, -1, self.head_dim)
-        turned = rotate(qkv[:, :, : self.heads + self.key_heads], this.cos, this.sin)
-        query, key = turned.split([self.heads, self.key_heads], dim=2)
-        return query, key, qkv[:, :, self.heads + self.key_heads :]
+        both = self.heads + self.key_heads
+        turned = rotate(qkv[:, :, :both], this.cos, this.sin)
+        return turned[:, :, : self.heads], turned[:, :, self.heads :], qkv[:, :, both:]
 
     def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
         """Return (B, T, h·d): what each query (B, T, h, d) reads from (B, S, g, d)."""
@@ -167,7 +167,8 @@ class DecoderLayer(nn.Module):
             x = x + self.self_attn.o_proj(mixed)
             hidden = self.post_attention_layernorm(x)
             gated = functional.silu(self.mlp.gate_proj(hidden)) * self.mlp.up_proj(hidden)
-            return x + self.mlp.down_proj(gated)
+            summed: Tensor = x + self.mlp.down_proj(gated)
+            return summed
         x = joined.out.onto(x, mixed)
         gate, up = joined.gate_up(self.post_attention_layernorm(x)).chunk(2, dim=-1)
         return joined.down.onto(x, functional.silu(gate) * up)
@@ -183,6 +184,10 @@ class LlamaModel(nn.Module):
         self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
         self.norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
         self.checkpointing = False
+
+    def joined(self) -> list[LayerMatrices]:
+        """Return the products of every layer for inference; may move weights."""
+        return [layer.joined() for layer in self.layers if isinstance(layer, DecoderLayer)]
 
     def forward(self, x: Tensor, this: Pass) -> Tensor:
         """Embeddings (B, T, H) → final hidden states (B, T or keep, H)."""

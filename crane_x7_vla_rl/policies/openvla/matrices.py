@@ -72,13 +72,13 @@ class Modules:
 
 def matrix(*modules: nn.Module) -> Matrix:
     """Return the modules as one product: dense if all are plain linear layers without hooks."""
-    linears = [module for module in modules if type(module) is nn.Linear]
-    if len(linears) != len(modules):
+    weights = [module.weight for module in modules if type(module) is nn.Linear]
+    if len(weights) != len(modules):
         return Modules(modules)
-    return Dense(join_weights([linear.weight for linear in linears]))
+    return Dense(join_weights(weights))
 
 
-def join_weights(weights: Sequence[nn.Parameter]) -> Tensor:
+def join_weights(weights: Sequence[Tensor]) -> Tensor:
     """Return (sum of out, in): the weights under each other, which become views of the result.
 
     Nothing moves where they already lie so. Needs the memory of one copy meanwhile.

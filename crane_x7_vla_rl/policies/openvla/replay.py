@@ -37,7 +37,7 @@ class Replay:
 
     def _capture(self) -> torch.cuda.CUDAGraph:
         here = torch.cuda.current_stream(self._device)
-        there = torch.cuda.Stream(self._device)
+        there = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
         there.wait_stream(here)
         with torch.cuda.stream(there):
             for _ in range(self.WARM_UPS):

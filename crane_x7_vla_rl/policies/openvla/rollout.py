@@ -107,8 +107,7 @@ class Runner:
         self.model = model
         self.like = model.projector.fc3.bias.detach()
         self.bucket = bucket or (CUDA_BUCKET if self.like.is_cuda else 1)
-        language = model.language_model
-        self.matrices = [layer.joined() for layer in language.model.layers]
+        self.matrices = model.language_model.model.joined()
         self.decode_matrices: Sequence[LayerMatrices] = self.matrices
         self.cos, self.sin = rotary_table(model.config.text, model.config.context, self.like)
         self.bindings = Bindings(model)
@@ -204,7 +203,7 @@ class Runner:
         buffers.replays.move_to_end(key)
         replay()
 
-    # What follows may be captured: it reads and writes buffers only, and never waits for the device.
+    # What follows may be captured: it reads and writes buffers alone, and never waits.
 
     def _see(self, buffers: Buffers) -> None:
         assert buffers.pixels is not None

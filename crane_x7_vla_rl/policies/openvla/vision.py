@@ -81,8 +81,7 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) → (B, N, C)."""
         x = x + self.ls1(self.attn(self.norm1(x)))
-        x = x + self.ls2(self.mlp(self.norm2(x)))
-        return x
+        return x + self.ls2(self.mlp(self.norm2(x)))
 
 
 class PatchEmbed(nn.Module):
@@ -133,7 +132,7 @@ class Tower(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, 224, 224), normalised for this tower, → (B, N, C)."""
-        x = self.patch_embed(pixels) + self.pos_embed
+        x: Tensor = self.patch_embed(pixels) + self.pos_embed
         if self.prefix:
             batch = len(x)
             tokens = [self.cls_token.expand(batch, -1, -1), self.reg_token.expand(batch, -1, -1)]
@@ -159,7 +158,7 @@ class VisionBackbone(nn.Module):
         """(B, 6·I, 224, 224), DINOv2's channels first, → (B, I·N, both towers' channels)."""
         batch, channels, height, width = pixels.shape
         pixels = pixels.reshape(batch * channels // 6, 6, height, width)
-        first, second = pixels.split(3, dim=1)
+        first, second = pixels[:, :3], pixels[:, 3:]
         if pixels.is_cuda and not torch.is_grad_enabled():
             features = self._on_two_streams(first, second)
         else:
@@ -174,7 +173,7 @@ class VisionBackbone(nn.Module):
         """
         here = torch.cuda.current_stream(first.device)
         if self._second_stream is None or self._second_stream.device != first.device:
-            self._second_stream = torch.cuda.Stream(first.device)
+            self._second_stream = torch.cuda.Stream(first.device)  # type: ignore[no-untyped-call]
         there = self._second_stream
         there.wait_stream(here)
         with torch.cuda.stream(there):
