@@ -25,6 +25,9 @@ OWN_PREFIXES = ("VLA_", "ROSBRIDGE_")
 EmptyIsNone = BeforeValidator(lambda value: None if value == "" else value)
 """Templates often pass on an empty variable; for an optional one that means unset."""
 
+ALIASES = {"vla_policy": ("--policy",)}
+"""Further names of some flags."""
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 
 
@@ -44,10 +47,10 @@ class Settings(BaseSettings):
     peer_wait_timeout: Positive = 300.0
     """Seconds to wait for rosbridge to answer at the start before giving up."""
 
-    vla_policy: Annotated[Literal["color-servo"] | None, EmptyIsNone] = None
-    """Which policy drives; without it, VLA_MODEL_PATH decides."""
+    vla_policy: Annotated[Literal["color-servo", "openvla"] | None, EmptyIsNone] = None
+    """Which policy drives, color-servo or openvla; without it, VLA_MODEL_PATH decides."""
     vla_model_path: Annotated[str | None, EmptyIsNone] = None
-    """Local folder or Hub id of the model."""
+    """Local folder or Hub id of the model; owner/name@revision pins a branch, tag or commit."""
     vla_task_instruction: str = "pick up the object"
     """What the robot is asked to do at the start."""
     vla_device: str = "cuda"
@@ -135,14 +138,18 @@ def add_flags(parser: argparse.ArgumentParser, fields: Iterable[str]) -> None:
         field = Settings.model_fields[name]
         default = "unset" if field.default is None else repr(field.default)
         help_text = f"{field.description} [{name.upper()}, default {default}]".replace("%", "%%")
-        flag = "--" + name.replace("_", "-")
+        flags = ("--" + name.replace("_", "-"), *ALIASES.get(name, ()))
         if field.annotation is bool:
             parser.add_argument(
-                flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=help_text
+                *flags,
+                dest=name,
+                action=argparse.BooleanOptionalAction,
+                default=None,
+                help=help_text,
             )
         else:
             metavar = "SECRET" if SecretStr in typing.get_args(field.annotation) else "VALUE"
-            parser.add_argument(flag, dest=name, metavar=metavar, help=help_text)
+            parser.add_argument(*flags, dest=name, metavar=metavar, help=help_text)
 
 
 def from_args(args: argparse.Namespace) -> Settings:

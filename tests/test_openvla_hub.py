@@ -19,7 +19,8 @@ from fake_hub import COMMIT, REPOSITORY, Answer, FakeHub
 
 pytest.importorskip("huggingface_hub", reason="needs the train extra")
 
-SHARD = os.urandom(3_000_000)
+SHARD = os.urandom(24_000_000)
+"""huggingface_hub hands on what it gets in pieces of 10 MB."""
 FILES = {
     "config.json": b'{"model_type": "openvla", "auto_map": {"AutoModel": "modeling_evil.Evil"}}',
     "model.safetensors": SHARD,
@@ -33,11 +34,10 @@ FILES = {
 WANTED = {"config.json", "model.safetensors", "dataset_statistics.json", "tokenizer.json"}
 CODE = """
 import sys
-from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
-from crane_x7_vla_rl.policies.openvla.hub import resolve
+from crane_x7_vla_rl.policies.hub import HubError, resolve
 try:
     print(resolve(*sys.argv[1:]))
-except CheckpointError as error:
+except HubError as error:
     sys.exit(f"{type(error).__name__}: {error}")
 """
 
@@ -60,6 +60,7 @@ def _environ(home: Path, endpoint: str, **more: str) -> dict[str, str]:
         "HF_HUB_ETAG_TIMEOUT": "1",
         "HF_HUB_DOWNLOAD_TIMEOUT": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",
+        "TQDM_POSITION": "-1",  # bars also where standard error is no terminal
         **more,
     }
 
@@ -220,15 +221,14 @@ def test_a_connection_that_breaks_midway_goes_on_where_it_was(hub: FakeHub, tmp_
             return False
         cuts.append(answer.path)
         answer.start(200, {"X-Repo-Commit": COMMIT, "Content-Length": str(len(SHARD))})
-        answer.send(_cut_after(2_000_000))
+        answer.send(_cut_after(21_000_000))
         answer.close_connection = True
         return True
 
     hub.fault = cut
     folder = _folder(_resolve(hub, tmp_path))
     assert (folder / "model.safetensors").read_bytes() == SHARD
-    others = sum(len(FILES[name]) for name in WANTED - {"model.safetensors"})
-    assert hub.sent_bytes == len(SHARD) + others, "nothing was sent twice"
+    assert hub.sent_bytes < 1.5 * len(SHARD), "at most the last piece was sent twice"
 
 
 def _stall(answer: Answer) -> bool:
@@ -237,7 +237,7 @@ def _stall(answer: Answer) -> bool:
     begin = int((answer.headers.get("Range") or "bytes=0-")[6:].rstrip("-"))
     if begin == 0:
         answer.start(200, {"X-Repo-Commit": COMMIT, "Content-Length": str(len(SHARD))})
-        answer.send(_cut_after(2_000_000))
+        answer.send(_cut_after(21_000_000))
         answer.wfile.flush()
     answer.say_nothing()
     return True
@@ -270,16 +270,17 @@ def test_a_part_that_was_damaged_meanwhile_is_noticed_and_thrown_away(
 def test_a_disk_without_room_is_refused_before_the_first_byte(
     hub: FakeHub, tmp_path: Path
 ) -> None:
-    with _small_disk(tmp_path, "2m") as small:
+    with _small_disk(tmp_path, "8m") as small:
         message = _error(_resolve(hub, small))
-        assert "needs 0.00 GB more" in message or "room" in message
+        assert "needs 0.02 GB more" in message
+        assert "0.01 GB free" in message
         assert hub.sent_bytes == 0
 
 
 def test_a_disk_that_fills_up_while_downloading_is_named_and_nothing_half_is_left(
     hub: FakeHub, tmp_path: Path
 ) -> None:
-    message = _error(_resolve(hub, tmp_path, largest_file=1_000_000))
+    message = _error(_resolve(hub, tmp_path, largest_file=15_000_000))
     assert "no room left while fetching model.safetensors" in message
     assert "HF_HOME" in message
     assert not list(tmp_path.rglob("snapshots/*/model.safetensors"))

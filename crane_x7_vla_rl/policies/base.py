@@ -6,12 +6,15 @@ policies through this file alone.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Protocol
 
 from crane_x7_vla_rl.types import ActionChunk, Observation
 
-POLICY_NAMES = ("color-servo",)
+POLICY_NAMES = ("color-servo", "openvla")
+DEFAULT_UNNORM_KEY = "crane_x7"
 
 
 class PolicyLoadError(Exception):
@@ -30,15 +33,49 @@ class Policy(Protocol):
         ...
 
 
-def load_policy(name: str, *, model_path: str | None = None, device: str = "cpu") -> Policy:
+def load_policy(
+    name: str,
+    *,
+    model_path: str | None = None,
+    device: str = "cpu",
+    unnorm_key: str = DEFAULT_UNNORM_KEY,
+    token: str | None = None,
+) -> Policy:
     """Make the policy called `name` (one of POLICY_NAMES) ready to predict.
 
-    `model_path` is a local folder or a Hub id, for policies with weights; `device` is a torch
-    device. Raises PolicyLoadError.
+    For policies with weights: `model_path` is a local folder or a Hub id, `device` a torch device,
+    `unnorm_key` names the statistics that turn outputs into radians, `token` is for private models
+    on the Hub. Raises PolicyLoadError.
     """
     if name == "color-servo":
         from crane_x7_vla_rl.policies.color_servo import ColorServo
 
         return ColorServo()
-    del model_path, device
+    if name == "openvla":
+        return _load_openvla(model_path, device, unnorm_key, token)
     raise PolicyLoadError(f"policy {name!r} is unknown; known: {', '.join(POLICY_NAMES)}")
+
+
+def _load_openvla(
+    model_path: str | None, device: str, unnorm_key: str, token: str | None
+) -> Policy:
+    if model_path is None:
+        raise PolicyLoadError(
+            "policy 'openvla' needs a model: set VLA_MODEL_PATH to a folder or to a Hub id"
+        )
+    try:
+        from crane_x7_vla_rl.policies.openvla import policy
+    except ModuleNotFoundError as error:
+        raise PolicyLoadError(
+            f"policy 'openvla' needs the package {error.name}: pip install 'crane-x7-remote[train]'"
+        ) from error
+    return policy.load(model_path, unnorm_key=unnorm_key, device=device, token=token)
+
+
+def has_random_weights(model_path: str) -> bool:
+    """Whether a local checkpoint says that nobody has trained it; see openvla.builder."""
+    try:
+        config = json.loads((Path(model_path).expanduser() / "config.json").read_text())
+    except (OSError, ValueError):
+        return False  # loading it says what is wrong
+    return isinstance(config, dict) and bool(config.get("random_weights"))

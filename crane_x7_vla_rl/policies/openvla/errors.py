@@ -27,7 +27,3 @@ class ActionTokenError(OpenVLAError):
 
 class CheckpointError(OpenVLAError, PolicyLoadError):
     """A checkpoint cannot be loaded as it is; names file, key, found, expected, what to do."""
-
-
-class HubError(CheckpointError):
-    """The Hub did not give the model, and the cache does not hold it."""

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from crane_x7_vla_rl.actions import StatisticsError, find_statistics
-from crane_x7_vla_rl.policies.openvla import adapters, hub
+from crane_x7_vla_rl.policies import hub
+from crane_x7_vla_rl.policies.openvla import adapters
 from crane_x7_vla_rl.policies.openvla.adapters import Adapter
 from crane_x7_vla_rl.policies.openvla.checkpoint_files import has_weights, read_json
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
@@ -80,12 +81,10 @@ def _base_of(adapter: Adapter, token: str | None) -> Path:
     here = adapter.folder / adapter.base
     try:
         base = here if here.is_dir() else hub.resolve(adapter.base, adapter.base_revision, token)
-    except hub.HubError:
-        raise
-    except CheckpointError as error:
+    except hub.HubError as error:
         raise CheckpointError(
-            f"{source}: base_model_name_or_path is {adapter.base!r}, which is no folder here and no"
-            " Hub id; write there where its base lies"
+            f"{source}: the base of this adapter cannot be had; write another folder or Hub id into"
+            f" base_model_name_or_path if it lies elsewhere: {error}"
         ) from error
     if not has_weights(base):
         raise CheckpointError(f"{source}: its base {base} is no whole model of its own")

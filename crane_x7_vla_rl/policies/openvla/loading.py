@@ -55,7 +55,7 @@ def load(
     revision: str | None = None,
     token: str | None = None,
 ) -> Loaded:
-    """Return the model with its statistics; raises CheckpointError for whatever is wrong with it.
+    """Return the model with its statistics; raises CheckpointError or HubError for what is wrong with it.
 
     `path_or_repo_id` is a folder or a Hub id, which an @ and a revision may follow.
     """

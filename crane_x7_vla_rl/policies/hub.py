@@ -23,7 +23,7 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlsplit
 
-from crane_x7_vla_rl.policies.openvla.errors import CheckpointError, HubError
+from crane_x7_vla_rl.policies.base import PolicyLoadError
 
 if TYPE_CHECKING:
     from huggingface_hub import ModelInfo
@@ -47,6 +47,10 @@ FULL_DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 T = TypeVar("T")
 
 
+class HubError(PolicyLoadError):
+    """The Hub did not give the model, and the cache does not hold it."""
+
+
 @dataclass(frozen=True)
 class Source:
     """One model repository on the Hub."""
@@ -67,17 +71,17 @@ def resolve(
 ) -> Path:
     """Return the folder that holds the checkpoint, fetched from the Hub where it is no folder.
 
-    `revision` pins a branch, tag or commit and may also follow the id after an @. Raises
-    CheckpointError where it is neither a folder nor an id, HubError where the Hub does not give it.
+    `revision` pins a branch, tag or commit and may also follow the id after an @. Raises HubError
+    where it is neither a folder nor an id, and where neither Hub nor cache can give it.
     """
     folder = Path(path_or_repo_id).expanduser()
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise CheckpointError(f"{folder} is a file; expected the folder that holds the checkpoint")
+        raise HubError(f"{folder} is a file; expected the folder that holds the checkpoint")
     match = REPO_ID.fullmatch(str(path_or_repo_id))
     if match is None:
-        raise CheckpointError(
+        raise HubError(
             f"{path_or_repo_id}: there is no such folder, and it is no Hub id either (owner/name or"
             " owner/name@revision)"
         )
@@ -213,7 +217,7 @@ def _is_wanted(name: str) -> bool:
     return str(path.parent) in FOLDERS and any(fnmatch(path.name, shape) for shape in PATTERNS)
 
 
-def _explain_os_error(error: OSError, source: Source, name: str, cache: Path) -> CheckpointError:
+def _explain_os_error(error: OSError, source: Source, name: str, cache: Path) -> HubError:
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     if error.errno in FULL_DISK:
