@@ -27,3 +27,7 @@ class ActionTokenError(OpenVLAError):
 
 class CheckpointError(OpenVLAError, PolicyLoadError):
     """A checkpoint cannot be loaded as it is; names file, key, found, expected, what to do."""
+
+
+class AdapterError(OpenVLAError):
+    """LoRA is asked for with a senseless rank, or on modules that are not there."""
