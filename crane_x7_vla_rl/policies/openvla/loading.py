@@ -102,10 +102,11 @@ def _fill(
         by_file.setdefault(tensor.file, []).append((name, tensor))
     for file, tensors in by_file.items():
         for name, weight in _read(file, tensors, device):
-            if name in pairs:
-                weight = _merge(weight, pairs[name], device)
+            whole = _merge(weight, pairs[name], device) if name in pairs else weight
+            values = whole.to(dtype)
+            if device.type == "cpu" and values is weight:
+                values = values.clone()  # else the model would change with the file
             owner, _, leaf = name.rpartition(".")
-            values = weight.to(dtype)
             setattr(model.get_submodule(owner), leaf, nn.Parameter(values))
 
 
@@ -160,12 +161,11 @@ def _listed(keys: list[str]) -> str:
 def _read(
     file: Path, tensors: Iterable[tuple[str, Stored]], device: torch.device
 ) -> Iterable[tuple[str, Tensor]]:
-    """Yield the tensors on `device`, in memory of their own."""
+    """Yield the tensors on `device`; on the CPU they are views of the mapped file."""
     try:
         with safe_open(file, framework="pt", device="cpu") as mapped:
             for name, stored in tensors:
-                view = mapped.get_tensor(stored.key)
-                yield name, view.clone() if device.type == "cpu" else view.to(device)
+                yield name, mapped.get_tensor(stored.key).to(device)
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{file} cannot be read: {error}") from error
 
