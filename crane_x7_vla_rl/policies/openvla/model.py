@@ -26,6 +26,7 @@ from crane_x7_vla_rl.actions import (
     tokens_to_normalised,
 )
 from crane_x7_vla_rl.policies.openvla import evaluate as evaluation
+from crane_x7_vla_rl.policies.openvla import low_bit
 from crane_x7_vla_rl.policies.openvla.config import IMAGE_SIZE, PATCHES, OpenVLAConfig
 from crane_x7_vla_rl.policies.openvla.errors import ImageError
 from crane_x7_vla_rl.policies.openvla.image import Picture, pixel_values
@@ -50,6 +51,7 @@ class OpenVLA(nn.Module):
         self.vision_backbone = VisionBackbone(config.dinov2, config.siglip)
         self.projector = Projector(config.vision_dim, config.text.hidden_size)
         self.language_model = Llama(config.text)
+        self.decode_weights: low_bit.Kind | None = None
         self._runner: Runner | None = None
 
     @classmethod
@@ -115,6 +117,14 @@ class OpenVLA(nn.Module):
         if action_dim < 1:
             raise ValueError(f"action_dim is {action_dim}, expected 1 or more")
         return self.runner()(images, input_ids, action_dim, sampling or Sampling())
+
+    def set_decode_weights(self, kind: low_bit.Kind | None) -> None:
+        """Decode small batches with int8 or fp8 weights from now on, or None with the model's own.
+
+        See `low_bit`; `low_bit.compare` says what it does to the actions.
+        """
+        if kind != self.decode_weights:
+            self.decode_weights, self._runner = kind, None
 
     def runner(self) -> Runner:
         """Return the machinery behind `roll_out`, made anew after modules or memory changed."""

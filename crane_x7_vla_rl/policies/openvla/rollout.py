@@ -23,6 +23,7 @@ from torch.nn import functional
 from crane_x7_vla_rl.actions import ACTION_BINS, FIRST_ACTION_TOKEN
 from crane_x7_vla_rl.policies.openvla.bindings import Bindings
 from crane_x7_vla_rl.policies.openvla.language import Cache, Pass, rotary_table
+from crane_x7_vla_rl.policies.openvla.low_bit import reduced
 from crane_x7_vla_rl.policies.openvla.matrices import LayerMatrices
 from crane_x7_vla_rl.policies.openvla.replay import Replay
 from crane_x7_vla_rl.policies.openvla.sequence import Prompts, Span, mask, pack, positions
@@ -109,13 +110,21 @@ class Runner:
         self.bucket = bucket or (CUDA_BUCKET if self.like.is_cuda else 1)
         self.matrices = model.language_model.model.joined()
         self.decode_matrices: Sequence[LayerMatrices] = self.matrices
+        self._copied: Hashable = None
         self.cos, self.sin = rotary_table(model.config.text, model.config.context, self.like)
         self.bindings = Bindings(model)
+        if model.decode_weights is not None:
+            self.decode_matrices = reduced(self.matrices, model.decode_weights)
+            self._copied = self.bindings.version()
         self._buffers: OrderedDict[tuple[int, int], Buffers] = OrderedDict()
 
     def current(self) -> bool:
-        """Whether modules and memory are still those that graphs and joined weights point at."""
-        return self.bindings.hold()
+        """Whether modules and memory are still those that graphs and joined weights point at.
+
+        Weights in 8 bits are copies, so there the values must be the same, too.
+        """
+        fresh = self._copied is None or self._copied == self.bindings.version()
+        return fresh and self.bindings.hold()
 
     def __call__(
         self, images: Tensor, input_ids: Sequence[Tensor], steps: int, sampling: Sampling

@@ -81,7 +81,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, N, C) → (B, N, C)."""
         x = x + self.ls1(self.attn(self.norm1(x)))
-        return x + self.ls2(self.mlp(self.norm2(x)))
+        summed: Tensor = x + self.ls2(self.mlp(self.norm2(x)))
+        return summed
 
 
 class PatchEmbed(nn.Module):
