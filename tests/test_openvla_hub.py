@@ -138,7 +138,9 @@ def test_a_revision_after_the_name_pins_it(hub: FakeHub, tmp_path: Path, revisio
     folder = _folder(_resolve(hub, tmp_path, f"{REPOSITORY}@{revision}"))
     assert folder.name == COMMIT
     assert f"GET /api/models/{REPOSITORY}/revision/{revision}" in hub.requests
-    assert _folder(_resolve(hub, tmp_path, f"{REPOSITORY}@{revision}", HF_HUB_OFFLINE="1")) == folder
+    assert (
+        _folder(_resolve(hub, tmp_path, f"{REPOSITORY}@{revision}", HF_HUB_OFFLINE="1")) == folder
+    )
 
 
 def test_an_unknown_revision_is_named(hub: FakeHub, tmp_path: Path) -> None:
@@ -267,9 +269,7 @@ def test_a_part_that_was_damaged_meanwhile_is_noticed_and_thrown_away(
     assert (_folder(_resolve(hub, tmp_path)) / "model.safetensors").read_bytes() == SHARD
 
 
-def test_a_disk_without_room_is_refused_before_the_first_byte(
-    hub: FakeHub, tmp_path: Path
-) -> None:
+def test_a_disk_without_room_is_refused_before_the_first_byte(hub: FakeHub, tmp_path: Path) -> None:
     with _small_disk(tmp_path, "8m") as small:
         message = _error(_resolve(hub, small))
         assert "needs 0.02 GB more" in message

@@ -1,4 +1,4 @@
-"""Checkpoints: every layout loads to the same weights, every fault is named, little memory is used."""
+"""Checkpoints: every layout loads, every fault is named, little memory is used."""
 
 from __future__ import annotations
 
@@ -269,9 +269,10 @@ def test_every_layout_of_adapters_merges_to_what_peft_makes_of_it(
         torch.testing.assert_close(model.state_dict()[key], values, rtol=1e-5, atol=1e-6)
     assert model.norm_stats["mine"] == _action(8)
     assert "bridge_orig" in model.norm_stats, "those of the base stay"
-    changed = model.state_dict()[f"{PATCHES}.weight"] - load_file(CHECKPOINT / SHARDS[0])[
-        f"{PATCHES}.weight"
-    ]
+    changed = (
+        model.state_dict()[f"{PATCHES}.weight"]
+        - load_file(CHECKPOINT / SHARDS[0])[f"{PATCHES}.weight"]
+    )
     assert changed.abs().max() > 1e-3
 
 

@@ -159,7 +159,12 @@ def test_openvla_without_a_model_says_what_to_set() -> None:
 def test_the_same_seed_builds_the_same_checkpoint(tiny: Path, tmp_path: Path) -> None:
     again, other = builder.build(tmp_path / "a"), builder.build(tmp_path / "b", seed=1)
     names = sorted(path.name for path in tiny.iterdir())
-    assert names == ["config.json", "dataset_statistics.json", "model.safetensors", "tokenizer.json"]
+    assert names == [
+        "config.json",
+        "dataset_statistics.json",
+        "model.safetensors",
+        "tokenizer.json",
+    ]
     assert all((again / name).read_bytes() == (tiny / name).read_bytes() for name in names)
     weights = "model.safetensors"
     assert (other / weights).read_bytes() != (tiny / weights).read_bytes()
@@ -189,8 +194,9 @@ def test_a_trained_model_is_not_built_over(tmp_path: Path) -> None:
 def test_prompts_start_with_bos_differ_and_come_back_from_their_ids(tiny: Path) -> None:
     from tokenizers import Tokenizer
 
-    tokenizer, raw = PromptTokenizer(tiny / "tokenizer.json"), Tokenizer.from_file(
-        str(tiny / "tokenizer.json")
+    tokenizer, raw = (
+        PromptTokenizer(tiny / "tokenizer.json"),
+        Tokenizer.from_file(str(tiny / "tokenizer.json")),
     )
     texts = [*builder.instructions(), "赤いキューブを持ち上げて", "größer 🤖"]
     seen = set()

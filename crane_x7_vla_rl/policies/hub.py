@@ -1,4 +1,4 @@
-"""From what VLA_MODEL_PATH names, a folder or `owner/name[@revision]` on the Hub, to a local folder.
+"""From what VLA_MODEL_PATH names, a folder or `owner/name[@revision]` on the Hub, to a folder.
 
 Weights and JSON come from the Hub into its usual cache; code never does: `PATTERNS` lists the only
 files that are fetched. huggingface_hub does the transport, the cache layout and the progress bars.
@@ -291,7 +291,8 @@ def _fetch_blob(source: Source, commit: str, name: str, cache: Path) -> None:
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils import WeakFileLock, build_hf_headers
+    from huggingface_hub.utils._fixes import WeakFileLock
+    from huggingface_hub.utils._headers import build_hf_headers
 
     url = hf_hub_url(source.name, name, revision=commit)
     about = get_hf_file_metadata(url, token=source.token, retry_on_errors=True)

@@ -130,7 +130,10 @@ def _config(sizes: Sizes) -> dict[str, Any]:
             "pad_token_id": 32000,
             "vocab_size": 32064,
         },
-        "timm_model_ids": ["vit_large_patch14_reg4_dinov2.lvd142m", "vit_so400m_patch14_siglip_224"],
+        "timm_model_ids": [
+            "vit_large_patch14_reg4_dinov2.lvd142m",
+            "vit_so400m_patch14_siglip_224",
+        ],
         "torch_dtype": "float32",
         "use_fused_vision_backbone": True,
         "vision_backbone_id": "dinosiglip-vit-so-224px",

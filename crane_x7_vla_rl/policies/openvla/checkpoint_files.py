@@ -149,6 +149,7 @@ def _stored(path: Path, key: str, entry: object) -> Stored:
     needed = ITEM_BYTES.get(dtype, 0) * math.prod(shape)
     if dtype in ITEM_BYTES and end - begin != needed:
         raise CheckpointError(
-            f"{path}: {key} of shape {shape} in {dtype} takes {end - begin} bytes, expected {needed}"
+            f"{path}: {key} of shape {shape} in {dtype} takes {end - begin} bytes, expected"
+            f" {needed}"
         )
     return Stored(path, key, dtype, shape)

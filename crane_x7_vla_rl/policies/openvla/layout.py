@@ -51,8 +51,10 @@ class Layout:
         return [path for path in paths if path.is_file()]
 
 
-def find(path_or_repo_id: str | Path, revision: str | None = None, token: str | None = None) -> Layout:
-    """Return the layout of a checkpoint and, for an adapter, of its base; raises CheckpointError."""
+def find(
+    path_or_repo_id: str | Path, revision: str | None = None, token: str | None = None
+) -> Layout:
+    """Return the layout of a checkpoint, for an adapter with its base; raises CheckpointError."""
     folder = hub.resolve(path_or_repo_id, revision, token)
     beside = [folder / name for name in ADAPTER_FOLDERS if (folder / name).is_dir()]
     if has_weights(folder):

@@ -55,9 +55,10 @@ def load(
     revision: str | None = None,
     token: str | None = None,
 ) -> Loaded:
-    """Return the model with its statistics; raises CheckpointError or HubError for what is wrong with it.
+    """Return the model with its statistics.
 
-    `path_or_repo_id` is a folder or a Hub id, which an @ and a revision may follow.
+    `path_or_repo_id` is a folder or a Hub id, which an @ and a revision may follow. Raises
+    CheckpointError or HubError for whatever is wrong with it.
     """
     started_s = time.monotonic()
     found = layout.find(path_or_repo_id, revision, token)
@@ -65,7 +66,9 @@ def load(
     config = OpenVLAConfig.from_dict(raw, str(found.base / layout.CONFIG))
     with torch.device("meta"):
         model = OpenVLA(config, layout.norm_stats(found))
-    _fill(model, stored_tensors(found.base), found.adapter, adapter_use, torch.device(device), dtype)
+    _fill(
+        model, stored_tensors(found.base), found.adapter, adapter_use, torch.device(device), dtype
+    )
     if found.adapter is not None and adapter_use == "apply":
         _apply(model, found.adapter)
     model.eval()

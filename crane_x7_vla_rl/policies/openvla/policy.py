@@ -120,7 +120,9 @@ def _rotation(roll: float, pitch: float, yaw: float) -> Array:
     )
 
 
-def load(model_path: str | Path, *, unnorm_key: str, device: str, token: str | None) -> OpenVLAPolicy:
+def load(
+    model_path: str | Path, *, unnorm_key: str, device: str, token: str | None
+) -> OpenVLAPolicy:
     """Return the policy in a folder or on the Hub, in bfloat16 on CUDA, else float32.
 
     Raises PolicyLoadError for a device that is not there and for whatever is wrong with the model.
