@@ -29,6 +29,10 @@ CENTRES: Final = (EDGES[:-1] + EDGES[1:]) / 2
 """(255,) normalised value of each bin."""
 
 
+QUANTILES: Final = ("q01", "q99")
+"""Entries of the statistics that −1 and 1 stand for."""
+
+
 class StatisticsError(ValueError):
     """Statistics are missing for a key, or malformed; says which keys are known."""
 
@@ -37,58 +41,64 @@ class StatisticsError(ValueError):
 class Statistics:
     """Scale of one data set's actions (or proprioception), per dimension."""
 
-    q01: Array
-    """(D,) value that −1 stands for, rad for joints."""
-    q99: Array
+    low: Array
+    """(D,) value that −1 stands for, rad for joints: the 1st percentile, usually."""
+    high: Array
     """(D,) value that 1 stands for."""
     mask: npt.NDArray[np.bool_]
     """(D,) False where values are left as they are, as the gripper's."""
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], source: str) -> Statistics:
-        """Return the statistics in `{q01, q99, mask}`, mask optional; raises StatisticsError."""
-        vectors = {}
-        for name in ("q01", "q99"):
+    def from_dict(
+        cls, raw: Mapping[str, Any], source: str, bounds: tuple[str, str] = QUANTILES
+    ) -> Statistics:
+        """Return the statistics in `{q01, q99, mask}`, mask optional; raises StatisticsError.
+
+        `bounds` names the entries for −1 and 1 where training used others, such as min and max.
+        """
+        vectors = []
+        for name in bounds:
             try:
-                vectors[name] = np.array(raw[name], dtype=np.float64)
+                vectors.append(np.array(raw[name], dtype=np.float64))
             except (KeyError, TypeError, ValueError) as error:
                 raise StatisticsError(
                     f"{source}: {name} is {raw.get(name)!r}, expected a list of numbers"
                 ) from error
-        q01, q99 = vectors["q01"], vectors["q99"]
-        mask = np.array(raw.get("mask", np.ones(q01.shape, bool)))
-        if q01.ndim != 1 or not q01.size or q01.shape != q99.shape or mask.shape != q01.shape:
+        low, high = vectors
+        mask = np.array(raw.get("mask", np.ones(low.shape, bool)))
+        if low.ndim != 1 or not low.size or low.shape != high.shape or mask.shape != low.shape:
             raise StatisticsError(
-                f"{source}: q01 has shape {q01.shape}, q99 {q99.shape}, mask {mask.shape};"
-                " expected three lists of one length"
+                f"{source}: {bounds[0]} has shape {low.shape}, {bounds[1]} {high.shape}, mask"
+                f" {mask.shape}; expected three lists of one length"
             )
         if mask.dtype != np.bool_:
             raise StatisticsError(f"{source}: mask holds {mask.dtype}, expected true and false")
-        if not np.isfinite([q01, q99]).all() or (q99 < q01)[mask].any():
-            raise StatisticsError(f"{source}: q01 {q01} and q99 {q99}, expected finite q01 ≤ q99")
-        return cls(q01, q99, mask)
+        if not np.isfinite([low, high]).all() or (high < low)[mask].any():
+            names = " ≤ ".join(bounds)
+            raise StatisticsError(f"{source}: {low} and {high}, expected finite {names}")
+        return cls(low, high, mask)
 
     @property
     def dimensions(self) -> int:
         """D."""
-        return len(self.q01)
+        return len(self.low)
 
     def unnormalise(self, values: npt.ArrayLike) -> Array:
         """Return (…, D) in the robot's units for normalised (…, D)."""
         array = self._checked(values)
-        scaled = 0.5 * (array + 1) * (self.q99 - self.q01) + self.q01
+        scaled = 0.5 * (array + 1) * (self.high - self.low) + self.low
         return np.where(self.mask, scaled, array)
 
     def normalise(self, values: npt.ArrayLike) -> Array:
         """Return (…, D) in [−1, 1] for (…, D) in the robot's units; a span of 0 becomes 0."""
         array = self._checked(values)
-        span = self.q99 - self.q01
-        scaled = 2 * (array - self.q01) / np.where(span > 0, span, 1.0) - 1
+        span = self.high - self.low
+        scaled = 2 * (array - self.low) / np.where(span > 0, span, 1.0) - 1
         return np.where(self.mask, np.where(span > 0, np.clip(scaled, -1, 1), 0.0), array)
 
     def _checked(self, values: npt.ArrayLike) -> Array:
         array = np.asarray(values, dtype=np.float64)
-        if array.shape[-1:] != self.q01.shape:
+        if array.shape[-1:] != self.low.shape:
             raise StatisticsError(
                 f"values have shape {array.shape}, but the statistics have {self.dimensions}"
                 " dimensions; use the statistics of this robot's data"
@@ -97,7 +107,11 @@ class Statistics:
 
 
 def find_statistics(
-    norm_stats: Mapping[str, Any], key: str, kind: str = "action", source: str = "norm_stats"
+    norm_stats: Mapping[str, Any],
+    key: str,
+    kind: str = "action",
+    source: str = "norm_stats",
+    bounds: tuple[str, str] = QUANTILES,
 ) -> Statistics:
     """Return the `kind` of statistics under `key`; raises StatisticsError that lists the keys."""
     if key not in norm_stats:
@@ -111,7 +125,7 @@ def find_statistics(
     found = entry.get(kind) if isinstance(entry, Mapping) else None
     if not isinstance(found, Mapping):
         raise StatisticsError(f"{source}: {key} has no {kind!r} statistics")
-    return Statistics.from_dict(found, f"{source}: {key}.{kind}")
+    return Statistics.from_dict(found, f"{source}: {key}.{kind}", bounds)
 
 
 def tokens_to_normalised(tokens: npt.ArrayLike) -> Array:

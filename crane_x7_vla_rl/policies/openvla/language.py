@@ -52,6 +52,8 @@ class Pass:
     """(B or 1, T, 1, d), the first half negated."""
     mask: Tensor | None
     """(B or 1, 1, T, S) additive; None where each position sees all before it, or T is 1."""
+    causal: bool = True
+    """False: each position sees all others, before and after it, but for what the mask hides."""
     keep: int | None = None
     """How many of the last positions are read; None for all."""
     keep_mask: Tensor | None = None
@@ -110,14 +112,16 @@ class SelfAttention(nn.Module):
         turned = rotate(qkv[:, :, :both], this.cos, this.sin)
         return turned[:, :, : self.heads], turned[:, :, self.heads :], qkv[:, :, both:]
 
-    def mix(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    def mix(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool
+    ) -> Tensor:
         """Return (B, T, h·d): what each query (B, T, h, d) reads from (B, S, g, d)."""
         mixed = functional.scaled_dot_product_attention(
             query.transpose(1, 2),
             key.transpose(1, 2),
             value.transpose(1, 2),
             attn_mask=mask,
-            is_causal=mask is None and query.shape[1] > 1,
+            is_causal=causal and mask is None and query.shape[1] > 1,
             enable_gqa=self.heads != self.key_heads,
         )
         return mixed.transpose(1, 2).flatten(2)
@@ -162,7 +166,7 @@ class DecoderLayer(nn.Module):
         mask = this.mask
         if last and this.keep is not None:
             x, query, mask = x[:, -this.keep :], query[:, -this.keep :], this.keep_mask
-        mixed = self.self_attn.mix(query, key, value, mask)
+        mixed = self.self_attn.mix(query, key, value, mask, this.causal)
         if joined is None:
             x = x + self.self_attn.o_proj(mixed)
             hidden = self.post_attention_layernorm(x)
