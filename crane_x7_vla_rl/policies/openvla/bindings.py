@@ -7,10 +7,13 @@ names the latter.
 
 from __future__ import annotations
 
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
+from operator import attrgetter, is_
 from typing import Any, cast
 
 from torch import Tensor, nn
+
+_VERSION: Callable[[Tensor], int] = attrgetter("_version")
 
 
 class Bindings:
@@ -18,17 +21,15 @@ class Bindings:
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
-        self._children = [
-            (parent._modules, name, child)
-            for parent in model.modules()
-            for name, child in parent._modules.items()
-        ]
-        self._parameters: list[tuple[dict[str, Any], str, Tensor, int]] = [
-            (module._parameters, name, parameter, parameter.data_ptr())
+        held: list[tuple[dict[str, Any], str, Any]] = [
+            (table, name, part)
             for module in model.modules()
-            for name, parameter in module._parameters.items()
-            if parameter is not None
+            for table in (module._modules, module._parameters)
+            for name, part in table.items()
         ]
+        self._tables, self._names, self._parts = zip(*held, strict=True)
+        self._parameters = [part for part in self._parts if isinstance(part, Tensor)]
+        self._pointers = list(map(Tensor.data_ptr, self._parameters))
         self._tuners = [
             cast(Any, module) for module in model.modules() if hasattr(module, "active_adapters")
         ]
@@ -37,17 +38,14 @@ class Bindings:
     def hold(self) -> bool:
         """Whether every module, parameter and its memory is the same, and no adapter switched."""
         return (
-            all(children.get(name) is child for children, name, child in self._children)
-            and all(
-                parameters.get(name) is parameter and parameter.data_ptr() == pointer
-                for parameters, name, parameter, pointer in self._parameters
-            )
+            all(map(is_, map(dict.get, self._tables, self._names), self._parts))
+            and list(map(Tensor.data_ptr, self._parameters)) == self._pointers
             and self._switched() == self._switches
         )
 
-    def version(self) -> Hashable:
+    def version(self) -> int:
         """Return what differs after any in-place change of a parameter."""
-        return sum(parameter._version for _, _, parameter, _ in self._parameters)
+        return sum(map(_VERSION, self._parameters))
 
     def _switched(self) -> Hashable:
         """Which adapters PEFT's layers apply now."""

@@ -81,13 +81,16 @@ class OpenVLA(nn.Module):
         return projected
 
     def action_logits(self, hidden: Tensor) -> Tensor:
-        """Return (…, 256) float32 for final hidden states (…, H): the head's action rows alone."""
+        """Return (…, 256) float32 for final hidden states (…, H): the head's action rows alone.
+
+        Multiplied in float32: in bfloat16 a logit of 10 would be rounded to sixteenths.
+        """
         head = self.language_model.lm_head
         end = FIRST_ACTION_TOKEN + ACTION_BINS
         if type(head) is nn.Linear:
-            logits = functional.linear(hidden, head.weight[FIRST_ACTION_TOKEN:end])
-        else:
-            logits = head(hidden)[..., FIRST_ACTION_TOKEN:end]
+            rows = head.weight[FIRST_ACTION_TOKEN:end]
+            return functional.linear(hidden.float(), rows.float())
+        logits: Tensor = head(hidden)[..., FIRST_ACTION_TOKEN:end]
         return logits.float()
 
     def generate(
