@@ -11,6 +11,7 @@ import shutil
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -257,14 +258,41 @@ def test_a_start_after_a_broken_one_goes_on_where_that_stopped(
     assert hub.sent_bytes - sent < len(SHARD) / 2
 
 
+def _kill_midway(hub: FakeHub, home: Path) -> Path:
+    """Start a download, kill -9 it when the first part of the shard is on disk; return the part."""
+    hub.fault = _stall
+    process = subprocess.Popen(
+        [sys.executable, "-c", CODE, REPOSITORY],
+        env=_environ(home, hub.url, HF_HUB_DOWNLOAD_TIMEOUT="60"),
+        stderr=subprocess.DEVNULL,
+    )
+    deadline_s = time.monotonic() + 60
+    try:
+        while not any(part.stat().st_size >= 10_000_000 for part in home.rglob("*.partial")):
+            assert process.poll() is None, "it ended too early"
+            assert time.monotonic() < deadline_s, "no part of the shard came"
+            time.sleep(0.05)
+    finally:
+        process.kill()
+        process.wait()
+    hub.fault = None
+    (part,) = home.rglob("*.partial")
+    return part
+
+
+def test_a_start_after_kill_9_goes_on_where_that_was(hub: FakeHub, tmp_path: Path) -> None:
+    _kill_midway(hub, tmp_path)
+    sent = hub.sent_bytes
+    folder = _folder(_resolve(hub, tmp_path))
+    assert (folder / "model.safetensors").read_bytes() == SHARD
+    assert hub.sent_bytes - sent < 0.7 * len(SHARD)
+
+
 def test_a_part_that_was_damaged_meanwhile_is_noticed_and_thrown_away(
     hub: FakeHub, tmp_path: Path
 ) -> None:
-    hub.fault = _stall
-    _error(_resolve(hub, tmp_path))
-    (part,) = tmp_path.rglob("*.partial")
+    part = _kill_midway(hub, tmp_path)
     part.write_bytes(bytes(part.stat().st_size))
-    hub.fault = None
     assert "does not have the checksum" in _error(_resolve(hub, tmp_path))
     assert (_folder(_resolve(hub, tmp_path)) / "model.safetensors").read_bytes() == SHARD
 
@@ -336,3 +364,24 @@ def test_the_fake_hub_and_the_real_one_answer_alike(tmp_path: Path) -> None:
         check=False, env=environ,
     )  # fmt: skip
     assert (_folder(done) / "config.json").exists()
+
+
+def test_a_model_loads_by_its_id_as_it_does_from_a_folder(tmp_path: Path) -> None:
+    pytest.importorskip("safetensors", reason="needs the train extra")
+    checkpoint = Path(__file__).parent / "fixtures/openvla_tiny/checkpoint"
+    files = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
+    code = """
+import sys, torch
+from crane_x7_vla_rl.policies.openvla import OpenVLA
+ours, theirs = (OpenVLA.from_pretrained(name) for name in sys.argv[1:])
+assert ours.norm_stats == theirs.norm_stats
+for key, values in ours.state_dict().items():
+    assert torch.equal(values, theirs.state_dict()[key]), key
+"""
+    with FakeHub(files | {"modeling_prismatic.py": FILES["modeling_evil.py"]}) as hub:
+        done = subprocess.run(
+            [sys.executable, "-c", code, f"{REPOSITORY}@v1", str(checkpoint)],
+            capture_output=True, text=True, timeout=110, check=False,
+            env=_environ(tmp_path, hub.url),
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
