@@ -12,6 +12,7 @@ from torch import Tensor
 
 from crane_x7_vla_rl.policies.openvla import OpenVLA, OpenVLAConfig
 from crane_x7_vla_rl.policies.openvla.errors import ConfigError
+from crane_x7_vla_rl.policies.openvla.language import rotary_table
 from tests import openvla_rig as rig
 
 ROUNDING = 1e-6
@@ -90,6 +91,22 @@ def test_first_logits_match_over_the_whole_vocabulary(model: OpenVLA) -> None:
         with torch.no_grad():
             logits = model.language_model.lm_head(rollout.hidden)[0]
         assert float((logits - rig.expected()[f"logits_last.{index}"]).abs().max()) <= 2e-4
+
+
+def test_rotary_frequencies_stay_float32_in_a_bfloat16_model() -> None:
+    """At position 2000 a frequency rounded to bfloat16 turns by radians too much."""
+    text = OpenVLAConfig.from_dict(raw_config()).text
+    coarse = rotary_table(text, 2048, torch.zeros((), dtype=torch.bfloat16))
+    for ours, exact in zip(coarse, rotary_table(text, 2048, torch.zeros(())), strict=True):
+        assert ours.dtype == torch.bfloat16
+        assert float((ours.float() - exact).abs().max()) <= 2**-8
+
+
+def test_a_bfloat16_model_stays_near_the_originals_logits() -> None:
+    model = rig.load(torch.bfloat16)
+    pixels = rig.expected()["pixel_values"]
+    first = model.roll_out(pixels, rig.prompts(), 1).logits[:, 0]
+    assert gap(first, rig.action_logits()[:, 0]) <= 0.06
 
 
 def test_sizes_left_out_are_the_released_models() -> None:

@@ -101,7 +101,7 @@ def test_a_longer_instruction_on_the_same_image_is_exact(model: OpenVLA) -> None
 
 def test_the_same_question_again_only_decodes(model: OpenVLA) -> None:
     first = model.roll_out(pixels(), rig.prompts(), 8)
-    with counting_calls(model, "language_model.model") as passes:
+    with counting_calls(model, "language_model.model.norm") as passes:
         again = model.roll_out(pixels(), rig.prompts(), 8)
     assert len(passes) == 7
     assert torch.equal(again.logits, first.logits)

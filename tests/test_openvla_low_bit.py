@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-import subprocess
-import sys
-
 import pytest
 import torch
 from torch import Tensor
@@ -71,32 +66,3 @@ def test_weights_changed_in_place_reach_the_8_bit_copies(model: OpenVLA) -> None
     fresh.load_state_dict(model.state_dict())
     fresh.set_decode_weights("int8")
     assert torch.equal(changed.logits, fresh.roll_out(pixels(), rig.prompts(), 8).logits)
-
-
-INTERPRETED = """
-import torch
-from crane_x7_vla_rl.policies.openvla.low_bit import LowBit
-from crane_x7_vla_rl.policies.openvla.low_bit_kernel import product
-from crane_x7_vla_rl.policies.openvla.matrices import Dense
-
-for rows, inputs, outputs in ((1, 300, 40), (7, 256, 16), (16, 88, 33)):
-    coarse = LowBit(Dense(torch.randn(outputs, inputs)), "int8")
-    x = torch.randn(rows, inputs)
-    wanted = (x @ coarse.weight.float().T) * coarse.scale
-    assert torch.allclose(product(x, coarse.weight, coarse.scale), wanted, atol=1e-3)
-print("equal")
-"""
-
-
-@pytest.mark.skipif(importlib.util.find_spec("triton") is None, reason="needs Triton")
-def test_the_kernel_multiplies_as_the_plain_product_does() -> None:
-    """By Triton's interpreter, which checks its indices, not its speed."""
-    done = subprocess.run(
-        [sys.executable, "-c", INTERPRETED],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.stdout == "equal\n", done.stderr

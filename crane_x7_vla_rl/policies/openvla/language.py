@@ -1,10 +1,11 @@
-"""Llama, as OpenVLA uses it: embeddings in, final hidden states out, with a static key-value cache.
+"""Llama, as OpenVLA uses it: embeddings in, final hidden states out; its static key-value cache.
 
 Written here because inference needs what transformers' Llama does not give: joined projections, a
 cache written in place at slots known when a CUDA graph is captured, a last layer that computes only
-the positions that are read, and a head cut to the action rows. Names of parameters are those of the
-checkpoint. Rotary frequencies are kept in float32 whatever the model's dtype: in bfloat16 they move
-the logits by up to 1.4.
+the positions that are read, and a head cut to the action rows. The pass here goes through the
+modules, with gradients; the one without them is in `inference`. Names of parameters are those of
+the checkpoint. Rotary frequencies are kept in float32 whatever the model's dtype: in bfloat16 they
+move the logits by up to 1.4.
 
 Legend: B batch, T positions of this pass, S positions seen so far, H hidden size, h heads,
 g key-value heads, d channels of a head.
@@ -12,7 +13,6 @@ g key-value heads, d channels of a head.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -31,15 +31,24 @@ class Cache:
     def __init__(self, config: LlamaConfig, batch: int, length: int, like: Tensor) -> None:
         size = (2, batch, length, config.num_key_value_heads, config.head_dim)
         self.length = length
-        self.layers = [like.new_zeros(size) for _ in range(config.num_hidden_layers)]
+        self._all = like.new_zeros(config.num_hidden_layers, *size)
+        self.layers = self._all.unbind(0)
+        """Of each layer, keys and values: (2, B, length, g, d)."""
 
-    def extend(self, layer: int, start: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Write (B, T, g, d) at slots from `start`; return everything up to there, (B, S, g, d)."""
-        keys, values = self.layers[layer]
+    def write(self, layer: int, start: int, key: Tensor, value: Tensor) -> None:
+        """Put (B, T, g, d) into the slots from `start`."""
         end = start + key.shape[1]
-        keys[:, start:end] = key
-        values[:, start:end] = value
-        return keys[:, :end], values[:, :end]
+        self.layers[layer][0][:, start:end] = key
+        self.layers[layer][1][:, start:end] = value
+
+    def seen(self, layer: int, end: int, window: int | None) -> tuple[Tensor, Tensor]:
+        """Return keys and values of the first `window` slots, else of those up to `end`."""
+        keys, values = self.layers[layer]
+        return keys[:, : window or end], values[:, : window or end]
+
+    def blank(self, start: int, end: int) -> None:
+        """Zero slots that a mask hides: what is not a number there would spread through it."""
+        self._all[:, :, :, start:end] = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +70,8 @@ class Pass:
     cache: Cache | None = None
     start: int = 0
     """Slot of the first position in the cache."""
-    matrices: Sequence[LayerMatrices] | None = None
-    """Per layer; None goes through the modules, as training must."""
+    window: int | None = None
+    """How many slots of the cache the mask is for; None for those up to the last position."""
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -96,21 +105,13 @@ class SelfAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, keys, bias=False)
         self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
 
-    def turned(
-        self, x: Tensor, this: Pass, joined: LayerMatrices | None
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Return query (B, T, h, d), key and value (B, T, g, d), the first two rotated."""
-        batch, length, _ = x.shape
-        if joined is None:
-            query, key, value = (
-                module(x).view(batch, length, -1, self.head_dim)
-                for module in (self.q_proj, self.k_proj, self.v_proj)
-            )
-            return rotate(query, this.cos, this.sin), rotate(key, this.cos, this.sin), value
-        qkv = joined.qkv(x).view(batch, length, -1, self.head_dim)
-        both = self.heads + self.key_heads
-        turned = rotate(qkv[:, :, :both], this.cos, this.sin)
-        return turned[:, :, : self.heads], turned[:, :, self.heads :], qkv[:, :, both:]
+    def turned(self, x: Tensor, this: Pass) -> tuple[Tensor, Tensor, Tensor]:
+        """Return query (B, T, h, d), key and value (B, T, g, d), the first two turned."""
+        query, key, value = (
+            module(x).view(*x.shape[:2], -1, self.head_dim)
+            for module in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return rotate(query, this.cos, this.sin), rotate(key, this.cos, this.sin), value
 
     def mix(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool
@@ -157,25 +158,17 @@ class DecoderLayer(nn.Module):
             down=matrix(mlp.down_proj),
         )
 
-    def forward(self, x: Tensor, this: Pass, index: int, last: bool) -> Tensor:
+    def forward(self, x: Tensor, this: Pass, last: bool) -> Tensor:
         """(B, T, H) → (B, T, H), or the last `keep` positions in the last layer."""
-        joined = None if this.matrices is None else this.matrices[index]
-        query, key, value = self.self_attn.turned(self.input_layernorm(x), this, joined)
-        if this.cache is not None:
-            key, value = this.cache.extend(index, this.start, key, value)
+        query, key, value = self.self_attn.turned(self.input_layernorm(x), this)
         mask = this.mask
         if last and this.keep is not None:
             x, query, mask = x[:, -this.keep :], query[:, -this.keep :], this.keep_mask
-        mixed = self.self_attn.mix(query, key, value, mask, this.causal)
-        if joined is None:
-            x = x + self.self_attn.o_proj(mixed)
-            hidden = self.post_attention_layernorm(x)
-            gated = functional.silu(self.mlp.gate_proj(hidden)) * self.mlp.up_proj(hidden)
-            summed: Tensor = x + self.mlp.down_proj(gated)
-            return summed
-        x = joined.out.onto(x, mixed)
-        gate, up = joined.gate_up(self.post_attention_layernorm(x)).chunk(2, dim=-1)
-        return joined.down.onto(x, functional.silu(gate) * up)
+        x = x + self.self_attn.o_proj(self.self_attn.mix(query, key, value, mask, this.causal))
+        hidden = self.post_attention_layernorm(x)
+        gated = functional.silu(self.mlp.gate_proj(hidden)) * self.mlp.up_proj(hidden)
+        summed: Tensor = x + self.mlp.down_proj(gated)
+        return summed
 
 
 class LlamaModel(nn.Module):
@@ -194,10 +187,10 @@ class LlamaModel(nn.Module):
         return [layer.joined() for layer in self.layers if isinstance(layer, DecoderLayer)]
 
     def forward(self, x: Tensor, this: Pass) -> Tensor:
-        """Embeddings (B, T, H) → final hidden states (B, T or keep, H)."""
+        """Embeddings (B, T, H) → without a cache, final hidden states (B, T or keep, H)."""
         count = len(self.layers)
         for index, layer in enumerate(self.layers):
-            run = partial(layer, this=this, index=index, last=index == count - 1)
+            run = partial(layer, this=this, last=index == count - 1)
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(run, x, use_reentrant=False)
             else:

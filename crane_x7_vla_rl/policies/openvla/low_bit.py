@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from crane_x7_vla_rl.actions import tokens_to_normalised
+from crane_x7_vla_rl.policies.openvla.device import kernels_for
 from crane_x7_vla_rl.policies.openvla.matrices import Dense, LayerMatrices, Matrix
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ class LowBit:
         rows = x.shape[0] * x.shape[1]
         if rows > ROWS:
             return self.dense(x)
-        if x.is_cuda:
+        if kernels_for(x) is not None:
             from crane_x7_vla_rl.policies.openvla.low_bit_kernel import product
 
             return product(x.flatten(0, 1), self.weight, self.scale).view(*x.shape[:2], -1)

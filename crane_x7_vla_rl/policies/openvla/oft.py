@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from crane_x7_vla_rl.actions import QUANTILES, Statistics, find_statistics
+from crane_x7_vla_rl.policies.openvla.inference import infer
 from crane_x7_vla_rl.policies.openvla.language import Pass
 from crane_x7_vla_rl.policies.openvla.model import OpenVLA
 from crane_x7_vla_rl.policies.openvla.oft_heads import ActionHead, ProprioProjector
@@ -156,9 +157,8 @@ class OpenVLAOft(nn.Module):
             causal=False,
             keep=keep,
             keep_mask=None if seen is None else seen[:, :, -keep:],
-            matrices=buffers.runner.matrices,
         )
-        hidden = language(x, this)
+        hidden = infer(language, x, this, buffers.runner.matrices)
         buffers.actions.copy_(self.head(hidden[:, : self.placeholders]))
 
     def _embeddings(self, images: Tensor, buffers: ChunkBuffers) -> Tensor:

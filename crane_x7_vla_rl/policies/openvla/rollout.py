@@ -22,9 +22,9 @@ from torch.nn import functional
 
 from crane_x7_vla_rl.actions import ACTION_BINS, FIRST_ACTION_TOKEN
 from crane_x7_vla_rl.policies.openvla.bindings import Bindings
+from crane_x7_vla_rl.policies.openvla.inference import infer
 from crane_x7_vla_rl.policies.openvla.language import Cache, Pass, rotary_table
 from crane_x7_vla_rl.policies.openvla.low_bit import reduced
-from crane_x7_vla_rl.policies.openvla.matrices import LayerMatrices
 from crane_x7_vla_rl.policies.openvla.replay import Replay
 from crane_x7_vla_rl.policies.openvla.sequence import Prompts, Span, mask, pack, positions
 from crane_x7_vla_rl.prompt import BOS_TOKEN
@@ -34,6 +34,8 @@ if TYPE_CHECKING:
 
 CUDA_BUCKET = 16
 """Prompt lengths share a graph in steps of so many tokens; each pad costs 0.3 % of a prefill."""
+MASK_STEP = 16
+"""Attention on CUDA copies a mask, in each layer, whose width is no multiple of this."""
 SLACK = 64
 """Slots that a cache has beyond its first prompt, so that a longer one seldom moves it."""
 MAX_STEPS_KEPT = 32
@@ -119,7 +121,7 @@ class Runner:
         self.like = model.projector.fc3.bias.detach()
         self.bucket = bucket or (CUDA_BUCKET if self.like.is_cuda else 1)
         self.matrices = model.language_model.model.joined()
-        self.decode_matrices: Sequence[LayerMatrices] = self.matrices
+        self.decode_matrices = self.matrices
         self._copied: Hashable = None
         self.cos, self.sin = rotary_table(model.config.text, model.config.context, self.like)
         self.bindings = Bindings(model)
@@ -256,9 +258,8 @@ class Runner:
             keep_mask=None if seen is None else seen[:, :, -1:],
             cache=buffers.cache,
             start=span.start,
-            matrices=self.matrices,
         )
-        hidden = self.model.language_model.model(x, this)
+        hidden = infer(self.model.language_model.model, x, this, self.matrices)
         buffers.hidden.copy_(hidden[:, -1])
         buffers.logits[:, 0] = self.model.action_logits(hidden)[:, -1]
 
@@ -269,19 +270,24 @@ class Runner:
         embed = self.model.language_model.model.embed_tokens
         after = Span(span.prefix, span.end, span.end + steps)
         cos, sin = self._rotary(after, pads)
-        whole = mask(Span(span.prefix, after.end - 1, after.end), pads, self.like)
+        window, seen = None, None
+        if pads is not None:
+            window = min(-(-after.end // MASK_STEP) * MASK_STEP, buffers.length)
+            seen = mask(after, pads, self.like, window=window)
+            buffers.cache.blank(span.end, window)
         for step in range(steps):
             if step:
                 before = slice(step - 1, step)
                 this = Pass(
-                    cos=cos[:, before],
-                    sin=sin[:, before],
-                    mask=whole[..., : span.end + step] if padded else None,
+                    cos=cos[:, before].contiguous(),
+                    sin=sin[:, before].contiguous(),
+                    mask=None if seen is None else seen[:, :, before],
                     cache=buffers.cache,
                     start=span.end + step - 1,
-                    matrices=self.decode_matrices,
+                    window=window,
                 )
-                hidden = self.model.language_model.model(embed(buffers.tokens[:, before]), this)
+                x = embed(buffers.tokens[:, before])
+                hidden = infer(self.model.language_model.model, x, this, self.decode_matrices)
                 buffers.logits[:, step] = self.model.action_logits(hidden)[:, 0]
             scores = buffers.logits[:, step]
             if noisy:

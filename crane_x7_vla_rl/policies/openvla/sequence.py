@@ -56,8 +56,8 @@ def pack(
     """Return the prompts on the CPU, with 29871 behind each that does not end with it.
 
     `input_ids` holds one 1-D tensor of ids per sample, BOS first. `prefix` slots stand before the
-    text and `steps` after it. L is rounded up to a multiple of `bucket` as far as the context
-    allows. Raises PromptError for a batch or prompt that does not fit.
+    text and `steps` after it. L is rounded up, as far as the context allows, so that the prompt
+    ends at a multiple of `bucket`. Raises PromptError for a batch or prompt that does not fit.
     """
     if not len(input_ids):
         raise PromptError("no prompt came, expected one per image")
@@ -71,7 +71,7 @@ def pack(
             f" the action that is {longest + prefix + steps}, over the context of"
             f" {config.context}: shorten the instruction by {longest - room} tokens"
         )
-    length = min(-(-longest // bucket) * bucket, room)
+    length = min(-(-(prefix + longest) // bucket) * bucket - prefix, room)
     packed = torch.zeros(len(texts), length, dtype=torch.int64)
     for row, text in enumerate(texts):
         packed[row, length - len(text) :] = text
@@ -129,12 +129,14 @@ def positions(span: Span, pads: Tensor | None, device: torch.device) -> Tensor:
     return torch.where(slots < span.prefix, slots, (slots - pads[:, None]).clamp(span.prefix - 1))
 
 
-def mask(span: Span, pads: Tensor | None, like: Tensor, causal: bool = True) -> Tensor:
+def mask(
+    span: Span, pads: Tensor | None, like: Tensor, causal: bool = True, window: int | None = None
+) -> Tensor:
     """Return (B or 1, 1, T, end): 0 where a slot of the span sees a key, −inf elsewhere.
 
-    A pad sees what stands before it, so that no row is empty.
+    A pad sees what stands before it, so that no row is empty. `window` keys instead of `end`.
     """
-    keys = torch.arange(span.end, device=like.device)
+    keys = torch.arange(window or span.end, device=like.device)
     queries = torch.arange(span.start, span.end, device=like.device)
     if causal:
         hidden = (keys[None] > queries[:, None])[None]
