@@ -80,7 +80,7 @@ class ActionError:
     """Mean absolute difference of normalised actions, which span −1 to 1."""
     largest: float
     log_prob: float
-    """Largest difference of a first differing or common token's log-probability."""
+    """Largest difference of log-probability among the tokens before the first that differs."""
 
 
 def compare(

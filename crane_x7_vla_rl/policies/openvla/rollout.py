@@ -86,7 +86,7 @@ class Buffers:
     def __init__(self, runner: Runner, batch: int, prefix: int, length: int, steps: int) -> None:
         like, config = runner.like, runner.model.config
         self.batch, self.prefix, self.steps = batch, prefix, steps
-        self.length = min(prefix + length + steps + SLACK, max(config.context, prefix + length))
+        self.length = min(prefix + length + steps + SLACK, config.context)
         self.pixels: Tensor | None = None
         self.patches = like.new_zeros(batch, prefix - 1, config.text.hidden_size)
         self.ids = torch.zeros(batch, length + SLACK, dtype=torch.int64, device=like.device)
