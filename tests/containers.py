@@ -155,10 +155,13 @@ class Network:
         """Return `command` as it runs in this network, with the files of the host."""
         return ["nsenter", f"--net=/run/netns/{self.name}", *command]
 
-    def listeners(self) -> set[tuple[str, int, str]]:
-        """Return (address, TCP or UDP port, program) of everything that waits for connections."""
+    def listeners(self, udp: bool = True) -> set[tuple[str, int, str]]:
+        """Return (address, port, program) of all that waits for connections, or for packets."""
         done = subprocess.run(
-            self.inside("ss", "-Hlntup"), capture_output=True, text=True, check=True
+            self.inside("ss", "-Hlntup" if udp else "-Hlntp"),
+            capture_output=True,
+            text=True,
+            check=True,
         )
         found = set()
         for line in done.stdout.splitlines():

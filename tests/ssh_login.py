@@ -22,6 +22,8 @@ class Login:
     user: str = "vla"
     host: str = "127.0.0.1"
     port: int = 22
+    options: tuple[str, ...] = ()
+    """More of ssh_config, such as ProxyCommand=…"""
 
     @classmethod
     def make(cls, network: Network, folder: Path) -> Login:
@@ -38,7 +40,7 @@ class Login:
         return self.key.with_suffix(".pub").read_text().strip()
 
     def on(self, **changes: object) -> Login:
-        """Return the same login with another port, user or host."""
+        """Return the same login with another port, user, host or options."""
         return replace(self, **changes)  # type: ignore[arg-type]
 
     def command(self, *words: str, flags: tuple[str, ...] = ()) -> list[str]:
@@ -50,6 +52,7 @@ class Login:
             "BatchMode=yes",
             "IdentitiesOnly=yes",
             f"ConnectTimeout={CONNECT_TIMEOUT_S}",
+            *self.options,
         )
         return self.network.inside(
             *("ssh", "-F", "none", "-i", str(self.key), "-p", str(self.port)),

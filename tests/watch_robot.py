@@ -1,8 +1,8 @@
 """Watch the simulated robot from inside a network of the tests: `watch_robot.py WHAT SECONDS`.
 
 Connects to rosbridge on 127.0.0.1:9090 and ends with 0 once WHAT is true of /sim/state, with 1 and
-the last state on stderr after SECONDS. WHAT: `obeys` (the arm follows at least one trajectory),
-`lifted COLOUR`, `rests` (no trajectory came for a second).
+the last state on stderr after SECONDS. WHAT: `obeys` (the arm took at least one trajectory), `obeys
+again` (it takes one now), `lifted COLOUR`, `rests` (no trajectory came for a second).
 """
 
 from __future__ import annotations
@@ -22,19 +22,20 @@ def main(what: str, limit_s: float) -> int:
     """Return the exit code."""
     done = threading.Event()
     state: dict[str, Any] = {}
-    verb, _, colour = what.partition(" ")
-    since_s, accepted = time.monotonic(), -1
+    verb, _, rest = what.partition(" ")
+    since_s, first, accepted = time.monotonic(), None, -1
 
     def see(message: Mapping[str, Any]) -> None:
-        nonlocal since_s, accepted
+        nonlocal since_s, first, accepted
         state.update(json.loads(message["data"]))
         now_accepted = state["controller"]["accepted"]
         if now_accepted != accepted:
             since_s, accepted = time.monotonic(), now_accepted
+        first = accepted if first is None else first
         if {
-            "obeys": accepted > 0,
+            "obeys": accepted > (first if rest == "again" else 0),
             "rests": time.monotonic() - since_s > 1,
-            "lifted": bool(colour) and bool(state["cubes"].get(colour, {}).get("ever_lifted")),
+            "lifted": bool(rest) and bool(state["cubes"].get(rest, {}).get("ever_lifted")),
         }[verb]:
             done.set()
 
