@@ -21,6 +21,7 @@ from crane_x7_remote.errors import (
     PeerUnknownError,
     PeerUnreachableError,
     RemoteError,
+    SettingsError,
     TailnetDownError,
 )
 from crane_x7_remote.rosbridge.connection import LinkConfig
@@ -71,6 +72,8 @@ class Tailnet:
     health: tuple[str, ...]
     own: Peer
     peers: tuple[Peer, ...]
+    has_tun: bool
+    """Whether the kernel leads into it; else tailscaled's proxy does."""
 
 
 def read(status: Status) -> Tailnet:
@@ -84,6 +87,7 @@ def read(status: Status) -> Tailnet:
             health=tuple(status.get("Health") or ()),
             own=_peer(status.get("Self") or {}),
             peers=tuple(_peer(peer) for peer in (status.get("Peer") or {}).values()),
+            has_tun=bool(status.get("TUN", True)),
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise TailnetDownError(
@@ -232,13 +236,16 @@ def wait(
     """Return the peer once it is online and its rosbridge answers; None if `stop` came first.
 
     Every change of what is missing is logged. After `wanted.timeout_s` raises what is missing then:
-    TailnetDownError, PeerUnknownError, PeerOfflineError or PeerUnreachableError.
+    TailnetDownError, PeerUnknownError, PeerOfflineError or PeerUnreachableError. At once raises
+    SettingsError where no way leads into the tailnet.
     """
     deadline_s = clock() + wanted.timeout_s
     missing = ""
     while not stop.is_set():
         try:
-            peer = find(read(read_status()), wanted.name)
+            tailnet = read(read_status())
+            _check_way(tailnet, wanted)
+            peer = find(tailnet, wanted.name)
             probe(wanted.link_to(peer))
         except (
             TailnetDownError,
@@ -257,6 +264,14 @@ def wait(
             logger.info("%s is online, and its rosbridge answers on port %d", peer, wanted.port)
             return peer
     return None
+
+
+def _check_way(tailnet: Tailnet, wanted: Wanted) -> None:
+    if not tailnet.has_tun and wanted.proxy is None:
+        raise SettingsError(
+            "tailscaled runs in userspace mode, where only its proxy leads to the tailnet; set"
+            " ROSBRIDGE_PROXY to its --socks5-server, such as socks5h://127.0.0.1:1055"
+        )
 
 
 def _gave_up(error: RemoteError, wanted: Wanted) -> RemoteError:
