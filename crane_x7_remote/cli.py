@@ -15,6 +15,7 @@ COMMANDS = {
     "sim-robot": ("crane_x7_remote.sim_robot.command", "a simulated CRANE-X7 behind rosbridge"),
     "say": ("crane_x7_remote.say", "change the task of a running loop"),
     "demo": ("crane_x7_remote.demo.command", "simulated robot and loop together, with a report"),
+    "tunnel": ("crane_x7_remote.tunnel.command", "bring the robot's rosbridge to this machine"),
 }
 """Name → module with `add_arguments(parser)` and `run(args) -> int`, and its line of help."""
 
