@@ -57,24 +57,22 @@ def test_key_opens_a_session_as_vla(workshop: Workshop, image: str, login: Login
 def test_runpods_name_for_the_key_works_too_and_many_keys_in_one(
     workshop: Workshop, image: str, login: Login, tmp_path: Path
 ) -> None:
-    (tmp_path / "other").mkdir()
-    other = Login.make(login.network, tmp_path / "other")
-    third = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJx7Zm0c8bJ0m0n0m0n0m0n0m0n0m0n0m0n0m0n0m0n0 third"
+    others = [Login.make(login.network, _folder(tmp_path, name)) for name in ("a", "b")]
     with _booted(
         workshop,
         image,
         login,
-        SSH_PUBLIC_KEY=f"{third}\n{login.public_key}\n",
-        PUBLIC_KEY=other.public_key,
+        SSH_PUBLIC_KEY=f"{others[0].public_key}\n\n{login.public_key}\n",
+        PUBLIC_KEY=others[1].public_key,
     ):
-        assert other.run("whoami").stdout.strip() == "vla"
+        for other in others:
+            assert other.run("whoami").stdout == "vla\n"
 
 
 def test_root_password_and_strange_key_are_refused(
     workshop: Workshop, image: str, login: Login, tmp_path: Path
 ) -> None:
-    (tmp_path / "stranger").mkdir()
-    stranger = Login.make(login.network, tmp_path / "stranger")
+    stranger = Login.make(login.network, _folder(tmp_path, "stranger"))
     by_password = ("-o", "PubkeyAuthentication=no", "-o", "BatchMode=no")
     with _booted(workshop, image, login):
         for attempt in (
@@ -229,6 +227,11 @@ def _windows(environ: dict[str, str]) -> str:
         ["xwininfo", "-root", "-tree"], env=environ, capture_output=True, text=True, check=False
     )
     return done.stdout
+
+
+def _folder(parent: Path, name: str) -> Path:
+    (parent / name).mkdir()
+    return parent / name
 
 
 def _pids(container: Container, program: str) -> list[str]:
