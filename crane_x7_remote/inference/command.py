@@ -37,8 +37,8 @@ FIFO_PRIORITY = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every setting, and those of this command alone."""
-    settings_module.add_flags(parser, Settings.model_fields)
+    """Add a flag for every setting of the loop, and those of this command alone."""
+    settings_module.add_flags(parser, settings_module.role_fields())
     parser.add_argument(
         "--duration", type=_seconds, metavar="S", help="stop after so many seconds [until a signal]"
     )
