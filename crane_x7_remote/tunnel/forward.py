@@ -110,6 +110,8 @@ class Forwarder:
         await asyncio.gather(*self._state.tasks, return_exceptions=True)
         for end in tuple(self._state.ends):
             end.reset()
+        while self._state.ends:  # each leaves in the loop's next round
+            await asyncio.sleep(0)
         if self._server is not None:
             await self._server.wait_closed()
 
