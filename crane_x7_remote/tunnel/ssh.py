@@ -11,6 +11,7 @@ import contextlib
 import logging
 import os
 import random
+import signal
 import socket
 import time
 from collections import deque
@@ -40,6 +41,8 @@ FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 5.0
 STEADY_S = 10.0
 """After a tunnel that was up for this long, the first pause is the shortest again."""
 PROBE_TIMEOUT_S, PROBE_PAUSE_S = 3.0, 0.25
+SETTLE_S = 1.0
+"""After a login, sshd may still refuse what was asked of it; only then a missing rosbridge is."""
 STOP_TIMEOUT_S = 3.0
 LAST_LINES = 20
 
@@ -121,6 +124,7 @@ class SshTunnel:
             if self._clock() > login_by_s:
                 return Complaint(SshUnreachableError, f"no login within {LOGIN_TIMEOUT_S:g} s")
             await asyncio.sleep(0.02)
+        give_up_s = max(deadline_s, self._clock() + SETTLE_S)
         said = ""
         while not await _answers(probe_port):
             if ssh.is_prohibited and config.direction == "local":
@@ -132,7 +136,7 @@ class SshTunnel:
                 f"logged in, but no rosbridge answers at {config.rosbridge}"
                 f" ({ssh.cause or 'no WebSocket server'}); start it, or check its port"
             )
-            if self.times_up == 0 and self._clock() > deadline_s:
+            if self.times_up == 0 and self._clock() > give_up_s:
                 return Complaint(PeerUnreachableError, missing)
             if missing != said:  # one line per change
                 said = missing
@@ -200,13 +204,14 @@ class _Ssh:
 
     async def stop(self) -> None:
         """End it, by force if need be."""
-        if self._process.returncode is None:
-            self._process.terminate()
-            try:
+        for number in (signal.SIGTERM, signal.SIGKILL):
+            if self._process.returncode is not None:
+                break
+            # Not by the methods for it, which may take the exit code away from who waits for it.
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self._process.pid, number)
+            with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), STOP_TIMEOUT_S)
-            except TimeoutError:
-                self._process.kill()
-                await self._process.wait()
         self._listener.cancel()
         await asyncio.gather(self._listener, return_exceptions=True)
 
