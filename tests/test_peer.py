@@ -196,9 +196,12 @@ class Story:
             raise PeerUnreachableError("connection refused")
 
     def wait(
-        self, timeout_s: float = 60, proxy: str | None = "socks5h://127.0.0.1:1055"
-    ) -> peer.Peer | None:
-        wanted = Wanted("robot", 9090, proxy, timeout_s)
+        self,
+        timeout_s: float = 60,
+        proxy: str | None = "socks5h://127.0.0.1:1055",
+        userspace_proxy: str | None = None,
+    ) -> LinkConfig | None:
+        wanted = Wanted("robot", 9090, proxy, timeout_s, userspace_proxy)
         return peer.wait(wanted, self.status, Hasty(), self.probe, lambda: self.now_s)
 
 
@@ -213,19 +216,19 @@ def test_waiting_outlasts_everything_that_may_still_come(caplog: pytest.LogCaptu
     )
     story.refusals = 1
     found = story.wait(timeout_s=100)
-    assert found is not None
-    assert found.name == "robot"
+    assert found == LinkConfig("robot.tailnet.test", 9090, "socks5h://127.0.0.1:1055")
     assert len(story.probed) == 2
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 5, lines  # one per change, one for the end
 
 
 def test_through_a_proxy_the_whole_name_is_called_and_else_the_address() -> None:
-    proxied, direct = Story(status(ROBOT)), Story(status(ROBOT, TUN=True))
-    proxied.wait()
-    direct.wait(proxy=None)
-    assert proxied.probed[0].host == "robot.tailnet.test"
-    assert direct.probed[0].host == "100.64.0.2"
+    own = "socks5h://127.0.0.1:1055"
+    userspace, kernel = Story(status(ROBOT)), Story(status(ROBOT, TUN=True))
+    assert userspace.wait(proxy=None, userspace_proxy=own) == LinkConfig(
+        "robot.tailnet.test", 9090, own
+    )
+    assert kernel.wait(proxy=None, userspace_proxy=own) == LinkConfig("100.64.0.2", 9090)
 
 
 def test_userspace_networking_without_a_proxy_is_a_mistake_in_the_settings() -> None:

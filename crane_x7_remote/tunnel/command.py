@@ -20,6 +20,7 @@ from pathlib import Path
 
 from crane_x7_remote import settings as settings_module
 from crane_x7_remote.errors import ExitCode, SettingsError
+from crane_x7_remote.rosbridge.connection import LinkConfig
 from crane_x7_remote.settings import Settings
 from crane_x7_remote.tunnel import peer
 from crane_x7_remote.tunnel.forward import ForwardConfig, Forwarder
@@ -33,8 +34,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the three ways and their flags."""
     ways = parser.add_subparsers(dest="way", metavar="WAY", required=True)
     tailnet = ways.add_parser("tailnet", help="through the tailnet, to the peer ROSBRIDGE_HOST")
-    settings_module.add_flags(tailnet, ("rosbridge_host", "rosbridge_proxy"))
-    tailnet.add_argument("--socket", type=Path, help="tailscaled's socket [where tailscale looks]")
+    settings_module.add_flags(
+        tailnet, ("rosbridge_host", "rosbridge_proxy", "ts_socket", "ts_socks5_server")
+    )
     local = ways.add_parser("local", help="through ssh: fetch rosbridge from beside the robot")
     remote = ways.add_parser("remote", help="through ssh: bring our rosbridge to a rented machine")
     for way in (local, remote):
@@ -93,14 +95,15 @@ async def _forward(args: argparse.Namespace, settings: Settings, stop: asyncio.E
         settings.rosbridge_port,
         settings.rosbridge_proxy,
         settings.peer_wait_timeout,
+        settings.ts_socks5_server and f"socks5h://{settings.ts_socks5_server}",
     )
-    robot = await _wait_for_peer(wanted, peer.StatusCommand(args.socket), stop)
+    socket = None if settings.ts_socket is None else Path(settings.ts_socket)
+    robot = await _wait_for_peer(wanted, peer.StatusCommand(socket), stop)
     if robot is None:
         return
-    listen_port = args.listen_port or settings.rosbridge_port
-    forwarder = Forwarder(ForwardConfig(wanted.link_to(robot), listen_port))
+    forwarder = Forwarder(ForwardConfig(robot, args.listen_port or settings.rosbridge_port))
     await forwarder.start()
-    logger.info("up: rosbridge of %s is at 127.0.0.1:%d here", robot.name, forwarder.port)
+    logger.info("up: rosbridge of %s is at 127.0.0.1:%d here", robot.host, forwarder.port)
     try:
         await stop.wait()
     finally:
@@ -109,7 +112,7 @@ async def _forward(args: argparse.Namespace, settings: Settings, stop: asyncio.E
 
 async def _wait_for_peer(
     wanted: peer.Wanted, read_status: peer.StatusCommand, stop: asyncio.Event
-) -> peer.Peer | None:
+) -> LinkConfig | None:
     given_up = threading.Event()
     watcher = asyncio.create_task(stop.wait())
     watcher.add_done_callback(lambda _: given_up.set())

@@ -219,11 +219,21 @@ class Wanted:
     proxy: str | None
     """Leads into the tailnet; None: the kernel does."""
     timeout_s: float
+    userspace_proxy: str | None = None
+    """The proxy to take if `proxy` is None and the kernel does not lead into the tailnet."""
 
-    def link_to(self, peer: Peer) -> LinkConfig:
-        """Where its rosbridge is, once the machine is known; by name only if the proxy resolves."""
-        host = peer.address if self.proxy is None else peer.dns_name
-        return LinkConfig(host, self.port, self.proxy)
+    def link_to(self, peer: Peer, tailnet: Tailnet) -> LinkConfig:
+        """Where its rosbridge is: through a proxy by name, else by address.
+
+        Raises SettingsError if there is no way.
+        """
+        proxy = self.proxy or (None if tailnet.has_tun else self.userspace_proxy)
+        if proxy is None and not tailnet.has_tun:
+            raise SettingsError(
+                "tailscaled runs in userspace mode, where only its proxy leads to the tailnet; set"
+                " ROSBRIDGE_PROXY to its --socks5-server, such as socks5h://127.0.0.1:1055"
+            )
+        return LinkConfig(peer.address if proxy is None else peer.dns_name, self.port, proxy)
 
 
 def wait(
@@ -232,8 +242,8 @@ def wait(
     stop: threading.Event,
     probe: Callable[[LinkConfig], None] = probe_now,
     clock: Callable[[], float] = time.monotonic,
-) -> Peer | None:
-    """Return the peer once it is online and its rosbridge answers; None if `stop` came first.
+) -> LinkConfig | None:
+    """Return where the robot is once its rosbridge answers there; None if `stop` came first.
 
     Every change of what is missing is logged. After `wanted.timeout_s` raises what is missing then:
     TailnetDownError, PeerUnknownError, PeerOfflineError or PeerUnreachableError. At once raises
@@ -244,9 +254,9 @@ def wait(
     while not stop.is_set():
         try:
             tailnet = read(read_status())
-            _check_way(tailnet, wanted)
             peer = find(tailnet, wanted.name)
-            probe(wanted.link_to(peer))
+            link = wanted.link_to(peer, tailnet)
+            probe(link)
         except (
             TailnetDownError,
             PeerUnknownError,
@@ -262,16 +272,8 @@ def wait(
             stop.wait(min(POLL_S, left_s))
         else:
             logger.info("%s is online, and its rosbridge answers on port %d", peer, wanted.port)
-            return peer
+            return link
     return None
-
-
-def _check_way(tailnet: Tailnet, wanted: Wanted) -> None:
-    if not tailnet.has_tun and wanted.proxy is None:
-        raise SettingsError(
-            "tailscaled runs in userspace mode, where only its proxy leads to the tailnet; set"
-            " ROSBRIDGE_PROXY to its --socks5-server, such as socks5h://127.0.0.1:1055"
-        )
 
 
 def _gave_up(error: RemoteError, wanted: Wanted) -> RemoteError:
