@@ -23,7 +23,7 @@ class Files:
 
     run: Path
     state: Path | None
-    """None: nothing is kept, and the node is ephemeral."""
+    """None: nothing is kept, and the node leaves the tailnet at the end."""
     ssh_state: Path
     tailscale_socket: Path
 

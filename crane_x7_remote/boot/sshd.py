@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crane_x7_remote.boot.account import Account
-from crane_x7_remote.boot.supervisor import Child
+from crane_x7_remote.boot.supervisor import Child, how_it_ended
 from crane_x7_remote.errors import RemoteError, SshdError, StateError
 
 logger = logging.getLogger(__name__)
@@ -107,7 +107,7 @@ class Sshd:
 
     def explain_end(self, code: int, last_lines: Sequence[str]) -> RemoteError:
         """Return its last words."""
-        return SshdError(f"sshd ended with {code}: {' / '.join(last_lines[-3:]) or 'no message'}")
+        return SshdError(f"sshd {how_it_ended(code, last_lines)}")
 
 
 def render(config: SshdConfig, environment_names: Sequence[str]) -> str:

@@ -13,7 +13,7 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Mapping, Sequence
 from typing import Protocol
 
 from crane_x7_remote.boot.account import Account
@@ -26,12 +26,21 @@ logger = logging.getLogger(__name__)
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
 STEADY_S = 60.0
 """A daemon that ran for so long starts again without further delay when it ends."""
+FAILED_START_S = 3.0
+"""Grace for a daemon that did not become ready."""
 KEPT_LINES = 40
 
 
 def backoff_s(failures: int) -> float:
     """Return how long to wait before the next start after so many failures in a row."""
     return float(min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** max(0, failures - 1)))
+
+
+def how_it_ended(code: int, last_lines: Sequence[str]) -> str:
+    """Return exit code and last words, or the signal: what came before that explains nothing."""
+    if code > 128:
+        return f"was ended by {signal.Signals(code - 128).name}"
+    return f"ended with {code}: {' / '.join(last_lines[-3:]) or 'no message'}"
 
 
 class Child:
@@ -54,11 +63,20 @@ class Child:
         account: Account | None = None,
         log_level: int | None = None,
         own_session: bool = True,
+        prepare: Callable[[], None] | None = None,
     ) -> Child:
         """Start `argv`. With `log_level` its output becomes our log, else it has our own output.
 
-        `own_session` keeps a terminal's Ctrl-C from it. Raises OSError.
+        `own_session` keeps a terminal's Ctrl-C from it; `prepare` is called in the child before
+        it executes its program. Raises OSError.
         """
+        die_with_us = die_with(os.getpid())
+
+        def before() -> None:
+            die_with_us()
+            if prepare is not None:
+                prepare()
+
         pipe = asyncio.subprocess.PIPE if log_level is not None else None
         process = await asyncio.create_subprocess_exec(
             *argv,
@@ -67,7 +85,7 @@ class Child:
             stderr=asyncio.subprocess.STDOUT if pipe is not None else None,
             env=dict(env),
             start_new_session=own_session,
-            preexec_fn=die_with(os.getpid()),
+            preexec_fn=before,
             **(account.popen if account is not None else {}),
         )
         child = cls(name, process, own_session)
@@ -175,7 +193,7 @@ class Service:
                 await self.start()
             except RemoteError as failure:
                 self._board.set(self._daemon.part, "down", str(failure), "it is tried again")
-                await self._child.stop(time.monotonic() + 1.0)
+                await self._child.stop(time.monotonic() + FAILED_START_S)
 
     async def stop(self, until_s: float) -> None:
         """End the daemon by `until_s` on the monotonic clock."""

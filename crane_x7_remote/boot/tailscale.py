@@ -10,6 +10,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import shlex
 import shutil
 import time
@@ -18,9 +19,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from crane_x7_remote.boot import landlock
 from crane_x7_remote.boot.board import Board
 from crane_x7_remote.boot.files import Files
-from crane_x7_remote.boot.supervisor import Child
+from crane_x7_remote.boot.supervisor import Child, how_it_ended
 from crane_x7_remote.errors import (
     ControlUnreachableError,
     RemoteError,
@@ -29,7 +31,7 @@ from crane_x7_remote.errors import (
     TailnetKeyExpiredError,
     TailscaledError,
 )
-from crane_x7_remote.settings import Settings
+from crane_x7_remote.settings import Settings, split_address
 
 logger = logging.getLogger(__name__)
 
@@ -66,6 +68,9 @@ class Tailscaled:
         self._files = files
         self._hostname = hostname
         self._environ = {"TS_LOGS_DIR": str(files.run / "tailscale")} | dict(environ)
+        # Multipath TCP, Go's default for listening, is out of Landlock's reach.
+        others = [word for word in (self._environ.get("GODEBUG"), "multipathtcp=0") if word]
+        self._environ["GODEBUG"] = ",".join(others)
         self._programs = {name: shutil.which(name) for name in ("tailscaled", "tailscale")}
 
     def prepare(self) -> None:
@@ -85,7 +90,8 @@ class Tailscaled:
         if key_file != self._key and not os.access(key_file, os.R_OK):
             raise SettingsError(f"TS_AUTHKEY=file:{key_file}: there is no such file to read")
         try:
-            (self._files.run / "tailscale").mkdir(mode=0o700, exist_ok=True)
+            shutil.rmtree(self._files.run / "tailscale", ignore_errors=True)
+            (self._files.run / "tailscale").mkdir(mode=0o700)
             self._files.tailscale_socket.parent.mkdir(parents=True, exist_ok=True)
             if self._files.state is not None:
                 self._link_socket(self._files.state / "tailscaled.sock")
@@ -94,13 +100,26 @@ class Tailscaled:
 
     @property
     def is_ephemeral(self) -> bool:
-        """Whether nothing of this node is kept, so that it leaves the tailnet at the end."""
+        """Whether its login is not kept, so that it leaves the tailnet at the end."""
         return self._files.state is None
 
     async def launch(self) -> Child:
         """Start tailscaled."""
         argv = [str(self._programs["tailscaled"]), *daemon_arguments(self._settings, self._files)]
-        return await Child.start("tailscaled", argv, self._environ, log_level=logging.DEBUG)
+        prepare = None
+        if not self._settings.ts_userspace:
+            pass  # its peer API then listens on the tailnet's own address
+        elif landlock.is_supported():
+            prepare = landlock.listen_only_on(listening_ports(self._settings))
+        else:
+            logger.info(
+                "%s: this kernel has no Landlock for TCP (Linux 6.7): tailscaled's peer API listens"
+                " on all addresses; it talks to machines of the tailnet alone",
+                self.part,
+            )
+        return await Child.start(
+            "tailscaled", argv, self._environ, log_level=logging.DEBUG, prepare=prepare
+        )
 
     async def ready(self, child: Child) -> str:
         """Wait for the socket, log in. Raises RemoteError for each way that can fail."""
@@ -120,13 +139,13 @@ class Tailscaled:
 
     def explain_end(self, code: int, last_lines: Sequence[str]) -> RemoteError:
         """Return its last words."""
-        text = self._without_key(" / ".join(last_lines[-3:]))
+        text = self._without_key(how_it_ended(code, last_lines))
         hint = ""
         if any("address already in use" in line for line in last_lines):
             hint = "; set TS_SOCKS5_SERVER and TS_OUTBOUND_HTTP_PROXY_LISTEN to free ports"
         if any("flag provided but not defined" in line for line in last_lines):
             hint = "; check TS_TAILSCALED_EXTRA_ARGS"
-        return TailscaledError(f"tailscaled ended with {code}: {text or 'no message'}{hint}")
+        return TailscaledError(f"tailscaled {text}{hint}")
 
     async def watch(self, board: Board) -> None:
         """Keep the board's `tunnel` up to date while tailscaled runs; until it is cancelled."""
@@ -257,11 +276,14 @@ TIMED_OUT = -1
 
 def daemon_arguments(settings: Settings, files: Files) -> list[str]:
     """Return the flags of tailscaled."""
-    words = [f"--socket={files.tailscale_socket}"]
-    if files.state is None:
-        words += ["--state=mem:", f"--statedir={files.run / 'tailscale'}"]
-    else:
-        words += [f"--statedir={files.state}"]
+    words = [
+        f"--socket={files.tailscale_socket}",
+        f"--statedir={files.state or files.run / 'tailscale'}",
+    ]
+    if settings.ts_state_dir is None:
+        # The control server is then asked for an ephemeral node, whatever the key. A tailscaled
+        # that was killed comes back as a new machine, which a file for this start alone avoids.
+        words += ["--state=mem:"]
     if settings.ts_userspace:
         words += ["--tun=userspace-networking"]
     if settings.ts_socks5_server is not None:
@@ -269,6 +291,15 @@ def daemon_arguments(settings: Settings, files: Files) -> list[str]:
     if settings.ts_outbound_http_proxy_listen is not None:
         words += [f"--outbound-http-proxy-listen={settings.ts_outbound_http_proxy_listen}"]
     return words + shlex.split(settings.ts_tailscaled_extra_args)
+
+
+def listening_ports(settings: Settings) -> set[int]:
+    """Return the TCP ports that tailscaled is told to listen on."""
+    proxies = (settings.ts_socks5_server, settings.ts_outbound_http_proxy_listen)
+    ports = {split_address(address)[1] for address in proxies if address is not None}
+    return ports | {
+        int(port) for port in re.findall(r":(\d+)\b", settings.ts_tailscaled_extra_args)
+    }
 
 
 def up_arguments(settings: Settings, hostname: str, key: str | None) -> list[str]:
