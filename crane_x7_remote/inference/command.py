@@ -24,7 +24,8 @@ from crane_x7_remote.inference.loop import InferenceLoop, LoopConfig
 from crane_x7_remote.inference.metrics import Metrics, MetricsWriter
 from crane_x7_remote.inference.outgoing import Topics
 from crane_x7_remote.inference.safety import Limits
-from crane_x7_remote.rosbridge.client import ClientConfig, RosbridgeClient
+from crane_x7_remote.rosbridge.client import RosbridgeClient
+from crane_x7_remote.rosbridge.config import ClientConfig
 from crane_x7_remote.settings import Settings
 from crane_x7_vla_rl.policies.base import Policy, PolicyLoadError, load_policy
 

@@ -66,6 +66,8 @@ class ParsedTrajectory:
     """(T, n)."""
     velocity_rad_s: Array | None
     """(T, n), or None where no point has velocities."""
+    acceleration_rad_s2: Array | None
+    """(T, n), or None where no point has accelerations."""
     time_from_start_s: Array
     """(T,)."""
     stamp_s: float
@@ -261,11 +263,16 @@ def trajectory(message: Message) -> ParsedTrajectory:
     header = message.get("header", {})
     frame_id = str(header.get("frame_id", "")) if isinstance(header, Mapping) else ""
     ours = FRAME_ID.fullmatch(frame_id)
-    with_velocity = any(point.get("velocities") for point in points)
+
+    def rows(key: str) -> Array | None:
+        is_given = any(point.get(key) for point in points)
+        return _rows(points, key, len(names)) if is_given else None
+
     return ParsedTrajectory(
         joint_names=tuple(names),
         position_rad=_rows(points, "positions", len(names)),
-        velocity_rad_s=_rows(points, "velocities", len(names)) if with_velocity else None,
+        velocity_rad_s=rows("velocities"),
+        acceleration_rad_s2=rows("accelerations"),
         time_from_start_s=np.array(
             [_read_time(point.get("time_from_start"), "time_from_start") for point in points]
         ),

@@ -47,20 +47,26 @@ _LIFT: Final = re.compile(
 )
 _PLACE: Final = re.compile(r"\b(place|put|set|drop|lay|move|bring)\b|置|のせ|載せ|乗せ|運")
 _PLATE: Final = re.compile(r"\b(plate|dish|saucer)\b|皿|プレート")
+_THE_CUBE: Final = re.compile(
+    r"\b(it|the (cube|block|object))\b|(^|[、。\s])(それ|キューブ|ブロック|物体)"
+)
+"""The cube that was spoken of before. "The purple cube" is none of these: it must not become one
+that the arm knows."""
 _NOT: Final = re.compile(r"\b(don'?t|do not|not|never|stop)\b|ないで|するな|止ま")
 
 
-def parse(instruction: str) -> Task | NotUnderstood:
-    """Return the task; of several colours, the one named first is the cube to move."""
+def parse(instruction: str, before: str | None = None) -> Task | NotUnderstood:
+    """Return the task; of several colours, the one named first is the cube to move.
+
+    `before` is the colour of the task before, which "it" or "the cube" means.
+    """
     text = instruction.casefold().replace("’", "'")
-    hits = {colour: words.search(text) for colour, words in COLOUR_WORDS.items()}
-    places = {colour: hit.start() for colour, hit in hits.items() if hit}
-    if not places:
+    colour = _colour(text) or (before if _THE_CUBE.search(text) else None)
+    if colour is None:
         known = ", ".join(COLOUR_WORDS)
         return NotUnderstood(f"it names no known colour ({known})")
     if _NOT.search(text):
         return NotUnderstood("it forbids something")
-    colour = min(places, key=lambda name: places[name])
     onto_plate = _PLATE.search(text)
     if onto_plate and (_PLACE.search(text) or _LIFT.search(text)):
         return Task(Verb.PLACE, colour)
@@ -69,3 +75,9 @@ def parse(instruction: str) -> Task | NotUnderstood:
     if _LIFT.search(text):
         return Task(Verb.LIFT, colour)
     return NotUnderstood("it names nothing to do that is known (pick up, place on the plate)")
+
+
+def _colour(text: str) -> str | None:
+    hits = {colour: words.search(text) for colour, words in COLOUR_WORDS.items()}
+    places = {colour: hit.start() for colour, hit in hits.items() if hit}
+    return min(places, key=lambda name: places[name]) if places else None
