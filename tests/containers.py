@@ -165,8 +165,8 @@ class Network:
         )
         found = set()
         for line in done.stdout.splitlines():
-            columns = line.split()
-            address, _, port = columns[4].rpartition(":")
+            local = line.split()[4 if udp else 3]  # asked for one protocol, ss does not name it
+            address, _, port = local.rpartition(":")
             program = line.partition('(("')[2].partition('"')[0]
             found.add((address.strip("[]").partition("%")[0], int(port), program))
         return found

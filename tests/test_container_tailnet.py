@@ -136,8 +136,7 @@ def test_key_is_nowhere_that_others_look(scene: Scene) -> None:
 def test_node_stays_the_same_machine_over_a_restart_with_its_volume(
     scene: Scene, tmp_path: Path
 ) -> None:
-    (tmp_path / "state").mkdir()
-    volume = ("--volume", f"{tmp_path / 'state'}:/var/lib/tailscale")
+    volume = _state_volume(tmp_path)
     key = scene.world.control.key(reusable=False)
     for _ in range(2):
         with scene.container(scene.environ(key), "sshd", options=volume) as container:
@@ -146,8 +145,10 @@ def test_node_stays_the_same_machine_over_a_restart_with_its_volume(
     assert [node["given_name"] for node in scene.world.control.nodes()].count(NAME) == 1
 
 
-def test_killed_tailscaled_comes_back(scene: Scene) -> None:
-    with scene.container(scene.environ(scene.world.control.key()), "sshd") as container:
+def test_killed_tailscaled_comes_back_under_its_name(scene: Scene, tmp_path: Path) -> None:
+    volume = _state_volume(tmp_path)
+    environ = scene.environ(scene.world.control.key())
+    with scene.container(environ, "sshd", options=volume) as container:
         scene.login.wait(60)
         before = container.exec("pgrep", "-x", "tailscaled").stdout.split()
         container.exec("kill", "-9", *before)
@@ -170,3 +171,8 @@ def test_only_sshd_listens_beyond_localhost_with_the_tailnet_up(
             if not address.startswith("127.") and address != "::1"
         }
     assert public == {(22, "sshd")}
+
+
+def _state_volume(folder: Path) -> tuple[str, str]:
+    (folder / "state").mkdir()
+    return ("--volume", f"{folder / 'state'}:/var/lib/tailscale")
