@@ -19,7 +19,7 @@ from typing import Any, Literal
 import pytest
 from containers import MissingToolsError
 from loop_rig import FaultyRobot, RunningLoop, Tunnel, wait_until
-from sshd_rig import Sshd, make_key
+from sshd_rig import Sshd, find_sshd, make_key
 from tailnet_rig import LOOPBACK, Process, free_port
 
 from crane_x7_remote.errors import (
@@ -118,16 +118,25 @@ def test_the_host_key_is_always_checked() -> None:
 
 # --- with a real sshd ----------------------------------------------------------------------------
 
-real = pytest.mark.container
+
+def real(test: Any) -> Any:
+    """Mark a test that needs sshd."""
+    return pytest.mark.container(pytest.mark.usefixtures("openssh")(test))
+
+
+@pytest.fixture(scope="module")
+def openssh(request: pytest.FixtureRequest) -> None:
+    """sshd is on this machine, if need be because it was installed just now."""
+    try:
+        find_sshd()
+    except MissingToolsError:
+        request.getfixturevalue("workshop")
 
 
 @pytest.fixture
-def sshd(tmp_path: Path) -> Iterator[Sshd]:
-    try:
-        server = Sshd(tmp_path / "sshd")
-    except MissingToolsError as error:
-        pytest.skip(str(error))
-    with server:
+def sshd(openssh: None, tmp_path: Path) -> Iterator[Sshd]:
+    del openssh
+    with Sshd(tmp_path / "sshd") as server:
         yield server
 
 
