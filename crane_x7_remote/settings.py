@@ -302,7 +302,7 @@ def _check_public_key(line: str, number: int) -> None:
     if "PRIVATE KEY" in line:
         raise ValueError(f"line {number} is a private key; give the one that ends in .pub")
     if words[0] not in KEY_TYPES:
-        raise ValueError(f"line {number} is no public key; expected ssh-ed25519 AAAA… or alike")
+        raise ValueError(f"line {number} is no public key; expected 'ssh-ed25519 …' or alike")
     try:
         blob = base64.b64decode(words[1], validate=True)
     except (IndexError, binascii.Error):

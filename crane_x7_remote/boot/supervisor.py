@@ -29,6 +29,7 @@ STEADY_S = 60.0
 FAILED_START_S = 3.0
 """Grace for a daemon that did not become ready."""
 KEPT_LINES = 40
+LAST_WORDS_S = 0.5
 
 
 def backoff_s(failures: int) -> float:
@@ -38,20 +39,67 @@ def backoff_s(failures: int) -> float:
 
 def how_it_ended(code: int, last_lines: Sequence[str]) -> str:
     """Return exit code and last words, or the signal: what came before that explains nothing."""
-    if code > 128:
-        return f"was ended by {signal.Signals(code - 128).name}"
+    for number in signal.Signals:
+        if code == 128 + number:
+            return f"was ended by {number.name}"
     return f"ended with {code}: {' / '.join(last_lines[-3:]) or 'no message'}"
+
+
+class _Output(asyncio.Protocol):
+    """A pipe whose lines go to our log; the last ones are kept."""
+
+    def __init__(self, name: str, level: int) -> None:
+        self.lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self._name = name
+        self._level = level
+        self._rest = b""
+        self._ended = asyncio.Event()
+        self._transport: asyncio.ReadTransport | None = None
+
+    async def open(self) -> int:
+        """Return the end to write to."""
+        source, sink = os.pipe()
+        loop = asyncio.get_running_loop()
+        self._transport, _ = await loop.connect_read_pipe(lambda: self, os.fdopen(source, "rb"))
+        return sink
+
+    async def finish(self) -> None:
+        """Read to the end, or for a moment where others still hold the pipe; then close it."""
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._ended.wait(), LAST_WORDS_S)
+        if self._rest:
+            self.data_received(b"\n")
+        if self._transport is not None:
+            self._transport.close()
+
+    def data_received(self, data: bytes) -> None:
+        """Log whole lines, keep the rest."""
+        *lines, self._rest = (self._rest + data).split(b"\n")
+        for line in lines:
+            text = line.decode(errors="replace").rstrip()
+            self.lines.append(text)
+            logger.log(self._level, "%s: %s", self._name, text)
+
+    def eof_received(self) -> None:
+        """Note the end."""
+        self._ended.set()
 
 
 class Child:
     """One running process."""
 
-    def __init__(self, name: str, process: asyncio.subprocess.Process, leads_group: bool) -> None:
+    def __init__(
+        self,
+        name: str,
+        process: asyncio.subprocess.Process,
+        leads_group: bool,
+        output: _Output | None,
+    ) -> None:
+        """Use `start`."""
         self.name = name
         self._process = process
         self._leads_group = leads_group
-        self._lines: deque[str] = deque(maxlen=KEPT_LINES)
-        self._reader: asyncio.Task[None] | None = None
+        self._output = output
 
     @classmethod
     async def start(
@@ -77,21 +125,23 @@ class Child:
             if prepare is not None:
                 prepare()
 
-        pipe = asyncio.subprocess.PIPE if log_level is not None else None
-        process = await asyncio.create_subprocess_exec(
-            *argv,
-            stdin=asyncio.subprocess.DEVNULL if pipe is not None else None,
-            stdout=pipe,
-            stderr=asyncio.subprocess.STDOUT if pipe is not None else None,
-            env=dict(env),
-            start_new_session=own_session,
-            preexec_fn=before,
-            **(account.popen if account is not None else {}),
-        )
-        child = cls(name, process, own_session)
-        if log_level is not None and process.stdout is not None:
-            child._reader = asyncio.create_task(child._read(process.stdout, log_level))
-        return child
+        output = None if log_level is None else _Output(name, log_level)
+        sink = None if output is None else await output.open()
+        try:
+            process = await asyncio.create_subprocess_exec(
+                *argv,
+                stdin=None if sink is None else asyncio.subprocess.DEVNULL,
+                stdout=sink,
+                stderr=sink,
+                env=dict(env),
+                start_new_session=own_session,
+                preexec_fn=before,
+                **(account.popen if account is not None else {}),
+            )
+        finally:
+            if sink is not None:
+                os.close(sink)
+        return cls(name, process, own_session, output)
 
     @property
     def pid(self) -> int:
@@ -106,7 +156,7 @@ class Child:
     @property
     def last_lines(self) -> list[str]:
         """The end of its output."""
-        return list(self._lines)
+        return [] if self._output is None else list(self._output.lines)
 
     async def wait(self) -> int:
         """Return its exit code once it has ended; 128 + n for signal n."""
@@ -127,21 +177,14 @@ class Child:
                 os.killpg(self.pid, signal.SIGKILL)
             elif self.is_running:
                 self._process.kill()
-        return await self.wait()
+        code = await self.wait()
+        await self.finish_output()
+        return code
 
     async def finish_output(self) -> None:
-        """Wait until its last words are read; a process of its own may hold its output longer."""
-        if self._reader is not None:
-            await asyncio.wait({self._reader}, timeout=0.5)
-
-    async def _read(self, stream: asyncio.StreamReader, level: int) -> None:
-        rest = b""
-        while chunk := await stream.read(65536):
-            *lines, rest = (rest + chunk).split(b"\n")
-            for line in lines:
-                text = line.decode(errors="replace").rstrip()
-                self._lines.append(text)
-                logger.log(level, "%s: %s", self.name, text)
+        """Read its last words, once it has ended."""
+        if self._output is not None:
+            await self._output.finish()
 
 
 class Daemon(Protocol):
