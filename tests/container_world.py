@@ -8,7 +8,8 @@ A cable can be cut and mended.
 from __future__ import annotations
 
 import subprocess
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -66,6 +67,30 @@ class World:
             subprocess.run(site.inside(*words), check=True)
         self._cables[site.name] = cable
         return site
+
+    def address(self, site: Network) -> str:
+        """Return the address of `site`, which no other site has a way to unless one is opened."""
+        return f"10.79.{list(self._cables).index(site.name)}.2"
+
+    @contextmanager
+    def open_port_22_of(self, site: Network) -> Iterator[None]:
+        """Let every site reach port 22 of `site`, as a provider's port map does."""
+        forward = "add chain ip gate forward { type filter hook forward priority 0; policy drop; }"
+        there = f"ip daddr {self.address(site)} tcp dport 22"
+        back = f"ip saddr {self.address(site)} tcp sport 22"
+        for line in (
+            "add table ip gate",
+            forward,
+            f"add rule ip gate forward {there} accept",
+            f"add rule ip gate forward {back} accept",
+        ):
+            self._in_hub("nft", line)
+        self._in_hub("sysctl", "-qw", "net.ipv4.ip_forward=1")
+        try:
+            yield
+        finally:
+            self._in_hub("sysctl", "-qw", "net.ipv4.ip_forward=0")
+            self._in_hub("nft", "delete table ip gate")
 
     def cut(self, site: Network) -> None:
         """Drop everything between `site` and the hub, as a dead link does: nobody is told."""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -13,7 +14,7 @@ from container_robot import sim_robot, watch
 from container_world import World
 from containers import Container, MissingToolsError, Network, Workshop, wait_for
 from ssh_login import Login
-from tailnet_rig import RELAY_WITHOUT_TLS, Node, NodeConfig
+from tailnet_rig import RELAY_WITHOUT_TLS, Node, NodeConfig, Process
 
 from crane_x7_remote.errors import ExitCode
 
@@ -38,6 +39,7 @@ class Scene:
     rented: Network
     room: Network
     robot: Node
+    robot_config: NodeConfig
     login: Login
     """As from the robot's room, by name over the tailnet."""
 
@@ -75,7 +77,7 @@ def scene(workshop: Workshop, image: str, tmp_path: Path) -> Iterator[Scene]:
             robot.up(world.control.url, world.control.key())
             proxy = f"ProxyCommand={tools / 'tailscale'} --socket {robot.socket} nc %h %p"
             login = Login.make(room, tmp_path).on(host=NAME, options=(proxy,))
-            yield Scene(workshop, image, world, rented, room, robot, login)
+            yield Scene(workshop, image, world, rented, room, robot, config, login)
 
 
 @contextmanager
@@ -171,6 +173,96 @@ def test_only_sshd_listens_beyond_localhost_with_the_tailnet_up(
             if not address.startswith("127.") and address != "::1"
         }
     assert public == {(22, "sshd")}
+
+
+@dataclass(frozen=True)
+class Mishap:
+    """What goes wrong on the way to the robot, and how the container must end."""
+
+    code: ExitCode
+    words: tuple[str, ...]
+    """In the one line of the log that says why."""
+    environ: Mapping[str, str] = field(default_factory=dict)
+    key: str = "good"
+    options: tuple[str, ...] = ()
+
+
+PROGRAM = "crane-x7-remote "
+NOBODY = "10.79.255.9"
+MISHAPS = {
+    "a wrong key": Mishap(ExitCode.TAILNET_KEY, ("TS_AUTHKEY",), key="wrong"),
+    "an expired key": Mishap(ExitCode.TAILNET_KEY_EXPIRED, ("expired",), key="expired"),
+    "a control server that is not there": Mishap(
+        ExitCode.CONTROL_UNREACHABLE,
+        ("TS_LOGIN_TIMEOUT", "--login-server"),
+        {"TS_EXTRA_ARGS": f"--login-server=http://{NOBODY}:8080", "TS_LOGIN_TIMEOUT": "4"},
+    ),
+    "a full state volume": Mishap(
+        ExitCode.STATE,
+        ("TS_STATE_DIR", "No space left"),
+        options=("--tmpfs", "/var/lib/tailscale:size=8k"),
+    ),
+    "no robot of that name": Mishap(
+        ExitCode.PEER_UNKNOWN, ("crane-x7-lost", ROBOT), {"ROSBRIDGE_HOST": "crane-x7-lost"}
+    ),
+    "a robot that only starts like it, and is offline": Mishap(
+        ExitCode.PEER_UNKNOWN, ("crane-x7-old (offline",), {"ROSBRIDGE_HOST": "crane-x7-ol"}
+    ),
+    "a robot that is offline": Mishap(
+        ExitCode.PEER_OFFLINE, ("crane-x7-old",), {"ROSBRIDGE_HOST": "crane-x7-old"}
+    ),
+    "a robot without rosbridge": Mishap(ExitCode.PEER_UNREACHABLE, (ROBOT, "9090")),
+}
+
+
+@pytest.mark.parametrize("what", MISHAPS)
+def test_mishap_ends_in_one_clear_message_and_its_own_code(
+    scene: Scene, tmp_path: Path, what: str
+) -> None:
+    mishap = MISHAPS[what]
+    good = scene.world.control.key()
+    key = {
+        "good": good,
+        "wrong": f"{good[:-8]}{good[-8:].swapcase()}",
+        "expired": scene.world.control.expired_key(),
+    }[mishap.key]
+    if "crane-x7-ol" in mishap.environ.get("ROSBRIDGE_HOST", ""):
+        with Node(scene.workshop.tools, tmp_path, "crane-x7-old", scene.robot_config) as old:
+            old.up(scene.world.control.url, good)
+        scene.robot.wait_online("crane-x7-old", online=False)
+    environ = scene.environ(key, **(DRIVE | {"PEER_WAIT_TIMEOUT": "3"} | dict(mishap.environ)))
+    with scene.container(environ, "infer", options=mishap.options) as container:
+        assert container.wait(90) == mishap.code
+        said = [line for line in container.logs().splitlines() if line.startswith(PROGRAM)]
+    assert len(said) == 1
+    for word in mishap.words:
+        assert word in said[0]
+    assert key not in said[0]
+
+
+def test_loop_drives_through_an_ssh_tunnel_that_the_robots_side_opens(
+    scene: Scene, tmp_path: Path
+) -> None:
+    environ = DRIVE | {"SSH_PUBLIC_KEY": scene.login.public_key, "ROSBRIDGE_HOST": "localhost"}
+    address = scene.world.address(scene.rented)
+    tunnel = (
+        *(sys.executable, "-m", "crane_x7_remote", "tunnel", "remote", f"vla@{address}"),
+        *("--identity", str(scene.login.key), "--known-hosts", str(scene.login.known_hosts)),
+    )
+    with (
+        sim_robot(scene.room, tmp_path),
+        scene.container(environ) as container,
+        scene.world.open_port_22_of(scene.rented),
+    ):
+        direct = scene.login.on(host=address, options=())
+        direct.wait()
+        process = Process(scene.room.inside(*tunnel), tmp_path / "tunnel.log")
+        try:
+            watch(scene.room, "lifted red", 90)
+            assert container.is_running
+        finally:
+            code = process.stop()
+        assert code == ExitCode.OK, process.tail
 
 
 def _state_volume(folder: Path) -> tuple[str, str]:

@@ -42,15 +42,15 @@ class Desk:
     folder: Path
     login: Login
 
-    def start(self, line: str) -> subprocess.Popen[str]:
-        """Run `line` in bash; it ends when the container does, or at once with -d."""
+    def run(self, line: str, timeout_s: float = 60.0) -> tuple[int, str]:
+        """Run `line` in bash; return exit code and output once it has ended, with -d at once."""
         line = re.sub(r"<username>/\w+:latest", self.image, line)
         line = line.replace("/path/to", str(self.folder))
         environ = self.workshop.environ | {
             "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
             "HOME": str(self.folder),
         }
-        return subprocess.Popen(
+        done = subprocess.run(
             ["bash", "-c", line],
             cwd=self.folder,
             env=environ,
@@ -58,16 +58,10 @@ class Desk:
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
+            timeout=timeout_s,
+            check=False,
         )
-
-    def run(self, line: str, timeout_s: float = 60.0) -> tuple[int, str]:
-        """Return exit code and output of `line` once it has ended."""
-        process = self.start(line)
-        try:
-            output, _ = process.communicate(timeout=timeout_s)
-        finally:
-            process.kill()
-        return process.returncode, output
+        return done.returncode, done.stdout
 
 
 @pytest.fixture
