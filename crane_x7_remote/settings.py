@@ -104,8 +104,8 @@ class Settings(BaseSettings):
     ts_hostname: OptionalText = None
     """Name on the tailnet; unset: crane-x7-inference for role infer, else crane-x7-vla-rl."""
     ts_state_dir: OptionalText = "/var/lib/tailscale"
-    """Folder for what survives a restart, a volume. While none is mounted at the default, the node \
-leaves the tailnet when the container stops; empty: it is also registered as ephemeral."""
+    """Folder for what survives a restart, a volume. While none is mounted at the default, the \
+node leaves the tailnet when the container stops; empty: it is also registered as ephemeral."""
     ts_userspace: bool = True
     """Userspace networking; false needs /dev/net/tun and the capability NET_ADMIN."""
     ts_socket: OptionalText = None

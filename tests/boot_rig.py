@@ -178,6 +178,10 @@ class Machine:
         self.signal()
         return self.wait(timeout_s)
 
+    @property
+    def _status_socket(self) -> str:
+        return "/run/crane-x7/status.sock" if IS_ROOT else str(self.folder / "run/status.sock")
+
     def status(self) -> dict[str, Any]:
         """Return what `crane-x7-remote status --json` says."""
         done = self.run(sys.executable, "-m", "crane_x7_remote", "status", "--json", check=False)
@@ -189,6 +193,8 @@ class Machine:
         """Return the part's entry once it is in `state`."""
 
         def reached() -> dict[str, Any] | None:
+            if self.run("test", "-S", self._status_socket, check=False).returncode != 0:
+                return None  # boot has only begun
             entry = self.status()[part]
             return entry if entry["state"] == state else None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -113,4 +114,5 @@ def _probe(folder: Path, variable: str) -> None:
             f" volume, mount it writable, or name another folder in {variable}"
         ) from error
     finally:
-        probe.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # on a read-only volume even nothing cannot be removed
+            probe.unlink()
