@@ -15,12 +15,12 @@ WATCH = Path(__file__).with_name("watch_robot.py")
 
 
 @contextmanager
-def sim_robot(network: Network, folder: Path) -> Iterator[None]:
-    """The arm with physics and cameras behind rosbridge on 127.0.0.1:9090 of `network`."""
+def sim_robot(network: Network, folder: Path, *flags: str) -> Iterator[None]:
+    """`sim-robot` with `flags` behind rosbridge on 127.0.0.1:9090 of `network`."""
     log = folder / "sim-robot.log"
     with log.open("w") as sink:
         robot = subprocess.Popen(
-            network.inside(sys.executable, "-m", "crane_x7_remote", "sim-robot"),
+            network.inside(sys.executable, "-m", "crane_x7_remote", "sim-robot", *flags),
             stdout=sink,
             stderr=subprocess.STDOUT,
         )

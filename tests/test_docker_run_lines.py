@@ -1,7 +1,8 @@
 """Every `docker run` line of docs/docker-run.md, run as printed.
 
 `docker` is podman here, in a network of the test's own; only what a reader replaces is replaced:
-`<username>/…` by the image, `/path/to` and the keys by some of ours. podman ignores `--gpus`.
+`<username>/…` by the image, `/path/to` and the keys by some of ours. podman ignores `--gpus`. For
+the tailnet's lines `docker` adds what a control server of one's own needs, TS_EXTRA_ARGS.
 """
 
 from __future__ import annotations
@@ -11,12 +12,16 @@ import re
 import shlex
 import subprocess
 from collections.abc import Iterator
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
-from containers import ROOT, Network, Workshop
+from container_robot import sim_robot
+from container_world import World
+from containers import ROOT, MissingToolsError, Network, Workshop
 from ssh_login import Login
+from tailnet_rig import RELAY_WITHOUT_TLS, Node, NodeConfig
 
 from crane_x7_remote.errors import ExitCode
 
@@ -41,11 +46,13 @@ class Desk:
     network: Network
     folder: Path
     login: Login
+    key: str = ""
+    """Of the tailnet."""
 
-    def run(self, line: str, timeout_s: float = 60.0) -> tuple[int, str]:
+    def run(self, line: str, timeout_s: float = 90.0) -> tuple[int, str]:
         """Run `line` in bash; return exit code and output once it has ended, with -d at once."""
         line = re.sub(r"<username>/\w+:latest", self.image, line)
-        line = line.replace("/path/to", str(self.folder))
+        line = line.replace("/path/to", str(self.folder)).replace("tskey-auth-xxxxx", self.key)
         environ = self.workshop.environ | {
             "PATH": f"{self.folder / 'bin'}:{os.environ['PATH']}",
             "HOME": str(self.folder),
@@ -64,25 +71,56 @@ class Desk:
         return done.returncode, done.stdout
 
 
+@contextmanager
+def _desk(
+    workshop: Workshop, image: str, network: Network, folder: Path, **environ: str
+) -> Iterator[Desk]:
+    """A desk in `network`, whose `docker` sets `environ` in every container."""
+    for name in ("bin", ".ssh", "outputs", "models"):
+        (folder / name).mkdir()
+    login = Login.make(network, folder / ".ssh")
+    (folder / ".ssh" / "id_rsa.pub").write_text(login.public_key + "\n")
+    made = folder / "container"
+    settings = [f"--env={name}={value}" for name, value in environ.items()]
+    podman = network.inside("podman", "run", "--cidfile", str(made), *settings)
+    docker = folder / "bin" / "docker"
+    docker.write_text(f'#!/bin/sh\n[ "$1" = run ] && shift\nexec {shlex.join(podman)} "$@"\n')
+    docker.chmod(0o755)
+    try:
+        yield Desk(workshop, image, network, folder, login)
+    finally:
+        if made.exists():
+            remove = ("podman", "rm", "--force", "--time", "1", "--volumes", made.read_text())
+            workshop.run(*network.inside(*remove))
+
+
 @pytest.fixture
 def desk(workshop: Workshop, image: str, network: Network, tmp_path: Path) -> Iterator[Desk]:
-    for name in ("bin", ".ssh", "outputs", "models"):
-        (tmp_path / name).mkdir()
-    login = Login.make(network, tmp_path / ".ssh")
-    (tmp_path / ".ssh" / "id_rsa.pub").write_text(login.public_key + "\n")
-    podman = network.inside("podman")
-    docker = tmp_path / "bin" / "docker"
-    docker.write_text(
-        f'#!/bin/sh\n[ "$1" = run ] && shift\nexec {shlex.join(podman)} run'
-        f' --cidfile {shlex.quote(str(tmp_path / "container"))} "$@"\n'
-    )
-    docker.chmod(0o755)
-    yield Desk(workshop, image, network, tmp_path, login)
-    made = tmp_path / "container"
-    if made.exists():
-        workshop.run(
-            *network.inside("podman", "rm", "--force", "--time", "1", "--volumes"), made.read_text()
-        )
+    with _desk(workshop, image, network, tmp_path) as desk:
+        yield desk
+
+
+@pytest.fixture
+def tailnet(workshop: Workshop, image: str, tmp_path: Path) -> Iterator[Desk]:
+    """A desk, and the robot's node on the same tailnet in a network of its own."""
+    try:
+        tools = workshop.tools
+    except MissingToolsError as error:
+        pytest.skip(str(error))  # the Go proxy could not be reached: said in the summary
+    with World(tools, tmp_path) as world:
+        server = f"--login-server={world.control.url}"
+        there, room = world.site(), world.site()
+        config = NodeConfig(inside=tuple(room.inside()))
+        environ = {"TS_EXTRA_ARGS": server, **RELAY_WITHOUT_TLS}
+        with (
+            Node(tools, tmp_path, "crane-x7-local", config) as robot,
+            sim_robot(room, tmp_path, "--arm", "kinematic"),
+            _desk(workshop, image, there, tmp_path, **environ) as desk,
+        ):
+            robot.up(world.control.url, world.control.key())
+            proxy = f"ProxyCommand={tools / 'tailscale'} --socket {robot.socket} nc %h %p"
+            login = desk.login.on(network=room, options=(proxy,))
+            yield replace(desk, key=world.control.key(ephemeral=True), login=login)
 
 
 def test_page_has_the_lines_that_the_project_promised() -> None:
@@ -115,3 +153,28 @@ def test_direct_command_line_runs_what_it_names(desk: Desk, image: str) -> None:
     assert code == alone.returncode, output
     last = alone.stderr.strip().splitlines()[-1]
     assert last in output
+
+
+@pytest.mark.parametrize("words", [("VLA_DEVICE",), ("/path/to/models",)])
+def test_inference_line_joins_the_tailnet_and_ends_with_the_verdict_on_the_model(
+    tailnet: Desk, words: tuple[str, ...]
+) -> None:
+    desk = tailnet
+    line = _line("TS_AUTHKEY", *words)
+    code, output = desk.run(line)
+    assert "crane-x7-inference.tailnet.test" in output
+    assert code == ExitCode.POLICY_LOAD, output
+    (model,) = re.findall('VLA_MODEL_PATH="(.*)"', line)
+    assert model in output
+    assert desk.key.rpartition("-")[2] not in output
+
+
+def test_training_line_opens_ssh_by_name_over_the_tailnet(tailnet: Desk) -> None:
+    desk = tailnet
+    code, output = desk.run(_line("crane-x7-vla-rl", "TS_AUTHKEY"))
+    assert code == 0, output
+    there = desk.login.on(host="crane-x7-vla-rl")
+    there.wait(60)
+    seen = there.run('echo "$WANDB_API_KEY $HF_TOKEN"; date >"$WANDB_DIR/from-the-session"')
+    assert seen.stdout.strip() == "your-wandb-api-key hf_xxxxx"
+    assert (desk.folder / "outputs" / "from-the-session").read_text()
