@@ -84,6 +84,12 @@ class Sshd:
     def log(self) -> str:
         return (self._folder / "log").read_text(errors="replace")
 
+    @property
+    def descendants(self) -> list[int]:
+        """Process ids of its sessions and all they run."""
+        assert self._process is not None, "sshd is not started"
+        return _descendants(self._process.popen.pid)
+
     def start(self) -> None:
         """Serve; also after a kill, with the same port and host key."""
         config = self._folder / "sshd_config"

@@ -109,7 +109,7 @@ def test_no_port_is_opened_beyond_the_loopback(direction: Direction) -> None:
     forwards = [after for flag, after in itertools.pairwise(words) if flag in ("-L", "-R")]
     assert forwards
     assert all(forward.startswith("127.0.0.1:") for forward in forwards)
-    assert words[-2:] == ["--", "vla@gpu.test"]
+    assert words[-3:-1] == ["--", "vla@gpu.test"]
 
 
 def test_the_host_key_is_always_checked() -> None:
@@ -331,6 +331,30 @@ async def test_sshd_that_allows_only_the_way_back_is_enough_for_remote(
 
 
 @real
+@pytest.mark.parametrize("command", ["exit 3", "sleep 1"])
+async def test_an_account_that_runs_no_command_of_ours_is_enough(
+    tmp_path: Path, robot: FaultyRobot, command: str
+) -> None:
+    with Sshd(tmp_path / "forced", {"ForceCommand": command}) as sshd:
+        config = config_of(sshd, "local", robot.port)
+        async with held(config) as tunnel:
+            await until(lambda: not tunnel.has_session and tunnel.is_up, "up without a command")
+            await asyncio.to_thread(drive, config.port)
+
+
+@real
+async def test_nothing_of_ours_stays_over_there(sshd: Sshd, robot: FaultyRobot) -> None:
+    def idle() -> list[int]:
+        return [pid for pid in sshd.descendants if commandline(pid) == ["cat"]]
+
+    async with held(config_of(sshd, "local", robot.port)) as tunnel:
+        assert tunnel.has_session
+        await until(idle, "the command over there runs")
+        (command,) = idle()
+    await until(lambda: not is_alive(command), "the command over there has ended")
+
+
+@real
 async def test_sshd_that_would_publish_the_port_does_not(
     tmp_path: Path, robot: FaultyRobot
 ) -> None:
@@ -373,6 +397,12 @@ def command(sshd: Sshd, robot: FaultyRobot) -> list[str]:
 def children(process: Process) -> list[int]:
     path = Path(f"/proc/{process.popen.pid}/task/{process.popen.pid}/children")
     return [int(word) for word in path.read_text().split()]
+
+
+def commandline(pid: int) -> list[str]:
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/cmdline").read_text().split("\0")[:-1]
+    return []
 
 
 def is_alive(pid: int) -> bool:

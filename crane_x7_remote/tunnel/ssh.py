@@ -25,6 +25,7 @@ from crane_x7_remote.tunnel.forward import LISTEN_HOST
 from crane_x7_remote.tunnel.probe import probe
 from crane_x7_remote.tunnel.ssh_words import (
     LOGGED_IN,
+    NO_SESSION,
     NOTHING_BEHIND,
     PROHIBITED,
     Complaint,
@@ -45,6 +46,8 @@ SETTLE_S = 1.0
 """After a login, sshd may still refuse what was asked of it; only then a missing rosbridge is."""
 STOP_TIMEOUT_S = 3.0
 LAST_LINES = 20
+OWN_FAILURE = 255
+"""Exit code of ssh for a failure of its own; any other is the command's."""
 
 
 class SshTunnel:
@@ -55,6 +58,8 @@ class SshTunnel:
         self._config = config
         self._clock = clock
         self._up_since_s: float | None = None
+        self.has_session = True
+        """Whether a command runs over there; see ssh_words.IDLE_COMMAND."""
         self.times_up = 0
         """How often it has come up."""
 
@@ -101,7 +106,7 @@ class SshTunnel:
             text = f"cannot open {config.opened} ({taken}); end what holds it, or choose another"
             return Complaint(ForwardRefusedError, text, Patience.IF_IT_EVER_WORKED)
         probe_port = config.port if config.direction == "local" else _free_port()
-        ssh = await _Ssh.start(arguments(config, probe_port))
+        ssh = await _Ssh.start(arguments(config, probe_port, self.has_session))
         watcher = asyncio.create_task(self._watch(ssh, probe_port, deadline_s))
         ended = asyncio.create_task(ssh.wait())
         tasks: list[asyncio.Task[Any]] = [watcher, ended, asyncio.create_task(stop.wait())]
@@ -114,6 +119,10 @@ class SshTunnel:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await ssh.stop()
+        if self.has_session and ssh.has_no_session:
+            self.has_session = False
+            text = "the account runs no command for us; without one, pictures may come 40 ms late"
+            return Complaint(SshUnreachableError, text)
         return complaint(ssh.lines, config)
 
     async def _watch(self, ssh: _Ssh, probe_port: int, deadline_s: float) -> Complaint:
@@ -175,7 +184,7 @@ class _Ssh:
         try:
             process = await asyncio.create_subprocess_exec(
                 *words,
-                stdin=asyncio.subprocess.DEVNULL,
+                stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
                 preexec_fn=die_with(os.getpid()),
@@ -185,6 +194,13 @@ class _Ssh:
                 f"there is no program {words[0]!r}; install OpenSSH's client (openssh-client)"
             ) from error
         return cls(process)
+
+    @property
+    def has_no_session(self) -> bool:
+        """Whether it ended, logged in, because the command over there did or was not allowed."""
+        code = self._process.returncode
+        was_refused = any(NO_SESSION.search(line) for line in self.lines)
+        return self.has_logged_in and (was_refused or code in range(OWN_FAILURE))
 
     async def _listen(self) -> None:
         assert self._process.stderr is not None
