@@ -30,7 +30,8 @@ def machine() -> Iterator[Machine]:
 
 def test_role_runs_as_vla_in_its_home_without_roots_groups(machine: Machine) -> None:
     script = 'echo "$(id -u) [$(id -G)] $HOME $USER $SHELL"; touch "$HOME/mine"; exit 3'
-    machine.boot("sh", "-c", script)
+    in_groups = 'set -- setpriv --groups 4,27 "$@"'
+    machine.boot("sh", "-c", script, shell_first=in_groups)
     assert machine.wait() == 3
     assert "1000 [1000] /home/vla vla /bin/bash" in machine.log.splitlines()
 
