@@ -11,7 +11,9 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
+from tailnet_rig import free_port
 
+from crane_x7_remote.boot import landlock
 from crane_x7_remote.boot.board import Board
 from crane_x7_remote.boot.supervisor import (
     FIRST_BACKOFF_S,
@@ -183,3 +185,24 @@ def test_backoff_grows_and_has_an_end() -> None:
     assert delays[0] == FIRST_BACKOFF_S
     assert delays == sorted(delays)
     assert delays[-1] == LONGEST_BACKOFF_S
+
+
+@pytest.mark.skipif(not landlock.is_supported(), reason="needs Landlock for TCP (Linux 6.7)")
+async def test_restricted_child_listens_on_the_named_port_alone() -> None:
+    allowed, other = free_port(), free_port()
+    script = (
+        "import socket\n"
+        f"socket.create_server(('127.0.0.1', {allowed})); print('first')\n"
+        f"socket.create_server(('127.0.0.1', {other}))"
+    )
+    child = await Child.start(
+        "python",
+        [sys.executable, "-c", script],
+        ENVIRON,
+        log_level=10,
+        prepare=landlock.listen_only_on({allowed}),
+    )
+    assert await child.wait() == 1
+    await child.finish_output()
+    assert child.last_lines[0] == "first"
+    assert "Permission denied" in child.last_lines[-1]

@@ -36,20 +36,22 @@ def is_supported() -> bool:
 
 
 def listen_only_on(ports: Iterable[int]) -> Callable[[], None]:
-    """Return what a fresh child calls before it executes its program. Raises OSError.
+    """Return what a fresh child calls before it executes its program; it raises OSError.
 
     The child and all its children can then bind TCP sockets to `ports` alone, and gain no
     privileges.
     """
+    rules = [_PortRule(BIND_TCP, port) for port in ports]
     asked = _Ruleset(0, BIND_TCP)
-    ruleset = _checked(_libc.syscall(CREATE_RULESET, ctypes.byref(asked), ctypes.sizeof(asked), 0))
-    for port in ports:
-        rule = _PortRule(BIND_TCP, port)
-        _checked(_libc.syscall(ADD_RULE, ruleset, RULE_NET_PORT, ctypes.byref(rule), 0))
 
     def restrict() -> None:
+        size = ctypes.sizeof(asked)
+        ruleset = _checked(_libc.syscall(CREATE_RULESET, ctypes.byref(asked), size, 0))
+        for rule in rules:
+            _checked(_libc.syscall(ADD_RULE, ruleset, RULE_NET_PORT, ctypes.byref(rule), 0))
         _checked(_libc.prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0))
         _checked(_libc.syscall(RESTRICT_SELF, ruleset, 0))
+        os.close(ruleset)
 
     return restrict
 

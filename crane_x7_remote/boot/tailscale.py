@@ -10,8 +10,6 @@ import asyncio
 import json
 import logging
 import os
-import re
-import shlex
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -19,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crane_x7_remote.boot import landlock
+from crane_x7_remote.boot import landlock, tailscale_words
 from crane_x7_remote.boot.board import Board
 from crane_x7_remote.boot.files import Files
 from crane_x7_remote.boot.supervisor import Child, how_it_ended
@@ -31,7 +29,7 @@ from crane_x7_remote.errors import (
     TailnetKeyExpiredError,
     TailscaledError,
 )
-from crane_x7_remote.settings import Settings, split_address
+from crane_x7_remote.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -40,10 +38,6 @@ POLL_S = 0.02
 COMMAND_TIMEOUT_S = 10.0
 WATCH_S = 5.0
 TUN = Path("/dev/net/tun")
-NEW_KEY = (
-    "make a new key (https://login.tailscale.com/admin/settings/keys, or your own control server's)"
-    " and set TS_AUTHKEY to it"
-)
 
 
 @dataclass(frozen=True)
@@ -105,12 +99,15 @@ class Tailscaled:
 
     async def launch(self) -> Child:
         """Start tailscaled."""
-        argv = [str(self._programs["tailscaled"]), *daemon_arguments(self._settings, self._files)]
+        argv = [
+            str(self._programs["tailscaled"]),
+            *tailscale_words.daemon_arguments(self._settings, self._files),
+        ]
         prepare = None
         if not self._settings.ts_userspace:
             pass  # its peer API then listens on the tailnet's own address
         elif landlock.is_supported():
-            prepare = landlock.listen_only_on(listening_ports(self._settings))
+            prepare = landlock.listen_only_on(tailscale_words.listening_ports(self._settings))
         else:
             logger.info(
                 "%s: this kernel has no Landlock for TCP (Linux 6.7): tailscaled's peer API listens"
@@ -135,7 +132,7 @@ class Tailscaled:
             ) from error
         use_key = not (self._settings.ts_auth_once and await self._is_logged_in())
         await self._up(use_key)
-        return describe(await self._status())
+        return tailscale_words.describe(await self._status())
 
     def explain_end(self, code: int, last_lines: Sequence[str]) -> RemoteError:
         """Return its last words."""
@@ -158,9 +155,9 @@ class Tailscaled:
             except RemoteError as error:
                 logger.debug("%s", error)  # `Service` sees an ended tailscaled by itself
                 continue
-            problem = trouble(status)
+            problem = tailscale_words.trouble(status)
             if problem is None:
-                board.set(self.part, "up", describe(status))
+                board.set(self.part, "up", tailscale_words.describe(status))
             else:
                 board.set(self.part, "down", *problem)
 
@@ -179,7 +176,9 @@ class Tailscaled:
             if use_key and not argument.startswith("file:"):
                 _write_secret(key_file, argument)
                 argument = f"file:{key_file}"
-            words = up_arguments(self._settings, self._hostname, argument if use_key else None)
+            words = tailscale_words.up_arguments(
+                self._settings, self._hostname, argument if use_key else None
+            )
             timeout_s = self._settings.ts_login_timeout + 5.0
             answer = await self._tailscale(*words, timeout_s=timeout_s)
         finally:
@@ -188,13 +187,17 @@ class Tailscaled:
             raise await self._explain_refusal(answer)
 
     async def _explain_refusal(self, answer: Answer) -> RemoteError:
-        status = {} if answer.code == 2 else await self._status()
+        status = await self._status()
         text = self._without_key(answer.output.strip())
         if "backend error" in text:
             word = text.partition("backend error:")[2].strip()
             if "expired" in word.lower():
-                return TailnetKeyExpiredError(f"TS_AUTHKEY has expired ({word}); {NEW_KEY}")
-            return TailnetKeyError(f"the control server refused TS_AUTHKEY: {word}; {NEW_KEY}")
+                return TailnetKeyExpiredError(
+                    f"TS_AUTHKEY has expired ({word}); {tailscale_words.NEW_KEY}"
+                )
+            return TailnetKeyError(
+                f"the control server refused TS_AUTHKEY: {word}; {tailscale_words.NEW_KEY}"
+            )
         if status.get("BackendState") == "NeedsMachineAuth":
             return TailnetKeyError(
                 f"{self._hostname} waits for approval; approve it in the tailnet's admin console,"
@@ -272,74 +275,6 @@ class Tailscaled:
 
 
 TIMED_OUT = -1
-
-
-def daemon_arguments(settings: Settings, files: Files) -> list[str]:
-    """Return the flags of tailscaled."""
-    words = [
-        f"--socket={files.tailscale_socket}",
-        f"--statedir={files.state or files.run / 'tailscale'}",
-    ]
-    if settings.ts_state_dir is None:
-        # The control server is then asked for an ephemeral node, whatever the key. A tailscaled
-        # that was killed comes back as a new machine, which a file for this start alone avoids.
-        words += ["--state=mem:"]
-    if settings.ts_userspace:
-        words += ["--tun=userspace-networking"]
-    if settings.ts_socks5_server is not None:
-        words += [f"--socks5-server={settings.ts_socks5_server}"]
-    if settings.ts_outbound_http_proxy_listen is not None:
-        words += [f"--outbound-http-proxy-listen={settings.ts_outbound_http_proxy_listen}"]
-    return words + shlex.split(settings.ts_tailscaled_extra_args)
-
-
-def listening_ports(settings: Settings) -> set[int]:
-    """Return the TCP ports that tailscaled is told to listen on."""
-    proxies = (settings.ts_socks5_server, settings.ts_outbound_http_proxy_listen)
-    ports = {split_address(address)[1] for address in proxies if address is not None}
-    return ports | {
-        int(port) for port in re.findall(r":(\d+)\b", settings.ts_tailscaled_extra_args)
-    }
-
-
-def up_arguments(settings: Settings, hostname: str, key: str | None) -> list[str]:
-    """Return the words of `tailscale up`; `key` is a reference to a file, never the key itself."""
-    words = [
-        "up",
-        "--reset",  # what an earlier start asked for does not linger
-        f"--hostname={hostname}",
-        f"--accept-dns={str(settings.ts_accept_dns).lower()}",
-        f"--timeout={settings.ts_login_timeout:g}s",
-    ]
-    if key is not None:
-        words.append(f"--auth-key={key}")
-    return words + shlex.split(settings.ts_extra_args)
-
-
-def describe(status: Mapping[str, Any]) -> str:
-    """Return name and address on the tailnet, from `tailscale status --json`."""
-    own = status.get("Self") or {}
-    name = str(own.get("DNSName", "")).rstrip(".") or own.get("HostName", "?")
-    return f"{name} ({', '.join(status.get('TailscaleIPs') or ['no address'])})"
-
-
-def trouble(status: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return what is wrong and what to do, from `tailscale status --json`; None if all is well."""
-    state = status.get("BackendState")
-    if state == "NeedsLogin":
-        return "logged out of the tailnet: " + _health(status), NEW_KEY + ", then restart"
-    if state != "Running":
-        return f"tailscaled is in state {state}: {_health(status)}", "see `tailscale status`"
-    if not (status.get("Self") or {}).get("Online", False):
-        return (
-            f"no connection to the control server: {_health(status)}",
-            "check the network of this machine; it is tried again by itself",
-        )
-    return None
-
-
-def _health(status: Mapping[str, Any]) -> str:
-    return "; ".join(status.get("Health") or ["no reason given"])
 
 
 def _write_secret(path: Path, secret: str) -> None:
