@@ -192,7 +192,7 @@ async def test_restricted_child_listens_on_the_named_port_alone() -> None:
     allowed, other = free_port(), free_port()
     script = (
         "import socket\n"
-        f"socket.create_server(('127.0.0.1', {allowed})); print('first')\n"
+        f"socket.create_server(('127.0.0.1', {allowed})); print('first', flush=True)\n"
         f"socket.create_server(('127.0.0.1', {other}))"
     )
     child = await Child.start(
