@@ -54,6 +54,15 @@ def test_key_opens_a_session_as_vla(workshop: Workshop, image: str, login: Login
     ]
 
 
+def test_a_login_shell_finds_our_programs(workshop: Workshop, image: str, login: Login) -> None:
+    """Debian's /etc/profile forgets the PATH that the session came with."""
+    with _booted(workshop, image, login):
+        done = login.run("bash -lc 'command -v python; command -v crane-x7-remote; command -v ls'")
+    assert done.stdout.split() == [
+        *("/opt/venv/bin/python", "/opt/venv/bin/crane-x7-remote", "/usr/bin/ls"),
+    ]
+
+
 def test_runpods_name_for_the_key_works_too_and_many_keys_in_one(
     workshop: Workshop, image: str, login: Login, tmp_path: Path
 ) -> None:
