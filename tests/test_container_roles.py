@@ -16,6 +16,8 @@ from crane_x7_remote.errors import ExitCode
 pytestmark = pytest.mark.container
 
 STOP_LIMIT_S = 10
+LIGHT = ("--arm", "kinematic")
+"""A robot that starts at once, where it is enough that it obeys."""
 DRIVE = {
     "ROSBRIDGE_HOST": "127.0.0.1",
     "VLA_POLICY": "color-servo",
@@ -117,7 +119,7 @@ def test_only_sshd_listens_beyond_localhost(
     login = Login.make(network, tmp_path)
     environ = DRIVE | {"SSH_PUBLIC_KEY": login.public_key}
     with (
-        sim_robot(network, tmp_path),
+        sim_robot(network, tmp_path, *LIGHT),
         Container(workshop, image, network, ("infer",), environ) as container,
     ):
         login.wait()
@@ -157,7 +159,7 @@ def test_compose_profile_local_drives_its_simulated_robot(
     environ = {name: _default(value) for name, value in loop["environment"].items()}
     # The image without torch has no simulator; the robot of this checkout takes its place.
     with (
-        sim_robot(network, tmp_path),
+        sim_robot(network, tmp_path, *LIGHT),
         Container(workshop, image, network, loop["command"], environ),
     ):
         watch(network, "obeys", 60)

@@ -81,10 +81,10 @@ def scene(workshop: Workshop, image: str, tmp_path: Path) -> Iterator[Scene]:
 
 
 @contextmanager
-def _driving(scene: Scene, folder: Path) -> Iterator[Container]:
-    """The container's loop drives the simulated robot of the other site through the tailnet."""
+def _driving(scene: Scene, folder: Path, *flags: str) -> Iterator[Container]:
+    """The container's loop drives `sim-robot` with `flags` of the other site over the tailnet."""
     environ = scene.environ(scene.world.control.key(ephemeral=True), **DRIVE)
-    with sim_robot(scene.room, folder), scene.container(environ) as container:
+    with sim_robot(scene.room, folder, *flags), scene.container(environ) as container:
         watch(scene.room, "obeys", 60)
         yield container
 
@@ -166,7 +166,7 @@ def test_killed_tailscaled_comes_back_under_its_name(scene: Scene, tmp_path: Pat
 def test_only_sshd_listens_beyond_localhost_with_the_tailnet_up(
     scene: Scene, tmp_path: Path
 ) -> None:
-    with _driving(scene, tmp_path):
+    with _driving(scene, tmp_path, "--arm", "kinematic"):
         public = {
             (port, program)
             for address, port, program in scene.rented.listeners(udp=False)
