@@ -261,3 +261,39 @@ def test_a_signal_ends_the_waiting() -> None:
     stop.set()
     wanted = Wanted("robot", 9090, None, 60)
     assert peer.wait(wanted, lambda: status(OLD), stop) is None
+
+
+# --- why the loop does not reach it --------------------------------------------------------------
+
+REFUSED = PeerUnreachableError("the proxy did not connect us")
+
+
+@pytest.mark.parametrize(
+    ("last", "must_be_peer", "kind"),
+    [
+        (status(OLD), True, PeerUnknownError),
+        (status(OLD), False, PeerUnreachableError),
+        (status(ROBOT | {"Online": False}), False, PeerOfflineError),
+        (status(ROBOT), True, PeerUnreachableError),
+        (TailnetDownError("tailscaled does not answer"), True, PeerUnreachableError),
+    ],
+)
+def test_the_tailnet_is_asked_why_the_robot_cannot_be_reached(
+    last: dict[str, Any] | Exception, must_be_peer: bool, kind: type[RemoteError]
+) -> None:
+    known = peer.Lookout("robot", Story(last).status, must_be_peer).explain(REFUSED)
+    assert type(known) is kind
+    assert "the proxy did not connect us" in str(known)
+
+
+def test_what_the_tailnet_knows_is_said_once_per_change(caplog: pytest.LogCaptureFixture) -> None:
+    clock = iter(range(100))
+    chapters = Story(status(OLD), status(OLD), status(ROBOT | {"Online": False}), status(ROBOT))
+    lookout = peer.Lookout("robot", chapters.status, True, lambda: next(clock))
+    for _ in range(20):
+        lookout.look(REFUSED)
+    lines = [record.getMessage() for record in caplog.records]
+    assert len(lines) == 2, lines
+    assert "no machine of the tailnet" in lines[0]
+    assert "is not connected" in lines[1]
+    assert chapters.now_s < 100, "it asks at every turn"  # 10 per look

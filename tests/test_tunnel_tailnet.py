@@ -145,6 +145,32 @@ def test_each_way_to_miss_the_robot_has_one_message_and_an_exit_code(
     assert "after PEER_WAIT_TIMEOUT = 2 s" in last
 
 
+@pytest.mark.parametrize(
+    ("host", "code", "words"),
+    [
+        ("nobody", ExitCode.PEER_UNKNOWN, "robot-old (offline since"),
+        ("robot-old", ExitCode.PEER_OFFLINE, "is not connected to the tailnet"),
+        ("robot", ExitCode.PEER_UNREACHABLE, "rosbridge at robot:"),
+    ],
+)
+def test_the_loop_itself_tells_these_apart_where_boot_has_joined(
+    site: Site, host: str, code: ExitCode, words: str
+) -> None:
+    command = [
+        *(sys.executable, "-m", "crane_x7_remote", "infer", "--vla-policy", "color-servo"),
+        *("--rosbridge-host", host, "--rosbridge-port", str(free_port())),
+        *("--rosbridge-proxy", site.gpu.proxy, "--peer-wait-timeout", "3"),
+    ]
+    variables = environ(site) | {"TS_SOCKET": str(site.gpu.socket)}
+    done = subprocess.run(
+        command, env=variables, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == code, done.stderr
+    said = [line for line in done.stderr.splitlines() if line.startswith("crane-x7-remote ")]
+    assert len(said) == 1, done.stderr
+    assert words in said[0]
+
+
 def test_a_machine_that_never_joined_is_told_so(tools: Path, tmp_path: Path) -> None:
     with Node(tools, tmp_path, "stranger") as stranger:
         command = peer.StatusCommand(stranger.socket, str(tools / "tailscale"))

@@ -30,6 +30,7 @@ from crane_x7_remote.tunnel.probe import probe_now
 logger = logging.getLogger(__name__)
 
 POLL_S = 1.0
+LOOK_S = 3.0
 STATUS_TIMEOUT_S = 10.0
 Status = Mapping[str, Any]
 
@@ -281,3 +282,44 @@ def _gave_up(error: RemoteError, wanted: Wanted) -> RemoteError:
         f"gave up on {wanted.name}:{wanted.port} after PEER_WAIT_TIMEOUT = {wanted.timeout_s:g} s:"
         f" {error}"
     )
+
+
+class Lookout:
+    """Asks the tailnet why a robot cannot be reached that is not waited for with `wait`."""
+
+    def __init__(
+        self,
+        name: str,
+        read_status: Callable[[], Status],
+        must_be_peer: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`must_be_peer`: whether `name` is looked for on the tailnet alone, not in the DNS too."""
+        self._name = name
+        self._read_status = read_status
+        self._must_be_peer = must_be_peer
+        self._clock = clock
+        self._next_look_s = clock() + LOOK_S
+        self._said = ""
+
+    def explain(self, error: PeerUnreachableError) -> RemoteError:
+        """Return what the tailnet knows about it, or else `error`."""
+        try:
+            find(read(self._read_status()), self._name)
+        except PeerOfflineError as known:
+            return PeerOfflineError(f"{known} ({error})")
+        except PeerUnknownError as known:
+            return PeerUnknownError(f"{known} ({error})") if self._must_be_peer else error
+        except TailnetDownError as down:
+            logger.debug("the tailnet was asked about %s: %s", self._name, down)
+        return error
+
+    def look(self, error: PeerUnreachableError) -> None:
+        """Log what the tailnet knows, now and then, one line per change."""
+        if self._clock() < self._next_look_s:
+            return
+        self._next_look_s = self._clock() + LOOK_S
+        known = self.explain(error)
+        if known is not error and type(known).__name__ != self._said:
+            self._said = type(known).__name__
+            logger.warning("waiting: %s", known)
