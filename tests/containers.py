@@ -7,6 +7,7 @@ and use port 22. `Container` is one running image in such a network. Nothing out
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import itertools
 import json
@@ -98,7 +99,13 @@ class Workshop:
         `extras` are those of pyproject.toml, by commas; with "" there is no torch inside.
         """
         name = image_name(extras)
-        self.run(*build_command(name, extras, base), timeout_s=timeout_s)
+        with (self.folder / "lock").open() as lock:  # that of scripts/setup-containers
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            try:
+                self.run(*build_command(name, extras, base), timeout_s=timeout_s)
+            finally:
+                # buildah 1.28 leaves one behind, mounted, for a stage that it takes from the cache.
+                self.run("buildah", "rm", "--all")
         return name
 
     def inspect(self, kind: str, name: str) -> dict[str, Any]:
