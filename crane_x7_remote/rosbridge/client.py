@@ -17,6 +17,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -26,12 +27,7 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 from crane_x7_remote.errors import PeerUnreachableError
 from crane_x7_remote.rosbridge import protocol
 from crane_x7_remote.rosbridge.config import ClientConfig, LinkStatus, Subscription
-from crane_x7_remote.rosbridge.connection import (
-    close_link,
-    explain,
-    open_link,
-    watch,
-)
+from crane_x7_remote.rosbridge.connection import close_link, explain, open_link, watch
 from crane_x7_remote.rosbridge.inbox import Callback, Inbox, Topics
 from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
 
@@ -132,9 +128,10 @@ class RosbridgeClient:
         with self._changed:
             if self._changed.wait_for(lambda: self._connected, timeout_s):
                 return
-        config = self._config
-        cause = self._last_error or "no answer yet"
-        raise PeerUnreachableError(f"rosbridge at {config.host}:{config.port}: {cause}")
+        host, port = self._config.host, self._config.port
+        waited = replace(self._config.link, open_timeout_s=timeout_s)
+        cause = self._last_error or explain(TimeoutError(), waited)
+        raise PeerUnreachableError(f"rosbridge at {host}:{port}: {cause}")
 
     def latest_frame(self) -> EncodedFrame | None:
         """Return the newest frame, used or not."""
