@@ -5,7 +5,6 @@ from __future__ import annotations
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -41,10 +40,8 @@ def test_what_is_said_reaches_a_subscriber(robot: SimRobot, text: str) -> None:
     with connect(f"ws://127.0.0.1:{robot.port}") as listener:
         operation = protocol.subscribe(TOPIC, "std_msgs/msg/String", id="a", compression="cbor")
         listener.send(protocol.encode_json(operation))
-        started = time.monotonic()
         result = say(text, "127.0.0.1", robot.port)
         assert (result.returncode, result.stderr) == (0, "")
-        assert time.monotonic() - started < 10
         heard = protocol.decode(listener.recv(timeout=5))
     assert messages.instruction(heard["msg"]) == text
 
@@ -90,7 +87,7 @@ def test_a_goodbye_that_nobody_answers_changes_no_outcome(mute_port: int) -> Non
     """Given up early, while the TCP connection still stands, roslibpy's close times out always;
     given up after 5 s, autobahn's own limit, it does so only now and then."""
     code = (
-        "import sys, time\n"
+        "import roslibpy, sys, time\n"
         "from crane_x7_remote import cli, say\n"
         "say.CONNECT_TIMEOUT_S = 1.0\n"
         "started = time.monotonic()\n"
