@@ -76,12 +76,18 @@ def say(text: str, host: str, port: int, topic: str) -> None:
 
 
 def _hang_up(ros: roslibpy.Ros) -> None:
-    """Say goodbye and end roslibpy's thread; whoever never shook hands cannot be told goodbye."""
+    """Say goodbye and end roslibpy's thread, each within GOODBYE_TIMEOUT_S.
+
+    Whoever never shook hands cannot be told goodbye, and roslibpy waits for its thread without
+    limit. Neither may change the outcome; the thread is a daemon, so leaving it does no harm.
+    """
     import roslibpy
 
     with contextlib.suppress(roslibpy.core.RosTimeoutError):
         ros.close(GOODBYE_TIMEOUT_S)
-    ros.factory.manager.terminate()
+    ending = threading.Thread(target=ros.factory.manager.terminate, daemon=True)
+    ending.start()
+    ending.join(GOODBYE_TIMEOUT_S)
 
 
 def _check_reachable(host: str, port: int) -> None:

@@ -20,6 +20,7 @@ from crane_x7_remote.errors import PeerUnreachableError
 from crane_x7_remote.rosbridge import messages, protocol
 from crane_x7_remote.rosbridge.client import RosbridgeClient
 from crane_x7_remote.rosbridge.config import ClientConfig
+from crane_x7_remote.rosbridge.connection import pause_s
 from crane_x7_remote.sim_robot.arm import KinematicArm
 from crane_x7_remote.sim_robot.robot import RobotConfig, SimRobot
 from crane_x7_remote.sim_robot.server import ServerConfig
@@ -94,13 +95,16 @@ def test_a_server_that_hangs_up_at_once_is_not_hammered() -> None:
     with RecordingServer(greet=hang_up) as server, client(server.port):
         wait_until(lambda: len(server.connected_s) >= 5, 30, "five attempts")
         times = server.connected_s[:5]
-    pauses = [later - earlier for earlier, later in itertools.pairwise(times)]
-    assert pauses[-1] > 2 * pauses[0], pauses
-    assert times[-1] - times[0] > 0.75, pauses
+    assert times[-1] - times[0] > 1.4, "the pauses did not grow"  # growing 1.5 s, else 0.4 s
 
 
-def test_pauses_between_attempts_are_capped_and_differ() -> None:
-    """Two clients that lost the same server must not come back in step, nor ever give up."""
+def test_pauses_double_up_to_two_seconds_and_chance_takes_up_to_half() -> None:
+    assert [pause_s(failures, 0.0) for failures in range(6)] == [0.1, 0.2, 0.4, 0.8, 1.6, 2.0]
+    assert pause_s(10_000, 0.0) == 2.0
+    assert [pause_s(3, chance) for chance in (0.5, 1.0)] == pytest.approx([0.6, 0.4])
+
+
+def test_it_never_gives_up_and_its_pauses_stay_short() -> None:
     attempts: list[float] = []
     with socket.create_server(("127.0.0.1", 0)) as listener:
         listener.settimeout(20)
@@ -109,8 +113,7 @@ def test_pauses_between_attempts_are_capped_and_differ() -> None:
                 listener.accept()[0].close()
                 attempts.append(time.monotonic())
     pauses = [later - earlier for earlier, later in itertools.pairwise(attempts)]
-    assert max(pauses) < 2.0 + 1.0, pauses
-    assert len({round(pause, 3) for pause in pauses[-4:]}) > 1, pauses
+    assert max(pauses) < 6.0, pauses  # 2 s and a busy machine; uncapped the last is 12 s
 
 
 # --- what is sent --------------------------------------------------------------------------------
@@ -132,7 +135,7 @@ def test_without_a_connection_bundles_are_dropped_and_counted_not_kept() -> None
 
 def test_a_dark_link_is_found_by_pings_and_delivers_nothing_old_when_it_is_back() -> None:
     with RecordingServer() as server, Tunnel(server.port) as tunnel, client(tunnel.port) as robot:
-        robot.wait_connected(5)
+        wait_until(lambda: robot.link.rtt_s is not None, 10, "a first ping is answered")
         tunnel.go_dark()
         dark_s = time.monotonic()
         sent_dark = 0
@@ -154,7 +157,27 @@ def test_a_dark_link_is_found_by_pings_and_delivers_nothing_old_when_it_is_back(
         assert len(numbers(server)) <= sent_dark + 1
 
 
-def test_only_one_bundle_is_on_its_way() -> None:
+def test_while_one_bundle_is_on_its_way_others_are_dropped_and_counted() -> None:
+    blocked, release = threading.Event(), threading.Event()
+
+    def block(_: object) -> None:  # the network thread itself, so that nothing can leave
+        blocked.set()
+        release.wait(20)
+
+    with RecordingServer() as server, client(server.port) as robot:
+        wait_for(robot, server)
+        robot.subscribe("/extra", STRING, block)
+        server.send(protocol.publish("/extra", {"data": "x"}))
+        assert blocked.wait(10)
+        assert [robot.publish(number(k)) for k in range(5)] == [True] + [False] * 4
+        release.set()
+        wait_until(lambda: robot.publish(number(9)), 10, "the way is free again")
+        wait_until(lambda: 9 in numbers(server), 10, "the last one arrives")
+        assert numbers(server) == [0, 9]
+        assert robot.link.dropped_publishes >= 4
+
+
+def test_bundles_arrive_in_order_and_none_is_lost_or_doubled() -> None:
     with RecordingServer() as server, client(server.port) as robot:
         wait_for(robot, server)
         taken = [k for k in range(2000) if robot.publish(number(k))]
@@ -204,8 +227,9 @@ def test_a_repeated_frame_is_no_new_one() -> None:
         server.send(frame(1000.0))
         first = robot.wait_frame(None, 5)
         server.send(frame(1000.0))
-        assert robot.wait_frame(first, 0.3) is None
-        assert robot.link.refused_messages["repeated frame"] == 1
+        wait_until(lambda: robot.link.refused_messages, 5, "the second one is counted")
+        assert robot.link.refused_messages == {"repeated frame": 1}
+        assert robot.latest_frame() is first
 
 
 def test_an_over_large_message_costs_the_connection_but_not_the_client() -> None:
@@ -291,7 +315,7 @@ def test_a_robot_clock_that_is_set_back_while_running_heals() -> None:
         )
         newest = robot.latest_frame()
         assert newest is not None
-        assert robot.frame_age_s(newest, newest.arrival_s) < 0.1
+        assert robot.frame_age_s(newest, newest.arrival_s) < 10.0  # not a minute
 
 
 # --- proxies -------------------------------------------------------------------------------------
@@ -317,28 +341,25 @@ def test_a_proxy_that_cannot_connect_is_named(kind: type[Proxy], scheme: str) ->
         port = unused.getsockname()[1]
     with kind() as proxy:
         address = f"{scheme}://127.0.0.1:{proxy.port}"
-        with (
-            client(port, host="crane-x7-local", proxy=address) as robot,
-            pytest.raises(PeerUnreachableError) as caught,
-        ):
-            robot.wait_connected(2)
-    assert address in str(caught.value)
-    assert f"crane-x7-local:{port}" in str(caught.value)
-    assert "ROSBRIDGE_PROXY" in str(caught.value)
+        text = cause(port, "crane-x7-local", proxy=address)
+    assert address in text
+    assert "ROSBRIDGE_PROXY" in text
 
 
 # --- causes --------------------------------------------------------------------------------------
 
 
-def cause(port: int, host: str = "127.0.0.1", timeout_s: float = 3.0) -> str:
-    with client(port, host) as robot, pytest.raises(PeerUnreachableError) as caught:
-        robot.wait_connected(timeout_s)
-    assert f"{host}:{port}" in str(caught.value)
+def cause(port: int, host: str = "127.0.0.1", **config: Any) -> str:
+    with client(port, host, **config) as robot:
+        wait_until(lambda: robot.link.last_error, 30, "the cause is known")
+        with pytest.raises(PeerUnreachableError) as caught:
+            robot.wait_connected(0.1)
+    assert f"rosbridge at {host}:{port}: " in str(caught.value)
     return str(caught.value)
 
 
 def test_an_unknown_host_says_to_check_the_name() -> None:
-    assert "ROSBRIDGE_HOST" in cause(9090, "no-such-robot.invalid", timeout_s=10)
+    assert "ROSBRIDGE_HOST" in cause(9090, "no-such-robot.invalid")
 
 
 def test_a_refused_port_asks_whether_rosbridge_runs() -> None:
@@ -350,7 +371,16 @@ def test_a_refused_port_asks_whether_rosbridge_runs() -> None:
 
 def test_a_port_that_stays_silent_says_to_check_the_firewall() -> None:
     with socket.create_server(("127.0.0.1", 0)) as mute:
-        assert "firewall" in cause(mute.getsockname()[1], timeout_s=8)
+        assert "no answer within 5 s" in cause(mute.getsockname()[1])
+
+
+def test_whoever_waits_less_than_an_attempt_takes_is_told_what_to_check_as_well() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as mute:
+        port = mute.getsockname()[1]
+        with client(port) as robot, pytest.raises(PeerUnreachableError) as caught:
+            robot.wait_connected(0.3)
+    for words in (f"127.0.0.1:{port}", "no answer within 0.3 s", "firewall"):
+        assert words in str(caught.value)
 
 
 def test_a_web_server_is_told_from_a_rosbridge() -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import base64
+import random
+from collections.abc import Callable
 from typing import Any
 
 import cv2
@@ -169,6 +171,9 @@ def test_a_joint_named_twice_is_refused() -> None:
         {"position": [0.0] * 5},
         {"position": [10**400] * 8},
         {"position": [True] * 8},
+        {"position": b"12345678"},
+        {"name": b"12345678"},
+        {"name": 10**6000},
     ],
 )
 def test_what_is_no_joint_state_is_refused(changes: dict[str, Any]) -> None:
@@ -272,3 +277,52 @@ def test_an_array_of_floats_says_its_size() -> None:
     message = messages.float32_array(np.arange(8))
     assert message["data"] == list(range(8))
     assert message["layout"]["dim"][0]["size"] == 8
+
+
+# --- anything ------------------------------------------------------------------------------------
+
+ODD: list[Any] = [
+    None, True, -1, 10**6000, float("nan"), float("inf"), "", "x", "\ud800", b"", b"\xff\xd8",
+    [], [[1]], ["a"] * 8, [10**400] * 8, {}, {1: 2}, {b"x": 1}, (), list(JOINT_NAMES), [{}],
+    {"stamp": {"sec": 10**6000, "nanosec": 0}}, {"stamp": {"sec": 1, "nanosec": "0"}},
+]  # fmt: skip
+
+
+def spoiled(value: Any, random: random.Random) -> Any:
+    """A copy with fields replaced or gone at random, at every depth."""
+    if random.random() < 0.1:
+        return random.choice(ODD)
+    if isinstance(value, dict):
+        kept = [key for key in value if random.random() > 0.03]
+        return {key: spoiled(value[key], random) for key in kept}
+    if isinstance(value, list) and random.random() < 0.3:
+        return [spoiled(item, random) for item in value]
+    return value
+
+
+@pytest.mark.parametrize(
+    "read",
+    [
+        lambda message: messages.frame(message, 0.0),
+        messages.joint_state,
+        messages.instruction,
+        messages.trajectory,
+        messages.read_stamp,
+    ],
+)
+def test_whatever_comes_is_read_or_refused_with_words(
+    read: Callable[[dict[str, Any]], object],
+) -> None:
+    point = {"positions": [0.1] * 8, "velocities": [0.0] * 8, "time_from_start": STAMP["stamp"]}
+    whole = joints(data="AAAA", format="jpeg", joint_names=list(JOINT_NAMES), points=[point])
+    chance, refusals = random.Random(5), []
+    for _ in range(2000):
+        message = spoiled(whole, chance)
+        if not isinstance(message, dict):
+            continue
+        try:
+            read(message)
+        except MessageError as error:
+            refusals.append(str(error))
+    assert len(refusals) > 100
+    assert max(map(len, refusals)) < 500

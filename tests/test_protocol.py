@@ -61,6 +61,19 @@ def test_what_is_no_operation_is_refused(payload: str | bytes, words: str) -> No
         protocol.decode(payload)
 
 
+@pytest.mark.parametrize(
+    "payload",
+    [
+        cbor2.dumps({"op": 10**6000}),
+        "[" * 900 + "]" * 900,
+        b"\xa1\x62op\xd8\x1c\x81\xd8\x1d\x00",  # a list that holds itself
+    ],
+)
+def test_what_python_cannot_print_is_refused_in_words_all_the_same(payload: str | bytes) -> None:
+    with pytest.raises(ProtocolError, match="'op'"):
+        protocol.decode(payload)
+
+
 def test_an_error_shows_the_beginning_of_what_came_and_no_more() -> None:
     with pytest.raises(ProtocolError) as caught:
         protocol.decode("<html>" + "x" * 100_000)

@@ -266,31 +266,3 @@ def test_machine_without_vulkan_is_told_the_cure() -> None:
         check=False,
     )
     assert "install mesa-vulkan-drivers 24.3 or newer" in result.stdout, result.stderr
-
-
-def test_kinematics_agree_with_pinocchio(lift: gymnasium.Env[Any, Any]) -> None:
-    """The simulated model's own file, read by an independent library: same poses, same slopes."""
-    arm_model = lift.unwrapped.agent.robot._objs[0]
-    model = arm_model.create_pinocchio_model()
-    names = [link.name for link in arm_model.links]
-    hand = next(index for index, name in enumerate(names) if name.endswith("gripper_base_link"))
-    root = arm_model.root_pose.to_transformation_matrix()
-    to_tool = np.eye(4)
-    to_tool[2, 3] = kinematics.TOOL_M
-    rng = np.random.default_rng(0)
-    for arm in rng.uniform(robot.LOWER_RAD[:7], robot.UPPER_RAD[:7], (25, 7)):
-        joints = np.concatenate([arm, [0.0, 0.0]])
-        model.compute_forward_kinematics(joints)
-        theirs = root @ model.get_link_pose(hand).to_transformation_matrix() @ to_tool
-        np.testing.assert_allclose(kinematics.tool_frame(arm), theirs, atol=1e-5)
-        step = 1e-3
-        for joint in range(7):
-            ends = []
-            for sign in (1, -1):
-                moved = joints.copy()
-                moved[joint] += sign * step
-                model.compute_forward_kinematics(moved)
-                pose = root @ model.get_link_pose(hand).to_transformation_matrix() @ to_tool
-                ends.append(pose[:3, 3])
-            slope = (ends[0] - ends[1]) / (2 * step)
-            np.testing.assert_allclose(kinematics.jacobian(arm)[:3, joint], slope, atol=1e-3)

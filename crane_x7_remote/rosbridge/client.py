@@ -17,6 +17,7 @@ import random
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -26,18 +27,12 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 from crane_x7_remote.errors import PeerUnreachableError
 from crane_x7_remote.rosbridge import protocol
 from crane_x7_remote.rosbridge.config import ClientConfig, LinkStatus, Subscription
-from crane_x7_remote.rosbridge.connection import (
-    close_link,
-    explain,
-    open_link,
-    watch,
-)
+from crane_x7_remote.rosbridge.connection import close_link, explain, open_link, pause_s, watch
 from crane_x7_remote.rosbridge.inbox import Callback, Inbox, Topics
 from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
 
 logger = logging.getLogger(__name__)
 
-FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.1, 2.0
 STEADY_S = 5.0
 """A connection that held for so long starts the pauses between attempts anew; one that broke at
 once, as when its first message is refused, does not."""
@@ -132,9 +127,10 @@ class RosbridgeClient:
         with self._changed:
             if self._changed.wait_for(lambda: self._connected, timeout_s):
                 return
-        config = self._config
-        cause = self._last_error or "no answer yet"
-        raise PeerUnreachableError(f"rosbridge at {config.host}:{config.port}: {cause}")
+        host, port = self._config.host, self._config.port
+        waited = replace(self._config.link, open_timeout_s=timeout_s)
+        cause = self._last_error or explain(TimeoutError(), waited)
+        raise PeerUnreachableError(f"rosbridge at {host}:{port}: {cause}")
 
     def latest_frame(self) -> EncodedFrame | None:
         """Return the newest frame, used or not."""
@@ -221,9 +217,7 @@ class RosbridgeClient:
             except asyncio.CancelledError:
                 break
             failures = 0 if held else failures + 1
-            longest = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(failures, 10))
-            pause_s = longest * random.uniform(0.5, 1.0)
-            await asyncio.wait({stopping}, timeout=pause_s)
+            await asyncio.wait({stopping}, timeout=pause_s(failures, random.random()))
 
     async def _connect_once(self) -> bool:
         """Hold one connection until it ends; True if it held for a while."""

@@ -126,14 +126,16 @@ class Inbox:
     def _dispatch(self, operation: protocol.Operation, arrival_s: float) -> bool:
         name = operation["op"]
         if name == "status":
-            self._complain(f"status {operation.get('level')}", str(operation.get("msg"))[:200])
+            level, text = operation.get("level"), operation.get("msg")
+            told = text[:200] if isinstance(text, str) else protocol.brief(text)
+            self._complain(f"status {protocol.brief(level)}", told)
             return False
         if name != "publish":
             return False
         topic, message = operation.get("topic"), operation.get("msg")
         topics = self._topics
         if not isinstance(topic, str) or not isinstance(message, Mapping):
-            self._refuse("message", f"no message on topic {str(topic)[:60]!r}")
+            self._refuse("message", f"no message on topic {protocol.brief(topic)}")
         elif topic == topics.camera:
             return self._take_frame(message, arrival_s)
         elif topic == topics.joint_states:

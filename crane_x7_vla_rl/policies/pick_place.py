@@ -112,12 +112,16 @@ class PickPlace:
     def decide(
         self, observation: Observation, picture: Picture, wanted: Array, velocity: Array
     ) -> Goal:
-        """Return where the joints shall go now.
+        """Return where the joints shall go now; a blank picture stops the arm where it is.
 
         `wanted`, `velocity`: (8,), where the running path stands at the image's time. Raises
         ValueError for measured joints that are not finite.
         """
         self._take_in(observation, wanted, velocity)
+        if picture.is_blank():
+            self._since_s = observation.time_s  # what a phase waits for, it must see
+            self._stay("the camera's picture is blank")
+            return self._goal
         colour = self._task.colour if isinstance(self._task, Task) else None
         self._scene.see(
             picture, observation.time_s, named=colour, held=self.held, clear=self._at_lookout()
