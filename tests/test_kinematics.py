@@ -1,7 +1,7 @@
 """Kinematics: geometry by hand, round trips, limits, and Pinocchio as the independent library.
 
 Pinocchio (the build that SAPIEN ships) parses the generated URDF by itself; its poses have single
-precision. `test_sim_tasks` compares with the articulation that SAPIEN made of the same file.
+precision.
 """
 
 from __future__ import annotations
