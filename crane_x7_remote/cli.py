@@ -14,7 +14,10 @@ COMMANDS = {
     "infer": ("crane_x7_remote.inference.command", "drive the arm: camera in, trajectories out"),
     "sim-robot": ("crane_x7_remote.sim_robot.command", "a simulated CRANE-X7 behind rosbridge"),
     "say": ("crane_x7_remote.say", "change the task of a running loop"),
+    "boot": ("crane_x7_remote.boot.command", "join the tailnet, open sshd, run a role"),
+    "status": ("crane_x7_remote.boot.status", "whether tunnel, sshd, role and robot are up"),
     "demo": ("crane_x7_remote.demo.command", "simulated robot and loop together, with a report"),
+    "tunnel": ("crane_x7_remote.tunnel.command", "bring the robot's rosbridge to this machine"),
 }
 """Name → module with `add_arguments(parser)` and `run(args) -> int`, and its line of help."""
 

@@ -19,6 +19,21 @@ class ExitCode(IntEnum):
     OUTPUT = 8
     DEMO_CHILD = 9
     DEMO_TASK = 10
+    TAILNET_KEY = 20
+    TAILNET_KEY_EXPIRED = 21
+    CONTROL_UNREACHABLE = 22
+    TAILSCALED = 23
+    SSHD = 24
+    STATE = 25
+    ROLE = 26
+    UNHEALTHY = 27
+    PEER_UNKNOWN = 30
+    PEER_OFFLINE = 31
+    TAILNET_DOWN = 32
+    SSH_AUTH = 33
+    SSH_HOST_KEY = 34
+    SSH_UNREACHABLE = 35
+    FORWARD_REFUSED = 36
 
 
 class RemoteError(Exception):
@@ -67,3 +82,93 @@ class DemoError(RemoteError):
     """A process that the demo started ended too early."""
 
     exit_code = ExitCode.DEMO_CHILD
+
+
+class TailnetKeyError(RemoteError):
+    """The tailnet's control server refused TS_AUTHKEY, or what was asked for with it."""
+
+    exit_code = ExitCode.TAILNET_KEY
+
+
+class TailnetKeyExpiredError(TailnetKeyError):
+    """TS_AUTHKEY was right once; its time is over."""
+
+    exit_code = ExitCode.TAILNET_KEY_EXPIRED
+
+
+class ControlUnreachableError(RemoteError):
+    """The tailnet's control server did not let us in within TS_LOGIN_TIMEOUT."""
+
+    exit_code = ExitCode.CONTROL_UNREACHABLE
+
+
+class TailscaledError(RemoteError):
+    """tailscaled is not there, or ends at once."""
+
+    exit_code = ExitCode.TAILSCALED
+
+
+class SshdError(RemoteError):
+    """sshd is not there, cannot listen, or ends at once."""
+
+    exit_code = ExitCode.SSHD
+
+
+class StateError(RemoteError):
+    """A folder for what is kept across restarts cannot be written: full, read-only, not ours."""
+
+    exit_code = ExitCode.STATE
+
+
+class RoleError(RemoteError):
+    """The role that was asked for is no program on this machine."""
+
+    exit_code = ExitCode.ROLE
+
+
+class UnhealthyError(RemoteError):
+    """`status` found no running boot to ask."""
+
+    exit_code = ExitCode.UNHEALTHY
+
+
+class PeerUnknownError(RemoteError):
+    """No machine of the tailnet has the name asked for; lists those that are there."""
+
+    exit_code = ExitCode.PEER_UNKNOWN
+
+
+class PeerOfflineError(RemoteError):
+    """The machine asked for belongs to the tailnet but is not connected to it."""
+
+    exit_code = ExitCode.PEER_OFFLINE
+
+
+class TailnetDownError(RemoteError):
+    """This machine itself is not on a tailnet: no tailscaled, or not logged in."""
+
+    exit_code = ExitCode.TAILNET_DOWN
+
+
+class SshAuthError(RemoteError):
+    """The other end's sshd refused every key we have."""
+
+    exit_code = ExitCode.SSH_AUTH
+
+
+class SshHostKeyError(RemoteError):
+    """The other end is not the host that it was, or is not known."""
+
+    exit_code = ExitCode.SSH_HOST_KEY
+
+
+class SshUnreachableError(RemoteError):
+    """No ssh connection came up in time."""
+
+    exit_code = ExitCode.SSH_UNREACHABLE
+
+
+class ForwardRefusedError(RemoteError):
+    """A port to listen on is taken, or sshd forbids the forwarding."""
+
+    exit_code = ExitCode.FORWARD_REFUSED

@@ -7,18 +7,24 @@ purpose not the client of the control path, so that each is tested against the o
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
 import socket
 import threading
+from typing import TYPE_CHECKING
 
 from crane_x7_remote import settings
 from crane_x7_remote.errors import ExitCode, PeerUnreachableError
 from crane_x7_remote.rosbridge import messages
 
+if TYPE_CHECKING:
+    import roslibpy
+
 CONNECT_TIMEOUT_S = 5.0
 TRIES = 3
 CONFIRM_TIMEOUT_S = 1.0
 """Saying the same task again changes nothing, so a lost message is simply repeated."""
+GOODBYE_TIMEOUT_S = 0.5
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -62,11 +68,26 @@ def say(text: str, host: str, port: int, topic: str) -> None:
             " check that the port is rosbridge's"
         ) from error
     finally:
-        ros.terminate()
+        _hang_up(ros)
     raise PeerUnreachableError(
         f"rosbridge at {host}:{port} took the instruction but did not send it round on {topic}"
         f" within {TRIES * CONFIRM_TIMEOUT_S:g} s; check that the topic carries std_msgs/String"
     )
+
+
+def _hang_up(ros: roslibpy.Ros) -> None:
+    """Say goodbye and end roslibpy's thread, each within GOODBYE_TIMEOUT_S.
+
+    Whoever never shook hands cannot be told goodbye, and roslibpy waits for its thread without
+    limit. Neither may change the outcome; the thread is a daemon, so leaving it does no harm.
+    """
+    import roslibpy
+
+    with contextlib.suppress(roslibpy.core.RosTimeoutError):
+        ros.close(GOODBYE_TIMEOUT_S)
+    ending = threading.Thread(target=ros.factory.manager.terminate, daemon=True)
+    ending.start()
+    ending.join(GOODBYE_TIMEOUT_S)
 
 
 def _check_reachable(host: str, port: int) -> None:

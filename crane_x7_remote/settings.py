@@ -8,8 +8,12 @@ mistakes are reported at once.
 from __future__ import annotations
 
 import argparse
+import base64
+import binascii
 import difflib
+import ipaddress
 import os
+import shlex
 import typing
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
@@ -21,6 +25,16 @@ from crane_x7_remote.errors import SettingsError
 
 OWN_PREFIXES = ("VLA_", "ROSBRIDGE_")
 """A variable that starts like this and is no field is taken for a typing mistake."""
+SHARED_PREFIXES = ("TS_", "SSH_")
+"""Tailscale and OpenSSH have more of these than we read: only a close miss is a mistake."""
+OLD_NAMES = {"TS_AUTH_KEY": "ts_authkey"}
+"""What Tailscale's own container still takes."""
+BOOT_PREFIXES = ("ts_", "ssh_", "public_key", "boot_", "hf_home", "wandb_")
+"""Fields that `boot` reads and no role does."""
+KEY_TYPES = (
+    "ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521",
+    "sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com",
+)  # fmt: skip
 
 EmptyIsNone = BeforeValidator(lambda value: None if value == "" else value)
 """Templates often pass on an empty variable; for an optional one that means unset."""
@@ -29,6 +43,8 @@ ALIASES = {"vla_policy": ("--policy",)}
 """Further names of some flags."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Port = Annotated[int, Field(ge=1, le=65535)]
+OptionalText = Annotated[str | None, EmptyIsNone]
 
 
 class Settings(BaseSettings):
@@ -40,7 +56,7 @@ class Settings(BaseSettings):
 
     rosbridge_host: str = "crane-x7-local"
     """Host name or address of the robot's rosbridge server."""
-    rosbridge_port: Annotated[int, Field(ge=1, le=65535)] = 9090
+    rosbridge_port: Port = 9090
     """Port of the robot's rosbridge server."""
     rosbridge_proxy: Annotated[str | None, EmptyIsNone] = None
     """Proxy towards rosbridge, such as socks5h://127.0.0.1:1055 or http://127.0.0.1:1055."""
@@ -86,11 +102,101 @@ class Settings(BaseSettings):
     gripper_action: str = "/crane_x7_gripper_controller/gripper_cmd"
     """control_msgs GripperCommand action for the gripper; empty: the gripper is not driven."""
 
+    ts_authkey: Annotated[SecretStr | None, EmptyIsNone] = None
+    """Auth key of the tailnet, or file:/path to one; without it no tailnet is joined."""
+    ts_hostname: OptionalText = None
+    """Name on the tailnet; unset: crane-x7-inference for role infer, else crane-x7-vla-rl."""
+    ts_state_dir: OptionalText = "/var/lib/tailscale"
+    """Folder for what survives a restart, a volume. While none is mounted at the default, the \
+node leaves the tailnet when the container stops; empty: it is also registered as ephemeral."""
+    ts_userspace: bool = True
+    """Userspace networking; false needs /dev/net/tun and the capability NET_ADMIN."""
+    ts_socket: OptionalText = None
+    """Its socket; unset: /var/run/tailscale/tailscaled.sock as root, else in BOOT_RUN_DIR."""
+    ts_socks5_server: OptionalText = "127.0.0.1:1055"
+    """Where tailscaled offers a SOCKS5 proxy into the tailnet; localhost only, empty: nowhere."""
+    ts_outbound_http_proxy_listen: OptionalText = None
+    """Where tailscaled offers an HTTP proxy into the tailnet; localhost only."""
+    ts_extra_args: str = ""
+    """More flags of `tailscale up`, such as --login-server=https://…"""
+    ts_tailscaled_extra_args: str = ""
+    """More flags of tailscaled."""
+    ts_auth_once: bool = False
+    """Use the auth key only when the kept state is not logged in."""
+    ts_accept_dns: bool = False
+    """Take over the tailnet's DNS configuration."""
+    ts_login_timeout: Positive = 60.0
+    """Seconds for joining the tailnet before boot gives up."""
+    ts_enable_health_check: bool = True
+    """Serve /healthz on TS_LOCAL_ADDR_PORT."""
+    ts_local_addr_port: str = "127.0.0.1:9002"
+    """Address and port of /healthz."""
+
+    ssh_public_key: OptionalText = None
+    """Public keys that may log in as vla, one per line; without any there is no sshd."""
+    public_key: OptionalText = None
+    """More of the same; Runpod's name."""
+    ssh_port: Port = 22
+    """Port of sshd."""
+    ssh_listen_address: OptionalText = None
+    """Address that sshd listens on; unset: all. 127.0.0.1: logins through the tailnet alone."""
+    ssh_state_dir: OptionalText = None
+    """Folder of the host key; unset: TS_STATE_DIR/ssh, or the container's own if none is kept."""
+
+    boot_run_dir: OptionalText = None
+    """Folder for sockets and generated files; unset: /run/crane-x7 as root, else in /tmp."""
+    hf_home: OptionalText = None
+    """Cache of the Hugging Face Hub; user vla must be able to write there."""
+    wandb_dir: OptionalText = None
+    """Where W&B and the trainer write; user vla must be able to write there."""
+    wandb_api_key: Annotated[SecretStr | None, EmptyIsNone] = None
+    """Key of W&B; reaches the role and ssh sessions."""
+
     @field_validator("vla_task_instruction")
     @classmethod
     def _instruction_is_not_blank(cls, value: str) -> str:
         if not value.strip():
             raise ValueError("is blank; expected a task such as 'pick up the red cube'")
+        return value
+
+    @field_validator("ssh_public_key", "public_key")
+    @classmethod
+    def _keys_are_keys(cls, value: str | None) -> str | None:
+        for number, line in enumerate((value or "").splitlines(), 1):
+            if line.strip() and not line.lstrip().startswith("#"):
+                _check_public_key(line, number)
+        return value
+
+    @field_validator("ts_socks5_server", "ts_outbound_http_proxy_listen")
+    @classmethod
+    def _proxy_is_ours_alone(cls, value: str | None) -> str | None:
+        if value is not None and not is_loopback(split_address(value)[0]):
+            raise ValueError(
+                "would let anyone into the tailnet; expected an address of this machine alone,"
+                " such as 127.0.0.1:1055"
+            )
+        return value
+
+    @field_validator("ts_local_addr_port")
+    @classmethod
+    def _address_has_a_port(cls, value: str) -> str:
+        split_address(value)
+        return value
+
+    @field_validator("ts_extra_args", "ts_tailscaled_extra_args")
+    @classmethod
+    def _words_are_closed_and_hold_no_key(cls, value: str) -> str:
+        for word in shlex.split(value):
+            if word.lstrip("-").partition("=")[0] in ("authkey", "auth-key"):
+                raise ValueError("holds the auth key, which `ps` would show; use TS_AUTHKEY")
+        return value
+
+    @field_validator("ts_hostname")
+    @classmethod
+    def _hostname_is_one_label(cls, value: str | None) -> str | None:
+        letters = (value or "a").replace("-", "a")
+        if not (letters.isascii() and letters.isalnum()) or len(letters) > 63:
+            raise ValueError("expected up to 63 letters, digits and dashes")
         return value
 
     @classmethod
@@ -118,6 +224,9 @@ def load(
     values: dict[str, Any] = {
         name: environ[name.upper()] for name in Settings.model_fields if name.upper() in environ
     }
+    for old, name in OLD_NAMES.items():
+        if old in environ:
+            values.setdefault(name, environ[old])
     values |= {name: value for name, value in (flags or {}).items() if value is not None}
     problems = list(_unknown_variables(environ))
     try:
@@ -158,9 +267,65 @@ def from_args(args: argparse.Namespace) -> Settings:
     return load(flags)
 
 
+def inherited() -> dict[str, str]:
+    """Return the whole environment of this process, to be handed on to others."""
+    return dict(os.environ)
+
+
+def secret_variables() -> frozenset[str]:
+    """Return every variable whose value is a secret."""
+    named = {
+        name.upper()
+        for name, field in Settings.model_fields.items()
+        if SecretStr in typing.get_args(field.annotation)
+    }
+    return frozenset(named | set(OLD_NAMES))
+
+
+def role_fields() -> list[str]:
+    """Return the fields that a role such as `infer` reads."""
+    return [name for name in Settings.model_fields if not name.startswith(BOOT_PREFIXES)]
+
+
+def split_address(value: str) -> tuple[str, int]:
+    """Return host and port of "host:port"; "[::1]:1", ":1" are understood. Raises ValueError."""
+    host, colon, port = value.rpartition(":")
+    if not colon or not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise ValueError("expected address:port, such as 127.0.0.1:1055")
+    return host.strip("[]"), int(port)
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` can only mean this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _check_public_key(line: str, number: int) -> None:
+    """Raise ValueError that names the line unless it is `type base64 [comment]`; never show it."""
+    words = line.split()
+    if "PRIVATE KEY" in line:
+        raise ValueError(f"line {number} is a private key; give the one that ends in .pub")
+    if words[0] not in KEY_TYPES:
+        raise ValueError(f"line {number} is no public key; expected 'ssh-ed25519 …' or alike")
+    try:
+        blob = base64.b64decode(words[1], validate=True)
+    except (IndexError, binascii.Error):
+        blob = b""
+    name = words[0].encode()
+    if not blob.startswith(len(name).to_bytes(4, "big") + name) or len(blob) < len(name) + 36:
+        raise ValueError(f"line {number} is a damaged or cut {words[0]} key; copy the whole line")
+
+
 def _unknown_variables(environ: Mapping[str, str]) -> Iterable[str]:
     known = [name.upper() for name in Settings.model_fields]
     for variable in sorted(environ):
+        if variable.startswith(SHARED_PREFIXES) and variable not in {*known, *OLD_NAMES}:
+            near = difflib.get_close_matches(variable, known, n=1, cutoff=0.9)
+            if near:
+                yield f"{variable} is unknown; did you mean {near[0]}?"
         if variable.startswith(OWN_PREFIXES) and variable not in known:
             near = difflib.get_close_matches(variable, known, n=1, cutoff=0.5)
             hint = f"; did you mean {near[0]}?" if near else ""
@@ -170,7 +335,7 @@ def _unknown_variables(environ: Mapping[str, str]) -> Iterable[str]:
 def _explain(problem: Mapping[str, Any]) -> str:
     variable = str(problem["loc"][0]).upper()
     message = str(problem["msg"]).removeprefix("Value error, ")
-    is_secret = "TOKEN" in variable or "KEY" in variable
+    is_secret = "TOKEN" in variable or "KEY" in variable or variable.endswith("EXTRA_ARGS")
     came = "***" if is_secret else repr(problem["input"])
     return f"{variable}={came}: {message}"
 
@@ -188,5 +353,6 @@ def as_markdown() -> str:
     ]
     for name, field in Settings.model_fields.items():
         default = "(unset)" if field.default is None else f"`{field.default}`"
+        default = "(empty)" if field.default == "" else default
         lines.append(f"| `{name.upper()}` | {default} | {field.description} |")
     return "\n".join(lines) + "\n"

@@ -42,15 +42,19 @@ class Rig:
     """Share of chunks that never reach the arm."""
     policy: ColorServo = field(default_factory=ColorServo)
     instruction: str = ""
+    covered: bool = False
+    """Whether the camera sees nothing but its own noise."""
     time_s: float = 0.0
     targets: list[np.ndarray] = field(default_factory=list)
     """(8,) of each control step."""
+    recording: list[tuple[Observation, ActionChunk]] | None = None
+    """Where it is a list, it gets what the policy was handed and what that answered."""
 
     def reset(self, seed: int) -> None:
         self._observation, _ = self.env.reset(seed=seed)
         self._rng = np.random.default_rng(seed)
         self.policy.reset()
-        self.time_s, self.targets, self._steps = 0.0, [], 0
+        self.time_s, self.targets, self._steps, self.covered = 0.0, [], 0, False
         self._running: tuple[float, ActionChunk] | None = None
         self._coming: list[tuple[int, float, ActionChunk]] = []
         self._rest = self.joints().position_rad
@@ -72,6 +76,8 @@ class Rig:
 
     def observe(self) -> Observation:
         rgb = self._observation["sensor_data"]["base_camera"]["rgb"][0].numpy()
+        if self.covered:
+            rgb = self._rng.integers(0, 6, rgb.shape, dtype=np.uint8)
         jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(rgb), quality=80)
         image = simplejpeg.decode_jpeg(jpeg)
         return Observation(image, self.joints(), self.instruction, self.time_s)
@@ -79,7 +85,10 @@ class Rig:
     def step(self) -> None:
         """One control step; every second one begins with an image."""
         if self._steps % STEPS_PER_IMAGE == 0:
-            chunk = self.policy.predict([self.observe()])[0]
+            observation = self.observe()
+            chunk = self.policy.predict([observation])[0]
+            if self.recording is not None:
+                self.recording.append((observation, chunk))
             if self._rng.random() >= self.loss:
                 self._coming.append((self._steps + self.delay_steps, self.time_s, chunk))
         while self._coming and self._coming[0][0] <= self._steps:

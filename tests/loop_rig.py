@@ -22,7 +22,8 @@ from websockets.sync.client import connect
 from crane_x7_remote.inference.loop import InferenceLoop, LoopConfig
 from crane_x7_remote.inference.outgoing import Topics
 from crane_x7_remote.inference.safety import Limits
-from crane_x7_remote.rosbridge.client import ClientConfig, RosbridgeClient
+from crane_x7_remote.rosbridge.client import RosbridgeClient
+from crane_x7_remote.rosbridge.config import ClientConfig
 from crane_x7_remote.sim_robot.arm import KinematicArm, still_picture
 from crane_x7_remote.sim_robot.controller import ControllerReport
 from crane_x7_remote.sim_robot.robot import RobotConfig, SimRobot

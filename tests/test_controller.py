@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from scipy.interpolate import CubicHermiteSpline
+from scipy.interpolate import BPoly, CubicHermiteSpline
 
 from crane_x7_remote.rosbridge import messages
 from crane_x7_remote.sim_robot.controller import (
@@ -26,20 +26,19 @@ def message(
     offsets: list[float],
     positions: np.ndarray,
     velocities: np.ndarray | None = None,
+    accelerations: np.ndarray | None = None,
     *,
     stamp: float = 0.0,
     names: tuple[str, ...] = ARM_JOINT_NAMES,
     frame_id: str = "",
 ) -> dict[str, Any]:
-    """A JointTrajectory as it comes from the wire; positions and velocities are (T, n)."""
+    """A JointTrajectory as it comes from the wire; positions and derivatives are (T, n)."""
     points = []
     for index, offset in enumerate(offsets):
         point = {
-            "positions": [float(value) for value in positions[index]],
-            "velocities": []
-            if velocities is None
-            else [float(value) for value in velocities[index]],
-            "accelerations": [],
+            "positions": positions[index].tolist(),
+            "velocities": [] if velocities is None else velocities[index].tolist(),
+            "accelerations": [] if accelerations is None else accelerations[index].tolist(),
             "effort": [],
             "time_from_start": messages.write_stamp(offset, 2),
         }
@@ -94,6 +93,43 @@ def test_velocities_make_it_a_cubic(controller: TrajectoryController) -> None:
         [0.0, *offsets], np.vstack([HOME, positions]), np.vstack([np.zeros(7), velocities])
     )
     np.testing.assert_allclose(path, oracle(times), atol=1e-6)
+
+
+def test_accelerations_make_it_a_quintic(controller: TrajectoryController) -> None:
+    offsets, positions = [0.2, 0.5, 0.6, 1.0], wave(4)
+    velocities = np.vstack([wave(3, 0.3, seed=1) - HOME, np.zeros((1, 7))])
+    accelerations = np.vstack([wave(3, 0.5, seed=2) - HOME, np.zeros((1, 7))])
+    accept(
+        controller,
+        offsets=offsets,
+        positions=positions,
+        velocities=velocities,
+        accelerations=accelerations,
+    )
+    path = executed(controller, NOW + 1.0)
+    times = np.arange(1, len(path) + 1) * TICK_S
+    knots = np.stack([positions, velocities, accelerations], axis=1)  # (T, 3, 7)
+    rest = np.stack([HOME, np.zeros(7), np.zeros(7)])[None]
+    oracle = BPoly.from_derivatives([0.0, *offsets], np.concatenate([rest, knots]))
+    np.testing.assert_allclose(path, oracle(times), atol=1e-6)
+
+
+def test_a_quintic_is_left_with_its_own_acceleration(controller: TrajectoryController) -> None:
+    """Without the acceleration of the running path the new one would begin with a jerk."""
+    targets, rest = wave(2), np.zeros((1, 7))
+    fields = {"velocities": rest, "accelerations": rest}
+    accept(controller, offsets=[0.4], positions=targets[:1], **fields)
+    accept(controller, NOW + 0.1, offsets=[0.4], positions=targets[1:], **fields)
+    path = np.vstack([controller.update(NOW + 0.1 + k * TICK_S + 1e-4) for k in range(4)])
+    before = np.vstack([HOME, HOME])
+    curve = BPoly.from_derivatives(
+        [0.0, 0.4], [[before[0], 0 * HOME, 0 * HOME], [targets[0], 0 * HOME, 0 * HOME]]
+    )
+    start = np.stack([curve(0.1), curve.derivative()(0.1), curve.derivative(2)(0.1)])
+    end = np.stack([targets[1], 0 * HOME, 0 * HOME])
+    oracle = BPoly.from_derivatives([0.1, 0.5], [start, end])
+    times = 0.1 + np.arange(1, 4) * TICK_S
+    np.testing.assert_allclose(path[1:], oracle(times), atol=1e-6)
 
 
 def test_the_end_is_held(controller: TrajectoryController) -> None:

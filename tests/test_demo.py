@@ -203,6 +203,7 @@ def recording(lag_s: float) -> Recording:
                 joint_names=JOINT_NAMES,
                 position_rad=HOME_RAD + 0.1 * (time_s + offsets[:, None]),
                 velocity_rad_s=None,
+                acceleration_rad_s2=None,
                 time_from_start_s=offsets,
                 stamp_s=time_s,
                 session="00000000",

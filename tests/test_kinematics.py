@@ -1,15 +1,115 @@
-"""Kinematics: geometry by hand, round trips, limits."""
+"""Kinematics: geometry by hand, round trips, limits, and Pinocchio as the independent library.
+
+Pinocchio (the build that SAPIEN ships) parses the generated URDF by itself; its poses have single
+precision.
+"""
 
 from __future__ import annotations
+
+from typing import Any
+from xml.etree import ElementTree as ET
 
 import numpy as np
 import pytest
 
 from crane_x7_vla_rl import kinematics
 from crane_x7_vla_rl.kinematics import UnreachableError
-from crane_x7_vla_rl.robot import ARM_DOF, HOME_RAD, LOWER_RAD, UPPER_RAD
+from crane_x7_vla_rl.robot import (
+    ARM_DOF,
+    FINGER_B,
+    HOME_RAD,
+    JOINT_NAMES,
+    LOWER_RAD,
+    UPPER_RAD,
+)
 
 LOWER, UPPER = LOWER_RAD[:ARM_DOF], UPPER_RAD[:ARM_DOF]
+HAND = 0
+"""Link of the `pinocchio` fixture; the fingers are 1 and 2, as in `link_frames` after the hand."""
+
+
+@pytest.fixture(scope="module")
+def pinocchio() -> Any:
+    """The URDF in Pinocchio; joints in the order of JOINT_NAMES, finger B last."""
+    from sapien.wrapper.pinocchio_model import PinocchioModel
+
+    from crane_x7_vla_rl.sim import model
+
+    loaded = PinocchioModel(model.urdf(), [0.0, 0.0, -9.81])
+    loaded.set_joint_order([*JOINT_NAMES, FINGER_B.name])
+    loaded.set_link_order([model.GRIPPER_BASE_LINK, *model.FINGER_LINKS])
+    return loaded
+
+
+def all_joints(arm: np.ndarray, gripper: float = 0.0) -> np.ndarray:
+    return np.concatenate([arm, [gripper, gripper]])
+
+
+def their_frame(pinocchio: Any, link: int, joints: np.ndarray) -> np.ndarray:
+    pinocchio.compute_forward_kinematics(joints)
+    return np.asarray(pinocchio.get_link_pose(link).to_transformation_matrix(), dtype=np.float64)
+
+
+def their_tool(pinocchio: Any, arm: np.ndarray) -> np.ndarray:
+    frame = their_frame(pinocchio, HAND, all_joints(arm))
+    frame[:3, 3] += kinematics.TOOL_M * frame[:3, 2]
+    return frame
+
+
+def test_frames_of_hand_and_fingers_are_pinocchios(pinocchio: Any) -> None:
+    rng = np.random.default_rng(4)
+    for joints in rng.uniform(LOWER_RAD, UPPER_RAD, (100, 8)):
+        ours = kinematics.link_frames(joints)[ARM_DOF:]
+        for link, frame in enumerate(ours):
+            theirs = their_frame(pinocchio, link, all_joints(joints[:ARM_DOF], joints[ARM_DOF]))
+            np.testing.assert_allclose(frame, theirs, atol=1e-6)
+
+
+def test_jacobian_is_pinocchios(pinocchio: Any) -> None:
+    rng = np.random.default_rng(5)
+    for arm in rng.uniform(LOWER, UPPER, (100, ARM_DOF)):
+        pinocchio.compute_full_jacobian(all_joints(arm))
+        at_origin = pinocchio.get_link_jacobian(HAND, local=False)[:, :ARM_DOF]
+        turning = at_origin[3:]
+        tool = kinematics.tool_frame(arm)[:3, 3]
+        theirs = np.vstack([at_origin[:3] + np.cross(turning, tool, axis=0), turning])
+        np.testing.assert_allclose(kinematics.jacobian(arm), theirs, atol=1e-9)
+
+
+def test_pinocchio_finds_the_tool_where_inverse_was_asked_to_hold_it(pinocchio: Any) -> None:
+    rng = np.random.default_rng(6)
+    for x, y, yaw in rng.uniform([0.17, -0.14, 0.0], [0.29, 0.14, np.pi], (30, 3)):
+        wanted = kinematics.tool_frame(kinematics.reach((x, y, 0.05), yaw, lean_rad=0.1))
+        theirs = their_tool(pinocchio, kinematics.inverse(wanted, HOME_RAD))
+        assert np.linalg.norm(theirs[:3, 3] - wanted[:3, 3]) < 2e-4
+        np.testing.assert_allclose(theirs[:3, :3], wanted[:3, :3], atol=2e-3)
+
+
+def test_joints_that_pinocchio_finds_hold_the_tool_where_it_was_asked(pinocchio: Any) -> None:
+    import sapien
+
+    rng = np.random.default_rng(7)
+    moving = np.array([1] * ARM_DOF + [0, 0])
+    for x, y, yaw in rng.uniform([0.17, -0.14, 0.0], [0.29, 0.14, np.pi], (30, 3)):
+        arm = kinematics.reach((x, y, 0.05), yaw)
+        hand = kinematics.link_frames(arm)[ARM_DOF]
+        joints, success, _ = pinocchio.compute_inverse_kinematics(
+            HAND, sapien.Pose(hand), all_joints(HOME_RAD[:ARM_DOF]), moving, damp=1e-4
+        )
+        assert success
+        found = kinematics.tool_frame(joints[:ARM_DOF])
+        np.testing.assert_allclose(found, kinematics.tool_frame(arm), atol=5e-4)
+
+
+def test_the_urdf_that_pinocchio_reads_carries_the_limits() -> None:
+    from crane_x7_vla_rl.sim import model
+
+    joints = {joint.get("name"): joint for joint in ET.fromstring(model.urdf()).iter("joint")}
+    for name, lower, upper in zip(JOINT_NAMES, LOWER_RAD, UPPER_RAD, strict=True):
+        limit = joints[name].find("limit")
+        assert limit is not None
+        assert float(limit.get("lower", "nan")) == pytest.approx(lower)
+        assert float(limit.get("upper", "nan")) == pytest.approx(upper)
 
 
 def test_upright_arm_stacks_all_origins() -> None:

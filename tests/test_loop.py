@@ -314,6 +314,22 @@ def test_a_prediction_that_comes_after_the_validity_holds(rig: Rig) -> None:
     assert rig.reason() is HoldReason.TOO_LATE
 
 
+def test_a_stall_before_sending_holds_instead_of_letting_the_arm_step(rig: Rig) -> None:
+    shape = rig.loop._shaper.shape
+
+    def stalled(*arguments: Any) -> object:
+        shaped = shape(*arguments)
+        rig.clock.sleep(0.15)
+        return shaped
+
+    assert isinstance(rig.tick(), Sent)
+    rig.loop._shaper.shape = stalled  # type: ignore[method-assign, assignment]
+    assert rig.reason() is HoldReason.TOO_LATE
+    assert len(rig.client.published) == 1
+    rig.loop._shaper.shape = shape  # type: ignore[method-assign]
+    assert isinstance(rig.tick(), Sent)
+
+
 def test_a_policy_that_fails_for_long_ends_the_loop() -> None:
     rig = Rig(policy_failing_s=2.0)
     rig.policy.answer = lambda _: _raise(RuntimeError("out of memory"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import re
 from pathlib import Path
 
 import pytest
@@ -79,3 +80,15 @@ def test_settings_are_frozen() -> None:
 def test_documentation_lists_exactly_the_settings() -> None:
     """To renew: python -c 'from crane_x7_remote import settings as s; print(s.as_markdown(), end="")' > docs/settings.md"""  # noqa: E501
     assert (ROOT / "docs/settings.md").read_text() == settings.as_markdown()
+
+
+def test_the_environment_is_read_in_one_place_only() -> None:
+    root = Path(settings.__file__).parent.parent
+    sources = [*root.glob("crane_x7_remote/**/*.py"), *root.glob("crane_x7_vla_rl/**/*.py")]
+    readers = {
+        path.name
+        for path in sources
+        if re.search(r"os\.(environ|getenv)|from os import .*(environ|getenv)", path.read_text())
+    }
+    assert len(sources) > 50
+    assert readers == {"settings.py"}

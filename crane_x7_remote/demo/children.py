@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import os
 import signal
 import subprocess
@@ -14,8 +13,8 @@ from pathlib import Path
 from types import TracebackType
 
 from crane_x7_remote.errors import DemoError
+from crane_x7_remote.parent_death import die_with
 
-PR_SET_PDEATHSIG = 1
 LAST_LINES = 8
 
 
@@ -33,7 +32,7 @@ class Child:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,  # Ctrl-C in the terminal is ours to pass on, in order
-                preexec_fn=_die_with(os.getpid()),
+                preexec_fn=die_with(os.getpid()),
             )
 
     def __enter__(self) -> Child:
@@ -96,15 +95,3 @@ class Child:
         """Return the last lines of the log, indented."""
         lines = self.log.read_text(errors="replace").splitlines()[-LAST_LINES:]
         return "\n".join(f"  {line}" for line in lines)
-
-
-def _die_with(parent: int) -> Callable[[], None]:
-    """Return what makes a fresh child receive SIGTERM when `parent` dies, however it dies."""
-    libc = ctypes.CDLL(None, use_errno=True)
-
-    def prepare() -> None:
-        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-        if os.getppid() != parent:  # it died before the line above
-            os._exit(1)
-
-    return prepare

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from crane_x7_remote.rosbridge import messages
-from crane_x7_remote.rosbridge.client import ClientConfig, RosbridgeClient
+from crane_x7_remote.rosbridge.client import RosbridgeClient
+from crane_x7_remote.rosbridge.config import ClientConfig
 from crane_x7_remote.rosbridge.messages import EncodedFrame, MessageError, ParsedTrajectory
 from crane_x7_remote.settings import Settings
 from crane_x7_remote.sim_robot.robot import SIM_STATE_TOPIC

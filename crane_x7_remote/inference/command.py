@@ -19,13 +19,21 @@ from dataclasses import asdict
 from pathlib import Path
 
 from crane_x7_remote import settings as settings_module
-from crane_x7_remote.errors import ExitCode, OutputError, PolicyError, SettingsError
+from crane_x7_remote.errors import (
+    ExitCode,
+    OutputError,
+    PeerUnreachableError,
+    PolicyError,
+    SettingsError,
+)
 from crane_x7_remote.inference.loop import InferenceLoop, LoopConfig
 from crane_x7_remote.inference.metrics import Metrics, MetricsWriter
 from crane_x7_remote.inference.outgoing import Topics
 from crane_x7_remote.inference.safety import Limits
-from crane_x7_remote.rosbridge.client import ClientConfig, RosbridgeClient
+from crane_x7_remote.rosbridge.client import RosbridgeClient
+from crane_x7_remote.rosbridge.config import ClientConfig
 from crane_x7_remote.settings import Settings
+from crane_x7_remote.tunnel.peer import Lookout, StatusCommand
 from crane_x7_vla_rl.policies.base import Policy, PolicyLoadError, load_policy
 
 logger = logging.getLogger(__name__)
@@ -37,8 +45,8 @@ FIFO_PRIORITY = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every setting, and those of this command alone."""
-    settings_module.add_flags(parser, Settings.model_fields)
+    """Add a flag for every setting of the loop, and those of this command alone."""
+    settings_module.add_flags(parser, settings_module.role_fields())
     parser.add_argument(
         "--duration", type=_seconds, metavar="S", help="stop after so many seconds [until a signal]"
     )
@@ -84,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
         ends.append(loop)
         try:
             _warm_up(loop, name)
-            if _wait_connected(client, deadline_s, stop):
+            if _wait_connected(client, deadline_s, stop, _lookout(settings)):
                 _drive(loop, client, args.duration, writer)
         finally:
             if writer is not None:
@@ -115,15 +123,30 @@ def _drive(
     )
 
 
-def _wait_connected(client: RosbridgeClient, deadline_s: float, stop: threading.Event) -> bool:
+def _wait_connected(
+    client: RosbridgeClient, deadline_s: float, stop: threading.Event, lookout: Lookout | None
+) -> bool:
     """Return whether rosbridge answered; False when a signal came first."""
     while not client.link.connected:
         left_s = deadline_s - time.monotonic()
-        if left_s <= 0:
+        try:
             client.wait_connected(0)
+        except PeerUnreachableError as error:
+            if left_s <= 0:
+                raise (error if lookout is None else lookout.explain(error)) from error
+            if lookout is not None:
+                lookout.look(error)
         if stop.wait(min(0.05, max(left_s, 0))):
             return False
     return not stop.is_set()
+
+
+def _lookout(settings: Settings) -> Lookout | None:
+    """Boot sets TS_SOCKET once a tailnet is joined, and a proxy if that leads to the robot."""
+    if settings.ts_socket is None or settings_module.is_loopback(settings.rosbridge_host):
+        return None
+    command = StatusCommand(Path(settings.ts_socket))
+    return Lookout(settings.rosbridge_host, command, settings.rosbridge_proxy is not None)
 
 
 def _policy_name(settings: Settings) -> str:

@@ -276,6 +276,9 @@ class InferenceLoop:
 
     def _send(self, shaped: Shaped, frame: EncodedFrame, policy_s: float) -> Sent | Hold:
         trajectory = shaped.trajectory
+        late_s = self._clock() - shaped.leave_by_s
+        if late_s > 0:
+            return Hold(HoldReason.TOO_LATE, f"this machine stalled {late_s:.3f} s too long")
         if not self._config.dry_run:
             operations, gripper_goal = self._outgoing.bundle(trajectory, shaped.target_rad)
             if not self._client.publish(operations):

@@ -60,6 +60,9 @@ class Shaped:
     trajectory: Trajectory
     target_rad: Array
     """(8,)."""
+    leave_by_s: float
+    """Our monotonic clock: sent later, it would arrive after it has left the running path, and the
+    arm's controller would step from one to the other."""
 
 
 class Shaper:
@@ -110,7 +113,9 @@ class Shaper:
         hold = check_motion(trajectory, joints.state, measured_s, self._limits)
         if hold is not None:
             return hold
-        return Shaped(trajectory, command.position_rad[first_step(command, timing.takeover_s)])
+        target = command.position_rad[first_step(command, timing.takeover_s)]
+        leave_by_s = moment.now_s + lead_s - (moment.rtt_s or 0.0) / 2
+        return Shaped(trajectory, target, leave_by_s)
 
     def brake(self, joints: StampedJoints, moment: Moment) -> Trajectory | None:
         """Return the shortest way to rest; None when the arm is not moving by our doing."""

@@ -16,6 +16,7 @@ are seconds after the stamp of the frame, on the robot's clock.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -221,45 +222,62 @@ def _follow(
     rest relative to the moving reference without passing it, and from which it can stop before the
     furthest reference still ahead, before the joint's limit and before the time is up.
     """
-    a, h = limits.acceleration_rad_s2, spacing_s
-    change = a * h
-    steps = len(reference) - 1
+    h = spacing_s
     pace = np.clip(np.diff(reference, axis=0) / h, -limits.velocity_rad_s, limits.velocity_rad_s)
     ceiling = np.maximum.accumulate(reference[::-1], axis=0)[::-1]  # highest still ahead
     floor = np.minimum.accumulate(reference[::-1], axis=0)[::-1]
-    positions, velocities = np.empty_like(reference), np.empty_like(reference)
-    room, speed = np.empty((3, *change.shape)), np.empty((3, *change.shape))
-    np.minimum(ceiling, limits.upper_rad, out=ceiling)
-    np.maximum(floor, limits.lower_rad, out=floor)
-    time_left = h * np.arange(steps - 1, -1, -1)[:, None]
-    most = np.minimum(limits.velocity_rad_s, a * time_left)  # (T - 1, 8)
-    p, v = start.position, start.velocity
-    positions[0], velocities[0] = p, v
-    for k in range(steps):
-        gap = reference[k] - p
-        side = np.copysign(1.0, gap)
-        room[0], room[1], room[2] = side * gap, ceiling[k + 1] - p, p - floor[k + 1]
-        speed[0], speed[1], speed[2] = side * (v - pace[k]), v, -v
-        bound = _brake_bound(np.maximum(room, 0.0), speed, a, h)
-        wanted = pace[k] + side * bound[0]
-        wanted = np.minimum(np.maximum(wanted, -bound[2]), bound[1])
-        wanted = np.minimum(np.maximum(wanted, -most[k]), most[k])
-        following = np.minimum(np.maximum(wanted, v - change), v + change)
-        p = p + (v + following) * (h / 2)
-        v = following
-        positions[k + 1], velocities[k + 1] = p, v
+    time_left = h * np.arange(len(pace) - 1, -1, -1)[:, None]
+    tables = (
+        reference[:-1],
+        pace,
+        np.maximum(floor, limits.lower_rad)[1:],
+        np.minimum(ceiling, limits.upper_rad)[1:],
+        np.minimum(limits.velocity_rad_s, limits.acceleration_rad_s2 * time_left),
+    )
+    steps = np.stack(tables, axis=-1).transpose(1, 0, 2).tolist()  # (8, T - 1, 5)
+    states = zip(start.position.tolist(), start.velocity.tolist(), strict=True)
+    accelerations = limits.acceleration_rad_s2.tolist()
+    paths = [
+        _follow_joint(joint, state, a, h)
+        for joint, state, a in zip(steps, states, accelerations, strict=True)
+    ]
+    positions, velocities = np.array(paths).transpose(1, 2, 0)
     return positions, velocities
 
 
-def _brake_bound(distance: Array, velocity: Array, a: Array, h: float) -> Array:
-    """Return the highest velocity, (…, 8), after one step of `h` that allows to stop in `distance`.
+def _follow_joint(
+    steps: list[list[float]], state: tuple[float, float], a: float, h: float
+) -> tuple[list[float], list[float]]:
+    """Return one joint's positions and velocities; `steps` hold reference, its pace, floor, ceiling
+    and highest speed. Plain floats: on eight joints, numpy's calls take longer than its sums."""
+    p, v = state
+    change = a * h
+    positions, velocities = [p], [v]
+    for reference, pace, floor, ceiling, most in steps:
+        gap = reference - p
+        side = 1.0 if gap >= 0 else -1.0
+        wanted = pace + side * _brake_bound(side * gap, side * (v - pace), a, change)
+        # Where these contradict each other the later one wins: nothing accelerates beyond `a`.
+        wanted = max(wanted, -_brake_bound(p - floor, -v, a, change))
+        wanted = min(wanted, _brake_bound(ceiling - p, v, a, change))
+        wanted = min(max(wanted, -most), most)
+        following = min(max(wanted, v - change), v + change)
+        p += (v + following) * (h / 2)
+        v = following
+        positions.append(p)
+        velocities.append(v)
+    return positions, velocities
+
+
+def _brake_bound(distance: float, velocity: float, a: float, change: float) -> float:
+    """Return the highest velocity after one step of h = change / a that allows to stop in
+    `distance`.
 
     Solves (velocity + x)·h/2 + x²/2a + x·h/2 = distance: this step, then braking at `a` in steps
-    of `h`. A state that keeps the bound can keep it in the next step by braking.
+    of h. A state that keeps the bound can keep it in the next step by braking.
     """
-    change = a * h
-    inside = change * change + (2 * a) * distance - change * velocity
-    return np.asarray(np.sqrt(np.maximum(inside, 0.0)) - change)
+    inside = change * change + 2 * a * max(distance, 0.0) - change * velocity
+    return math.sqrt(max(inside, 0.0)) - change
 
 
 def _brake(start: _Start, spacing_s: float, steps: int, limits: Limits) -> tuple[Array, Array]:

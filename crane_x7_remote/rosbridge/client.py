@@ -1,11 +1,11 @@
 """The one socket of the control path: a rosbridge client on a thread of its own.
 
-Frames, joint states and instructions come in and wait in slots that hold the newest alone; bundles
-of operations go out, one at a time. There is no queue: what cannot be sent now is dropped and
-counted. The link is watched by pings, and made anew with all its subscriptions when it dies.
+What comes in waits in the slots of an `Inbox`, which hold the newest alone; bundles of operations
+go out, one at a time. There is no queue: what cannot be sent now is dropped and counted. The link
+is watched by pings, and made anew with all its subscriptions when it dies.
 
-Threads: the network thread runs everything below `_Network`; the public methods may be called from
-any other thread, never block, except for the two that say `wait`.
+Threads: the network thread runs what stands under its heading; the public methods may be called
+from any other thread, and never block, except for the two that say `wait`.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ import logging
 import random
 import threading
 import time
-from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 from types import TracebackType
 from typing import Any
 
@@ -26,76 +25,17 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from crane_x7_remote.errors import PeerUnreachableError
-from crane_x7_remote.rosbridge import messages, protocol
-from crane_x7_remote.rosbridge.clock import ClockOffset, Staleness
-from crane_x7_remote.rosbridge.connection import (
-    LinkConfig,
-    close_link,
-    explain,
-    open_link,
-    watch,
-)
+from crane_x7_remote.rosbridge import protocol
+from crane_x7_remote.rosbridge.config import ClientConfig, LinkStatus, Subscription
+from crane_x7_remote.rosbridge.connection import close_link, explain, open_link, pause_s, watch
+from crane_x7_remote.rosbridge.inbox import Callback, Inbox, Topics
 from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
-from crane_x7_remote.rosbridge.throttle import Throttle
 
 logger = logging.getLogger(__name__)
 
-Callback = Callable[[Mapping[str, Any]], None]
-FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.1, 2.0
-
-
-@dataclass(frozen=True)
-class ClientConfig:
-    """Where the robot is and what to take from it."""
-
-    host: str
-    port: int = 9090
-    proxy: str | None = None
-    camera_topic: str | None = "/camera/color/image_raw/compressed"
-    """None: no camera is subscribed."""
-    joint_states_topic: str | None = "/joint_states"
-    instruction_topic: str | None = "/vla/update_instruction"
-    advertise: Mapping[str, str] = field(default_factory=dict)
-    """Topic → type of what will be published."""
-    camera_throttle_ms: int | None = None
-    """Fixed throttle of the camera; None: adapted to the link."""
-    max_message_bytes: int = protocol.MAX_MESSAGE_BYTES
-
-    @property
-    def link(self) -> LinkConfig:
-        """The part that opens a connection."""
-        return LinkConfig(
-            self.host, self.port, self.proxy, max_message_bytes=self.max_message_bytes
-        )
-
-
-@dataclass(frozen=True)
-class LinkStatus:
-    """How the connection does; a snapshot."""
-
-    connected: bool
-    since_s: float
-    """When it came up or went down, on our monotonic clock."""
-    reconnects: int
-    rtt_s: float | None
-    """Round trip of the last ping."""
-    throttle_rate_ms: int
-    dropped_publishes: int
-    """Bundles that were dropped: not connected, or the one before still on its way."""
-    refused_messages: dict[str, int]
-    """Messages that came and could not be used, by kind."""
-    last_error: str | None
-    """Why the connection is down, or why it last was."""
-
-
-@dataclass(frozen=True)
-class _Subscription:
-    id: str
-    type_name: str
-    callback: Callback | None
-    """None: the client takes the messages in itself."""
-    compression: protocol.Compression = "none"
-    throttle_ms: int = 0
+STEADY_S = 5.0
+"""A connection that held for so long starts the pauses between attempts anew; one that broke at
+once, as when its first message is refused, does not."""
 
 
 class RosbridgeClient:
@@ -106,13 +46,13 @@ class RosbridgeClient:
         self._config = config
         self._clock = clock
         self._changed = threading.Condition()
-        self._frame: EncodedFrame | None = None
-        self._joints: StampedJoints | None = None
-        self._instruction: str | None = None
-        self._offset = ClockOffset()
-        self._staleness = Staleness()
-        self._throttle = Throttle()
-        self._subscriptions: dict[str, _Subscription] = {}
+        self._inbox = Inbox(
+            Topics(config.camera_topic, config.joint_states_topic, config.instruction_topic),
+            config.max_message_bytes,
+            adapts_throttle=config.camera_throttle_ms is None,
+            on_throttle=self._ask_for_throttle,
+        )
+        self._subscriptions: dict[str, Subscription] = {}
         self._link: ClientConnection | None = None
         self._connected = False
         self._since_s = clock()
@@ -122,8 +62,6 @@ class RosbridgeClient:
         self._sending = threading.Lock()
         self._in_flight = False
         self._dropped = 0
-        self._refused: Counter[str] = Counter()
-        self._complaints: dict[str, str] = {}
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="rosbridge", daemon=True)
@@ -132,16 +70,15 @@ class RosbridgeClient:
     def _subscribe_to_the_robot(self) -> None:
         config = self._config
         throttle_ms = config.camera_throttle_ms or 0
-        wanted: list[tuple[str | None, str, Callback | None, protocol.Compression, int]] = [
-            (config.camera_topic, "sensor_msgs/CompressedImage", None, "cbor", throttle_ms),
-            (config.joint_states_topic, "sensor_msgs/JointState", None, "cbor", 0),
-            (config.instruction_topic, "std_msgs/String", self._hear_instruction, "none", 0),
+        wanted: list[tuple[str | None, str, protocol.Compression, int]] = [
+            (config.camera_topic, "sensor_msgs/CompressedImage", "cbor", throttle_ms),
+            (config.joint_states_topic, "sensor_msgs/JointState", "cbor", 0),
+            (config.instruction_topic, "std_msgs/String", "none", 0),
         ]
-        for topic, kind, callback, compression, throttle in wanted:
+        for topic, kind, compression, throttle in wanted:
             if topic:
-                self._subscriptions[topic] = _Subscription(
-                    f"vla:{topic}", kind, callback, compression, throttle
-                )
+                subscription = Subscription(f"vla:{topic}", kind, compression, throttle)
+                self._subscriptions[topic] = subscription
 
     # --- from any thread -------------------------------------------------------------------------
 
@@ -181,7 +118,7 @@ class RosbridgeClient:
             rtt_s=self._rtt_s,
             throttle_rate_ms=self._camera_throttle_ms(),
             dropped_publishes=self._dropped,
-            refused_messages=dict(self._refused),
+            refused_messages=self._inbox.refused,
             last_error=self._last_error,
         )
 
@@ -190,40 +127,37 @@ class RosbridgeClient:
         with self._changed:
             if self._changed.wait_for(lambda: self._connected, timeout_s):
                 return
-        config = self._config
-        cause = self._last_error or "no answer yet"
-        raise PeerUnreachableError(f"rosbridge at {config.host}:{config.port}: {cause}")
+        host, port = self._config.host, self._config.port
+        waited = replace(self._config.link, open_timeout_s=timeout_s)
+        cause = self._last_error or explain(TimeoutError(), waited)
+        raise PeerUnreachableError(f"rosbridge at {host}:{port}: {cause}")
 
     def latest_frame(self) -> EncodedFrame | None:
         """Return the newest frame, used or not."""
-        return self._frame
+        return self._inbox.frame
 
     def wait_frame(self, newer_than: EncodedFrame | None, timeout_s: float) -> EncodedFrame | None:
         """Return a frame other than `newer_than` once there is one; None after the timeout."""
-        with self._changed:
-            self._changed.wait_for(lambda: self._frame is not newer_than, timeout_s)
-            return None if self._frame is newer_than else self._frame
+        return self._inbox.wait_frame(newer_than, timeout_s)
 
     def joints(self) -> StampedJoints | None:
         """Return the newest joint state that could be read."""
-        return self._joints
+        return self._inbox.joints
 
     def take_instruction(self) -> str | None:
         """Return the newest instruction if it has not been taken yet."""
-        with self._changed:
-            instruction, self._instruction = self._instruction, None
-            return instruction
+        return self._inbox.take_instruction()
 
     def frame_age_s(self, frame: EncodedFrame, now: float) -> float:
         """Return how old a frame is, by its arrival and by the robot's stamp: the larger one."""
         by_arrival = now - frame.arrival_s
         if frame.stamp_s == 0:
             return by_arrival
-        return max(by_arrival, self._offset.age_s(frame.stamp_s, now))
+        return max(by_arrival, self._inbox.age_s(frame.stamp_s, now))
 
     def robot_time(self, now: float) -> float | None:
         """Return the robot's clock at our `now`; None until a stamped message has come."""
-        return self._offset.robot_time(now)
+        return self._inbox.robot_time(now)
 
     def subscribe(self, topic: str, type_name: str, callback: Callback) -> None:
         """Call `callback` with each message of `topic`, on the network thread."""
@@ -238,9 +172,10 @@ class RosbridgeClient:
         compression: protocol.Compression = "none",
     ) -> None:
         """As `subscribe`, at most one message per `throttle_ms`."""
-        subscription = _Subscription(f"vla:{topic}", type_name, callback, compression, throttle_ms)
+        subscription = Subscription(f"vla:{topic}", type_name, compression, throttle_ms)
+        self._inbox.listen(topic, callback)
         self._subscriptions[topic] = subscription
-        self._request(protocol.encode_json(_subscribe(topic, subscription, throttle_ms)))
+        self._request(protocol.encode_json(subscription.request(topic, throttle_ms)))
 
     def publish(self, operations: Sequence[Mapping[str, Any]]) -> bool:
         """Send the operations as one bundle now, or drop them: False means dropped and counted.
@@ -277,19 +212,17 @@ class RosbridgeClient:
             await asyncio.wait({attempt, stopping}, return_when=asyncio.FIRST_COMPLETED)
             if not attempt.done():
                 attempt.cancel()
-            was_up = False
             try:
-                was_up = await attempt
+                held = await attempt
             except asyncio.CancelledError:
                 break
-            failures = 0 if was_up else failures + 1
-            longest = min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** min(failures, 10))
-            pause_s = longest * random.uniform(0.5, 1.0)
-            await asyncio.wait({stopping}, timeout=pause_s)
+            failures = 0 if held else failures + 1
+            await asyncio.wait({stopping}, timeout=pause_s(failures, random.random()))
 
     async def _connect_once(self) -> bool:
-        """Hold one connection until it ends; True if it had come up."""
+        """Hold one connection until it ends; True if it held for a while."""
         link: ClientConnection | None = None
+        started_s = self._clock()
         try:
             link = await open_link(self._config.link)
             await self._greet(link)
@@ -306,7 +239,7 @@ class RosbridgeClient:
             if link is not None:
                 await self._finish_sending()
                 await close_link(link)
-        return link is not None
+        return link is not None and self._clock() - started_s > STEADY_S
 
     async def _finish_sending(self) -> None:
         """Give a bundle on its way a moment, so that the last word of a loop is heard."""
@@ -316,16 +249,14 @@ class RosbridgeClient:
 
     async def _greet(self, link: ClientConnection) -> None:
         """Advertise and subscribe on a fresh connection, then tell that it is up."""
-        self._staleness.reset()
-        self._throttle.reset_link()
-        self._offset.reset()
+        self._inbox.link_came_up()
         for topic, kind in self._config.advertise.items():
             await link.send(
                 protocol.encode_json(protocol.advertise(topic, kind, id=f"vla:advertise:{topic}"))
             )
         for topic, subscription in list(self._subscriptions.items()):
             throttle_ms = self._throttle_ms(topic, subscription)
-            await link.send(protocol.encode_json(_subscribe(topic, subscription, throttle_ms)))
+            await link.send(protocol.encode_json(subscription.request(topic, throttle_ms)))
         self._link = link
         self._connections += 1
         self._since_s = self._clock()
@@ -358,7 +289,7 @@ class RosbridgeClient:
         try:
             while True:
                 payload = await link.recv()
-                if self._take(payload, self._clock()):
+                if self._inbox.take(payload, self._clock()):
                     link.transport.abort()
                     raise ConnectionError(
                         "everything that came was old for seconds: a backlog at the server, or the"
@@ -399,109 +330,17 @@ class RosbridgeClient:
         if self._connected:
             self._loop.call_soon_threadsafe(lambda: self._loop.create_task(send()))
 
-    def _throttle_ms(self, topic: str, subscription: _Subscription) -> int:
+    def _ask_for_throttle(self, rate_ms: int) -> None:
+        topic = self._config.camera_topic
+        assert topic is not None
+        operation = self._subscriptions[topic].request(topic, rate_ms)
+        self._request(protocol.encode_json(operation))
+
+    def _throttle_ms(self, topic: str, subscription: Subscription) -> int:
         if topic == self._config.camera_topic:
             return self._camera_throttle_ms()
         return subscription.throttle_ms
 
     def _camera_throttle_ms(self) -> int:
         fixed = self._config.camera_throttle_ms
-        return self._throttle.rate_ms if fixed is None else fixed
-
-    # --- network thread: in ----------------------------------------------------------------------
-
-    def _take(self, payload: str | bytes, arrival_s: float) -> bool:
-        """Take in one payload; True when the connection should be made anew."""
-        try:
-            operation = protocol.decode(payload, self._config.max_message_bytes)
-            return self._dispatch(operation, arrival_s)
-        except protocol.ProtocolError as error:
-            self._refuse("payload", str(error))
-        except messages.MessageError as error:
-            self._refuse("message", str(error))
-        return False
-
-    def _dispatch(self, operation: protocol.Operation, arrival_s: float) -> bool:
-        name = operation["op"]
-        if name == "status":
-            self._complain(f"status {operation.get('level')}", str(operation.get("msg"))[:200])
-            return False
-        if name != "publish":
-            return False
-        topic, message = operation.get("topic"), operation.get("msg")
-        subscription = self._subscriptions.get(topic) if isinstance(topic, str) else None
-        if subscription is None or not isinstance(message, Mapping):
-            self._refuse("message", f"nothing was asked of topic {str(topic)[:60]!r}")
-            return False
-        if topic == self._config.camera_topic:
-            return self._take_frame(message, arrival_s)
-        if topic == self._config.joint_states_topic:
-            self._take_joints(message, arrival_s)
-        elif subscription.callback is not None:
-            subscription.callback(message)
-        return False
-
-    def _take_frame(self, message: Mapping[str, Any], arrival_s: float) -> bool:
-        frame = messages.frame(message, arrival_s)
-        last = self._frame
-        if last is not None and frame.stamp_s != 0 and frame.stamp_s == last.stamp_s:
-            self._refused["repeated frame"] += 1
-            return False
-        if frame.stamp_s == 0:
-            age_s = 0.0
-        else:
-            self._offset.observe(frame.stamp_s, arrival_s)
-            age_s = self._offset.age_s(frame.stamp_s, arrival_s)
-        with self._changed:
-            self._frame = frame
-            self._changed.notify_all()
-        self._complaints.pop("message", None)
-        if self._config.camera_throttle_ms is None and self._throttle.observe(age_s, arrival_s):
-            self._apply_throttle(age_s)
-        return self._staleness.observe(age_s, arrival_s)
-
-    def _apply_throttle(self, age_s: float) -> None:
-        topic = self._config.camera_topic
-        assert topic is not None
-        rate_ms = self._throttle.rate_ms
-        logger.info("camera throttled to %d ms (frames come %.0f ms late)", rate_ms, age_s * 1e3)
-        operation = _subscribe(topic, self._subscriptions[topic], rate_ms)
-        self._request(protocol.encode_json(operation))
-
-    def _take_joints(self, message: Mapping[str, Any], arrival_s: float) -> None:
-        state = messages.joint_state(message)
-        stamp_s = messages.read_stamp(message)
-        if stamp_s != 0:
-            self._offset.observe(stamp_s, arrival_s)
-        self._joints = StampedJoints(state, stamp_s, arrival_s)
-
-    def _hear_instruction(self, message: Mapping[str, Any]) -> None:
-        try:
-            text = messages.instruction(message)
-        except messages.MessageError as error:
-            self._refuse("instruction", str(error))
-            return
-        with self._changed:
-            self._instruction = text
-        self._complaints.pop("instruction", None)
-        logger.info("instruction: %s", text)
-
-    def _refuse(self, kind: str, text: str) -> None:
-        self._refused[kind] += 1
-        self._complain(kind, text)
-
-    def _complain(self, kind: str, text: str) -> None:
-        """Log once per change."""
-        if self._complaints.get(kind) != text:
-            self._complaints[kind] = text
-            logger.warning("%s from rosbridge: %s", kind, text)
-
-
-def _subscribe(topic: str, subscription: _Subscription, throttle_ms: int) -> protocol.Operation:
-    return protocol.subscribe(
-        topic,
-        subscription.type_name,
-        id=subscription.id,
-        throttle_rate_ms=throttle_ms,
-        compression=subscription.compression,
-    )
+        return self._inbox.throttle_ms if fixed is None else fixed

@@ -48,6 +48,19 @@ class LinkConfig:
         return f"ws://{host}:{self.port}"
 
 
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
+
+
+def pause_s(failures: int, chance: float) -> float:
+    """Return how long to wait before the next attempt, after so many in a row that failed.
+
+    Doubled each time and capped; `chance` in 0 … 1 takes up to half of it away, so that clients
+    that lost the same server do not come back in step.
+    """
+    longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(failures, 10))
+    return longest * (1 - chance / 2)
+
+
 class DeadLinkError(ConnectionError):
     """No answer to a ping in time."""
 

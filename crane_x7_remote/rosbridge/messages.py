@@ -19,6 +19,7 @@ import numpy.typing as npt
 import simplejpeg
 
 from crane_x7_remote.errors import RemoteError
+from crane_x7_remote.rosbridge.protocol import brief
 from crane_x7_vla_rl.robot import JOINT_NAMES
 from crane_x7_vla_rl.types import Array, Image, JointState, Trajectory
 
@@ -66,6 +67,8 @@ class ParsedTrajectory:
     """(T, n)."""
     velocity_rad_s: Array | None
     """(T, n), or None where no point has velocities."""
+    acceleration_rad_s2: Array | None
+    """(T, n), or None where no point has accelerations."""
     time_from_start_s: Array
     """(T,)."""
     stamp_s: float
@@ -108,7 +111,7 @@ def _read_time(value: object, where: str) -> float:
             total = float(seconds) + float(nanoseconds) * 1e-9
             if np.isfinite(total):
                 return total
-    raise MessageError(f"{where} is {_brief(value)}, expected sec and nanosec (or secs and nsecs)")
+    raise MessageError(f"{where} is {brief(value)}, expected sec and nanosec (or secs and nsecs)")
 
 
 def write_stamp(seconds: float, version: RosVersion) -> dict[str, int]:
@@ -125,11 +128,6 @@ def _is_number(value: object) -> TypeGuard[float]:
     return isinstance(value, float)
 
 
-def _brief(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "…"
-
-
 # --- in ------------------------------------------------------------------------------------------
 
 
@@ -142,9 +140,10 @@ def frame(message: Message, arrival_s: float) -> EncodedFrame:
         except (binascii.Error, ValueError) as error:
             raise MessageError(f"CompressedImage.data is no base64 text: {error}") from error
     if not isinstance(content, bytes) or not content:
-        raise MessageError(f"CompressedImage.data is {_brief(content)}, expected bytes or base64")
-    picture_format = message.get("format", "")
-    return EncodedFrame(content, str(picture_format), read_stamp(message), arrival_s)
+        raise MessageError(f"CompressedImage.data is {brief(content)}, expected bytes or base64")
+    name = message.get("format")
+    picture_format = name if isinstance(name, str) else ""
+    return EncodedFrame(content, picture_format, read_stamp(message), arrival_s)
 
 
 def decode_image(encoded: EncodedFrame, max_pixels: int = MAX_IMAGE_PIXELS) -> Image:
@@ -192,9 +191,9 @@ def joint_state(message: Message) -> JointState:
     """
     names, positions = message.get("name"), message.get("position")
     velocities = message.get("velocity") or []
-    if not isinstance(names, Sequence) or isinstance(names, str) or not _are_numbers(positions):
+    if not isinstance(names, list | tuple) or not _are_numbers(positions):
         raise MessageError(
-            f"JointState has name={_brief(names)}, position={_brief(positions)}; expected a list of"
+            f"JointState has name={brief(names)}, position={brief(positions)}; expected a list of"
             " names and a list of numbers"
         )
     places = _places(names, len(positions))
@@ -210,7 +209,7 @@ def _places(names: Sequence[Any], count: int) -> list[int]:
     missing = [name for name in JOINT_NAMES if name not in names]
     if missing:
         raise MessageError(
-            f"JointState lacks {', '.join(missing)}; it has {_brief(list(names))}. Is this the"
+            f"JointState lacks {', '.join(missing)}; it has {brief(list(names))}. Is this the"
             " CRANE-X7's joint_state_broadcaster?"
         )
     places = [list(names).index(name) for name in JOINT_NAMES]
@@ -223,17 +222,17 @@ def _places(names: Sequence[Any], count: int) -> list[int]:
 
 
 def _are_numbers(values: object) -> TypeGuard[Sequence[float]]:
-    return isinstance(values, Sequence) and all(_is_number(value) for value in values)
+    return isinstance(values, list | tuple) and all(_is_number(value) for value in values)
 
 
 def instruction(message: Message) -> str:
     """Return the task in a std_msgs/String, stripped; raises MessageError if it is none."""
     text = message.get("data")
     if not isinstance(text, str):
-        raise MessageError(f"instruction is {_brief(text)}, expected text")
+        raise MessageError(f"instruction is {brief(text)}, expected text")
     if len(message) > 1:
         raise MessageError(
-            f"instruction has the fields {_brief(sorted(map(str, message)))}, expected a"
+            f"instruction has the fields {brief(list(message))}, expected a"
             " std_msgs/String with data alone"
         )
     try:
@@ -245,7 +244,7 @@ def instruction(message: Message) -> str:
             f"instruction has {size} bytes, expected at most {MAX_INSTRUCTION_BYTES}"
         )
     if "�" in text:
-        raise MessageError(f"instruction was not UTF-8: {_brief(text)}")
+        raise MessageError(f"instruction was not UTF-8: {brief(text)}")
     if not text.strip():
         raise MessageError("instruction is empty, expected a task such as 'pick up the red cube'")
     return text.strip()
@@ -255,17 +254,22 @@ def trajectory(message: Message) -> ParsedTrajectory:
     """Return a JointTrajectory; raises MessageError unless its lists fit together."""
     names, points = message.get("joint_names"), message.get("points")
     if not isinstance(points, list) or not all(isinstance(point, Mapping) for point in points):
-        raise MessageError(f"JointTrajectory.points is {_brief(points)}, expected points")
+        raise MessageError(f"JointTrajectory.points is {brief(points)}, expected points")
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise MessageError(f"JointTrajectory.joint_names is {_brief(names)}, expected names")
+        raise MessageError(f"JointTrajectory.joint_names is {brief(names)}, expected names")
     header = message.get("header", {})
-    frame_id = str(header.get("frame_id", "")) if isinstance(header, Mapping) else ""
-    ours = FRAME_ID.fullmatch(frame_id)
-    with_velocity = any(point.get("velocities") for point in points)
+    frame_id = header.get("frame_id") if isinstance(header, Mapping) else None
+    ours = FRAME_ID.fullmatch(frame_id) if isinstance(frame_id, str) else None
+
+    def rows(key: str) -> Array | None:
+        is_given = any(point.get(key) for point in points)
+        return _rows(points, key, len(names)) if is_given else None
+
     return ParsedTrajectory(
         joint_names=tuple(names),
         position_rad=_rows(points, "positions", len(names)),
-        velocity_rad_s=_rows(points, "velocities", len(names)) if with_velocity else None,
+        velocity_rad_s=rows("velocities"),
+        acceleration_rad_s2=rows("accelerations"),
         time_from_start_s=np.array(
             [_read_time(point.get("time_from_start"), "time_from_start") for point in points]
         ),
@@ -281,7 +285,7 @@ def _rows(points: Sequence[Message], key: str, count: int) -> Array:
     for index, row in enumerate(rows):
         if not _are_numbers(row) or len(row) != count:
             raise MessageError(
-                f"JointTrajectory.points[{index}].{key} is {_brief(row)}, expected {count} numbers"
+                f"JointTrajectory.points[{index}].{key} is {brief(row)}, expected {count} numbers"
             )
     return np.array(rows, dtype=np.float64).reshape(len(rows), count)
 

@@ -60,8 +60,17 @@ def decode(payload: Payload, max_bytes: int = MAX_MESSAGE_BYTES) -> Operation:
         kind = "JSON text" if isinstance(payload, str) else "CBOR"
         raise ProtocolError(f"expected {kind}, got {payload[:60]!r}: {error}") from error
     if not isinstance(operation, dict) or not isinstance(operation.get("op"), str):
-        raise ProtocolError(f"expected an object with the text 'op', got {str(operation)[:60]!r}")
+        raise ProtocolError(f"expected an object with the text 'op', got {brief(operation)}")
     return operation
+
+
+def brief(value: object) -> str:
+    """Return how `value` looks, cut to 60 characters; whatever a peer sent can be shown."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an integer of 5000 digits; a thousand lists in lists
+        return f"a {type(value).__name__} that is too long or too deep to show"
+    return text if len(text) <= 60 else text[:59] + "…"
 
 
 def _decode_cbor(payload: bytes) -> Any:

@@ -6,8 +6,8 @@ come in, joint targets go out; nothing here does I/O or reads a clock. Besides, 
 controller understands the validity and sequence that this system's loop writes into a trajectory,
 and measures what it executes, so that a test can ask what reached the robot.
 
-Legend: K knots of a spline, N samples, n = 7 arm joints; times in s on the robot's clock, angles in
-rad.
+Legend: K points of a trajectory, N updates, 7 arm joints; times in s on the robot's clock, angles
+in rad.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 import numpy as np
-import numpy.typing as npt
 
 from crane_x7_remote.rosbridge.messages import ParsedTrajectory
+from crane_x7_remote.sim_robot.spline import Array, Spline
 from crane_x7_vla_rl.robot import (
     ARM_DOF,
     ARM_JOINT_NAMES,
@@ -28,8 +28,6 @@ from crane_x7_vla_rl.robot import (
     UPPER_RAD,
     VELOCITY_RAD_S,
 )
-
-Array = npt.NDArray[np.float64]
 
 TICK_S = 1 / CONTROLLER_HZ
 REMEMBERED_SESSIONS = 64
@@ -60,48 +58,6 @@ class TrajectoryRefused(Exception):
     def __init__(self, reason: Refusal, detail: str) -> None:
         super().__init__(f"trajectory refused, {reason}: {detail}")
         self.reason = reason
-
-
-@dataclass(frozen=True, eq=False)
-class Spline:
-    """Positions over time; before the first knot and after the last one it stands still."""
-
-    time_s: Array
-    """(K,), increasing."""
-    position_rad: Array
-    """(K, n)."""
-    velocity_rad_s: Array | None = None
-    """(K, n); without it the interpolation is linear, with it cubic."""
-
-    def sample(self, times_s: Array) -> tuple[Array, Array]:
-        """Return positions and velocities (N, n) at `times_s` (N,)."""
-        last = len(self.time_s) - 1
-        if last == 0:
-            positions = np.repeat(self.position_rad, len(times_s), axis=0)
-            return positions, np.zeros_like(positions)
-        left = np.clip(np.searchsorted(self.time_s, times_s, side="right") - 1, 0, last - 1)
-        span = (self.time_s[left + 1] - self.time_s[left])[:, None]  # (N, 1)
-        share = np.clip((times_s[:, None] - self.time_s[left][:, None]) / span, 0, 1)
-        start, end = self.position_rad[left], self.position_rad[left + 1]  # (N, n)
-        if self.velocity_rad_s is None:
-            position, velocity = start + share * (end - start), (end - start) / span
-        else:
-            slopes = self.velocity_rad_s[left] * span, self.velocity_rad_s[left + 1] * span
-            position, velocity = _hermite(share, start, end, *slopes)
-            velocity = velocity / span
-        stands = (times_s < self.time_s[0]) | (times_s >= self.time_s[-1])
-        return position, np.where(stands[:, None], 0.0, velocity)
-
-
-def _hermite(
-    share: Array, start: Array, end: Array, start_slope: Array, end_slope: Array
-) -> tuple[Array, Array]:
-    """Return the cubic with these ends and slopes at `share` in 0…1, and its derivative."""
-    rise = end - start
-    quadratic = 3 * rise - 2 * start_slope - end_slope
-    cubic = start_slope + end_slope - 2 * rise
-    value = start + share * (start_slope + share * (quadratic + share * cubic))
-    return value, start_slope + share * (2 * quadratic + share * 3 * cubic)
 
 
 @dataclass(frozen=True)
@@ -168,9 +124,8 @@ class TrajectoryController:
         if tick <= self._tick:
             return self._desired
         first = max(self._tick + 1, tick - LONGEST_CATCH_UP_TICKS)
-        positions, _ = self._spline.sample(
-            np.arange(first, tick + 1, dtype=np.float64) * TICK_S
-        )  # (N, n)
+        updates = np.arange(first, tick + 1, dtype=np.float64)
+        positions = self._spline.sample(updates * TICK_S).position_rad  # (N, 7)
         self._measure(np.vstack([self._desired, positions]))
         self._tick = tick
         self._desired = positions[-1]
@@ -188,24 +143,19 @@ class TrajectoryController:
         self._violations += int(violated.any(axis=1).sum())
 
     def _checked(self, trajectory: ParsedTrajectory, now_s: float) -> Spline:
-        position, velocity = _in_arm_order(trajectory)
         offsets = np.asarray(trajectory.time_from_start_s, dtype=np.float64)
+        tables = _in_arm_order(trajectory)
         if offsets[0] < 0 or (np.diff(offsets) <= 0).any():
             raise TrajectoryRefused(
                 Refusal.TIMES, f"time_from_start is {offsets.tolist()}, expected increasing from 0"
             )
         start_s = trajectory.stamp_s if trajectory.stamp_s != 0 else now_s
         self._check_age(trajectory, start_s, float(start_s + offsets[-1]), now_s)
-        knots = start_s + offsets - self._zero_s
+        spline = Spline(start_s + offsets - self._zero_s, *tables)
         now = now_s - self._zero_s
-        if now >= knots[0]:
-            return Spline(knots, position, velocity)
-        present, present_velocity = self._spline.sample(np.array([now]))
-        return Spline(
-            np.insert(knots, 0, now),
-            np.vstack([present, position]),
-            None if velocity is None else np.vstack([present_velocity, velocity]),
-        )
+        if now >= spline.time_s[0]:
+            return spline
+        return spline.prepended(now, self._spline.sample(np.array([now])))
 
     def _check_age(
         self, trajectory: ParsedTrajectory, start_s: float, end_s: float, now_s: float
@@ -232,8 +182,9 @@ class TrajectoryController:
             self._newest_sequence.popitem(last=False)
 
 
-def _in_arm_order(trajectory: ParsedTrajectory) -> tuple[Array, Array | None]:
-    """Return positions and velocities (K, 7) in the order of ARM_JOINT_NAMES, or refuse."""
+def _in_arm_order(trajectory: ParsedTrajectory) -> list[Array]:
+    """Return positions and, where given, velocities and accelerations, (K, 7) each, in the order of
+    ARM_JOINT_NAMES; or refuse. Accelerations without velocities say nothing."""
     names = list(trajectory.joint_names)
     if sorted(names) != sorted(ARM_JOINT_NAMES):
         missing = sorted(set(ARM_JOINT_NAMES) - set(names))
@@ -248,16 +199,19 @@ def _in_arm_order(trajectory: ParsedTrajectory) -> tuple[Array, Array | None]:
     position = np.asarray(trajectory.position_rad, dtype=np.float64)
     if len(times) == 0 or position.size == 0:
         raise TrajectoryRefused(Refusal.NO_POINTS, "no points with positions")
-    velocity = trajectory.velocity_rad_s
-    tables = [position] if velocity is None else [position, np.asarray(velocity, np.float64)]
+    tables = [position]
+    for derivative in (trajectory.velocity_rad_s, trajectory.acceleration_rad_s2):
+        if derivative is None:
+            break
+        tables.append(np.asarray(derivative, dtype=np.float64))
     for table in tables:
         if table.shape != (len(times), len(names)):
             raise TrajectoryRefused(
                 Refusal.LENGTHS, f"values of shape {table.shape} for {len(names)} joints"
             )
     if not all(np.isfinite(table).all() for table in (times, *tables)):
-        raise TrajectoryRefused(Refusal.NON_FINITE, "a time, position or velocity is not finite")
-    return tables[0][:, order], None if velocity is None else tables[1][:, order]
+        raise TrajectoryRefused(Refusal.NON_FINITE, "a time or a joint's value is not finite")
+    return [table[:, order] for table in tables]
 
 
 @dataclass(frozen=True)

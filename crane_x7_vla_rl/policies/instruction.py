@@ -37,35 +37,69 @@ class NotUnderstood:
 
 
 COLOUR_WORDS: Final = {
-    "red": re.compile(r"\bred\b|赤"),
-    "green": re.compile(r"\bgreen\b|緑"),
-    "blue": re.compile(r"\bblue\b|青"),
-    "yellow": re.compile(r"\byellow\b|黄"),
+    "red": re.compile(r"\bred\b|赤|あか[いの]|レッド"),
+    "green": re.compile(r"\bgreen\b|緑|みどり|グリーン"),
+    "blue": re.compile(r"\bblue\b|青|あお[いの]|ブルー"),
+    "yellow": re.compile(r"\byellow\b|黄|きいろ|イエロー"),
 }
 _LIFT: Final = re.compile(
     r"\b(pick|picking|lift|grasp|grab|raise|take|hold|fetch|get)\b|持ち|持って|取|掴|つか|拾|上げ"
 )
 _PLACE: Final = re.compile(r"\b(place|put|set|drop|lay|move|bring)\b|置|のせ|載せ|乗せ|運")
-_PLATE: Final = re.compile(r"\b(plate|dish|saucer)\b|皿|プレート")
-_NOT: Final = re.compile(r"\b(don'?t|do not|not|never|stop)\b|ないで|するな|止ま")
+_ONTO: Final = re.compile(r"\bonto\b")
+_ON_PLATE: Final = re.compile(
+    r"\b(on|onto|in|into|to) (the |a )?(\w+ )?(plate|dish|saucer)\b"
+    r"|(皿|プレート)(の上|のうえ)?[にへ]"
+)
+_THE_CUBE: Final = re.compile(
+    r"\b(it|the (cube|block|object))\b|(^|[、。\s])(それ|キューブ|ブロック|物体)"
+)
+"""The cube that was spoken of before. "The purple cube" is none of these: it must not become one
+that the arm knows."""
+_NOT: Final = re.compile(
+    r"n't\b|\b(dont|not|never|stop|cannot|avoid)\b|ない|やめ|止め|止ま|だめ|ダメ|駄目|禁止"
+    r"|[うくぐすつぬぶむる]な(?![らのんど])"
+)
+_BESIDE: Final = re.compile(
+    r"\b(next to|besides?|near|by|behind|under|left of|right of|in front of|close to)\b"
+)
+"""What follows is there to tell a place: its colour is not that of the cube to move."""
 
 
-def parse(instruction: str) -> Task | NotUnderstood:
-    """Return the task; of several colours, the one named first is the cube to move."""
+def parse(instruction: str, before: str | None = None) -> Task | NotUnderstood:
+    """Return the task; of several colours, the one named first is the cube to move.
+
+    In Japanese it is the one that the first を follows. `before` is the colour of the task before,
+    which "it" or "the cube" means.
+    """
     text = instruction.casefold().replace("’", "'")
-    hits = {colour: words.search(text) for colour, words in COLOUR_WORDS.items()}
-    places = {colour: hit.start() for colour, hit in hits.items() if hit}
-    if not places:
-        known = ", ".join(COLOUR_WORDS)
-        return NotUnderstood(f"it names no known colour ({known})")
     if _NOT.search(text):
         return NotUnderstood("it forbids something")
-    colour = min(places, key=lambda name: places[name])
-    onto_plate = _PLATE.search(text)
-    if onto_plate and (_PLACE.search(text) or _LIFT.search(text)):
-        return Task(Verb.PLACE, colour)
-    if _PLACE.search(text):
-        return NotUnderstood("it names no place that is known (the plate)")
+    named, *elsewhere = _BESIDE.split(text, maxsplit=1)
+    onto_plate = _ON_PLATE.search(text)
+    colour = _colour(named)
+    if colour is None and _THE_CUBE.search(named) and (onto_plate or not elsewhere):
+        colour = before
+    if colour is None:
+        known = ", ".join(COLOUR_WORDS)
+        return NotUnderstood(f"it names no cube of a known colour ({known})")
+    if _PLACE.search(text) or (_ONTO.search(text) and _LIFT.search(text)):
+        if onto_plate:
+            return Task(Verb.PLACE, colour)
+        return NotUnderstood("it names no place that is known (on the plate)")
     if _LIFT.search(text):
         return Task(Verb.LIFT, colour)
     return NotUnderstood("it names nothing to do that is known (pick up, place on the plate)")
+
+
+def _colour(text: str) -> str | None:
+    """Return the colour of the cube to move: the last before the first を, else the first."""
+    hits = sorted(
+        (hit.start(), colour)
+        for colour, words in COLOUR_WORDS.items()
+        for hit in words.finditer(text)
+    )
+    of_object = [colour for place, colour in hits if place < text.find("を")]
+    if of_object:
+        return of_object[-1]
+    return hits[0][1] if hits else None

@@ -49,6 +49,8 @@ FORGET_S: Final = 1.0
 """A cube that is not seen for so long from close above it or from the lookout is forgotten."""
 LOST_FRAMES: Final = 4
 PATIENCE_S: Final = 5.0
+TIP_CLEARANCE_M: Final = 0.03
+"""From an open fingertip's middle to the centre of a cube that it must not hit."""
 LEANS_RAD: Final = (0.0, 0.25, -0.25, 0.5, -0.5)
 """Tried in this order where a tool that points straight down is out of reach."""
 
@@ -87,6 +89,7 @@ class PickPlace:
         self._scene = SceneMemory()
         self._instruction: str | None = None
         self._task: Task | NotUnderstood = NotUnderstood("none has come")
+        self._colour_before: str | None = None
         self._since_s = 0.0
         self._now_s: float | None = None
         self._said = ""
@@ -109,12 +112,16 @@ class PickPlace:
     def decide(
         self, observation: Observation, picture: Picture, wanted: Array, velocity: Array
     ) -> Goal:
-        """Return where the joints shall go now.
+        """Return where the joints shall go now; a blank picture stops the arm where it is.
 
         `wanted`, `velocity`: (8,), where the running path stands at the image's time. Raises
         ValueError for measured joints that are not finite.
         """
         self._take_in(observation, wanted, velocity)
+        if picture.is_blank():
+            self._since_s = observation.time_s  # what a phase waits for, it must see
+            self._stay("the camera's picture is blank")
+            return self._goal
         colour = self._task.colour if isinstance(self._task, Task) else None
         self._scene.see(
             picture, observation.time_s, named=colour, held=self.held, clear=self._at_lookout()
@@ -152,7 +159,9 @@ class PickPlace:
             self._since_s = observation.time_s
 
     def _take_instruction(self, instruction: str) -> None:
-        self._instruction, self._task = instruction, parse(instruction)
+        if isinstance(self._task, Task):
+            self._colour_before = self._task.colour
+        self._instruction, self._task = instruction, parse(instruction, self._colour_before)
         self._misses, self._said = 0, ""
         logger.info("instruction %r: %s", instruction, self._task)
         if self.phase is Phase.CLOSE:
@@ -394,21 +403,18 @@ class PickPlace:
         """Return along which of the cube's two directions the fingers shall close.
 
         Best is across the camera's view, which keeps the cube visible between the fingers, and
-        away from other cubes; once chosen it is kept, and after each miss it is the other one's
-        turn.
+        away from other cubes; after each miss it is the other one's turn. Once chosen it is kept.
         """
-        position = cube.sight.position_m
-        colour = self._colour()
+        turned = (cube.sight.yaw_rad, cube.sight.yaw_rad + np.pi / 2)
+        kept = self._yaw
+        if kept is not None:
+            return min(turned, key=lambda yaw: abs(float(np.sin(yaw - kept))))
+        position, colour = cube.sight.position_m, self._colour()
 
         def cost(yaw: float) -> float:
             direction = np.array([np.cos(yaw), np.sin(yaw)])
-            cost = abs(float(direction[0]))
-            for side in (-0.045, 0.045):
-                fingertip = position[:2] + side * direction
-                cost += 3 * (self._scene.clearance_m(fingertip, but=colour) < 0.03)
-            if self._yaw is not None:
-                cost += abs(np.sin(yaw - self._yaw))
-            return float(cost)
+            tips = (position[:2] + side * direction for side in (-0.045, 0.045))
+            hits = sum(self._scene.clearance_m(tip, but=colour) < TIP_CLEARANCE_M for tip in tips)
+            return abs(float(direction[0])) + 3 * hits
 
-        ranked = sorted((cube.sight.yaw_rad, cube.sight.yaw_rad + np.pi / 2), key=cost)
-        return ranked[self._misses % 2]
+        return sorted(turned, key=cost)[self._misses % 2]

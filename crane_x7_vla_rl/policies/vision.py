@@ -33,6 +33,10 @@ MAX_WIDTH: Final = 640
 MIN_BLOB_PX: Final = 40
 """At MAX_WIDTH; a cube shows 500 to 900 pixels, behind the fingers about 150."""
 
+MIN_CONTRAST: Final = 4.0
+"""Of 255, standard deviation of brightness: a picture that shows anything has more (the scene of
+the simulation about 40), one of a covered lens, with its noise, has less."""
+
 CUBE_EDGE_M: Final = 0.03
 YAWS_RAD: Final = tuple(np.deg2rad(7.5 * step) for step in range(12))
 """Tried over a quarter turn; the fingers straighten the rest."""
@@ -95,6 +99,10 @@ class Picture:
     def project(self, points_m: npt.ArrayLike) -> Array:
         """Return (…, 2) pixels of this picture for world points (…, 3)."""
         return self.camera.project(points_m, self.width, self.height)
+
+    def is_blank(self) -> bool:
+        """Whether the picture shows nothing at all: a covered lens, a camera that lost its data."""
+        return float(self._hsv[::8, ::8, 2].std()) < MIN_CONTRAST
 
     def blob(self, colour: str) -> Blob | None:
         """Return the largest patch of `colour` (one of HUES), None if there is none."""

@@ -1,0 +1,1 @@
+"""Settings → tailnet → sshd → role: what happens in a container from its start to its end."""

@@ -1,0 +1,245 @@
+"""`crane-x7-remote boot [ROLE …]`: settings → tailnet and sshd → role → one exit code.
+
+sshd does not wait for the tailnet: a login through a port of the host is how one looks at a
+tailnet that does not come up. The role waits for both. SIGTERM ends role, login, sshd and
+tailscaled in this order within STOP_BUDGET_S.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import signal
+import sys
+import time
+from collections.abc import Coroutine, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from crane_x7_remote import settings as settings_module
+from crane_x7_remote.boot import files as files_module
+from crane_x7_remote.boot import health, robot_link
+from crane_x7_remote.boot import role as role_module
+from crane_x7_remote.boot.account import Account, hand_over, role_account
+from crane_x7_remote.boot.board import Board, State
+from crane_x7_remote.boot.files import Files
+from crane_x7_remote.boot.init import become_init_if_first
+from crane_x7_remote.boot.role import Role
+from crane_x7_remote.boot.sshd import Sshd, SshdConfig
+from crane_x7_remote.boot.supervisor import Child, Service
+from crane_x7_remote.boot.tailscale import Tailscaled
+from crane_x7_remote.errors import ExitCode, RemoteError, RoleError, SettingsError
+from crane_x7_remote.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+STOP_BUDGET_S = 9.0
+"""`docker stop` kills after 10 s."""
+ROLE_SHARE_S, LOGOUT_SHARE_S, SSHD_SHARE_S = 5.0, 2.5, 0.7
+"""How much of the budget each may use; the rest is tailscaled's."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `boot`."""
+    parser.add_argument(
+        "role",
+        nargs=argparse.REMAINDER,
+        metavar="ROLE",
+        help=f"{', '.join(role_module.ROLES)} with arguments, or any command [infer if"
+        " VLA_MODEL_PATH or VLA_POLICY, and ROSBRIDGE_HOST are set; else sshd]",
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Boot, run the role and return its exit code; raises RemoteError before the role has begun."""
+    become_init_if_first()
+    plan = make_plan(args.role, settings_module.load())
+    return asyncio.run(Boot(plan).run())
+
+
+@dataclass(frozen=True)
+class Plan:
+    """All that is decided before anything is started."""
+
+    settings: Settings
+    files: Files
+    account: Account
+    role: Role
+    environ: dict[str, str]
+    """Of the role and of ssh sessions."""
+    daemon_environ: dict[str, str]
+    """Of tailscaled: without any secret."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """Public keys that may log in."""
+        both = f"{self.settings.ssh_public_key or ''}\n{self.settings.public_key or ''}"
+        return tuple(line.strip() for line in both.splitlines() if line.strip())
+
+
+def make_plan(words: Sequence[str], settings: Settings) -> Plan:
+    """Decide and check all that needs no process. Raises RemoteError."""
+    account = role_account()
+    files = files_module.prepare(settings)
+    inherited = settings_module.inherited()
+    environ = role_module.environment(inherited, settings, files, account)
+    role = role_module.resolve(role_module.choose(words, settings, files), environ)
+    secrets = settings_module.secret_variables()
+    daemon_environ = {name: value for name, value in inherited.items() if name not in secrets}
+    plan = Plan(settings, files, account, role, environ, daemon_environ)
+    folders = {"HF_HOME": settings.hf_home, "WANDB_DIR": settings.wandb_dir}
+    problems = hand_over(folders | {"BOOT_RUN_DIR": str(files.for_role)}, account)
+    if not role.argv and not plan.keys:
+        problems.append(
+            "SSH_PUBLIC_KEY is not set, and nobody could log in: set it to your public key, or give"
+            " boot a role (infer: set VLA_MODEL_PATH or VLA_POLICY, and ROSBRIDGE_HOST)"
+        )
+    if problems:
+        raise SettingsError("settings are wrong:\n" + "\n".join(f"  {line}" for line in problems))
+    return plan
+
+
+class Boot:
+    """One boot, from the first process to the last."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._board = Board(time.monotonic, time.time)
+        self._tailscaled: Tailscaled | None = None
+        self._tailnet: Service | None = None
+        self._sshd: Service | None = None
+        self._role: Child | None = None
+
+    async def run(self) -> int:
+        """Return the role's exit code; 0 if a signal came before it was started."""
+        stopped = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+            loop.add_signal_handler(number, self._on_signal, number, stopped)
+        settings = self._plan.settings
+        address = None
+        if settings.ts_enable_health_check:
+            address = settings_module.split_address(settings.ts_local_addr_port)
+        socket = files_module.status_socket(self._plan.files.run)
+        async with health.served(self._board, socket, address):
+            code, ended_with = None, 0
+            try:
+                self._prepare()
+                code = await _unless(stopped, self._live())
+            finally:
+                ended_with = await self._end()
+            return ended_with if code is None else code
+
+    def _prepare(self) -> None:
+        plan, settings = self._plan, self._plan.settings
+        self._board.set("role", "starting", "waits for tunnel and sshd")
+        if plan.role.metrics is not None:
+            self._board.set("robot", "starting", "waits for the role")
+        if settings.ts_authkey is not None:
+            name = role_module.hostname(plan.role, settings)
+            self._tailscaled = Tailscaled(settings, plan.files, name, plan.daemon_environ)
+            self._tailscaled.prepare()
+            self._tailnet = Service(self._tailscaled, self._board)
+        if plan.keys:
+            config = SshdConfig(
+                account=plan.account,
+                keys=plan.keys,
+                port=settings.ssh_port,
+                listen_address=settings.ssh_listen_address,
+                run=plan.files.run / "sshd",
+                state=plan.files.ssh_state,
+            )
+            sshd = Sshd(config, plan.environ)
+            sshd.prepare()
+            self._sshd = Service(sshd, self._board)
+
+    async def _live(self) -> int:
+        """Bring everything up, then return the role's exit code."""
+        services = [service for service in (self._tailnet, self._sshd) if service is not None]
+        await _all(service.start() for service in services)
+        keepers = [asyncio.create_task(service.keep()) for service in services]
+        if self._tailscaled is not None:
+            keepers.append(asyncio.create_task(self._tailscaled.watch(self._board)))
+        try:
+            return await self._run_role(keepers)
+        finally:
+            for keeper in keepers:
+                keeper.cancel()
+            await asyncio.gather(*keepers, return_exceptions=True)
+
+    async def _run_role(self, keepers: list[asyncio.Task[None]]) -> int:
+        plan = self._plan
+        if not plan.role.argv:
+            self._board.set("role", "up", "sshd alone, until it is told to stop")
+            await asyncio.Event().wait()
+        try:
+            self._role = await Child.start(
+                plan.role.name,
+                plan.role.argv,
+                plan.environ,
+                account=plan.account,
+                own_session=not sys.stdin.isatty(),  # a shell needs the terminal
+            )
+        except OSError as error:
+            raise RoleError(
+                f"role {plan.role.name}: {plan.role.argv[0]}: {error.strerror}"
+            ) from error
+        self._board.set("role", "up", f"{plan.role.name}, pid {self._role.pid}")
+        if plan.role.metrics is not None:
+            watch = robot_link.watch(plan.role.metrics, plan.settings, self._board)
+            keepers.append(asyncio.create_task(watch))
+        code = await self._role.wait()
+        state: State = "off" if code == 0 else "down"
+        self._board.set("role", state, f"{plan.role.name} ended with exit code {code}")
+        return code
+
+    async def _end(self) -> int:
+        """End all that runs, in order, each within its share of the budget.
+
+        Returns the role's exit code, 0 if it was never started.
+        """
+        until_s = time.monotonic() + STOP_BUDGET_S
+        code: int = ExitCode.OK
+        if self._role is not None:
+            code = await self._role.stop(time.monotonic() + ROLE_SHARE_S)
+            logger.info("role: %s ended with %d", self._role.name, code)
+        if (
+            self._tailscaled is not None
+            and self._tailscaled.is_ephemeral
+            and self._board["tunnel"].state in ("up", "down")
+        ):
+            await self._tailscaled.log_out(time.monotonic() + LOGOUT_SHARE_S)
+        if self._sshd is not None:
+            await self._sshd.stop(time.monotonic() + SSHD_SHARE_S)
+        if self._tailnet is not None:
+            await self._tailnet.stop(until_s)
+        return code
+
+    def _on_signal(self, number: int, stopped: asyncio.Event) -> None:
+        if not stopped.is_set():
+            logger.info("stopping on %s", signal.Signals(number).name)
+        stopped.set()
+
+
+async def _unless(stopped: asyncio.Event, live: Coroutine[Any, Any, int]) -> int | None:
+    """Return what `live` returns, or None if `stopped` is set first; `live` is cancelled then."""
+    living, stopping = asyncio.create_task(live), asyncio.create_task(stopped.wait())
+    try:
+        await asyncio.wait({living, stopping}, return_when=asyncio.FIRST_COMPLETED)
+        return living.result() if living.done() else None
+    finally:
+        living.cancel()
+        stopping.cancel()
+        await asyncio.gather(living, stopping, return_exceptions=True)
+
+
+async def _all(starts: Iterable[Coroutine[Any, Any, None]]) -> None:
+    """Run all at once; raises the first RemoteError, having cancelled the others."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            for start in starts:
+                group.create_task(start)
+    except BaseExceptionGroup as failed:
+        expected = [error for error in failed.exceptions if isinstance(error, RemoteError)]
+        raise (expected[0] if expected else failed) from None

@@ -1,0 +1,124 @@
+"""What a container is for: command line and settings → one command and its environment.
+
+`infer`, `train`, `sft`, `evaluate` are ours; `sshd` is no process of its own, but sshd alone; all
+else is any command. Without words: infer if the environment says what to drive with and where.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import shutil
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from crane_x7_remote.boot.account import Account
+from crane_x7_remote.boot.files import Files
+from crane_x7_remote.errors import RoleError
+from crane_x7_remote.settings import OLD_NAMES, Settings, is_loopback, split_address
+
+TRAINING = ("train", "sft", "evaluate")
+ROLES = ("infer", *TRAINING, "sshd")
+TAILNET_PREFIXES = ("100.64.0.0/10", "fd7a:115c:a1e0::/48")
+"""Addresses of a tailnet: https://tailscale.com/kb/1015/100.x-addresses."""
+NOT_FOR_ROLES = {"TS_AUTHKEY", *OLD_NAMES}
+"""Whoever has the key can join the tailnet; no role does."""
+
+
+@dataclass(frozen=True)
+class Role:
+    """A role by name; without `argv` it is sshd alone."""
+
+    name: str
+    argv: tuple[str, ...] = ()
+    metrics: Path | None = None
+    """Where the loop says how it does; None: this role is no loop."""
+
+
+def choose(words: Sequence[str], settings: Settings, files: Files) -> Role:
+    """Return the role that `words` name, or the one that the settings ask for."""
+    words = words[1:] if words[:1] == ["--"] else words
+    if not words:
+        has_policy = settings.vla_model_path is not None or settings.vla_policy is not None
+        has_robot = "rosbridge_host" in settings.model_fields_set and settings.rosbridge_host != ""
+        words = ["infer"] if has_policy and has_robot else ["sshd"]
+    name, *rest = words
+    if name == "infer":
+        metrics = _flag(rest, "--metrics")
+        if metrics is None:
+            metrics = str(files.metrics)
+            rest = ["--metrics", metrics, *rest]
+        argv = (sys.executable, "-m", "crane_x7_remote", "infer", *rest)
+        return Role(name, argv, Path(metrics))
+    if name in TRAINING:
+        return Role(name, (sys.executable, "-m", "crane_x7_vla_rl.training.cli", *words))
+    if name == "sshd" and not rest:
+        return Role(name)
+    return Role(name, tuple(words))
+
+
+def hostname(role: Role, settings: Settings) -> str:
+    """Return the name on the tailnet."""
+    if settings.ts_hostname is not None:
+        return settings.ts_hostname
+    return "crane-x7-inference" if role.name == "infer" else "crane-x7-vla-rl"
+
+
+def environment(
+    inherited: Mapping[str, str], settings: Settings, files: Files, account: Account
+) -> dict[str, str]:
+    """Return what the role and ssh sessions see: all that came, less the tailnet's key."""
+    environ = {name: value for name, value in inherited.items() if name not in NOT_FOR_ROLES}
+    environ |= account.variables
+    environ["BOOT_RUN_DIR"] = str(files.run)
+    if settings.ts_authkey is not None:
+        environ["TS_SOCKET"] = str(files.tailscale_socket)
+        proxy = rosbridge_proxy(settings)
+        if proxy is not None:
+            environ["ROSBRIDGE_PROXY"] = proxy
+    return environ
+
+
+def rosbridge_proxy(settings: Settings) -> str | None:
+    """Return the proxy by which the robot is reached through the tailnet, if it is needed."""
+    if settings.rosbridge_proxy is not None or settings.ts_socks5_server is None:
+        return settings.rosbridge_proxy
+    host = settings.rosbridge_host
+    knows_names = not settings.ts_userspace and settings.ts_accept_dns
+    if is_loopback(host) or knows_names or not _may_be_on_tailnet(host):
+        return None
+    address, port = split_address(settings.ts_socks5_server)
+    return f"socks5h://{f'[{address}]' if ':' in address else address}:{port}"
+
+
+def resolve(role: Role, environ: Mapping[str, str]) -> Role:
+    """Return the role with its program's path. Raises RoleError where there is no such program."""
+    if not role.argv:
+        return role
+    program = shutil.which(role.argv[0], path=environ.get("PATH"))
+    if program is None:
+        raise RoleError(
+            f"role {role.name!r}: no such program on PATH; expected"
+            f" {', '.join(ROLES)}, or a command"
+        )
+    return replace(role, argv=(program, *role.argv[1:]))
+
+
+def _may_be_on_tailnet(host: str) -> bool:
+    try:
+        address = ipaddress.ip_address(host.strip("[]"))
+    except ValueError:
+        return True
+    networks = (ipaddress.ip_network(prefix) for prefix in TAILNET_PREFIXES)
+    return any(address in network for network in networks)
+
+
+def _flag(words: Sequence[str], flag: str) -> str | None:
+    """Return the value of `flag`, written as `flag value` or `flag=value`."""
+    for index, word in enumerate(words):
+        if word == flag and index + 1 < len(words):
+            return words[index + 1]
+        if word.startswith(flag + "="):
+            return word.partition("=")[2]
+    return None

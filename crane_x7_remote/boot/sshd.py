@@ -1,0 +1,256 @@
+"""sshd for user vla: keys only, forwarding to localhost only, one host key per container.
+
+The host key is made at the first start and kept in the state folder; sshd reads a copy, since some
+volumes cannot keep it private. A session gets the role's environment through ~/.ssh/environment,
+the one way that leaves quotes, `$`, backticks and `#` alone and also holds for `ssh host command`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import re
+import shutil
+import socket
+import subprocess
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from crane_x7_remote.boot.account import Account
+from crane_x7_remote.boot.supervisor import Child, how_it_ended
+from crane_x7_remote.errors import RemoteError, SshdError, StateError
+
+logger = logging.getLogger(__name__)
+
+PLACES = "/usr/sbin:/usr/local/sbin:/sbin"
+"""Where sshd is if PATH does not lead to it."""
+READY_TIMEOUT_S = 10.0
+POLL_S = 0.02
+KEY_NAME = "ssh_host_ed25519_key"
+OF_THE_SESSION = {
+    "HOME", "USER", "LOGNAME", "SHELL", "MAIL", "PWD", "OLDPWD", "SHLVL", "TERM", "HOSTNAME", "_",
+    "DISPLAY", "XAUTHORITY", "SSH_AUTH_SOCK", "SSH_CLIENT", "SSH_CONNECTION", "SSH_TTY",
+    "SSH_PUBLIC_KEY", "PUBLIC_KEY",
+}  # fmt: skip
+"""What sshd sets itself, and what nobody needs in there."""
+WRITE_ENVIRONMENT = """
+umask 077 && mkdir -p "$HOME/.ssh" && cat > "$HOME/.ssh/environment.new" \
+    && mv "$HOME/.ssh/environment.new" "$HOME/.ssh/environment"
+"""
+
+
+@dataclass(frozen=True)
+class SshdConfig:
+    """Who gets in, where."""
+
+    account: Account
+    keys: tuple[str, ...]
+    """Lines of authorized_keys."""
+    port: int
+    listen_address: str | None
+    run: Path
+    """Folder for generated files, ours alone."""
+    state: Path
+    """Folder of the host key."""
+
+
+class Sshd:
+    """The daemon, for `Service`."""
+
+    part = "sshd"
+
+    def __init__(self, config: SshdConfig, environ: Mapping[str, str]) -> None:
+        """`environ` is what sessions see."""
+        self._config = config
+        self._environ = environ
+        self._program = ""
+        self._fingerprint = ""
+
+    def prepare(self) -> None:
+        """Write everything that sshd reads. Raises SshdError, StateError."""
+        config = self._config
+        self._program = _find("sshd")
+        config.run.mkdir(mode=0o755, exist_ok=True)
+        self._fingerprint = _host_key(config.state, config.run)
+        (config.run / "authorized_keys").write_text("\n".join(config.keys) + "\n")
+        names = write_environment(self._environ, config.account)
+        (config.run / "sshd_config").write_text(render(config, names))
+        if os.geteuid() == 0:
+            Path("/run/sshd").mkdir(mode=0o755, exist_ok=True)  # sshd locks itself in there
+        check = [self._program, "-t", "-f", str(config.run / "sshd_config")]
+        done = subprocess.run(check, capture_output=True, text=True, timeout=20, check=False)
+        if done.returncode != 0:
+            raise SshdError(f"sshd refuses its settings: {done.stderr.strip()}")
+
+    async def launch(self) -> Child:
+        """Start sshd. Raises SshdError if something else has its port."""
+        _check_port(self._config)
+        argv = [self._program, "-D", "-e", "-f", str(self._config.run / "sshd_config")]
+        environ = {"PATH": os.defpath}  # sessions get theirs from the file, sshd needs none
+        return await Child.start("sshd", argv, environ, log_level=logging.INFO)
+
+    async def ready(self, child: Child) -> str:
+        """Return once sshd greets. Raises SshdError."""
+        del child
+        host, port = self._config.listen_address or "127.0.0.1", self._config.port
+        try:
+            async with asyncio.timeout(READY_TIMEOUT_S):
+                while not await _greets(host, port):
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError as error:
+            raise SshdError(
+                f"sshd did not answer on {host}:{port} within {READY_TIMEOUT_S:g} s; see the log"
+            ) from error
+        return f"user {self._config.account.name}, port {port}, host key {self._fingerprint}"
+
+    def explain_end(self, code: int, last_lines: Sequence[str]) -> RemoteError:
+        """Return its last words."""
+        return SshdError(f"sshd {how_it_ended(code, last_lines)}")
+
+
+def render(config: SshdConfig, environment_names: Sequence[str]) -> str:
+    """Return sshd_config. See sshd_config(5)."""
+    listen = [f"ListenAddress {config.listen_address}"] if config.listen_address else []
+    local = "localhost:* 127.0.0.1:* [::1]:*"
+    lines = [
+        f"Port {config.port}",
+        *listen,
+        f"HostKey {config.run / KEY_NAME}",
+        "PidFile none",
+        f"AuthorizedKeysFile {config.run / 'authorized_keys'}",
+        f"AllowUsers {config.account.name}",
+        "AuthenticationMethods publickey",
+        "PubkeyAuthentication yes",
+        "PasswordAuthentication no",
+        "KbdInteractiveAuthentication no",
+        "PermitEmptyPasswords no",
+        "PermitRootLogin no",
+        "UsePAM no",
+        # It would refuse a folder below a /run that is a tmpfs, writable for all but sticky; the
+        # one file that it would look at is ours.
+        "StrictModes no",
+        "LoginGraceTime 30",
+        "X11Forwarding yes",
+        "X11UseLocalhost yes",
+        # Both directions: a robot behind a router brings its rosbridge with ssh -R.
+        "AllowTcpForwarding yes",
+        f"PermitOpen {local}",
+        f"PermitListen {local}",
+        "GatewayPorts no",
+        "AllowStreamLocalForwarding no",
+        "AllowAgentForwarding no",
+        "PermitTunnel no",
+        f"PermitUserEnvironment {','.join(environment_names) or 'no'}",
+        "Subsystem sftp internal-sftp",
+        "PrintMotd no",
+        # A dead client's forwarded port is free again after 10 s.
+        "ClientAliveInterval 5",
+        "ClientAliveCountMax 2",
+        "LogLevel INFO",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def session_environment(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    """Return what can be handed to a session, and the names of what cannot.
+
+    A line of the file ends a value, so one that holds a line break stays out.
+    """
+    wanted = {name: value for name, value in environ.items() if name not in OF_THE_SESSION}
+    fits = {
+        name: value
+        for name, value in wanted.items()
+        if re.fullmatch(r"[A-Za-z_][A-Za-z0-9_]*", name) and not re.search(r"[\n\0]", value)
+    }
+    return fits, sorted(wanted.keys() - fits.keys())
+
+
+def write_environment(environ: Mapping[str, str], account: Account) -> list[str]:
+    """Write ~/.ssh/environment as `account`, readable by it alone; return the names in it.
+
+    Raises SshdError if the home cannot be written.
+    """
+    fits, left_out = session_environment(environ)
+    if left_out:
+        logger.warning(
+            "not in ssh sessions, since they hold a line break or have an odd name: %s",
+            ", ".join(left_out),
+        )
+    text = "".join(f"{name}={value}\n" for name, value in sorted(fits.items()))
+    done = account.run(WRITE_ENVIRONMENT, stdin=text)
+    if done.returncode != 0:
+        raise SshdError(
+            f"{account.home}/.ssh/environment cannot be written by {account.name}"
+            f" ({done.stderr.strip()}); check the owner of {account.home} and its free space"
+        )
+    return sorted(fits)
+
+
+def _host_key(state: Path, run: Path) -> str:
+    """Have a host key in `state`, copy it to `run`, return its fingerprint."""
+    keygen = _find("ssh-keygen")
+    kept = state / KEY_NAME
+    if not kept.exists():
+        new = state / f".{KEY_NAME}.{os.getpid()}"
+        _keygen(keygen, "-q", "-t", "ed25519", "-N", "", "-C", "", "-f", str(new))
+        new.with_name(new.name + ".pub").replace(kept.with_name(KEY_NAME + ".pub"))
+        new.replace(kept)
+    copy = run / KEY_NAME
+    copy.unlink(missing_ok=True)
+    descriptor = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(kept.read_bytes())
+    return _keygen(keygen, "-l", "-f", str(copy)).split()[1]
+
+
+def _keygen(program: str, *words: str) -> str:
+    done = subprocess.run(
+        [program, *words],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise StateError(
+            f"ssh-keygen could not make or read the host key {words[-1]} ({done.stderr.strip()});"
+            f" free space in SSH_STATE_DIR, or delete its {KEY_NAME} for a new identity"
+        )
+    return done.stdout
+
+
+def _find(program: str) -> str:
+    found = shutil.which(program) or shutil.which(program, path=PLACES)
+    if found is None:
+        raise SshdError(f"{program} is not on PATH; install openssh-server, or use the image")
+    return found
+
+
+def _check_port(config: SshdConfig) -> None:
+    host = config.listen_address or ""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, config.port))
+        except OSError as error:
+            raise SshdError(
+                f"sshd cannot listen on {host or 'port'}:{config.port} ({error.strerror}); set"
+                " SSH_PORT to a free port, above 1023 unless boot is root"
+            ) from error
+
+
+async def _greets(host: str, port: int) -> bool:
+    try:
+        reader, writer = await asyncio.open_connection(host, port)
+    except OSError:
+        return False
+    try:
+        return (await reader.readline()).startswith(b"SSH-2.0-")
+    except ConnectionError:
+        return False
+    finally:
+        writer.close()

@@ -1,0 +1,87 @@
+"""What is said to Tailscale's programs and what they answer: settings → flags, status → words.
+
+Pure functions; the auth key never passes here, only the name of a file that holds it.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Mapping
+from typing import Any
+
+from crane_x7_remote.boot.files import Files
+from crane_x7_remote.settings import Settings, split_address
+
+NEW_KEY = (
+    "make a new key (https://login.tailscale.com/admin/settings/keys, or your own control server's)"
+    " and set TS_AUTHKEY to it"
+)
+
+
+def daemon_arguments(settings: Settings, files: Files) -> list[str]:
+    """Return the flags of tailscaled."""
+    words = [
+        f"--socket={files.tailscale_socket}",
+        f"--statedir={files.state or files.run / 'tailscale'}",
+    ]
+    if settings.ts_state_dir is None:
+        # The control server is then asked for an ephemeral node, whatever the key. A tailscaled
+        # that was killed comes back as a new machine, which a file for this start alone avoids.
+        words += ["--state=mem:"]
+    if settings.ts_userspace:
+        words += ["--tun=userspace-networking"]
+    if settings.ts_socks5_server is not None:
+        words += [f"--socks5-server={settings.ts_socks5_server}"]
+    if settings.ts_outbound_http_proxy_listen is not None:
+        words += [f"--outbound-http-proxy-listen={settings.ts_outbound_http_proxy_listen}"]
+    return words + shlex.split(settings.ts_tailscaled_extra_args)
+
+
+def listening_ports(settings: Settings) -> set[int]:
+    """Return the TCP ports that tailscaled is told to listen on."""
+    proxies = (settings.ts_socks5_server, settings.ts_outbound_http_proxy_listen)
+    ports = {split_address(address)[1] for address in proxies if address is not None}
+    return ports | {
+        int(port) for port in re.findall(r":(\d+)\b", settings.ts_tailscaled_extra_args)
+    }
+
+
+def up_arguments(settings: Settings, hostname: str, key: str | None) -> list[str]:
+    """Return the words of `tailscale up`; `key` is a reference to a file, never the key itself."""
+    words = [
+        "up",
+        "--reset",  # what an earlier start asked for does not linger
+        f"--hostname={hostname}",
+        f"--accept-dns={str(settings.ts_accept_dns).lower()}",
+        f"--timeout={settings.ts_login_timeout:g}s",
+    ]
+    if key is not None:
+        words.append(f"--auth-key={key}")
+    return words + shlex.split(settings.ts_extra_args)
+
+
+def describe(status: Mapping[str, Any]) -> str:
+    """Return name and address on the tailnet, from `tailscale status --json`."""
+    own = status.get("Self") or {}
+    name = str(own.get("DNSName", "")).rstrip(".") or own.get("HostName", "?")
+    return f"{name} ({', '.join(status.get('TailscaleIPs') or ['no address'])})"
+
+
+def trouble(status: Mapping[str, Any]) -> tuple[str, str] | None:
+    """Return what is wrong and what to do, from `tailscale status --json`; None if all is well."""
+    state = status.get("BackendState")
+    if state == "NeedsLogin":
+        return "logged out of the tailnet: " + _health(status), NEW_KEY + ", then restart"
+    if state != "Running":
+        return f"tailscaled is in state {state}: {_health(status)}", "see `tailscale status`"
+    if not (status.get("Self") or {}).get("Online", False):
+        return (
+            f"no connection to the control server: {_health(status)}",
+            "check the network of this machine; it is tried again by itself",
+        )
+    return None
+
+
+def _health(status: Mapping[str, Any]) -> str:
+    return "; ".join(status.get("Health") or ["no reason given"])

@@ -1,0 +1,25 @@
+"""A child process that ends when its parent does, however the parent ends. Linux only."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import signal
+from collections.abc import Callable
+
+PR_SET_PDEATHSIG = 1
+
+
+def die_with(parent: int) -> Callable[[], None]:
+    """Return a `preexec_fn` by which a fresh child receives SIGTERM when `parent` dies.
+
+    The thread that starts the child counts as the parent: start it from one that lives on.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+
+    def prepare() -> None:
+        libc.prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
+        if os.getppid() != parent:  # it died before the line above
+            os._exit(1)
+
+    return prepare

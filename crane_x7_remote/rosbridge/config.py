@@ -1,0 +1,73 @@
+"""What a rosbridge client is told, what it tells, and what it asks the server for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from crane_x7_remote.rosbridge import protocol
+from crane_x7_remote.rosbridge.connection import LinkConfig
+
+
+@dataclass(frozen=True)
+class ClientConfig:
+    """Where the robot is and what to take from it."""
+
+    host: str
+    port: int = 9090
+    proxy: str | None = None
+    camera_topic: str | None = "/camera/color/image_raw/compressed"
+    """None: no camera is subscribed."""
+    joint_states_topic: str | None = "/joint_states"
+    instruction_topic: str | None = "/vla/update_instruction"
+    advertise: Mapping[str, str] = field(default_factory=dict)
+    """Topic → type of what will be published."""
+    camera_throttle_ms: int | None = None
+    """Fixed throttle of the camera; None: adapted to the link."""
+    max_message_bytes: int = protocol.MAX_MESSAGE_BYTES
+
+    @property
+    def link(self) -> LinkConfig:
+        """The part that opens a connection."""
+        return LinkConfig(
+            self.host, self.port, self.proxy, max_message_bytes=self.max_message_bytes
+        )
+
+
+@dataclass(frozen=True)
+class LinkStatus:
+    """How the connection does; a snapshot."""
+
+    connected: bool
+    since_s: float
+    """When it came up or went down, on our monotonic clock."""
+    reconnects: int
+    rtt_s: float | None
+    """Round trip of the last ping."""
+    throttle_rate_ms: int
+    dropped_publishes: int
+    """Bundles that were dropped: not connected, or the one before still on its way."""
+    refused_messages: dict[str, int]
+    """Messages that came and could not be used, by kind."""
+    last_error: str | None
+    """Why the connection is down, or why it last was."""
+
+
+@dataclass(frozen=True)
+class Subscription:
+    """A topic that is asked for again on every new connection."""
+
+    id: str
+    type_name: str
+    compression: protocol.Compression = "none"
+    throttle_ms: int = 0
+
+    def request(self, topic: str, throttle_ms: int) -> protocol.Operation:
+        """Return the operation that asks for it."""
+        return protocol.subscribe(
+            topic,
+            self.type_name,
+            id=self.id,
+            throttle_rate_ms=throttle_ms,
+            compression=self.compression,
+        )

@@ -1,0 +1,200 @@
+"""What has come from the robot: slots that hold the newest alone, and what the stamps tell.
+
+Payloads go in on the network thread; frames are stored undecoded, joint states and instructions
+read. Any other thread looks at the slots. Nothing here does I/O; what is to be sent in answer, a
+new throttle for the camera, is handed to `on_throttle`.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from crane_x7_remote.rosbridge import messages, protocol
+from crane_x7_remote.rosbridge.clock import ClockOffset, Staleness
+from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
+from crane_x7_remote.rosbridge.throttle import Throttle
+
+logger = logging.getLogger(__name__)
+
+Callback = Callable[[Mapping[str, Any]], None]
+
+
+@dataclass(frozen=True)
+class Topics:
+    """What the inbox reads itself; None: not subscribed."""
+
+    camera: str | None
+    joint_states: str | None
+    instruction: str | None
+
+
+class Inbox:
+    """The newest of everything, and the robot's clock as seen from here."""
+
+    def __init__(
+        self,
+        topics: Topics,
+        max_bytes: int,
+        *,
+        adapts_throttle: bool,
+        on_throttle: Callable[[int], None],
+    ) -> None:
+        self._topics = topics
+        self._max_bytes = max_bytes
+        self._adapts_throttle = adapts_throttle
+        self._on_throttle = on_throttle
+        self._changed = threading.Condition()
+        self._frame: EncodedFrame | None = None
+        self._joints: StampedJoints | None = None
+        self._instruction: str | None = None
+        self._offset = ClockOffset()
+        self._staleness = Staleness()
+        self._throttle = Throttle()
+        self._callbacks: dict[str, Callback] = {}
+        self._refused: Counter[str] = Counter()
+        self._complaints: dict[str, str] = {}
+
+    # --- from any thread -------------------------------------------------------------------------
+
+    @property
+    def frame(self) -> EncodedFrame | None:
+        """The newest frame."""
+        return self._frame
+
+    @property
+    def joints(self) -> StampedJoints | None:
+        """The newest joint state that could be read."""
+        return self._joints
+
+    @property
+    def refused(self) -> dict[str, int]:
+        """Messages that came and could not be used, by kind."""
+        return dict(self._refused)
+
+    @property
+    def throttle_ms(self) -> int:
+        """What the link bears."""
+        return self._throttle.rate_ms
+
+    def wait_frame(self, newer_than: EncodedFrame | None, timeout_s: float) -> EncodedFrame | None:
+        """Return a frame other than `newer_than` once there is one; None after the timeout."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._frame is not newer_than, timeout_s)
+            return None if self._frame is newer_than else self._frame
+
+    def take_instruction(self) -> str | None:
+        """Return the newest instruction if it has not been taken yet."""
+        with self._changed:
+            instruction, self._instruction = self._instruction, None
+            return instruction
+
+    def age_s(self, stamp_s: float, now_s: float) -> float:
+        """Return how old a message with this stamp of the robot is."""
+        return self._offset.age_s(stamp_s, now_s)
+
+    def robot_time(self, now_s: float) -> float | None:
+        """Return the robot's clock at our `now_s`; None until a stamped message has come."""
+        return self._offset.robot_time(now_s)
+
+    def listen(self, topic: str, callback: Callback) -> None:
+        """Hand each message of `topic` to `callback`, on the network thread."""
+        self._callbacks[topic] = callback
+
+    # --- network thread --------------------------------------------------------------------------
+
+    def link_came_up(self) -> None:
+        """Begin anew: behind a new link the robot's clock may be another."""
+        self._staleness.reset()
+        self._throttle.reset_link()
+        self._offset.reset()
+
+    def take(self, payload: str | bytes, arrival_s: float) -> bool:
+        """Take in one payload; True when the connection should be made anew."""
+        try:
+            return self._dispatch(protocol.decode(payload, self._max_bytes), arrival_s)
+        except protocol.ProtocolError as error:
+            self._refuse("payload", str(error))
+        except messages.MessageError as error:
+            self._refuse("message", str(error))
+        return False
+
+    def _dispatch(self, operation: protocol.Operation, arrival_s: float) -> bool:
+        name = operation["op"]
+        if name == "status":
+            level, text = operation.get("level"), operation.get("msg")
+            told = text[:200] if isinstance(text, str) else protocol.brief(text)
+            self._complain(f"status {protocol.brief(level)}", told)
+            return False
+        if name != "publish":
+            return False
+        topic, message = operation.get("topic"), operation.get("msg")
+        topics = self._topics
+        if not isinstance(topic, str) or not isinstance(message, Mapping):
+            self._refuse("message", f"no message on topic {protocol.brief(topic)}")
+        elif topic == topics.camera:
+            return self._take_frame(message, arrival_s)
+        elif topic == topics.joint_states:
+            self._take_joints(message, arrival_s)
+        elif topic == topics.instruction:
+            self._hear_instruction(message)
+        elif topic in self._callbacks:
+            self._callbacks[topic](message)
+        else:
+            self._refuse("message", f"nothing was asked of topic {topic[:60]!r}")
+        return False
+
+    def _take_frame(self, message: Mapping[str, Any], arrival_s: float) -> bool:
+        frame = messages.frame(message, arrival_s)
+        last = self._frame
+        if last is not None and frame.stamp_s != 0 and frame.stamp_s == last.stamp_s:
+            self._refused["repeated frame"] += 1
+            return False
+        if frame.stamp_s == 0:
+            age_s = 0.0
+        else:
+            self._offset.observe(frame.stamp_s, arrival_s)
+            age_s = self._offset.age_s(frame.stamp_s, arrival_s)
+        with self._changed:
+            self._frame = frame
+            self._changed.notify_all()
+        self._complaints.pop("message", None)
+        if self._adapts_throttle and self._throttle.observe(age_s, arrival_s):
+            rate_ms = self._throttle.rate_ms
+            logger.info(
+                "camera throttled to %d ms (frames come %.0f ms late)", rate_ms, age_s * 1e3
+            )
+            self._on_throttle(rate_ms)
+        return self._staleness.observe(age_s, arrival_s)
+
+    def _take_joints(self, message: Mapping[str, Any], arrival_s: float) -> None:
+        state = messages.joint_state(message)
+        stamp_s = messages.read_stamp(message)
+        if stamp_s != 0:
+            self._offset.observe(stamp_s, arrival_s)
+        self._joints = StampedJoints(state, stamp_s, arrival_s)
+
+    def _hear_instruction(self, message: Mapping[str, Any]) -> None:
+        try:
+            text = messages.instruction(message)
+        except messages.MessageError as error:
+            self._refuse("instruction", str(error))
+            return
+        with self._changed:
+            self._instruction = text
+        self._complaints.pop("instruction", None)
+        logger.info("instruction: %s", text)
+
+    def _refuse(self, kind: str, text: str) -> None:
+        self._refused[kind] += 1
+        self._complain(kind, text)
+
+    def _complain(self, kind: str, text: str) -> None:
+        """Log once per change."""
+        if self._complaints.get(kind) != text:
+            self._complaints[kind] = text
+            logger.warning("%s from rosbridge: %s", kind, text)

@@ -1,0 +1,325 @@
+"""Which machine of the tailnet is the robot, and whether its rosbridge answers.
+
+What `tailscale status --json` prints comes in; out goes one `Peer`, or an error that names the
+machines there are and what to do. A name matches whole or not at all: `robot` is never `robot-old`.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crane_x7_remote.errors import (
+    PeerOfflineError,
+    PeerUnknownError,
+    PeerUnreachableError,
+    RemoteError,
+    SettingsError,
+    TailnetDownError,
+)
+from crane_x7_remote.rosbridge.connection import LinkConfig
+from crane_x7_remote.tunnel.probe import probe_now
+
+logger = logging.getLogger(__name__)
+
+POLL_S = 1.0
+LOOK_S = 3.0
+STATUS_TIMEOUT_S = 10.0
+Status = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One machine of the tailnet, this one or another."""
+
+    dns_name: str
+    """Its full MagicDNS name in lower case, without the last dot."""
+    host_name: str
+    """What it calls itself; two machines may share this one."""
+    addresses: tuple[str, ...]
+    is_online: bool
+    last_seen: str | None
+    """When an offline machine was last seen, ISO 8601; None: not known."""
+
+    @property
+    def name(self) -> str:
+        """The short name, unique in its tailnet."""
+        return self.dns_name.partition(".")[0]
+
+    @property
+    def address(self) -> str:
+        """The address to call where names are not resolved."""
+        return self.addresses[0]
+
+    def __str__(self) -> str:
+        if self.is_online:
+            return f"{self.name} (online)"
+        return f"{self.name} (offline{f' since {self.last_seen}' if self.last_seen else ''})"
+
+
+@dataclass(frozen=True)
+class Tailnet:
+    """What this machine knows of its tailnet."""
+
+    state: str
+    """`Running` once joined."""
+    health: tuple[str, ...]
+    own: Peer
+    peers: tuple[Peer, ...]
+    has_tun: bool
+    """Whether the kernel leads into it; else tailscaled's proxy does."""
+
+
+def read(status: Status) -> Tailnet:
+    """Return the machines in what `tailscale status --json` printed.
+
+    Raises TailnetDownError if it is no such thing.
+    """
+    try:
+        return Tailnet(
+            state=str(status["BackendState"]),
+            health=tuple(status.get("Health") or ()),
+            own=_peer(status.get("Self") or {}),
+            peers=tuple(_peer(peer) for peer in (status.get("Peer") or {}).values()),
+            has_tun=bool(status.get("TUN", True)),
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise TailnetDownError(
+            f"`tailscale status --json` came in a form that is not known here ({error!r});"
+            " check the version of tailscale"
+        ) from error
+
+
+def _peer(fields: Mapping[str, Any]) -> Peer:
+    last_seen = str(fields.get("LastSeen") or "")
+    return Peer(
+        dns_name=str(fields.get("DNSName") or fields.get("HostName") or "").rstrip(".").lower(),
+        host_name=str(fields.get("HostName") or ""),
+        addresses=tuple(fields.get("TailscaleIPs") or ()),
+        is_online=bool(fields.get("Online")) and not fields.get("Expired"),
+        last_seen=None if last_seen.startswith("0001") else last_seen or None,
+    )
+
+
+def find(tailnet: Tailnet, wanted: str) -> Peer:
+    """Return the one online machine called `wanted`: short name, full name or tailnet address.
+
+    Case does not matter, every character does. Raises TailnetDownError, PeerUnknownError or
+    PeerOfflineError, each with what there is instead.
+    """
+    if tailnet.state != "Running":
+        raise TailnetDownError(_why_down(tailnet))
+    name = wanted.rstrip(".").lower()
+    found = [peer for peer in tailnet.peers if _is_called(peer, name)]
+    if not found and _is_called(tailnet.own, name):
+        raise PeerUnknownError(
+            f"{wanted!r} is this machine itself; set ROSBRIDGE_HOST to the robot's name:"
+            f" {_known(tailnet.peers)}"
+        )
+    if not found:
+        raise PeerUnknownError(
+            f"no machine of the tailnet is called {wanted!r}; there is {_known(tailnet.peers)}."
+            " Set ROSBRIDGE_HOST to the whole name of one of them, or join the robot with"
+            f" `tailscale up --hostname={wanted}`"
+        )
+    if len(found) > 1:
+        names = ", ".join(peer.dns_name for peer in found)
+        raise PeerUnknownError(
+            f"{wanted!r} is the short name of several machines; set ROSBRIDGE_HOST to one of"
+            f" {names}"
+        )
+    if not found[0].is_online:
+        raise PeerOfflineError(_why_offline(found[0], tailnet))
+    return found[0]
+
+
+def _is_called(peer: Peer, name: str) -> bool:
+    return bool(name) and name in (peer.name, peer.dns_name, *peer.addresses)
+
+
+def _why_down(tailnet: Tailnet) -> str:
+    what = ": ".join((f"state {tailnet.state}", *tailnet.health))
+    return (
+        f"this machine is not on the tailnet ({what}); check TS_AUTHKEY, or join with"
+        " `tailscale up`"
+    )
+
+
+def _why_offline(peer: Peer, tailnet: Tailnet) -> str:
+    text = f"{peer} is not connected to the tailnet; on it, check `tailscale status`"
+    twins = [
+        other
+        for other in tailnet.peers
+        if other.is_online and other.host_name.lower() == peer.name and other is not peer
+    ]
+    if twins:  # a machine that joined anew is given another name while its old self is known
+        names = " or ".join(other.name for other in twins)
+        text += (
+            f". The machine that now calls itself {peer.name} is known as {names}: set"
+            f" ROSBRIDGE_HOST={twins[0].name}, or remove the old one in the admin console"
+        )
+    return text
+
+
+def _known(peers: Sequence[Peer]) -> str:
+    return ", ".join(str(peer) for peer in sorted(peers, key=lambda peer: peer.name)) or "none"
+
+
+@dataclass(frozen=True)
+class StatusCommand:
+    """Asks the tailscaled behind `socket`."""
+
+    socket: Path | None = None
+    """None: where tailscale looks by itself."""
+    program: str = "tailscale"
+
+    def __call__(self) -> Status:
+        """Return what `tailscale status --json` prints; raises TailnetDownError."""
+        flags: Iterable[str] = () if self.socket is None else ("--socket", str(self.socket))
+        try:
+            done = subprocess.run(
+                [self.program, *flags, "status", "--json"],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=STATUS_TIMEOUT_S,
+            )
+        except FileNotFoundError as error:
+            raise TailnetDownError(
+                f"there is no program {self.program!r}; install Tailscale, or reach the robot"
+                " through ssh with `crane-x7-remote tunnel local`"
+            ) from error
+        except subprocess.TimeoutExpired as error:
+            raise TailnetDownError(
+                f"tailscaled did not answer within {STATUS_TIMEOUT_S:g} s; restart it"
+            ) from error
+        try:
+            status: Status = json.loads(done.stdout)
+        except ValueError as error:
+            said = " ".join(done.stderr.split()) or "nothing"
+            raise TailnetDownError(
+                f"tailscaled does not answer (tailscale status said: {said}); check that it runs"
+                f" and that its socket is {self.socket or 'the usual one'} (TS_SOCKET)"
+            ) from error
+        return status
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Whom to wait for."""
+
+    name: str
+    port: int
+    proxy: str | None
+    """Leads into the tailnet; None: the kernel does."""
+    timeout_s: float
+    userspace_proxy: str | None = None
+    """The proxy to take if `proxy` is None and the kernel does not lead into the tailnet."""
+
+    def link_to(self, peer: Peer, tailnet: Tailnet) -> LinkConfig:
+        """Where its rosbridge is: through a proxy by name, else by address.
+
+        Raises SettingsError if there is no way.
+        """
+        proxy = self.proxy or (None if tailnet.has_tun else self.userspace_proxy)
+        if proxy is None and not tailnet.has_tun:
+            raise SettingsError(
+                "tailscaled runs in userspace mode, where only its proxy leads to the tailnet; set"
+                " ROSBRIDGE_PROXY to its --socks5-server, such as socks5h://127.0.0.1:1055"
+            )
+        return LinkConfig(peer.address if proxy is None else peer.dns_name, self.port, proxy)
+
+
+def wait(
+    wanted: Wanted,
+    read_status: Callable[[], Status],
+    stop: threading.Event,
+    probe: Callable[[LinkConfig], None] = probe_now,
+    clock: Callable[[], float] = time.monotonic,
+) -> LinkConfig | None:
+    """Return where the robot is once its rosbridge answers there; None if `stop` came first.
+
+    Every change of what is missing is logged. After `wanted.timeout_s` raises what is missing then:
+    TailnetDownError, PeerUnknownError, PeerOfflineError or PeerUnreachableError. At once raises
+    SettingsError where no way leads into the tailnet.
+    """
+    deadline_s = clock() + wanted.timeout_s
+    missing = ""
+    while not stop.is_set():
+        try:
+            tailnet = read(read_status())
+            peer = find(tailnet, wanted.name)
+            link = wanted.link_to(peer, tailnet)
+            probe(link)
+        except (
+            TailnetDownError,
+            PeerUnknownError,
+            PeerOfflineError,
+            PeerUnreachableError,
+        ) as error:
+            left_s = deadline_s - clock()
+            if left_s <= 0:
+                raise _gave_up(error, wanted) from error
+            if str(error) != missing:
+                missing = str(error)
+                logger.info("waiting for %s: %s", wanted.name, missing)
+            stop.wait(min(POLL_S, left_s))
+        else:
+            logger.info("%s is online, and its rosbridge answers on port %d", peer, wanted.port)
+            return link
+    return None
+
+
+def _gave_up(error: RemoteError, wanted: Wanted) -> RemoteError:
+    return type(error)(
+        f"gave up on {wanted.name}:{wanted.port} after PEER_WAIT_TIMEOUT = {wanted.timeout_s:g} s:"
+        f" {error}"
+    )
+
+
+class Lookout:
+    """Asks the tailnet why a robot cannot be reached that is not waited for with `wait`."""
+
+    def __init__(
+        self,
+        name: str,
+        read_status: Callable[[], Status],
+        must_be_peer: bool,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """`must_be_peer`: whether `name` is looked for on the tailnet alone, not in the DNS too."""
+        self._name = name
+        self._read_status = read_status
+        self._must_be_peer = must_be_peer
+        self._clock = clock
+        self._next_look_s = clock() + LOOK_S
+        self._said = ""
+
+    def explain(self, error: PeerUnreachableError) -> RemoteError:
+        """Return what the tailnet knows about it, or else `error`."""
+        try:
+            find(read(self._read_status()), self._name)
+        except PeerOfflineError as known:
+            return PeerOfflineError(f"{known} ({error})")
+        except PeerUnknownError as known:
+            return PeerUnknownError(f"{known} ({error})") if self._must_be_peer else error
+        except TailnetDownError as down:
+            logger.debug("the tailnet was asked about %s: %s", self._name, down)
+        return error
+
+    def look(self, error: PeerUnreachableError) -> None:
+        """Log what the tailnet knows, now and then, one line per change."""
+        if self._clock() < self._next_look_s:
+            return
+        self._next_look_s = self._clock() + LOOK_S
+        known = self.explain(error)
+        if known is not error and type(known).__name__ != self._said:
+            self._said = type(known).__name__
+            logger.warning("waiting: %s", known)

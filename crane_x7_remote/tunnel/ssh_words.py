@@ -1,0 +1,234 @@
+"""What OpenSSH's client is told and what it tells: its command line and its complaints. No I/O."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import Enum
+from pathlib import Path
+from typing import Literal
+
+from crane_x7_remote.errors import (
+    ForwardRefusedError,
+    RemoteError,
+    SshAuthError,
+    SshHostKeyError,
+    SshUnreachableError,
+)
+from crane_x7_remote.tunnel.forward import LISTEN_HOST
+
+ALIVE_INTERVAL_S, ALIVE_COUNT = 2, 3
+"""A connection that is silent for 6 s is given up: later than the loop gives up its own link, so
+that a short disturbance costs no new login."""
+CONNECT_TIMEOUT_S = 10
+
+
+@dataclass(frozen=True)
+class SshConfig:
+    """One tunnel."""
+
+    direction: Literal["local", "remote"]
+    """local: rosbridge is at the other end (ssh -L); remote: it is on this side (ssh -R)."""
+    destination: str
+    """user@host, or a name of ~/.ssh/config."""
+    port: int
+    """Port of 127.0.0.1 to open: on this machine (local) or at the other end (remote)."""
+    rosbridge_host: str = "127.0.0.1"
+    """Where rosbridge is, seen from the machine beside the robot."""
+    rosbridge_port: int = 9090
+    ssh_port: int | None = None
+    """None: what ~/.ssh/config says, else 22."""
+    identity: Path | None = None
+    """Private key; None: whichever ssh finds by itself."""
+    known_hosts: Path | None = None
+    """Where host keys are kept; None: the user's own file."""
+    timeout_s: float = 300.0
+    """How long the first success may take."""
+    program: str = "ssh"
+
+    @property
+    def opened(self) -> str:
+        """The port that the tunnel opens, in words."""
+        where = "here" if self.direction == "local" else f"at {self.destination}"
+        return f"{LISTEN_HOST}:{self.port} {where}"
+
+    @property
+    def rosbridge(self) -> str:
+        """Where rosbridge should answer, in words."""
+        where = f"at {self.destination}" if self.direction == "local" else "here"
+        return f"{self.rosbridge_host}:{self.rosbridge_port} {where}"
+
+
+IDLE_COMMAND = "exec cat"
+"""Runs over there until its input ends, with the connection at the latest. Without any command sshd
+leaves Nagle's algorithm on, and the last bytes of a picture wait for an acknowledgement: measured,
+a quarter of the frames came 40 ms late."""
+
+
+def arguments(config: SshConfig, probe_port: int, with_session: bool = True) -> list[str]:
+    """Return the command line; its standard input must be held open.
+
+    With `remote`, `probe_port` here leads to the port over there, and so back to rosbridge.
+    `with_session` False is for accounts that may run no command.
+    """
+    options = {
+        "BatchMode": "yes",  # nobody is there to answer
+        "ExitOnForwardFailure": "yes",
+        "ServerAliveInterval": str(ALIVE_INTERVAL_S),
+        "ServerAliveCountMax": str(ALIVE_COUNT),
+        "ConnectTimeout": str(CONNECT_TIMEOUT_S),
+        "StrictHostKeyChecking": "accept-new",
+        "GatewayPorts": "no",
+        "ControlMaster": "no",
+        "ControlPath": "none",
+        "ForwardAgent": "no",
+        "ForwardX11": "no",
+        "Compression": "no",  # pictures are compressed already
+        "RemoteCommand": "none",
+        "LogLevel": "VERBOSE",  # tells of the login
+    }
+    if config.known_hosts is not None:
+        options["UserKnownHostsFile"] = str(config.known_hosts)
+    if config.identity is not None:
+        options |= {"IdentityFile": str(config.identity), "IdentitiesOnly": "yes"}
+    words = [config.program, "-T"] if with_session else [config.program, "-T", "-N"]
+    for name, value in options.items():
+        words += ["-o", f"{name}={value}"]
+    if config.ssh_port is not None:
+        words += ["-p", str(config.ssh_port)]
+    host = f"[{config.rosbridge_host}]" if ":" in config.rosbridge_host else config.rosbridge_host
+    opened, rosbridge = f"{LISTEN_HOST}:{config.port}", f"{host}:{config.rosbridge_port}"
+    if config.direction == "local":
+        words += ["-L", f"{opened}:{rosbridge}"]
+    else:
+        words += ["-R", f"{opened}:{rosbridge}", "-L", f"{LISTEN_HOST}:{probe_port}:{opened}"]
+    words += ["--", config.destination]
+    return [*words, IDLE_COMMAND] if with_session else words
+
+
+LOGGED_IN = re.compile(r"^Authenticated to ")
+PROHIBITED = re.compile(r"open failed: administratively prohibited")
+NO_SESSION = re.compile(r"exec request failed|shell request failed|session: .*open failed")
+NOTHING_BEHIND = re.compile(r"open failed: connect failed: (.*)|connect_to (.* port \d+: failed)")
+
+
+class Patience(Enum):
+    """Whether trying again makes sense."""
+
+    NONE = "it cannot mend itself"
+    IF_IT_EVER_WORKED = "wrong from the start, or a passing state of the other end"
+    ALWAYS = "may pass"
+
+
+@dataclass(frozen=True)
+class Complaint:
+    """Why there is no tunnel."""
+
+    kind: type[RemoteError]
+    text: str
+    patience: Patience = Patience.ALWAYS
+
+
+Wording = Callable[[SshConfig, "re.Match[str]"], str]
+
+
+def _host_key(config: SshConfig, found: re.Match[str]) -> str:
+    del found
+    file = "" if config.known_hosts is None else f" -f {config.known_hosts}"
+    host = config.destination.rpartition("@")[2]
+    name = host if config.ssh_port is None else f"[{host}]:{config.ssh_port}"
+    return (
+        "its host key is not the one that is known: it was set up anew, or somebody stands in"
+        f" between. If it is new, forget the old key with `ssh-keygen -R '{name}'{file}`"
+    )
+
+
+def _auth(config: SshConfig, found: re.Match[str]) -> str:
+    key = "the keys of ~/.ssh and of the agent" if config.identity is None else config.identity
+    return (
+        f"sshd refused the login ({found[0]}); tried {key}. Check the user's name, that the public"
+        " key is in authorized_keys there (SSH_PUBLIC_KEY in our image), and that the private key"
+        " has mode 600 and no passphrase, or is in the agent"
+    )
+
+
+def _port_here(config: SshConfig, found: re.Match[str]) -> str:
+    return f"cannot open {config.opened} ({found[0]}); end what holds it, or choose another port"
+
+
+def _port_there(config: SshConfig, found: re.Match[str]) -> str:
+    del found
+    return (
+        f"sshd does not open {config.opened}: something holds the port, maybe a former tunnel whose"
+        " end sshd has not noticed yet, or AllowTcpForwarding or PermitListen of sshd_config"
+        " forbids it"
+    )
+
+
+def _forbidden(config: SshConfig, found: re.Match[str]) -> str:
+    del found
+    return (
+        f"sshd forbids connections to {config.rosbridge}; allow them with AllowTcpForwarding and"
+        " PermitOpen in its sshd_config"
+    )
+
+
+_UNREACHABLE, _REFUSED = SshUnreachableError, ForwardRefusedError
+_FINAL, _AT_FIRST, _MAY_PASS = Patience.NONE, Patience.IF_IT_EVER_WORKED, Patience.ALWAYS
+_TABLE: list[tuple[str, type[RemoteError], Patience, Wording | str]] = [
+    (
+        r"Host key verification failed|REMOTE HOST IDENTIFICATION HAS CHANGED",
+        *(SshHostKeyError, _FINAL, _host_key),
+    ),
+    (
+        r"bind \[?.*: .*|.*cannot listen to port.*|Could not request local forwarding",
+        *(_REFUSED, _AT_FIRST, _port_here),
+    ),
+    (r"remote port forwarding failed", _REFUSED, _MAY_PASS, _port_there),
+    (
+        r"[^\n]*Permission denied[^\n]*|Too many authentication failures",
+        *(SshAuthError, _AT_FIRST, _auth),
+    ),
+    (PROHIBITED.pattern, _REFUSED, _AT_FIRST, _forbidden),
+    (
+        r"Could not resolve hostname (\S+?):",
+        *(_UNREACHABLE, _MAY_PASS, "host name {0} is unknown; check it and the DNS"),
+    ),
+    (
+        r"^ssh: connect to host .* port (\d+): Connection refused",
+        *(_UNREACHABLE, _MAY_PASS, "nothing listens on port {0}; check that sshd runs, and where"),
+    ),
+    (
+        r"^ssh: connect to host .*: (.*)|(Connection timed out during banner exchange)",
+        *(_UNREACHABLE, _MAY_PASS, "no connection ({0}); check address, port and firewall"),
+    ),
+    (
+        r"Timeout, server .* not responding",
+        *(_UNREACHABLE, _MAY_PASS, "the connection went silent; check the network"),
+    ),
+    (
+        r"[^\n]*(?:closed by|reset by|Broken pipe|kex_exchange_identification)[^\n]*",
+        *(_UNREACHABLE, _MAY_PASS, "the connection broke ({match}); check that sshd runs"),
+    ),
+    (
+        r"[^\n]*(?:Bad configuration option|Bad (?:local|remote) forwarding|command-line:)[^\n]*",
+        *(_UNREACHABLE, _FINAL, "ssh does not understand its command line ({match})"),
+    ),
+]
+"""Pattern of what ssh says → error, whether to try again, and wording; the first that fits."""
+
+
+def complaint(lines: Sequence[str], config: SshConfig) -> Complaint:
+    """Return what the last lines of a client that ended mean."""
+    said = "\n".join(lines)
+    for pattern, kind, patience, wording in _TABLE:
+        if found := re.search(pattern, said, re.MULTILINE):
+            if isinstance(wording, str):
+                groups = [group for group in found.groups() if group is not None]
+                text = wording.format(*groups, match=found[0].strip())
+            else:
+                text = wording(config, found)
+            return Complaint(kind, text, patience)
+    last = lines[-1] if lines else "nothing"
+    return Complaint(SshUnreachableError, f"ssh ended; the last it said: {last}")
