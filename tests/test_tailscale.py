@@ -79,7 +79,7 @@ def tools(request: pytest.FixtureRequest) -> Path:
     try:
         return workshop.tools
     except MissingToolsError as error:
-        pytest.skip(str(error))
+        pytest.skip(str(error))  # the Go proxy could not be reached: said in the summary
 
 
 @pytest.fixture

@@ -43,7 +43,7 @@ def tools(request: pytest.FixtureRequest) -> Path:
         try:
             return Path(workshop.tools)
         except MissingToolsError as error:
-            pytest.skip(str(error))
+            pytest.skip(str(error))  # the Go proxy could not be reached: said in the summary
 
 
 @pytest.fixture(scope="module")
