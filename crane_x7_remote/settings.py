@@ -75,6 +75,11 @@ class Settings(BaseSettings):
     """Trajectories per second, Hz."""
     vla_unnorm_key: str = "crane_x7"
     """Key of the statistics that turn the model's outputs into radians."""
+    vla_center_crop: Annotated[bool | None, EmptyIsNone] = None
+    """Crop images to the centre's 90 % as after training with random crops; unset: as the \
+checkpoint says, else no."""
+    vla_chunk_steps: Annotated[int | None, Field(ge=1, le=100), EmptyIsNone] = None
+    """Steps that an OpenVLA-OFT checkpoint predicts at once, as it was trained: 8 for LIBERO's."""
     hf_token: Annotated[SecretStr | None, EmptyIsNone] = None
     """Token for private models on the Hugging Face Hub."""
 
@@ -248,7 +253,7 @@ def add_flags(parser: argparse.ArgumentParser, fields: Iterable[str]) -> None:
         default = "unset" if field.default is None else repr(field.default)
         help_text = f"{field.description} [{name.upper()}, default {default}]".replace("%", "%%")
         flags = ("--" + name.replace("_", "-"), *ALIASES.get(name, ()))
-        if field.annotation is bool:
+        if field.annotation in (bool, bool | None):
             parser.add_argument(
                 *flags,
                 dest=name,

@@ -117,9 +117,9 @@ def find_statistics(
     if key not in norm_stats:
         known = sorted(norm_stats)
         near = difflib.get_close_matches(key, known, 1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
+        hint = f"did you mean {near[0]!r}? " if near else ""
         raise StatisticsError(
-            f"{source}: key {key!r} is unknown{hint} Known: {', '.join(known) or 'none'}"
+            f"{source}: key {key!r} is unknown; {hint}known: {', '.join(known) or 'none'}"
         )
     entry = norm_stats[key]
     found = entry.get(kind) if isinstance(entry, Mapping) else None

@@ -69,7 +69,7 @@ def test_a_span_of_nothing_normalises_to_the_middle() -> None:
 
 
 def test_an_unknown_key_lists_the_known_ones(model: OpenVLA) -> None:
-    said = "key 'crane_x8' is unknown; did you mean 'crane_x7'.* Known: bridge_orig, crane_x7"
+    said = "key 'crane_x8' is unknown; did you mean 'crane_x7'.* known: bridge_orig, crane_x7"
     with pytest.raises(StatisticsError, match=said):
         model.decode_actions(rig.tokens("crane_x7"), "crane_x8")
 

@@ -18,9 +18,10 @@ for package in ("safetensors", "tokenizers"):
     pytest.importorskip(package, reason="needs the train extra")
 
 from crane_x7_vla_rl.kinematics import UnreachableError, tool_frame  # noqa: E402
-from crane_x7_vla_rl.policies.base import PolicyLoadError, load_policy  # noqa: E402
+from crane_x7_vla_rl.policies.base import ModelOptions, PolicyLoadError, load_policy  # noqa: E402
 from crane_x7_vla_rl.policies.openvla import OpenVLA, builder, loading  # noqa: E402
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError  # noqa: E402
+from crane_x7_vla_rl.policies.openvla.image import pixel_values  # noqa: E402
 from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy  # noqa: E402
 from crane_x7_vla_rl.policies.openvla.tokenizer import PromptTokenizer  # noqa: E402
 from crane_x7_vla_rl.prompt import prompt  # noqa: E402
@@ -56,8 +57,9 @@ def _observe(instruction: str = RED, seed: int = 0, joints: np.ndarray = HOME_RA
     return Observation(image, JointState(joints, np.zeros(8)), instruction, 0.0)
 
 
-def _policy(folder: Path, key: str = "crane_x7") -> OpenVLAPolicy:
-    policy = load_policy("openvla", model_path=str(folder), unnorm_key=key)
+def _policy(folder: Path, key: str = "crane_x7", crop: bool | None = None) -> OpenVLAPolicy:
+    options = ModelOptions(str(folder), unnorm_key=key, center_crop=crop)
+    policy = load_policy("openvla", options)
     assert isinstance(policy, OpenVLAPolicy)
     return policy
 
@@ -118,6 +120,52 @@ def test_a_batch_gets_the_answers_of_each_alone(fixture: Path) -> None:
     assert len({chunk.position_rad.tobytes() for chunk in together}) > 1
 
 
+@pytest.mark.parametrize(
+    ("recorded", "asked", "cropped"),
+    [
+        (None, None, False),
+        (True, None, True),
+        (False, None, False),
+        (True, False, False),
+        (None, True, True),
+    ],
+)
+def test_the_centre_is_cropped_as_asked_for_or_else_as_recorded(
+    fixture: Path, tmp_path: Path, recorded: bool | None, asked: bool | None, cropped: bool
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(fixture, folder)
+    if recorded is not None:
+        _record(folder, recorded)
+    seen = []
+    policy = _policy(folder, crop=asked)
+    policy._model.vision_backbone.register_forward_pre_hook(
+        lambda _, inputs: seen.append(inputs[0].clone())
+    )
+    observation = _observe()
+    policy.predict([observation])
+    pixels = pixel_values(
+        [observation.image], device=torch.device("cpu"), dtype=torch.float32, crop=cropped
+    )
+    assert torch.equal(seen[0], pixels)
+
+
+def _record(folder: Path, value: object) -> None:
+    path = folder / "preprocessor_config.json"
+    raw = json.loads(path.read_text())
+    path.write_text(json.dumps(raw | {"center_crop": value}))
+
+
+def test_a_crop_that_is_recorded_as_neither_true_nor_false_is_refused(
+    fixture: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "model"
+    shutil.copytree(fixture, folder)
+    _record(folder, "yes")
+    with pytest.raises(CheckpointError, match="center_crop is 'yes', expected true or false"):
+        _policy(folder)
+
+
 # Choosing and refusing
 
 
@@ -134,7 +182,7 @@ def test_statistics_with_other_dimensions_are_refused(fixture: Path, dimensions:
     action = {"q01": [0.0] * dimensions, "q99": [1.0] * dimensions}
     loaded.model.norm_stats["other"] = {"action": action}
     with pytest.raises(CheckpointError, match=f"have {dimensions} dimensions, expected 8"):
-        OpenVLAPolicy(loaded, "other")
+        OpenVLAPolicy(loaded, ModelOptions(unnorm_key="other"))
 
 
 def test_a_checkpoint_without_a_tokenizer_is_refused() -> None:
@@ -145,7 +193,7 @@ def test_a_checkpoint_without_a_tokenizer_is_refused() -> None:
 @pytest.mark.parametrize("device", ["cuda:63", "gpu", "tpu:0:1"])
 def test_a_device_that_is_not_there_is_named_with_the_remedy(tiny: Path, device: str) -> None:
     with pytest.raises(CheckpointError, match=f"VLA_DEVICE={device}"):
-        load_policy("openvla", model_path=str(tiny), device=device)
+        load_policy("openvla", ModelOptions(str(tiny), device))
 
 
 def test_openvla_without_a_model_says_what_to_set() -> None:

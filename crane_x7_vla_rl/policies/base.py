@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -33,33 +34,40 @@ class Policy(Protocol):
         ...
 
 
-def load_policy(
-    name: str,
-    *,
-    model_path: str | None = None,
-    device: str = "cpu",
-    unnorm_key: str = DEFAULT_UNNORM_KEY,
-    token: str | None = None,
-) -> Policy:
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model a policy with weights loads, and what its files may not say."""
+
+    path: str | None = None
+    """Local folder or Hub id."""
+    device: str = "cpu"
+    """Torch device."""
+    unnorm_key: str = DEFAULT_UNNORM_KEY
+    """Names the statistics that turn outputs into radians."""
+    token: str | None = None
+    """For private models on the Hub."""
+    center_crop: bool | None = None
+    """Whether training used random crops; None: as the checkpoint says, else no."""
+    chunk_steps: int | None = None
+    """Steps that an OpenVLA-OFT checkpoint predicts at once."""
+
+
+def load_policy(name: str, options: ModelOptions | None = None) -> Policy:
     """Make the policy called `name` (one of POLICY_NAMES) ready to predict.
 
-    For policies with weights: `model_path` is a local folder or a Hub id, `device` a torch device,
-    `unnorm_key` names the statistics that turn outputs into radians, `token` is for private models
-    on the Hub. Raises PolicyLoadError.
+    `options` matter to policies with weights alone. Raises PolicyLoadError.
     """
     if name == "color-servo":
         from crane_x7_vla_rl.policies.color_servo import ColorServo
 
         return ColorServo()
     if name == "openvla":
-        return _load_openvla(model_path, device, unnorm_key, token)
+        return _load_openvla(options or ModelOptions())
     raise PolicyLoadError(f"policy {name!r} is unknown; known: {', '.join(POLICY_NAMES)}")
 
 
-def _load_openvla(
-    model_path: str | None, device: str, unnorm_key: str, token: str | None
-) -> Policy:
-    if model_path is None:
+def _load_openvla(options: ModelOptions) -> Policy:
+    if options.path is None:
         raise PolicyLoadError(
             "policy 'openvla' needs a model: set VLA_MODEL_PATH to a folder or to a Hub id"
         )
@@ -69,7 +77,7 @@ def _load_openvla(
         raise PolicyLoadError(
             f"policy 'openvla' needs the package {error.name}: pip install 'crane-x7-remote[train]'"
         ) from error
-    return policy.load(model_path, unnorm_key=unnorm_key, device=device, token=token)
+    return policy.load(options)
 
 
 def has_random_weights(model_path: str) -> bool:

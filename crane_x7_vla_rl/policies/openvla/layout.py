@@ -24,6 +24,9 @@ logger = logging.getLogger(__name__)
 CONFIG: Final = "config.json"
 STATISTICS: Final = "dataset_statistics.json"
 TOKENIZER: Final = "tokenizer.json"
+PREPROCESSOR: Final = "preprocessor_config.json"
+CENTER_CROP: Final = "center_crop"
+"""Our own key in it: training used random crops, so the policy must see the centre alone."""
 ADAPTER_FOLDERS: Final = ("lora_adapters", "lora_adapter")
 
 
@@ -91,6 +94,15 @@ def _base_of(adapter: Adapter, token: str | None) -> Path:
     if not has_weights(base):
         raise CheckpointError(f"{source}: its base {base} is no whole model of its own")
     return base
+
+
+def center_crop(layout: Layout) -> bool:
+    """Return whether training used random crops, as the nearest preprocessor_config.json says."""
+    path = layout.first(PREPROCESSOR)
+    wanted = False if path is None else read_json(path).get(CENTER_CROP, False)
+    if not isinstance(wanted, bool):
+        raise CheckpointError(f"{path}: {CENTER_CROP} is {wanted!r}, expected true or false")
+    return wanted
 
 
 def norm_stats(layout: Layout) -> dict[str, Any]:

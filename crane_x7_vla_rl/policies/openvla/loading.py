@@ -66,6 +66,7 @@ def load(
     config = OpenVLAConfig.from_dict(raw, str(found.base / layout.CONFIG))
     with torch.device("meta"):
         model = OpenVLA(config, layout.norm_stats(found))
+    model.crop = layout.center_crop(found)
     _fill(
         model, stored_tensors(found.base), found.adapter, adapter_use, torch.device(device), dtype
     )

@@ -47,7 +47,8 @@ class OpenVLA(nn.Module):
         self.config = config
         self.norm_stats = dict(norm_stats or {})
         self.crop = False
-        """Whether `preprocess` crops the centre: as fine-tuning with random crops wants it."""
+        """Whether `preprocess` crops the centre, as fine-tuning with random crops wants it; loading
+        sets it to what the checkpoint says."""
         self.vision_backbone = VisionBackbone(config.dinov2, config.siglip)
         self.projector = Projector(config.vision_dim, config.text.hidden_size)
         self.language_model = Llama(config.text)

@@ -15,10 +15,11 @@ import torch
 from torch import Tensor, nn
 
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
-from crane_x7_vla_rl.policies.openvla.loading import load
+from crane_x7_vla_rl.policies.openvla.loading import Loaded, load
 from crane_x7_vla_rl.policies.openvla.oft import LIBERO, ChunkSettings, OpenVLAOft
 from crane_x7_vla_rl.policies.openvla.oft_heads import ActionHead, ProprioProjector
 
+HEAD: Final = "action_head"
 UNSUPPORTED: Final = {
     "vision_backbone": "FiLM conditioning",
     "noisy_action_projector": "the diffusion head",
@@ -36,14 +37,23 @@ def load_oft(
     dtype: torch.dtype = torch.float32,
 ) -> OpenVLAOft:
     """Return the policy, ready to predict; raises CheckpointError, which names file and key."""
-    loaded = load(path_or_repo_id, device=device, dtype=dtype)
+    return with_heads(load(path_or_repo_id, device=device, dtype=dtype), settings)
+
+
+def is_oft(folder: Path) -> bool:
+    """Return whether an action head lies in the folder: its tokens would mean nothing."""
+    return any(folder.glob(f"{HEAD}--*_checkpoint.pt"))
+
+
+def with_heads(loaded: Loaded, settings: ChunkSettings) -> OpenVLAOft:
+    """Return a loaded base with the heads beside it; raises CheckpointError."""
     folder, hidden = loaded.layout.folder, loaded.model.config.text.hidden_size
     for kind, what in UNSUPPORTED.items():
         if found := _file(folder, kind):
             raise CheckpointError(f"{found}: {what} is not implemented, expected an L1 head alone")
-    path = _file(folder, "action_head")
+    path = _file(folder, HEAD)
     if path is None:
-        raise CheckpointError(f"{folder} holds no action_head--<step>_checkpoint.pt")
+        raise CheckpointError(f"{folder} holds no {HEAD}--<step>_checkpoint.pt")
     weights = _read(path)
     head = ActionHead(hidden, len(_get(weights, "model.fc2.bias", path)))
     _fill(head, weights, path)
@@ -52,8 +62,9 @@ def load_oft(
         weights = _read(path)
         proprio = ProprioProjector(_get(weights, "fc1.weight", path).shape[1], hidden)
         _fill(proprio, weights, path)
+    like = loaded.model.projector.fc3.bias
     policy = OpenVLAOft(loaded.model, head, proprio, settings)
-    return policy.to(device=device, dtype=dtype).eval()
+    return policy.to(device=like.device, dtype=like.dtype).eval()
 
 
 def _file(folder: Path, kind: str) -> Path | None:
