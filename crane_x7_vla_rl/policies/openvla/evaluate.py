@@ -52,7 +52,7 @@ def evaluate(
 ) -> Evaluation:
     """Return the figures for `action_tokens` (B, D), ids 31744…31999, at `temperature`.
 
-    `images` are pixels (B, 6·I, 224, 224) or patches (B, I·256, H) from `encode`, worth keeping
+    `images` are pixels (B, 6·I, S, S) or patches (B, I·N, H) from `encode`, worth keeping
     where vision is frozen; `instructions` are B 1-D tensors of prompt ids. Raises PromptError,
     ActionTokenError, ImageError, and ValueError for a temperature that is not above 0.
     """
