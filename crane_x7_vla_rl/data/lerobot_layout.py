@@ -1,4 +1,4 @@
-"""Where things lie in a LeRobotDataset v3, what its tables hold, and how a file gets there whole.
+"""Where things lie in a LeRobotDataset v3, and what its tables hold.
 
 One group of episodes is one file of frames (parquet), one video and one file of episode rows, all
 with the same number. `meta/info.json` is replaced last: what it does not count is not there yet.
@@ -7,9 +7,7 @@ Layout read in, and tested against, lerobot 0.6.1 (`lerobot/datasets/utils.py`).
 
 from __future__ import annotations
 
-import json
-import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -18,6 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from crane_x7_vla_rl.data.episode import DataError
+from crane_x7_vla_rl.data.files import write_whole
 from crane_x7_vla_rl.robot import DOF, JOINT_NAMES
 
 VERSION: Final = "v3.0"
@@ -33,8 +32,6 @@ VIDEO_PATH: Final = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index
 EPISODES_PATH: Final = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 STAGING: Final = ".staging"
 """Episodes that are safe on disk and wait for their group; no reader looks here."""
-PARTIAL: Final = ".partial"
-"""Ending of what is still being written; never matches a reader's pattern."""
 
 _JOINTS = pa.list_(pa.float32(), DOF)
 FRAME_SCHEMA: Final = pa.schema(
@@ -132,19 +129,6 @@ def json_number(value: float) -> float | int:
     return int(value) if float(value).is_integer() else float(value)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """Return the object in a JSON file; raises DataError that names the file."""
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such file; is this a LeRobotDataset v3?") from error
-    except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
-    if not isinstance(content, dict):
-        raise DataError(f"{path}: holds {type(content).__name__}, expected an object")
-    return content
-
-
 def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     """Return the columns of a parquet file; raises DataError that names the file."""
     try:
@@ -163,39 +147,6 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
     return table
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
-    """Call `write` on a temporary neighbour, then put it in `path`'s place; never half a file."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + PARTIAL)
-    try:
-        write(partial)
-        sync(partial)
-        partial.replace(path)
-    except BaseException:
-        partial.unlink(missing_ok=True)
-        raise
-    sync(path.parent)
-
-
-def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Replace the JSON file at `path`."""
-    text = json.dumps(content, indent=4, ensure_ascii=False) + "\n"
-    write_whole(path, lambda partial: _write_text(partial, text))
-
-
 def write_table(path: Path, table: pa.Table) -> None:
     """Replace the parquet file at `path`."""
     write_whole(path, lambda partial: pq.write_table(table, partial, compression="snappy"))
-
-
-def sync(path: Path) -> None:
-    """Wait until the file, or the names in the folder, are on the disk."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _write_text(path: Path, text: str) -> None:
-    path.write_text(text, encoding="utf-8")

@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from crane_x7_vla_rl.data import lerobot_layout as layout
 from crane_x7_vla_rl.data.episode import DataError
+from crane_x7_vla_rl.data.files import PARTIAL, read_json
 from crane_x7_vla_rl.data.lerobot_stats import NAMES, Stats, combine
 
 OURS: Final = ("success", "seed", "source")
@@ -70,7 +71,7 @@ def read_published(folder: Path, features: Mapping[str, Any], fps: float) -> Pub
     """Return what the folder holds, nothing if it is new; raises DataError if it cannot go on."""
     if not (folder / layout.INFO).exists():
         return Published()
-    info = layout.read_json(folder / layout.INFO)
+    info = read_json(folder / layout.INFO)
     for name, expected in (("codebase_version", layout.VERSION), ("fps", fps)):
         if info.get(name) != expected:
             raise DataError(
@@ -99,7 +100,7 @@ def read_published(folder: Path, features: Mapping[str, Any], fps: float) -> Pub
 def counted(folder: Path) -> int:
     """Return how many episodes the data set counts, 0 where there is none yet."""
     path = folder / layout.INFO
-    return int(layout.read_json(path)["total_episodes"]) if path.exists() else 0
+    return int(read_json(path)["total_episodes"]) if path.exists() else 0
 
 
 def remove_strays(folder: Path, published: Published) -> None:
@@ -107,7 +108,7 @@ def remove_strays(folder: Path, published: Published) -> None:
     group = layout.Group(published.groups)
     for name in (group.data, group.video, group.episodes):
         (folder / name).unlink(missing_ok=True)
-    for partial in folder.glob(f"**/*{layout.PARTIAL}"):
+    for partial in folder.glob(f"**/*{PARTIAL}"):
         if partial.is_file():
             partial.unlink()
 

@@ -21,6 +21,7 @@ import pyarrow as pa
 
 from crane_x7_vla_rl.data import lerobot_layout as layout
 from crane_x7_vla_rl.data.episode import DataError, Episode, EpisodeError
+from crane_x7_vla_rl.data.files import read_json
 from crane_x7_vla_rl.data.lerobot_published import read_rows, read_tasks
 from crane_x7_vla_rl.data.lerobot_video import VideoFrames, Videos, rate
 from crane_x7_vla_rl.robot import DOF
@@ -45,7 +46,7 @@ class LeRobotSource:
 
     def __init__(self, folder: Path, camera: str | None = None, name: str | None = None) -> None:
         self._folder, self.name = folder, name or str(folder)
-        self._info = layout.read_json(folder / layout.INFO)
+        self._info = read_json(folder / layout.INFO)
         self._check_info()
         self.camera = self._pick_camera(camera)
         self._rows = read_rows(folder, self._info)

@@ -15,8 +15,8 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from crane_x7_vla_rl.data import lerobot_layout as layout
 from crane_x7_vla_rl.data.episode import DataError, Episode
+from crane_x7_vla_rl.data.files import PARTIAL, read_json, sync
 from crane_x7_vla_rl.data.lerobot_stats import image_stats
 from crane_x7_vla_rl.data.lerobot_video import encode
 from crane_x7_vla_rl.robot import DOF
@@ -69,19 +69,19 @@ def stage(episode: Episode, folder: Path) -> Staged:
         "pictures": {name: value.tolist() for name, value in image_stats(episode).items()},
     }
     content = encode(episode)
-    partial = folder.with_name(folder.name + layout.PARTIAL)
+    partial = folder.with_name(folder.name + PARTIAL)
     partial.mkdir()
     try:
         (partial / VIDEO).write_bytes(content)
         np.save(partial / JOINTS, np.hstack([episode.state, episode.action]))
         (partial / ABOUT).write_text(json.dumps(about, ensure_ascii=False), encoding="utf-8")
         for path in (*partial.iterdir(), partial):
-            layout.sync(path)
+            sync(path)
         partial.rename(folder)
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)  # what is left is removed by the next writer
         raise
-    layout.sync(folder.parent)
+    sync(folder.parent)
     return Staged(folder, about)
 
 
@@ -89,7 +89,7 @@ def read_staged(staging: Path, published: int) -> list[Staged]:
     """Return what an earlier writer staged beyond the `published` episodes; the rest is removed."""
     staged: list[Staged] = []
     for folder in sorted(staging.glob("episode-*")):
-        if folder.suffix == layout.PARTIAL or _number(folder) < published:
+        if folder.suffix == PARTIAL or _number(folder) < published:
             shutil.rmtree(folder)
             continue
         if _number(folder) != published + len(staged):
@@ -97,7 +97,7 @@ def read_staged(staging: Path, published: int) -> list[Staged]:
                 f"{folder}: expected episode {published + len(staged)} next; delete the folders"
                 " from there on and resume"
             )
-        staged.append(Staged(folder, layout.read_json(folder / ABOUT)))
+        staged.append(Staged(folder, read_json(folder / ABOUT)))
     return staged
 
 

@@ -22,6 +22,7 @@ import pyarrow as pa
 from crane_x7_vla_rl.data import lerobot_layout as layout
 from crane_x7_vla_rl.data import lerobot_video as video
 from crane_x7_vla_rl.data.episode import DataError, Episode, EpisodeError
+from crane_x7_vla_rl.data.files import write_json, write_whole
 from crane_x7_vla_rl.data.lerobot_published import (
     Published,
     counted,
@@ -173,13 +174,13 @@ class LeRobotWriter:
             builder.add(item)
         stats = combine([*([before.stats] if before.episodes else []), *builder.stats])
         layout.write_table(self.folder / layout.TASKS, tasks_table(tasks))
-        layout.write_whole(
+        write_whole(
             self.folder / group.video,
             lambda path: video.join([item.video for item in staged], self.fps, path),
         )
         layout.write_table(self.folder / group.data, pa.concat_tables(builder.frames))
         layout.write_table(self.folder / group.episodes, rows_table(builder.rows, builder.stats))
-        layout.write_json(
+        write_json(
             self.folder / layout.STATS,
             {feature: {name: value.tolist() for name, value in one.items()}
              for feature, one in stats.items()},
@@ -189,7 +190,7 @@ class LeRobotWriter:
             builder.episode, builder.index, before.groups + 1, tasks, before.seeds | seeds, stats
         )
         try:
-            layout.write_json(self.folder / layout.INFO, self._info(published))
+            write_json(self.folder / layout.INFO, self._info(published))
         finally:
             # An interrupt may come between the file's change and this object's.
             if counted(self.folder) == published.episodes:
