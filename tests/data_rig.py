@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 import numpy.typing as npt
 
@@ -44,3 +47,25 @@ def episode(
         f"rig episode {number}",
         1000 + number if seed is None else seed,
     )
+
+
+@dataclass(frozen=True)
+class ListSource:
+    """Episodes in memory as an `EpisodeSource`."""
+
+    items: Sequence[Episode]
+    name: str = "rig"
+
+    def __len__(self) -> int:
+        return len(self.items)
+
+    def __getitem__(self, index: int) -> Episode:
+        return self.items[index]
+
+    @property
+    def fps(self) -> float:
+        return self.items[0].fps
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        return np.array([len(item) for item in self.items], dtype=np.int64)

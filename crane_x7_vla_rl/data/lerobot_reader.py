@@ -50,6 +50,7 @@ class LeRobotSource:
         self._check_info()
         self.camera = self._pick_camera(camera)
         self._rows = read_rows(folder, self._info)
+        self._lengths = np.array([row["length"] for row in self._rows], dtype=np.int64)
         self._tasks = read_tasks(folder)
         self._videos = Videos()
         self._tables: OrderedDict[Path, _Frames] = OrderedDict()
@@ -66,7 +67,7 @@ class LeRobotSource:
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         """(N,) frames of each episode."""
-        return np.array([row["length"] for row in self._rows], dtype=np.int64)
+        return self._lengths
 
     def __getitem__(self, index: int) -> Episode:
         if not 0 <= index < len(self):
