@@ -1,4 +1,4 @@
-"""What the readers of recordings share: errors that say where, options beside the files, a scan.
+"""What the readers of recordings share: errors that say where, and options beside the files.
 
 A recording says little about itself: a log may name no rate, or keep its camera under another
 topic. Such facts belong to the recordings, so `reader.yaml` lies with them, and every command that
@@ -11,9 +11,8 @@ import dataclasses
 import difflib
 import typing
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final, Generic, Protocol, TypeVar
+from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 import yaml
 
@@ -34,31 +33,23 @@ class RecordingError(EpisodeError):
         return f"{self.source}: {self.field} {self.what}"
 
 
-SourceT_co = TypeVar("SourceT_co", bound=EpisodeSource, covariant=True)
+class IncompleteError(DataError):
+    """Parts of a folder cannot be read; says all of them at once."""
 
+    def __init__(
+        self, folder: str, problems: Sequence[DataError], source: EpisodeSource | None = None
+    ) -> None:
+        super().__init__(folder, problems, source)
+        self.folder, self.problems = folder, tuple(problems)
+        self.source = source
+        """The episodes that can be read; None where none can."""
 
-@dataclass(frozen=True)
-class Scan(Generic[SourceT_co]):
-    """What lies in a folder: the episodes that could be indexed, and what could not."""
-
-    source: SourceT_co
-    problems: tuple[DataError, ...]
-
-    def whole(self) -> SourceT_co:
-        """Return the source; raises DataError that names every problem, if there are any."""
-        if self.problems:
-            raise together(self.source.name, self.problems)
-        return self.source
-
-
-def together(folder: str, problems: Sequence[DataError]) -> DataError:
-    """Return one error for all `problems`; a single one is returned as it is."""
-    if len(problems) == 1:
-        return problems[0]
-    lines = "\n".join(f"  {problem}" for problem in problems)
-    return DataError(
-        f"{folder}: {len(problems)} problems; repair these files or move them away:\n{lines}"
-    )
+    def __str__(self) -> str:
+        if len(self.problems) == 1:
+            return str(self.problems[0])
+        lines = "\n".join(f"  {problem}" for problem in self.problems)
+        count = len(self.problems)
+        return f"{self.folder}: {count} problems; repair these or move them away:\n{lines}"
 
 
 class _Options(Protocol):

@@ -172,11 +172,16 @@ def build_episode(
             " keep recordings of different rates in different folders",
         )  # fmt: skip
     _check_numbers(columns)
+    words = _text(columns) or instruction
+    if not words.strip():
+        raise RecordingError(
+            columns.where, "instruction", "is nowhere in the records; give one by --instruction"
+        )
     return Episode(
         images=Swapped(images) if options.swap_red_blue else images,
         state=columns.joints("state", STATE, options.state, len(images)),
         action=columns.joints("action", ACTION, options.action, len(images)),
-        instruction=_text(columns) or instruction,
+        instruction=words,
         fps=fps,
         success=_one(columns, SUCCESS, bool),
         source=columns.where,

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crane_x7_vla_rl.data.episode import DataError, Episode
-from crane_x7_vla_rl.data.recording import RecordingError, Scan, read_options, together
+from crane_x7_vla_rl.data.recording import IncompleteError, RecordingError, read_options
 from crane_x7_vla_rl.data.rosbags_file import find_bags, read_messages
 from crane_x7_vla_rl.data.rosbags_messages import picture
 from crane_x7_vla_rl.data.rosbags_options import BagOptions
@@ -39,11 +39,17 @@ class RosbagSource:
         if not 0 <= index < len(self):
             raise IndexError(f"{self._name}: episode {index} of {len(self)}")
         track = self._tracks[index]
+        words = track.instruction or self._instruction
+        if not words.strip():
+            raise RecordingError(
+                str(track.path), self._options.instruction_topic, "says nothing; give the task by"
+                " --instruction",
+            )  # fmt: skip
         return Episode(
             images=_pictures(track, self._options.camera_topic),
             state=track.state,
             action=track.action,
-            instruction=track.instruction or self._instruction,
+            instruction=words,
             fps=self._options.fps,
             success=None,
             source=str(track.path),
@@ -70,15 +76,8 @@ def open_rosbags(path: Path, *, instruction: str) -> RosbagSource:
     """Return the episodes of a folder of bags (searched through), or of one bag.
 
     `instruction` is for bags in which nobody gave one. `reader.yaml` beside them may set
-    BagOptions. Raises DataError that names every bag and topic that is wrong.
-    """
-    return scan_rosbags(path, instruction=instruction).whole()
-
-
-def scan_rosbags(path: Path, *, instruction: str) -> Scan[RosbagSource]:
-    """Return the bags of a folder that can be brought onto a grid, and what is wrong with the rest.
-
-    Raises DataError where there is nothing to read at all, or `reader.yaml` is wrong.
+    BagOptions. Raises IncompleteError that names every bag and topic that is wrong, and DataError
+    where there is no bag at all or `reader.yaml` is wrong.
     """
     options = read_options(path, BagOptions)
     problems: list[DataError] = []
@@ -88,16 +87,17 @@ def scan_rosbags(path: Path, *, instruction: str) -> Scan[RosbagSource]:
             tracks.append(read_track(bag, options))
         except RecordingError as error:
             problems.append(error)
-    if not tracks:
-        raise together(str(path), problems)
     problems += _mixed_actions(tracks)
-    return Scan(RosbagSource(str(path), tracks, options, instruction), tuple(problems))
+    source = RosbagSource(str(path), tracks, options, instruction)
+    if problems:
+        raise IncompleteError(str(path), problems, source if tracks else None)
+    return source
 
 
 def _mixed_actions(tracks: list[Track]) -> Iterable[DataError]:
     """Yield a problem where bags of one folder would mean different things by an action."""
-    first = tracks[0]
-    for track in tracks:
+    for track in tracks[1:]:
+        first = tracks[0]
         if track.action_from != first.action_from:
             yield RecordingError(
                 str(track.path), "action", f"would come from {track.action_from}, that of"

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crane_x7_vla_rl.data.episode import DataError, Episode
-from crane_x7_vla_rl.data.recording import RecordingError, Scan, read_options, together
+from crane_x7_vla_rl.data.recording import IncompleteError, RecordingError, read_options
 from crane_x7_vla_rl.data.rlds import (
     LOGGER_FPS,
     Columns,
@@ -107,15 +107,8 @@ def open_tfrecord(path: Path, *, instruction: str) -> TfrecordSource:
     """Return the episodes of a folder (searched through) or of one TFRecord file.
 
     `instruction` is for records that have none. `reader.yaml` beside them may set TfrecordOptions.
-    Raises DataError that names every file, record and feature that is wrong.
-    """
-    return scan_tfrecord(path, instruction=instruction).whole()
-
-
-def scan_tfrecord(path: Path, *, instruction: str) -> Scan[TfrecordSource]:
-    """Return what of a folder can be indexed, and what is wrong with the rest.
-
-    Raises DataError where there is nothing to read at all, or `reader.yaml` is wrong.
+    Raises IncompleteError that names every file and record that cannot be indexed, and DataError
+    where there is none at all or `reader.yaml` is wrong.
     """
     options = read_options(path, TfrecordOptions)
     files = _files(path, options.split)
@@ -125,9 +118,10 @@ def scan_tfrecord(path: Path, *, instruction: str) -> Scan[TfrecordSource]:
         found, wrong = _slots(file, options)
         slots += found
         problems += wrong
-    if not slots:
-        raise together(str(path), problems)
-    return Scan(TfrecordSource(str(path), slots, options, instruction), tuple(problems))
+    source = TfrecordSource(str(path), slots, options, instruction)
+    if problems:
+        raise IncompleteError(str(path), problems, source if slots else None)
+    return source
 
 
 def _files(path: Path, split: str) -> list[Path]:
@@ -172,24 +166,24 @@ def _missing_shards(files: Iterable[Path]) -> Iterable[DataError]:
 
 def _slots(file: Path, options: TfrecordOptions) -> tuple[list[_Slot], list[DataError]]:
     """Return the episodes of one file, and what is wrong with it."""
-    try:
-        index = index_records(file)
-        if steps_of(Example(index.read(0), index.where(0)), options) is None:
-            return [_Slot(index, None, len(index))], []
-    except RecordingError as error:
-        return [], [error]
     slots: list[_Slot] = []
     problems: list[DataError] = []
+    try:
+        index = index_records(file)
+    except RecordingError as error:
+        return [], [error]
     for record in range(len(index)):
         try:
             steps = steps_of(Example(index.read(record), index.where(record)), options)
         except RecordingError as error:
             problems.append(error)
             continue
-        if steps is None:
-            problems.append(
-                RecordingError(index.where(record), "layout", "is a step, the first an episode")
-            )
-        else:
+        if steps is not None:
             slots.append(_Slot(index, record, steps))
+        elif not slots:
+            # A log of steps: its other records are looked at when the episode is read.
+            return [_Slot(index, None, len(index))], []
+        else:
+            what = "is a step, those before it are episodes; expected one kind per file"
+            problems.append(RecordingError(index.where(record), "layout", what))
     return slots, problems
