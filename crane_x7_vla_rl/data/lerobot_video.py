@@ -116,7 +116,8 @@ class Videos(threading.local):
             video, image = _read(video, time, tolerance)
         except (av.FFmpegError, OSError, StopIteration) as error:
             what = "ends before" if isinstance(error, EOFError | StopIteration) else "is broken at"
-            raise DataError(f"{path}: the video {what} {float(time):.3f} s ({error!r})") from error
+            why = getattr(error, "strerror", None) or error
+            raise DataError(f"{path}: the video {what} {float(time):.3f} s ({why})") from error
         self._open[path] = video
         if len(self._open) > OPEN_VIDEOS:
             self._open.popitem(last=False)[1].container.close()
