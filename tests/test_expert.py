@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from crane_x7_vla_rl import sim
+from crane_x7_vla_rl.scenes import EPISODE_S, WorldConfig
 from crane_x7_vla_rl.sim.expert import Expert, Manner
-from crane_x7_vla_rl.sim.scene import CUBE_HALF_M, LIFT_M
-from crane_x7_vla_rl.sim.world import World, WorldConfig
+from crane_x7_vla_rl.sim.scene import COLOURS, CUBE_HALF_M, LIFT_M
+from crane_x7_vla_rl.sim.world import World
 
 
 @pytest.fixture(scope="module", params=sim.TASKS)
@@ -77,3 +78,8 @@ def test_it_solves_95_percent_of_200_fresh_seeds(task: str) -> None:
     world = World(WorldConfig(task=task))
     assert rate(world, range(700_000, 700_200)) >= 0.95
     world.close()
+
+
+def test_the_names_of_the_tasks_are_those_that_have_a_time() -> None:
+    assert tuple(EPISODE_S) == sim.TASKS
+    assert WorldConfig().colours == tuple(COLOURS)

@@ -34,6 +34,8 @@ GRASP_M: Final = CUBE_HALF_M - 0.004
 """Height of the fingertips around a cube: they sink while they close, and must miss the table."""
 TOP_M: Final = 0.16
 """A cube held here is 14 cm above where it lay; 10 cm is success."""
+FURTHEST_M: Final = 0.36
+"""From the robot's axis. Nothing is put further away, and pushed about an arm could drift there."""
 RELEASE_M: Final = PLATE_HEIGHT_M + CUBE_HALF_M + 0.004
 OVER_M, THERE_M = 0.015, 0.010
 """Off to the side by at most this much the fingers may go down; and close."""
@@ -179,6 +181,12 @@ def _straight(now: View, height_m: float) -> float:
     return float(now.tool_m[2] + np.clip(height_m - now.tool_m[2], -0.05, 0.05))
 
 
+def _up(now: View, height_m: float) -> Array:
+    """Return the joints straight above where the fingertips are, no further out than FURTHEST_M."""
+    radius = float(np.hypot(*now.tool_m[:2]))
+    return _above(now, now.tool_m * min(1.0, FURTHEST_M / radius), height_m)
+
+
 def _held_over(now: View, point_m: Array, height_m: float) -> Array:
     """Return the joints that bring the cube, which may sit askew in the hand, over (x, y)."""
     offset = (now.cube_m - now.tool_m)[:2]
@@ -189,13 +197,13 @@ _GOALS: Final[dict[Phase, Callable[[View], tuple[Array, float]]]] = {
     Phase.HOVER: lambda now: (_above(now, now.cube_m, HOVER_M), OPEN_RAD),
     Phase.DESCEND: lambda now: (_above(now, now.cube_m, _straight(now, GRASP_M)), OPEN_RAD),
     Phase.CLOSE: lambda now: (_above(now, now.cube_m, GRASP_M), SHUT_RAD),
-    Phase.LIFT: lambda now: (_above(now, now.tool_m, TOP_M), SHUT_RAD),
+    Phase.LIFT: lambda now: (_up(now, TOP_M), SHUT_RAD),
     Phase.CARRY: lambda now: (_held_over(now, now.plate_m, TOP_M), SHUT_RAD),
     Phase.LOWER: lambda now: (
         _held_over(now, now.plate_m, _straight(now, RELEASE_M)), SHUT_RAD
     ),
-    Phase.RELEASE: lambda now: (_above(now, now.tool_m, now.tool_m[2]), OPEN_RAD),
-    Phase.RETREAT: lambda now: (_above(now, now.tool_m, _straight(now, TOP_M)), OPEN_RAD),
+    Phase.RELEASE: lambda now: (_up(now, float(now.tool_m[2])), OPEN_RAD),
+    Phase.RETREAT: lambda now: (_up(now, _straight(now, TOP_M)), OPEN_RAD),
 }  # fmt: skip
 
 _FOLLOWING: Final = {

@@ -7,8 +7,7 @@ looks at one picture per chunk.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,33 +16,8 @@ import torch
 
 from crane_x7_vla_rl import sim
 from crane_x7_vla_rl.robot import DOF, LOWER_RAD, UPPER_RAD
-from crane_x7_vla_rl.sim.scene import COLOURS
+from crane_x7_vla_rl.scenes import WorldConfig
 from crane_x7_vla_rl.types import Array, Image, JointState, Observation
-
-EPISODE_S: Final = {sim.LIFT_ID: 10.0, sim.PICK_PLACE_ID: 20.0}
-"""As long as the tasks' registered 200 and 400 steps take at their 20 Hz."""
-
-
-@dataclass(frozen=True)
-class WorldConfig:
-    """What is simulated; see sim.scene.CubeScene."""
-
-    task: str = sim.LIFT_ID
-    control_hz: int = 20
-    image_size: tuple[int, int] = (128, 128)
-    """(width, height)."""
-    colours: tuple[str, ...] = tuple(COLOURS)
-    spawn_range_m: float = 0.03
-    home_noise_rad: float = 0.02
-    camera_shift_m: float = 0.0
-    """Standard deviation of the camera's place, drawn anew by each reset's seed."""
-    camera_noise: float = 0.0
-    """Standard deviation of each pixel's channels, of 255, drawn anew for each picture."""
-
-    @property
-    def max_steps(self) -> int:
-        """Control steps of an episode."""
-        return round(EPISODE_S[self.task] * self.control_hz)
 
 
 class World:
