@@ -14,7 +14,7 @@ import json
 import logging
 import os
 import shutil
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -73,23 +73,40 @@ def save(run: Path, name: str, step: int, write: Callable[[Path], None]) -> Path
     Afterwards all of it is on the disk. A checkpoint of that name is replaced in one step. Raises
     OutputError where it cannot be written; whatever was complete before stays.
     """
-    target, aside = run / name, run / f"{ASIDE}{name}"
+    target = run / name
+    try:
+        write_whole(target, {"step": step, "serial": _next_serial(run)}, write)
+        _point_last(run, target)
+    except OSError as error:
+        raise _unsaved(target, error) from error
+    return target
+
+
+def write_whole(target: Path, about: Mapping[str, int], write: Callable[[Path], None]) -> Path:
+    """Let `write` fill a folder and put it into place with its marker, whole or not at all.
+
+    `about` (step, serial) goes into the marker. Raises OutputError where it cannot be written.
+    """
+    aside = target.with_name(ASIDE + target.name)
     try:
         _remove(aside)
         aside.mkdir(parents=True)
         write(aside)
-        _mark(aside, {"step": step, "serial": _next_serial(run)})
+        _mark(aside, about)
         _put(aside, target)
-        _point_last(run, target)
     except (OSError, RuntimeError, SafetensorError) as error:
         # A full disk is an OSError here, a RuntimeError in torch, a SafetensorError in Rust.
         shutil.rmtree(aside, ignore_errors=True)
-        last = newest(run)
-        raise OutputError(
-            f"{target}: cannot be saved: {error} ({free_gb(run)}); the last complete checkpoint is"
-            f" {last or 'none'}; make room, then go on with --resume-from-checkpoint"
-        ) from error
+        raise _unsaved(target, error) from error
     return target
+
+
+def _unsaved(target: Path, error: Exception) -> OutputError:
+    last = newest(target.parent)
+    return OutputError(
+        f"{target}: cannot be saved: {error} ({free_gb(target.parent)}); the last complete"
+        f" checkpoint is {last or 'none'}; make room, then go on with --resume-from-checkpoint"
+    )
 
 
 def free_gb(folder: Path) -> str:
@@ -109,7 +126,7 @@ def _serial(folder: Path) -> int:
     return int(read_marker(folder)["serial"])
 
 
-def _mark(folder: Path, about: dict[str, int]) -> None:
+def _mark(folder: Path, about: Mapping[str, int]) -> None:
     """Sync every file, then write and sync the marker that lists them."""
     files = {}
     for path in sorted(folder.rglob("*")):
@@ -117,7 +134,7 @@ def _mark(folder: Path, about: dict[str, int]) -> None:
             files[path.relative_to(folder).as_posix()] = path.stat().st_size
         _sync(path)
     marker = folder / MARKER
-    marker.write_text(json.dumps(about | {"files": files}, indent=2) + "\n")
+    marker.write_text(json.dumps({**about, "files": files}, indent=2) + "\n")
     _sync(marker)
     _sync(folder)
 

@@ -6,6 +6,7 @@ are those of the trainer that this one replaces; what it did not have follows it
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -13,8 +14,6 @@ from typing import Any, Final, Literal
 from crane_x7_vla_rl.training.config_tree import BARE, FLAG
 from crane_x7_vla_rl.training.errors import ConfigError
 
-IMAGE_SIZE: Final = "224x224"
-"""What OpenVLA reads."""
 OUTPUTS: Final = "/workspace/outputs"
 
 Moment = Literal["no", "end", "every-save"]
@@ -41,18 +40,20 @@ class DataConfig:
     """Folder with TFRecord logs, a LeRobot data set or rosbags, or a LeRobot data set's Hub id."""
     instruction: str = "Pick and place the object"
     """What to do, for episodes that do not say so themselves."""
-    image_size: str = IMAGE_SIZE
-    """Width and height of what the model reads; images of any size are squashed to it."""
+    image_size: str = "224x224"
+    """Width and height of what the model reads, images of any size are squashed to it."""
     workers: int = flag("--data-workers", 2)
-    """Processes that decode images."""
+    """Threads that decode images ahead of time."""
+    cache_mb: int = flag("--data-cache-mb", 1024)
+    """Memory for decoded images."""
+    corrupt: Literal["raise", "skip"] = flag("--corrupt-data", "raise")
+    """What an image does that cannot be read: end the run, or give way to another."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "data", 0, "workers")
-        if self.image_size != IMAGE_SIZE:
-            raise ConfigError(
-                f"data.image_size is {self.image_size}, expected {IMAGE_SIZE}: OpenVLA's towers"
-                " take no other; recordings of any size are squashed to it"
-            )
+        _at_least(self, "data", 1, "workers")
+        _at_least(self, "data", 0, "cache_mb")
+        if not re.fullmatch(r"\d+x\d+", self.image_size):
+            raise ConfigError(f"data.image_size is {self.image_size}, expected as in 224x224")
 
 
 @dataclass(frozen=True)
@@ -123,10 +124,11 @@ class PolicyConfig:
 
     model: str = "openvla/openvla-7b"
     """Folder or Hub id (owner/name@revision) of the weights to start from."""
-    state_tokens: bool = False
-    """Show the model the measured joints, as eight tokens behind the instruction."""
-    chunk_steps: int = 1
-    """Steps that the model predicts at once."""
+    state_tokens: bool | None = None
+    """Show the model the measured joints, as eight tokens behind the instruction; not given, as the
+    model's own policy.json says."""
+    chunk_steps: int | None = None
+    """Steps that the model predicts at once; not given, as the model's own policy.json says."""
 
     def __post_init__(self) -> None:
         _at_least(self, "policy", 1, "chunk_steps")

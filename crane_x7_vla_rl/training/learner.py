@@ -1,0 +1,225 @@
+"""The model while it learns: loaded, given adapters or freed, spread over processes, read back out.
+
+A configuration and maybe a checkpoint come in; a loss to call, an optimizer, and the tensors worth
+keeping leave. Fine-tuning and reinforcement learning share it. Where products are in bfloat16,
+everything but the action head is: its logits stay float32, as in rollouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+from crane_x7_vla_rl.policies.openvla import OpenVLA, loading
+from crane_x7_vla_rl.policies.openvla.loading import Loaded
+from crane_x7_vla_rl.policies.openvla.lora import ALL_LINEAR, LoraSettings, add_lora
+from crane_x7_vla_rl.training import policy_files
+from crane_x7_vla_rl.training.config import LoraConfig, SftConfig
+from crane_x7_vla_rl.training.errors import ConfigError, ResumeError
+
+WRAPPED: Final = "model."
+"""What stands before the names of the model's own parameters in `TokenLoss`."""
+WHOLE: Final = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+class TokenLoss(nn.Module):
+    """Cross-entropy of demonstrated actions among the 256 action tokens, mean over tokens."""
+
+    def __init__(self, model: OpenVLA) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, pixels: Tensor, prompts: list[Tensor], tokens: Tensor) -> Tensor:
+        """Return a scalar, nats; see `OpenVLA.evaluate` for the shapes."""
+        return -self.model.evaluate(pixels, prompts, tokens).log_probs.mean()
+
+
+@dataclass(frozen=True, eq=False)
+class Learner:
+    """A model that learns."""
+
+    accelerator: Accelerator
+    loaded: Loaded
+    """Its layout is the base's, or the resumed checkpoint's where that holds whole weights."""
+    loss: nn.Module
+    """A TokenLoss, wrapped for several processes."""
+    optimizer: torch.optim.Optimizer
+    lora: LoraConfig
+    max_grad_norm: float
+
+    @property
+    def model(self) -> OpenVLA:
+        """The model itself, adapters included."""
+        return self.loaded.model
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor with the device and dtype of what the model reads."""
+        return self.model.projector.fc3.bias
+
+    def update(self, rate: float) -> None:
+        """Move the weights by the gradients at this learning rate, and forget the gradients."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def clip(self) -> float:
+        """Shorten the gradient; return its length before, over all processes."""
+        norm = self.accelerator.clip_grad_norm_(self.loss.parameters(), self.max_grad_norm)
+        assert norm is not None
+        return float(norm)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is to be kept, on the CPU: adapters, or all weights.
+
+        Every process must call it; the first one gets them.
+        """
+        options = StateDictOptions(
+            full_state_dict=True, cpu_offload=True, ignore_frozen_params=self.lora.enabled
+        )
+        found = get_model_state_dict(self.loss, options=options)
+        return {
+            name.removeprefix(WRAPPED): tensor
+            for name, tensor in found.items()
+            if isinstance(tensor, Tensor)
+        }
+
+    def optimizer_state(self) -> Mapping[str, Any]:
+        """Return the optimizer's state by names of parameters; see `tensors`."""
+        return get_optimizer_state_dict(self.loss, self.optimizer, options=WHOLE)
+
+    def restore_optimizer(self, state: Mapping[str, Any]) -> None:
+        """Set what `optimizer_state` returned, maybe on another number of processes."""
+        set_optimizer_state_dict(self.loss, self.optimizer, dict(state), options=WHOLE)
+
+
+def start_processes(config: SftConfig) -> Accelerator:
+    """Join the processes that torchrun started, if it did; see docs/scale.md."""
+    from datetime import timedelta
+
+    from accelerate import FullyShardedDataParallelPlugin, InitProcessGroupKwargs
+
+    plugin = None
+    if config.training.sharding == "fsdp":
+        plugin = FullyShardedDataParallelPlugin(
+            fsdp_version=2,
+            auto_wrap_policy="transformer_based_wrap",
+            transformer_cls_names_to_wrap=["DecoderLayer", "Block"],
+        )
+    return Accelerator(
+        cpu=config.training.device == "cpu",
+        fsdp_plugin=plugin,
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=30))],
+    )
+
+
+def build(config: SftConfig, accelerator: Accelerator, resumed: Path | None) -> Learner:
+    """Return a learner with the weights of the base, or of the resumed checkpoint.
+
+    Raises CheckpointError or HubError for a base that does not load, ConfigError and ResumeError
+    for one that does not fit the configuration.
+    """
+    device = accelerator.device
+    if config.training.device == "cuda" and device.type != "cuda":
+        raise ConfigError("training.device is cuda, but torch sees no CUDA device here")
+    halved = config.training.precision == "bf16" or (
+        config.training.precision == "auto" and device.type == "cuda"
+    )
+    loaded = _load(config, device, halved, resumed)
+    model = loaded.model
+    _check_size(config, model)
+    torch.manual_seed(config.training.seed)
+    if config.lora.enabled:
+        _add_adapters(model, config, resumed)
+    else:
+        _free(model)
+    model.checkpoint_gradients(config.training.gradient_checkpointing)
+    model.train()
+    if halved:
+        _autocast(model, device)
+    loss: nn.Module = TokenLoss(model)
+    learning = [parameter for parameter in loss.parameters() if parameter.requires_grad]
+    optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+        learning, lr=config.training.learning_rate, weight_decay=config.training.weight_decay
+    )
+    loss, optimizer = accelerator.prepare(loss, optimizer)
+    torch.manual_seed(config.training.seed + accelerator.process_index)
+    return Learner(
+        accelerator, loaded, loss, getattr(optimizer, "optimizer", optimizer), config.lora,
+        config.training.max_grad_norm,
+    )  # fmt: skip
+
+
+def _load(config: SftConfig, device: torch.device, halved: bool, resumed: Path | None) -> Loaded:
+    if config.lora.enabled:
+        frozen = torch.bfloat16 if halved else torch.float32
+        loaded = loading.load(config.policy.model, device=device, dtype=frozen)
+        if loaded.layout.adapter is not None:
+            raise ConfigError(
+                f"policy.model is {config.policy.model}, itself an adapter; new adapters need whole"
+                " weights to name as their base: write them first with `crane-x7-vla-rl merge`"
+            )
+        return loaded
+    # Weights that learn stay float32: updates of 1e-4 of their size are lost in bfloat16.
+    source = resumed or config.policy.model
+    return loading.load(source, device=device, dtype=torch.float32)
+
+
+def _check_size(config: SftConfig, model: OpenVLA) -> None:
+    size = model.config.image_size
+    if config.data.image_size != f"{size}x{size}":
+        raise ConfigError(
+            f"data.image_size is {config.data.image_size}, but {config.policy.model} reads"
+            f" {size}x{size}; give --image-size {size}x{size}"
+        )
+
+
+def _add_adapters(model: OpenVLA, config: SftConfig, resumed: Path | None) -> None:
+    """Put adapters beside the frozen weights, in float32, with the values of the checkpoint."""
+    lora = config.lora
+    targets = lora.targets if lora.targets == ALL_LINEAR else lora.targets.split(",")
+    add_lora(model, LoraSettings(lora.rank, lora.alpha, lora.dropout, targets))
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for parameter in learning.values():
+        parameter.data = parameter.data.float()
+    if resumed is None:
+        return
+    stored = policy_files.read_adapter(resumed)
+    if odd := sorted(stored.keys() ^ learning.keys()):
+        raise ResumeError(
+            f"{resumed}: its adapters are not those of lora.targets={lora.targets}: {odd[0]} and"
+            f" {len(odd) - 1} more are on one side only; is it from this base?"
+        )
+    with torch.no_grad():
+        for name, tensor in stored.items():
+            learning[name].copy_(tensor)
+
+
+def _free(model: OpenVLA) -> None:
+    """Let all weights learn but those that nothing reads, which would never get a gradient."""
+    vision = model.vision_backbone
+    model.requires_grad_(True)
+    for tower in (vision.featurizer, vision.fused_featurizer):
+        for module in (tower.blocks[-1], tower.norm, getattr(tower, "attn_pool", None)):
+            if module is not None:
+                module.requires_grad_(False)
+
+
+def _autocast(model: OpenVLA, device: torch.device) -> None:
+    """Compute in bfloat16 all but the action head, whose logits must not be rounded."""
+    for part in (model.vision_backbone, model.projector, model.language_model.model):
+        cast = torch.autocast(device.type, torch.bfloat16)(part.forward)
+        part.forward = cast  # type: ignore[method-assign]
