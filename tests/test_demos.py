@@ -17,7 +17,6 @@ pytest.importorskip("pyarrow", reason="needs the train extra")
 
 from crane_x7_vla_rl.data.demo_recorder import make_recorder
 from crane_x7_vla_rl.data.demos import (
-    EVALUATION_SEED,
     DemosConfig,
     DemosReport,
     generate,
@@ -25,7 +24,7 @@ from crane_x7_vla_rl.data.demos import (
 from crane_x7_vla_rl.data.episode import DataError, Episode
 from crane_x7_vla_rl.data.lerobot import open_lerobot
 from crane_x7_vla_rl.robot import HOME_RAD
-from crane_x7_vla_rl.scenes import WorldConfig
+from crane_x7_vla_rl.scenes import EVALUATION_SEED, WorldConfig
 
 WORLD = WorldConfig(control_hz=5, image_size=(64, 64), colours=("red", "blue"))
 FLAGS = ["--control-hz", "5", "--image-size", "64x64", "--colours", "red", "blue"]

@@ -8,7 +8,6 @@ from typing import Self
 
 from crane_x7_vla_rl.data.demos import (
     CONFIG,
-    EVALUATION_SEED,
     FAILURES,
     PATIENCE,
     DemosConfig,
@@ -17,6 +16,7 @@ from crane_x7_vla_rl.data.demos import (
 from crane_x7_vla_rl.data.episode import DataError, Episode
 from crane_x7_vla_rl.data.files import read_json, write_json
 from crane_x7_vla_rl.data.lerobot import LeRobotWriter
+from crane_x7_vla_rl.scenes import EVALUATION_SEED
 
 
 class DemoFiles:

@@ -28,8 +28,6 @@ logger = logging.getLogger(__name__)
 
 CONFIG: Final = "demos.json"
 FAILURES: Final = ".failures"
-EVALUATION_SEED: Final = 1_000_000
-"""Demonstrations take seeds below, evaluation from here on: no scene is in both."""
 PATIENCE: Final = 50
 """So many failures more than successes mean that the scene cannot be solved."""
 
