@@ -171,6 +171,33 @@ def test_a_source_goes_to_threads_and_other_processes(tmp_path):
         np.testing.assert_array_equal(episode.state, walk(5, number % 4)[:-1])
 
 
+@pytest.mark.parametrize("layout", ["steps", "episodes", "sequence"])
+def test_pictures_stay_in_their_file_until_asked_for(tmp_path, layout):
+    if layout == "steps":
+        file = write_log(tmp_path, 0, logger_steps(6))
+    elif layout == "episodes":
+        file = write(tmp_path / "a.tfrecord", [rlds_episode(6, seed=1), rlds_episode(6)])
+    else:
+        lists: dict[str, list[Value]] = {
+            "observation/image": [[picture(10 * step)] for step in range(6)],
+            "observation/state": list(walk(6)[:-1]),
+            "action": list(walk(6)[1:]),
+        }
+        file = write(tmp_path / "a.tfrecord", [sequence_example({}, lists)] * 2)
+    source = open_logs(tmp_path)
+    first = source[len(source) - 1]
+    assert [first.images[step] for step in range(6)] == [picture(10 * step) for step in range(6)]
+    assert len(pickle.dumps(first)) < 3000
+    again = source[len(source) - 1]
+    assert again.images[5] == picture(50)
+    file.write_bytes(file.read_bytes()[:1000])
+    with pytest.raises(EpisodeError, match=r"tfrecord: picture 5 is gone"):
+        again.image(5)
+    file.unlink()
+    with pytest.raises(EpisodeError, match=r"tfrecord: picture 5 is gone: .*No such file"):
+        again.image(5)
+
+
 def test_an_empty_folder_is_refused_with_what_was_expected(tmp_path):
     with pytest.raises(DataError, match=r"files are missing; expected NAME.tfrecord"):
         open_logs(tmp_path)
@@ -274,9 +301,10 @@ def broken(change: dict[str, Value | None], at: int = 2) -> list[dict[str, Value
         ({"action": [0.0] * 7 + [float("nan")]}, r"action row 2 joint 7 is nan"),
         ({"observation/proprio": [float("inf")] + [0.0] * 7}, r"state row 2 joint 0 is inf"),
         ({"observation/image_primary": [b"GIF89a"]}, r"image_primary of step 2 begins with b'GIF"),
+        ({"observation/image_primary": [picture(1)] * 2}, r"record 2: .*primary holds 2 pictures"),
         ({"task/language_instruction": [b"no"]}, r"instruction changes from b'pick.* to b'no'"),
-        ({"observation/timestep": [0]}, r"timestep goes from 1 to 0 at record 2"),
-        ({"observation/timestep": [5]}, r"timestep goes from 1 to 5 at record 2"),
+        ({"observation/timestep": [0]}, r"timestep goes from 1 to 0 at step 2"),
+        ({"observation/timestep": [5]}, r"timestep goes from 1 to 5 at step 2"),
     ],
 )
 def test_a_broken_step_is_named_with_its_feature(tmp_path, change, message):

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, overload
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,12 +21,10 @@ from crane_x7_vla_rl.data.episode import (
     JPEG_START,
     PNG_SIGNATURE,
     Episode,
-    decode_image,
 )
 from crane_x7_vla_rl.data.recording import RecordingError
 from crane_x7_vla_rl.data.tfrecord_example import Example, Values, strung
 from crane_x7_vla_rl.robot import DOF
-from crane_x7_vla_rl.types import Image
 
 STEPS: Final = "steps/"
 IMAGE: Final = ("observation/image_primary", "observation/image", "image")
@@ -81,6 +79,11 @@ class Columns:
         """What the first record holds, as an error lists it."""
         return self._examples[0].names
 
+    @property
+    def contents(self) -> list[bytes]:
+        """The records' bytes."""
+        return [example.content for example in self._examples]
+
     def find(self, known: Sequence[str], chosen: str | None = None) -> tuple[str, Values] | None:
         """Return the first name that is there with its values, or None.
 
@@ -114,6 +117,14 @@ class Columns:
     def _missing(self) -> str:
         return f"is missing; the record holds {', '.join(self.names)}"
 
+    def expect_one_per_record(self, name: str, count: int) -> None:
+        """Raise RecordingError where records are steps, but `name` has not one value in each."""
+        if count != len(self._examples) > 1:
+            wrong = next(example for example in self._examples if example.size(name) != 1)
+            raise RecordingError(
+                wrong.where, name, f"holds {wrong.size(name)} pictures, expected one per step"
+            )
+
     def joints(
         self, field: str, known: Sequence[str], chosen: str | None, steps: int
     ) -> npt.NDArray[np.float32]:
@@ -125,7 +136,7 @@ class Columns:
         if len(self._examples) > 1:
             for example in self._examples:
                 _expect_joints(example.where, name, example.size(name))
-        elif len(values) != steps * DOF:
+        if len(values) != steps * DOF:
             _expect_joints(self.where, name, len(values) / steps)
         return values.astype(np.float32).reshape(steps, DOF)
 
@@ -153,13 +164,14 @@ def steps_of(example: Example, options: TfrecordOptions) -> int | None:
 def build_episode(
     columns: Columns, options: TfrecordOptions, fps: float, instruction: str
 ) -> Episode:
-    """Return the episode; `instruction` stands in where the records have none.
+    """Return the episode, its images encoded; `instruction` stands in where records have none.
 
     Raises EpisodeError naming file, record and feature.
     """
     name, images = columns.need("image", IMAGE, options.image)
     if not isinstance(images, list):
         raise RecordingError(columns.where, name, "holds numbers, expected JPEG or PNG")
+    columns.expect_one_per_record(name, len(images))
     for step, content in enumerate(images):
         if not content.startswith((JPEG_START, PNG_SIGNATURE)):
             raise RecordingError(
@@ -178,7 +190,7 @@ def build_episode(
             columns.where, "instruction", "is nowhere in the records; give one by --instruction"
         )
     return Episode(
-        images=Swapped(images) if options.swap_red_blue else images,
+        images=images,
         state=columns.joints("state", STATE, options.state, len(images)),
         action=columns.joints("action", ACTION, options.action, len(images)),
         instruction=words,
@@ -203,7 +215,7 @@ def recorded_fps(columns: Columns) -> float | None:
     resolution = float(np.spacing(np.float32(np.abs(stamps).max())))
     if not np.isfinite(period) or period <= 10 * resolution:
         return None
-    return 1 / period
+    return round(1 / period, 1)  # As it was set: stamps hold jitter, and float32's error.
 
 
 def _check_numbers(columns: Columns) -> None:
@@ -216,7 +228,7 @@ def _check_numbers(columns: Columns) -> None:
     if len(wrong):
         before, after = numbers[wrong[0]], numbers[wrong[0] + 1]
         raise RecordingError(
-            columns.where, found[0], f"goes from {before} to {after} at record {wrong[0] + 1},"
+            columns.where, found[0], f"goes from {before} to {after} at step {wrong[0] + 1},"
             " expected one episode without gaps; give each its own file",
         )  # fmt: skip
 
@@ -242,22 +254,3 @@ def _one(columns: Columns, known: Sequence[str], kind: Callable[[Any], Any]) -> 
     if found is None or isinstance(found[1], list) or len(found[1]) != 1:
         return None
     return kind(found[1][0])
-
-
-class Swapped(Sequence[Image]):
-    """Encoded images with red and blue exchanged when they are asked for."""
-
-    def __init__(self, images: Sequence[bytes]) -> None:
-        self._images = images
-
-    def __len__(self) -> int:
-        return len(self._images)
-
-    @overload
-    def __getitem__(self, index: int) -> Image: ...
-    @overload
-    def __getitem__(self, index: slice) -> Sequence[Image]: ...
-    def __getitem__(self, index: int | slice) -> Image | Sequence[Image]:
-        if isinstance(index, slice):
-            return [self[at] for at in range(*index.indices(len(self)))]
-        return np.ascontiguousarray(decode_image(self._images[index])[:, :, ::-1])

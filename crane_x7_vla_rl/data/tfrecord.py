@@ -1,17 +1,19 @@
 """Folders of TFRecord logs as an `EpisodeSource`: the teleop logger's, and RLDS data sets of tfds.
 
-A folder or file enters; each file is indexed when the folder is opened and read when an episode is
-asked for, so the data may be larger than memory. Logs of one step per record are indexed without
-reading their images; of records that hold an episode each, every one is read once to count steps.
+A folder or file enters; each file is indexed when the folder is opened, an episode read when it is
+asked for, and then a picture at a time, so the data may be larger than memory. Logs of one step per
+record are indexed without reading their pictures; of records that hold an episode each, every one
+is read once to count steps. Gzipped files cannot be entered in the middle: an episode is read from
+the file's beginning each time and its pictures kept in memory; for training, unpack them.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Final, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +30,7 @@ from crane_x7_vla_rl.data.rlds import (
 )
 from crane_x7_vla_rl.data.tfrecord_example import Example
 from crane_x7_vla_rl.data.tfrecord_file import RecordFile, index_records
+from crane_x7_vla_rl.data.tfrecord_images import FilePictures, Swapped, places_of
 
 NAME: Final = re.compile(r"(?P<stem>.+)\.tfrecords?(?P<shard>-\d+-of-\d+)?(\.gz)?")
 SHARD: Final = re.compile(r"-(\d+)-of-(\d+)")
@@ -66,6 +69,8 @@ class TfrecordSource:
         self._name, self._slots = name, tuple(slots)
         self._options, self._instruction = options, instruction
         self._fps = options.fps or self._first_fps() or LOGGER_FPS
+        self._kept: dict[int, Episode] = {}
+        """Episodes read before, whose pictures stay in their files: 80 bytes per frame."""
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -74,8 +79,22 @@ class TfrecordSource:
         """Return episode `index`; raises EpisodeError naming file, record and feature."""
         if not 0 <= index < len(self):
             raise IndexError(f"{self._name}: episode {index} of {len(self)}")
-        columns = self._slots[index].columns()
-        return build_episode(columns, self._options, self._fps, self._instruction)
+        kept = self._kept.get(index)
+        if kept is not None:
+            return kept
+        slot = self._slots[index]
+        columns = slot.columns()
+        episode = build_episode(columns, self._options, self._fps, self._instruction)
+        images = cast(Sequence[bytes], episode.images)
+        if not slot.file.gzipped:
+            places = places_of(images, slot.file, slot.record, columns.contents)
+            images = FilePictures(slot.file.path, places)
+        episode = replace(
+            episode, images=Swapped(images) if self._options.swap_red_blue else images
+        )
+        if not slot.file.gzipped:
+            self._kept[index] = episode
+        return episode
 
     @property
     def fps(self) -> float:
@@ -94,13 +113,11 @@ class TfrecordSource:
         return self._slots[index].where
 
     def _first_fps(self) -> float | None:
-        """Return the rate of the first episode that can be read and tells one."""
-        for slot in self._slots[:1]:
-            try:
-                return recorded_fps(slot.columns())
-            except RecordingError:
-                return None  # The episode itself will say so when it is read.
-        return None
+        """Return the rate that the first episode tells, None where it is broken."""
+        try:
+            return recorded_fps(self._slots[0].columns()) if self._slots else None
+        except RecordingError:
+            return None  # The episode itself will say so when it is read.
 
 
 def open_tfrecord(path: Path, *, instruction: str) -> TfrecordSource:
@@ -172,9 +189,11 @@ def _slots(file: Path, options: TfrecordOptions) -> tuple[list[_Slot], list[Data
         index = index_records(file)
     except RecordingError as error:
         return [], [error]
-    for record in range(len(index)):
+    for record, content in enumerate(index.read_each()):
         try:
-            steps = steps_of(Example(index.read(record), index.where(record)), options)
+            if isinstance(content, RecordingError):
+                raise content
+            steps = steps_of(Example(content, index.where(record)), options)
         except RecordingError as error:
             problems.append(error)
             continue

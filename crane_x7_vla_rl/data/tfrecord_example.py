@@ -47,7 +47,7 @@ class Example:
 
     def __init__(self, content: bytes, where: str) -> None:
         """Parse; raises RecordingError where `content` is no Example."""
-        self.where = where
+        self.where, self.content = where, content
         message = _message_class()()
         try:
             message.ParseFromString(content)

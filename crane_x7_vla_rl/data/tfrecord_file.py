@@ -54,11 +54,28 @@ class RecordFile:
         with self._open() as stream:
             return self._read_from(stream, index)
 
-    def read_all(self) -> Iterator[bytes]:
-        """Yield the bytes of all records in order; raises as `read` does."""
+    def read_each(self) -> Iterator[bytes | RecordingError]:
+        """Yield the bytes of all records in order, or for a damaged one what is wrong with it."""
         with self._open() as stream:
             for index in range(len(self)):
-                yield self._read_from(stream, index)
+                try:
+                    yield self._read_from(stream, index)
+                except RecordingError as error:
+                    yield error
+
+    def read_all(self) -> Iterator[bytes]:
+        """Yield the bytes of all records in order; raises as `read` does."""
+        for content in self.read_each():
+            if isinstance(content, RecordingError):
+                raise content
+            yield content
+
+    def span(self, index: int, record: bytes, part: bytes, begin: int = 0) -> tuple[int, int]:
+        """Return where `part` of record `index` lies in the file, as its offset and size.
+
+        It is looked for from `begin` of the record on; raises ValueError where it is not there.
+        """
+        return int(self.offsets[index]) + record.index(part, begin), len(part)
 
     def _open(self) -> BinaryIO:
         return cast(BinaryIO, gzip.open(self.path) if self.gzipped else self.path.open("rb"))

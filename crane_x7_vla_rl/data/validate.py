@@ -83,7 +83,10 @@ def _print_problems(
 ) -> None:
     from rich.table import Table
 
-    table = Table(title=f"{path}: {len(problems)} problems", title_justify="left")
+    table = Table(
+        title=f"{path}: {len(problems)} problem{'' if len(problems) == 1 else 's'}",
+        title_justify="left",
+    )
     for name in ("file", "episode", "field", "what is wrong"):
         table.add_column(name, overflow="fold")
     for problem in problems[:SHOWN_PROBLEMS]:
