@@ -19,6 +19,8 @@ from crane_x7_vla_rl.data.episode import DataError
 logger = logging.getLogger(__name__)
 
 META: Final = ("meta/*",)
+BRANCH: Final = "main"
+"""What is taken where no revision is named."""
 TRIES: Final = 3
 FIRST_PAUSE_S: Final = 1.0
 DOWNLOADS: Final = 4
@@ -35,9 +37,10 @@ def fetch(repo_id: str, patterns: Sequence[str]) -> Path:
     from huggingface_hub.errors import HfHubHTTPError
 
     name, _, revision = repo_id.partition("@")
+    revision = revision or BRANCH
     if constants.is_offline_mode():
         return _cached(repo_id, "HF_HUB_OFFLINE is set")
-    listing = _list(name, revision or None)
+    listing = _list(name, revision)
     if listing is None:
         return _cached(repo_id, "the Hub did not answer")
     commit, files = listing
@@ -59,10 +62,15 @@ def fetch(repo_id: str, patterns: Sequence[str]) -> Path:
             f"{repo_id}: the download broke off ({type(error).__name__}: {error}); start again:"
             " what is complete is kept"
         ) from error
-    return paths[0].parents[len(Path(wanted[0]).parts) - 1]
+    folder = paths[0].parents[len(Path(wanted[0]).parts) - 1]
+    if revision != commit:  # remembered as huggingface_hub does, for the time without it
+        ref = folder.parents[1] / "refs" / revision
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(commit)
+    return folder
 
 
-def _list(name: str, revision: str | None) -> tuple[str, list[str]] | None:
+def _list(name: str, revision: str) -> tuple[str, list[str]] | None:
     """Return commit and file names; None where the Hub is silent or in trouble."""
     import httpx2
     from huggingface_hub import HfApi, constants
@@ -100,7 +108,7 @@ def _cached(repo_id: str, why: str) -> Path:
     name, _, revision = repo_id.partition("@")
     try:
         folder = snapshot_download(
-            name, repo_type="dataset", revision=revision or None, local_files_only=True
+            name, repo_type="dataset", revision=revision or BRANCH, local_files_only=True
         )
     except LocalEntryNotFoundError as error:
         raise DataError(

@@ -20,7 +20,8 @@ from crane_x7_vla_rl.data.episode import DataError
 from crane_x7_vla_rl.data.files import PARTIAL, read_json
 from crane_x7_vla_rl.data.lerobot_stats import NAMES, Stats, combine
 
-OURS: Final = ("success", "seed", "source")
+STATS_PREFIX: Final = "stats/"
+"""Of the columns with an episode's statistics."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +38,23 @@ class Published:
     stats: Stats = field(default_factory=dict)
 
 
-def read_rows(folder: Path, info: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Return the rows of the episodes that `info` counts, in order; raises DataError for gaps."""
+def read_rows(
+    folder: Path, info: Mapping[str, Any], *, stats: bool = False
+) -> list[dict[str, Any]]:
+    """Return the rows of the episodes that `info` counts, in order; raises DataError for gaps.
+
+    Without `stats`, each episode's statistics are left out: most of a row, and only a writer needs
+    them.
+    """
     rows: dict[int, dict[str, Any]] = {}
     total = int(info["total_episodes"])
     for path in sorted((folder / "meta" / "episodes").glob("*/*.parquet")):
-        for row in layout.read_table(path).to_pylist():
+        table = layout.read_table(path)
+        if not stats:
+            table = table.select(
+                [name for name in table.column_names if not name.startswith(STATS_PREFIX)]
+            )
+        for row in table.to_pylist():
             if row["episode_index"] < total:
                 rows[row["episode_index"]] = row
     missing = [number for number in range(total) if number not in rows]
@@ -82,7 +94,7 @@ def read_published(folder: Path, features: Mapping[str, Any], fps: float) -> Pub
             f"{folder}: has other features than what is to be added; give another folder"
             f" ({_difference(info, features)})"
         )
-    rows = read_rows(folder, info)
+    rows = read_rows(folder, info, stats=True)
     numbers = [
         row["meta/episodes/chunk_index"] * layout.FILES_PER_CHUNK + row["meta/episodes/file_index"]
         for row in rows
@@ -138,14 +150,14 @@ def rows_table(rows: Sequence[Mapping[str, Any]], stats: Sequence[Stats]) -> pa.
     for feature in stats[0]:
         for name in NAMES:
             values = [one[feature][name].tolist() for one in stats]
-            columns[f"stats/{feature}/{name}"] = pa.array(values)
+            columns[f"{STATS_PREFIX}{feature}/{name}"] = pa.array(values)
     return pa.table(columns)
 
 
 def _row_stats(row: Mapping[str, Any]) -> Stats:
     stats: Stats = {}
     for column, value in row.items():
-        if column.startswith("stats/"):
+        if column.startswith(STATS_PREFIX):
             _, feature, name = column.split("/")
             stats.setdefault(feature, {})[name] = np.array(value)
     return stats
