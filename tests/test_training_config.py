@@ -101,7 +101,7 @@ def test_5e_5_is_a_number_wherever_it_stands(tmp_path: Path) -> None:
         ("training: {gradient_checkpointing: 1}", "expected true or false"),
         ("training: {precision: fp8}", "expected auto or bf16 or fp32"),
         ("data: {root: 5}", "data.root is 5, expected text"),
-        ("data: {image_size: 256x256}", "expected 224x224"),
+        ("data: {image_size: large}", "expected as in 224x224"),
         ("lora: {dropout: 1}", "lora.dropout is 1.0"),
         ("publish: {push_to_hub: end}", "--push-to-hub needs --hub-model-id"),
         ("- 5", "holds a list, expected keys and values"),

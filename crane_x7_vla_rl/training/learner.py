@@ -220,6 +220,10 @@ def _free(model: OpenVLA) -> None:
 
 def _autocast(model: OpenVLA, device: torch.device) -> None:
     """Compute in bfloat16 all but the action head, whose logits must not be rounded."""
+    head = model.language_model.lm_head
+    if type(head) is not nn.Linear:  # with adapters, PEFT would round what they add up to
+        head.float()
+        head.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
     for part in (model.vision_backbone, model.projector, model.language_model.model):
         cast = torch.autocast(device.type, torch.bfloat16)(part.forward)
         part.forward = cast  # type: ignore[method-assign]

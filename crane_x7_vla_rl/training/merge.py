@@ -1,7 +1,7 @@
 """`merge`: an adapter and its base become one whole model that needs neither.
 
-A checkpoint folder or Hub id comes in; a folder with `model.safetensors`, `config.json` and all that
-a policy reads beside them leaves, whole or not at all.
+A checkpoint folder or Hub id comes in; a folder with `model.safetensors`, `config.json` and all
+that a policy reads beside them leaves, whole or not at all.
 """
 
 from __future__ import annotations

@@ -23,8 +23,6 @@ logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_S: Final = 5.0
 LONGEST_PAUSE_S: Final = 300.0
-FINISH_S: Final = 1800.0
-"""So long the end waits for uploads that make progress, or at least for one more try of each."""
 WAITING: Final = 2
 """So many checkpoints wait for a place that cannot be reached; the oldest beyond are given up, or
 the disk would fill."""
@@ -243,7 +241,7 @@ class Uploads:
         """Return the checkpoints that must stay on the disk for now."""
         return {folder for lane in self._lanes for folder in lane.pending()}
 
-    def finish(self, deadline_s: float = FINISH_S) -> list[str]:
+    def finish(self, deadline_s: float) -> list[str]:
         """Try what is left once more; return what could not be uploaded, with reasons."""
         end_s = self._clock() + deadline_s
         for lane in self._lanes:

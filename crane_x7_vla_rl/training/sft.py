@@ -36,6 +36,10 @@ logger = logging.getLogger(__name__)
 NAMED: Final = 8
 """So many episodes are listed in an error."""
 UNDONE: Final = "not-uploaded.txt"
+FINISH_S: Final = 1800.0
+"""So long the end waits for uploads, at least for one more try of each."""
+INTERRUPTED_S: Final = 8.0
+"""The same after SIGTERM: machines are taken away 30 s later."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +63,9 @@ def train(
     """
     with Interrupt() as interrupt, open_run(config, resumption, clock) as (run, progress):
         _loop(run, progress, interrupt)
-        undone = run.uploads.finish()
-    if run.tracker.wandb_run is not None:
-        undone += run.tracker.wandb_run.undone()
+        interrupt.training = False  # all is saved: whoever asks again need not wait
+        deadline_s = INTERRUPTED_S if interrupt.wanted else FINISH_S
+        undone = run.uploads.finish(deadline_s) + run.tracker.finish(deadline_s)
     if undone:
         (run.folder / UNDONE).write_text("\n".join(undone) + "\n")
         logger.warning("not uploaded (listed in %s):\n%s", run.folder / UNDONE, "\n".join(undone))

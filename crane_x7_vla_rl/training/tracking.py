@@ -32,7 +32,7 @@ TENSORBOARD: Final = "tensorboard"
 PROBE_S: Final = 10.0
 INIT_S: Final = 60.0
 FINISH_S: Final = 60.0
-"""So long the end waits for W&B; its service has sent what it could all along."""
+"""So long a failed run waits for W&B; its service has sent what it could all along."""
 
 
 @dataclass(frozen=True)
@@ -201,19 +201,22 @@ class WandbRun:
         self.offline = bool(self.run.settings._offline)
         self.id: str = self.run.id
         self.folder = Path(self.run.dir).parent
+        self._ending: threading.Thread | None = None
 
     def log(self, figures: Figures) -> None:
         """See Sink."""
         self.run.log({f"train/{k}": v for k, v in scalars(figures).items()}, step=figures.step)
 
     def close(self) -> None:
-        """See Sink; waits FINISH_S at most, `undone` says what then is missing."""
-        self._ending = threading.Thread(target=self.run.finish, daemon=True)
-        self._ending.start()
-        self._ending.join(FINISH_S)
+        """See Sink."""
+        self.finish(FINISH_S)
 
-    def undone(self) -> list[str]:
-        """Say what W&B has not got, once this is closed."""
+    def finish(self, deadline_s: float) -> list[str]:
+        """Close; say what W&B has not got after at most `deadline_s`."""
+        if self._ending is None:
+            self._ending = threading.Thread(target=self.run.finish, daemon=True)
+            self._ending.start()
+        self._ending.join(deadline_s)
         if not self.offline and not self._ending.is_alive():
             return []
         return [f"W&B run {self.id}: run `wandb sync {self.folder}` when W&B can be reached"]
@@ -272,6 +275,10 @@ class Tracker:
     ) -> None:
         for sink in self._sinks:
             sink.close()
+
+    def finish(self, deadline_s: float) -> list[str]:
+        """Close what may take long; say what is missing after at most `deadline_s`."""
+        return [] if self.wandb_run is None else self.wandb_run.finish(deadline_s)
 
     def log(self, figures: Figures) -> None:
         """Tell every sink."""
