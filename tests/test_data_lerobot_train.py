@@ -30,7 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
 LEROBOT = "lerobot[training]==0.6.1"
 SIZE = (96, 64)
-STEPS = 6
+STEPS = 10
 READ = """
 import json, sys
 import numpy as np
@@ -162,6 +162,7 @@ def test_lerobot_trains_act_on_what_we_wrote(lerobot: Path, ours: Path, tmp_path
         "policy.dim_model": 64,
         "policy.dim_feedforward": 128,
         "policy.n_heads": 4,
+        "policy.optimizer_lr": 1e-3,
         "steps": STEPS,
         "batch_size": 4,
         "num_workers": 0,
@@ -177,7 +178,7 @@ def test_lerobot_trains_act_on_what_we_wrote(lerobot: Path, ours: Path, tmp_path
     losses = [float(value) for value in re.findall(r"loss:([\d.]+|nan|inf)", said)]
     assert len(losses) == STEPS
     assert all(math.isfinite(loss) for loss in losses)
-    assert losses[-1] < losses[0]
+    assert sum(losses[STEPS // 2 :]) < sum(losses[: STEPS // 2])
     saved = tmp_path / f"out/checkpoints/{STEPS:06d}/pretrained_model"
     assert (saved / "model.safetensors").stat().st_size > 0
     features = json.loads((saved / "config.json").read_text())["input_features"]

@@ -1,7 +1,8 @@
 """What a LeRobotDataset v3 holds by its own account, and the tables that say so.
 
 A folder enters, `Published` leaves: counts, tasks, seeds and statistics of the episodes that
-`meta/info.json` counts. Files beyond them come from a writer that was killed while publishing.
+`meta/info.json` counts. Files beyond them come from a writer that was killed while publishing; the
+next one writes the same group again, over them.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import pyarrow as pa
 
 from crane_x7_vla_rl.data import lerobot_layout as layout
 from crane_x7_vla_rl.data.episode import DataError
-from crane_x7_vla_rl.data.files import PARTIAL, read_json
+from crane_x7_vla_rl.data.files import read_json
 from crane_x7_vla_rl.data.lerobot_stats import NAMES, Stats, combine
 
 STATS_PREFIX: Final = "stats/"
@@ -113,16 +114,6 @@ def counted(folder: Path) -> int:
     """Return how many episodes the data set counts, 0 where there is none yet."""
     path = folder / layout.INFO
     return int(read_json(path)["total_episodes"]) if path.exists() else 0
-
-
-def remove_strays(folder: Path, published: Published) -> None:
-    """Remove the files of the group that a killed writer was publishing."""
-    group = layout.Group(published.groups)
-    for name in (group.data, group.video, group.episodes):
-        (folder / name).unlink(missing_ok=True)
-    for partial in folder.glob(f"**/*{PARTIAL}"):
-        if partial.is_file():
-            partial.unlink()
 
 
 def tasks_table(tasks: Sequence[str]) -> pa.Table:

@@ -3,7 +3,7 @@
 `add` encodes an episode and puts it, synced, into the staging folder; groups of staged episodes are
 published as one file each of frames, video and episode rows, and `meta/info.json`, replaced last,
 counts them. A killed writer loses at most the episode it was adding: with `resume` the next one
-removes what no `info.json` counts and goes on with what was staged.
+publishes what was staged, over files that no `info.json` counted.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from crane_x7_vla_rl.data.lerobot_published import (
     Published,
     counted,
     read_published,
-    remove_strays,
     rows_table,
     tasks_table,
 )
@@ -64,7 +63,6 @@ class LeRobotWriter:
         self._lock = self._take_lock()
         try:
             self._published = read_published(self.folder, self._features, fps)
-            remove_strays(self.folder, self._published)
             self._staged = read_staged(self._staging, self._published.episodes)
             for item in self._staged:
                 self._check_kind(f"{item.folder}", item.about["fps"], *item.about["image_size"])
