@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin
+from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags_rig import (
     ARM,
     CAMERA,
@@ -66,7 +66,7 @@ def test_each_frame_is_the_picture_nearest_in_time(tmp_path):
     source = open_bags(tmp_path)
     for frame in (0, 7, 12):
         number = 7 + 3 * frame  # The first picture at most 0.1 s before the joints is 7 / 30 s.
-        assert abs(green(source, frame) - 2 * number) <= 3
+        assert abs(green(source, frame) - 4 * number) <= 1
 
 
 def test_nearest_agrees_with_looking_at_all():
@@ -101,7 +101,8 @@ def test_messages_delivered_late_are_put_at_the_time_of_their_stamp(tmp_path):
     ]
     write_bag(tmp_path / "one", sent)
     source = open_bags(tmp_path)
-    assert [round(green(source, frame) / 6) for frame in (1, 2, 3)] == [1, 2, 3]
+    for frame in (1, 2, 3):
+        assert abs(green(source, frame) - 12 * frame) <= 1
 
 
 def test_the_operators_arm_is_the_action_where_it_was_recorded(tmp_path):
@@ -118,12 +119,12 @@ def test_the_operators_arm_is_the_action_where_it_was_recorded(tmp_path):
 
 def test_a_published_trajectory_is_the_action_one_period_later(tmp_path):
     target = joints_at(1.0) + 0.2
-    message = trajectory(1.0, JOINT_NAMES, [(0.25, joints_at(1.0)), (0.5, target)])
+    message = trajectory(1.0, JOINT_NAMES, [(0.25, joints_at(1.0) + 0.1), (0.5, target)])
     write_bag(tmp_path / "one", [*Scene().sent(), (1.0, TRAJECTORY, message)])
     episode = open_bags(tmp_path)[0]
     np.testing.assert_allclose(episode.action[4], joints_at(0.5), atol=1e-6)  # Before it: measured.
-    np.testing.assert_allclose(episode.action[10], joints_at(1.0), atol=1e-6)  # Moves to point 1.
-    np.testing.assert_allclose(episode.action[12], joints_at(1.0) + 0.04, atol=1e-6)
+    np.testing.assert_allclose(episode.action[10], joints_at(1.0) + 0.04, atol=1e-6)  # To point 1.
+    np.testing.assert_allclose(episode.action[12], joints_at(1.0) + 0.12, atol=1e-6)
     np.testing.assert_allclose(episode.action[-1], target, atol=1e-6)  # Stays at the last.
 
 
@@ -168,7 +169,7 @@ def test_compressed_bags_read_the_same(tmp_path, mode):
     )
     source = open_bags(tmp_path)
     np.testing.assert_allclose(source[0].state[5], joints_at(0.5), atol=1e-6)
-    assert abs(green(source, 5) - 30) <= 3
+    assert abs(green(source, 5) - 60) <= 1
 
 
 def test_lone_files_and_a_single_bag_are_read(tmp_path):
@@ -235,6 +236,12 @@ def names_without_wrist() -> list[str]:
                 joint_state(0.5, names=JOINT_NAMES, positions=[0.0] * 7 + [float("nan")]),
             ),
             r"/joint_states crane_x7_gripper_finger_a_joint is nan, expected rad",
+        ),
+        (
+            replaced(
+                JOINTS, 0.5, joint_state(0.5, names=JOINT_NAMES, positions=[1e300] + [0.0] * 7)
+            ),
+            r"/joint_states crane_x7_shoulder_fixed_part_pan_joint is 1e\+300, expected rad",
         ),
         (
             [*Scene().sent(), (0.2, TRAJECTORY, trajectory(0.2, ["elbow"], [(1, [0.0])]))],
@@ -311,16 +318,21 @@ def test_a_truncated_bag_is_named(tmp_path, storage, kept):
         open_bags(tmp_path)
 
 
-def test_a_bag_damaged_in_the_middle_is_never_read_as_another(tmp_path):
-    bag = write_bag(tmp_path / "one", Scene().sent())
+@pytest.mark.parametrize("compression", [None, CompressionMode.STORAGE])
+def test_a_bag_damaged_in_the_middle_is_never_read_as_another(tmp_path, compression):
+    def configure(writer: Writer) -> None:
+        if compression is not None:
+            writer.set_compression(compression, CompressionFormat.ZSTD)
+
+    bag = write_bag(tmp_path / "one", Scene().sent(), configure=configure)
     whole = open_bags(tmp_path)[0]
     file = next(bag.glob("*.mcap"))
     content = file.read_bytes()
     chance = np.random.default_rng(0)
     named = 0
-    for at in chance.integers(60, len(content) // 2, 25):
+    for at in chance.integers(60, len(content), 30):
         damaged = bytearray(content)
-        damaged[at : at + 64] = chance.bytes(64)
+        damaged[at : at + 64] = chance.bytes(64)[: len(content) - at]
         file.write_bytes(damaged)
         try:
             episode = open_bags(tmp_path)[0]

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 import struct
+import sys
 from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,11 @@ from rosbags.typesys import Stores, TypesysError, get_typestore
 
 from crane_x7_vla_rl.data.recording import RecordingError
 
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
 METADATA: Final = "metadata.yaml"
 SQLITE_MAGIC: Final = b"SQLite format 3\0"
 STORAGES: Final = (".db3", ".mcap")
@@ -29,7 +35,8 @@ PART: Final = re.compile(r"(.+)_\d+")
 
 DAMAGE: Final = (
     AnyReaderError, ReaderError, SerdeError, TypesysError, apsw.Error, struct.error, OSError,
-    EOFError, RuntimeError, ValueError, TypeError, LookupError, AssertionError,
+    EOFError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError,
+    AssertionError, zstd.ZstdError,
 )  # fmt: skip
 """What `rosbags`, SQLite and the decompressors raise over bytes that are not as they should be."""
 

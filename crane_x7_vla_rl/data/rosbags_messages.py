@@ -20,6 +20,8 @@ RAW: Final = "sensor_msgs/msg/Image"
 JOINTS: Final = "sensor_msgs/msg/JointState"
 TRAJECTORY: Final = "trajectory_msgs/msg/JointTrajectory"
 TEXT: Final = "std_msgs/msg/String"
+SENSELESS_RAD: Final = 1e6
+"""No joint turns this far; damaged bytes read as numbers do. NaN is not below it either."""
 CHANNELS: Final = {"rgb8": (0, 1, 2), "bgr8": (2, 1, 0), "rgba8": (0, 1, 2), "bgra8": (2, 1, 0)}
 """Encoding → where red, green and blue lie in a pixel. [sensor_msgs/image_encodings.hpp]"""
 
@@ -45,7 +47,7 @@ def joint_row(message: Any, where: str, topic: str) -> Array:
             f" every message, found {', '.join(names)}",
         )  # fmt: skip
     row = positions[[names.index(name) for name in JOINT_NAMES]]
-    broken = np.flatnonzero(~np.isfinite(row))
+    broken = np.flatnonzero(~(np.abs(row) < SENSELESS_RAD))
     if len(broken):
         raise RecordingError(
             where, topic, f"{JOINT_NAMES[broken[0]]} is {row[broken[0]]}, expected rad"
@@ -73,7 +75,7 @@ def command(message: Any, time_s: float, where: str, topic: str) -> Command:
     if wrong is not None:
         raise RecordingError(where, topic, f"has a point of {wrong} positions, {len(names)} names")
     positions = np.array(rows, dtype=np.float64).reshape(len(rows), len(names))[:, known]
-    if not np.isfinite(positions).all() or (np.diff(due) <= 0).any():
+    if not (np.abs(positions) < SENSELESS_RAD).all() or (np.diff(due) <= 0).any():
         raise RecordingError(
             where, topic, "has points that are not finite, or not in order of time"
         )
