@@ -53,6 +53,7 @@ READERS: Final = (
     ("**/*.tfrecord*", "tfrecord", "open_tfrecord"),
     ("**/*.db3", "rosbags", "open_rosbags"),
     ("**/*.mcap", "rosbags", "open_rosbags"),
+    ("**/metadata.yaml", "rosbags", "open_rosbags"),  # files compressed as a whole
 )
 """(pattern in the folder, module of this package, function); the first that matches reads it."""
 

@@ -21,6 +21,7 @@ COMMANDS = {
     "sft": ("crane_x7_vla_rl.training.sft_command", "teach a policy by demonstrations"),
     "demos": ("crane_x7_vla_rl.data.demos", "make demonstrations in simulation"),
     "validate": ("crane_x7_vla_rl.data.validate", "say what is wrong in a data set"),
+    "convert": ("crane_x7_vla_rl.data.convert", "recordings into a LeRobot data set"),
     "evaluate": ("crane_x7_vla_rl.training.evaluate", "success of a checkpoint in simulation"),
     "merge": ("crane_x7_vla_rl.training.merge", "write an adapter and its base as one model"),
 }
