@@ -23,6 +23,8 @@ Handler = Callable[[Any], Any]
 """From request to answer."""
 END_S: Final = 10.0
 """A worker that is asked to end and does not, within this time, is killed."""
+SIMULATION: Final = "crane_x7_vla_rl.sim.world"
+"""Imported once, which takes seconds of each core, in a process that all workers are copies of."""
 ANSWER_S: Final = 600.0
 """The first answer waits for the simulation to start; seconds, minutes on a busy machine."""
 
@@ -32,7 +34,8 @@ class Workers:
 
     def __init__(self, count: int, make: Callable[[], Handler]) -> None:
         """`make` runs in each process and must be picklable; it may raise SimError."""
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([SIMULATION])
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
         for _ in range(count):

@@ -30,7 +30,10 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
     rate, weight = successes / trials, Z_95**2 / trials
     centre = (rate + weight / 2) / (1 + weight)
     spread = Z_95 * ((rate * (1 - rate) + weight / 4) / trials) ** 0.5 / (1 + weight)
-    return max(0.0, centre - spread), min(1.0, centre + spread)
+    return (
+        centre - spread if successes else 0.0,
+        centre + spread if successes < trials else 1.0,
+    )
 
 
 def rate(results: Sequence[Result]) -> dict[str, Any]:
