@@ -4,7 +4,7 @@ Its contract, the part of the real Hub's that `HfApi.create_repo`, `list_repo_fi
 `create_commit` (over LFS, without Xet) and `create_tag` use:
 
 - `POST /api/repos/create` → 200 with `url`, 409 where it exists.
-- `GET /api/models/<name>[/revision/<revision>]` → `id`, `sha`, `siblings`.
+- `GET /api/models/<name>/tree/main` → per file `path`, `size`, `oid`.
 - `POST /api/models/<name>/preupload/<revision>` → per file `uploadMode` lfs or regular.
 - `POST /<name>.git/info/lfs/objects/batch` → per object an address to PUT it to, none where known.
 - `POST /api/models/<name>/commit/<revision>`, lines of JSON: header, file, lfsFile, deletedFile; it
@@ -130,7 +130,7 @@ class Taker(BaseHTTPRequestHandler):
     def _in_repository(self, path: str) -> None:
         name = re.escape(self.hub.repository or "")
         for shape, take in (
-            (rf"/api/models/{name}(/revision/.+)?", self._info),
+            (rf"/api/models/{name}/tree/main", self._tree),
             (rf"/api/models/{name}/preupload/main", self._modes),
             (rf"/{name}\.git/info/lfs/objects/batch", self._batch),
             (rf"/api/models/{name}/commit/main", self._commit),
@@ -150,12 +150,16 @@ class Taker(BaseHTTPRequestHandler):
         )
         status = 409 if self.hub.repository == name else 200
         if status == 200:
-            self.hub.repository, self.hub.private = name, wanted.get("private")
+            self.hub.repository, self.hub.private = name, wanted.get("visibility") == "private"
         self.say({"url": f"{self.hub.url}/{name}", "id": name, "name": name}, status)
 
-    def _info(self) -> None:
-        siblings = [{"rfilename": name} for name in self.hub.files]
-        self.say({"id": self.hub.repository, "sha": self.hub.sha, "siblings": siblings})
+    def _tree(self) -> None:
+        self.say(
+            [
+                {"type": "file", "path": name, "size": len(content), "oid": "0" * 40}
+                for name, content in self.hub.files.items()
+            ]
+        )
 
     def _modes(self) -> None:
         files = [
@@ -217,7 +221,7 @@ class Taker(BaseHTTPRequestHandler):
         self.hub.tags[tag] = at
         self.say({})
 
-    def say(self, content: dict[str, Any], status: int = 200, **headers: str) -> None:
+    def say(self, content: object, status: int = 200, **headers: str) -> None:
         """Answer with JSON."""
         body = json.dumps(content).encode()
         self.send_response(status)

@@ -16,6 +16,7 @@ from crane_x7_vla_rl.training import checkpoint
 from tests import training_rig as rig
 
 PATIENCE_S = 110
+FSDP = ("--sharding", "fsdp")
 NO_DROPOUT = ("--lora-dropout", "0")
 
 
@@ -39,7 +40,8 @@ def children(pid: int) -> list[int]:
     [
         pytest.param(NO_DROPOUT, id="lora"),
         pytest.param(("--no-use-lora", "--learning-rate", "1e-3"), id="whole"),
-        pytest.param((*NO_DROPOUT, "--sharding", "fsdp"), id="fsdp"),
+        pytest.param((*NO_DROPOUT, *FSDP), id="lora-fsdp"),
+        pytest.param(("--no-use-lora", "--learning-rate", "1e-3", *FSDP), id="whole-fsdp"),
     ],
 )
 def test_two_processes_equal_one_with_twice_the_batch(
@@ -56,9 +58,6 @@ def test_two_processes_equal_one_with_twice_the_batch(
     norms = [[figures["grad_norm"] for figures in rig.metrics(run)] for run in (one, two)]
     assert np.allclose(*norms, rtol=1e-3)
     load_policy("openvla", ModelOptions(path=str(two / "last")))
-
-
-FSDP = ("--sharding", "fsdp")
 
 
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:

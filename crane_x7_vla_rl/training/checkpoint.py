@@ -105,7 +105,8 @@ def _unsaved(target: Path, error: Exception) -> OutputError:
     last = newest(target.parent)
     return OutputError(
         f"{target}: cannot be saved: {error} ({free_gb(target.parent)}); the last complete"
-        f" checkpoint is {last or 'none'}; make room, then go on with --resume-from-checkpoint"
+        f" checkpoint is {last or 'none'}; make room where the disk is full, then go on with"
+        " --resume-from-checkpoint"
     )
 
 

@@ -7,13 +7,15 @@ everything but the action head is: its logits stay float32, as in rollouts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, Final
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, InitProcessGroupKwargs
 from torch import Tensor, nn
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
@@ -21,16 +23,23 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
 
 from crane_x7_vla_rl.policies.openvla import OpenVLA, loading
+from crane_x7_vla_rl.policies.openvla.language import DecoderLayer
 from crane_x7_vla_rl.policies.openvla.loading import Loaded
 from crane_x7_vla_rl.policies.openvla.lora import ALL_LINEAR, LoraSettings, add_lora
+from crane_x7_vla_rl.policies.openvla.vision import Block
 from crane_x7_vla_rl.training import policy_files
 from crane_x7_vla_rl.training.config import LoraConfig, SftConfig
 from crane_x7_vla_rl.training.errors import ConfigError, ResumeError
 
 WRAPPED: Final = "model."
 """What stands before the names of the model's own parameters in `TokenLoss`."""
+PATIENCE: Final = timedelta(minutes=30)
+"""So long processes wait for one another: for the first one's statistics and checkpoints."""
 WHOLE: Final = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -76,11 +85,25 @@ class Learner:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
+    def backward(self, inputs: Sequence[Any], share: float, last: bool) -> Tensor:
+        """Add `share` of the gradient of the loss of `inputs`; return that loss, ().
+
+        Processes add up their gradients in the `last` of an update's backward passes alone.
+        """
+        alone: AbstractContextManager[None] = nullcontext()
+        if isinstance(self.loss, FSDPModule):
+            self.loss.set_requires_gradient_sync(last)
+        elif not last:
+            alone = self.accelerator.no_sync(self.loss)
+        with alone:
+            loss: Tensor = self.loss(*inputs)
+            torch.autograd.backward(loss * share)
+        return loss.detach()
+
     def clip(self) -> float:
         """Shorten the gradient; return its length before, over all processes."""
-        norm = self.accelerator.clip_grad_norm_(self.loss.parameters(), self.max_grad_norm)
-        assert norm is not None
-        return float(norm)
+        norm = nn.utils.clip_grad_norm_(self.loss.parameters(), self.max_grad_norm)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is to be kept, on the CPU: adapters, or all weights.
@@ -92,7 +115,7 @@ class Learner:
         )
         found = get_model_state_dict(self.loss, options=options)
         return {
-            name.removeprefix(WRAPPED): tensor
+            name.removeprefix(WRAPPED): _alone(tensor)
             for name, tensor in found.items()
             if isinstance(tensor, Tensor)
         }
@@ -106,24 +129,16 @@ class Learner:
         set_optimizer_state_dict(self.loss, self.optimizer, dict(state), options=WHOLE)
 
 
+def _alone(tensor: Tensor) -> Tensor:
+    """Return the tensor in memory of its own: gathered ones may be parts of a padded whole."""
+    whole = tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if whole else tensor.clone()
+
+
 def start_processes(config: SftConfig) -> Accelerator:
     """Join the processes that torchrun started, if it did; see docs/scale.md."""
-    from datetime import timedelta
-
-    from accelerate import FullyShardedDataParallelPlugin, InitProcessGroupKwargs
-
-    plugin = None
-    if config.training.sharding == "fsdp":
-        plugin = FullyShardedDataParallelPlugin(
-            fsdp_version=2,
-            auto_wrap_policy="transformer_based_wrap",
-            transformer_cls_names_to_wrap=["DecoderLayer", "Block"],
-        )
-    return Accelerator(
-        cpu=config.training.device == "cpu",
-        fsdp_plugin=plugin,
-        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(minutes=30))],
-    )
+    patience = InitProcessGroupKwargs(timeout=PATIENCE)
+    return Accelerator(cpu=config.training.device == "cpu", kwargs_handlers=[patience])
 
 
 def build(config: SftConfig, accelerator: Accelerator, resumed: Path | None) -> Learner:
@@ -150,17 +165,14 @@ def build(config: SftConfig, accelerator: Accelerator, resumed: Path | None) -> 
     model.train()
     if halved:
         _autocast(model, device)
-    loss: nn.Module = TokenLoss(model)
+    loss = _spread(TokenLoss(model), config, accelerator)
     learning = [parameter for parameter in loss.parameters() if parameter.requires_grad]
-    optimizer: torch.optim.Optimizer = torch.optim.AdamW(
+    optimizer = torch.optim.AdamW(
         learning, lr=config.training.learning_rate, weight_decay=config.training.weight_decay
     )
-    loss, optimizer = accelerator.prepare(loss, optimizer)
     torch.manual_seed(config.training.seed + accelerator.process_index)
-    return Learner(
-        accelerator, loaded, loss, getattr(optimizer, "optimizer", optimizer), config.lora,
-        config.training.max_grad_norm,
-    )  # fmt: skip
+    max_norm = config.training.max_grad_norm
+    return Learner(accelerator, loaded, loss, optimizer, config.lora, max_norm)
 
 
 def _load(config: SftConfig, device: torch.device, halved: bool, resumed: Path | None) -> Loaded:
@@ -216,6 +228,25 @@ def _free(model: OpenVLA) -> None:
         for module in (tower.blocks[-1], tower.norm, getattr(tower, "attn_pool", None)):
             if module is not None:
                 module.requires_grad_(False)
+
+
+def _spread(loss: TokenLoss, config: SftConfig, accelerator: Accelerator) -> nn.Module:
+    """Wrap the loss for several processes: a model in each, or each layer in parts over all.
+
+    torch's `fully_shard` does the latter itself: accelerate leaves it out without a GPU, silently,
+    and then no test on a CPU would mean anything.
+    """
+    if accelerator.num_processes == 1:
+        return loss
+    if config.training.sharding == "ddp":
+        wrapped: nn.Module = accelerator.prepare(loss)
+        return wrapped
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    for module in loss.modules():
+        if isinstance(module, DecoderLayer | Block):
+            fully_shard(module, mesh=mesh)
+    fully_shard(loss, mesh=mesh)
+    return loss
 
 
 def _autocast(model: OpenVLA, device: torch.device) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,9 @@ logger = logging.getLogger(__name__)
 
 FIRST_PAUSE_S: Final = 5.0
 LONGEST_PAUSE_S: Final = 300.0
+LAST_TRIES: Final = 3
+LAST_PAUSE_S: Final = 1.0
+"""Once training has ended."""
 WAITING: Final = 2
 """So many checkpoints wait for a place that cannot be reached; the oldest beyond are given up, or
 the disk would fill."""
@@ -157,6 +161,7 @@ class Lane:
         self._waiting: list[Path] = []
         self._failed: dict[Path, str] = {}
         """Why the last try did not work."""
+        self._last_tries: Counter[Path] = Counter()
         self._given_up: list[Path] = []
         self._finishing = False
         self._changed = threading.Condition()
@@ -176,10 +181,9 @@ class Lane:
             return list(self._waiting)
 
     def begin_last_tries(self) -> None:
-        """From now on, try each checkpoint once more, without pauses."""
+        """From now on, try each checkpoint LAST_TRIES more times."""
         with self._changed:
             self._finishing = True
-            self._failed.clear()
             self._changed.notify_all()
 
     def finish(self, end_s: float) -> list[str]:
@@ -197,7 +201,7 @@ class Lane:
         """Return what is to be tried."""
         if not self._finishing:
             return self._waiting
-        return [folder for folder in self._waiting if folder not in self._failed]
+        return [folder for folder in self._waiting if self._last_tries[folder] < LAST_TRIES]
 
     def _work(self) -> None:
         pause_s = self._first_pause_s
@@ -209,10 +213,7 @@ class Lane:
                 self.place.upload(folder)
             except UploadError as error:
                 logger.warning("%s: not uploaded, will be tried again: %s", folder, error)
-                with self._changed:
-                    self._failed[folder] = str(error)
-                    self._changed.notify_all()
-                    self._changed.wait_for(lambda: self._finishing, pause_s)
+                self._note(folder, str(error), pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
                 continue
             logger.info("%s is at %s", folder, self.place)
@@ -220,6 +221,17 @@ class Lane:
             with self._changed:
                 self._waiting.remove(folder)
                 self._changed.notify_all()
+
+    def _note(self, folder: Path, why: str, pause_s: float) -> None:
+        """Remember a try that failed, and pause, shortly when training has ended."""
+        with self._changed:
+            self._failed[folder] = why
+            if self._finishing:
+                self._last_tries[folder] += 1
+                self._changed.notify_all()
+                self._changed.wait(LAST_PAUSE_S if self._open() else 0)
+            else:
+                self._changed.wait_for(lambda: self._finishing, pause_s)
 
 
 class Uploads:
@@ -242,7 +254,7 @@ class Uploads:
         return {folder for lane in self._lanes for folder in lane.pending()}
 
     def finish(self, deadline_s: float) -> list[str]:
-        """Try what is left once more; return what could not be uploaded, with reasons."""
+        """Try what is left some more times; return what could not be uploaded, with reasons."""
         end_s = self._clock() + deadline_s
         for lane in self._lanes:
             lane.begin_last_tries()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import math
 import time
-from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
@@ -99,11 +98,9 @@ def _update(run: Run, progress: Progress, end: int, interrupt: Interrupt) -> tup
             batch, run.codec, run.config.augmentation, training.seed, run.learner.like
         )
         data_s += run.clock() - asked_s
+        inputs = (question.pixels, question.prompts, question.tokens)
         last = micro == training.grad_accumulation_steps - 1
-        with nullcontext() if last else run.accelerator.no_sync(run.learner.loss):
-            loss = run.learner.loss(question.pixels, question.prompts, question.tokens)
-            run.accelerator.backward(loss / training.grad_accumulation_steps)
-        losses.append(loss.detach())
+        losses.append(run.learner.backward(inputs, 1 / training.grad_accumulation_steps, last))
         batches.append(batch)
     outcome = _agree(run, torch.stack(losses).mean(), interrupt.wanted)
     if not outcome.finite:
