@@ -82,7 +82,7 @@ def main(words: Sequence[str]) -> int:
                 sys.stdout.buffer.write(chunk)
                 sys.stdout.buffer.flush()
             sys.stdout.flush()
-            os._exit(0)  # its input, which nobody reads any more, may never end
+            os._exit(0)  # not waiting for the end of an input that nobody reads any more
     return int(answer["code"])
 
 

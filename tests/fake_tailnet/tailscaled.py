@@ -75,7 +75,8 @@ class Daemon:
                     verdict.set_result(str(error))
                 return
             except (OSError, EOFError) as error:
-                word = "connect: connection refused" if "refused" in str(error).lower() else error
+                refused = isinstance(error, ConnectionRefusedError)
+                word = "connect: connection refused" if refused else error
                 self._trouble = f'fetch control key: Get "{self._login["url"]}/key": {word}'
             finally:
                 self._is_online = False

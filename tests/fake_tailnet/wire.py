@@ -65,16 +65,17 @@ def handler(
 
 
 async def splice(one: Stream, other: Stream) -> None:
-    """Pass bytes both ways until both have ended; when one breaks, so does the other."""
+    """Pass bytes both ways until either way ends, which ends both, as with the real ones."""
+    pumps = [asyncio.create_task(_pump(a[0], b[1])) for a, b in ((one, other), (other, one))]
     try:
-        async with asyncio.TaskGroup() as pumps:
-            pumps.create_task(_pump(one[0], other[1]))
-            pumps.create_task(_pump(other[0], one[1]))
-    except* OSError:
-        for _, writer in (one, other):
-            writer.transport.abort()
+        done, _ = await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
+        if any(pump.exception() for pump in done):
+            for _, writer in (one, other):
+                writer.transport.abort()
     finally:
-        other[1].close()
+        for pump, (_, writer) in zip(pumps, (one, other), strict=True):
+            pump.cancel()
+            writer.close()
 
 
 async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -82,7 +83,6 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
     while chunk := await reader.read(CHUNK_BYTES):
         writer.write(chunk)
         await writer.drain()
-    writer.write_eof()
 
 
 async def wait_for_end() -> None:
