@@ -48,12 +48,13 @@ def tools(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         return fake_tailnet.install(tmp_path_factory.mktemp("fake-tools"))
     try:
         return find_tools()
-    except MissingToolsError:
-        workshop: Workshop = request.getfixturevalue("workshop")
-    try:
-        return workshop.tools
     except MissingToolsError as error:
-        pytest.skip(str(error))  # the Go proxy could not be reached: said in the summary
+        missing = str(error)
+    try:
+        workshop: Workshop = request.getfixturevalue("workshop")
+        return workshop.tools
+    except (MissingToolsError, pytest.skip.Exception) as error:
+        pytest.skip(f"{missing} ({error})")  # such as: the Go proxy could not be reached
 
 
 @pytest.fixture
