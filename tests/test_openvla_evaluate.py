@@ -237,20 +237,7 @@ def test_temperature_0_has_no_probabilities(model: OpenVLA) -> None:
 
 def test_the_pass_equals_transformers_llama(model: OpenVLA) -> None:
     """An independent implementation of the language model, on the same embeddings."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    text = model.config.text
-    theirs = LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=text.vocab_size,
-            hidden_size=text.hidden_size,
-            intermediate_size=text.intermediate_size,
-            num_hidden_layers=text.num_hidden_layers,
-            num_attention_heads=text.num_attention_heads,
-            rms_norm_eps=text.rms_norm_eps,
-        )
-    ).eval()
-    theirs.load_state_dict(model.language_model.state_dict())
+    theirs = rig.transformers_llama(model)
     ids, tokens = rig.prompts()[0], rig.tokens("crane_x7")[:1]
     embed: nn.Module = model.language_model.model.embed_tokens
     with torch.no_grad():
