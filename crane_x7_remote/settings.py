@@ -39,6 +39,9 @@ KEY_TYPES = (
 EmptyIsNone = BeforeValidator(lambda value: None if value == "" else value)
 """Templates often pass on an empty variable; for an optional one that means unset."""
 
+ALIASES = {"vla_policy": ("--policy",)}
+"""Further names of some flags."""
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=1, le=65535)]
 OptionalText = Annotated[str | None, EmptyIsNone]
@@ -60,10 +63,10 @@ class Settings(BaseSettings):
     peer_wait_timeout: Positive = 300.0
     """Seconds to wait for rosbridge to answer at the start before giving up."""
 
-    vla_policy: Annotated[Literal["color-servo"] | None, EmptyIsNone] = None
-    """Which policy drives; without it, VLA_MODEL_PATH decides."""
+    vla_policy: Annotated[Literal["color-servo", "openvla"] | None, EmptyIsNone] = None
+    """Which policy drives, color-servo or openvla; without it, VLA_MODEL_PATH decides."""
     vla_model_path: Annotated[str | None, EmptyIsNone] = None
-    """Local folder or Hub id of the model."""
+    """Local folder or Hub id of the model; owner/name@revision pins a branch, tag or commit."""
     vla_task_instruction: str = "pick up the object"
     """What the robot is asked to do at the start."""
     vla_device: str = "cuda"
@@ -72,6 +75,11 @@ class Settings(BaseSettings):
     """Trajectories per second, Hz."""
     vla_unnorm_key: str = "crane_x7"
     """Key of the statistics that turn the model's outputs into radians."""
+    vla_center_crop: Annotated[bool | None, EmptyIsNone] = None
+    """Crop images to the centre's 90 % as after training with random crops; unset: as the \
+checkpoint says, else no."""
+    vla_chunk_steps: Annotated[int | None, Field(ge=1, le=100), EmptyIsNone] = None
+    """Steps that an OpenVLA-OFT checkpoint predicts at once, as it was trained: 8 for LIBERO's."""
     hf_token: Annotated[SecretStr | None, EmptyIsNone] = None
     """Token for private models on the Hugging Face Hub."""
 
@@ -244,14 +252,18 @@ def add_flags(parser: argparse.ArgumentParser, fields: Iterable[str]) -> None:
         field = Settings.model_fields[name]
         default = "unset" if field.default is None else repr(field.default)
         help_text = f"{field.description} [{name.upper()}, default {default}]".replace("%", "%%")
-        flag = "--" + name.replace("_", "-")
-        if field.annotation is bool:
+        flags = ("--" + name.replace("_", "-"), *ALIASES.get(name, ()))
+        if field.annotation in (bool, bool | None):
             parser.add_argument(
-                flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=help_text
+                *flags,
+                dest=name,
+                action=argparse.BooleanOptionalAction,
+                default=None,
+                help=help_text,
             )
         else:
             metavar = "SECRET" if SecretStr in typing.get_args(field.annotation) else "VALUE"
-            parser.add_argument(flag, dest=name, metavar=metavar, help=help_text)
+            parser.add_argument(*flags, dest=name, metavar=metavar, help=help_text)
 
 
 def from_args(args: argparse.Namespace) -> Settings:

@@ -172,9 +172,19 @@ def test_a_policy_that_fails_in_the_warm_up_has_its_own_exit_code() -> None:
 
 
 def test_a_model_that_no_policy_can_load_is_an_error() -> None:
-    result = _command("--vla-model-path", "someone/model")
+    result = _command(
+        "--vla-model-path", "someone/model", "--vla-device", "cpu", HF_HUB_OFFLINE="1"
+    )
     assert result.returncode == 5
     assert "someone/model" in result.stderr
+    assert "HF_HUB_OFFLINE" in result.stderr
+    assert "Traceback" not in result.stderr
+
+
+def test_policy_is_another_name_of_vla_policy() -> None:
+    result = _command("--policy", "openvla")
+    assert result.returncode == 5
+    assert "set VLA_MODEL_PATH" in result.stderr
 
 
 def test_no_policy_names_both_ways_to_choose_one() -> None:

@@ -49,6 +49,25 @@ def test_impossible_rate_is_refused(rate: str) -> None:
         settings.load(environ={"VLA_INFERENCE_RATE": rate})
 
 
+@pytest.mark.parametrize(
+    ("words", "environ", "wanted"),
+    [
+        ([], {}, None),
+        ([], {"VLA_CENTER_CROP": ""}, None),
+        ([], {"VLA_CENTER_CROP": "true"}, True),
+        (["--no-vla-center-crop"], {"VLA_CENTER_CROP": "true"}, False),
+        (["--vla-center-crop"], {}, True),
+    ],
+)
+def test_a_switch_can_be_on_off_or_unset(
+    words: list[str], environ: dict[str, str], wanted: bool | None
+) -> None:
+    parser = argparse.ArgumentParser()
+    settings.add_flags(parser, ["vla_center_crop"])
+    loaded = settings.load(vars(parser.parse_args(words)), environ)
+    assert loaded.vla_center_crop is wanted
+
+
 def test_flag_wins_over_variable_and_variable_over_default() -> None:
     parser = argparse.ArgumentParser()
     settings.add_flags(parser, ["rosbridge_host", "rosbridge_port", "dry_run"])

@@ -32,17 +32,30 @@ from crane_x7_remote.demo import pictures, report
 from crane_x7_remote.demo.children import Child
 from crane_x7_remote.demo.recorder import Recorder, Recording
 from crane_x7_remote.errors import ExitCode, OutputError, SettingsError
-from crane_x7_vla_rl.policies.base import POLICY_NAMES
+from crane_x7_vla_rl.policies.base import POLICY_NAMES, has_random_weights
 
 logger = logging.getLogger(__name__)
 
 SIM_START_S = 180.0
 LOOP_START_S = 60.0
+MODEL_START_S = 900.0
+"""The same where a model must be loaded first, perhaps fetched."""
+NVIDIA_DEVICE = Path("/dev/nvidiactl")
 HOLD_S = 1.0
 """How long an instruction must stay fulfilled before the demo goes on."""
 POLL_S = 0.1
 NEEDED_BYTES = 50_000_000
 """A run leaves about a tenth of this."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the policy computes with."""
+
+    path: str
+    device: str
+    is_random: bool
+    """It says of itself that its weights are random."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +66,7 @@ class Plan:
     instruction: str
     then: str | None
     policy: str
+    model: Model | None
     rate_hz: float
     image_size: str
     camera_rate_hz: float
@@ -159,7 +173,7 @@ def _watch(
         if stage.started_s is None:
             if recorder.recording.trajectories:
                 stage.started_s = now_s
-            elif now_s - begun_s > LOOP_START_S:
+            elif now_s - begun_s > (MODEL_START_S if plan.model else LOOP_START_S):
                 break
         words = plan.instruction if stage.switched_s is None else plan.then or ""
         if not fulfilled(words, scene):
@@ -213,6 +227,9 @@ def _outcome(plan: Plan, scene: dict[str, Any], stage: _Stage, duration_s: float
         first_done_s=stage.first_done_s,
         second_done_s=stage.second_done_s,
         duration_s=duration_s,
+        policy=plan.policy,
+        model=None if plan.model is None else plan.model.path,
+        random_weights=plan.model is not None and plan.model.is_random,
     )
 
 
@@ -248,12 +265,30 @@ def _plan(args: argparse.Namespace) -> Plan:
         instruction=args.instruction,
         then=args.then.strip() or None,
         policy=args.policy,
+        model=_model(args.policy),
         rate_hz=args.rate,
         image_size=args.image_size,
         camera_rate_hz=args.camera_rate,
         first_timeout_s=args.timeout[0],
         second_timeout_s=args.timeout[1],
     )
+
+
+def _model(policy: str) -> Model | None:
+    """Return what VLA_MODEL_PATH names; on the CPU where there is no GPU and none was asked for."""
+    if policy != "openvla":
+        return None
+    chosen = settings.load()
+    if chosen.vla_model_path is None:
+        raise SettingsError(
+            "--policy openvla needs a model: set VLA_MODEL_PATH to a folder or Hub id; one with"
+            " random weights is made by: python -m crane_x7_vla_rl.policies.openvla.builder"
+            " outputs/tiny"
+        )
+    device = chosen.vla_device
+    if "vla_device" not in chosen.model_fields_set and not NVIDIA_DEVICE.exists():
+        device = "cpu"
+    return Model(chosen.vla_model_path, device, has_random_weights(chosen.vla_model_path))
 
 
 def _make_folder(parent: Path) -> Path:
@@ -284,11 +319,12 @@ def _robot_command(plan: Plan) -> list[str]:
 
 
 def _loop_command(plan: Plan, port: int, metrics: Path) -> list[str]:
-    return [
+    command = [
         "infer", "--rosbridge-host", "127.0.0.1", "--rosbridge-port", str(port),
         "--vla-policy", plan.policy, "--vla-task-instruction", plan.instruction,
         "--vla-inference-rate", f"{plan.rate_hz:g}", "--metrics", str(metrics),
     ]  # fmt: skip
+    return command if plan.model is None else [*command, "--vla-device", plan.model.device]
 
 
 class _Progress:
@@ -357,6 +393,9 @@ def _say_result(
 ) -> None:
     out = sys.stderr if to_stderr else sys.stdout
     latency = made.get("latency_without_policy_ms") or {}
+    if outcome.random_weights:
+        print(f"{outcome.model} has random weights: it shows that the loop runs, not that it can"
+              " do a task", file=out)  # fmt: skip
     for words, done_s in (
         (outcome.instruction, outcome.first_done_s),
         (outcome.then, outcome.second_done_s),

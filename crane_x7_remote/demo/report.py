@@ -39,6 +39,11 @@ class Outcome:
     """When the first instruction was fulfilled."""
     second_done_s: float | None
     duration_s: float
+    policy: str = "color-servo"
+    model: str | None = None
+    """Folder or Hub id, for a policy with weights."""
+    random_weights: bool = False
+    """The model says that nobody has trained it: nothing can be expected of the arm."""
 
     @property
     def succeeded(self) -> bool:

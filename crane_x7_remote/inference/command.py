@@ -34,7 +34,7 @@ from crane_x7_remote.rosbridge.client import RosbridgeClient
 from crane_x7_remote.rosbridge.config import ClientConfig
 from crane_x7_remote.settings import Settings
 from crane_x7_remote.tunnel.peer import Lookout, StatusCommand
-from crane_x7_vla_rl.policies.base import Policy, PolicyLoadError, load_policy
+from crane_x7_vla_rl.policies.base import ModelOptions, Policy, PolicyLoadError, load_policy
 
 logger = logging.getLogger(__name__)
 
@@ -156,15 +156,22 @@ def _policy_name(settings: Settings) -> str:
         raise SettingsError(
             "no policy is chosen: set VLA_MODEL_PATH to a model, or VLA_POLICY=color-servo"
         )
-    raise PolicyError(
-        f"VLA_MODEL_PATH={settings.vla_model_path}: no policy of this version can load a model;"
-        " use VLA_POLICY=color-servo, which needs none"
-    )
+    return "openvla"
 
 
 def _load(name: str, settings: Settings) -> Policy:
     try:
-        return load_policy(name, model_path=settings.vla_model_path, device=settings.vla_device)
+        return load_policy(
+            name,
+            ModelOptions(
+                path=settings.vla_model_path,
+                device=settings.vla_device,
+                unnorm_key=settings.vla_unnorm_key,
+                token=None if settings.hf_token is None else settings.hf_token.get_secret_value(),
+                center_crop=settings.vla_center_crop,
+                chunk_steps=settings.vla_chunk_steps,
+            ),
+        )
     except PolicyLoadError as error:
         raise PolicyError(str(error)) from error
 

@@ -6,12 +6,16 @@ policies through this file alone.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 from crane_x7_vla_rl.types import ActionChunk, Observation
 
-POLICY_NAMES = ("color-servo",)
+POLICY_NAMES = ("color-servo", "openvla")
+DEFAULT_UNNORM_KEY = "crane_x7"
 
 
 class PolicyLoadError(Exception):
@@ -30,15 +34,57 @@ class Policy(Protocol):
         ...
 
 
-def load_policy(name: str, *, model_path: str | None = None, device: str = "cpu") -> Policy:
+@dataclass(frozen=True)
+class ModelOptions:
+    """Which model a policy with weights loads, and what its files may not say."""
+
+    path: str | None = None
+    """Local folder or Hub id."""
+    device: str = "cpu"
+    """Torch device."""
+    unnorm_key: str = DEFAULT_UNNORM_KEY
+    """Names the statistics that turn outputs into radians."""
+    token: str | None = None
+    """For private models on the Hub."""
+    center_crop: bool | None = None
+    """Whether training used random crops; None: as the checkpoint says, else no."""
+    chunk_steps: int | None = None
+    """Steps that an OpenVLA-OFT checkpoint predicts at once."""
+
+
+def load_policy(name: str, options: ModelOptions | None = None) -> Policy:
     """Make the policy called `name` (one of POLICY_NAMES) ready to predict.
 
-    `model_path` is a local folder or a Hub id, for policies with weights; `device` is a torch
-    device. Raises PolicyLoadError.
+    `options` matter to policies with weights alone. Raises PolicyLoadError.
     """
     if name == "color-servo":
         from crane_x7_vla_rl.policies.color_servo import ColorServo
 
         return ColorServo()
-    del model_path, device
+    if name == "openvla":
+        return _load_openvla(options or ModelOptions())
     raise PolicyLoadError(f"policy {name!r} is unknown; known: {', '.join(POLICY_NAMES)}")
+
+
+def _load_openvla(options: ModelOptions) -> Policy:
+    if options.path is None:
+        raise PolicyLoadError(
+            "policy 'openvla' needs a model: set VLA_MODEL_PATH to a folder or to a Hub id"
+        )
+    try:
+        from crane_x7_vla_rl.policies.openvla import policy
+    except ModuleNotFoundError as error:
+        raise PolicyLoadError(
+            f"VLA_MODEL_PATH={options.path}: policy 'openvla' needs the package {error.name}: pip"
+            " install 'crane-x7-remote[train]', or build the image without EXTRAS="
+        ) from error
+    return policy.load(options)
+
+
+def has_random_weights(model_path: str) -> bool:
+    """Whether a local checkpoint says that nobody has trained it; see openvla.builder."""
+    try:
+        config = json.loads((Path(model_path).expanduser() / "config.json").read_text())
+    except (OSError, ValueError):
+        return False  # loading it says what is wrong
+    return isinstance(config, dict) and bool(config.get("random_weights"))

@@ -1,0 +1,342 @@
+"""From what VLA_MODEL_PATH names, a folder or `owner/name[@revision]` on the Hub, to a folder.
+
+Weights and JSON come from the Hub into its usual cache; code never does: `PATTERNS` lists the only
+files that are fetched. huggingface_hub does the transport, the cache layout and the progress bars.
+What it leaves open is done here: every question has a deadline (its own listing waits for ever
+where the server stays silent), the disk's room is checked before the first byte, and a shard that
+an earlier process left half-fetched is continued where it broke off.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import logging
+import re
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from fnmatch import fnmatch
+from importlib.util import find_spec
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Final, TypeVar
+from urllib.parse import urlsplit
+
+from crane_x7_vla_rl.policies.base import PolicyLoadError
+
+if TYPE_CHECKING:
+    from huggingface_hub import ModelInfo
+
+logger = logging.getLogger(__name__)
+
+PATTERNS: Final = ("*.safetensors", "*.json", "tokenizer.model", "*--*_checkpoint.pt")
+"""Weights, configuration, tokenizer, and the extra heads of OpenVLA-OFT. No code."""
+FOLDERS: Final = (".", "lora_adapter", "lora_adapters")
+"""Where they lie; a training run's own folders beside them are left alone."""
+REPO_ID: Final = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
+TRIES: Final = 3
+FIRST_PAUSE_S: Final = 1.0
+LONGEST_PAUSE_S: Final = 20.0
+"""A server that asks for a longer pause is given up."""
+ROOM_SHARE: Final = 1.01
+"""Room on the disk that a download needs, as a share of its size."""
+CHUNK_BYTES: Final = 1 << 20
+FULL_DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+T = TypeVar("T")
+
+
+class HubError(PolicyLoadError):
+    """The Hub did not give the model, and the cache does not hold it."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """One model repository on the Hub."""
+
+    name: str
+    """owner/name."""
+    revision: str
+    """Branch, tag or commit."""
+    token: str | None = None
+    """None: HF_TOKEN or the token that `hf auth login` stored, as huggingface_hub finds it."""
+
+    def __str__(self) -> str:
+        return f"{self.name}@{self.revision}"
+
+
+def resolve(
+    path_or_repo_id: str | Path, revision: str | None = None, token: str | None = None
+) -> Path:
+    """Return the folder that holds the checkpoint, fetched from the Hub where it is no folder.
+
+    `revision` pins a branch, tag or commit and may also follow the id after an @. Raises HubError
+    where it is neither a folder nor an id, and where neither Hub nor cache can give it.
+    """
+    folder = Path(path_or_repo_id).expanduser()
+    if folder.is_dir():
+        return folder
+    if folder.exists():
+        raise HubError(f"{folder} is a file; expected the folder that holds the checkpoint")
+    match = REPO_ID.fullmatch(str(path_or_repo_id))
+    if match is None:
+        raise HubError(
+            f"{path_or_repo_id}: there is no such folder, and it is no Hub id either (owner/name or"
+            " owner/name@revision)"
+        )
+    return _fetch(Source(match["name"], revision or match["revision"] or "main", token))
+
+
+def _fetch(source: Source) -> Path:
+    from huggingface_hub import constants
+
+    if constants.is_offline_mode():
+        return _cached(source, "HF_HUB_OFFLINE is set")
+    try:
+        info = _patiently(lambda: _ask(source), source)
+    except _Unreachable as error:
+        return _cached(source, str(error))
+    return _download(source, info)
+
+
+class _Unreachable(Exception):
+    """The Hub is silent, overloaded or broken: what the cache holds may do."""
+
+
+def _ask(source: Source) -> ModelInfo:
+    from huggingface_hub import HfApi, constants
+
+    return HfApi(token=source.token).model_info(
+        source.name,
+        revision=source.revision,
+        files_metadata=True,
+        timeout=constants.HF_HUB_ETAG_TIMEOUT,
+    )
+
+
+def _patiently(ask: Callable[[], T], source: Source) -> T:
+    """Ask up to TRIES times; raises HubError for what time does not mend, else _Unreachable."""
+    import httpx2
+    from huggingface_hub.errors import HfHubHTTPError
+
+    pause_s = FIRST_PAUSE_S
+    for left in reversed(range(TRIES)):
+        try:
+            return ask()
+        except HfHubHTTPError as error:
+            problem = _explain(error, source)
+            asked_s = error.response.headers.get("Retry-After", "")
+            pause_s = float(asked_s) if asked_s.isdecimal() else pause_s
+        except httpx2.TransportError as error:
+            problem = f"{source}: the Hub did not answer ({type(error).__name__}: {error})"
+        if left == 0 or pause_s > LONGEST_PAUSE_S:
+            break
+        logger.info("%s; asking again in %g s", problem, pause_s)
+        time.sleep(pause_s)
+        pause_s *= 2
+    raise _Unreachable(problem)
+
+
+def _explain(error: Exception, source: Source) -> str:
+    """Return what a status means that may pass; raises HubError for one that will not."""
+    from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
+
+    assert isinstance(error, HfHubHTTPError)
+    status = error.response.status_code
+    if isinstance(error, RevisionNotFoundError):
+        raise HubError(
+            f"{source.name} on the Hub has no revision {source.revision!r}; give a branch, a tag or"
+            " a full commit hash"
+        ) from error
+    if status in (401, 403):
+        raise HubError(
+            f"{source}: the Hub answered {status}: no access with this token, or no such"
+            " repository; set HF_TOKEN to a token that may read it, accept the model's licence on"
+            " its page if it has one, and check the name"
+        ) from error
+    if status == 404:
+        raise HubError(
+            f"{source}: the Hub answered 404: there is no such model; check the name"
+        ) from error
+    if status != 429 and status < 500:
+        raise HubError(f"{source}: the Hub answered {status}: {error}") from error
+    meaning = "too many requests from here" if status == 429 else "it is in trouble"
+    return f"{source}: the Hub answered {status}: {meaning}"
+
+
+def _cached(source: Source, why: str) -> Path:
+    """Return what an earlier download left; whether it is whole is seen when it is loaded."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(
+            snapshot_download(source.name, revision=source.revision, local_files_only=True)
+        )
+    except LocalEntryNotFoundError as error:
+        raise HubError(
+            f"{why}; the cache does not hold {source} either: try again later, or fetch it where"
+            " the Hub can be reached and give the folder"
+        ) from error
+    logger.warning("%s; using what the cache holds: %s", why, folder)
+    return folder
+
+
+def _download(source: Source, info: ModelInfo) -> Path:
+    """Fetch every wanted file of the commit that `info` describes; return their folder."""
+    import httpx2
+    from huggingface_hub import constants
+
+    commit = info.sha
+    sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
+    wanted = sorted(name for name in sizes if _is_wanted(name))
+    if commit is None or not wanted:
+        raise HubError(
+            f"{source}: the repository holds no weights in safetensors and no configuration; found"
+            f" {', '.join(sorted(sizes)) or 'nothing'}"
+        )
+    cache = Path(constants.HF_HUB_CACHE)
+    try:
+        _check_room(cache, source, commit, {name: sizes[name] for name in wanted})
+        for name in wanted:
+            path = _fetch_file(source, commit, name, cache)
+        _note_revision(source, commit, cache)
+    except httpx2.TransportError as error:
+        raise HubError(
+            f"{source}: the download of {name} broke off ({type(error).__name__}: {error}); start"
+            " again to go on where it stopped"
+        ) from error
+    except OSError as error:
+        raise _explain_os_error(error, source, name, cache) from error
+    return path.parents[len(Path(name).parts) - 1]
+
+
+def _is_wanted(name: str) -> bool:
+    path = PurePosixPath(name)
+    return str(path.parent) in FOLDERS and any(fnmatch(path.name, shape) for shape in PATTERNS)
+
+
+def _explain_os_error(error: OSError, source: Source, name: str, cache: Path) -> HubError:
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+
+    if error.errno in FULL_DISK:
+        return HubError(
+            f"{source}: no room left while fetching {name} into {cache}: {error.strerror}; make"
+            " room or set HF_HOME to a larger disk, and start again: what is complete is kept"
+        )
+    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
+        return HubError(
+            f"{source}: {name} cannot be fetched ({type(error.__cause__).__name__}:"
+            f" {error.__cause__}); start again to go on where it stopped"
+        )
+    if isinstance(error, HfHubHTTPError):
+        try:
+            return HubError(f"{_explain(error, source)} (for {name}); try again later")
+        except HubError as final:
+            return final
+    return HubError(f"{source}: {name} cannot be fetched into {cache}: {error}")
+
+
+def _check_room(cache: Path, source: Source, commit: str, sizes: dict[str, int]) -> None:
+    """Raise HubError when what is still to be fetched does not fit on the cache's disk."""
+    from huggingface_hub import try_to_load_from_cache
+
+    missing = sum(
+        size
+        for name, size in sizes.items()
+        if not isinstance(try_to_load_from_cache(source.name, name, revision=commit), str)
+    )
+    parent = next(folder for folder in (cache, *cache.parents) if folder.exists())
+    free = shutil.disk_usage(parent).free
+    partial = sum(path.stat().st_size for path in _blobs(source, cache).glob("*.partial"))
+    if missing * ROOM_SHARE - partial > free:
+        raise HubError(
+            f"{source} needs {missing / 1e9:.2f} GB more, and {parent} has {free / 1e9:.2f} GB"
+            " free; make room or set HF_HOME to a larger disk"
+        )
+
+
+def _blobs(source: Source, cache: Path) -> Path:
+    from huggingface_hub.file_download import repo_folder_name
+
+    return cache / repo_folder_name(repo_id=source.name, repo_type="model") / "blobs"
+
+
+def _note_revision(source: Source, commit: str, cache: Path) -> None:
+    """Remember which commit the branch or tag means, as huggingface_hub does, for offline use."""
+    if source.revision != commit:
+        ref = _blobs(source, cache).parent / "refs" / source.revision
+        ref.parent.mkdir(parents=True, exist_ok=True)
+        ref.write_text(commit)
+
+
+def _fetch_file(source: Source, commit: str, name: str, cache: Path) -> Path:
+    """Return the file in the cache's snapshot folder, fetched if it was not there."""
+    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+
+    found = try_to_load_from_cache(source.name, name, revision=commit)
+    if isinstance(found, str):
+        return Path(found)
+    if name.endswith(".safetensors"):
+        _fetch_blob(source, commit, name, cache)
+    return Path(hf_hub_download(source.name, name, revision=commit, token=source.token))
+
+
+def _fetch_blob(source: Source, commit: str, name: str, cache: Path) -> None:
+    """Fetch a shard over plain HTTP into the cache's blobs, going on with a part left from before.
+
+    Left to huggingface_hub where hf_xet is there and no part is: that is faster, but starts anew
+    after a crash.
+    """
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.file_download import http_get
+    from huggingface_hub.utils._fixes import WeakFileLock
+    from huggingface_hub.utils._headers import build_hf_headers
+
+    url = hf_hub_url(source.name, name, revision=commit)
+    about = get_hf_file_metadata(url, token=source.token, retry_on_errors=True)
+    if about.etag is None or about.size is None:
+        return
+    blob = _blobs(source, cache) / about.etag
+    partial = blob.with_name(blob.name + ".partial")
+    if blob.exists() or (about.xet_file_data and _has_xet() and not partial.exists()):
+        return
+    headers = build_hf_headers(token=source.token)
+    if urlsplit(about.location).netloc != urlsplit(url).netloc:
+        headers.pop("authorization", None)  # a signed address elsewhere: no business of theirs
+    lock = cache / ".locks" / blob.parent.parent.name / f"{blob.name}.lock"
+    for path in (partial, lock):
+        path.parent.mkdir(parents=True, exist_ok=True)
+    with WeakFileLock(lock), partial.open("ab") as file:
+        begun = file.tell()
+        if begun > about.size:
+            file.truncate(0)
+            begun = 0
+        if begun:
+            logger.info("%s: going on after %.1f MB", name, begun / 1e6)
+        http_get(
+            about.location, file, resume_size=begun, headers=headers,
+            expected_size=about.size, displayed_filename=name,
+        )  # fmt: skip
+    if begun and len(about.etag) == 64 and _sha256(partial) != about.etag:
+        partial.unlink()
+        raise HubError(
+            f"{source}: {name}, continued from an earlier try, does not have the checksum that the"
+            " Hub gives; the part was deleted, start again"
+        )
+    partial.rename(blob)
+
+
+def _has_xet() -> bool:
+    from huggingface_hub import constants
+
+    return find_spec("hf_xet") is not None and not constants.HF_HUB_DISABLE_XET
+
+
+def _sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            digest.update(chunk)
+    return digest.hexdigest()

@@ -1,0 +1,215 @@
+"""Makes small OpenVLA checkpoints with random weights, for tests and as a start for learning.
+
+    python -m crane_x7_vla_rl.policies.openvla.builder outputs/tiny [--hidden 96] [--seed 0] …
+
+What leaves is a checkpoint folder like a released one: config.json, model.safetensors,
+dataset_statistics.json, and a tokenizer.json of its own, trained from the instructions that this
+project knows. Its config.json says `random_weights`, so that nobody takes it for a trained model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from safetensors.torch import save_file
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
+from torch import nn
+
+from crane_x7_vla_rl.policies.openvla.checkpoint_files import SINGLE, has_weights, read_json
+from crane_x7_vla_rl.policies.openvla.config import OpenVLAConfig
+from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
+from crane_x7_vla_rl.policies.openvla.layout import CONFIG, STATISTICS, TOKENIZER
+from crane_x7_vla_rl.policies.openvla.model import OpenVLA
+from crane_x7_vla_rl.prompt import prompt
+from crane_x7_vla_rl.robot import HOME_RAD, LOWER_RAD, UPPER_RAD
+
+COLOURS: Final = ("red", "green", "blue", "yellow")
+TEMPLATES: Final = (
+    "pick up the {} cube",
+    "lift the {} cube",
+    "grasp the {} cube and hold it",
+    "place the {} cube on the plate",
+    "put the {} cube on the plate",
+    "move the {} cube to the plate",
+)
+OTHERS: Final = ("pick up the object", "pick and place the object", "wait", "stop")
+TOKENS: Final = 512
+"""Of the tokenizer at most: 3 special ones, 256 bytes, and what is often together."""
+SPREAD_RAD: Final = 0.3
+"""The actions reach this far from the rest pose: whatever random weights want is safe to do."""
+GRIPPER_RAD: Final = (0.0, 0.6)
+READABLE: Final = 0o644
+"""safetensors writes files that others may not read."""
+EMBEDDING_STD: Final = 0.02
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Sizes of a small model; defaults take some milliseconds per action on one core."""
+
+    hidden: int = 96
+    """Channels of the language model."""
+    layers: int = 3
+    """Of the language model."""
+    heads: int = 4
+    """Of the language model."""
+    mlp: int = 256
+    """Channels between the language model's gate and down projections."""
+    dino_dim: int = 64
+    dino_depth: int = 4
+    """The last block is never computed."""
+    siglip_dim: int = 64
+    siglip_depth: int = 4
+    """The last block is never computed."""
+    vision_heads: int = 4
+    """Of both towers."""
+
+
+def instructions() -> Iterator[str]:
+    """Yield the instructions that this project's tasks, demo and documents use."""
+    for template, colour in product(TEMPLATES, COLOURS):
+        yield template.format(colour)
+    yield from OTHERS
+
+
+def build(folder: Path, sizes: Sizes | None = None, seed: int = 0) -> Path:
+    """Write a checkpoint into `folder` and return it; one built before is replaced.
+
+    Raises CheckpointError where the folder holds a checkpoint that was not built here.
+    """
+    sizes = sizes or Sizes()
+    if has_weights(folder) and not read_json(folder / CONFIG).get("random_weights"):
+        raise CheckpointError(f"{folder} holds a model that was not built here; choose another")
+    folder.mkdir(parents=True, exist_ok=True)
+    raw = _config(sizes)
+    model = OpenVLA(OpenVLAConfig.from_dict(raw))
+    initialise(model, seed)
+    tensors = {key: value.contiguous() for key, value in model.state_dict().items()}
+    save_file(tensors, folder / SINGLE, metadata={"format": "pt"})
+    (folder / SINGLE).chmod(READABLE)
+    train_tokenizer().save(str(folder / TOKENIZER))
+    _write(folder / STATISTICS, _statistics())
+    _write(folder / CONFIG, raw)
+    return folder
+
+
+def _write(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _config(sizes: Sizes) -> dict[str, Any]:
+    heads = sizes.vision_heads
+    return {
+        "architectures": ["OpenVLAForActionPrediction"],
+        "model_type": "openvla",
+        "random_weights": True,
+        "arch_specifier": "no-align+fused-gelu-mlp",
+        "image_resize_strategy": "resize-naive",
+        "image_sizes": [224, 224],
+        "llm_backbone_id": "llama2-7b-pure",
+        "llm_max_length": 2048,
+        "n_action_bins": 256,
+        "norm_stats": _statistics(),
+        "pad_to_multiple_of": 64,
+        "pad_token_id": 32000,
+        "text_config": {
+            "model_type": "llama",
+            "hidden_size": sizes.hidden,
+            "intermediate_size": sizes.mlp,
+            "num_attention_heads": sizes.heads,
+            "num_hidden_layers": sizes.layers,
+            "num_key_value_heads": sizes.heads,
+            "pad_token_id": 32000,
+            "vocab_size": 32064,
+        },
+        "timm_model_ids": [
+            "vit_large_patch14_reg4_dinov2.lvd142m",
+            "vit_so400m_patch14_siglip_224",
+        ],
+        "torch_dtype": "float32",
+        "use_fused_vision_backbone": True,
+        "vision_backbone_id": "dinosiglip-vit-so-224px",
+        "vision_towers": {
+            "dinov2": {"embed_dim": sizes.dino_dim, "depth": sizes.dino_depth, "num_heads": heads},
+            "siglip": {
+                "embed_dim": sizes.siglip_dim,
+                "depth": sizes.siglip_depth,
+                "num_heads": heads,
+            },
+        },
+    }
+
+
+def _statistics() -> dict[str, Any]:
+    """Return statistics under `crane_x7` around the rest pose, inside all limits."""
+    low = (HOME_RAD - SPREAD_RAD).clip(LOWER_RAD, UPPER_RAD)
+    high = (HOME_RAD + SPREAD_RAD).clip(LOWER_RAD, UPPER_RAD)
+    low[-1], high[-1] = GRIPPER_RAD
+    action = {"q01": low.tolist(), "q99": high.tolist(), "mask": [True] * len(low)}
+    return {"crane_x7": {"action": action}}
+
+
+def initialise(model: OpenVLA, seed: int) -> None:
+    """Draw all weights anew: linear maps keep the size of what passes, embeddings are small."""
+    torch.manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.Linear | nn.Conv2d):
+            fan_in = module.weight[0].numel()
+            nn.init.trunc_normal_(module.weight, std=fan_in**-0.5)
+            if module.bias is not None:
+                nn.init.zeros_(module.bias)
+        elif isinstance(module, nn.Embedding):
+            nn.init.normal_(module.weight, std=EMBEDDING_STD)
+    for name, parameter in model.named_parameters():
+        if name.endswith(("pos_embed", "cls_token", "reg_token", "latent")):
+            nn.init.normal_(parameter, std=EMBEDDING_STD)
+
+
+def train_tokenizer() -> Tokenizer:
+    """Return a byte-level BPE tokenizer of the prompts, with Llama's special ids 0, 1 and 2."""
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=TOKENS,
+        special_tokens=["<unk>", "<s>", "</s>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator([prompt(text) for text in instructions()], trainer)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[("<s>", tokenizer.token_to_id("<s>"))]
+    )
+    return tokenizer
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Build from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m crane_x7_vla_rl.policies.openvla.builder")
+    parser.add_argument("folder", type=Path, help="where the checkpoint shall lie")
+    parser.add_argument("--seed", type=int, default=0, help="of the weights (%(default)s)")
+    for name, value in asdict(Sizes()).items():
+        flag = "--" + name.replace("_", "-")
+        parser.add_argument(flag, type=int, default=value, help="(%(default)s)")
+    args = parser.parse_args(argv)
+    sizes = Sizes(**{name: getattr(args, name) for name in asdict(Sizes())})
+    try:
+        folder = build(args.folder, sizes, args.seed)
+    except (CheckpointError, OSError) as error:
+        print(f"builder: {error}", file=sys.stderr)
+        return 1
+    size_mb = (folder / SINGLE).stat().st_size / 1e6
+    print(f"{folder}: {size_mb:.1f} MB, random weights; it can do nothing until it is trained")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,33 @@
+"""What OpenVLA refuses, in one hierarchy. Each message says what came and what was expected."""
+
+from __future__ import annotations
+
+from crane_x7_vla_rl.policies.base import PolicyLoadError
+
+
+class OpenVLAError(ValueError):
+    """Anything that this policy refuses."""
+
+
+class ConfigError(OpenVLAError):
+    """A `config.json` describes a model that this package does not implement."""
+
+
+class ImageError(OpenVLAError):
+    """An image, or a batch of them, has a kind or size that the model cannot take."""
+
+
+class PromptError(OpenVLAError):
+    """A prompt is empty, holds ids outside the vocabulary, or does not fit into the context."""
+
+
+class ActionTokenError(OpenVLAError):
+    """Action tokens have the wrong shape, or lie outside the 256 action rows."""
+
+
+class CheckpointError(OpenVLAError, PolicyLoadError):
+    """A checkpoint cannot be loaded as it is; names file, key, found, expected, what to do."""
+
+
+class AdapterError(OpenVLAError):
+    """LoRA is asked for with a senseless rank, or on modules that are not there."""

@@ -1,0 +1,50 @@
+"""A function over fixed buffers: called as it is on the CPU, captured once and replayed on CUDA.
+
+The function takes nothing and returns nothing: it reads and writes tensors that stay where they
+are, and may be run several times with the same effect. Both devices share it, so that what the CPU
+tests is what a graph holds.
+
+Unverified: the CUDA branch was written without a device at hand.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+
+class Replay:
+    """One function, with its graph once it has run on CUDA."""
+
+    WARM_UPS = 2
+    """Runs before a capture, in which libraries allocate their workspaces."""
+
+    def __init__(self, run: Callable[[], None], device: torch.device, pool: Any) -> None:
+        """`pool` is the memory that graphs share which never run at the same time."""
+        self._run, self._device, self._pool = run, device, pool
+        self._graph: torch.cuda.CUDAGraph | None = None
+
+    def __call__(self) -> None:
+        """Do the work, or enqueue it on the current stream of a CUDA device."""
+        if self._device.type != "cuda":
+            self._run()
+            return
+        if self._graph is None:
+            self._graph = self._capture()
+        self._graph.replay()
+
+    def _capture(self) -> torch.cuda.CUDAGraph:
+        here = torch.cuda.current_stream(self._device)
+        there = torch.cuda.Stream(self._device)  # type: ignore[no-untyped-call]
+        there.wait_stream(here)
+        with torch.cuda.stream(there):
+            for _ in range(self.WARM_UPS):
+                self._run()
+        here.wait_stream(there)
+        torch.cuda.synchronize(self._device)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph, pool=self._pool):
+            self._run()
+        return graph

@@ -1,0 +1,42 @@
+"""From an instruction in words to the ids of its prompt, by the checkpoint's own tokenizer.json.
+
+The `tokenizers` library reads that file and nothing else of the checkpoint.
+"""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+
+from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
+from crane_x7_vla_rl.prompt import BOS_TOKEN, PROMPT_END_TOKEN, prompt
+
+KEPT_PROMPTS = 256
+
+
+class PromptTokenizer:
+    """Turns instructions into the `input_ids` of `OpenVLA.generate`."""
+
+    def __init__(self, path: Path) -> None:
+        """Read `tokenizer.json`; raises CheckpointError."""
+        try:
+            self._tokenizer = Tokenizer.from_file(str(path))
+        except Exception as error:  # the library raises bare Exception
+            raise CheckpointError(f"{path} cannot be read as a tokenizer: {error}") from error
+        self._ids = lru_cache(KEPT_PROMPTS)(self._encode)
+
+    def __call__(self, instruction: str) -> torch.Tensor:
+        """Return (L,) int64: BOS, then the prompt's ids; the final 29871 is left out.
+
+        Raises ValueError for a blank instruction.
+        """
+        return torch.tensor(self._ids(instruction), dtype=torch.int64)
+
+    def _encode(self, instruction: str) -> list[int]:
+        ids: list[int] = self._tokenizer.encode(prompt(instruction)).ids
+        if ids[:1] != [BOS_TOKEN]:
+            ids = [BOS_TOKEN, *ids]
+        return ids[:-1] if ids[-1] == PROMPT_END_TOKEN else ids
