@@ -7,9 +7,12 @@ headscale from source); the timeout of pytest counts the test itself alone.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
+import fake_tailnet
 import pytest
 from containers import MissingToolsError, Network, Workshop
+from tailnet_rig import find_tools
 
 CONTAINER_TIMEOUT_S = 180
 
@@ -33,6 +36,25 @@ def workshop() -> Workshop:
 def image(workshop: Workshop) -> str:
     """The image of this checkout without torch: enough for `infer` with colour servo."""
     return workshop.build(extras="")
+
+
+@pytest.fixture(scope="session", params=[pytest.param("real", marks=pytest.mark.container), "fake"])
+def tools(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of tailscale, tailscaled and headscale: every test is held by the fake ones too.
+
+    The real ones are skipped, with the reason, where they neither are nor can be built.
+    """
+    if request.param == "fake":
+        return fake_tailnet.install(tmp_path_factory.mktemp("fake-tools"))
+    try:
+        return find_tools()
+    except MissingToolsError as error:
+        missing = str(error)
+    try:
+        workshop: Workshop = request.getfixturevalue("workshop")
+        return workshop.tools
+    except (MissingToolsError, pytest.skip.Exception) as error:
+        pytest.skip(f"{missing} ({error})")  # such as: the Go proxy could not be reached
 
 
 @pytest.fixture

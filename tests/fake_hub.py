@@ -11,7 +11,7 @@ Its contract, the part of the real Hub's that a download uses (`HF_ENDPOINT` poi
 - unknown repository: 401 without a token, 404 with `X-Error-Code: RepoNotFound` with one;
   unknown revision: 404 with `X-Error-Code: RevisionNotFound`.
 
-`test_the_fake_hub_and_the_real_one_answer_alike` holds both to it.
+test_fake_hub holds both to it.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import torch
 from PIL import Image
@@ -45,3 +46,22 @@ def action_logits() -> Tensor:
 
 def load(dtype: torch.dtype = torch.float32) -> OpenVLA:
     return OpenVLA.from_pretrained(CHECKPOINT, dtype=dtype)
+
+
+def transformers_llama(model: OpenVLA) -> Any:
+    """Return transformers' Llama with the model's weights: an independent implementation."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    text = model.config.text
+    theirs = LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=text.vocab_size,
+            hidden_size=text.hidden_size,
+            intermediate_size=text.intermediate_size,
+            num_hidden_layers=text.num_hidden_layers,
+            num_attention_heads=text.num_attention_heads,
+            rms_norm_eps=text.rms_norm_eps,
+        )
+    ).eval()
+    theirs.load_state_dict(model.language_model.state_dict())
+    return theirs

@@ -219,10 +219,12 @@ def _x_server(network: Network, folder: Path) -> Iterator[dict[str, str]]:
     environ = os.environ | {"DISPLAY": f":{number}", "XAUTHORITY": str(folder / "xauthority")}
     subprocess.run(["xauth", "add", f":{number}", ".", "00112233445566778899aabbccddeeff"],
                    env=environ, check=True, capture_output=True)  # fmt: skip
+    # -noreset: without it the display forgets the ticket of `ssh -X` whenever its last client goes.
     server = subprocess.Popen(
-        network.inside("Xvfb", f":{number}", "-auth", environ["XAUTHORITY"], "-nolisten", "tcp"),
+        network.inside("Xvfb", f":{number}", "-auth", environ["XAUTHORITY"], "-nolisten", "tcp",
+                       "-noreset"),
         stderr=subprocess.DEVNULL,
-    )
+    )  # fmt: skip
     try:
         wait_for(lambda: _windows(environ), "Xvfb answers")
         yield environ

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import resource
 import shutil
-import socket
 import subprocess
 import sys
 import time
@@ -348,22 +347,6 @@ def test_a_repository_without_weights_or_configuration_lists_what_it_holds(
 ) -> None:
     hub.files = {"README.md": b"", "run.py": b""}
     assert "found README.md, run.py" in _error(_resolve(hub, tmp_path))
-
-
-@pytest.mark.slow
-def test_the_fake_hub_and_the_real_one_answer_alike(tmp_path: Path) -> None:
-    """The contract in fake_hub, asked of the real one: needs the Internet."""
-    try:
-        socket.create_connection(("huggingface.co", 443), timeout=5).close()
-    except OSError as error:
-        pytest.skip(f"the Hub cannot be reached from here: {error}")
-    name = "hf-internal-testing/tiny-random-LlamaForCausalLM"
-    environ = _environ(tmp_path, "https://huggingface.co", HF_HUB_ETAG_TIMEOUT="20")
-    done = subprocess.run(
-        [sys.executable, "-c", CODE, name], capture_output=True, text=True, timeout=110,
-        check=False, env=environ,
-    )  # fmt: skip
-    assert (_folder(done) / "config.json").exists()
 
 
 def test_a_model_loads_by_its_id_as_it_does_from_a_folder(tmp_path: Path) -> None:

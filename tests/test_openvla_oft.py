@@ -47,20 +47,7 @@ def states() -> np.ndarray:
 
 def oracle(policy: OpenVLAOft, row: int) -> np.ndarray:
     """Return (T, 7) for one sample, by transformers' Llama and plain arithmetic."""
-    from transformers import LlamaConfig, LlamaModel
-
-    text = policy.base.config.text
-    llama = LlamaModel(
-        LlamaConfig(
-            vocab_size=text.vocab_size,
-            hidden_size=text.hidden_size,
-            intermediate_size=text.intermediate_size,
-            num_hidden_layers=text.num_hidden_layers,
-            num_attention_heads=text.num_attention_heads,
-            rms_norm_eps=text.rms_norm_eps,
-        )
-    ).eval()
-    llama.load_state_dict(policy.base.language_model.model.state_dict())
+    llama = rig.transformers_llama(policy.base).model
     state = np.clip(2 * (states()[row] + 1) / 4 - 1, -1, 1)
     state[7] = 0.0
     own = {key.removeprefix("module."): value for key, value in proprio_weights().items()}

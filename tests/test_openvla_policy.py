@@ -201,6 +201,21 @@ def test_openvla_without_a_model_says_what_to_set() -> None:
         load_policy("openvla")
 
 
+def test_a_machine_without_torch_says_what_to_install() -> None:
+    code = (
+        "import sys; sys.modules['torch'] = None\n"
+        "from crane_x7_vla_rl.policies.base import ModelOptions, load_policy\n"
+        "load_policy('openvla', ModelOptions('some/model'))"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False
+    )
+    assert done.returncode == 1
+    last = done.stderr.strip().splitlines()[-1]
+    assert "VLA_MODEL_PATH=some/model: policy 'openvla' needs the package torch" in last
+    assert "crane-x7-remote[train]" in last
+
+
 # Builder and tokenizer
 
 

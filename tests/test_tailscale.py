@@ -1,4 +1,4 @@
-"""Boot on a real tailnet: headscale as control server, tailscaled as installed in the image.
+"""Boot on a tailnet: headscale as control server, tailscaled as in the image, or fake ones.
 
 The machine that boots and a desk from which one looks at it share a network namespace, and no more;
 what goes from one to the other by name goes through the tailnet.
@@ -15,9 +15,9 @@ from pathlib import Path
 
 import pytest
 from boot_rig import Machine, needs_root
-from containers import MissingToolsError, Network, Workshop, wait_for
+from containers import Network, wait_for
 from ssh_login import Login
-from tailnet_rig import RELAY_WITHOUT_TLS, Headscale, Node, NodeConfig, find_tools
+from tailnet_rig import RELAY_WITHOUT_TLS, Headscale, Node, NodeConfig
 
 from crane_x7_remote.errors import ExitCode
 
@@ -68,18 +68,6 @@ class Tailnet:
         """Return the flags of ssh that go through the tailnet."""
         words = self.machine.network.inside(str(self.tools / "tailscale"))
         return "-o", f"ProxyCommand={' '.join(words)} --socket {self.desk.socket} nc %h %p"
-
-
-@pytest.fixture(scope="module")
-def tools(request: pytest.FixtureRequest) -> Path:
-    try:
-        return find_tools()
-    except MissingToolsError:
-        workshop: Workshop = request.getfixturevalue("workshop")
-    try:
-        return workshop.tools
-    except MissingToolsError as error:
-        pytest.skip(str(error))  # the Go proxy could not be reached: said in the summary
 
 
 @pytest.fixture

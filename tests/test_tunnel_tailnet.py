@@ -1,4 +1,7 @@
-"""The way through a real tailnet: headscale, two tailscaled in userspace mode, and rosbridge."""
+"""The way through a tailnet: headscale, two tailscaled in userspace mode, and rosbridge.
+
+Real ones (marked `container`) and the fake ones of fake_tailnet.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from containers import MissingToolsError
 from loop_rig import FaultyRobot, RunningLoop, wait_until
-from tailnet_rig import DOMAIN, LOOPBACK, Headscale, Node, Process, find_tools, free_port
+from tailnet_rig import DOMAIN, LOOPBACK, Headscale, Node, Process, free_port
 
 from crane_x7_remote.errors import ExitCode, PeerOfflineError, PeerUnknownError, TailnetDownError
 from crane_x7_remote.rosbridge.client import ClientConfig, RosbridgeClient
 from crane_x7_remote.tunnel import peer
-
-pytestmark = pytest.mark.container
 
 
 @dataclass
@@ -32,18 +32,6 @@ class Site:
 
     def status(self) -> peer.Status:
         return peer.StatusCommand(self.gpu.socket, str(self.tools / "tailscale"))()
-
-
-@pytest.fixture(scope="module")
-def tools(request: pytest.FixtureRequest) -> Path:
-    try:
-        return find_tools()
-    except MissingToolsError:
-        workshop = request.getfixturevalue("workshop")
-        try:
-            return Path(workshop.tools)
-        except MissingToolsError as error:
-            pytest.skip(str(error))  # the Go proxy could not be reached: said in the summary
 
 
 @pytest.fixture(scope="module")

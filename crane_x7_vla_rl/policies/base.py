@@ -79,7 +79,8 @@ def _load_openvla(options: ModelOptions) -> Policy:
         from crane_x7_vla_rl.policies.openvla import policy
     except ModuleNotFoundError as error:
         raise PolicyLoadError(
-            f"policy 'openvla' needs the package {error.name}: pip install 'crane-x7-remote[train]'"
+            f"VLA_MODEL_PATH={options.path}: policy 'openvla' needs the package {error.name}: pip"
+            " install 'crane-x7-remote[train]', or build the image without EXTRAS="
         ) from error
     return policy.load(options)
 
