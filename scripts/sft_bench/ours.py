@@ -1,8 +1,9 @@
 """Our side of bench_sft: a real run of the trainer, opened once and moved update by update.
 
 What `sft` does between two updates (metrics, TensorBoard, the check for SIGTERM) is in the time;
-saving is not, nor is it on the other side. Pictures decoded before a round are thrown away, so that
-no round lives on what was read while the other side had the machine.
+saving is not, nor is it on the other side. The clock starts and stops when everything asked of the
+decoding threads is done, so that a round pays for as many batches as it uses, and no thread works
+while the other side has the machine.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import wait
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
@@ -96,24 +97,25 @@ class Ours:
 
     def turn(self) -> None:
         """Make one round of updates."""
-        self.forget()
         self._updates(self.case.scale.warm)
         first = self.progress.step + 1
-        synchronise(self.case.device)
-        started_s = time.perf_counter()
-        self._updates(self.case.scale.updates)
-        synchronise(self.case.device)
-        taken_s = time.perf_counter() - started_s
+        taken_s = self.timed(lambda: self._updates(self.case.scale.updates))
         self.rates.append(self.case.scale.updates * self.case.scale.batch / taken_s)
         self.counted |= set(range(first, self.progress.step + 1))
-        self.forget()
 
-    def forget(self) -> None:
-        """Drop what was decoded ahead, once no thread is decoding any more."""
-        batches = self.run.batches
-        if wait(batches._ahead, WAIT_S).not_done:
+    def timed(self, work: Callable[[], object]) -> float:
+        """Return the seconds that `work` takes, with the decoding that it causes."""
+        self._settle()
+        started_s = time.perf_counter()
+        work()
+        self._settle()
+        return time.perf_counter() - started_s
+
+    def _settle(self) -> None:
+        """Wait until the decoding threads and the device have nothing to do."""
+        if wait(self.run.batches._ahead, WAIT_S).not_done:
             raise RuntimeError(f"{self.case.data}: threads still decode after {WAIT_S:g} s")
-        batches.load_state_dict(batches.state_dict())
+        synchronise(self.case.device)
 
     def _updates(self, count: int) -> None:
         for _ in range(count):

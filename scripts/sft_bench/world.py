@@ -50,8 +50,8 @@ SCALES = {
             siglip_depth=2, vision_heads=2,
         ), batch=2, episodes=2, frames=6, rounds=2, warm=1, updates=2,
     ),
-    "tiny": Scale(builder.Sizes(), batch=16, episodes=6, frames=50, rounds=7, warm=2, updates=6),
-    "released": Scale(None, batch=16, episodes=20, frames=50, rounds=5, warm=3, updates=12),
+    "tiny": Scale(builder.Sizes(), batch=16, episodes=6, frames=50, rounds=9, warm=1, updates=4),
+    "released": Scale(None, batch=16, episodes=20, frames=50, rounds=5, warm=3, updates=10),
 }  # fmt: skip
 
 
