@@ -251,6 +251,15 @@ def test_an_unreachable_wandb_does_not_stop_training_and_is_listed(tmp_path: Pat
     assert list((run / "wandb").glob("offline-run-*"))
 
 
+def test_a_wandb_in_trouble_does_not_stop_training(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    with UploadHub(fault=lambda request: request.say({}, 503) or True) as server:
+        env = wandb_env(tmp_path, WANDB_MODE="online", WANDB_BASE_URL=server.url)
+        said = finish(rig.start(rig.flags(run, "--use-wandb", "--max-steps", "3"), env=env))
+    assert f"its run stays on disk: {server.url} answers 503" in said
+    assert len(rig.losses(run)) == 3
+
+
 def test_tensorboard_holds_every_update(tmp_path: Path) -> None:
     run = tmp_path / "run"
     code = (

@@ -31,6 +31,14 @@ def finish(process: subprocess.Popen[str]) -> str:
     return said
 
 
+def wait_for_first_save(run: Path, process: subprocess.Popen[str]) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not (run / "checkpoint-2").exists():
+        assert process.poll() is None, finish(process)
+        assert time.monotonic() < deadline_s
+        time.sleep(0.05)
+
+
 def children(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -80,11 +88,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
 def test_when_one_process_dies_all_end_and_not_with_0(tmp_path: Path, victim: int) -> None:
     run = tmp_path / "run"
     process = rig.start(rig.flags(run, "--max-steps", "1000000", "--save-steps", "2"), processes=2)
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not (run / "checkpoint-2").exists():
-        assert process.poll() is None, finish(process)
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
+    wait_for_first_save(run, process)
     workers = children(process.pid)
     assert len(workers) == 2
     os.kill(workers[victim], signal.SIGKILL)
@@ -94,3 +98,15 @@ def test_when_one_process_dies_all_end_and_not_with_0(tmp_path: Path, victim: in
     newest = checkpoint.newest(run)
     assert newest is not None
     load_policy("openvla", ModelOptions(path=str(newest)))
+
+
+def test_sigterm_to_torchrun_saves_what_all_processes_agree_on(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    process = rig.start(rig.flags(run, "--max-steps", "1000000", "--save-steps", "2"), processes=2)
+    wait_for_first_save(run, process)
+    process.send_signal(signal.SIGTERM)
+    said = finish(process)
+    done = len(rig.losses(run))
+    assert checkpoint.step_of(run / "last") == done, said
+    assert f"stopped after {done} of" in said
+    load_policy("openvla", ModelOptions(path=str(run / "last")))

@@ -31,7 +31,7 @@ from crane_x7_vla_rl.training.errors import ConfigError
 from crane_x7_vla_rl.training.learner import Learner
 from crane_x7_vla_rl.training.policy_files import Base, Surroundings
 from crane_x7_vla_rl.training.publish import Artifacts, Hub, Place, Uploads
-from crane_x7_vla_rl.training.samples import squash
+from crane_x7_vla_rl.training.samples import show
 from crane_x7_vla_rl.training.sft_command import Resumption
 from crane_x7_vla_rl.training.tracking import Extent, Tracker, open_tracker
 from crane_x7_vla_rl.training.training_state import Progress
@@ -164,7 +164,7 @@ def _batches(config: SftConfig, taught: Learner, source: EpisodeSource, inputs: 
         workers=data.workers,
         cache_bytes=data.cache_mb << 20,
         corrupt=data.corrupt,
-        transform=squash(taught.model.config.image_size),
+        transform=show(taught.model.config.image_size, config.augmentation, config.training.seed),
     )
     return Batches(
         source, config.training.batch_size, config.training.seed,

@@ -35,31 +35,30 @@ class Lesson:
     """(B, T·8) int64, ids 31744…31999: the demonstrated answer, step after step."""
 
 
-def squash(size: int) -> Callable[[Image, int], Image]:
-    """Return what makes images (size, size, 3), in the loader's threads, as the policy does."""
+def show(size: int, settings: AugmentationConfig, seed: int) -> Callable[[Image, int], Image]:
+    """Return what the loader's threads do to images: squash to (size, size, 3), and vary.
 
-    def squashed(image: Image, place: int) -> Image:
-        del place  # the same for every sample
-        if image.shape[:2] == (size, size):
-            return image
-        resized = Pil.fromarray(image).resize((size, size), Pil.Resampling.BICUBIC)
-        return np.asarray(resized)
+    They are squashed as the policy does it.
+    """
 
-    return squashed
+    def shown(image: Image, place: int) -> Image:
+        if image.shape[:2] != (size, size):
+            resized = Pil.fromarray(image).resize((size, size), Pil.Resampling.BICUBIC)
+            image = np.asarray(resized)
+        return augment(image, seed, place, settings)
+
+    return shown
 
 
-def lesson(
-    batch: Batch, codec: Codec, settings: AugmentationConfig, seed: int, like: Tensor
-) -> Lesson:
-    """Return the lesson of a batch of squashed images, on the device and in the dtype of `like`.
+def lesson(batch: Batch, codec: Codec, like: Tensor) -> Lesson:
+    """Return the lesson of a batch of shown images, on the device and in the dtype of `like`.
 
-    Images are varied and normalised in float32, whatever the dtype.
+    Images are normalised in float32, whatever the dtype.
     """
     images = torch.from_numpy(batch.images).to(like.device, non_blocking=True)
-    grey = images.permute(0, 3, 1, 2).to(torch.float32) / 255
-    varied = augment(grey, seed, batch.places, settings)
+    scaled = images.permute(0, 3, 1, 2).to(torch.float32) / 255
     mean, std = (torch.tensor(v, device=like.device).view(1, 6, 1, 1) for v in (MEAN, STD))
-    pixels = (varied.repeat(1, 2, 1, 1) - mean) / std
+    pixels = (scaled.repeat(1, 2, 1, 1) - mean) / std
     return Lesson(
         pixels.to(like.dtype),
         codec.prompts(batch.instructions, batch.state),

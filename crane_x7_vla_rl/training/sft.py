@@ -94,9 +94,7 @@ def _update(run: Run, progress: Progress, end: int, interrupt: Interrupt) -> tup
     for micro in range(training.grad_accumulation_steps):
         asked_s = run.clock()
         batch = next(run.batches)
-        question = lesson(
-            batch, run.codec, run.config.augmentation, training.seed, run.learner.like
-        )
+        question = lesson(batch, run.codec, run.learner.like)
         data_s += run.clock() - asked_s
         inputs = (question.pixels, question.prompts, question.tokens)
         last = micro == training.grad_accumulation_steps - 1

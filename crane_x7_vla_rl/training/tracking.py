@@ -17,13 +17,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import IO, TYPE_CHECKING, Any, Final, Protocol, Self
+from typing import IO, Any, Final, Protocol, Self
 
 from crane_x7_vla_rl.training import config_tree
 from crane_x7_vla_rl.training.config import SftConfig
-
-if TYPE_CHECKING:
-    from rich.progress import Progress as Bar
 
 logger = logging.getLogger(__name__)
 
@@ -119,34 +116,34 @@ def short(number: float) -> str:
 
 
 class TerminalBar:
-    """A progress bar on a terminal, with the newest figures behind it."""
+    """A progress bar on a terminal, with the newest figures below it."""
 
     def __init__(self, steps: int, begun: int, stream: IO[str]) -> None:
-        from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
-        from rich.progress import Progress as Bar
+        from rich.console import Console, Group
+        from rich.live import Live
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+        from rich.text import Text
 
-        self._bar: Bar = Bar(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
-            TimeRemainingColumn(), TextColumn("{task.fields[figures]}"),
-            console=Console(file=stream),
-        )  # fmt: skip
-        self._task = self._bar.add_task("sft", total=steps, completed=begun, figures="")
-        self._bar.start()
+        columns = (BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, expand=True)
+        self._task = self._bar.add_task("sft", total=steps, completed=begun)
+        self._text = Text()
+        self._live = Live(Group(self._bar, self._text), console=Console(file=stream))
+        self._live.start()
 
     def log(self, figures: Figures) -> None:
         """See Sink."""
-        text = (
+        self._bar.update(self._task, completed=figures.step)
+        self._text.plain = (
             f"loss {figures.loss:.3f} · grad {figures.grad_norm:.2f} · lr"
             f" {figures.learning_rate:.1e} · data {figures.data_s:.3f} s · update"
             f" {figures.update_s:.3f} s · {short(figures.samples)} samples · epoch"
             f" {figures.epoch:.2f}"
         )
-        self._bar.update(self._task, completed=figures.step, figures=text)
 
     def close(self) -> None:
         """See Sink."""
-        self._bar.stop()
+        self._live.stop()
 
 
 class TensorBoard:
@@ -246,12 +243,19 @@ def open_tracker(config: SftConfig, run: Path, extent: Extent, wandb_run: str | 
 
 
 def silence(url: str) -> str | None:
-    """Say why nobody answers at `url`, or None where somebody does, whatever they say."""
-    request = urllib.request.Request(url, method="HEAD")
+    """Say why W&B at `url` is of no use now, or None where it takes questions, even if it refuses.
+
+    wandb itself would ask a server that is down or overloaded for many minutes before training.
+    """
+    question = urllib.request.Request(
+        f"{url}/graphql", b'{"query": "{ __typename }"}', {"Content-Type": "application/json"}
+    )
     try:
-        urllib.request.urlopen(request, timeout=PROBE_S).close()
+        urllib.request.urlopen(question, timeout=PROBE_S).close()
     except urllib.error.HTTPError as error:
         error.close()
+        if error.code >= 500:
+            return f"{url} answers {error.code}"
     except OSError as error:
         return f"{url} does not answer: {error}"
     return None
