@@ -54,13 +54,13 @@ class Frames(Dataset[dict[str, Tensor]]):
         episode = self._episodes[number]
         picture = Image.fromarray(episode.image(t))
         small = np.array(picture.resize((self._size, self._size), Image.Resampling.BICUBIC))
-        grey = torch.from_numpy(small).permute(2, 0, 1).float() / 255
         training, settings = self._config.training, self._config.augmentation
-        varied = augment(grey[None], training.seed, np.array([place]), settings)[0]
+        varied = np.ascontiguousarray(augment(small, training.seed, place, settings))
+        scaled = torch.from_numpy(varied).permute(2, 0, 1).float() / 255
         steps = np.minimum(np.arange(t, t + self._codec.inputs.chunk_steps), len(episode) - 1)
         (prompt,) = self._codec.prompts([episode.instruction], episode.state[None, t])
         return {
-            "pixels": (varied.repeat(2, 1, 1) - self._mean) / self._std,
+            "pixels": (scaled.repeat(2, 1, 1) - self._mean) / self._std,
             "input_ids": prompt,
             "labels": torch.from_numpy(self._codec.tokens(episode.action[None, steps]))[0],
         }

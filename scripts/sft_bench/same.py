@@ -45,8 +45,7 @@ def compare(ours: Ours, peft: Any, frames: Frames) -> Difference:
                 parameter.normal_(0, SCALE)
             theirs[name].copy_(parameter)
     batch = next(run.batches)
-    config = run.config
-    asked = lesson(batch, run.codec, config.augmentation, config.training.seed, run.learner.like)
+    asked = lesson(batch, run.codec, run.learner.like)
     places = zip(batch.episodes, batch.frames, batch.places, strict=True)
     plain = collate([frames.sample(int(e), int(t), int(place)) for e, t, place in places])
     plain = {"input_ids": plain["input_ids"], **{
