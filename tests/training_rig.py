@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import atexit
 import json
 import os
 import shutil
@@ -36,7 +37,9 @@ ROOT = Path(__file__).parent.parent
 
 @lru_cache(maxsize=1)
 def workplace() -> Path:
-    return Path(mkdtemp(prefix="training_rig-"))
+    folder = Path(mkdtemp(prefix="training_rig-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 @lru_cache(maxsize=1)
