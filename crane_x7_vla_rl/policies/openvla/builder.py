@@ -53,6 +53,9 @@ GRIPPER_RAD: Final = (0.0, 0.6)
 READABLE: Final = 0o644
 """safetensors writes files that others may not read."""
 EMBEDDING_STD: Final = 0.02
+POSITION_STD: Final = 0.5
+"""As large as what a patch shows: with 0.02, as in models that see millions of images, small ones
+learned scenes by heart before they learned that places differ."""
 SMOOTH_BINS: Final = 100
 """Tokens that are a sixth of this apart, 2π to a wave, begin as nearly the same."""
 
@@ -174,9 +177,9 @@ def _statistics() -> dict[str, Any]:
 def initialise(model: OpenVLA, seed: int) -> None:
     """Draw all weights anew: linear maps keep the size of what passes, embeddings are small.
 
-    The rows of the 256 action tokens, in and out, change smoothly from bin to bin. That they are
-    numbers on a line is all they have in common with each other, and a small model would not find
-    it out from some thousand frames.
+    The rows of the 256 action tokens, in and out, change smoothly from bin to bin, and the places
+    of patches smoothly over the image: that they are numbers on a line and places on a plane is
+    what a small model would not find out from some thousand frames.
     """
     torch.manual_seed(seed)
     for module in model.modules():
@@ -188,13 +191,24 @@ def initialise(model: OpenVLA, seed: int) -> None:
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=EMBEDDING_STD)
     for name, parameter in model.named_parameters():
-        if name.endswith(("pos_embed", "cls_token", "reg_token", "latent")):
+        if name.endswith(("cls_token", "reg_token", "latent")):
             nn.init.normal_(parameter, std=EMBEDDING_STD)
+        elif name.endswith("pos_embed"):
+            with torch.no_grad():
+                parameter[0] = POSITION_STD * _smooth_patches(*parameter.shape[1:])
     language = model.language_model
     for rows in (language.model.embed_tokens.weight, language.lm_head.weight):
         std = float(rows.detach().std())
         with torch.no_grad():
             rows[FIRST_ACTION_TOKEN:VOCABULARY] = std * _smooth_rows(rows.shape[1])
+
+
+def _smooth_patches(patches: int, width: int) -> torch.Tensor:
+    """Return (N, width) of unit variance: random waves over the image, neighbours half alike."""
+    side = round(patches**0.5)
+    at = torch.cartesian_prod(torch.arange(side), torch.arange(side)).float()  # (N, 2)
+    phases = 2 * torch.pi * torch.rand(width)
+    return 2**0.5 * torch.cos(at @ torch.randn(2, width) + phases)
 
 
 def _smooth_rows(width: int) -> torch.Tensor:
