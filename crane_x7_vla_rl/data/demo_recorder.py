@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from crane_x7_vla_rl.data.demos import DemosConfig
 from crane_x7_vla_rl.data.episode import Episode
 from crane_x7_vla_rl.kinematics import UnreachableError
-from crane_x7_vla_rl.sim.expert import Expert, Manner
+from crane_x7_vla_rl.sim.expert import Expert, Manner, Phase
 from crane_x7_vla_rl.sim.world import World
 from crane_x7_vla_rl.types import Image
 
-NOISE_STREAM = 2
+NOISE_STREAM: Final = 2
 """Of a seed's random numbers; the scene's own and the camera's are others."""
+ON_THE_WAY: Final = (Phase.HOVER, Phase.DESCEND)
+REARRANGED: Final = 0.7
+"""How likely a scene is rearranged after a step of the arm on its way, while it may be."""
 
 
 def make_recorder(config: DemosConfig) -> Recorder:
     """Start the simulation; raises SimError."""
     return Recorder(config)
+
+
+def _manner(config: DemosConfig) -> Manner:
+    return Manner(arm_rad_s=config.arm_rad_s, turns_wrist=not config.keep_wrist)
 
 
 class Recorder:
@@ -26,7 +35,7 @@ class Recorder:
     def __init__(self, config: DemosConfig) -> None:
         self._config = config
         self._world = World(config.world)
-        self._expert = Expert(self._world, Manner(turns_wrist=not config.keep_wrist))
+        self._expert = Expert(self._world, _manner(config))
 
     def __call__(self, seed: int) -> Episode:
         """Return the episode, ended by success or for want of time."""
@@ -35,6 +44,7 @@ class Recorder:
         level_rad = self._config.joint_noise_rad * noise.uniform()
         world.reset(seed)
         expert.reset()
+        rearranged = 0
         images: list[bytes | Image] = []
         states, actions = [], []
         while not world.ended:
@@ -47,6 +57,10 @@ class Recorder:
             states.append(state)
             actions.append(action)
             world.step(action + noise.normal(0, level_rad, len(action)))
+            free = expert.phase in ON_THE_WAY and rearranged < self._config.rearrange
+            if free and noise.uniform() < REARRANGED:
+                world.rearrange(noise)
+                rearranged += 1
         return Episode(
             images=images,
             state=np.array(states, dtype=np.float32),

@@ -45,6 +45,11 @@ class DemosConfig:
     joint_noise_rad: float = 0.0
     """Largest standard deviation of the noise on what the arm is sent; each episode draws its own
     share of it, so that there are calm ones, too."""
+    rearrange: int = 0
+    """Put cubes and plate elsewhere up to so many times while the arm is on its way: one episode
+    then shows as many scenes, and what to do in each from wherever the arm happens to be."""
+    arm_rad_s: float = 1.6
+    """Speed of the arm; see sim.expert.Manner."""
     keep_wrist: bool = False
     """Never turn the wrist towards the cube; see sim.expert.Manner."""
     processes: int = 0
@@ -55,6 +60,8 @@ class DemosConfig:
         return {
             "first_seed": self.first_seed,
             "joint_noise_rad": self.joint_noise_rad,
+            "rearrange": self.rearrange,
+            "arm_rad_s": self.arm_rad_s,
             "keep_wrist": self.keep_wrist,
             "world": self.world.as_dict(),
         }
@@ -87,6 +94,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="push the arm about; the lesson stays the expert's (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
+        "--rearrange", type=int, default=0, metavar="N",
+        help="put things elsewhere up to N times while the arm is on its way (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--arm-rad-s", type=scenes.amount, default=default.arm_rad_s,
+        help="speed of the arm (%(default)s)",
+    )  # fmt: skip
+    parser.add_argument(
         "--keep-wrist", action="store_true", help="never turn the wrist towards the cube"
     )
     parser.add_argument("--processes", type=scenes.count, help="simulations (one per core)")
@@ -106,6 +121,8 @@ def run(args: argparse.Namespace) -> int:
         first_seed=args.first_seed,
         world=scenes.from_arguments(args),
         joint_noise_rad=args.joint_noise_rad,
+        rearrange=args.rearrange,
+        arm_rad_s=args.arm_rad_s,
         keep_wrist=args.keep_wrist,
         processes=args.processes or 0,
     )

@@ -189,10 +189,7 @@ class CubeScene(BaseEnv):
         count = len(env_idx)
         generators = [self._batched_episode_rng[int(index)] for index in env_idx]
         layouts = np.array([self._layout(generator) for generator in generators])  # (n, C + 1, 3)
-        for column, actor in enumerate((*self.cubes.values(), self.plate)):
-            xy_yaw = torch.as_tensor(layouts[:, column], dtype=torch.float32, device=self.device)
-            height = PLATE_HEIGHT_M / 2 if actor is self.plate else CUBE_HALF_M
-            actor.set_pose(_upright(xy_yaw, height))
+        self._put(layouts)
         self._name_cubes(env_idx, generators, options)
         qpos = np.tile(np.append(HOME_RAD, HOME_RAD[-1]), (count, 1))
         for row, generator in enumerate(generators):
@@ -204,6 +201,17 @@ class CubeScene(BaseEnv):
             self._counted_at = torch.zeros_like(self.elapsed_steps)
         self._held_steps[env_idx] = 0
         self._counted_at[env_idx] = 0
+
+    def _put(self, layouts: np.ndarray[Any, Any]) -> None:
+        """Put cubes and plate where (n, C + 1, 3) says."""
+        for column, actor in enumerate((*self.cubes.values(), self.plate)):
+            xy_yaw = torch.as_tensor(layouts[:, column], dtype=torch.float32, device=self.device)
+            height = PLATE_HEIGHT_M / 2 if actor is self.plate else CUBE_HALF_M
+            actor.set_pose(_upright(xy_yaw, height))
+
+    def rearrange(self, generator: np.random.RandomState) -> None:
+        """Put cubes and plate elsewhere in the midst of an episode, as a hand might; CPU alone."""
+        self._put(self._layout(generator)[None])
 
     def _layout(self, generator: np.random.RandomState) -> np.ndarray[Any, Any]:
         """Return (C + 1, 3) x, y, yaw of the cubes and, last, the plate; none touch."""

@@ -82,6 +82,10 @@ class World:
             shift = self._noise.normal(0, self.config.camera_shift_m, 3)
             self._camera.set_local_pose(sapien.Pose(self._camera_at.p + shift, self._camera_at.q))
 
+    def rearrange(self, generator: np.random.Generator) -> None:
+        """Put cubes and plate elsewhere in the midst of the episode."""
+        self.scene.rearrange(np.random.RandomState(generator.integers(2**31)))
+
     def step(self, target_rad: npt.ArrayLike) -> None:
         """Drive towards joint targets (8,), rad, for one period; cut to the joints' limits."""
         target = np.clip(np.asarray(target_rad, dtype=np.float64), LOWER_RAD, UPPER_RAD)
