@@ -125,11 +125,19 @@ def test_a_checkpoint_that_says_nothing_is_asked_as_the_released_ones() -> None:
         ({"chunk_steps": True}, "chunk_steps is True"),
         ({"period_s": -1}, "period_s is -1"),
         ({"state_tokens": "yes"}, "state_tokens is 'yes'"),
+        ({"view": [0.5, 0, 0.5, 1]}, r"view is \[0.5, 0, 0.5, 1\], expected left, top"),
+        ({"view": "all"}, "view is 'all'"),
     ],
 )
 def test_a_wrong_policy_json_is_named(raw: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
         Inputs.from_dict(raw)
+
+
+def test_policy_json_holds_what_was_written(tmp_path: Path) -> None:
+    inputs = Inputs(True, 2, 0.2, (0.25, 0.5, 0.75, 1.0))
+    raw = json.loads(inputs.write(tmp_path).read_text())
+    assert Inputs.from_dict(raw) == inputs
 
 
 def test_state_tokens_without_statistics_of_the_state_are_refused(loaded: loading.Loaded) -> None:
@@ -161,11 +169,13 @@ def test_neighbouring_bins_begin_alike(loaded: loading.Loaded) -> None:
 
 def test_the_builders_flags_reach_policy_json(tmp_path: Path) -> None:
     flags = ["--image", "96", "--patch", "12", "--state-tokens", "--chunk-steps", "4"]
-    assert builder.main([str(tmp_path), *flags, "--period-s", "0.2"]) == 0
+    view = ["--view", "0.25", "0.5", "0.75", "1"]
+    assert builder.main([str(tmp_path), *flags, "--period-s", "0.2", *view]) == 0
     assert json.loads((tmp_path / "policy.json").read_text()) == {
         "state_tokens": True,
         "chunk_steps": 4,
         "period_s": 0.2,
+        "view": [0.25, 0.5, 0.75, 1.0],
     }
     assert loading.load(tmp_path).model.config.patches == 64
     assert builder.main([str(tmp_path), "--chunk-steps", "0"]) == 1

@@ -14,7 +14,7 @@ from crane_x7_vla_rl.data.source import open_source
 from crane_x7_vla_rl.data.statistics import compute
 from crane_x7_vla_rl.policies.openvla import loading
 from crane_x7_vla_rl.policies.openvla.codec import Codec, Inputs
-from crane_x7_vla_rl.policies.openvla.image import centre_crop
+from crane_x7_vla_rl.policies.openvla.image import WHOLE, centre_crop, cut
 from crane_x7_vla_rl.training.augment import augment
 from crane_x7_vla_rl.training.config import AugmentationConfig
 from crane_x7_vla_rl.training.samples import lesson, show
@@ -97,7 +97,7 @@ def test_colours_change_within_their_ranges_and_stay_what_they_are_called() -> N
 def first_batch(size: int) -> Batch:
     source = open_source(rig.data())
     with Batches(
-        source, 4, 0, options=LoaderOptions(3, transform=show(size, NEITHER, 0))
+        source, 4, 0, options=LoaderOptions(3, transform=show(size, WHOLE, NEITHER, 0))
     ) as batches:
         return next(batches)
 
@@ -112,7 +112,7 @@ def codec(inputs: Inputs) -> Codec:
 def test_the_lesson_is_what_the_policy_will_be_asked(recorded: int) -> None:
     model = loading.load(rig.base()).model
     batch = first_batch(recorded)
-    shown = np.stack([show(rig.SIDE, NEITHER, 0)(image, 0) for image in batch.images])
+    shown = np.stack([show(rig.SIDE, WHOLE, NEITHER, 0)(image, 0) for image in batch.images])
     batch = Batch(**{**vars(batch), "images": shown})
     speaks = codec(Inputs(state_tokens=True, chunk_steps=3))
     asked = lesson(batch, speaks, model.projector.fc3.bias)
@@ -130,8 +130,17 @@ def test_the_lesson_is_what_the_policy_will_be_asked(recorded: int) -> None:
     assert float(error[inside].max()) <= 1 / 254
 
 
+def test_training_sees_the_same_part_of_an_image_as_the_policy() -> None:
+    view = (0.25, 0.5, 0.75, 1.0)
+    model = loading.load(rig.base()).model
+    image = np.random.default_rng(0).integers(0, 255, (48, 60, 3), np.uint8)
+    part = show(rig.SIDE, view, NEITHER, 0)(image, 5)
+    assert torch.equal(model.preprocess([part]), model.preprocess([image[24:48, 15:45]]))
+    assert np.array_equal(cut(image, view), image[24:48, 15:45])
+
+
 def test_squashing_in_the_loader_equals_what_the_policy_does() -> None:
     model = loading.load(rig.base()).model
     image = np.random.default_rng(0).integers(0, 255, (48, 60, 3), np.uint8)
-    squashed = show(rig.SIDE, NEITHER, 0)(image, 5)
+    squashed = show(rig.SIDE, WHOLE, NEITHER, 0)(image, 5)
     assert torch.equal(model.preprocess([squashed]), model.preprocess([image]))

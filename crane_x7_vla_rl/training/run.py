@@ -159,12 +159,13 @@ def _statistics(taught: Learner, source: EpisodeSource, resumed: Path | None) ->
 
 def _batches(config: SftConfig, taught: Learner, source: EpisodeSource, inputs: Inputs) -> Batches:
     data, accelerator = config.data, taught.accelerator
+    size = taught.model.config.image_size
     options = LoaderOptions(
         chunk_steps=inputs.chunk_steps,
         workers=data.workers,
         cache_bytes=data.cache_mb << 20,
         corrupt=data.corrupt,
-        transform=show(taught.model.config.image_size, config.augmentation, config.training.seed),
+        transform=show(size, inputs.view, config.augmentation, config.training.seed),
     )
     return Batches(
         source, config.training.batch_size, config.training.seed,

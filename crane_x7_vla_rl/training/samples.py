@@ -17,7 +17,7 @@ from torch import Tensor
 
 from crane_x7_vla_rl.data.loader import Batch
 from crane_x7_vla_rl.policies.openvla.codec import Codec
-from crane_x7_vla_rl.policies.openvla.image import MEAN, STD
+from crane_x7_vla_rl.policies.openvla.image import MEAN, STD, View, cut
 from crane_x7_vla_rl.training.augment import augment
 from crane_x7_vla_rl.training.config import AugmentationConfig
 from crane_x7_vla_rl.types import Image
@@ -35,13 +35,16 @@ class Lesson:
     """(B, T·8) int64, ids 31744…31999: the demonstrated answer, step after step."""
 
 
-def show(size: int, settings: AugmentationConfig, seed: int) -> Callable[[Image, int], Image]:
-    """Return what the loader's threads do to images: squash to (size, size, 3), and vary.
+def show(
+    size: int, view: View, settings: AugmentationConfig, seed: int
+) -> Callable[[Image, int], Image]:
+    """Return what the loader's threads do to images: cut, squash to (size, size, 3), and vary.
 
-    They are squashed as the policy does it.
+    They are cut and squashed as the policy does it.
     """
 
     def shown(image: Image, place: int) -> Image:
+        image = cut(image, view)
         if image.shape[:2] != (size, size):
             resized = Pil.fromarray(image).resize((size, size), Pil.Resampling.BICUBIC)
             image = np.asarray(resized)

@@ -30,6 +30,7 @@ from crane_x7_vla_rl.policies.openvla.checkpoint_files import SINGLE, has_weight
 from crane_x7_vla_rl.policies.openvla.codec import PERIOD_S, Inputs
 from crane_x7_vla_rl.policies.openvla.config import IMAGE_SIZE, PATCH_SIZE, OpenVLAConfig
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError, ConfigError
+from crane_x7_vla_rl.policies.openvla.image import WHOLE
 from crane_x7_vla_rl.policies.openvla.layout import CONFIG, STATISTICS, TOKENIZER
 from crane_x7_vla_rl.policies.openvla.model import OpenVLA
 from crane_x7_vla_rl.prompt import prompt
@@ -248,6 +249,10 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--state-tokens", action="store_true", help="read the measured joints, too")
     parser.add_argument("--chunk-steps", type=int, default=1, help="actions at once (%(default)s)")
     parser.add_argument("--period-s", type=float, default=PERIOD_S, help="apart (%(default)s)")
+    parser.add_argument(
+        "--view", type=float, nargs=4, default=WHOLE, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
+        help="part of the image that it sees, in shares of width and height (all)",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     sizes = Sizes(**{name: getattr(args, name) for name in asdict(Sizes())})
     try:

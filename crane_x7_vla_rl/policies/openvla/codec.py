@@ -32,6 +32,7 @@ from crane_x7_vla_rl.actions import (
 )
 from crane_x7_vla_rl.policies.openvla.checkpoint_files import read_json
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
+from crane_x7_vla_rl.policies.openvla.image import WHOLE, View
 from crane_x7_vla_rl.policies.openvla.layout import TOKENIZER, Layout
 from crane_x7_vla_rl.policies.openvla.targets import DIMENSIONS
 from crane_x7_vla_rl.policies.openvla.tokenizer import PromptTokenizer
@@ -53,6 +54,8 @@ class Inputs:
     """T: an answer holds T·D tokens, step after step."""
     period_s: float = PERIOD_S
     """From step to step."""
+    view: View = WHOLE
+    """What the model sees of an image; the rest is cut off before it is squashed."""
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: str = POLICY) -> Inputs:
@@ -61,7 +64,7 @@ class Inputs:
         unknown = sorted(set(raw) - set(known))
         if unknown:
             raise CheckpointError(f"{source}: {unknown[0]} is unknown; known: {', '.join(known)}")
-        inputs = cls(**raw)
+        inputs = cls(**raw | {"view": _view(raw.get("view", WHOLE), source)})
         steps, period = inputs.chunk_steps, inputs.period_s
         if not isinstance(inputs.state_tokens, bool):
             raise CheckpointError(
@@ -157,6 +160,19 @@ class Codec:
         ids = tokens.detach().cpu().numpy() if isinstance(tokens, Tensor) else tokens
         split = ids.reshape(len(ids), self.inputs.chunk_steps, self.action.dimensions)
         return self.action.unnormalise(tokens_to_normalised(split))
+
+
+def _view(raw: object, source: str) -> View:
+    """Return a checked `Inputs.view`; raises CheckpointError."""
+    if isinstance(raw, list | tuple) and len(raw) == 4:
+        if all(isinstance(edge, int | float) and 0 <= edge <= 1 for edge in raw):
+            left, top, right, bottom = (float(edge) for edge in raw)
+            if left < right and top < bottom:
+                return left, top, right, bottom
+    raise CheckpointError(
+        f"{source}: view is {raw!r}, expected left, top, right, bottom in shares of the image,"
+        " such as [0, 0, 1, 1]"
+    )
 
 
 def _statistics(

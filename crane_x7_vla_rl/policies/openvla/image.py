@@ -23,7 +23,8 @@ from crane_x7_vla_rl.policies.openvla.config import IMAGE_SIZE
 from crane_x7_vla_rl.policies.openvla.errors import ImageError
 from crane_x7_vla_rl.policies.openvla.resample import resize
 
-Picture = Image.Image | npt.NDArray[np.uint8]
+Array = npt.NDArray[np.uint8]
+Picture = Image.Image | Array
 
 MEAN: Final = (0.484375, 0.455078125, 0.40625, 0.5, 0.5, 0.5)
 """ImageNet's, rounded to bfloat16 as in the released processor, then SigLIP's."""
@@ -31,6 +32,9 @@ STD: Final = (0.228515625, 0.2236328125, 0.224609375, 0.5, 0.5, 0.5)
 CROP_SIDE: Final = 0.9**0.5
 """Share of each side that remains: random crops kept 90 % of the area."""
 CHANNELS: Final = ((), (1,), (3,), (4,))
+View = tuple[float, float, float, float]
+"""Left, top, right, bottom in shares of width and height."""
+WHOLE: Final[View] = (0.0, 0.0, 1.0, 1.0)
 MAX_DEVICE_PIXELS: Final = 4_000_000
 """Larger images would take over 200 MB on the device in float64; PIL resizes those."""
 
@@ -56,6 +60,17 @@ def pixel_values(
     scaled = squashed.to(torch.float32) / 255
     mean, std = _normalisation(device)
     return ((scaled.repeat(1, 2, 1, 1) - mean) / std).to(dtype)
+
+
+def cut(image: Array, view: View) -> Array:
+    """Return the part of an image (H, W, 3) inside `view`, the same memory.
+
+    Edges fall on the nearest pixels, and at least one pixel remains.
+    """
+    height, width = image.shape[:2]
+    left, top, right, bottom = view
+    x, y = round(left * width), round(top * height)
+    return image[y : max(round(bottom * height), y + 1), x : max(round(right * width), x + 1)]
 
 
 def centre_crop(squashed: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.policies.openvla import loading, oft_loading
 from crane_x7_vla_rl.policies.openvla.codec import Codec
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
+from crane_x7_vla_rl.policies.openvla.image import cut
 from crane_x7_vla_rl.policies.openvla.loading import Loaded
 from crane_x7_vla_rl.policies.openvla.model import OpenVLA
 from crane_x7_vla_rl.policies.openvla.oft import LIBERO, OpenVLAOft
@@ -94,7 +95,8 @@ class OpenVLAPolicy:
     @torch.no_grad()
     def predict(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         """Return targets per observation; raises UnreachableError for a step out of reach."""
-        pixels = self._model.preprocess([observation.image for observation in observations])
+        view = self._codec.inputs.view
+        pixels = self._model.preprocess([cut(each.image, view) for each in observations])
         joints = np.stack([observation.joints.position_rad for observation in observations])
         ids = self._codec.prompts([observation.instruction for observation in observations], joints)
         actions = self._actor.act(pixels, ids, joints)  # (B, T, 7 or 8)
