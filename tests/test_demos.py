@@ -25,6 +25,8 @@ from crane_x7_vla_rl.data.episode import DataError, Episode
 from crane_x7_vla_rl.data.lerobot import open_lerobot
 from crane_x7_vla_rl.robot import HOME_RAD
 from crane_x7_vla_rl.scenes import EVALUATION_SEED, WorldConfig
+from crane_x7_vla_rl.sim.expert import FURTHEST_M
+from crane_x7_vla_rl.sim.world import World
 
 WORLD = WorldConfig(control_hz=5, image_size=(64, 64), colours=("red", "blue"))
 FLAGS = ["--control-hz", "5", "--image-size", "64x64", "--colours", "red", "blue"]
@@ -151,3 +153,30 @@ def test_a_wrong_flag_is_a_usage_error(flags: list[str], tmp_path: Path) -> None
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 2
     assert flags[0] in errors
+
+
+def test_a_rearranged_scene_gives_more_to_look_at(tmp_path: Path) -> None:
+    plain = make_recorder(config(tmp_path))(4)
+    recorder = make_recorder(config(tmp_path, rearrange=6))
+    episode = recorder(4)
+    assert episode.success
+    assert len(episode) > len(plain)
+    np.testing.assert_array_equal(episode.image(0), plain.image(0))
+    assert not np.array_equal(episode.image(1), plain.image(1))
+    again = recorder(4)
+    np.testing.assert_array_equal(again.action, episode.action)
+
+
+def test_the_named_cube_can_be_left_alone(tmp_path: Path) -> None:
+    world = World(WORLD)
+    world.reset(4)
+    named, other = ("red", "blue") if world.named_colour == "red" else ("blue", "red")
+    world.rearrange(np.random.default_rng(0), alone=True)
+    where = {colour: status.position_m for colour, status in world.scene.cube_status().items()}
+    assert np.hypot(*where[named][:2]) < FURTHEST_M
+    assert np.hypot(*where[other][:2]) > 0.7
+    world.step(HOME_RAD)
+    assert world.scene.cube_status()[other].position_m[2] > 0  # it lies on the table
+    world.close()
+    lonely = make_recorder(config(tmp_path, rearrange=6, alone=1.0))(4)
+    assert lonely.success

@@ -164,11 +164,10 @@ class Codec:
 
 def _view(raw: object, source: str) -> View:
     """Return a checked `Inputs.view`; raises CheckpointError."""
-    if isinstance(raw, list | tuple) and len(raw) == 4:
-        if all(isinstance(edge, int | float) and 0 <= edge <= 1 for edge in raw):
-            left, top, right, bottom = (float(edge) for edge in raw)
-            if left < right and top < bottom:
-                return left, top, right, bottom
+    if isinstance(raw, list | tuple) and [type(x) in (int, float) for x in raw] == [True] * 4:
+        left, top, right, bottom = (float(edge) for edge in raw)
+        if 0 <= left < right <= 1 and 0 <= top < bottom <= 1:
+            return left, top, right, bottom
     raise CheckpointError(
         f"{source}: view is {raw!r}, expected left, top, right, bottom in shares of the image,"
         " such as [0, 0, 1, 1]"
