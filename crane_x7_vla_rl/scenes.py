@@ -78,14 +78,6 @@ def amount(text: str) -> float:
     return value
 
 
-def share(text: str) -> float:
-    """Return a number from 0 to 1; raises ValueError."""
-    value = amount(text)
-    if value > 1:
-        raise argparse.ArgumentTypeError(f"{text!r} is no share, expected 0 to 1")
-    return value
-
-
 def add_arguments(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) -> None:
     """Add a flag for each field of WorldConfig but those in `without`."""
     default = WorldConfig()

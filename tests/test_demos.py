@@ -25,7 +25,6 @@ from crane_x7_vla_rl.data.episode import DataError, Episode
 from crane_x7_vla_rl.data.lerobot import open_lerobot
 from crane_x7_vla_rl.robot import HOME_RAD
 from crane_x7_vla_rl.scenes import EVALUATION_SEED, WorldConfig
-from crane_x7_vla_rl.sim.expert import FURTHEST_M
 from crane_x7_vla_rl.sim.world import World
 
 WORLD = WorldConfig(control_hz=5, image_size=(64, 64), colours=("red", "blue"))
@@ -167,16 +166,12 @@ def test_a_rearranged_scene_gives_more_to_look_at(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.action, episode.action)
 
 
-def test_the_named_cube_can_be_left_alone(tmp_path: Path) -> None:
+def test_cubes_change_places() -> None:
     world = World(WORLD)
     world.reset(4)
-    named, other = ("red", "blue") if world.named_colour == "red" else ("blue", "red")
-    world.rearrange(np.random.default_rng(0), alone=True)
-    where = {colour: status.position_m for colour, status in world.scene.cube_status().items()}
-    assert np.hypot(*where[named][:2]) < FURTHEST_M
-    assert np.hypot(*where[other][:2]) > 0.7
-    world.step(HOME_RAD)
-    assert world.scene.cube_status()[other].position_m[2] > 0  # it lies on the table
+    before = world.scene.cube_status()
+    world.exchange()
+    after = world.scene.cube_status()
+    assert after["red"].position_m == pytest.approx(before["blue"].position_m, abs=1e-4)
+    assert after["blue"].position_m == pytest.approx(before["red"].position_m, abs=1e-4)
     world.close()
-    lonely = make_recorder(config(tmp_path, rearrange=6, alone=1.0))(4)
-    assert lonely.success

@@ -59,7 +59,10 @@ class Recorder:
             world.step(action + noise.normal(0, level_rad, len(action)))
             free = expert.phase in ON_THE_WAY and rearranged < self._config.rearrange
             if free and noise.uniform() < REARRANGED:
-                world.rearrange(noise, alone=noise.uniform() < self._config.alone)
+                if rearranged % 2:
+                    world.exchange()
+                else:
+                    world.rearrange(noise)
                 rearranged += 1
         return Episode(
             images=images,

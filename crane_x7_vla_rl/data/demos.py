@@ -46,11 +46,9 @@ class DemosConfig:
     """Largest standard deviation of the noise on what the arm is sent; each episode draws its own
     share of it, so that there are calm ones, too."""
     rearrange: int = 0
-    """Put cubes and plate elsewhere up to so many times while the arm is on its way: one episode
-    then shows as many scenes, and what to do in each from wherever the arm happens to be."""
-    alone: float = 0.0
-    """Share of the rearranged scenes that leave the named cube alone: where a cube lies is learned
-    sooner than which of them is meant."""
+    """Put things elsewhere up to so many times while the arm is on its way: one episode then shows
+    as many scenes, and what to do in each from wherever the arm happens to be. Every second time
+    the cubes change places: the same picture but for the colours, and another place to go to."""
     arm_rad_s: float = 1.6
     """Speed of the arm; see sim.expert.Manner."""
     keep_wrist: bool = False
@@ -64,7 +62,6 @@ class DemosConfig:
             "first_seed": self.first_seed,
             "joint_noise_rad": self.joint_noise_rad,
             "rearrange": self.rearrange,
-            "alone": self.alone,
             "arm_rad_s": self.arm_rad_s,
             "keep_wrist": self.keep_wrist,
             "world": self.world.as_dict(),
@@ -102,10 +99,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="put things elsewhere up to N times while the arm is on its way (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--alone", type=scenes.share, default=0.0, metavar="SHARE",
-        help="of rearranged scenes leave the named cube alone (%(default)s)",
-    )  # fmt: skip
-    parser.add_argument(
         "--arm-rad-s", type=scenes.amount, default=default.arm_rad_s,
         help="speed of the arm (%(default)s)",
     )  # fmt: skip
@@ -130,7 +123,6 @@ def run(args: argparse.Namespace) -> int:
         world=scenes.from_arguments(args),
         joint_noise_rad=args.joint_noise_rad,
         rearrange=args.rearrange,
-        alone=args.alone,
         arm_rad_s=args.arm_rad_s,
         keep_wrist=args.keep_wrist,
         processes=args.processes or 0,

@@ -45,8 +45,6 @@ CUBE_KG: Final = 0.03
 PLATE_RADIUS_M, PLATE_HEIGHT_M = 0.06, 0.006
 SPOTS_M: Final = ((0.19, -0.10), (0.19, 0.10), (0.29, -0.07), (0.29, 0.07))
 """(x, y) around which things are put: in reach from above and in view of the base camera."""
-ASIDE_M: Final = ((0.65, -0.40, 0.0), (0.60, -0.40, 0.0))
-"""(x, y, yaw) at the edge of the table, out of reach."""
 CUBE_GAP_M: Final = 0.06
 """Least distance of two cubes' centres: the open fingers fit between them."""
 PLATE_GAP_M: Final = PLATE_RADIUS_M + 0.035
@@ -209,21 +207,17 @@ class CubeScene(BaseEnv):
         for column, actor in enumerate((*self.cubes.values(), self.plate)):
             xy_yaw = torch.as_tensor(layouts[:, column], dtype=torch.float32, device=self.device)
             height = PLATE_HEIGHT_M / 2 if actor is self.plate else CUBE_HALF_M
-            actor.set_pose(_upright(xy_yaw, height))
-            if actor is not self.plate:
-                actor.set_linear_velocity(torch.zeros(3))
-                actor.set_angular_velocity(torch.zeros(3))
+            _rest(actor, _upright(xy_yaw, height))
 
-    def rearrange(self, generator: np.random.RandomState, alone: bool) -> None:
-        """Put cubes and plate elsewhere in the midst of an episode, as a hand might; CPU alone.
+    def rearrange(self, generator: np.random.RandomState) -> None:
+        """Put cubes and plate elsewhere in the midst of an episode, as a hand might; CPU alone."""
+        self._put(self._layout(generator)[None])
 
-        `alone` puts all cubes but the named one aside, where no arm comes.
-        """
-        layout = self._layout(generator)
-        if alone:
-            others = [colour != self.named_colours[0] for colour in self.colours]
-            layout[:-1][others] = np.array(ASIDE_M)[: sum(others)]
-        self._put(layout[None])
+    def exchange(self) -> None:
+        """Put each cube where the next one is, the last where the first is; CPU alone."""
+        poses = [cube.pose.raw_pose.clone() for cube in self.cubes.values()]
+        for cube, pose in zip(self.cubes.values(), poses[1:] + poses[:1], strict=True):
+            _rest(cube, Pose.create(pose))
 
     def _layout(self, generator: np.random.RandomState) -> np.ndarray[Any, Any]:
         """Return (C + 1, 3) x, y, yaw of the cubes and, last, the plate; none touch."""
@@ -363,6 +357,14 @@ def _upright(xy_yaw: torch.Tensor, height_m: float) -> Pose:
     zero = torch.zeros_like(half)
     position = torch.stack([xy_yaw[:, 0], xy_yaw[:, 1], zero + height_m], dim=-1)
     return Pose.create_from_pq(position, torch.stack([half.cos(), zero, zero, half.sin()], dim=-1))
+
+
+def _rest(actor: Actor, pose: Pose) -> None:
+    """Put the actor there; what moved is at rest then."""
+    actor.set_pose(pose)
+    if actor.px_body_type == "dynamic":
+        actor.set_linear_velocity(torch.zeros(3))
+        actor.set_angular_velocity(torch.zeros(3))
 
 
 def _z_axis(q: torch.Tensor) -> torch.Tensor:

@@ -82,9 +82,13 @@ class World:
             shift = self._noise.normal(0, self.config.camera_shift_m, 3)
             self._camera.set_local_pose(sapien.Pose(self._camera_at.p + shift, self._camera_at.q))
 
-    def rearrange(self, generator: np.random.Generator, alone: bool = False) -> None:
-        """Put cubes and plate elsewhere in the midst of the episode; `alone`: the others aside."""
-        self.scene.rearrange(np.random.RandomState(generator.integers(2**31)), alone)
+    def rearrange(self, generator: np.random.Generator) -> None:
+        """Put cubes and plate elsewhere in the midst of the episode."""
+        self.scene.rearrange(np.random.RandomState(generator.integers(2**31)))
+
+    def exchange(self) -> None:
+        """Let the cubes change places in the midst of the episode."""
+        self.scene.exchange()
 
     def step(self, target_rad: npt.ArrayLike) -> None:
         """Drive towards joint targets (8,), rad, for one period; cut to the joints' limits."""
