@@ -25,6 +25,8 @@ from crane_x7_vla_rl.data.episode import DataError, Episode
 from crane_x7_vla_rl.data.lerobot import open_lerobot
 from crane_x7_vla_rl.robot import HOME_RAD
 from crane_x7_vla_rl.scenes import EVALUATION_SEED, WorldConfig
+from crane_x7_vla_rl.sim.expert import FURTHEST_M
+from crane_x7_vla_rl.sim.scene import Arrangement
 from crane_x7_vla_rl.sim.world import World
 
 WORLD = WorldConfig(control_hz=5, image_size=(64, 64), colours=("red", "blue"))
@@ -166,12 +168,27 @@ def test_a_rearranged_scene_gives_more_to_look_at(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.action, episode.action)
 
 
-def test_cubes_change_places() -> None:
+def test_how_a_scene_is_rearranged() -> None:
     world = World(WORLD)
     world.reset(4)
-    before = world.scene.cube_status()
-    world.exchange()
-    after = world.scene.cube_status()
-    assert after["red"].position_m == pytest.approx(before["blue"].position_m, abs=1e-4)
-    assert after["blue"].position_m == pytest.approx(before["red"].position_m, abs=1e-4)
+    random = np.random.default_rng(0)
+
+    def at(colour: str) -> tuple[float, float, float]:
+        position: tuple[float, float, float] = world.scene.cube_status()[colour].position_m
+        return position
+
+    red, blue = at("red"), at("blue")
+    world.rearrange(random, Arrangement.EXCHANGED)
+    assert at("red") == pytest.approx(blue, abs=1e-4)
+    assert at("blue") == pytest.approx(red, abs=1e-4)
+    for _ in range(6):
+        world.rearrange(random, Arrangement.SORTED)
+        assert at("red")[1] < at("blue")[1]
+    world.rearrange(random, Arrangement.ALONE)
+    named = world.named_colour
+    other = "blue" if named == "red" else "red"
+    assert np.hypot(*at(named)[:2]) < FURTHEST_M
+    assert np.hypot(*at(other)[:2]) > 2 * FURTHEST_M
+    world.step(HOME_RAD)
+    assert at(other)[2] > 0  # on the table
     world.close()
