@@ -74,6 +74,10 @@ class TrainingConfig:
     """Of AdamW."""
     max_grad_norm: float = 1.0
     """Gradients longer than this are shortened to it."""
+    bin_smoothing: float = 0.0
+    """Standard deviation of the target around the demonstrated bin, in bins of 256; 0 for none.
+    Small models that learn from nothing need some 4: that bins are near each other is most of what
+    there is to learn at first."""
     grad_accumulation_steps: int = 1
     """Micro-batches per update."""
     gradient_checkpointing: bool = False
@@ -91,6 +95,7 @@ class TrainingConfig:
         _at_least(self, "training", 1, "batch_size", "num_epochs", "grad_accumulation_steps")
         _at_least(self, "training", 1, "max_steps")
         _at_least(self, "training", 0, "learning_rate", "weight_decay", "warmup_ratio", "seed")
+        _at_least(self, "training", 0, "bin_smoothing")
         if self.warmup_ratio > 1:
             raise ConfigError(f"training.warmup_ratio is {self.warmup_ratio}, expected 0 to 1")
         if self.max_grad_norm <= 0:
