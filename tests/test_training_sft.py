@@ -34,6 +34,7 @@ from crane_x7_vla_rl.training.errors import (
 )
 from crane_x7_vla_rl.types import JointState, Observation
 from tests import training_rig as rig
+from tests.warm_process import WarmProcess
 
 WHOLE = ("--no-use-lora", "--learning-rate", "1e-3")
 KINDS = [pytest.param((), id="lora"), pytest.param(WHOLE, id="whole")]
@@ -269,9 +270,7 @@ def test_an_adapter_is_no_base_for_another(tmp_path: Path) -> None:
         rig.train(tmp_path / "next", "--model", str(tmp_path / "run" / "last"))
 
 
-def wait_for(
-    condition: Callable[[], bool], process: subprocess.Popen[str], deadline_s: float = 90.0
-) -> None:
+def wait_for(condition: Callable[[], bool], process: WarmProcess, deadline_s: float = 90.0) -> None:
     """Wait until the condition holds, or fail with what the process said."""
     end_s = time.monotonic() + deadline_s
     while not condition():
