@@ -31,7 +31,7 @@ from crane_x7_vla_rl.policies.openvla import low_bit
 from crane_x7_vla_rl.policies.openvla.config import OpenVLAConfig
 from crane_x7_vla_rl.policies.openvla.errors import ImageError
 from crane_x7_vla_rl.policies.openvla.image import Picture, pixel_values
-from crane_x7_vla_rl.policies.openvla.language import Llama
+from crane_x7_vla_rl.policies.openvla.language import Llama, Rows
 from crane_x7_vla_rl.policies.openvla.projector import Projector
 from crane_x7_vla_rl.policies.openvla.rollout import Rollout, Runner, Sampling
 from crane_x7_vla_rl.policies.openvla.vision import VisionBackbone
@@ -93,6 +93,8 @@ class OpenVLA(nn.Module):
         if type(head) is nn.Linear:
             rows = head.weight[FIRST_ACTION_TOKEN:end]
             return functional.linear(hidden.float(), rows.float())
+        if isinstance(head, Rows):
+            return head.rows(hidden, FIRST_ACTION_TOKEN, end)
         logits: Tensor = head(hidden)[..., FIRST_ACTION_TOKEN:end]
         return logits.float()
 
