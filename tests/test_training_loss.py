@@ -12,6 +12,7 @@ for package in ("safetensors", "tokenizers", "accelerate", "peft"):
 from crane_x7_vla_rl.actions import FIRST_ACTION_TOKEN  # noqa: E402
 from crane_x7_vla_rl.policies.openvla import loading  # noqa: E402
 from crane_x7_vla_rl.training.learner import TokenLoss, bell  # noqa: E402
+from crane_x7_vla_rl.training.schedule import smoothing  # noqa: E402
 from tests import training_rig as rig  # noqa: E402
 
 
@@ -28,15 +29,20 @@ def test_the_bell_stands_over_the_demonstrated_bin() -> None:
     assert found[0, 0, 0] == pytest.approx(float(found[0, 3, 255]))
 
 
-@pytest.mark.parametrize("smoothing", [0.0, 2.5])
-def test_the_loss_is_the_cross_entropy_with_the_bell(smoothing: float) -> None:
+def test_the_bell_narrows_until_the_middle_of_the_run() -> None:
+    assert [smoothing(step, 8, 6.0) for step in range(8)] == [6.0, 4.5, 3.0, 1.5, 0, 0, 0, 0]
+    assert smoothing(3, 8, 0.0) == 0.0
+
+
+@pytest.mark.parametrize("width", [0.0, 2.5])
+def test_the_loss_is_the_cross_entropy_with_the_bell(width: float) -> None:
     model = loading.load(rig.base()).model.eval()
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randn(3, 6, rig.SIDE, rig.SIDE, generator=generator)
     prompts = [torch.tensor([1, 5, 6, 7])] * 3
     tokens = torch.randint(256, (3, 8), generator=generator) + FIRST_ACTION_TOKEN
     with torch.no_grad():
-        loss = TokenLoss(model, smoothing)(pixels, prompts, tokens)
+        loss = TokenLoss(model)(pixels, prompts, tokens, width)
         found = model.evaluate(pixels, prompts, tokens)
     log_probs = found.distribution.double().numpy()
     np.testing.assert_allclose(np.exp(log_probs).sum(-1), 1, atol=1e-6)
@@ -44,7 +50,7 @@ def test_the_loss_is_the_cross_entropy_with_the_bell(smoothing: float) -> None:
     wanted = []
     for row, one in zip(log_probs.reshape(-1, 256), bins.reshape(-1), strict=True):
         weight = (np.arange(256) == one).astype(float)
-        if smoothing:
-            weight = np.exp(-0.5 * ((np.arange(256) - one) / smoothing) ** 2)
+        if width:
+            weight = np.exp(-0.5 * ((np.arange(256) - one) / width) ** 2)
         wanted.append(-np.sum(weight / weight.sum() * row))
     assert float(loss) == pytest.approx(np.mean(wanted), rel=1e-5)

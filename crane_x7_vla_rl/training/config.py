@@ -75,9 +75,9 @@ class TrainingConfig:
     max_grad_norm: float = 1.0
     """Gradients longer than this are shortened to it."""
     bin_smoothing: float = 0.0
-    """Standard deviation of the target around the demonstrated bin, in bins of 256; 0 for none.
-    Small models that learn from nothing need some 4: that bins are near each other is most of what
-    there is to learn at first."""
+    """Standard deviation of the first target around the demonstrated bin, in bins of 256; it falls
+    to 0 in the middle of the run. Small models that learn from nothing need some 6: that bins are
+    near each other is most of what there is to learn at first."""
     grad_accumulation_steps: int = 1
     """Micro-batches per update."""
     gradient_checkpointing: bool = False

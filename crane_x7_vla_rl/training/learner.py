@@ -51,16 +51,18 @@ class TokenLoss(nn.Module):
     standard deviation: bins are numbers on a line, and the next one is nearly right.
     """
 
-    def __init__(self, model: OpenVLA, smoothing: float = 0.0) -> None:
+    def __init__(self, model: OpenVLA) -> None:
         super().__init__()
-        self.model, self.smoothing = model, smoothing
+        self.model = model
 
-    def forward(self, pixels: Tensor, prompts: list[Tensor], tokens: Tensor) -> Tensor:
+    def forward(
+        self, pixels: Tensor, prompts: list[Tensor], tokens: Tensor, smoothing: float = 0.0
+    ) -> Tensor:
         """Return a scalar, nats; see `OpenVLA.evaluate` for the shapes."""
         found = self.model.evaluate(pixels, prompts, tokens)
-        if not self.smoothing:
+        if not smoothing:
             return -found.log_probs.mean()
-        target = bell(tokens.to(found.distribution.device), self.smoothing)
+        target = bell(tokens.to(found.distribution.device), smoothing)
         return -(target * found.distribution).sum(-1).mean()
 
 
@@ -181,7 +183,7 @@ def build(config: SftConfig, accelerator: Accelerator, resumed: Path | None) -> 
     model.train()
     if halved:
         _autocast(model, device)
-    loss = _spread(TokenLoss(model, config.training.bin_smoothing), config, accelerator)
+    loss = _spread(TokenLoss(model), config, accelerator)
     learning = [parameter for parameter in loss.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         learning,
