@@ -23,6 +23,7 @@ from tests.fake_hub_upload import Taker, UploadHub
 from tests.warm_process import WarmProcess
 
 NAME = "acme/tiny"
+pytestmark = pytest.mark.timeout(rig.PATIENCE_S + 100)
 PATIENCE_S = 60.0
 HUB = ("--push-to-hub", "every-save", "--hub-model-id", NAME)
 
@@ -132,7 +133,7 @@ def hub_env(hub: UploadHub | str, folder: Path) -> dict[str, str]:
 
 
 def finish(process: subprocess.Popen[str] | WarmProcess, code: int = 0) -> str:
-    said, _ = process.communicate(timeout=110)
+    said, _ = process.communicate(timeout=rig.PATIENCE_S)
     assert process.returncode == code, said
     return said
 
@@ -184,7 +185,8 @@ def test_what_was_uploaded_loads_by_its_hub_id(tmp_path: Path) -> None:
     )
     with FakeHub(files=hub.files) as giving:
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=rig.ROOT,
+            [sys.executable, "-c", code], capture_output=True, text=True,
+            timeout=rig.PATIENCE_S, cwd=rig.ROOT,
             env=os.environ | hub_env(giving.url, tmp_path),
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
@@ -265,7 +267,8 @@ def test_tensorboard_holds_every_update(tmp_path: Path) -> None:
         "print([event.value for event in events.Scalars('train/loss')])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(run)], capture_output=True, text=True, timeout=110,
+        [sys.executable, "-c", code, str(run)], capture_output=True, text=True,
+        timeout=rig.PATIENCE_S,
         cwd=rig.ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

@@ -16,7 +16,7 @@ from crane_x7_vla_rl.training import checkpoint
 from tests import training_rig as rig
 from tests.warm_process import WarmProcess
 
-PATIENCE_S = 110
+pytestmark = pytest.mark.timeout(rig.PATIENCE_S + 100)
 FSDP = ("--sharding", "fsdp")
 NO_DROPOUT = ("--lora-dropout", "0")
 
@@ -24,11 +24,11 @@ NO_DROPOUT = ("--lora-dropout", "0")
 def finish(process: subprocess.Popen[str] | WarmProcess) -> str:
     """Return what the processes said; end them if they do not end."""
     try:
-        said, _ = process.communicate(timeout=PATIENCE_S)
+        said, _ = process.communicate(timeout=rig.PATIENCE_S)
     except subprocess.TimeoutExpired:
         process.kill()
         said, _ = process.communicate()
-        pytest.fail(f"still running after {PATIENCE_S} s: {said}")
+        pytest.fail(f"still running after {rig.PATIENCE_S} s: {said}")
     return said
 
 
@@ -41,7 +41,7 @@ def train_together(*argv: str) -> str:
 
 
 def wait_for_first_save(run: Path, process: subprocess.Popen[str]) -> None:
-    deadline_s = time.monotonic() + PATIENCE_S
+    deadline_s = time.monotonic() + rig.PATIENCE_S
     while not (run / "checkpoint-2").exists():
         assert process.poll() is None, finish(process)
         assert time.monotonic() < deadline_s

@@ -36,6 +36,8 @@ SIZES = Sizes(
 FPS = 10.0
 EPISODES, FRAMES = 5, 9
 ROOT = Path(__file__).parent.parent
+PATIENCE_S = 500.0
+"""On a machine that is busy otherwise, a process may import for minutes."""
 ON_CPU = {"ACCELERATE_USE_CPU": "true"}
 
 
