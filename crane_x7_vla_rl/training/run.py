@@ -118,8 +118,9 @@ def open_run(
         if resumed is not None:
             progress = _restore(taught, batches, resumed)
         tracker = _tracker(config, taught, batches.frames_per_epoch, len(source), progress)
-        every_save, at_end = _places(config, tracker) if accelerator.is_main_process else ((), ())
         with tracker:
+            first = accelerator.is_main_process
+            every_save, at_end = _places(config, tracker) if first else ((), ())
             uploads = Uploads(at_end)
             yield Run(
                 config, source, batches, taught, codec, around, base, tracker, uploads, every_save,
