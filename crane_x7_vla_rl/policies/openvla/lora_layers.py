@@ -32,7 +32,7 @@ class _Product(torch.autograd.Function):
     """x Wᵀ + bias + (mask ∘ x) Aᵀ Bᵀ, where W and bias are frozen."""
 
     @staticmethod
-    def forward(  # type: ignore[override]
+    def forward(
         ctx: Any,
         x: Tensor,
         weight: Tensor,
@@ -47,8 +47,8 @@ class _Product(torch.autograd.Function):
         return functional.linear(x, weight, bias).addmm_(small, b.t())
 
     @staticmethod
-    @once_differentiable  # type: ignore[untyped-decorator]
-    def backward(ctx: Any, grown: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    @once_differentiable
+    def backward(ctx: Any, grown: Tensor) -> tuple[Tensor | None, ...]:
         """(N, out) → gradients of x, A and B."""
         x, weight, a, b, mask, small = ctx.saved_tensors
         of_small = grown @ b  # (N, r)
@@ -91,10 +91,10 @@ class AdaptedLinear(peft.Linear):
 
         Multiplied in float32, whatever the weight's dtype.
         """
-        if not _plain(self, (), {}):
-            found: Tensor = super().forward(x.to(self.get_base_layer().weight.dtype))
-            return found[..., start:end].float()
         base: Any = self.get_base_layer()
+        if not _plain(self, (), {}):
+            found: Tensor = super().forward(x.to(base.weight.dtype))
+            return found[..., start:end].float()
         bias = None if base.bias is None else base.bias[start:end]
         return _adapted(self, x, base.weight[start:end].float(), bias, slice(start, end))
 
@@ -115,7 +115,7 @@ class AdaptedConv2d(peft.Conv2d):
         grid = x.view(batch, channels, height // high, high, width // wide, wide)
         patches = grid.permute(0, 2, 4, 1, 3, 5).flatten(3).flatten(1, 2)  # (B, h·w, in·high·wide)
         made = _adapted(self, patches, base.weight.flatten(1), base.bias, slice(None))
-        return made.transpose(1, 2).unflatten(2, (height // high, width // wide))
+        return made.transpose(1, 2).reshape(batch, -1, height // high, width // wide)
 
 
 def _plain(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
