@@ -2,7 +2,8 @@
 
 Its contract, the part of the real Hub's that a download uses (`HF_ENDPOINT` points to it):
 
-- `GET /api/models/<owner>/<name>/revision/<revision>?blobs=True` → JSON with `id`, `sha` (40 hex
+- `GET /api/models/<owner>/<name>/revision/<revision>?blobs=True` (for data sets `datasets` in place
+  of `models`, and the file addresses below begin with `/datasets`) → JSON with `id`, `sha` (40 hex
   digits) and `siblings`, each with `rfilename`, `size` and, for large files, `lfs.sha256`.
 - `HEAD` and `GET /<owner>/<name>/resolve/<sha>/<file>` → the file, with `X-Repo-Commit`, `ETag`
   (the SHA-256 for large files, in `X-Linked-Etag` with `X-Linked-Size`), `Content-Length` and
@@ -28,8 +29,8 @@ from urllib.parse import unquote, urlsplit
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 REPOSITORY = "acme/tiny"
-_INFO = re.compile(r"/api/models/(?P<name>[^/]+/[^/]+)/revision/(?P<revision>.+)")
-_FILE = re.compile(r"/(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
+_INFO = re.compile(r"/api/(models|datasets)/(?P<name>[^/]+/[^/]+)/revision/(?P<revision>.+)")
+_FILE = re.compile(r"(/datasets)?/(?P<name>[^/]+/[^/]+)/resolve/(?P<revision>[^/]+)/(?P<file>.+)")
 
 
 @dataclass

@@ -226,6 +226,7 @@ def test_the_same_seed_builds_the_same_checkpoint(tiny: Path, tmp_path: Path) ->
         "config.json",
         "dataset_statistics.json",
         "model.safetensors",
+        "policy.json",
         "tokenizer.json",
     ]
     assert all((again / name).read_bytes() == (tiny / name).read_bytes() for name in names)

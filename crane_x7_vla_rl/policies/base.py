@@ -50,6 +50,10 @@ class ModelOptions:
     """Whether training used random crops; None: as the checkpoint says, else no."""
     chunk_steps: int | None = None
     """Steps that an OpenVLA-OFT checkpoint predicts at once."""
+    temperature: float = 0.0
+    """Of OpenVLA's tokens: 0 takes the likeliest."""
+    seed: int = 0
+    """Of sampled tokens."""
 
 
 def load_policy(name: str, options: ModelOptions | None = None) -> Policy:

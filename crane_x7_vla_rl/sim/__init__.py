@@ -9,8 +9,9 @@ from typing import Any, Literal
 
 import gymnasium
 
+from crane_x7_vla_rl.scenes import LIFT_ID, PICK_PLACE_ID
 from crane_x7_vla_rl.sim.errors import SimError
-from crane_x7_vla_rl.sim.tasks import LIFT_ID, PICK_PLACE_ID, TASKS
+from crane_x7_vla_rl.sim.tasks import TASKS
 
 __all__ = ["LIFT_ID", "PICK_PLACE_ID", "TASKS", "SimError", "make"]
 

@@ -11,6 +11,7 @@ vertices.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -45,6 +46,8 @@ CUBE_KG: Final = 0.03
 PLATE_RADIUS_M, PLATE_HEIGHT_M = 0.06, 0.006
 SPOTS_M: Final = ((0.19, -0.10), (0.19, 0.10), (0.29, -0.07), (0.29, 0.07))
 """(x, y) around which things are put: in reach from above and in view of the base camera."""
+ASIDE_M: Final = ((0.65, -0.40, 0.0), (0.60, -0.40, 0.0))
+"""(x, y, yaw) at the edge of the table, out of reach."""
 CUBE_GAP_M: Final = 0.06
 """Least distance of two cubes' centres: the open fingers fit between them."""
 PLATE_GAP_M: Final = PLATE_RADIUS_M + 0.035
@@ -56,6 +59,19 @@ OPEN_RAD: Final = 0.15
 AWAY_M: Final = 0.06
 STILL_M_S: Final = 0.05
 CAMERAS: Final = ("base_camera", "hand_camera")
+
+
+class Arrangement(Enum):
+    """How cubes can be put elsewhere."""
+
+    ANY = auto()
+    """As an episode begins."""
+    ALONE = auto()
+    """The named one so, the others aside."""
+    SORTED = auto()
+    """From right to left in the order of their colours."""
+    EXCHANGED = auto()
+    """Each where the next one was: the same picture but for the colours."""
 
 
 @dataclass(frozen=True)
@@ -189,10 +205,7 @@ class CubeScene(BaseEnv):
         count = len(env_idx)
         generators = [self._batched_episode_rng[int(index)] for index in env_idx]
         layouts = np.array([self._layout(generator) for generator in generators])  # (n, C + 1, 3)
-        for column, actor in enumerate((*self.cubes.values(), self.plate)):
-            xy_yaw = torch.as_tensor(layouts[:, column], dtype=torch.float32, device=self.device)
-            height = PLATE_HEIGHT_M / 2 if actor is self.plate else CUBE_HALF_M
-            actor.set_pose(_upright(xy_yaw, height))
+        self._put(layouts)
         self._name_cubes(env_idx, generators, options)
         qpos = np.tile(np.append(HOME_RAD, HOME_RAD[-1]), (count, 1))
         for row, generator in enumerate(generators):
@@ -204,6 +217,29 @@ class CubeScene(BaseEnv):
             self._counted_at = torch.zeros_like(self.elapsed_steps)
         self._held_steps[env_idx] = 0
         self._counted_at[env_idx] = 0
+
+    def _put(self, layouts: np.ndarray[Any, Any]) -> None:
+        """Put cubes and plate where (n, C + 1, 3) says, at rest."""
+        for column, actor in enumerate((*self.cubes.values(), self.plate)):
+            xy_yaw = torch.as_tensor(layouts[:, column], dtype=torch.float32, device=self.device)
+            height = PLATE_HEIGHT_M / 2 if actor is self.plate else CUBE_HALF_M
+            _rest(actor, _upright(xy_yaw, height))
+
+    def rearrange(self, generator: np.random.RandomState, how: Arrangement) -> None:
+        """Put cubes and plate elsewhere in the midst of an episode, as a hand might; CPU alone."""
+        if how is Arrangement.EXCHANGED:
+            poses = [cube.pose.raw_pose.clone() for cube in self.cubes.values()]
+            for cube, pose in zip(self.cubes.values(), poses[1:] + poses[:1], strict=True):
+                _rest(cube, Pose.create(pose))
+            return
+        layout = self._layout(generator)
+        cubes = layout[:-1]
+        if how is Arrangement.SORTED:
+            cubes[:] = cubes[np.argsort(cubes[:, 1])]
+        if how is Arrangement.ALONE:
+            others = np.arange(len(cubes)) != self._named_list[0]
+            cubes[others] = np.array(ASIDE_M)[: others.sum()]
+        self._put(layout[None])
 
     def _layout(self, generator: np.random.RandomState) -> np.ndarray[Any, Any]:
         """Return (C + 1, 3) x, y, yaw of the cubes and, last, the plate; none touch."""
@@ -343,6 +379,14 @@ def _upright(xy_yaw: torch.Tensor, height_m: float) -> Pose:
     zero = torch.zeros_like(half)
     position = torch.stack([xy_yaw[:, 0], xy_yaw[:, 1], zero + height_m], dim=-1)
     return Pose.create_from_pq(position, torch.stack([half.cos(), zero, zero, half.sin()], dim=-1))
+
+
+def _rest(actor: Actor, pose: Pose) -> None:
+    """Put the actor there; what moved is at rest then."""
+    actor.set_pose(pose)
+    if actor.px_body_type == "dynamic":
+        actor.set_linear_velocity(torch.zeros(3))
+        actor.set_angular_velocity(torch.zeros(3))
 
 
 def _z_axis(q: torch.Tensor) -> torch.Tensor:

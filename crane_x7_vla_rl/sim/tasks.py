@@ -12,10 +12,9 @@ from typing import Any, Final
 import torch
 from mani_skill.utils.registration import register_env
 
+from crane_x7_vla_rl.scenes import LIFT_ID, PICK_PLACE_ID
 from crane_x7_vla_rl.sim.scene import CUBE_HALF_M, LIFT_M, CubeScene
 
-LIFT_ID: Final = "Lift-CRANE-X7"
-PICK_PLACE_ID: Final = "PickPlace-CRANE-X7"
 TASKS: Final = (LIFT_ID, PICK_PLACE_ID)
 
 HOLD_S: Final = 0.5

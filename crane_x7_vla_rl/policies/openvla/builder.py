@@ -3,8 +3,10 @@
     python -m crane_x7_vla_rl.policies.openvla.builder outputs/tiny [--hidden 96] [--seed 0] …
 
 What leaves is a checkpoint folder like a released one: config.json, model.safetensors,
-dataset_statistics.json, and a tokenizer.json of its own, trained from the instructions that this
-project knows. Its config.json says `random_weights`, so that nobody takes it for a trained model.
+dataset_statistics.json, policy.json (see `codec.Inputs`), and a tokenizer.json of its own, trained
+from the instructions that this project knows. Its config.json says `random_weights`, so that nobody
+takes it for a trained model. Its image may be smaller than the released model's: with 96 pixels in
+patches of 12 it learns a simulated task on two CPU cores.
 """
 
 from __future__ import annotations
@@ -23,9 +25,12 @@ from safetensors.torch import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from torch import nn
 
+from crane_x7_vla_rl.actions import ACTION_BINS, FIRST_ACTION_TOKEN, VOCABULARY
 from crane_x7_vla_rl.policies.openvla.checkpoint_files import SINGLE, has_weights, read_json
-from crane_x7_vla_rl.policies.openvla.config import OpenVLAConfig
-from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
+from crane_x7_vla_rl.policies.openvla.codec import PERIOD_S, Inputs
+from crane_x7_vla_rl.policies.openvla.config import IMAGE_SIZE, PATCH_SIZE, OpenVLAConfig
+from crane_x7_vla_rl.policies.openvla.errors import CheckpointError, ConfigError
+from crane_x7_vla_rl.policies.openvla.image import WHOLE
 from crane_x7_vla_rl.policies.openvla.layout import CONFIG, STATISTICS, TOKENIZER
 from crane_x7_vla_rl.policies.openvla.model import OpenVLA
 from crane_x7_vla_rl.prompt import prompt
@@ -49,6 +54,11 @@ GRIPPER_RAD: Final = (0.0, 0.6)
 READABLE: Final = 0o644
 """safetensors writes files that others may not read."""
 EMBEDDING_STD: Final = 0.02
+POSITION_STD: Final = 0.5
+"""As large as what a patch shows: with 0.02, as in models that see millions of images, small ones
+learned scenes by heart before they learned that places differ."""
+SMOOTH_BINS: Final = 100
+"""Tokens that are a sixth of this apart, 2π to a wave, begin as nearly the same."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +81,10 @@ class Sizes:
     """The last block is never computed."""
     vision_heads: int = 4
     """Of both towers."""
+    image: int = IMAGE_SIZE
+    """Pixels of each side."""
+    patch: int = PATCH_SIZE
+    """Pixels of each side."""
 
 
 def instructions() -> Iterator[str]:
@@ -80,7 +94,9 @@ def instructions() -> Iterator[str]:
     yield from OTHERS
 
 
-def build(folder: Path, sizes: Sizes | None = None, seed: int = 0) -> Path:
+def build(
+    folder: Path, sizes: Sizes | None = None, seed: int = 0, inputs: Inputs | None = None
+) -> Path:
     """Write a checkpoint into `folder` and return it; one built before is replaced.
 
     Raises CheckpointError where the folder holds a checkpoint that was not built here.
@@ -97,6 +113,7 @@ def build(folder: Path, sizes: Sizes | None = None, seed: int = 0) -> Path:
     (folder / SINGLE).chmod(READABLE)
     train_tokenizer().save(str(folder / TOKENIZER))
     _write(folder / STATISTICS, _statistics())
+    (inputs or Inputs()).write(folder)
     _write(folder / CONFIG, raw)
     return folder
 
@@ -113,7 +130,7 @@ def _config(sizes: Sizes) -> dict[str, Any]:
         "random_weights": True,
         "arch_specifier": "no-align+fused-gelu-mlp",
         "image_resize_strategy": "resize-naive",
-        "image_sizes": [224, 224],
+        "image_sizes": [sizes.image, sizes.image],
         "llm_backbone_id": "llama2-7b-pure",
         "llm_max_length": 2048,
         "n_action_bins": 256,
@@ -138,6 +155,7 @@ def _config(sizes: Sizes) -> dict[str, Any]:
         "use_fused_vision_backbone": True,
         "vision_backbone_id": "dinosiglip-vit-so-224px",
         "vision_towers": {
+            "patch_size": sizes.patch,
             "dinov2": {"embed_dim": sizes.dino_dim, "depth": sizes.dino_depth, "num_heads": heads},
             "siglip": {
                 "embed_dim": sizes.siglip_dim,
@@ -154,11 +172,16 @@ def _statistics() -> dict[str, Any]:
     high = (HOME_RAD + SPREAD_RAD).clip(LOWER_RAD, UPPER_RAD)
     low[-1], high[-1] = GRIPPER_RAD
     action = {"q01": low.tolist(), "q99": high.tolist(), "mask": [True] * len(low)}
-    return {"crane_x7": {"action": action}}
+    return {"crane_x7": {"action": action, "proprio": action}}
 
 
 def initialise(model: OpenVLA, seed: int) -> None:
-    """Draw all weights anew: linear maps keep the size of what passes, embeddings are small."""
+    """Draw all weights anew: linear maps keep the size of what passes, embeddings are small.
+
+    The rows of the 256 action tokens, in and out, change smoothly from bin to bin, and the places
+    of patches smoothly over the image: that they are numbers on a line and places on a plane is
+    what a small model would not find out from some thousand frames.
+    """
     torch.manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.Linear | nn.Conv2d):
@@ -169,8 +192,32 @@ def initialise(model: OpenVLA, seed: int) -> None:
         elif isinstance(module, nn.Embedding):
             nn.init.normal_(module.weight, std=EMBEDDING_STD)
     for name, parameter in model.named_parameters():
-        if name.endswith(("pos_embed", "cls_token", "reg_token", "latent")):
+        if name.endswith(("cls_token", "reg_token", "latent")):
             nn.init.normal_(parameter, std=EMBEDDING_STD)
+        elif name.endswith("pos_embed"):
+            with torch.no_grad():
+                parameter[0] = POSITION_STD * _smooth_patches(*parameter.shape[1:])
+    language = model.language_model
+    for rows in (language.model.embed_tokens.weight, language.lm_head.weight):
+        std = float(rows.detach().std())
+        with torch.no_grad():
+            rows[FIRST_ACTION_TOKEN:VOCABULARY] = std * _smooth_rows(rows.shape[1])
+
+
+def _smooth_patches(patches: int, width: int) -> torch.Tensor:
+    """Return (N, width) of unit variance: random waves over the image, neighbours half alike."""
+    side = round(patches**0.5)
+    at = torch.cartesian_prod(torch.arange(side), torch.arange(side)).float()  # (N, 2)
+    phases = 2 * torch.pi * torch.rand(width)
+    return 2**0.5 * torch.cos(at @ torch.randn(2, width) + phases)
+
+
+def _smooth_rows(width: int) -> torch.Tensor:
+    """Return (256, width) of unit variance: random waves over the bins, some SMOOTH_BINS long."""
+    waves = torch.randn(width) * (ACTION_BINS / SMOOTH_BINS)
+    phases = 2 * torch.pi * torch.rand(width)
+    at = torch.linspace(0, 1, ACTION_BINS)[:, None]
+    return 2**0.5 * torch.cos(2 * torch.pi * waves * at + phases)
 
 
 def train_tokenizer() -> Tokenizer:
@@ -199,11 +246,20 @@ def main(argv: list[str] | None = None) -> int:
     for name, value in asdict(Sizes()).items():
         flag = "--" + name.replace("_", "-")
         parser.add_argument(flag, type=int, default=value, help="(%(default)s)")
+    parser.add_argument("--state-tokens", action="store_true", help="read the measured joints, too")
+    parser.add_argument("--chunk-steps", type=int, default=1, help="actions at once (%(default)s)")
+    parser.add_argument("--period-s", type=float, default=PERIOD_S, help="apart (%(default)s)")
+    parser.add_argument(
+        "--view", type=float, nargs=4, default=WHOLE, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
+        help="part of the image that it sees, in shares of width and height (all)",
+    )  # fmt: skip
     args = parser.parse_args(argv)
     sizes = Sizes(**{name: getattr(args, name) for name in asdict(Sizes())})
     try:
-        folder = build(args.folder, sizes, args.seed)
-    except (CheckpointError, OSError) as error:
+        asked = {name: getattr(args, name) for name in asdict(Inputs())}
+        inputs = Inputs.from_dict(asked, "the flags")
+        folder = build(args.folder, sizes, args.seed, inputs)
+    except (CheckpointError, ConfigError, OSError) as error:
         print(f"builder: {error}", file=sys.stderr)
         return 1
     size_mb = (folder / SINGLE).stat().st_size / 1e6

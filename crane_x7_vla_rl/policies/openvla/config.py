@@ -7,7 +7,7 @@ checkpoint leaves out have the values of the released 224-pixel model, see `Towe
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from crane_x7_vla_rl.policies.openvla.errors import ConfigError
@@ -15,7 +15,7 @@ from crane_x7_vla_rl.policies.openvla.errors import ConfigError
 IMAGE_SIZE: Final = 224
 PATCH_SIZE: Final = 14
 PATCHES: Final = (IMAGE_SIZE // PATCH_SIZE) ** 2
-"""Image tokens per image."""
+"""Image tokens per image of the released model."""
 
 
 @dataclass(frozen=True)
@@ -32,6 +32,15 @@ class TowerConfig:
     layer_scale: bool = False
     attention_pool: bool = False
     """Whether the checkpoint carries SigLIP's pooling head, which never affects the output."""
+    image_size: int = IMAGE_SIZE
+    """Pixels of each side."""
+    patch_size: int = PATCH_SIZE
+    """Pixels of each side."""
+
+    @property
+    def patches(self) -> int:
+        """N, image tokens per image."""
+        return (self.image_size // self.patch_size) ** 2
 
 
 DINOV2_LARGE: Final = TowerConfig(1024, 24, 16, 4096, 4, class_token=True, layer_scale=True)
@@ -70,6 +79,16 @@ class OpenVLAConfig:
     """Tokens that image, prompt and action may take together (`llm_max_length`)."""
 
     @property
+    def image_size(self) -> int:
+        """Pixels of each side of what both towers see."""
+        return self.dinov2.image_size
+
+    @property
+    def patches(self) -> int:
+        """N, image tokens per image."""
+        return self.dinov2.patches
+
+    @property
     def vision_dim(self) -> int:
         """Channels of the two towers' patches side by side."""
         return self.dinov2.embed_dim + self.siglip.embed_dim
@@ -78,17 +97,21 @@ class OpenVLAConfig:
     def from_dict(cls, raw: Mapping[str, Any], source: str = "config.json") -> OpenVLAConfig:
         """Return the configuration in parsed JSON `raw`; `source` names it in errors.
 
-        Raises ConfigError for another architecture, towers, resolution or action vocabulary.
+        Raises ConfigError for another architecture, towers, resolution or action vocabulary. A
+        resolution other than the released model's needs `vision_towers`, whose `patch_size` goes
+        with `image_sizes`: released checkpoints have no such key.
         """
         _expect(raw, "model_type", "openvla", source)
         _expect(raw, "use_fused_vision_backbone", True, source)
-        _expect(raw, "image_sizes", [IMAGE_SIZE, IMAGE_SIZE], source)
         _expect(raw, "image_resize_strategy", "resize-naive", source)
         _expect(raw, "n_action_bins", 256, source)
         towers = _section(raw, "vision_towers", source)
+        image, patch = _resolution(raw, towers, source)
+        dinov2 = _tower(DINOV2_LARGE, _section(towers, "dinov2", source), source)
+        siglip = _tower(SIGLIP_SO400M, _section(towers, "siglip", source), source)
         return cls(
-            dinov2=_tower(DINOV2_LARGE, _section(towers, "dinov2", source), source),
-            siglip=_tower(SIGLIP_SO400M, _section(towers, "siglip", source), source),
+            dinov2=replace(dinov2, image_size=image, patch_size=patch),
+            siglip=replace(siglip, image_size=image, patch_size=patch),
             text=_text(_section(raw, "text_config", source), source),
             context=_positive(raw.get("llm_max_length", 2048), "llm_max_length", source),
         )
@@ -101,6 +124,24 @@ def _expect(raw: Mapping[str, Any], name: str, wanted: object, source: str) -> N
             f"{source}: {name} is {found!r}, expected {wanted!r}; only the 224-pixel"
             " DINOv2+SigLIP OpenVLA is implemented"
         )
+
+
+def _resolution(raw: Mapping[str, Any], towers: Mapping[str, Any], source: str) -> tuple[int, int]:
+    """Return pixels of an image's side and of a patch's."""
+    if not towers:
+        _expect(raw, "image_sizes", [IMAGE_SIZE, IMAGE_SIZE], source)
+        return IMAGE_SIZE, PATCH_SIZE
+    sides = raw.get("image_sizes", [IMAGE_SIZE, IMAGE_SIZE])
+    if not isinstance(sides, list) or len(sides) != 2 or sides[0] != sides[1]:
+        raise ConfigError(f"{source}: image_sizes is {sides!r}, expected two equal numbers")
+    image = _positive(sides[0], "image_sizes", source)
+    patch = _positive(towers.get("patch_size", PATCH_SIZE), "vision_towers.patch_size", source)
+    if image % patch:
+        raise ConfigError(
+            f"{source}: patches of {patch} pixels do not fill images of {image}; choose image_sizes"
+            " that are a multiple of vision_towers.patch_size"
+        )
+    return image, patch
 
 
 def _section(raw: Mapping[str, Any], name: str, source: str) -> Mapping[str, Any]:

@@ -1,9 +1,10 @@
 """From camera images to the 6-channel pixel values that the towers take.
 
-RGB, squashed to 224 × 224 with PIL's bicubic, optionally centre-cropped as OpenVLA's evaluation
-does after training with random crops, scaled to 0…1 and normalised twice: channels 0–2 for DINOv2,
-3–5 for SigLIP. On CUDA the resize runs on the device (see `resample`), elsewhere in PIL, which is
-faster there. Images come in as PIL images or arrays; a tensor leaves.
+RGB, squashed to the model's size (224 × 224 in the released one) with PIL's bicubic, optionally
+centre-cropped as OpenVLA's evaluation does after training with random crops, scaled to 0…1 and
+normalised twice: channels 0–2 for DINOv2, 3–5 for SigLIP. On CUDA the resize runs on the device
+(see `resample`), elsewhere in PIL, which is faster there. Images come in as PIL images or arrays; a
+tensor leaves.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from crane_x7_vla_rl.policies.openvla.config import IMAGE_SIZE
 from crane_x7_vla_rl.policies.openvla.errors import ImageError
 from crane_x7_vla_rl.policies.openvla.resample import resize
 
-Picture = Image.Image | npt.NDArray[np.uint8]
+Array = npt.NDArray[np.uint8]
+Picture = Image.Image | Array
 
 MEAN: Final = (0.484375, 0.455078125, 0.40625, 0.5, 0.5, 0.5)
 """ImageNet's, rounded to bfloat16 as in the released processor, then SigLIP's."""
@@ -30,26 +32,45 @@ STD: Final = (0.228515625, 0.2236328125, 0.224609375, 0.5, 0.5, 0.5)
 CROP_SIDE: Final = 0.9**0.5
 """Share of each side that remains: random crops kept 90 % of the area."""
 CHANNELS: Final = ((), (1,), (3,), (4,))
+View = tuple[float, float, float, float]
+"""Left, top, right, bottom in shares of width and height."""
+WHOLE: Final[View] = (0.0, 0.0, 1.0, 1.0)
 MAX_DEVICE_PIXELS: Final = 4_000_000
 """Larger images would take over 200 MB on the device in float64; PIL resizes those."""
 
 
 def pixel_values(
-    images: Sequence[Picture], *, device: torch.device, dtype: torch.dtype, crop: bool = False
+    images: Sequence[Picture],
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    crop: bool = False,
+    size: int = IMAGE_SIZE,
 ) -> Tensor:
-    """Return (B, 6, 224, 224) for RGB, greyscale or RGBA images of any size; alpha is dropped.
+    """Return (B, 6, size, size) for RGB, greyscale or RGBA images of any size; alpha is dropped.
 
     `crop` keeps the centre's √0.9 of each side. Raises ImageError for an empty batch, an image
     without pixels or an array that is not uint8 of shape (H, W), (H, W, 1), (H, W, 3), (H, W, 4).
     """
     if not images:
         raise ImageError("no image came, expected at least one")
-    squashed = torch.stack([_squash(_rgb(image), device) for image in images])
+    squashed = torch.stack([_squash(_rgb(image), size, device) for image in images])
     if crop:
         squashed = centre_crop(squashed)
     scaled = squashed.to(torch.float32) / 255
     mean, std = _normalisation(device)
     return ((scaled.repeat(1, 2, 1, 1) - mean) / std).to(dtype)
+
+
+def cut(image: Array, view: View) -> Array:
+    """Return the part of an image (H, W, 3) inside `view`, the same memory.
+
+    Edges fall on the nearest pixels, and at least one pixel remains.
+    """
+    height, width = image.shape[:2]
+    left, top, right, bottom = view
+    x, y = round(left * width), round(top * height)
+    return image[y : max(round(bottom * height), y + 1), x : max(round(right * width), x + 1)]
 
 
 def centre_crop(squashed: Tensor) -> Tensor:
@@ -106,10 +127,10 @@ def _from_array(array: npt.NDArray[np.generic]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _squash(image: Image.Image, device: torch.device) -> Tensor:
-    """Return (3, 224, 224) uint8 on the device."""
+def _squash(image: Image.Image, size: int, device: torch.device) -> Tensor:
+    """Return (3, size, size) uint8 on the device."""
     if device.type == "cuda" and image.width * image.height <= MAX_DEVICE_PIXELS:
         pixels = torch.from_numpy(np.array(image)).to(device)
-        return resize(pixels.permute(2, 0, 1), IMAGE_SIZE, IMAGE_SIZE)
-    small = image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BICUBIC)
+        return resize(pixels.permute(2, 0, 1), size, size)
+    small = image.resize((size, size), Image.Resampling.BICUBIC)
     return torch.from_numpy(np.array(small)).permute(2, 0, 1).to(device)

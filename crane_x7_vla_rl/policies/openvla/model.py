@@ -4,7 +4,8 @@ Names of parameters equal the checkpoint's: `vision_backbone.featurizer` (DINOv2
 `vision_backbone.fused_featurizer` (SigLIP), `projector`, `language_model`. How a sequence is laid
 out is in `sequence`, how tokens are chosen in `rollout`, how they are judged in `evaluate`.
 
-Legend: B batch, I images per sample, N 256 patches, H hidden size, D action dimensions.
+Legend: B batch, I images per sample, S pixels of a side and N patches (224 and 256 in the
+released model), H hidden size, D action dimensions.
 """
 
 from __future__ import annotations
@@ -27,10 +28,10 @@ from crane_x7_vla_rl.actions import (
 )
 from crane_x7_vla_rl.policies.openvla import evaluate as evaluation
 from crane_x7_vla_rl.policies.openvla import low_bit
-from crane_x7_vla_rl.policies.openvla.config import IMAGE_SIZE, PATCHES, OpenVLAConfig
+from crane_x7_vla_rl.policies.openvla.config import OpenVLAConfig
 from crane_x7_vla_rl.policies.openvla.errors import ImageError
 from crane_x7_vla_rl.policies.openvla.image import Picture, pixel_values
-from crane_x7_vla_rl.policies.openvla.language import Llama
+from crane_x7_vla_rl.policies.openvla.language import Llama, Rows
 from crane_x7_vla_rl.policies.openvla.projector import Projector
 from crane_x7_vla_rl.policies.openvla.rollout import Rollout, Runner, Sampling
 from crane_x7_vla_rl.policies.openvla.vision import VisionBackbone
@@ -72,12 +73,13 @@ class OpenVLA(nn.Module):
         return loading.load(path_or_repo_id, device=device, dtype=dtype).model
 
     def preprocess(self, images: Sequence[Picture]) -> Tensor:
-        """Return (B, 6, 224, 224) on the model's device for RGB, grey or RGBA images (uint8)."""
+        """Return (B, 6, S, S) on the model's device for RGB, grey or RGBA images (uint8)."""
         like = self.projector.fc3.bias
-        return pixel_values(images, device=like.device, dtype=like.dtype, crop=self.crop)
+        size = self.config.image_size
+        return pixel_values(images, device=like.device, dtype=like.dtype, crop=self.crop, size=size)
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Return (B, I·N, H), projected patches, for pixels (B, 6·I, 224, 224)."""
+        """Return (B, I·N, H), projected patches, for pixels (B, 6·I, S, S)."""
         projected: Tensor = self.projector(self.vision_backbone(pixels))
         return projected
 
@@ -91,6 +93,8 @@ class OpenVLA(nn.Module):
         if type(head) is nn.Linear:
             rows = head.weight[FIRST_ACTION_TOKEN:end]
             return functional.linear(hidden.float(), rows.float())
+        if isinstance(head, Rows):
+            return head.rows(hidden, FIRST_ACTION_TOKEN, end)
         logits: Tensor = head(hidden)[..., FIRST_ACTION_TOKEN:end]
         return logits.float()
 
@@ -101,7 +105,7 @@ class OpenVLA(nn.Module):
         action_dim: int,
         temperature: float = 0.0,
     ) -> Tensor:
-        """Return tokens (B, D) for pixels (B, 6·I, 224, 224) and B prompts; see `roll_out`."""
+        """Return tokens (B, D) for pixels (B, 6·I, S, S) and B prompts; see `roll_out`."""
         return self.roll_out(pixel_values, input_ids, action_dim, Sampling(temperature)).tokens
 
     @torch.no_grad()
@@ -114,7 +118,7 @@ class OpenVLA(nn.Module):
     ) -> Rollout:
         """Return tokens with their log-probabilities, logits and the prompt's hidden state.
 
-        `images` are pixels (B, 6·I, 224, 224) or patches (B, I·N, H) from `encode`; `input_ids`
+        `images` are pixels (B, 6·I, S, S) or patches (B, I·N, H) from `encode`; `input_ids`
         are B 1-D tensors of ids, BOS first, the final 29871 left out. What repeats from the call
         before is not computed again. Raises ImageError and PromptError.
         """
@@ -171,12 +175,16 @@ class OpenVLA(nn.Module):
     def count_patches(self, images: Tensor, prompts: int) -> int:
         """Return I·N for pixels or patches of as many samples as there are prompts."""
         shape = tuple(images.shape)
-        width = self.config.text.hidden_size
-        pixels = len(shape) == 4 and shape[1] % 6 == 0 and shape[2:] == (IMAGE_SIZE, IMAGE_SIZE)
+        width, size, each = (
+            self.config.text.hidden_size,
+            self.config.image_size,
+            self.config.patches,
+        )
+        pixels = len(shape) == 4 and shape[1] % 6 == 0 and shape[2:] == (size, size)
         patches = len(shape) == 3 and shape[2] == width
         if not (pixels or patches) or not shape[1] or shape[0] != prompts:
             raise ImageError(
-                f"images have shape {shape}, expected pixels ({prompts}, 6·I, {IMAGE_SIZE},"
-                f" {IMAGE_SIZE}) or patches ({prompts}, I·{PATCHES}, {width}), one per prompt"
+                f"images have shape {shape}, expected pixels ({prompts}, 6·I, {size}, {size})"
+                f" or patches ({prompts}, I·{each}, {width}), one per prompt"
             )
-        return shape[1] // 6 * PATCHES if pixels else shape[1]
+        return shape[1] // 6 * each if pixels else shape[1]

@@ -1,7 +1,7 @@
 """OpenVLA as a `Policy`: observations in, joint targets of the CRANE-X7 out (see `targets`).
 
-Two kinds of checkpoint: OpenVLA's own, one action per observation from its tokens, and OpenVLA-OFT,
-a chunk of them from its regression head.
+Two kinds of checkpoint: OpenVLA's own, whose tokens say one action, or several (see `codec`), and
+OpenVLA-OFT, a chunk of them from its regression head.
 """
 
 from __future__ import annotations
@@ -15,23 +15,21 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crane_x7_vla_rl.actions import StatisticsError, find_statistics
 from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.policies.openvla import loading, oft_loading
+from crane_x7_vla_rl.policies.openvla.codec import Codec
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
-from crane_x7_vla_rl.policies.openvla.layout import TOKENIZER
+from crane_x7_vla_rl.policies.openvla.image import cut
 from crane_x7_vla_rl.policies.openvla.loading import Loaded
 from crane_x7_vla_rl.policies.openvla.model import OpenVLA
 from crane_x7_vla_rl.policies.openvla.oft import LIBERO, OpenVLAOft
-from crane_x7_vla_rl.policies.openvla.targets import DIMENSIONS, joint_targets
-from crane_x7_vla_rl.policies.openvla.tokenizer import PromptTokenizer
+from crane_x7_vla_rl.policies.openvla.rollout import Sampling
+from crane_x7_vla_rl.policies.openvla.targets import joint_targets
 from crane_x7_vla_rl.robot import DOF
 from crane_x7_vla_rl.types import ActionChunk, Array, Observation
 
 logger = logging.getLogger(__name__)
 
-PERIOD_S: Final = 0.1
-"""From target to target: one step of the 10 Hz at which the loop asks by default."""
 SMALL: Final = 50_000_000
 """Below so many parameters, one CPU thread is faster beside other work: several would wait for each
 other at every operation. Measured with a tiny model on two busy cores: 38 ms against 1.2 s."""
@@ -46,16 +44,17 @@ class Actor(Protocol):
 
 
 class TokenActor:
-    """Greedy action tokens, one action each (T = 1)."""
+    """Action tokens, greedy or sampled; the joints that they may depend on are in the prompt."""
 
-    def __init__(self, model: OpenVLA, unnorm_key: str, dimensions: int) -> None:
-        self._model, self._key, self._dimensions = model, unnorm_key, dimensions
+    def __init__(self, model: OpenVLA, codec: Codec, sampling: Sampling) -> None:
+        self._model, self._codec, self._sampling = model, codec, sampling
 
     def act(self, pixels: Tensor, ids: Sequence[Tensor], joints: Array) -> Array:
-        """See Actor; the joints are not read."""
+        """See Actor."""
         del joints
-        tokens = self._model.generate(pixels, ids, self._dimensions)
-        return self._model.decode_actions(tokens, self._key)[:, None]
+        length = self._codec.answer_length
+        chosen = self._model.roll_out(pixels, ids, length, self._sampling)
+        return self._codec.actions(chosen.tokens)
 
 
 class ChunkActor:
@@ -75,35 +74,34 @@ class OpenVLAPolicy:
 
     def __init__(self, loaded: Loaded, options: ModelOptions) -> None:
         """Raises CheckpointError for an unknown key, other dimensions, or no tokenizer."""
-        key, source = options.unnorm_key, loaded.layout.folder
-        dimensions = _dimensions(loaded, key)
-        path = loaded.layout.first(TOKENIZER)
-        if path is None:
-            raise CheckpointError(
-                f"{loaded.layout.base / TOKENIZER} is missing; save the tokenizer of the"
-                " model with save_pretrained there"
-            )
-        self._tokenizer = PromptTokenizer(path)
+        source = loaded.layout.folder
+        self._codec = Codec.of(loaded.layout, loaded.model.norm_stats, options.unnorm_key)
         self._model = loaded.model
         if options.center_crop is not None:
             self._model.crop = options.center_crop
         self._actor: Actor
         if oft_loading.is_oft(source):
-            self._actor = _chunk_actor(loaded, options, dimensions)
+            self._actor = _chunk_actor(loaded, options, self._codec.action.dimensions)
         else:
-            self._actor = TokenActor(loaded.model, key, dimensions)
+            self._actor = TokenActor(loaded.model, self._codec, _sampling(loaded.model, options))
         if loaded.raw_config.get("random_weights"):
             logger.warning("%s has random weights: it cannot do any task", source)
+
+    @property
+    def period_s(self) -> float:
+        """From target to target."""
+        return self._codec.inputs.period_s
 
     @torch.no_grad()
     def predict(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         """Return targets per observation; raises UnreachableError for a step out of reach."""
-        pixels = self._model.preprocess([observation.image for observation in observations])
-        ids = [self._tokenizer(observation.instruction) for observation in observations]
+        view = self._codec.inputs.view
+        pixels = self._model.preprocess([cut(each.image, view) for each in observations])
         joints = np.stack([observation.joints.position_rad for observation in observations])
+        ids = self._codec.prompts([observation.instruction for observation in observations], joints)
         actions = self._actor.act(pixels, ids, joints)  # (B, T, 7 or 8)
         return [
-            ActionChunk(joint_targets(steps, measured), PERIOD_S)
+            ActionChunk(joint_targets(steps, measured), self.period_s)
             for steps, measured in zip(actions, joints, strict=True)
         ]
 
@@ -111,22 +109,12 @@ class OpenVLAPolicy:
         """Nothing is remembered that would change an answer."""
 
 
-def _dimensions(loaded: Loaded, key: str) -> int:
-    """Return the dimensions of the statistics under `key`; raises CheckpointError."""
-    source = loaded.layout.folder
-    try:
-        statistics = find_statistics(loaded.model.norm_stats, key)
-    except StatisticsError as error:
-        known = ", ".join(sorted(loaded.model.norm_stats)) or "none"
-        raise CheckpointError(
-            f"VLA_UNNORM_KEY={key}: {source} has no statistics under this key; known: {known}"
-        ) from error
-    if statistics.dimensions not in DIMENSIONS:
-        raise CheckpointError(
-            f"{source}: the statistics {key!r} have {statistics.dimensions} dimensions, expected 8"
-            " (joints and gripper) or 7 (tool step and gripper)"
-        )
-    return statistics.dimensions
+def _sampling(model: OpenVLA, options: ModelOptions) -> Sampling:
+    """Return how tokens are chosen; sampled ones repeat with the seed."""
+    if options.temperature == 0:
+        return Sampling()
+    generator = torch.Generator(model.projector.fc3.bias.device)
+    return Sampling(options.temperature, generator.manual_seed(options.seed))
 
 
 def _chunk_actor(loaded: Loaded, options: ModelOptions, dimensions: int) -> ChunkActor:

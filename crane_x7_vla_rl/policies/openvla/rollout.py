@@ -142,7 +142,7 @@ class Runner:
     def __call__(
         self, images: Tensor, input_ids: Sequence[Tensor], steps: int, sampling: Sampling
     ) -> Rollout:
-        """Return `steps` tokens for images: pixels (B, 6·I, 224, 224) or patches (B, I·N, H)."""
+        """Return `steps` tokens for images: pixels (B, 6·I, S, S) or patches (B, I·N, H)."""
         prefix = 1 + self.model.count_patches(images, len(input_ids))
         prompts = self._pack(input_ids, prefix, steps)
         buffers = self._take_buffers(len(images), prefix, prompts.length, steps)

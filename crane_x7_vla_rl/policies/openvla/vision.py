@@ -5,7 +5,8 @@ and LoRA keys load one to one. The features are the output of each tower's last 
 without final norm; class and register tokens are dropped. The last block, the final norm and
 SigLIP's pooling head exist to hold their weights and are never computed.
 
-Legend: B batch, I images per sample, N 256 patches, C a tower's channels.
+Legend: B batch, I images per sample, S pixels of a side, N patches (224 and 256 in the
+released model), C a tower's channels.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from crane_x7_vla_rl.policies.openvla.config import PATCH_SIZE, PATCHES, TowerConfig
+from crane_x7_vla_rl.policies.openvla.config import TowerConfig
 
 NORM_EPS = 1e-6
 
@@ -88,12 +89,12 @@ class Block(nn.Module):
 class PatchEmbed(nn.Module):
     """Holds the convolution under the checkpoint's name for it."""
 
-    def __init__(self, dim: int) -> None:
+    def __init__(self, dim: int, patch_size: int) -> None:
         super().__init__()
-        self.proj = nn.Conv2d(3, dim, PATCH_SIZE, PATCH_SIZE)
+        self.proj = nn.Conv2d(3, dim, patch_size, patch_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, 224, 224) → (B, N, C)."""
+        """(B, 3, S, S) → (B, N, C)."""
         embedded: Tensor = self.proj(pixels)
         return embedded.flatten(2).transpose(1, 2)
 
@@ -118,8 +119,8 @@ class Tower(nn.Module):
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
         dim = config.embed_dim
-        self.patch_embed = PatchEmbed(dim)
-        self.pos_embed = nn.Parameter(torch.zeros(1, PATCHES, dim))
+        self.patch_embed = PatchEmbed(dim, config.patch_size)
+        self.pos_embed = nn.Parameter(torch.zeros(1, config.patches, dim))
         if config.class_token:
             self.cls_token = nn.Parameter(torch.zeros(1, 1, dim))
         if config.registers:
@@ -132,7 +133,7 @@ class Tower(nn.Module):
         self.checkpointing = False
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, 224, 224), normalised for this tower, → (B, N, C)."""
+        """(B, 3, S, S), normalised for this tower, → (B, N, C)."""
         x: Tensor = self.patch_embed(pixels) + self.pos_embed
         if self.prefix:
             batch = len(x)
@@ -153,10 +154,11 @@ class VisionBackbone(nn.Module):
         super().__init__()
         self.featurizer = Tower(dinov2)
         self.fused_featurizer = Tower(siglip)
+        self._patches = dinov2.patches
         self._second_stream: torch.cuda.Stream | None = None
 
     def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 6·I, 224, 224), DINOv2's channels first, → (B, I·N, both towers' channels)."""
+        """(B, 6·I, S, S), DINOv2's channels first, → (B, I·N, both towers' channels)."""
         batch, channels, height, width = pixels.shape
         pixels = pixels.reshape(batch * channels // 6, 6, height, width)
         first, second = pixels[:, :3], pixels[:, 3:]
@@ -164,7 +166,7 @@ class VisionBackbone(nn.Module):
             features = self._on_two_streams(first, second)
         else:
             features = self.featurizer(first), self.fused_featurizer(second)
-        return torch.cat(features, dim=2).view(batch, channels // 6 * PATCHES, -1)
+        return torch.cat(features, dim=2).view(batch, channels // 6 * self._patches, -1)
 
     def _on_two_streams(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
         """Compute SigLIP beside DINOv2; may run inside the capture of a graph.

@@ -1,0 +1,1 @@
+"""Episodes in and out: demonstrations, LeRobot, TFRecord/RLDS, rosbags, statistics, batches."""

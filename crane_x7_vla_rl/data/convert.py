@@ -1,0 +1,62 @@
+"""`convert`: recordings of any kind → a LeRobot data set, from which training reads fastest.
+
+A folder of logs or bags enters, a LeRobotDataset v3 leaves, whole after every episode; `--resume`
+goes on after the last one that is there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+logger = logging.getLogger(__name__)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `convert`."""
+    parser.add_argument("source", help="folder, log or bag, or a LeRobot data set's Hub id")
+    parser.add_argument("folder", type=Path, help="where the LeRobot data set is written")
+    parser.add_argument("--instruction", default="", help="task of episodes that name none")
+    parser.add_argument(
+        "--resume", action="store_true", help="go on after the last episode in FOLDER"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Convert; returns 0. Raises DataProblemError naming the file, episode and field."""
+    from crane_x7_vla_rl.data.episode import DataError
+    from crane_x7_vla_rl.training.errors import DataProblemError
+
+    try:
+        count = convert(args.source, args.folder, args.instruction, resume=args.resume)
+    except DataError as error:
+        raise DataProblemError(str(error)) from error
+    logger.info("%s holds %d episodes", args.folder, count)
+    return 0
+
+
+def convert(source_path: str | Path, folder: Path, instruction: str, *, resume: bool) -> int:
+    """Write the episodes of `source_path` into `folder` and return how many are there.
+
+    Raises DataError for a broken episode, or pictures of another size than the first; what was
+    written before it stays and can be resumed.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from crane_x7_vla_rl.data.lerobot import LeRobotWriter
+    from crane_x7_vla_rl.data.source import open_source
+
+    source = open_source(source_path, instruction=instruction)
+    height, width, _ = source[0].image(0).shape
+    stderr = Console(stderr=True)
+    with (
+        LeRobotWriter(folder, source.fps, (width, height), resume=resume) as writer,
+        Progress(console=stderr, disable=not stderr.is_terminal, transient=True) as bar,
+    ):
+        task = bar.add_task("episodes", total=len(source), completed=len(writer))
+        for index in range(len(writer), len(source)):
+            writer.add(source[index])
+            bar.advance(task)
+        return len(writer)

@@ -1,0 +1,129 @@
+"""One demonstration: images, measured joints, commanded joints, and where they came from.
+
+Every reader makes `Episode`s and everything that learns takes them; arrays are checked once, here.
+Legend: T frames, H and W image height and width, 8 joints in the order of `robot.JOINT_NAMES`.
+Images may be lazy or encoded: a frame is decoded when `image(t)` asks for it, so that an episode
+larger than memory can still be handed around.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import simplejpeg
+
+from crane_x7_vla_rl.robot import DOF
+from crane_x7_vla_rl.types import Image
+
+Array = npt.NDArray[np.float32]
+
+PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+PNG_END: Final = b"IEND\xaeB`\x82"
+JPEG_START: Final = b"\xff\xd8"
+
+
+class DataError(ValueError):
+    """Data on disk or in an episode is missing, torn or not what it should be; says where."""
+
+
+class EpisodeError(DataError):
+    """One episode is wrong: names its source and the field."""
+
+
+@dataclass(frozen=True, eq=False)
+class Episode:
+    """One recorded attempt at a task, of one camera ("base")."""
+
+    images: Sequence[bytes | Image]
+    """T frames, each (H, W, 3) uint8 RGB or such an image as JPEG or PNG; (T, H, W, 3) will do."""
+    state: Array
+    """(T, 8) float32, rad: joints as measured when the frame was taken."""
+    action: Array
+    """(T, 8) float32, rad: absolute joint targets commanded after that frame."""
+    instruction: str
+    fps: float
+    success: bool | None
+    """None: nobody judged it."""
+    source: str
+    """File and index, for messages."""
+    seed: int | None = None
+    """Seed of the simulated scene; None for recordings of a robot."""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "state", self._joints("state", self.state))
+        object.__setattr__(self, "action", self._joints("action", self.action))
+        if len(self.images) != len(self.state):
+            raise self.error("images", f"holds {len(self.images)} frames, state {len(self.state)}")
+        if len(self.action) != len(self.state):
+            raise self.error("action", f"holds {len(self.action)} rows, state {len(self.state)}")
+        if isinstance(self.images, np.ndarray):
+            self._check_image(self.images[0], 0)
+        if not isinstance(self.instruction, str) or not self.instruction.strip():
+            raise self.error("instruction", f"is {self.instruction!r}, expected words")
+        if not (np.isfinite(self.fps) and self.fps > 0):
+            raise self.error("fps", f"is {self.fps}, expected a positive number")
+
+    def __len__(self) -> int:
+        return len(self.state)
+
+    def image(self, t: int) -> Image:
+        """Return frame `t` as (H, W, 3) uint8 RGB; raises EpisodeError where it is broken."""
+        if not 0 <= t < len(self):
+            raise IndexError(f"{self.source}: frame {t} of {len(self)}")
+        try:
+            frame = self.images[t]
+            image = decode_image(frame) if isinstance(frame, bytes | bytearray) else frame
+        except EpisodeError:
+            raise
+        except DataError as error:
+            raise self.error("images", f"frame {t}: {error}") from error
+        self._check_image(image, t)
+        return np.asarray(image)
+
+    def error(self, field: str, what: str) -> EpisodeError:
+        """Return the error that names this episode's source and `field`."""
+        return EpisodeError(f"{self.source}: {field} {what}")
+
+    def _check_image(self, image: Image, t: int) -> None:
+        shape, dtype = np.shape(image), getattr(image, "dtype", type(image).__name__)
+        if len(shape) != 3 or shape[2] != 3 or 0 in shape or dtype != np.uint8:
+            raise self.error("images", f"frame {t} is {shape} {dtype}, expected (H, W, 3) uint8")
+
+    def _joints(self, field: str, values: npt.ArrayLike) -> Array:
+        """Return a read-only float32 copy of (T, 8) floats."""
+        array = np.asarray(values)
+        if array.dtype.kind != "f":
+            raise self.error(field, f"holds {array.dtype}, expected floats in rad")
+        if array.ndim != 2 or array.shape[1] != DOF or not len(array):
+            raise self.error(field, f"has shape {array.shape}, expected (T, {DOF}) with T ≥ 1")
+        broken = np.argwhere(~np.isfinite(array))
+        if len(broken):
+            t, joint = broken[0]
+            raise self.error(
+                field, f"row {t} joint {joint} is {array[t, joint]}, expected a number"
+            )
+        array = np.array(array, dtype=np.float32)
+        array.setflags(write=False)
+        return array
+
+
+def decode_image(content: bytes) -> Image:
+    """Return (H, W, 3) uint8 RGB of a JPEG or PNG; a truncated one raises DataError, never grey."""
+    if content.startswith(PNG_SIGNATURE):
+        whole = content.rstrip(b"\0").endswith(PNG_END)
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if whole else None
+        if image is None:
+            raise DataError(f"PNG of {len(content)} bytes is broken or cut off")
+        return np.ascontiguousarray(image[:, :, ::-1], dtype=np.uint8)
+    if not content.startswith(JPEG_START):
+        raise DataError(f"image begins with {content[:8]!r}, expected JPEG or PNG")
+    try:
+        decoded: Image = simplejpeg.decode_jpeg(content, colorspace="RGB", strict=True)
+    except ValueError as error:
+        raise DataError(f"JPEG of {len(content)} bytes cannot be decoded: {error}") from error
+    return decoded

@@ -1,0 +1,152 @@
+"""Where things lie in a LeRobotDataset v3, and what its tables hold.
+
+One group of episodes is one file of frames (parquet), one video and one file of episode rows, all
+with the same number. `meta/info.json` is replaced last: what it does not count is not there yet.
+Layout read in, and tested against, lerobot 0.6.1 (`lerobot/datasets/utils.py`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from crane_x7_vla_rl.data.episode import DataError
+from crane_x7_vla_rl.data.files import write_whole
+from crane_x7_vla_rl.robot import DOF, JOINT_NAMES
+
+VERSION: Final = "v3.0"
+CAMERA: Final = "observation.images.base"
+STATE: Final = "observation.state"
+ACTION: Final = "action"
+FILES_PER_CHUNK: Final = 1000
+INFO: Final = "meta/info.json"
+STATS: Final = "meta/stats.json"
+TASKS: Final = "meta/tasks.parquet"
+DATA_PATH: Final = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+VIDEO_PATH: Final = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
+EPISODES_PATH: Final = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
+STAGING: Final = ".staging"
+"""Episodes that are safe on disk and wait for their group; no reader looks here."""
+
+_JOINTS = pa.list_(pa.float32(), DOF)
+FRAME_SCHEMA: Final = pa.schema(
+    [
+        (ACTION, _JOINTS),
+        (STATE, _JOINTS),
+        ("timestamp", pa.float32()),
+        ("frame_index", pa.int64()),
+        ("episode_index", pa.int64()),
+        ("index", pa.int64()),
+        ("task_index", pa.int64()),
+    ]
+)
+EPISODE_FIELDS: Final = (
+    ("episode_index", pa.int64()),
+    ("tasks", pa.list_(pa.string())),
+    ("length", pa.int64()),
+    ("data/chunk_index", pa.int64()),
+    ("data/file_index", pa.int64()),
+    ("dataset_from_index", pa.int64()),
+    ("dataset_to_index", pa.int64()),
+    (f"videos/{CAMERA}/chunk_index", pa.int64()),
+    (f"videos/{CAMERA}/file_index", pa.int64()),
+    (f"videos/{CAMERA}/from_timestamp", pa.float64()),
+    (f"videos/{CAMERA}/to_timestamp", pa.float64()),
+    ("meta/episodes/chunk_index", pa.int64()),
+    ("meta/episodes/file_index", pa.int64()),
+    ("success", pa.bool_()),
+    ("seed", pa.int64()),
+    ("source", pa.string()),
+)
+"""Columns of the episode rows; the last three are ours, LeRobot passes over them."""
+
+
+@dataclass(frozen=True)
+class Group:
+    """Number of a file in the data set, counted over all chunks."""
+
+    number: int
+
+    @property
+    def indices(self) -> dict[str, int]:
+        """chunk_index and file_index."""
+        chunk, file = divmod(self.number, FILES_PER_CHUNK)
+        return {"chunk_index": chunk, "file_index": file}
+
+    @property
+    def data(self) -> str:
+        """Path of its frames, relative to the data set."""
+        return DATA_PATH.format(**self.indices)
+
+    @property
+    def video(self) -> str:
+        """Path of its video."""
+        return VIDEO_PATH.format(video_key=CAMERA, **self.indices)
+
+    @property
+    def episodes(self) -> str:
+        """Path of its episode rows."""
+        return EPISODES_PATH.format(**self.indices)
+
+
+def features(fps: float, image_size: tuple[int, int], video: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the `features` of info.json; `image_size` is (width, height)."""
+    width, height = image_size
+    joints = {"dtype": "float32", "shape": [DOF], "names": list(JOINT_NAMES)}
+    scalar = {"shape": [1], "names": None}
+    return {
+        ACTION: dict(joints),
+        STATE: dict(joints),
+        CAMERA: {
+            "dtype": "video",
+            "shape": [height, width, 3],
+            "names": ["height", "width", "channels"],
+            "info": {
+                "video.height": height,
+                "video.width": width,
+                "video.fps": json_number(fps),
+                "video.channels": 3,
+                "is_depth_map": False,
+                "has_audio": False,
+                **video,
+            },
+        },
+        "timestamp": {"dtype": "float32", **scalar},
+        **{
+            name: {"dtype": "int64", **scalar}
+            for name in ("frame_index", "episode_index", "index", "task_index")
+        },
+    }
+
+
+def json_number(value: float) -> float | int:
+    """Return a whole number as int, as LeRobot writes frame rates."""
+    return int(value) if float(value).is_integer() else float(value)
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Return the columns of a parquet file; raises DataError that names the file."""
+    try:
+        with pq.ParquetFile(path) as file:
+            table = file.read(None if columns is None else list(columns))
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: the file is missing; copy the data set anew") from error
+    except (OSError, pa.ArrowException) as error:
+        raise DataError(
+            f"{path}: the parquet file is truncated or broken ({error}); copy it anew, or leave"
+            " these episodes out"
+        ) from error
+    missing = set(columns or ()) - set(table.column_names)
+    if missing:
+        raise DataError(f"{path}: lacks the column {min(missing)}; it has {table.column_names}")
+    return table
+
+
+def write_table(path: Path, table: pa.Table) -> None:
+    """Replace the parquet file at `path`."""
+    write_whole(path, lambda partial: pq.write_table(table, partial, compression="snappy"))

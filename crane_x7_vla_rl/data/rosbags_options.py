@@ -1,0 +1,50 @@
+"""How bags become episodes: topics, rate, and what an action is, as `reader.yaml` may say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class BagOptions:
+    """What `reader.yaml` may say about a folder of bags. Topics default to those of this system."""
+
+    fps: float = 10.0
+    """Frames per second to make of the recording, at most the camera's; default: that of the loop
+    that will drive the arm."""
+    camera_topic: str = "/camera/color/image_raw/compressed"
+    """sensor_msgs/CompressedImage or Image."""
+    joint_states_topic: str = "/joint_states"
+    """sensor_msgs/JointState with all 8 joints, in any order."""
+    instruction_topic: str = "/vla/update_instruction"
+    """std_msgs/String; may be missing."""
+    leader_topic: str = "/teleop/leader/state"
+    """sensor_msgs/JointState of the arm that the operator moves; may be missing."""
+    trajectory_topic: str = "/vla/predicted_trajectory"
+    """trajectory_msgs/JointTrajectory over all 8 joints; may be missing."""
+    arm_topic: str = "/crane_x7_arm_controller/joint_trajectory"
+    """trajectory_msgs/JointTrajectory without the gripper, whose next measured position then counts
+    as commanded; may be missing."""
+    action_from: Literal["auto", "leader", "trajectory", "arm", "next_state"] = "auto"
+    """Where actions come from; auto: the first of these that the bag has. next_state: the joints
+    measured one frame later, for an arm that was moved by hand."""
+    max_gap_s: float = 0.1
+    """How far from a frame's time the nearest picture and joint state may be."""
+
+    def __post_init__(self) -> None:
+        for name in ("fps", "max_gap_s"):
+            value = getattr(self, name)
+            if not (np.isfinite(value) and value > 0):
+                raise ValueError(f"{name} is {value}, expected a positive number")
+
+    @property
+    def action_topics(self) -> dict[str, str]:
+        """Each way to get actions from a topic, in the order of preference."""
+        return {
+            "leader": self.leader_topic,
+            "trajectory": self.trajectory_topic,
+            "arm": self.arm_topic,
+        }

@@ -1,0 +1,125 @@
+"""Where episodes come from: the protocol that every reader keeps, and which reader fits a folder.
+
+A path or a Hub id enters, an `EpisodeSource` leaves. What lies in the folder decides; nobody has
+to name a format.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from importlib import import_module
+from pathlib import Path
+from typing import Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from crane_x7_vla_rl.data.episode import DataError, Episode
+
+REPO_ID: Final = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
+
+DEFAULT_INSTRUCTION: Final = "Pick and place the object"
+"""For logs that name none. [the former trainer's `--instruction`]"""
+
+
+class EpisodeSource(Protocol):
+    """Episodes by number. Reading is thread-safe, and an episode's images are read lazily."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int) -> Episode:
+        """Return episode `index`, 0 ≤ index < len; raises EpisodeError where it is broken."""
+        ...
+
+    @property
+    def fps(self) -> float:
+        """Frames per second, the same for all episodes."""
+        ...
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """(N,) frames of each episode, known without decoding any."""
+        ...
+
+    @property
+    def name(self) -> str:
+        """Folder or Hub id, for messages."""
+        ...
+
+
+READERS: Final = (
+    ("meta/info.json", "lerobot", "open_lerobot"),
+    ("**/*.tfrecord*", "tfrecord", "open_tfrecord"),
+    ("**/*.db3", "rosbags", "open_rosbags"),
+    ("**/*.mcap", "rosbags", "open_rosbags"),
+    ("**/metadata.yaml", "rosbags", "open_rosbags"),  # files compressed as a whole
+)
+"""(pattern in the folder, module of this package, function); the first that matches reads it."""
+
+
+def open_source(path: str | Path, *, instruction: str = DEFAULT_INSTRUCTION) -> EpisodeSource:
+    """Return the episodes in a folder, a single log file, or a LeRobot data set's Hub id.
+
+    `instruction` is for formats, or episodes, that name none. Raises DataError where nothing in
+    the folder is known.
+    """
+    folder = Path(path).expanduser()
+    if not folder.exists() and REPO_ID.fullmatch(str(path)):
+        return _reader("lerobot", "open_lerobot")(str(path))
+    if not folder.exists():
+        raise DataError(f"{path}: there is no such folder, and it is no Hub id (owner/name) either")
+    for pattern, module, function in READERS:
+        if _holds(folder, pattern):
+            reader = _reader(module, function)
+            if module == "lerobot":
+                return reader(folder)
+            return reader(folder, instruction=instruction)
+    raise DataError(
+        f"{folder}: found no episodes; expected one of"
+        f" {', '.join(dict.fromkeys(pattern for pattern, _, _ in READERS))}"
+    )
+
+
+def _holds(path: Path, pattern: str) -> bool:
+    if path.is_file():
+        return path.match(pattern.removeprefix("**/"))
+    return next(path.glob(pattern), None) is not None
+
+
+def _reader(module: str, function: str) -> Callable[..., EpisodeSource]:
+    reader: Callable[..., EpisodeSource] = getattr(
+        import_module(f"crane_x7_vla_rl.data.{module}"), function
+    )
+    return reader
+
+
+def select(source: EpisodeSource, episodes: Sequence[int]) -> EpisodeSource:
+    """Return these `episodes` alone, in this order; their numbers start at 0 again."""
+    return _Selection(source, tuple(episodes))
+
+
+class _Selection:
+    def __init__(self, source: EpisodeSource, episodes: tuple[int, ...]) -> None:
+        wrong = [index for index in episodes if not 0 <= index < len(source)]
+        if wrong:
+            raise DataError(f"{source.name}: no episode {wrong[0]}; it holds {len(source)}")
+        self._source, self._episodes = source, episodes
+
+    def __len__(self) -> int:
+        return len(self._episodes)
+
+    def __getitem__(self, index: int) -> Episode:
+        return self._source[self._episodes[index]]
+
+    @property
+    def fps(self) -> float:
+        return self._source.fps
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        return self._source.lengths[list(self._episodes)]
+
+    @property
+    def name(self) -> str:
+        return self._source.name

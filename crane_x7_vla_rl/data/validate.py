@@ -1,0 +1,151 @@
+"""`validate`: say which file, episode and field of a data set is wrong, or what the set holds.
+
+A folder, file or Hub id enters; a table leaves on standard output, and exit code 1 where anything
+is wrong. What is heavy is imported when the command runs, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
+
+    from crane_x7_vla_rl.data.source import EpisodeSource
+    from crane_x7_vla_rl.data.validate_checks import Problem, Seen
+
+EXIT_PROBLEMS = 1
+SHOWN_PROBLEMS = 200
+SHOWN_INSTRUCTIONS = 20
+PIPE_WIDTH = 160
+"""Columns of the table where standard output is no terminal."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `validate`."""
+    parser.add_argument("path", help="folder, log or bag, or a LeRobot data set's Hub id")
+    parser.add_argument(
+        "--instruction", default="", help="task of episodes that name none; without this flag,"
+        " that counts as a problem",
+    )  # fmt: skip
+    parser.add_argument(
+        "--workers", type=_positive, default=os.cpu_count() or 1, help="threads (%(default)s)"
+    )
+    parser.add_argument(
+        "--frame", type=Path, metavar="FILE.png", help="write the first picture there: look whether"
+        " red is red, and the camera the right one",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Check `args.path`; return 0 where it is whole, 1 where anything is wrong."""
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from crane_x7_vla_rl.data.validate_checks import Seen, check, open_tolerantly
+
+    terminal = sys.stdout.isatty()
+    console = Console(file=sys.stdout, width=None if terminal else PIPE_WIDTH, highlight=False)
+    source, problems = open_tolerantly(args.path, args.instruction)
+    seen = Seen()
+    if source is not None:
+        stderr = Console(stderr=True)
+        with Progress(console=stderr, disable=not stderr.is_terminal, transient=True) as bar:
+            task = bar.add_task("episodes", total=len(source))
+            problems += check(
+                source, workers=args.workers, seen=seen, progress=lambda: bar.advance(task)
+            )
+    if problems or source is None:
+        _print_problems(console, args.path, problems, 0 if source is None else len(source))
+        return EXIT_PROBLEMS
+    _print_summary(console, source, seen)
+    if args.frame is not None:
+        _write_frame(source, args.frame)
+        console.print(f"First picture: {args.frame}", soft_wrap=True)
+    return 0
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
+    return value
+
+
+def _print_problems(
+    console: Console, path: str, problems: Sequence[Problem], episodes: int
+) -> None:
+    from rich.table import Table
+
+    table = Table(
+        title=f"{path}: {len(problems)} problem{'' if len(problems) == 1 else 's'}",
+        title_justify="left",
+    )
+    for name in ("file", "episode", "field", "what is wrong"):
+        table.add_column(name, overflow="fold")
+    for problem in problems[:SHOWN_PROBLEMS]:
+        number = "" if problem.episode is None else str(problem.episode)
+        file = _below(problem.file, path)
+        table.add_row(*(_plain(text) for text in (file, number, problem.field, problem.what)))
+    console.print(table)
+    if len(problems) > SHOWN_PROBLEMS:
+        console.print(f"… and {len(problems) - SHOWN_PROBLEMS} more")
+    wrong = len({problem.episode for problem in problems if problem.episode is not None})
+    console.print(f"{episodes - wrong} of {episodes} readable episodes are whole.")
+
+
+def _print_summary(console: Console, source: EpisodeSource, seen: Seen) -> None:
+    from rich.table import Table
+
+    from crane_x7_vla_rl.data.statistics import compute
+    from crane_x7_vla_rl.robot import JOINT_NAMES
+
+    sizes = ", ".join(f"{width}×{height}" for width, height in seen.sizes)
+    console.print(
+        f"{source.name}: {seen.episodes} episodes, {seen.frames} frames at {source.fps:g} per"
+        f" second ({seen.frames / source.fps / 60:.1f} min), pictures {sizes}; nothing is wrong.",
+        soft_wrap=True,
+    )
+    judged = {True: "succeeded", False: "failed", None: "not judged"}
+    outcomes = (f"{count} {judged[outcome]}" for outcome, count in seen.outcomes.most_common())
+    console.print(f"Outcomes: {', '.join(outcomes)}")
+    for words, count in seen.instructions.most_common(SHOWN_INSTRUCTIONS):
+        console.print(_plain(f"{count:6d} × {words}"), soft_wrap=True)
+    if len(seen.instructions) > SHOWN_INSTRUCTIONS:
+        console.print(f"   … and {len(seen.instructions) - SHOWN_INSTRUCTIONS} more instructions")
+    statistics = compute(source)
+    table = Table(title="joints, rad", title_justify="left")
+    names = ("min", "q01", "mean", "q99", "max", "std")
+    for column in ("joint", "", *names):
+        table.add_column(column, justify="right" if column in names else "left", overflow="fold")
+    for joint, joint_name in enumerate(JOINT_NAMES):
+        for kind, summary in (("state", statistics.proprio), ("action", statistics.action)):
+            values = (f"{getattr(summary, name)[joint]:.3f}" for name in names)
+            shown = joint_name.removeprefix("crane_x7_") if kind == "state" else ""
+            table.add_row(shown, kind, *values)
+    console.print(table)
+
+
+def _below(file: str, path: str) -> str:
+    """Return `file` without the folder that the table's title names already."""
+    return file.removeprefix(path.rstrip("/") + "/")
+
+
+def _plain(text: str) -> Text:
+    """Return text that no bracket in it can colour."""
+    from rich.text import Text
+
+    return Text(text)
+
+
+def _write_frame(source: EpisodeSource, file: Path) -> None:
+    import cv2
+
+    encoded = cv2.imencode(".png", source[0].image(0)[:, :, ::-1])[1]
+    file.write_bytes(encoded.tobytes())

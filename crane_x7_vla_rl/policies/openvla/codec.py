@@ -1,0 +1,193 @@
+"""What a policy of tokens reads beside the image, and what its tokens mean: one place for both.
+
+Instructions and measured joints come in and become prompt ids; recorded actions become the tokens
+to learn, and chosen tokens become joint targets. Fine-tuning, reinforcement learning and the policy
+all go through here, so that what is trained is what is rolled out. `policy.json` beside the weights
+holds `Inputs`; a released checkpoint has none, reads no joints and says one action at a time.
+
+Legend: B batch, T steps of a chunk, D dimensions of an action (8 joints, or 7 of a tool's step).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from crane_x7_vla_rl.actions import (
+    Array,
+    Statistics,
+    StatisticsError,
+    Tokens,
+    find_statistics,
+    normalised_to_tokens,
+    tokens_to_normalised,
+)
+from crane_x7_vla_rl.policies.openvla.checkpoint_files import read_json
+from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
+from crane_x7_vla_rl.policies.openvla.image import WHOLE, View
+from crane_x7_vla_rl.policies.openvla.layout import TOKENIZER, Layout
+from crane_x7_vla_rl.policies.openvla.targets import DIMENSIONS
+from crane_x7_vla_rl.policies.openvla.tokenizer import PromptTokenizer
+from crane_x7_vla_rl.robot import DOF
+
+POLICY: Final = "policy.json"
+MAX_CHUNK: Final = 64
+PERIOD_S: Final = 0.1
+"""Of checkpoints that do not say: one step of the 10 Hz at which the loop asks by default."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """How a checkpoint was trained to be asked; the content of policy.json."""
+
+    state_tokens: bool = False
+    """Whether the measured joints follow the prompt, as eight ids of the action vocabulary."""
+    chunk_steps: int = 1
+    """T: an answer holds T·D tokens, step after step."""
+    period_s: float = PERIOD_S
+    """From step to step."""
+    view: View = WHOLE
+    """What the model sees of an image; the rest is cut off before it is squashed."""
+
+    @classmethod
+    def from_dict(cls, raw: Mapping[str, Any], source: str = POLICY) -> Inputs:
+        """Return the inputs in parsed JSON; raises CheckpointError for what is unknown or odd."""
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(raw) - set(known))
+        if unknown:
+            raise CheckpointError(f"{source}: {unknown[0]} is unknown; known: {', '.join(known)}")
+        inputs = cls(**dict(raw) | {"view": _view(raw.get("view", WHOLE), source)})
+        steps, period = inputs.chunk_steps, inputs.period_s
+        if not isinstance(inputs.state_tokens, bool):
+            raise CheckpointError(
+                f"{source}: state_tokens is {inputs.state_tokens!r}, expected true or false"
+            )
+        if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= MAX_CHUNK:
+            raise CheckpointError(f"{source}: chunk_steps is {steps!r}, expected 1 to {MAX_CHUNK}")
+        if not isinstance(period, int | float) or not 0 < period < 10:
+            raise CheckpointError(f"{source}: period_s is {period!r}, expected seconds above 0")
+        return inputs
+
+    @classmethod
+    def of(cls, layout: Layout) -> Inputs:
+        """Return what the checkpoint's nearest policy.json says, else what released ones need."""
+        path = layout.first(POLICY)
+        return cls() if path is None else cls.from_dict(read_json(path), str(path))
+
+    def write(self, folder: Path) -> Path:
+        """Write policy.json into the folder."""
+        path = folder / POLICY
+        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        return path
+
+
+class Codec:
+    """Prompts, targets and answers of one checkpoint and robot."""
+
+    def __init__(
+        self, tokenizer: PromptTokenizer, inputs: Inputs, action: Statistics, state: Statistics
+    ) -> None:
+        """`action` (D) and `state` (8, unused without state tokens) scale to −1…1."""
+        self.inputs = inputs
+        self.action = action
+        self._tokenizer, self._state = tokenizer, state
+
+    @classmethod
+    def of(
+        cls,
+        layout: Layout,
+        norm_stats: Mapping[str, Any],
+        unnorm_key: str,
+        inputs: Inputs | None = None,
+    ) -> Codec:
+        """Return the codec of a checkpoint; `inputs` replaces what its policy.json says.
+
+        Raises CheckpointError for an unknown key, other dimensions, or no tokenizer.
+        """
+        inputs = inputs or Inputs.of(layout)
+        action = _statistics(norm_stats, unnorm_key, layout.folder)
+        state = action
+        if inputs.state_tokens:
+            state = _statistics(norm_stats, unnorm_key, layout.folder, "proprio")
+            if state.dimensions != DOF:
+                raise CheckpointError(
+                    f"{layout.folder}: the proprio statistics {unnorm_key!r} have"
+                    f" {state.dimensions} dimensions, expected {DOF}: seven joints and the gripper"
+                )
+        path = layout.first(TOKENIZER)
+        if path is None:
+            raise CheckpointError(
+                f"{layout.base / TOKENIZER} is missing; save the tokenizer of the"
+                " model with save_pretrained there"
+            )
+        return cls(PromptTokenizer(path), inputs, action, state)
+
+    @property
+    def answer_length(self) -> int:
+        """T·D, tokens of one answer."""
+        return self.inputs.chunk_steps * self.action.dimensions
+
+    def prompts(self, instructions: Sequence[str], joints_rad: npt.ArrayLike) -> list[Tensor]:
+        """Return B 1-D tensors of ids; `joints_rad` (B, 8) is measured, and read with state tokens.
+
+        Raises ValueError for a blank instruction or, where they are read, joints that are NaN.
+        """
+        texts = [self._tokenizer(instruction) for instruction in instructions]
+        if not self.inputs.state_tokens:
+            return texts
+        states = torch.from_numpy(normalised_to_tokens(self._state.normalise(joints_rad)))
+        return [torch.cat([text, state]) for text, state in zip(texts, states, strict=True)]
+
+    def tokens(self, actions: npt.ArrayLike) -> Tokens:
+        """Return (B, T·D) ids to learn for actions (B, T, D) in the robot's units."""
+        array = np.asarray(actions, dtype=np.float64)
+        steps = self.inputs.chunk_steps
+        if array.ndim != 3 or array.shape[1] != steps:
+            raise ValueError(f"actions have shape {array.shape}, expected (B, {steps}, D)")
+        ids = normalised_to_tokens(self.action.normalise(array))
+        return ids.reshape(len(ids), self.answer_length)
+
+    def actions(self, tokens: Tensor | Tokens) -> Array:
+        """Return (B, T, D) in the robot's units for chosen ids (B, T·D)."""
+        ids = tokens.detach().cpu().numpy() if isinstance(tokens, Tensor) else tokens
+        split = ids.reshape(len(ids), self.inputs.chunk_steps, self.action.dimensions)
+        return self.action.unnormalise(tokens_to_normalised(split))
+
+
+def _view(raw: object, source: str) -> View:
+    """Return a checked `Inputs.view`; raises CheckpointError."""
+    if isinstance(raw, list | tuple) and [type(x) in (int, float) for x in raw] == [True] * 4:
+        left, top, right, bottom = (float(edge) for edge in raw)
+        if 0 <= left < right <= 1 and 0 <= top < bottom <= 1:
+            return left, top, right, bottom
+    raise CheckpointError(
+        f"{source}: view is {raw!r}, expected left, top, right, bottom in shares of the image,"
+        " such as [0, 0, 1, 1]"
+    )
+
+
+def _statistics(
+    norm_stats: Mapping[str, Any], key: str, source: Path, kind: str = "action"
+) -> Statistics:
+    try:
+        statistics = find_statistics(norm_stats, key, kind)
+    except StatisticsError as error:
+        known = ", ".join(sorted(norm_stats)) or "none"
+        what = f"no {kind} statistics" if key in norm_stats else "no statistics"
+        raise CheckpointError(
+            f"VLA_UNNORM_KEY={key}: {source} has {what} under this key; known: {known}"
+        ) from error
+    if kind == "action" and statistics.dimensions not in DIMENSIONS:
+        raise CheckpointError(
+            f"{source}: the statistics {key!r} have {statistics.dimensions} dimensions, expected 8"
+            " (joints and gripper) or 7 (tool step and gripper)"
+        )
+    return statistics

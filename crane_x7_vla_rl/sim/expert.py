@@ -1,0 +1,231 @@
+"""A scripted expert for both tasks: true positions of the scene come in, joint targets leave.
+
+It looks at the scene anew in every step, and what it wants follows from what it sees and from the
+phase of the task: hover, descend, close, lift, and to place carry, lower, release, retreat. Pushed
+off its way, or with the cube lost, it corrects or begins again, so that its episodes teach how to
+recover. A target is where the arm is measured plus one step towards the goal, never something that
+only a clock would know: a policy without memory can learn it.
+
+Legend: angles in rad, lengths in m. Never for a policy: it reads what no camera shows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from crane_x7_vla_rl import kinematics, sim
+from crane_x7_vla_rl.robot import ARM_DOF, DOF, HOME_RAD, LOWER_RAD, UPPER_RAD
+from crane_x7_vla_rl.sim.scene import CUBE_HALF_M, PLATE_HEIGHT_M
+from crane_x7_vla_rl.sim.world import World
+from crane_x7_vla_rl.types import Array
+
+OPEN_RAD, SHUT_RAD = 0.6, -0.05
+"""Targets of the gripper: about 8 cm apart, and pressing."""
+LAG_S: Final = 0.06
+"""How far the measured arm trails its target, see sim.agent."""
+HOVER_M: Final = 0.10
+GRASP_M: Final = CUBE_HALF_M - 0.004
+"""Height of the fingertips around a cube: they sink while they close, and must miss the table."""
+TOP_M: Final = 0.16
+"""A cube held here is 14 cm above where it lay; 10 cm is success."""
+FURTHEST_M: Final = 0.36
+"""From the robot's axis. Nothing is put further away, and pushed about an arm could drift there."""
+RELEASE_M: Final = PLATE_HEIGHT_M + CUBE_HALF_M + 0.004
+OVER_M, THERE_M = 0.015, 0.010
+"""Off to the side by at most this much the fingers may go down; and close."""
+FINGERS_OPEN_RAD: Final = 0.45
+FINGERS_EMPTY_RAD: Final = 0.05
+"""Measured below this, closed fingers hold nothing; around a cube they stand at 0.19."""
+
+
+class Phase(Enum):
+    """What the expert is about to do."""
+
+    HOVER = auto()
+    DESCEND = auto()
+    CLOSE = auto()
+    LIFT = auto()
+    CARRY = auto()
+    LOWER = auto()
+    RELEASE = auto()
+    RETREAT = auto()
+
+
+HOLDING: Final = (Phase.LIFT, Phase.CARRY, Phase.LOWER)
+
+
+@dataclass(frozen=True)
+class Manner:
+    """How the expert moves."""
+
+    arm_rad_s: float = 1.6
+    """Speed of the joint that has the longest way; a third of what the servos can do."""
+    gripper_rad_s: float = 4.0
+    turns_wrist: bool = True
+    """False leaves the wrist as it is at home: the closing fingers turn the cube instead, and a
+    policy need not see how a cube of two pixels lies."""
+
+
+@dataclass(frozen=True, eq=False)
+class View:
+    """The truth in one step."""
+
+    tool_m: Array
+    """(3,) between the fingertips."""
+    cube_m: Array
+    """(3,) the named cube."""
+    cube_yaw_rad: float
+    plate_m: Array
+    """(3,)."""
+    grasped: bool
+    joints_rad: Array
+    """(8,) measured."""
+    turns_wrist: bool
+    """See Manner."""
+
+    @property
+    def beside_m(self) -> float:
+        """How far off the cube the fingertips are, level."""
+        return float(np.linalg.norm((self.tool_m - self.cube_m)[:2]))
+
+    @property
+    def gripper_rad(self) -> float:
+        """Measured."""
+        return float(self.joints_rad[ARM_DOF])
+
+
+def view(world: World, turns_wrist: bool = True) -> View:
+    """Return the truth about `world` now."""
+    scene = world.scene
+    cube = scene.cubes[world.named_colour]
+    turn = cube.pose.q[0].tolist()
+    return View(
+        tool_m=_vector(scene.tool_position()[0]),
+        cube_m=_vector(cube.pose.p[0]),
+        cube_yaw_rad=2 * float(np.arctan2(turn[3], turn[0])),
+        plate_m=_vector(scene.plate.pose.p[0]),
+        grasped=scene.cube_status()[world.named_colour].grasped,
+        joints_rad=world.position_rad(),
+        turns_wrist=turns_wrist,
+    )
+
+
+class Expert:
+    """Solves the task of one world, episode after episode."""
+
+    def __init__(self, world: World, manner: Manner | None = None) -> None:
+        self._world, self._manner = world, manner or Manner()
+        self._places = world.config.task == sim.PICK_PLACE_ID
+        self.phase = Phase.HOVER
+
+    def reset(self) -> None:
+        """Begin an episode; call after the world's reset."""
+        self.phase = Phase.HOVER
+
+    def act(self) -> Array:
+        """Return joint targets (8,) for the next step; raises UnreachableError."""
+        now = view(self._world, self._manner.turns_wrist)
+        self.phase = self._next_phase(now)
+        arm, gripper = _GOALS[self.phase](now)
+        return self._one_step(now.joints_rad, np.append(arm, gripper))
+
+    def _next_phase(self, now: View) -> Phase:
+        """Go on where this phase has reached its end, back where the cube is lost."""
+        phase = self.phase
+        if phase in HOLDING and not now.grasped and now.gripper_rad < FINGERS_EMPTY_RAD:
+            return Phase.HOVER
+        if phase in HOLDING and now.beside_m > 0.04:
+            return Phase.HOVER
+        if phase is Phase.DESCEND and now.beside_m > 2 * OVER_M:
+            return Phase.HOVER
+        last = Phase.RETREAT if self._places else Phase.LIFT
+        return _FOLLOWING[phase] if phase is not last and _REACHED[phase](now) else phase
+
+    def _one_step(self, measured: Array, goal: Array) -> Array:
+        """Return the target one step from `measured` towards `goal`, within limits."""
+        seconds = self._world.period_s + LAG_S
+        target = measured.copy()
+        away = goal - measured
+        longest = float(np.abs(away[:ARM_DOF]).max())
+        share = min(1.0, self._manner.arm_rad_s * seconds / max(longest, 1e-9))
+        target[:ARM_DOF] += share * away[:ARM_DOF]
+        reach = self._manner.gripper_rad_s * seconds
+        target[ARM_DOF] += np.clip(away[ARM_DOF], -reach, reach)
+        return np.clip(target, LOWER_RAD[:DOF], UPPER_RAD[:DOF])
+
+
+# --- where each phase goes -----------------------------------------------------------------------
+
+
+def _above(now: View, point_m: npt.ArrayLike, height_m: float) -> Array:
+    """Return the arm's joints with the fingertips at a height over (x, y), turned as the cube."""
+    x, y = np.asarray(point_m)[:2]
+    wrist = HOME_RAD[ARM_DOF - 1]
+    if not now.turns_wrist:
+        return kinematics.reach((x, y, height_m), float(np.arctan2(y, x) - wrist))
+    options = [
+        kinematics.reach((x, y, height_m), now.cube_yaw_rad + quarter)
+        for quarter in (0.0, np.pi / 2)
+    ]
+    return min(options, key=lambda arm: abs(float(arm[ARM_DOF - 1]) - wrist))
+
+
+def _straight(now: View, height_m: float) -> float:
+    """Return the next height on the way down or up to `height_m`: a joint's path would bend."""
+    return float(now.tool_m[2] + np.clip(height_m - now.tool_m[2], -0.05, 0.05))
+
+
+def _up(now: View, height_m: float) -> Array:
+    """Return the joints straight above where the fingertips are, no further out than FURTHEST_M."""
+    radius = float(np.hypot(*now.tool_m[:2]))
+    return _above(now, now.tool_m * min(1.0, FURTHEST_M / radius), height_m)
+
+
+def _held_over(now: View, point_m: Array, height_m: float) -> Array:
+    """Return the joints that bring the cube, which may sit askew in the hand, over (x, y)."""
+    offset = (now.cube_m - now.tool_m)[:2]
+    return _above(now, point_m[:2] - offset, height_m)
+
+
+_GOALS: Final[dict[Phase, Callable[[View], tuple[Array, float]]]] = {
+    Phase.HOVER: lambda now: (_above(now, now.cube_m, HOVER_M), OPEN_RAD),
+    Phase.DESCEND: lambda now: (_above(now, now.cube_m, _straight(now, GRASP_M)), OPEN_RAD),
+    Phase.CLOSE: lambda now: (_above(now, now.cube_m, GRASP_M), SHUT_RAD),
+    Phase.LIFT: lambda now: (_up(now, TOP_M), SHUT_RAD),
+    Phase.CARRY: lambda now: (_held_over(now, now.plate_m, TOP_M), SHUT_RAD),
+    Phase.LOWER: lambda now: (
+        _held_over(now, now.plate_m, _straight(now, RELEASE_M)), SHUT_RAD
+    ),
+    Phase.RELEASE: lambda now: (_up(now, float(now.tool_m[2])), OPEN_RAD),
+    Phase.RETREAT: lambda now: (_up(now, _straight(now, TOP_M)), OPEN_RAD),
+}  # fmt: skip
+
+_FOLLOWING: Final = {
+    Phase.HOVER: Phase.DESCEND,
+    Phase.DESCEND: Phase.CLOSE,
+    Phase.CLOSE: Phase.LIFT,
+    Phase.LIFT: Phase.CARRY,
+    Phase.CARRY: Phase.LOWER,
+    Phase.LOWER: Phase.RELEASE,
+    Phase.RELEASE: Phase.RETREAT,
+}
+
+_REACHED: Final[dict[Phase, Callable[[View], bool]]] = {
+    Phase.HOVER: lambda now: now.beside_m < OVER_M and now.gripper_rad > FINGERS_OPEN_RAD,
+    Phase.DESCEND: lambda now: now.beside_m < THERE_M and now.tool_m[2] < GRASP_M + 0.008,
+    Phase.CLOSE: lambda now: now.grasped or now.gripper_rad < FINGERS_EMPTY_RAD,
+    Phase.LIFT: lambda now: bool(now.tool_m[2] > TOP_M - 0.03),
+    Phase.CARRY: lambda now: bool(np.linalg.norm((now.cube_m - now.plate_m)[:2]) < 0.02),
+    Phase.LOWER: lambda now: bool(now.tool_m[2] < RELEASE_M + 0.006),
+    Phase.RELEASE: lambda now: now.gripper_rad > FINGERS_OPEN_RAD,
+}
+
+
+def _vector(values: npt.ArrayLike) -> Array:
+    return np.asarray(values, dtype=np.float64)

@@ -1,0 +1,129 @@
+"""Processes that each hold a simulation and answer requests: many scenes on all cores.
+
+A CPU simulates one scene per environment and draws it on one core, so scenes go into processes of
+their own. What each does is a function made inside it; requests and answers are pickled over a
+pipe. A worker ends when its pipe does: none outlives the one who asked.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import time
+import traceback
+from collections.abc import Callable, Sequence
+from multiprocessing.connection import Connection, wait
+from types import TracebackType
+from typing import Any, Final, Self
+
+from crane_x7_vla_rl.sim.errors import SimError
+
+Handler = Callable[[Any], Any]
+"""From request to answer."""
+END_S: Final = 10.0
+"""A worker that is asked to end and does not, within this time, is killed."""
+SIMULATION: Final = "crane_x7_vla_rl.sim.world"
+"""Imported once, which takes seconds of each core, in a process that all workers are copies of."""
+ANSWER_S: Final = 600.0
+"""The first answer waits for the simulation to start; seconds, minutes on a busy machine."""
+
+
+class Workers:
+    """`count` processes, each with a handler of its own."""
+
+    def __init__(self, count: int, make: Callable[[], Handler]) -> None:
+        """`make` runs in each process and must be picklable; it may raise SimError."""
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload([SIMULATION])
+        self._processes: list[Any] = []
+        self._pipes: list[Connection] = []
+        for _ in range(count):
+            here, there = context.Pipe()
+            process = context.Process(target=_serve, args=(there, make), daemon=True)
+            process.start()
+            there.close()
+            self._processes.append(process)
+            self._pipes.append(here)
+
+    def __len__(self) -> int:
+        return len(self._pipes)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def send(self, worker: int, request: Any) -> None:
+        """Ask; one request at a time. Raises SimError where the worker has died."""
+        try:
+            self._pipes[worker].send(request)
+        except (BrokenPipeError, ConnectionResetError) as error:
+            raise self._died(worker) from error
+
+    def receive(self, worker: int, timeout_s: float = ANSWER_S) -> Any:
+        """Return the answer; raises SimError for what went wrong there, or for no answer."""
+        if not self._pipes[worker].poll(timeout_s):
+            raise SimError(f"simulation {worker} did not answer within {timeout_s:g} s")
+        try:
+            answered, value = self._pipes[worker].recv()
+        except (EOFError, ConnectionResetError) as error:
+            raise self._died(worker) from error
+        if not answered:
+            raise SimError(value)
+        return value
+
+    def ready(self, workers: Sequence[int], timeout_s: float = ANSWER_S) -> list[int]:
+        """Return those of `workers` that have answered, at least one; raises SimError for none."""
+        found = wait([self._pipes[worker] for worker in workers], timeout_s)
+        if not found:
+            raise SimError(f"no simulation of {len(workers)} answered within {timeout_s:g} s")
+        return [worker for worker in workers if self._pipes[worker] in found]
+
+    def close(self) -> None:
+        """End all processes, by force where they do not."""
+        for pipe in self._pipes:
+            pipe.close()
+        deadline = time.monotonic() + END_S
+        for process in self._processes:
+            process.join(max(0.0, deadline - time.monotonic()))
+            if process.is_alive():
+                process.kill()
+                process.join()
+
+    def _died(self, worker: int) -> SimError:
+        process = self._processes[worker]
+        process.join(1.0)
+        return SimError(
+            f"simulation {worker} ended by itself (exit code {process.exitcode}); -9 usually means"
+            " that memory ran out: use fewer processes"
+        )
+
+
+def _serve(pipe: Connection, make: Callable[[], Handler]) -> None:
+    """Answer until the pipe ends. An interrupt is for the parent, who closes the pipe."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    os.environ.setdefault("LP_NUM_THREADS", "1")  # lavapipe's; one process per core
+    handler: Handler | None = None
+    while True:
+        try:
+            request = pipe.recv()
+        except (EOFError, OSError):
+            return
+        try:
+            handler = handler or make()
+            answer = (True, handler(request))
+        except SimError as error:
+            answer = (False, str(error))
+        except Exception:  # the edge of a process: whoever asked must learn of it
+            answer = (False, traceback.format_exc())
+        try:
+            pipe.send(answer)
+        except (BrokenPipeError, ConnectionResetError):
+            return

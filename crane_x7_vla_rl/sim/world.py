@@ -1,0 +1,123 @@
+"""One simulated arm before one scene, stepped without pictures; a picture is drawn when asked for.
+
+Joint targets come in, what a policy may see (`observe`) and what only an expert or a judge may know
+(`scene`, `success`) leave. Drawing is the dearest part of a step, and a policy that acts in chunks
+looks at one picture per chunk.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import sapien
+import torch
+
+from crane_x7_vla_rl import sim
+from crane_x7_vla_rl.robot import DOF, LOWER_RAD, UPPER_RAD
+from crane_x7_vla_rl.scenes import WorldConfig
+from crane_x7_vla_rl.sim.scene import Arrangement
+from crane_x7_vla_rl.types import Array, Image, JointState, Observation
+
+
+class World:
+    """The simulation of one `WorldConfig`."""
+
+    def __init__(self, config: WorldConfig) -> None:
+        """Raises SimError for a wrong option, or a machine that cannot draw."""
+        torch.set_num_threads(1)  # one scene's tensors are too small to share among threads
+        self.config = config
+        self.scene: Any = sim.make(
+            config.task,
+            obs_mode="none",
+            reward_mode="none",
+            control_mode="pd_joint_pos",
+            image_size=config.image_size,
+            colours=config.colours,
+            spawn_range_m=config.spawn_range_m,
+            home_noise_rad=config.home_noise_rad,
+            control_freq=config.control_hz,
+        ).unwrapped
+        """The privileged view: a sim.scene.CubeScene."""
+        self.scene.reset(seed=0)
+        cameras = self.scene.scene.sub_scenes[0].get_cameras()
+        self._camera = next(camera for camera in cameras if camera.name.endswith("base_camera"))
+        self._camera_at = self._camera.get_local_pose()
+        self._noise = np.random.default_rng(0)
+        self.step_index = 0
+        """Control steps since the reset."""
+        self.success = False
+
+    @property
+    def period_s(self) -> float:
+        """From step to step."""
+        return 1.0 / self.config.control_hz
+
+    @property
+    def ended(self) -> bool:
+        """Whether the episode is over: by success, or for want of time."""
+        return self.success or self.step_index >= self.config.max_steps
+
+    @property
+    def instruction(self) -> str:
+        """The task in words."""
+        words: str = self.scene.instruction[0]
+        return words
+
+    @property
+    def named_colour(self) -> str:
+        """The cube that the instruction names."""
+        colour: str = self.scene.named_colours[0]
+        return colour
+
+    def reset(self, seed: int) -> None:
+        """Begin the episode that `seed` decides: layout, named cube, start pose and noise."""
+        self.scene.reset(seed=seed)
+        self._noise = np.random.default_rng([seed, 1])
+        self._place_camera()
+        self.step_index, self.success = 0, False
+
+    def _place_camera(self) -> None:
+        if self.config.camera_shift_m:
+            shift = self._noise.normal(0, self.config.camera_shift_m, 3)
+            self._camera.set_local_pose(sapien.Pose(self._camera_at.p + shift, self._camera_at.q))
+
+    def rearrange(self, generator: np.random.Generator, how: Arrangement) -> None:
+        """Put cubes and plate elsewhere in the midst of the episode."""
+        self.scene.rearrange(np.random.RandomState(generator.integers(2**31)), how)
+
+    def step(self, target_rad: npt.ArrayLike) -> None:
+        """Drive towards joint targets (8,), rad, for one period; cut to the joints' limits."""
+        target = np.clip(np.asarray(target_rad, dtype=np.float64), LOWER_RAD, UPPER_RAD)
+        *_, info = self.scene.step(target.astype(np.float32))
+        self.step_index += 1
+        self.success = bool(info["success"])
+
+    def joints(self) -> JointState:
+        """Measured joints."""
+        robot = self.scene.agent.robot
+        return JointState(robot.get_qpos()[0, :DOF].numpy(), robot.get_qvel()[0, :DOF].numpy())
+
+    def position_rad(self) -> Array:
+        """(8,) measured."""
+        return self.joints().position_rad
+
+    def image(self) -> Image:
+        """(H, W, 3) uint8 of the base camera, with the configured noise."""
+        self.scene.scene.update_render(update_sensors=True, update_human_render_cameras=False)
+        self._camera.take_picture()
+        picture = np.array(self._camera.get_picture("Color"))[:, :, :3]  # (H, W, 3) uint8
+        if self.config.camera_noise:
+            noisy = picture + self._noise.normal(0, self.config.camera_noise, picture.shape)
+            picture = np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
+        return np.ascontiguousarray(picture)
+
+    def observe(self, instruction: str | None = None) -> Observation:
+        """What a policy sees now; `instruction` replaces the scene's own."""
+        time_s = self.step_index * self.period_s
+        return Observation(self.image(), self.joints(), instruction or self.instruction, time_s)
+
+    def close(self) -> None:
+        """Free the simulation."""
+        self.scene.close()

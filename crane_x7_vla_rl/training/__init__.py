@@ -1,0 +1,1 @@
+"""Learning: configuration, fine-tuning, checkpoints, tracking, publishing, evaluation."""

@@ -1,0 +1,100 @@
+"""`python -m crane_x7_vla_rl.training.cli`, also `crane-x7-vla-rl`: one table of commands.
+
+Each command is imported when it is called, and imports what is heavy when it runs, so that every
+`--help` answers at once. Expected failures become one line and an exit code (see errors.ExitCode).
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import importlib
+import logging
+import re
+import sys
+from collections.abc import Sequence
+
+from crane_x7_vla_rl.policies.base import PolicyLoadError
+from crane_x7_vla_rl.training.errors import ExitCode, TrainingError
+
+COMMANDS = {
+    "sft": ("crane_x7_vla_rl.training.sft_command", "teach a policy by demonstrations"),
+    "demos": ("crane_x7_vla_rl.data.demos", "make demonstrations in simulation"),
+    "validate": ("crane_x7_vla_rl.data.validate", "say what is wrong in a data set"),
+    "convert": ("crane_x7_vla_rl.data.convert", "recordings into a LeRobot data set"),
+    "evaluate": ("crane_x7_vla_rl.training.evaluate", "success of a checkpoint in simulation"),
+    "merge": ("crane_x7_vla_rl.training.merge", "write an adapter and its base as one model"),
+}
+"""Name → module with `add_arguments(parser)` and `run(args) -> int`, and its line of help."""
+LATER = {
+    "train": "reinforcement learning in simulation comes later (see 'Not yet' in CHANGELOG.md);"
+    " to learn from demonstrations: crane-x7-vla-rl sft",
+}
+"""What is known already and answers with exit code 9."""
+LEVELS = ("debug", "info", "warning", "error")
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command named in `argv` and return its exit code."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    if argv and argv[0] in LATER:
+        return _fail(argv[0], LATER[argv[0]], ExitCode.LATER)
+    parser = argparse.ArgumentParser(
+        prog="crane-x7-vla-rl", description="Teach policies for the CRANE-X7 and measure them."
+    )
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    chosen = next((word for word in argv if word in COMMANDS), None)
+    for name, (module_name, help_text) in COMMANDS.items():
+        command = commands.add_parser(
+            name, help=help_text, description=help_text, allow_abbrev=False
+        )
+        if name == chosen:
+            module = importlib.import_module(module_name)
+            command.add_argument(
+                "--log-level", choices=LEVELS, default="info", help="(%(default)s)"
+            )
+            module.add_arguments(command)
+            usage = command.format_usage()
+    args, unknown = parser.parse_known_args(argv)
+    if unknown:
+        parser.error(_unknown(unknown, usage))
+    _configure_logging(args.log_level)
+    try:
+        return int(module.run(args))
+    except (TrainingError, PolicyLoadError) as error:
+        return _fail(args.command, error, getattr(error, "exit_code", ExitCode.POLICY_LOAD))
+    except ModuleNotFoundError as error:
+        if (error.name or "").startswith("crane_x7"):
+            raise
+        text = f"the package {error.name} is missing: pip install 'crane-x7-remote[train,sim]'"
+        return _fail(args.command, text, ExitCode.USAGE)
+    except KeyboardInterrupt:
+        return 128 + 2
+
+
+def _unknown(words: Sequence[str], usage: str) -> str:
+    """Return what to say about words that nobody takes, with the nearest flags."""
+    flags = re.findall(r"--[\w-]+", usage)
+    said = []
+    for word in words:
+        near = difflib.get_close_matches(word.partition("=")[0], flags, 1)
+        said.append(f"{word} is unknown" + (f"; did you mean {near[0]}?" if near else ""))
+    return ", ".join(said)
+
+
+def _fail(command: str, error: object, code: int) -> int:
+    print(f"crane-x7-vla-rl {command}: {error}", file=sys.stderr)
+    return int(code)
+
+
+def _configure_logging(level: str) -> None:
+    logging.basicConfig(
+        level=level.upper(),
+        stream=sys.stderr,
+        format="%(levelname)s %(asctime)s %(name)s: %(message)s",
+        datefmt="%Y-%m-%d %H:%M:%S",
+    )
+
+
+if __name__ == "__main__":
+    sys.exit(main())

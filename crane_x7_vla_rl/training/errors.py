@@ -1,0 +1,61 @@
+"""Every way in which training ends early, one exit code per cause."""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """Exit codes of `crane_x7_vla_rl.training.cli`; 2, 5 and 8 mean what `crane-x7-remote`'s do."""
+
+    OK = 0
+    UNEXPECTED = 1
+    USAGE = 2
+    CONFIG = 3
+    DATA = 4
+    POLICY_LOAD = 5
+    NOT_FINITE = 6
+    OUTPUT = 8
+    LATER = 9
+
+
+class TrainingError(Exception):
+    """Base of all expected failures: the message says where, what came, and what to do next."""
+
+    exit_code = ExitCode.UNEXPECTED
+
+
+class ConfigError(TrainingError):
+    """A configuration file, flag or override holds what is unknown or senseless."""
+
+    exit_code = ExitCode.CONFIG
+
+
+class OutputError(TrainingError):
+    """The output folder cannot be used: it exists, is full, or may not be written."""
+
+    exit_code = ExitCode.OUTPUT
+
+
+class ResumeError(TrainingError):
+    """A checkpoint cannot be continued: not complete, or made with another model."""
+
+    exit_code = ExitCode.CONFIG
+
+
+class NotFiniteError(TrainingError):
+    """Loss or gradient is not a number any more; names step, episodes and the last checkpoint."""
+
+    exit_code = ExitCode.NOT_FINITE
+
+
+class LaterError(TrainingError):
+    """Asked for something that comes with a later issue; see the CHANGELOG."""
+
+    exit_code = ExitCode.LATER
+
+
+class DataProblemError(TrainingError):
+    """An episode, or a whole data set, is broken; names file, episode and field."""
+
+    exit_code = ExitCode.DATA

@@ -1,0 +1,281 @@
+"""The model while it learns: loaded, given adapters or freed, spread over processes, read back out.
+
+A configuration and maybe a checkpoint come in; a loss to call, an optimizer, and the tensors worth
+keeping leave. Fine-tuning and reinforcement learning share it. Where products are in bfloat16,
+everything but the action head is: its logits stay float32, as in rollouts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import torch
+from accelerate import Accelerator, InitProcessGroupKwargs
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.distributed.tensor import DTensor
+
+from crane_x7_vla_rl.actions import ACTION_BINS, FIRST_ACTION_TOKEN
+from crane_x7_vla_rl.policies.openvla import OpenVLA, loading
+from crane_x7_vla_rl.policies.openvla.language import DecoderLayer
+from crane_x7_vla_rl.policies.openvla.loading import Loaded
+from crane_x7_vla_rl.policies.openvla.lora import ALL_LINEAR, LoraSettings, add_lora
+from crane_x7_vla_rl.policies.openvla.vision import Block
+from crane_x7_vla_rl.training import policy_files
+from crane_x7_vla_rl.training.config import LoraConfig, SftConfig
+from crane_x7_vla_rl.training.errors import ConfigError, ResumeError
+
+WRAPPED: Final = "model."
+"""What stands before the names of the model's own parameters in `TokenLoss`."""
+PATIENCE: Final = timedelta(minutes=30)
+"""So long processes wait for one another: for the first one's statistics and checkpoints."""
+WHOLE: Final = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+class TokenLoss(nn.Module):
+    """Cross-entropy of demonstrated actions among the 256 action tokens, mean over tokens.
+
+    With `smoothing` the target is a bell over the bins around the demonstrated one, of so many bins
+    standard deviation: bins are numbers on a line, and the next one is nearly right.
+    """
+
+    def __init__(self, model: OpenVLA) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, pixels: Tensor, prompts: list[Tensor], tokens: Tensor, smoothing: float = 0.0
+    ) -> Tensor:
+        """Return a scalar, nats; see `OpenVLA.evaluate` for the shapes."""
+        found = self.model.evaluate(pixels, prompts, tokens)
+        if not smoothing:
+            return -found.log_probs.mean()
+        target = bell(tokens.to(found.distribution.device), smoothing)
+        return -(target * found.distribution).sum(-1).mean()
+
+
+def bell(tokens: Tensor, deviation: float) -> Tensor:
+    """Return (B, D, 256) float32, for ids (B, D): probabilities around each, cut at the ends."""
+    bins = torch.arange(ACTION_BINS, device=tokens.device)
+    away = (bins - (tokens - FIRST_ACTION_TOKEN).unsqueeze(-1)) / deviation
+    return torch.softmax(-0.5 * away.square(), dim=-1)
+
+
+@dataclass(frozen=True, eq=False)
+class Learner:
+    """A model that learns."""
+
+    accelerator: Accelerator
+    loaded: Loaded
+    """Its layout is the base's, or the resumed checkpoint's where that holds whole weights."""
+    loss: nn.Module
+    """A TokenLoss, wrapped for several processes."""
+    optimizer: torch.optim.Optimizer
+    lora: LoraConfig
+    max_grad_norm: float
+
+    @property
+    def model(self) -> OpenVLA:
+        """The model itself, adapters included."""
+        return self.loaded.model
+
+    @property
+    def like(self) -> Tensor:
+        """A tensor with the device and dtype of what the model reads."""
+        return self.model.projector.fc3.bias
+
+    def update(self, rate: float) -> None:
+        """Move the weights by the gradients at this learning rate, and forget the gradients."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def backward(self, inputs: Sequence[Any], share: float, last: bool) -> Tensor:
+        """Add `share` of the gradient of the loss of `inputs`; return that loss, ().
+
+        Processes add up their gradients in the `last` of an update's backward passes alone.
+        """
+        alone: AbstractContextManager[None] = nullcontext()
+        if isinstance(self.loss, FSDPModule):
+            self.loss.set_requires_gradient_sync(last)
+        elif not last:
+            alone = self.accelerator.no_sync(self.loss)
+        with alone:
+            loss: Tensor = self.loss(*inputs)
+            torch.autograd.backward(loss * share)
+        return loss.detach()
+
+    def clip(self) -> float:
+        """Shorten the gradient; return its length before, over all processes."""
+        norm = nn.utils.clip_grad_norm_(self.loss.parameters(), self.max_grad_norm)
+        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Return what is to be kept, on the CPU: adapters, or all weights.
+
+        Every process must call it; the first one gets them.
+        """
+        options = StateDictOptions(
+            full_state_dict=True, cpu_offload=True, ignore_frozen_params=self.lora.enabled
+        )
+        found = get_model_state_dict(self.loss, options=options)
+        return {
+            name.removeprefix(WRAPPED): _alone(tensor)
+            for name, tensor in found.items()
+            if isinstance(tensor, Tensor)
+        }
+
+    def optimizer_state(self) -> Mapping[str, Any]:
+        """Return the optimizer's state by names of parameters; see `tensors`."""
+        return get_optimizer_state_dict(self.loss, self.optimizer, options=WHOLE)
+
+    def restore_optimizer(self, state: Mapping[str, Any]) -> None:
+        """Set what `optimizer_state` returned, maybe on another number of processes."""
+        set_optimizer_state_dict(self.loss, self.optimizer, dict(state), options=WHOLE)
+
+
+def _alone(tensor: Tensor) -> Tensor:
+    """Return the tensor in memory of its own: gathered ones may be parts of a padded whole."""
+    whole = tensor.untyped_storage().nbytes() == tensor.nbytes
+    return tensor if whole else tensor.clone()
+
+
+def start_processes(config: SftConfig) -> Accelerator:
+    """Join the processes that torchrun started, if it did; see docs/scale.md."""
+    patience = InitProcessGroupKwargs(timeout=PATIENCE)
+    return Accelerator(cpu=config.training.device == "cpu", kwargs_handlers=[patience])
+
+
+def build(config: SftConfig, accelerator: Accelerator, resumed: Path | None) -> Learner:
+    """Return a learner with the weights of the base, or of the resumed checkpoint.
+
+    Raises CheckpointError or HubError for a base that does not load, ConfigError and ResumeError
+    for one that does not fit the configuration.
+    """
+    device = accelerator.device
+    if config.training.device == "cuda" and device.type != "cuda":
+        raise ConfigError("training.device is cuda, but torch sees no CUDA device here")
+    halved = config.training.precision == "bf16" or (
+        config.training.precision == "auto" and device.type == "cuda"
+    )
+    loaded = _load(config, device, halved, resumed)
+    model = loaded.model
+    _check_size(config, model)
+    torch.manual_seed(config.training.seed)
+    if config.lora.enabled:
+        _add_adapters(model, config, resumed)
+    else:
+        _free(model)
+    model.checkpoint_gradients(config.training.gradient_checkpointing)
+    model.train()
+    if halved:
+        _autocast(model, device)
+    loss = _spread(TokenLoss(model), config, accelerator)
+    learning = [parameter for parameter in loss.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(
+        learning,
+        lr=config.training.learning_rate,
+        weight_decay=config.training.weight_decay,
+        # One pass over memory instead of one per operation; on a CPU not the default.
+        fused=not any(isinstance(parameter, DTensor) for parameter in learning),
+    )
+    torch.manual_seed(config.training.seed + accelerator.process_index)
+    max_norm = config.training.max_grad_norm
+    return Learner(accelerator, loaded, loss, optimizer, config.lora, max_norm)
+
+
+def _load(config: SftConfig, device: torch.device, halved: bool, resumed: Path | None) -> Loaded:
+    if config.lora.enabled:
+        frozen = torch.bfloat16 if halved else torch.float32
+        loaded = loading.load(config.policy.model, device=device, dtype=frozen)
+        if loaded.layout.adapter is not None:
+            raise ConfigError(
+                f"policy.model is {config.policy.model}, itself an adapter; new adapters need whole"
+                " weights to name as their base: write them first with `crane-x7-vla-rl merge`"
+            )
+        return loaded
+    # Weights that learn stay float32: updates of 1e-4 of their size are lost in bfloat16.
+    source = resumed or config.policy.model
+    return loading.load(source, device=device, dtype=torch.float32)
+
+
+def _check_size(config: SftConfig, model: OpenVLA) -> None:
+    size = model.config.image_size
+    if config.data.image_size != f"{size}x{size}":
+        raise ConfigError(
+            f"data.image_size is {config.data.image_size}, but {config.policy.model} reads"
+            f" {size}x{size}; give --image-size {size}x{size}"
+        )
+
+
+def _add_adapters(model: OpenVLA, config: SftConfig, resumed: Path | None) -> None:
+    """Put adapters beside the frozen weights, in float32, with the values of the checkpoint."""
+    lora = config.lora
+    targets = lora.targets if lora.targets == ALL_LINEAR else lora.targets.split(",")
+    add_lora(model, LoraSettings(lora.rank, lora.alpha, lora.dropout, targets))
+    learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    for parameter in learning.values():
+        parameter.data = parameter.data.float()
+    if resumed is None:
+        return
+    stored = policy_files.read_adapter(resumed)
+    if odd := sorted(stored.keys() ^ learning.keys()):
+        raise ResumeError(
+            f"{resumed}: its adapters are not those of lora.targets={lora.targets}: {odd[0]} and"
+            f" {len(odd) - 1} more are on one side only; is it from this base?"
+        )
+    with torch.no_grad():
+        for name, tensor in stored.items():
+            learning[name].copy_(tensor)
+
+
+def _free(model: OpenVLA) -> None:
+    """Let all weights learn but those that nothing reads, which would never get a gradient."""
+    vision = model.vision_backbone
+    model.requires_grad_(True)
+    for tower in (vision.featurizer, vision.fused_featurizer):
+        for module in (tower.blocks[-1], tower.norm, getattr(tower, "attn_pool", None)):
+            if module is not None:
+                module.requires_grad_(False)
+
+
+def _spread(loss: TokenLoss, config: SftConfig, accelerator: Accelerator) -> nn.Module:
+    """Wrap the loss for several processes: a model in each, or each layer in parts over all.
+
+    torch's `fully_shard` does the latter itself: accelerate leaves it out without a GPU, silently,
+    and then no test on a CPU would mean anything.
+    """
+    if accelerator.num_processes == 1:
+        return loss
+    if config.training.sharding == "ddp":
+        wrapped: nn.Module = accelerator.prepare(loss)
+        return wrapped
+    mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    for module in loss.modules():
+        if isinstance(module, DecoderLayer | Block):
+            fully_shard(module, mesh=mesh)
+    fully_shard(loss, mesh=mesh)
+    return loss
+
+
+def _autocast(model: OpenVLA, device: torch.device) -> None:
+    """Compute in bfloat16 all but the action head, whose logits must not be rounded.
+
+    The head multiplies the rows that are read in float32 itself, see `OpenVLA.action_logits`.
+    """
+    for part in (model.vision_backbone, model.projector, model.language_model.model):
+        cast = torch.autocast(device.type, torch.bfloat16)(part.forward)
+        part.forward = cast  # type: ignore[method-assign]

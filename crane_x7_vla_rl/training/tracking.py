@@ -1,0 +1,290 @@
+"""How training goes: figures of every update to a file, a terminal, TensorBoard and W&B.
+
+`Figures` come in from the first process alone. `metrics.jsonl` holds every update, one JSON object
+a line; the rest is a view of it. tensorboard and wandb are imported where they are asked for, and
+neither may stop a training: what W&B cannot be told now is kept on disk and named at the end.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import sys
+import threading
+import urllib.error
+import urllib.request
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import IO, Any, Final, Protocol, Self
+
+from crane_x7_vla_rl.training import config_tree
+from crane_x7_vla_rl.training.config import SftConfig
+
+logger = logging.getLogger(__name__)
+
+METRICS: Final = "metrics.jsonl"
+TENSORBOARD: Final = "tensorboard"
+PROBE_S: Final = 10.0
+INIT_S: Final = 60.0
+FINISH_S: Final = 60.0
+"""So long a failed run waits for W&B; its service has sent what it could all along."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """One update, as it is logged."""
+
+    step: int
+    samples: int
+    """Seen by all processes together, since the beginning."""
+    epoch: float
+    loss: float
+    """Mean over the update's samples, nats per token."""
+    grad_norm: float
+    """Before it is shortened."""
+    learning_rate: float
+    data_s: float
+    """Time from asking for samples to having them on the device."""
+    update_s: float
+    """All other time of the update."""
+
+
+class Sink(Protocol):
+    """Where figures go."""
+
+    def log(self, figures: Figures) -> None:
+        """Take one update's figures."""
+        ...
+
+    def close(self) -> None:
+        """Take no more."""
+        ...
+
+
+class MetricsFile:
+    """`metrics.jsonl`; what a resumed run will do again is cut off first."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        path = run / METRICS
+        before = path.read_text().splitlines(keepends=True) if path.exists() else []
+        kept = [line for line in before if line.endswith("\n") and json.loads(line)["step"] <= step]
+        path.write_text("".join(kept))
+        self._file = path.open("a", buffering=1)
+
+    def log(self, figures: Figures) -> None:
+        """See Sink."""
+        self._file.write(json.dumps(asdict(figures)) + "\n")
+
+    def close(self) -> None:
+        """See Sink."""
+        self._file.close()
+
+
+class Lines:
+    """A log line every so many updates, in the words that users of LeRobot know."""
+
+    def __init__(self, every: int, frames_per_episode: float) -> None:
+        self._every, self._per_episode = every, frames_per_episode
+
+    def log(self, figures: Figures) -> None:
+        """See Sink."""
+        if figures.step % self._every == 0:
+            logger.info("%s", line(figures, self._per_episode))
+
+    def close(self) -> None:
+        """See Sink."""
+
+
+def line(figures: Figures, frames_per_episode: float) -> str:
+    """Return the log line of an update."""
+    episodes = figures.samples / frames_per_episode
+    return (
+        f"step:{short(figures.step)} smpl:{short(figures.samples)} ep:{short(episodes)}"
+        f" epch:{figures.epoch:.2f} loss:{figures.loss:.3f} grdn:{figures.grad_norm:.3f}"
+        f" lr:{figures.learning_rate:.1e} updt_s:{figures.update_s:.3f} data_s:{figures.data_s:.3f}"
+    )
+
+
+def short(number: float) -> str:
+    """Return 6K for 6000."""
+    for unit, size in (("M", 1e6), ("K", 1e3)):
+        if number >= size:
+            return f"{number / size:.3g}{unit}"
+    return f"{number:.0f}"
+
+
+class TerminalBar:
+    """A progress bar on a terminal, with the newest figures below it."""
+
+    def __init__(self, steps: int, begun: int, stream: IO[str]) -> None:
+        from rich.console import Console, Group
+        from rich.live import Live
+        from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
+        from rich.text import Text
+
+        columns = (BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn())
+        self._bar = Progress(*columns, expand=True)
+        self._task = self._bar.add_task("sft", total=steps, completed=begun)
+        self._text = Text()
+        self._live = Live(Group(self._bar, self._text), console=Console(file=stream))
+        self._live.start()
+
+    def log(self, figures: Figures) -> None:
+        """See Sink."""
+        self._bar.update(self._task, completed=figures.step)
+        self._text.plain = (
+            f"loss {figures.loss:.3f} · grad {figures.grad_norm:.2f} · lr"
+            f" {figures.learning_rate:.1e} · data {figures.data_s:.3f} s · update"
+            f" {figures.update_s:.3f} s · {short(figures.samples)} samples · epoch"
+            f" {figures.epoch:.2f}"
+        )
+
+    def close(self) -> None:
+        """See Sink."""
+        self._live.stop()
+
+
+class TensorBoard:
+    """Event files for `tensorboard --logdir`."""
+
+    def __init__(self, run: Path, step: int) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        # Events after `step` come from a run that this one goes on from before its end.
+        self._writer: Any = SummaryWriter(str(run / TENSORBOARD), purge_step=step + 1)
+
+    def log(self, figures: Figures) -> None:
+        """See Sink."""
+        for name, value in scalars(figures).items():
+            self._writer.add_scalar(f"train/{name}", value, figures.step)
+
+    def close(self) -> None:
+        """See Sink."""
+        self._writer.close()
+
+
+def scalars(figures: Figures) -> dict[str, float]:
+    """Return the figures that are drawn over the step."""
+    return {name: value for name, value in asdict(figures).items() if name != "step"}
+
+
+class WandbRun:
+    """A run at Weights & Biases, or on disk where it cannot be reached or WANDB_MODE=offline."""
+
+    def __init__(self, config: SftConfig, run: Path, run_id: str | None) -> None:
+        import wandb
+
+        options: dict[str, Any] = {
+            "project": config.wandb_project,
+            "entity": config.logging.wandb_entity,
+            "name": config.experiment_name,
+            "dir": str(run),
+            "config": config_tree.flat(config),
+            "id": run_id,
+        }
+        settings = wandb.Settings(init_timeout=INIT_S, login_timeout=INIT_S, silent=True)
+        known = wandb.setup().settings
+        self.unreachable = None if known._offline else silence(str(known.base_url))
+        if self.unreachable is None:
+            try:
+                self.run = wandb.init(**options, resume="allow", settings=settings)
+            except wandb.errors.Error as error:
+                self.unreachable = (str(error).splitlines() or [type(error).__name__])[0]
+        if self.unreachable is not None:
+            logger.warning("W&B cannot be used, its run stays on disk: %s", self.unreachable)
+            self.run = wandb.init(**options, mode="offline", settings=settings)
+        self.offline = bool(self.run.settings._offline)
+        self.id: str = self.run.id
+        self.folder = Path(self.run.dir).parent
+        self._ending: threading.Thread | None = None
+
+    def log(self, figures: Figures) -> None:
+        """See Sink."""
+        self.run.log({f"train/{k}": v for k, v in scalars(figures).items()}, step=figures.step)
+
+    def close(self) -> None:
+        """See Sink."""
+        self.finish(FINISH_S)
+
+    def finish(self, deadline_s: float) -> list[str]:
+        """Close; say what W&B has not got after at most `deadline_s`."""
+        if self._ending is None:
+            self._ending = threading.Thread(target=self.run.finish, daemon=True)
+            self._ending.start()
+        self._ending.join(deadline_s)
+        if not self.offline and not self._ending.is_alive():
+            return []
+        return [f"W&B run {self.id}: run `wandb sync {self.folder}` when W&B can be reached"]
+
+
+@dataclass(frozen=True)
+class Extent:
+    """What a run amounts to, for those who draw it."""
+
+    begun: int
+    """Updates done before."""
+    steps: int
+    frames_per_episode: float
+
+
+def open_tracker(config: SftConfig, run: Path, extent: Extent, wandb_run: str | None) -> Tracker:
+    """Return the tracker of a run's first process; `wandb_run` is the id of the run to go on in."""
+    logs = config.logging
+    sinks: list[Sink] = [MetricsFile(run, extent.begun)]
+    if sys.stderr.isatty():
+        sinks.append(TerminalBar(extent.steps, extent.begun, sys.stderr))
+    else:
+        sinks.append(Lines(logs.log_steps, extent.frames_per_episode))
+    if logs.tensorboard:
+        sinks.append(TensorBoard(run, extent.begun))
+    return Tracker(sinks, WandbRun(config, run, wandb_run) if logs.use_wandb else None)
+
+
+def silence(url: str) -> str | None:
+    """Say why W&B at `url` is of no use now, or None where it takes questions, even if it refuses.
+
+    wandb itself would ask a server that is down or overloaded for many minutes before training.
+    """
+    question = urllib.request.Request(
+        f"{url}/graphql", b'{"query": "{ __typename }"}', {"Content-Type": "application/json"}
+    )
+    try:
+        urllib.request.urlopen(question, timeout=PROBE_S).close()
+    except urllib.error.HTTPError as error:
+        error.close()
+        if error.code >= 500:
+            return f"{url} answers {error.code}"
+    except OSError as error:
+        return f"{url} does not answer: {error}"
+    return None
+
+
+class Tracker:
+    """All sinks of a run; on the other processes, none."""
+
+    def __init__(self, sinks: Sequence[Sink] = (), wandb_run: WandbRun | None = None) -> None:
+        self._sinks = (*sinks, *([wandb_run] if wandb_run else ()))
+        self.wandb_run = wandb_run
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for sink in self._sinks:
+            sink.close()
+
+    def finish(self, deadline_s: float) -> list[str]:
+        """Close what may take long; say what is missing after at most `deadline_s`."""
+        return [] if self.wandb_run is None else self.wandb_run.finish(deadline_s)
+
+    def log(self, figures: Figures) -> None:
+        """Tell every sink."""
+        for sink in self._sinks:
+            sink.log(figures)

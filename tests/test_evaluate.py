@@ -1,0 +1,245 @@
+"""`evaluate`: what a rate of success is made of, in the real simulation with a real checkpoint."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+for package in ("torch", "pyarrow", "tokenizers", "av"):
+    pytest.importorskip(package, reason="needs the train extra")
+
+import av  # noqa: E402
+import pyarrow.parquet as pq  # noqa: E402
+
+from crane_x7_vla_rl.data.demo_recorder import make_recorder  # noqa: E402
+from crane_x7_vla_rl.data.demos import DemosConfig, generate  # noqa: E402
+from crane_x7_vla_rl.policies.base import ModelOptions  # noqa: E402
+from crane_x7_vla_rl.policies.openvla import builder  # noqa: E402
+from crane_x7_vla_rl.policies.openvla.codec import Inputs  # noqa: E402
+from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy, load  # noqa: E402
+from crane_x7_vla_rl.robot import JOINT_NAMES  # noqa: E402
+from crane_x7_vla_rl.scenes import EVALUATION_SEED, WorldConfig  # noqa: E402
+from crane_x7_vla_rl.sim.expert import Expert  # noqa: E402
+from crane_x7_vla_rl.sim.world import World  # noqa: E402
+from crane_x7_vla_rl.training import cli  # noqa: E402
+from crane_x7_vla_rl.training.errors import ConfigError  # noqa: E402
+from crane_x7_vla_rl.training.evaluate import EvaluateConfig, evaluate  # noqa: E402
+from crane_x7_vla_rl.training.evaluate_report import describe, wilson  # noqa: E402
+from crane_x7_vla_rl.training.evaluate_rollout import roll_out  # noqa: E402
+from crane_x7_vla_rl.types import ActionChunk, Observation  # noqa: E402
+
+HZ = 5
+WORLD = WorldConfig(control_hz=HZ, image_size=(64, 64), colours=("red", "blue"))
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Random weights; it can do nothing, in chunks of 10."""
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    sizes = builder.Sizes(image=32, patch=8, layers=1, dino_depth=2, siglip_depth=2)
+    return builder.build(folder, sizes, inputs=Inputs(True, 10, 1 / HZ))
+
+
+def config(checkpoint: Path, output: Path, **options: object) -> EvaluateConfig:
+    settings = {
+        "model": ModelOptions(str(checkpoint)),
+        "output": output,
+        "world": WORLD,
+        "num_episodes": 5,
+        "processes": 2,
+        "slots": 2,
+        "videos": 1,
+    }
+    return EvaluateConfig(**(settings | options))
+
+
+class Oracle(OpenVLAPolicy):
+    """Knows the scenes by heart: for each first image and instruction, what the expert did."""
+
+    def __init__(self, policy: OpenVLAPolicy, seeds: range) -> None:
+        self.__dict__.update(policy.__dict__)
+        self.told: list[str] = []
+        self._answers: dict[tuple[bytes, str], np.ndarray] = {}
+        world = World(WORLD)
+        expert = Expert(world)
+        for seed in seeds:
+            world.reset(seed)
+            expert.reset()
+            key = (world.image().tobytes(), world.instruction)
+            targets = []
+            while not world.ended:
+                targets.append(expert.act())
+                world.step(targets[-1])
+            self._answers[key] = np.array(targets)
+        world.close()
+
+    def predict(self, observations: object) -> list[ActionChunk]:
+        assert isinstance(observations, list)
+        return [self._answer(observation) for observation in observations]
+
+    def _answer(self, seen: Observation) -> ActionChunk:
+        self.told.append(seen.instruction)
+        stay = seen.joints.position_rad[None]
+        known = self._answers.get((seen.image.tobytes(), seen.instruction), stay)
+        return ActionChunk(known, self.period_s)
+
+
+@pytest.mark.parametrize(
+    ("successes", "trials"), [(0, 10), (10, 10), (120, 200), (1, 1), (3, 200), (199, 200)]
+)
+def test_wilson_bounds_are_the_rates_that_would_just_not_surprise(
+    successes: int, trials: int
+) -> None:
+    """What defines them: the rate seen is 1.96 standard deviations of the bound away from it."""
+    seen = successes / trials
+    low, high = wilson(successes, trials)
+    assert low <= seen <= high
+    for bound in (low, high):
+        if 0 < bound < 1:
+            deviation = (bound * (1 - bound) / trials) ** 0.5
+            assert abs(seen - bound) == pytest.approx(1.959964 * deviation, rel=1e-6)
+    assert (low == 0) == (successes == 0)
+    assert (high == 1) == (successes == trials)
+
+
+def test_wilson_refuses_what_is_no_rate() -> None:
+    with pytest.raises(ValueError, match="0 successes in 0 trials"):
+        wilson(0, 0)
+
+
+def test_every_seed_counts_once_in_the_named_colour(checkpoint: Path, tmp_path: Path) -> None:
+    seeds = range(EVALUATION_SEED, EVALUATION_SEED + 6)
+    settings = config(checkpoint, tmp_path, num_episodes=7, videos=2)
+    oracle = Oracle(load(settings.model), seeds)
+    rollouts = roll_out(oracle, settings)
+    assert [result.seed for result in rollouts.results] == [*seeds, seeds.stop]
+    assert [result.success for result in rollouts.results] == [True] * 6 + [False]
+    solved, unsolved = rollouts.results[0], rollouts.results[-1]
+    assert solved.instruction == f"pick up the {solved.named} cube"
+    assert solved.lifted == (solved.named,)
+    assert solved.steps < unsolved.steps == replace(WORLD, control_hz=HZ).max_steps
+    names = sorted(path.name for path in (tmp_path / "videos").iterdir())
+    assert names == [f"seed-{seed}-success.mp4" for seed in seeds[:2]]
+    with av.open(str(tmp_path / "videos" / names[0])) as video:
+        frames = [frame.to_ndarray(format="rgb24") for frame in video.decode(video=0)]
+    assert len(frames) == solved.steps + 1
+    assert frames[0].shape == (256, 256, 3)
+
+
+def test_swapped_the_policy_is_told_the_other_colour(checkpoint: Path, tmp_path: Path) -> None:
+    settings = config(checkpoint, tmp_path, num_episodes=3, swapped=True, videos=0)
+    oracle = Oracle(load(settings.model), range(EVALUATION_SEED, EVALUATION_SEED + 3))
+    results = roll_out(oracle, settings).results
+    other = {"red": "blue", "blue": "red"}
+    for result in results:
+        assert result.instruction == f"pick up the {other[result.named]} cube"
+        assert not result.success
+    assert set(oracle.told) == {result.instruction for result in results}
+
+
+def test_an_evaluation_leaves_everything_in_its_folder(checkpoint: Path, tmp_path: Path) -> None:
+    data, output = tmp_path / "demos", tmp_path / "out"
+    generate(DemosConfig(data, episodes=3, world=WORLD, processes=1))
+    settings = config(checkpoint, output, data_root=str(data), offline_frames=10)
+    results = evaluate(settings)
+    assert json.loads((output / "results.json").read_text()) == results
+    assert results["success"]["episodes"] == 5
+    assert results["success"]["rate"] == 0.0
+    assert sum(one["episodes"] for one in results["instructions"].values()) == 5
+    assert results["world"]["control_hz"] == HZ
+    assert len(list((output / "videos").iterdir())) == 1
+    table = pq.read_table(output / "offline.parquet").to_pylist()
+    assert {"episode", "frame", "step", "latency_ms", *JOINT_NAMES} <= set(table[0])
+    assert len({(row["episode"], row["frame"]) for row in table}) == 10
+    assert max(row["step"] for row in table) <= 9
+    assert {row["episode"] for row in table} == {0, 1, 2}
+    mean = results["offline"]["mean_error_rad"]
+    assert all(0 <= mean[name] < 2 for name in JOINT_NAMES)
+    assert "0 of 5 episodes" in describe(results)
+    assert "10 recorded frames" in describe(results)
+
+
+def test_offline_errors_are_the_policy_minus_the_recording(
+    checkpoint: Path, tmp_path: Path
+) -> None:
+    from crane_x7_vla_rl.data.lerobot import LeRobotWriter
+    from crane_x7_vla_rl.training.evaluate_offline import compare
+
+    episode = make_recorder(DemosConfig(tmp_path, world=WORLD))(1)
+    with LeRobotWriter(tmp_path / "d", HZ, (64, 64)) as writer:
+        writer.add(episode)
+
+    class Ahead(OpenVLAPolicy):
+        """Says what was recorded, each joint 0.1 rad further."""
+
+        def __init__(self) -> None:
+            pass
+
+        def predict(self, observations: object) -> list[ActionChunk]:
+            assert isinstance(observations, list)
+            (seen,) = observations
+            at = int(np.abs(episode.state - seen.joints.position_rad).sum(1).argmin())
+            return [ActionChunk(episode.action[at:] + 0.1, 1 / HZ)]
+
+    settings = config(checkpoint, tmp_path, num_episodes=0, data_root=str(tmp_path / "d"))
+    figures = compare(Ahead(), settings)
+    assert figures["mean_error_rad"] == pytest.approx(dict.fromkeys(JOINT_NAMES, 0.1), abs=1e-3)
+    assert figures["frames"] == len(episode)
+
+
+def test_sampled_rollouts_repeat_with_their_seed(checkpoint: Path, tmp_path: Path) -> None:
+    def targets(seed: int) -> list[float]:
+        model = ModelOptions(str(checkpoint), temperature=2.0, seed=seed)
+        settings = config(checkpoint, tmp_path, videos=0, model=model, num_episodes=2, processes=1)
+        policy, told = load(model), []
+        predict = policy.predict
+
+        def watch(observations: list[Observation]) -> list[ActionChunk]:
+            chunks = predict(observations)
+            told.extend(round(float(chunk.position_rad.sum()), 3) for chunk in chunks)
+            return chunks
+
+        policy.predict = watch  # type: ignore[method-assign,assignment]
+        roll_out(policy, settings)
+        return told
+
+    first = targets(1)
+    assert targets(1) == first
+    assert targets(2) != first
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"first_seed": 5}, "may have been trained on"),
+        ({"swapped": True, "world": replace(WORLD, colours=("red",))}, "needs two colours"),
+        ({"num_episodes": 0}, "nothing to do"),
+    ],
+)
+def test_a_senseless_evaluation_is_refused(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        config(Path("x"), Path("y"), **options)
+
+
+def test_a_rate_that_the_simulation_cannot_keep_is_named(tmp_path: Path) -> None:
+    from crane_x7_vla_rl.sim.errors import SimError
+
+    folder = builder.build(
+        tmp_path / "odd", builder.Sizes(image=32, patch=8), inputs=Inputs(False, 1, 0.3)
+    )
+    settings = config(folder, tmp_path)
+    with pytest.raises(SimError, match=r"period_s of 0\.3 makes 3\.333 steps/s"):
+        roll_out(load(settings.model), settings)
+
+
+def test_a_checkpoint_that_is_not_there_is_one_line_and_code_5(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["evaluate", "--checkpoint", str(tmp_path / "none")]) == 5
+    said = capsys.readouterr().err
+    assert "crane-x7-vla-rl evaluate:" in said
+    assert "Traceback" not in said

@@ -1,0 +1,100 @@
+"""Processes that answer: errors come back, deaths are named, none stays behind."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from crane_x7_vla_rl.sim.errors import SimError
+from crane_x7_vla_rl.sim.workers import Handler, Workers
+
+
+def make_adder(offset: int) -> Handler:
+    def add(request: Any) -> Any:
+        if request == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return os.getpid() if request == "pid" else request + offset
+
+    return add
+
+
+def make_nothing() -> Handler:
+    raise SimError("no Vulkan device here")
+
+
+def test_each_worker_answers_what_it_was_asked() -> None:
+    with Workers(2, partial(make_adder, 10)) as workers:
+        for worker in range(2):
+            workers.send(worker, worker)
+        assert workers.ready([0, 1])
+        assert [workers.receive(worker) for worker in range(2)] == [10, 11]
+
+
+def test_an_error_comes_back_with_its_line_and_the_worker_goes_on() -> None:
+    with Workers(1, partial(make_adder, 1)) as workers:
+        workers.send(0, "words")
+        with pytest.raises(SimError, match=r"return os\.getpid"):
+            workers.receive(0)
+        workers.send(0, 1)
+        assert workers.receive(0) == 2
+
+
+def test_a_simulation_that_cannot_start_says_the_cure() -> None:
+    with Workers(1, make_nothing) as workers:
+        workers.send(0, 1)
+        with pytest.raises(SimError, match=r"^no Vulkan device here$"):
+            workers.receive(0)
+
+
+def test_a_death_is_named_and_nobody_waits() -> None:
+    with Workers(2, partial(make_adder, 1)) as workers:
+        workers.send(0, "die")
+        with pytest.raises(SimError, match=r"simulation 0 ended by itself \(exit code -9\)"):
+            workers.receive(0)
+        workers.send(1, 1)
+        assert workers.receive(1) == 2
+
+
+def test_no_answer_in_time_is_an_error() -> None:
+    with Workers(1, partial(make_adder, 1)) as workers, pytest.raises(SimError, match=r"0\.01 s"):
+        workers.receive(0, timeout_s=0.01)
+
+
+def test_workers_end_with_whoever_asked_even_if_that_was_killed(tmp_path: Path) -> None:
+    code = (
+        "import sys; sys.path.insert(0, 'tests')\n"
+        "from functools import partial\n"
+        "from test_sim_workers import Workers, make_adder\n"
+        "if __name__ == '__main__':\n"
+        "    workers = Workers(2, partial(make_adder, 1))\n"
+        "    for worker in range(2): workers.send(worker, 'pid')\n"
+        "    print(*[workers.receive(worker) for worker in range(2)], flush=True)\n"
+        "    sys.stdin.read()\n"
+    )
+    script = tmp_path / "asks.py"
+    script.write_text(code)
+    root = Path(__file__).parents[1]
+    with subprocess.Popen(
+        [sys.executable, str(script)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        cwd=root,
+        env=os.environ | {"PYTHONPATH": str(root)},
+    ) as process:
+        assert process.stdout is not None
+        children = [int(word) for word in process.stdout.readline().split()]
+        assert len(children) == 2
+        process.kill()
+    deadline = time.monotonic() + 30
+    while any(Path(f"/proc/{child}").exists() for child in children):
+        assert time.monotonic() < deadline, "workers outlive their parent"
+        time.sleep(0.05)

@@ -1,0 +1,187 @@
+"""A run is configured by file, flags and overrides, and nothing that is misspelt is swallowed."""
+
+from __future__ import annotations
+
+import argparse
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from crane_x7_vla_rl.training import cli, config_tree, sft_command
+from crane_x7_vla_rl.training.config import SftConfig
+from crane_x7_vla_rl.training.errors import ConfigError, ExitCode
+
+SEED_FLAGS = """
+    --data-root data.root /workspace/data/tfrecord_logs
+    --instruction data.instruction Pick and place the object
+    --image-size data.image_size 224x224
+    --batch-size training.batch_size 16
+    --num-epochs training.num_epochs 100
+    --learning-rate training.learning_rate 0.0005
+    --grad-accumulation-steps training.grad_accumulation_steps 1
+    --warmup-ratio training.warmup_ratio 0.1
+    --gradient-checkpointing training.gradient_checkpointing False
+    --use-lora lora.enabled True
+    --lora-rank lora.rank 32
+    --lora-alpha lora.alpha 64
+    --lora-dropout lora.dropout 0.1
+    --save-steps output.save_steps 500
+    --use-wandb logging.use_wandb False
+    --wandb-project logging.wandb_project None
+    --wandb-entity logging.wandb_entity None
+    --experiment-name output.experiment_name None
+    --output-dir output.dir None
+"""
+
+
+def read(*argv: str) -> SftConfig:
+    parser = argparse.ArgumentParser()
+    sft_command.add_arguments(parser)
+    return sft_command.read(parser.parse_args(argv))[0]
+
+
+def written(folder: Path, text: str) -> str:
+    path = folder / "a.yaml"
+    path.write_text(text)
+    return str(path)
+
+
+@pytest.mark.parametrize("line", SEED_FLAGS.strip().splitlines())
+def test_flags_of_the_former_trainer_keep_their_names_and_defaults(line: str) -> None:
+    flag, key, default = line.strip().split(" ", 2)
+    known = {leaf.key: leaf for leaf in config_tree.leaves(SftConfig)}
+    assert known[key].flag == flag
+    assert str(config_tree.flat(read("--backend", "openvla"))[key]) == default
+    assert known[key].text
+
+
+def test_names_of_experiment_and_output_follow_the_backend() -> None:
+    config = read("--backend", "openvla")
+    assert config.experiment_name == "crane_x7_openvla"
+    assert str(config.output_dir) == "/workspace/outputs/crane_x7_openvla"
+    named = read("--backend", "openvla", "--experiment-name", "mine")
+    assert str(named.output_dir) == "/workspace/outputs/mine"
+
+
+def test_overrides_count_more_than_flags_and_flags_more_than_the_file(tmp_path: Path) -> None:
+    file = written(
+        tmp_path,
+        "backend: openvla\ntraining: {batch_size: 3, num_epochs: 7, learning_rate: 5e-5}\n",
+    )
+    config = read(
+        "--config", file, "--num-epochs", "8", "--batch-size", "4",
+        "--override", "training.batch_size=5",
+    )  # fmt: skip
+    training = config.training
+    assert (training.batch_size, training.num_epochs, training.learning_rate) == (5, 8, 5e-5)
+    assert training.warmup_ratio == 0.1
+
+
+def test_5e_5_is_a_number_wherever_it_stands(tmp_path: Path) -> None:
+    file = written(tmp_path, "backend: openvla\ntraining:\n  learning_rate: 5e-5\n")
+    assert read("--config", file).training.learning_rate == 5e-5
+    assert read("--config", file, "--learning-rate", "1e-4").training.learning_rate == 1e-4
+    override = "training.learning_rate=2e-4"
+    assert read("--config", file, "--override", override).training.learning_rate == 2e-4
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("training: {learnig_rate: 1}", "learnig_rate is unknown; did you mean learning_rate?"),
+        ("batch_size: 4", r"batch_size is unknown; did you mean training\.batch_size\?"),
+        ("training: {batch_size: many}", "training.batch_size is 'many', expected a whole number"),
+        ("training: {batch_size: 1.5}", "training.batch_size is 1.5, expected a whole number"),
+        ("training: {batch_size: true}", "training.batch_size is True, expected a whole number"),
+        ("training: {batch_size: 0}", "training.batch_size is 0, expected 1 or more"),
+        ("training: {learning_rate: fast}", "training.learning_rate is 'fast', expected a number"),
+        ("training: {gradient_checkpointing: 1}", "expected true or false"),
+        ("training: {precision: fp8}", "expected auto or bf16 or fp32"),
+        ("data: {root: 5}", "data.root is 5, expected text"),
+        ("data: {image_size: large}", "expected as in 224x224"),
+        ("lora: {dropout: 1}", "lora.dropout is 1.0"),
+        ("publish: {push_to_hub: end}", "--push-to-hub needs --hub-model-id"),
+        ("- 5", "holds a list, expected keys and values"),
+        ("a: [", "is no YAML"),
+    ],
+)  # fmt: skip
+def test_what_is_misspelt_or_senseless_is_refused_with_its_key(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    with pytest.raises(ConfigError, match=said):
+        read("--backend", "openvla", "--config", written(tmp_path, text))
+
+
+def test_the_file_with_the_error_is_named(tmp_path: Path) -> None:
+    file = written(tmp_path, "lora: {rnk: 4}")
+    with pytest.raises(ConfigError) as caught:
+        read("--backend", "openvla", "--config", file)
+    assert str(caught.value).startswith(f"{file}: lora.rnk is unknown; did you mean rank?")
+    with pytest.raises(ConfigError, match=r"--override: lora\.rnk is unknown"):
+        read("--backend", "openvla", "--override", "lora.rnk=4")
+    with pytest.raises(ConfigError, match="expected KEY=VALUE"):
+        read("--backend", "openvla", "--override", "lora.rank")
+
+
+def test_the_backend_must_be_said() -> None:
+    with pytest.raises(ConfigError, match="backend is not set; give --backend"):
+        read()
+
+
+def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
+    config = read(
+        "--backend", "openvla", "--no-use-lora", "--learning-rate", "3e-5", "--keep", "2",
+        "--push-to-hub", "--hub-model-id", "acme/tiny",
+    )  # fmt: skip
+    assert config.publish.push_to_hub == "end"
+    path = tmp_path / "train_config.yaml"
+    path.write_text(config_tree.to_yaml(config))
+    assert config_tree.build(SftConfig, [config_tree.read_file(path)]) == config
+
+
+def test_differences_are_listed_by_key() -> None:
+    one = read("--backend", "openvla")
+    other = read("--backend", "openvla", "--batch-size", "4", "--no-use-lora")
+    assert config_tree.differences(one, other) == {
+        "training.batch_size": (16, 4),
+        "lora.enabled": (True, False),
+    }
+
+
+def test_openpi_answers_that_it_comes_later(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["sft", "--backend", "openpi"]) == ExitCode.LATER
+    assert "openpi comes later" in capsys.readouterr().err
+
+
+def test_train_answers_that_it_comes_later(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "train --pretrained openvla/openvla-7b --simulator maniskill --backend gpu --use-wandb"
+    assert cli.main(words.split()) == ExitCode.LATER
+    said = capsys.readouterr().err
+    assert said.startswith("crane-x7-vla-rl train: reinforcement learning")
+    assert "crane-x7-vla-rl sft" in said
+
+
+def test_a_misspelt_flag_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["sft", "--backend", "openvla", "--batchsize", "4"])
+    assert caught.value.code == ExitCode.USAGE
+    assert "--batchsize is unknown; did you mean --batch-size?" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", [(), ("sft",), ("merge",)])
+def test_help_answers_at_once_and_imports_nothing_heavy(command: tuple[str, ...]) -> None:
+    code = (
+        "import sys; from crane_x7_vla_rl.training.cli import main\n"
+        f"try: main({[*command, '--help']!r})\n"
+        "except SystemExit: pass\n"
+        "print(sorted({'torch', 'mani_skill', 'transformers', 'cv2', 'wandb'} & set(sys.modules)))"
+    )
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+    # Of the processor: how long it took on the clock says how busy the machine was.
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 2
