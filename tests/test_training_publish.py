@@ -200,6 +200,7 @@ def test_an_unreachable_hub_does_not_stop_training_and_is_listed(
     rig.train(run, *HUB)
     said = "\n".join(record.getMessage() for record in caplog.records)
     assert "uploads will be tried later" in said
+    assert f"an adapter whose base is the folder {rig.base()}" in said
     listed = (run / "not-uploaded.txt").read_text()
     for name in ("checkpoint-3", "checkpoint-6", "checkpoint-final"):
         assert f"{run / name} → Hub {NAME}" in listed

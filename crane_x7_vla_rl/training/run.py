@@ -113,6 +113,13 @@ def open_run(
     assert tokenizer is not None  # the codec has read it
     around = Surroundings(statistics, tokenizer, config.augmentation.crop, inputs)
     base = Base.of(config.policy.model, layout)
+    if config.publish.push_to_hub != "no" and config.lora.enabled and not base.name:
+        logger.warning(
+            "what is published will be an adapter whose base is the folder %s: it loads for nobody"
+            " else; publish the base, too, and give its Hub id, or publish what"
+            " `crane-x7-vla-rl merge` writes",
+            base.folder,
+        )
     with _batches(config, taught, source, inputs) as batches:
         progress = Progress(processes=accelerator.num_processes)
         if resumed is not None:
