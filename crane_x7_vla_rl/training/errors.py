@@ -17,6 +17,7 @@ class ExitCode(IntEnum):
     NOT_FINITE = 6
     OUTPUT = 8
     LATER = 9
+    NOT_LEARNING = 11
 
 
 class TrainingError(Exception):
@@ -47,6 +48,12 @@ class NotFiniteError(TrainingError):
     """Loss or gradient is not a number any more; names step, episodes and the last checkpoint."""
 
     exit_code = ExitCode.NOT_FINITE
+
+
+class PpoError(TrainingError):
+    """Reinforcement learning could not work as it is asked: no gradient, or a buffer that lies."""
+
+    exit_code = ExitCode.NOT_LEARNING
 
 
 class LaterError(TrainingError):

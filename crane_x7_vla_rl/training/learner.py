@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -90,20 +90,14 @@ class Learner:
 
         Processes add up their gradients in the `last` of an update's backward passes alone.
         """
-        alone: AbstractContextManager[None] = nullcontext()
-        if isinstance(self.loss, FSDPModule):
-            self.loss.set_requires_gradient_sync(last)
-        elif not last:
-            alone = self.accelerator.no_sync(self.loss)
-        with alone:
+        with accumulating(self.loss, self.accelerator, last):
             loss: Tensor = self.loss(*inputs)
             torch.autograd.backward(loss * share)
         return loss.detach()
 
     def clip(self) -> float:
         """Shorten the gradient; return its length before, over all processes."""
-        norm = nn.utils.clip_grad_norm_(self.loss.parameters(), self.max_grad_norm)
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        return clip(self.loss, self.max_grad_norm)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is to be kept, on the CPU: adapters, or all weights.
@@ -115,7 +109,7 @@ class Learner:
         )
         found = get_model_state_dict(self.loss, options=options)
         return {
-            name.removeprefix(WRAPPED): _alone(tensor)
+            name.removeprefix(WRAPPED): own_memory(tensor)
             for name, tensor in found.items()
             if isinstance(tensor, Tensor)
         }
@@ -129,7 +123,30 @@ class Learner:
         set_optimizer_state_dict(self.loss, self.optimizer, dict(state), options=WHOLE)
 
 
-def _alone(tensor: Tensor) -> Tensor:
+def accumulating(
+    module: nn.Module, accelerator: Accelerator, last: bool
+) -> AbstractContextManager[None]:
+    """Return a context for a forward and backward pass of a module that `spread` returned.
+
+    Processes add up their gradients in the `last` pass of an update alone.
+    """
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(last)
+        return nullcontext()
+    alone: AbstractContextManager[None] = nullcontext() if last else accelerator.no_sync(module)
+    return alone
+
+
+def clip(module: nn.Module, longest: float) -> float:
+    """Shorten the gradient of `module` to `longest`; return its length before, over all processes.
+
+    What is not a number stays so, for the caller to see.
+    """
+    norm = nn.utils.clip_grad_norm_(module.parameters(), longest)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def own_memory(tensor: Tensor) -> Tensor:
     """Return the tensor in memory of its own: gathered ones may be parts of a padded whole."""
     whole = tensor.untyped_storage().nbytes() == tensor.nbytes
     return tensor if whole else tensor.clone()
@@ -165,7 +182,7 @@ def build(config: SftConfig, accelerator: Accelerator, resumed: Path | None) -> 
     model.train()
     if halved:
         _autocast(model, device)
-    loss = _spread(TokenLoss(model), config, accelerator)
+    loss = spread(TokenLoss(model), config.training.sharding, accelerator)
     learning = [parameter for parameter in loss.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         learning, lr=config.training.learning_rate, weight_decay=config.training.weight_decay
@@ -230,15 +247,17 @@ def _free(model: OpenVLA) -> None:
                 module.requires_grad_(False)
 
 
-def _spread(loss: TokenLoss, config: SftConfig, accelerator: Accelerator) -> nn.Module:
-    """Wrap the loss for several processes: a model in each, or each layer in parts over all.
+def spread(
+    loss: nn.Module, sharding: Literal["ddp", "fsdp"], accelerator: Accelerator
+) -> nn.Module:
+    """Wrap what holds a model for several processes: a model in each, or its layers over all.
 
     torch's `fully_shard` does the latter itself: accelerate leaves it out without a GPU, silently,
     and then no test on a CPU would mean anything.
     """
     if accelerator.num_processes == 1:
         return loss
-    if config.training.sharding == "ddp":
+    if sharding == "ddp":
         wrapped: nn.Module = accelerator.prepare(loss)
         return wrapped
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
