@@ -17,7 +17,7 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, Final, Self
 
-from crane_x7_vla_rl.sim.errors import SimError
+from crane_x7_vla_rl.sim.errors import SimError, WorkerLostError
 
 Handler = Callable[[Any], Any]
 """From request to answer."""
@@ -34,17 +34,22 @@ class Workers:
 
     def __init__(self, count: int, make: Callable[[], Handler]) -> None:
         """`make` runs in each process and must be picklable; it may raise SimError."""
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([SIMULATION])
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([SIMULATION])
+        self._make = make
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
         for _ in range(count):
-            here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(there, make), daemon=True)
-            process.start()
-            there.close()
+            process, pipe = self._start()
             self._processes.append(process)
-            self._pipes.append(here)
+            self._pipes.append(pipe)
+
+    def _start(self) -> tuple[Any, Connection]:
+        here, there = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(there, self._make), daemon=True)
+        process.start()
+        there.close()
+        return process, here
 
     def __len__(self) -> int:
         return len(self._pipes)
@@ -61,16 +66,16 @@ class Workers:
         self.close()
 
     def send(self, worker: int, request: Any) -> None:
-        """Ask; one request at a time. Raises SimError where the worker has died."""
+        """Ask; answers come in the order of requests. Raises WorkerLostError where it has died."""
         try:
             self._pipes[worker].send(request)
         except (BrokenPipeError, ConnectionResetError) as error:
             raise self._died(worker) from error
 
     def receive(self, worker: int, timeout_s: float = ANSWER_S) -> Any:
-        """Return the answer; raises SimError for what went wrong there, or for no answer."""
+        """Return the answer; raises SimError for what went wrong there, WorkerLostError for none."""
         if not self._pipes[worker].poll(timeout_s):
-            raise SimError(f"simulation {worker} did not answer within {timeout_s:g} s")
+            raise WorkerLostError(f"simulation {worker} did not answer within {timeout_s:g} s")
         try:
             answered, value = self._pipes[worker].recv()
         except (EOFError, ConnectionResetError) as error:
@@ -86,6 +91,17 @@ class Workers:
             raise SimError(f"no simulation of {len(workers)} answered within {timeout_s:g} s")
         return [worker for worker in workers if self._pipes[worker] in found]
 
+    def restart(self, worker: int) -> None:
+        """Kill the process, if it is still there, and start another one in its place."""
+        self._pipes[worker].close()
+        self._processes[worker].kill()  # a stopped process ends by this, too
+        self._processes[worker].join(END_S)
+        self._processes[worker], self._pipes[worker] = self._start()
+
+    def process_id(self, worker: int) -> int:
+        """Return the process's id."""
+        return int(self._processes[worker].pid)
+
     def close(self) -> None:
         """End all processes, by force where they do not."""
         for pipe in self._pipes:
@@ -97,10 +113,10 @@ class Workers:
                 process.kill()
                 process.join()
 
-    def _died(self, worker: int) -> SimError:
+    def _died(self, worker: int) -> WorkerLostError:
         process = self._processes[worker]
         process.join(1.0)
-        return SimError(
+        return WorkerLostError(
             f"simulation {worker} ended by itself (exit code {process.exitcode}); -9 usually means"
             " that memory ran out: use fewer processes"
         )
