@@ -44,7 +44,7 @@ def group_advantages(
     of = torch.zeros(count, dtype=torch.int64, device=groups.device)
     of[episodes.flatten()] = groups.flatten()
     advantages, taught = torch.zeros_like(returns), torch.zeros_like(whole)
-    for group in of[whole].unique():
+    for group in sorted(set(of[whole].tolist())):
         members = whole & (of == group)
         spread = returns[members].std(correction=0)
         if spread > 0:

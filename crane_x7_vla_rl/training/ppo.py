@@ -226,8 +226,8 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, config: Valu
 def check_gradient(norm: float, largest_advantage: float, where: str) -> None:
     """Raise PpoError where actions differed from what was expected, but the policy would not move.
 
-    `norm` is the length of the policy loss's gradient before any step, when all ratios are 1 and
-    nothing is clipped; 0 then says that log-probabilities do not depend on the weights.
+    `norm` is the length of the gradient of the policy loss without a clip; 0 then says that
+    log-probabilities do not depend on the weights.
     """
     if norm == 0 and largest_advantage > 0:
         raise PpoError(

@@ -58,11 +58,11 @@ class Buffer:
             if tensor is not None and tensor.shape != self.log_probs.shape:
                 shapes = tuple(tensor.shape), tuple(self.log_probs.shape)
                 raise PpoError(f"rollout: {name} is {shapes[0]}, expected {shapes[1]} as log_probs")
-        lengths = {len(row) for row in self.prompts}
-        if self.images.shape[:2] != (steps, environments) or lengths != {environments}:
+        lengths = [len(row) for row in self.prompts]
+        if self.images.shape[:2] != (steps, environments) or lengths != [environments] * steps:
             raise PpoError(
-                f"rollout: images are {tuple(self.images.shape)} and prompts {len(self.prompts)}"
-                f" times {sorted(lengths)}, expected {steps} times {environments}"
+                f"rollout: images are {tuple(self.images.shape)} and prompts {len(lengths)} times"
+                f" {sorted(set(lengths))}, expected {steps} times {environments}"
             )
 
     @property
@@ -75,7 +75,8 @@ class Buffer:
         chosen = self.images.flatten(0, 1)[samples.to(self.images.device)]
         if chosen.dtype == torch.uint8:
             return policy.normalise(chosen)
-        return chosen.to(policy.projector.fc3.bias)
+        like = policy.projector.fc3.bias
+        return chosen.to(like.device, like.dtype)
 
     def questions(self, samples: Tensor) -> list[Tensor]:
         """Return the prompts of flat samples (B,)."""

@@ -33,6 +33,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Final
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -197,7 +198,7 @@ def _check(agent: Agent, buffer: Buffer, where: str) -> Tensor:
         )
     steps, environments = buffer.shape
     gathered = agent.accelerator.gather(buffer.valid.to(device, torch.uint8).contiguous())
-    valid = gathered.view(-1, steps, environments).permute(1, 0, 2).flatten(1).cpu().bool()
+    valid: Tensor = gathered.view(-1, steps, environments).permute(1, 0, 2).flatten(1).cpu().bool()
     if not bool(valid.any()):
         raise PpoError(f"{where}: no step of the rollout is valid, so there is nothing to learn")
     return valid
@@ -241,10 +242,11 @@ def _judge_all(
     agent: Agent, buffer: Buffer, config: PpoConfig, how: AbstractContextManager[None]
 ) -> tuple[Tensor, Tensor | None]:
     """Return log-probabilities (S, D) and values (S,) of all samples of this process."""
+    everything = torch.arange(buffer.advantages.numel())
     with how:
         parts = [
             _judge(agent, buffer, samples, config)
-            for samples in torch.arange(buffer.advantages.numel()).split(config.micro_batch_size)
+            for samples in torch.split(everything, config.micro_batch_size)
         ]
     values = [part.values for part in parts if part.values is not None]
     log_probs = torch.cat([part.log_probs for part in parts])
@@ -289,9 +291,16 @@ def _probe(agent: Agent, batch: Batch, config: PpoConfig, where: str) -> float:
 
 
 def _policy_alone(config: PpoConfig) -> PpoConfig:
-    """Weigh all else with 0: every weight still gets a gradient, as DDP expects."""
-    nothing = replace(config.value, coefficient=0.0)
-    return replace(config, entropy_coefficient=0.0, kl_coefficient=0.0, value=nothing)
+    """Weigh all else with 0: every weight still gets a gradient, as DDP expects; clip nothing."""
+    return replace(
+        config,
+        clip_low=1.0,
+        clip_high=math.inf,
+        dual_clip=None,
+        entropy_coefficient=0.0,
+        kl_coefficient=0.0,
+        value=replace(config.value, coefficient=0.0),
+    )
 
 
 def _minibatches(
@@ -306,7 +315,7 @@ def _minibatches(
     mine, rank = batch.buffer.shape[1], int(agent.accelerator.process_index)
     count = -(-steps * environments // config.minibatch_size)
     for epoch in range(config.epochs):
-        generator.manual_seed(hash((turn.seed, turn.number, epoch)) % 2**63)
+        generator.manual_seed(_mixed(turn.seed, turn.number, epoch))
         for samples in shuffled(steps, environments, generator).tensor_split(count):
             samples = samples[batch.valid.flatten()[samples]]
             if not len(samples):
@@ -316,6 +325,11 @@ def _minibatches(
             own = samples[owners == rank]
             local = own // environments * mine + own % environments - rank * mine
             yield local.tensor_split(-(-busiest // config.micro_batch_size)), 1 / len(samples)
+
+
+def _mixed(*numbers: int) -> int:
+    """Return a seed of 63 bits that differs for any other numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 
 def _minibatch(
