@@ -78,7 +78,9 @@ class VectorConfig:
         least_of = {"num_envs": 1, "groups": 1, "processes": 0, "first_seed": 0, "first_env": 0}
         for name, least in least_of.items():
             if getattr(self, name) < least:
-                raise VectorConfigError(f"{name} is {getattr(self, name)}, expected {least} or more")
+                raise VectorConfigError(
+                    f"{name} is {getattr(self, name)}, expected {least} or more"
+                )
         if not self.deadline_s > 0:
             raise VectorConfigError(f"deadline_s is {self.deadline_s}, expected more than 0 s")
 

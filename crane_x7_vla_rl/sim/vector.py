@@ -11,8 +11,8 @@ Legend: N environments, n of them in a group, T steps of a chunk, H × W pixels.
         steps = env.receive(group)                   # what it paid, and which episodes ended
 
 An episode that ends is followed by the next one at once: `look` shows the first view of the new
-episode, `Steps` says how the old one ended, and for a truncated one, whose value is still open, what
-its last view was. A group's views are valid until its next `send`.
+episode, `Steps` says how the old one ended, and for a truncated one, whose value is still open,
+what its last view was. A group's views are valid until its next `send`.
 """
 
 from __future__ import annotations

@@ -47,8 +47,8 @@ class Machine:
             raise SimError(
                 f"--backend gpu: SAPIEN's GPU PhysX library {self.physx_library} is missing. Fetch"
                 " it once, where the network allows: python -c 'import sapien.physx;"
-                " sapien.physx.enable_gpu()'; or unpack linux-so.zip of sapien-sim/physx-precompiled"
-                f" release {version} into {self.physx_library.parent}; or use --backend cpu"
+                " sapien.physx.enable_gpu()'; or unpack linux-so.zip of release"
+                f" {version} of sapien-sim/physx-precompiled into {self.physx_library.parent}; or use --backend cpu"
             )
         if not self.vulkan:
             raise SimError(

@@ -73,7 +73,7 @@ class Workers:
             raise self._died(worker) from error
 
     def receive(self, worker: int, timeout_s: float = ANSWER_S) -> Any:
-        """Return the answer; raises SimError for what went wrong there, WorkerLostError for none."""
+        """Return the answer; raises SimError for what went wrong there, WorkerLostError."""
         if not self._pipes[worker].poll(timeout_s):
             raise WorkerLostError(f"simulation {worker} did not answer within {timeout_s:g} s")
         try:
