@@ -9,6 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Final, Literal, get_args
 
 import numpy as np
@@ -108,4 +109,4 @@ def episode_seed(base: int, env: int, episode: int) -> int:
 def spread(num_envs: int, parts: int) -> tuple[range, ...]:
     """Return `parts` ranges, or `num_envs` where that is less, of nearly equal length."""
     edges = np.linspace(0, num_envs, min(parts, num_envs) + 1).round().astype(int).tolist()
-    return tuple(range(start, stop) for start, stop in zip(edges, edges[1:], strict=False))
+    return tuple(range(start, stop) for start, stop in pairwise(edges))

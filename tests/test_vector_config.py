@@ -32,7 +32,7 @@ def test_an_unknown_env_id_names_the_nearest(given: str, meant: str) -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"backend": "gpuu"}, r"backend 'gpuu' is unknown; did you mean gpu\?"),
+        ({"backend": "gpuu"}, r"backend 'gpuu' is unknown; did you mean gpu or cpu\?"),
         ({"simulator": "isaac"}, r"simulator 'isaac' is unknown; did you mean isaacsim\?"),
         ({"num_envs": 0}, "num_envs is 0, expected 1 or more"),
         ({"first_seed": -1}, "first_seed is -1, expected 0 or more"),

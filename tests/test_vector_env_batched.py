@@ -127,5 +127,5 @@ def test_gpu_backend_without_a_gpu_says_so() -> None:
 
 @pytest.mark.skipif(importlib.util.find_spec("isaacsim") is not None, reason="it is installed")
 def test_isaac_sim_says_what_to_install() -> None:
-    with pytest.raises(SimError, match="isaacsim and isaaclab cannot be imported.*pip install"):
+    with pytest.raises(SimError, match=r"isaacsim and isaaclab cannot be imported.*pip install"):
         make(VectorConfig(simulator="isaacsim"))

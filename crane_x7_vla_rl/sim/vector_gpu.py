@@ -48,7 +48,8 @@ class Machine:
                 f"--backend gpu: SAPIEN's GPU PhysX library {self.physx_library} is missing. Fetch"
                 " it once, where the network allows: python -c 'import sapien.physx;"
                 " sapien.physx.enable_gpu()'; or unpack linux-so.zip of release"
-                f" {version} of sapien-sim/physx-precompiled into {self.physx_library.parent}; or use --backend cpu"
+                f" {version} of sapien-sim/physx-precompiled into"
+                f" {self.physx_library.parent}; or use --backend cpu"
             )
         if not self.vulkan:
             raise SimError(
