@@ -188,8 +188,9 @@ class CubeScene(BaseEnv):
     def _initialize_episode(self, env_idx: torch.Tensor, options: dict[str, Any]) -> None:
         count = len(env_idx)
         generators = [self._batched_episode_rng[int(index)] for index in env_idx]
-        layouts = np.array([self._layout(generator) for generator in generators])  # (n, C + 1, 3)
-        self._put(layouts)
+        count_cubes, spread_m = len(self.colours), self.spawn_range_m
+        layouts = [draw_layout(generator, count_cubes, spread_m) for generator in generators]
+        self._put(np.array(layouts))  # (n, C + 1, 3)
         self._name_cubes(env_idx, generators, options)
         qpos = np.tile(np.append(HOME_RAD, HOME_RAD[-1]), (count, 1))
         for row, generator in enumerate(generators):
@@ -211,25 +212,14 @@ class CubeScene(BaseEnv):
 
     def rearrange(self, generator: np.random.RandomState) -> None:
         """Put cubes and plate elsewhere in the midst of an episode, as a hand might; CPU alone."""
-        self._put(self._layout(generator)[None])
+        layout = draw_layout(generator, len(self.colours), self.spawn_range_m)
+        self._put(layout[None])
 
     def exchange(self) -> None:
         """Put each cube where the next one is, the last where the first is; CPU alone."""
         poses = [cube.pose.raw_pose.clone() for cube in self.cubes.values()]
         for cube, pose in zip(self.cubes.values(), poses[1:] + poses[:1], strict=True):
             _rest(cube, Pose.create(pose))
-
-    def _layout(self, generator: np.random.RandomState) -> np.ndarray[Any, Any]:
-        """Return (C + 1, 3) x, y, yaw of the cubes and, last, the plate; none touch."""
-        count = len(self.colours)
-        while True:
-            spots = np.array(SPOTS_M)[generator.permutation(len(SPOTS_M))[: count + 1]]
-            spots = spots + generator.uniform(-self.spawn_range_m, self.spawn_range_m, spots.shape)
-            apart = np.linalg.norm(spots[:, None] - spots[None], axis=-1)
-            apart[np.diag_indices(count + 1)] = np.inf
-            if apart.min() >= CUBE_GAP_M and apart[-1].min() >= PLATE_GAP_M:
-                yaw = generator.uniform(-np.pi / 4, np.pi / 4, count + 1)
-                return np.column_stack([spots, yaw])
 
     def _name_cubes(
         self, env_idx: torch.Tensor, generators: list[Any], options: dict[str, Any]
@@ -335,6 +325,20 @@ class CubeScene(BaseEnv):
             "cube_position_m": position,
             "plate_position_m": self.plate.pose.p,
         }
+
+
+def draw_layout(
+    generator: np.random.RandomState, cubes: int, spawn_range_m: float
+) -> np.ndarray[Any, Any]:
+    """Return (C + 1, 3) x, y, yaw of the cubes and, last, the plate; none touch."""
+    while True:
+        spots = np.array(SPOTS_M)[generator.permutation(len(SPOTS_M))[: cubes + 1]]
+        spots = spots + generator.uniform(-spawn_range_m, spawn_range_m, spots.shape)
+        apart = np.linalg.norm(spots[:, None] - spots[None], axis=-1)
+        apart[np.diag_indices(cubes + 1)] = np.inf
+        if apart.min() >= CUBE_GAP_M and apart[-1].min() >= PLATE_GAP_M:
+            yaw = generator.uniform(-np.pi / 4, np.pi / 4, cubes + 1)
+            return np.column_stack([spots, yaw])
 
 
 def _check_choice(name: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:
