@@ -45,7 +45,9 @@ def policy(folder: Path | None = None, moved: bool = True) -> OpenVLA:
     torch.set_num_threads(1)
     model = OpenVLA.from_pretrained(folder or training_rig.base())
     torch.manual_seed(1)
-    add_lora(model, LoraSettings(rank=4, alpha=8))
+    add_lora(
+        model, LoraSettings(rank=4, alpha=8, targets=["q_proj", "fc1", "down_proj", "lm_head"])
+    )
     if moved:
         with torch.no_grad():
             for name, parameter in model.named_parameters():
