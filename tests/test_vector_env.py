@@ -188,9 +188,12 @@ def test_wrong_use_says_what_was_expected(four: CpuVectorEnv) -> None:
         four.send(0, np.zeros((2, 65, 8)))
     with pytest.raises(SimError, match="environment 3 is not finite"):
         four.send(1, np.stack([np.zeros((1, 8)), np.full((1, 8), np.nan)]))
-    four.send(0, still(four, 0, 1))
-    with pytest.raises(SimError, match="group 0 was sent targets twice"):
-        four.send(0, still(four, 0, 1))
+    targets = still(four, 0, 1)
+    four.send(0, targets)
+    with pytest.raises(SimError, match="group 0 has been sent targets; receive comes next"):
+        four.send(0, targets)
+    with pytest.raises(SimError, match="group 0 has been sent targets; receive comes next"):
+        four.look(0)
     four.receive(0)
     with pytest.raises(SimError, match="holds 3 environments, expected a seed and 4"):
         four.load_state_dict({"seed": 0, "episodes": [0, 0, 0]})

@@ -25,7 +25,6 @@ import numpy.typing as npt
 
 from crane_x7_vla_rl.robot import DOF
 from crane_x7_vla_rl.sim.errors import SimError
-from crane_x7_vla_rl.types import Array
 from crane_x7_vla_rl.vector_config import LONGEST_CHUNK, VectorConfig
 
 Bools = npt.NDArray[np.bool_]
@@ -94,7 +93,7 @@ class VectorEnv(Protocol):
         """Begin episode 0 in all environments; None keeps the base seed."""
 
     def look(self, group: int) -> Views:
-        """Return what there is to see, after `reset` or `receive`."""
+        """Return what there is to see, after `reset` or `receive`, before `send`."""
 
     def send(self, group: int, targets_rad: Any) -> None:
         """Let the group carry out (n, T, 8) joint targets, rad; returns at once."""
@@ -115,7 +114,11 @@ class VectorEnv(Protocol):
 def make(config: VectorConfig) -> VectorEnv:
     """Return the environments, reset; raises SimError with the cure for what is missing."""
     env = _make(config)
-    env.reset()
+    try:
+        env.reset()
+    except BaseException:
+        env.close()
+        raise
     return env
 
 
@@ -173,7 +176,6 @@ def checked_state(state: dict[str, Any], num_envs: int) -> tuple[int, list[int]]
 
 
 __all__ = [
-    "Array",
     "Episode",
     "Steps",
     "VectorConfig",

@@ -109,6 +109,7 @@ class BatchedVectorEnv:
 
     def look(self, group: int) -> Views:
         """See VectorEnv; a picture is drawn at the first look."""
+        self._check_idle(group)
         envs = self.groups[group]
         if self._views is None:
             state = self._checked_state()
@@ -118,8 +119,7 @@ class BatchedVectorEnv:
 
     def send(self, group: int, targets_rad: Any) -> None:
         """See VectorEnv."""
-        if self._targets is not None:
-            raise SimError(f"group {group} was sent targets twice; receive comes in between")
+        self._check_idle(group)
         tensor = torch.as_tensor(targets_rad, dtype=torch.float32, device=self.scenes.device)
         self._targets = checked_targets(tensor, self.groups[group])
 
@@ -141,6 +141,10 @@ class BatchedVectorEnv:
     def close(self) -> None:
         """End the simulation."""
         self.scenes.close()
+
+    def _check_idle(self, group: int) -> None:
+        if self._targets is not None:
+            raise SimError(f"group {group} has been sent targets; receive comes next")
 
     # --- within a chunk --------------------------------------------------------------------------
 

@@ -54,6 +54,7 @@ class CpuVectorEnv:
         """Environments whose episode was discarded, and nobody has been told yet."""
         self._new = set(range(count))
         """Workers that have not answered yet: starting a simulation takes its time."""
+        self._closed = False
 
     @property
     def process_ids(self) -> list[int]:
@@ -89,6 +90,7 @@ class CpuVectorEnv:
 
     def look(self, group: int) -> Views:
         """See VectorEnv; the arrays are views of shared memory."""
+        self._check_idle(group)
         envs = self.groups[group]
         part = slice(envs.start, envs.stop)
         return Views(
@@ -100,8 +102,7 @@ class CpuVectorEnv:
 
     def send(self, group: int, targets_rad: Any) -> None:
         """See VectorEnv."""
-        if any(sent == group for _, sent in self._sent):
-            raise SimError(f"group {group} was sent targets twice; receive comes in between")
+        self._check_idle(group)
         envs = self.groups[group]
         targets = checked_targets(np.asarray(targets_rad, dtype=np.float32), envs)
         self._shared.targets_rad[envs.start : envs.stop, : targets.shape[1]] = targets
@@ -123,15 +124,21 @@ class CpuVectorEnv:
         return steps
 
     def close(self) -> None:
-        """End the processes; views that somebody holds stay readable."""
-        self._workers.close()
-        release(self._plan)
+        """End the processes; views that somebody holds stay readable. A second time is harmless."""
+        if not self._closed:
+            self._closed = True
+            self._workers.close()
+            release(self._plan)
 
     # --- orders and answers ----------------------------------------------------------------------
 
     def _holders(self, group: int) -> list[int]:
         """The workers that hold environments of the group."""
         return [worker for worker, envs in enumerate(self._held[group]) if envs]
+
+    def _check_idle(self, group: int) -> None:
+        if any(sent == group for _, sent in self._sent):
+            raise SimError(f"group {group} has been sent targets; receive comes next")
 
     def _task(self, env: int, steps: int) -> Task:
         """Environments whose episode was lost begin; the others step, and then begin the next."""
