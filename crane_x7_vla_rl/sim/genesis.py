@@ -110,10 +110,9 @@ class GenesisScenes:
             ),
         )  # fmt: skip
         rigid, add = genesis.materials.Rigid, self._scene.add_entity
-        paint = lambda colour: genesis.surfaces.Rough(color=(*colour, 1.0))  # noqa: E731
         add(
             morphs.Box(size=(0.8, 0.9, 0.04), pos=(0.3, 0, -0.02), fixed=True),
-            surface=paint((0.42, 0.37, 0.32)),
+            surface=_paint(genesis, (0.42, 0.37, 0.32)),
         )
         self._robot = add(
             morphs.URDF(file=str(model.urdf_path()), fixed=True),
@@ -123,7 +122,7 @@ class GenesisScenes:
             add(
                 morphs.Box(size=(2 * CUBE_HALF_M,) * 3, pos=(1 + 0.1 * number, 0, 0.5)),
                 material=rigid(rho=CUBE_KG / (2 * CUBE_HALF_M) ** 3, friction=1.0),
-                surface=paint(COLOURS[colour]),
+                surface=_paint(genesis, COLOURS[colour]),
             )
             for number, colour in enumerate(self._world.colours)
         ]
@@ -135,7 +134,7 @@ class GenesisScenes:
                 fixed=True,
                 batch_fixed_verts=True,
             ),
-            surface=paint((0.95, 0.95, 0.93)),
+            surface=_paint(genesis, (0.95, 0.95, 0.93)),
         )
         self._camera = self._add_camera()
         self._scene.build(n_envs=self._count, env_spacing=(0.0, 0.0))
@@ -276,4 +275,8 @@ class GenesisScenes:
         return torch.stack(columns, dim=1)
 
     def _tensor(self, values: Any) -> torch.Tensor:
-        return torch.as_tensor(np.asarray(values), dtype=torch.float32, device=self.device)
+        return torch.tensor(values, dtype=torch.float32, device=self.device)
+
+
+def _paint(genesis: Any, colour: tuple[float, float, float]) -> Any:
+    return genesis.surfaces.Rough(color=(*colour, 1.0))

@@ -147,10 +147,11 @@ def checked_targets(targets_rad: Any, envs: range) -> Any:
         raise SimError(f"targets_rad has shape {shape}, expected ({len(envs)}, T, {DOF})")
     if not 1 <= shape[1] <= LONGEST_CHUNK:
         raise SimError(f"targets_rad has {shape[1]} steps, expected 1 to {LONGEST_CHUNK}")
-    finite = np.isfinite(targets_rad) if isinstance(targets_rad, np.ndarray) else None
-    rows = (targets_rad.isfinite() if finite is None else finite).reshape(len(envs), -1).all(1)
-    if not bool(rows.all()):
-        bad = next(env for env, row in zip(envs, rows, strict=True) if not row)
+    numpy = isinstance(targets_rad, np.ndarray)
+    finite: Any = np.isfinite(targets_rad) if numpy else targets_rad.isfinite()
+    rows = finite.reshape(len(envs), -1).all(1).tolist()
+    if not all(rows):
+        bad = envs[rows.index(False)]
         raise SimError(f"targets_rad for environment {bad} is not finite: check the policy")
     return targets_rad
 

@@ -102,8 +102,8 @@ class ManiSkillScenes:
             control_freq=world.control_hz,
         ).unwrapped
         self.device: torch.device = self._scene.device
-        self._lower = torch.as_tensor(LOWER_RAD, dtype=torch.float32, device=self.device)
-        self._upper = torch.as_tensor(UPPER_RAD, dtype=torch.float32, device=self.device)
+        self._lower = torch.tensor(LOWER_RAD, dtype=torch.float32, device=self.device)
+        self._upper = torch.tensor(UPPER_RAD, dtype=torch.float32, device=self.device)
         self._noise = torch.Generator(self.device)
         self._seeds = [0] * config.num_envs
         self._info: dict[str, Any] = {}
