@@ -38,6 +38,12 @@ def image(workshop: Workshop) -> str:
     return workshop.build(extras="")
 
 
+@pytest.fixture(scope="session")
+def whole_image(workshop: Workshop) -> str:
+    """The image with all that `sft` and `evaluate` need, torch first: some GB."""
+    return workshop.build(extras="sim,train", timeout_s=3600)
+
+
 @pytest.fixture(scope="session", params=[pytest.param("real", marks=pytest.mark.container), "fake"])
 def tools(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of tailscale, tailscaled and headscale: every test is held by the fake ones too.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+import os
+import sys
 import threading
 from dataclasses import replace
 from pathlib import Path
@@ -13,7 +15,7 @@ import pytest
 from data_rig import FPS, SIZE, ListSource, episode
 
 from crane_x7_vla_rl.data.episode import DataError, EpisodeError
-from crane_x7_vla_rl.data.loader import Batch, Batches, LoaderOptions
+from crane_x7_vla_rl.data.loader import POLITE, Batch, Batches, LoaderOptions
 
 SOURCE = ListSource([episode(number, 3 + number) for number in range(7)])
 FRAMES = int(SOURCE.lengths.sum())
@@ -140,6 +142,37 @@ def test_the_transform_is_told_each_sample_place() -> None:
             assert (batch.images == batch.places[:, None, None, None]).all()
 
 
+def test_each_picture_is_prepared_once_and_kept_small() -> None:
+    seen: list[int] = []
+
+    def corner(image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+        seen.append(image.nbytes)
+        return image[:4, :4]
+
+    options = LoaderOptions(workers=1, cache_bytes=FRAMES * 4 * 4 * 3, prepare=corner)
+    with Batches(SOURCE, FRAMES, 0, options=options) as batches:
+        first, second = take(batches, 2)
+    assert len(seen) == FRAMES  # parts of 48 bytes fit, whole pictures would not
+    for batch in (first, second):
+        for k, (e, t) in enumerate(names([batch])):
+            np.testing.assert_array_equal(batch.images[k], SOURCE[e].image(t)[:4, :4])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="niceness of threads is Linux's")
+def test_decoding_threads_give_way_to_those_that_compute() -> None:
+    nice: list[int] = []
+
+    def look(image: npt.NDArray[np.uint8], _: int) -> npt.NDArray[np.uint8]:
+        nice.append(os.getpriority(os.PRIO_PROCESS, threading.get_native_id()))
+        return image
+
+    mine = os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+    with Batches(SOURCE, 4, 0, options=LoaderOptions(transform=look)) as batches:
+        next(batches)
+    assert set(nice) == {min(mine + POLITE, 19)}
+    assert os.getpriority(os.PRIO_PROCESS, threading.get_native_id()) == mine
+
+
 def test_pictures_of_different_sizes_are_named() -> None:
     mixed = ListSource([episode(0), episode(1, size=(20, 20))])
     with (
@@ -185,7 +218,7 @@ def test_a_broken_picture_gives_way_to_the_same_frame_everywhere() -> None:
 
 def test_a_data_set_mostly_broken_ends_the_run() -> None:
     items = [broken(number, 0)[number] for number in range(7)]
-    options = LoaderOptions(corrupt="skip")
+    options = LoaderOptions(workers=1, corrupt="skip")  # several count at once
     with (
         Batches(ListSource(items), FRAMES, 0, options=options) as batches,
         pytest.raises(DataError, match="2 of 7 episodes are broken"),

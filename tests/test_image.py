@@ -172,7 +172,8 @@ def test_unknown_extra_is_refused_by_name() -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(3600, func_only=True)
-def test_full_image_renders_the_simulated_arm_without_a_gpu(workshop: Workshop) -> None:
-    image = workshop.build(extras="sim,train", timeout_s=3600)
-    drawn = _inside(workshop, image, "python", "-c", DRAW_THE_SCENE).split()
+def test_full_image_renders_the_simulated_arm_without_a_gpu(
+    workshop: Workshop, whole_image: str
+) -> None:
+    drawn = _inside(workshop, whole_image, "python", "-c", DRAW_THE_SCENE).split()
     assert float(drawn[-1]) > 5

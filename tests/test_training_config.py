@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import resource
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -156,6 +156,14 @@ def test_openpi_answers_that_it_comes_later(capsys: pytest.CaptureFixture[str]) 
     assert "openpi comes later" in capsys.readouterr().err
 
 
+def test_train_answers_that_it_comes_later(capsys: pytest.CaptureFixture[str]) -> None:
+    words = "train --pretrained openvla/openvla-7b --simulator maniskill --backend gpu --use-wandb"
+    assert cli.main(words.split()) == ExitCode.LATER
+    said = capsys.readouterr().err
+    assert said.startswith("crane-x7-vla-rl train: reinforcement learning")
+    assert "crane-x7-vla-rl sft" in said
+
+
 def test_a_misspelt_flag_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(["sft", "--backend", "openvla", "--batchsize", "4"])
@@ -171,8 +179,9 @@ def test_help_answers_at_once_and_imports_nothing_heavy(command: tuple[str, ...]
         "except SystemExit: pass\n"
         "print(sorted({'torch', 'mani_skill', 'transformers', 'cv2', 'wandb'} & set(sys.modules)))"
     )
-    started_s = time.monotonic()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "[]"
-    assert time.monotonic() - started_s < 20
+    # Of the processor: how long it took on the clock says how busy the machine was.
+    assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 2

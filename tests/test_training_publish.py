@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from huggingface_hub import constants
 
 from crane_x7_vla_rl.training import checkpoint
 from crane_x7_vla_rl.training.errors import ExitCode
@@ -19,8 +20,10 @@ from crane_x7_vla_rl.training.publish import LAST_TRIES, WAITING, Lane, UploadEr
 from tests import training_rig as rig
 from tests.fake_hub import FakeHub
 from tests.fake_hub_upload import Taker, UploadHub
+from tests.warm_process import WarmProcess
 
 NAME = "acme/tiny"
+pytestmark = pytest.mark.timeout(rig.PATIENCE_S + 100)
 PATIENCE_S = 60.0
 HUB = ("--push-to-hub", "every-save", "--hub-model-id", NAME)
 
@@ -129,16 +132,29 @@ def hub_env(hub: UploadHub | str, folder: Path) -> dict[str, str]:
     }
 
 
-def finish(process: subprocess.Popen[str], code: int = 0) -> str:
-    said, _ = process.communicate(timeout=110)
+def finish(process: subprocess.Popen[str] | WarmProcess, code: int = 0) -> str:
+    said, _ = process.communicate(timeout=rig.PATIENCE_S)
     assert process.returncode == code, said
     return said
 
 
-def test_every_save_is_on_the_hub_whole_and_by_its_name(tmp_path: Path) -> None:
+def test_every_save_is_on_the_hub_whole_and_by_its_name_though_it_broke_in_the_middle(
+    tmp_path: Path,
+) -> None:
+    broken = 0
+
+    def fault(request: Taker) -> bool:
+        nonlocal broken
+        if "/commit/" in request.path and broken < 2:
+            broken += 1
+            request.say({"error": "overloaded"}, 503)
+            return True
+        return False
+
     run = tmp_path / "run"
-    with UploadHub(token="hf_mine") as hub:
-        finish(rig.start(rig.flags(run, "--no-use-lora", *HUB), env=hub_env(hub, tmp_path)))
+    with UploadHub(token="hf_mine", fault=fault) as hub:
+        finish(rig.start_anew(rig.flags(run, "--no-use-lora", *HUB), hub_env(hub, tmp_path)))
+    assert broken == 2
     assert hub.private
     assert set(hub.tags) == {"checkpoint-3", "checkpoint-6", "checkpoint-final"}
     for name in hub.tags:
@@ -152,18 +168,16 @@ def test_every_save_is_on_the_hub_whole_and_by_its_name(tmp_path: Path) -> None:
         else:
             listed = json.loads(files[checkpoint.MARKER])["files"]
             assert {n: len(files[n]) for n in listed} == listed
+    assert hub.files[checkpoint.MARKER] == (run / "last" / checkpoint.MARKER).read_bytes()
     assert not (run / "not-uploaded.txt").exists()
 
 
 def test_what_was_uploaded_loads_by_its_hub_id(tmp_path: Path) -> None:
-    run = tmp_path / "run"
+    flags = rig.flags(
+        tmp_path / "run", "--no-use-lora", "--push-to-hub", "--hub-model-id", NAME
+    )  # fmt: skip
     with UploadHub() as hub:
-        finish(
-            rig.start(
-                rig.flags(run, "--no-use-lora", "--push-to-hub", "--hub-model-id", NAME),
-                env=hub_env(hub, tmp_path),
-            )
-        )
+        finish(rig.start_anew(flags, hub_env(hub, tmp_path)))
     assert list(hub.tags) == ["checkpoint-final"]
     code = (
         "from crane_x7_vla_rl.policies.base import ModelOptions, load_policy\n"
@@ -171,17 +185,22 @@ def test_what_was_uploaded_loads_by_its_hub_id(tmp_path: Path) -> None:
     )
     with FakeHub(files=hub.files) as giving:
         done = subprocess.run(
-            [sys.executable, "-c", code], capture_output=True, text=True, timeout=60, cwd=rig.ROOT,
+            [sys.executable, "-c", code], capture_output=True, text=True,
+            timeout=rig.PATIENCE_S, cwd=rig.ROOT,
             env=os.environ | hub_env(giving.url, tmp_path),
         )  # fmt: skip
     assert done.returncode == 0, done.stderr
 
 
-def test_an_unreachable_hub_does_not_stop_training_and_is_listed(tmp_path: Path) -> None:
+def test_an_unreachable_hub_does_not_stop_training_and_is_listed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     run = tmp_path / "run"
-    env = hub_env("http://127.0.0.1:9", tmp_path)
-    said = finish(rig.start(rig.flags(run, *HUB), env=env))
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+    rig.train(run, *HUB)
+    said = "\n".join(record.getMessage() for record in caplog.records)
     assert "uploads will be tried later" in said
+    assert f"an adapter whose base is the folder {rig.base()}" in said
     listed = (run / "not-uploaded.txt").read_text()
     for name in ("checkpoint-3", "checkpoint-6", "checkpoint-final"):
         assert f"{run / name} → Hub {NAME}" in listed
@@ -189,31 +208,10 @@ def test_an_unreachable_hub_does_not_stop_training_and_is_listed(tmp_path: Path)
     assert len(rig.losses(run)) == 8
 
 
-def test_a_hub_that_breaks_in_the_middle_gets_all_in_the_end(tmp_path: Path) -> None:
-    broken = 0
-
-    def fault(request: Taker) -> bool:
-        nonlocal broken
-        if "/commit/" in request.path and broken < 2:
-            broken += 1
-            request.say({"error": "overloaded"}, 503)
-            return True
-        return False
-
-    run = tmp_path / "run"
-    with UploadHub(fault=fault) as hub:
-        finish(rig.start(rig.flags(run, *HUB), env=hub_env(hub, tmp_path)))
-    assert broken == 2
-    assert hub.files[checkpoint.MARKER] == (run / "last" / checkpoint.MARKER).read_bytes()
-    assert not (run / "not-uploaded.txt").exists()
-
-
 def test_a_token_that_may_not_write_is_refused_before_training(tmp_path: Path) -> None:
+    flags = rig.flags(tmp_path / "run", *HUB)
     with UploadHub(token="hf_other") as hub:
-        said = finish(
-            rig.start(rig.flags(tmp_path / "run", *HUB), env=hub_env(hub, tmp_path)),
-            ExitCode.CONFIG,
-        )
+        said = finish(rig.start_anew(flags, hub_env(hub, tmp_path)), ExitCode.CONFIG)
     assert f"publish.hub_model_id is {NAME}: the Hub answered 401; set HF_TOKEN" in said
 
 
@@ -270,7 +268,8 @@ def test_tensorboard_holds_every_update(tmp_path: Path) -> None:
         "print([event.value for event in events.Scalars('train/loss')])"
     )
     done = subprocess.run(
-        [sys.executable, "-c", code, str(run)], capture_output=True, text=True, timeout=110,
+        [sys.executable, "-c", code, str(run)], capture_output=True, text=True,
+        timeout=rig.PATIENCE_S,
         cwd=rig.ROOT,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

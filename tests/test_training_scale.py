@@ -14,25 +14,34 @@ import pytest
 from crane_x7_vla_rl.policies.base import ModelOptions, load_policy
 from crane_x7_vla_rl.training import checkpoint
 from tests import training_rig as rig
+from tests.warm_process import WarmProcess
 
-PATIENCE_S = 110
+pytestmark = pytest.mark.timeout(rig.PATIENCE_S + 100)
 FSDP = ("--sharding", "fsdp")
 NO_DROPOUT = ("--lora-dropout", "0")
 
 
-def finish(process: subprocess.Popen[str]) -> str:
+def finish(process: subprocess.Popen[str] | WarmProcess) -> str:
     """Return what the processes said; end them if they do not end."""
     try:
-        said, _ = process.communicate(timeout=PATIENCE_S)
+        said, _ = process.communicate(timeout=rig.PATIENCE_S)
     except subprocess.TimeoutExpired:
         process.kill()
         said, _ = process.communicate()
-        pytest.fail(f"still running after {PATIENCE_S} s: {said}")
+        pytest.fail(f"still running after {rig.PATIENCE_S} s: {said}")
+    return said
+
+
+def train_together(*argv: str) -> str:
+    """Train in two processes; return what they said."""
+    with rig.together(argv, processes=2) as processes:
+        said = "".join(finish(process) for process in processes)
+    assert [process.returncode for process in processes] == [0, 0], said
     return said
 
 
 def wait_for_first_save(run: Path, process: subprocess.Popen[str]) -> None:
-    deadline_s = time.monotonic() + PATIENCE_S
+    deadline_s = time.monotonic() + rig.PATIENCE_S
     while not (run / "checkpoint-2").exists():
         assert process.poll() is None, finish(process)
         assert time.monotonic() < deadline_s
@@ -57,9 +66,7 @@ def test_two_processes_equal_one_with_twice_the_batch(
 ) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     rig.train(one, "--batch-size", "4", *(word for word in options if word not in FSDP))
-    process = rig.start(rig.flags(two, "--batch-size", "2", *options), processes=2)
-    said = finish(process)
-    assert process.returncode == 0, said
+    train_together(*rig.flags(two, "--batch-size", "2", *options))
     alone, together = rig.losses(one), rig.losses(two)
     assert len(alone) == 8
     assert np.allclose(alone, together, rtol=0, atol=1e-5), (alone, together)
@@ -72,12 +79,9 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     rig.train(whole, *NO_DROPOUT)
     rig.train(moved, *NO_DROPOUT, "--max-steps", "3")
-    process = rig.start(
-        ["--resume-from-checkpoint", str(moved), "--batch-size", "2", "--max-steps", "8"],
-        processes=2,
+    said = train_together(
+        "--resume-from-checkpoint", str(moved), "--batch-size", "2", "--max-steps", "8"
     )
-    said = finish(process)
-    assert process.returncode == 0, said
     assert "processes: 1 → 2" in said
     assert "training.batch_size: 4 → 2" in said
     assert len(rig.losses(moved)) == 8
@@ -87,7 +91,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
 @pytest.mark.parametrize("victim", [0, 1])
 def test_when_one_process_dies_all_end_and_not_with_0(tmp_path: Path, victim: int) -> None:
     run = tmp_path / "run"
-    process = rig.start(rig.flags(run, "--max-steps", "1000000", "--save-steps", "2"), processes=2)
+    process = rig.torchrun(rig.flags(run, "--max-steps", "1000000", "--save-steps", "2"), 2)
     wait_for_first_save(run, process)
     workers = children(process.pid)
     assert len(workers) == 2
@@ -102,7 +106,7 @@ def test_when_one_process_dies_all_end_and_not_with_0(tmp_path: Path, victim: in
 
 def test_sigterm_to_torchrun_saves_what_all_processes_agree_on(tmp_path: Path) -> None:
     run = tmp_path / "run"
-    process = rig.start(rig.flags(run, "--max-steps", "1000000", "--save-steps", "2"), processes=2)
+    process = rig.torchrun(rig.flags(run, "--max-steps", "1000000", "--save-steps", "2"), 2)
     wait_for_first_save(run, process)
     process.send_signal(signal.SIGTERM)
     said = finish(process)

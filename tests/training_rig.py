@@ -9,7 +9,8 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from tempfile import mkdtemp
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch.distributed import TCPStore
 
 from crane_x7_vla_rl.data.episode import Episode
 from crane_x7_vla_rl.data.lerobot import LeRobotWriter
@@ -24,6 +26,7 @@ from crane_x7_vla_rl.policies.openvla.builder import Sizes, build
 from crane_x7_vla_rl.policies.openvla.codec import Inputs
 from crane_x7_vla_rl.robot import HOME_RAD
 from crane_x7_vla_rl.training import sft_command
+from tests.warm_process import ONE_THREAD, WarmProcess
 
 SIDE = 32
 SIZES = Sizes(
@@ -33,6 +36,9 @@ SIZES = Sizes(
 FPS = 10.0
 EPISODES, FRAMES = 5, 9
 ROOT = Path(__file__).parent.parent
+PATIENCE_S = 500.0
+"""On a machine that is busy otherwise, a process may import for minutes."""
+ON_CPU = {"ACCELERATE_USE_CPU": "true"}
 
 
 @lru_cache(maxsize=1)
@@ -105,19 +111,51 @@ def again(*argv: str) -> None:
     sft_command.run(parser.parse_args(argv))
 
 
-def start(
-    argv: Sequence[str], processes: int = 1, env: dict[str, str] | None = None
-) -> subprocess.Popen[str]:
-    """Start the command in processes of its own, several by torchrun."""
-    launcher = ["-m"]
-    if processes > 1:
-        launcher = [
-            "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes), "-m",
-        ]  # fmt: skip
+def start(argv: Sequence[str], env: Mapping[str, str] | None = None) -> WarmProcess:
+    """Start the command in a process of its own."""
+    return WarmProcess(["sft", *argv], ON_CPU | (env or {}))
+
+
+def start_anew(argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[str]:
+    """Start the command in an interpreter of its own."""
     return subprocess.Popen(
-        [sys.executable, *launcher, "crane_x7_vla_rl.training.cli", "sft", *argv],
+        [sys.executable, "-m", "crane_x7_vla_rl.training.cli", "sft", *argv],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"} | (env or {}),
+        env=os.environ | ONE_THREAD | ON_CPU | env,
+    )  # fmt: skip
+
+
+@contextmanager
+def together(argv: Sequence[str], processes: int) -> Iterator[list[WarmProcess]]:
+    """Start the command as torchrun does, in processes that know of each other.
+
+    They meet at a store that this process keeps, as torchrun's workers do at its: no port is free
+    now and taken a moment later.
+    """
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    meeting = {
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(store.port), "WORLD_SIZE": str(processes),
+        "LOCAL_WORLD_SIZE": str(processes), "TORCHELASTIC_USE_AGENT_STORE": "True",
+        "TORCHELASTIC_RESTART_COUNT": "0",
+    }  # fmt: skip
+    ranks = [meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
+    started = [start(argv, env) for env in ranks]
+    try:
+        yield started
+    finally:
+        for process in started:
+            process.kill()
+
+
+def torchrun(argv: Sequence[str], processes: int) -> subprocess.Popen[str]:
+    """Start the command by torchrun itself."""
+    return subprocess.Popen(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+            str(processes), "-m", "crane_x7_vla_rl.training.cli", "sft", *argv,
+        ],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
+        env=os.environ | ONE_THREAD | ON_CPU,
     )  # fmt: skip
 
 

@@ -10,12 +10,18 @@ from crane_x7_vla_rl.data.demos import DemosConfig
 from crane_x7_vla_rl.data.episode import Episode
 from crane_x7_vla_rl.kinematics import UnreachableError
 from crane_x7_vla_rl.sim.expert import Expert, Manner, Phase
+from crane_x7_vla_rl.sim.scene import Arrangement
 from crane_x7_vla_rl.sim.world import World
 from crane_x7_vla_rl.types import Image
 
 NOISE_STREAM: Final = 2
 """Of a seed's random numbers; the scene's own and the camera's are others."""
 ON_THE_WAY: Final = (Phase.HOVER, Phase.DESCEND)
+LESSONS: Final = (
+    Arrangement.ALONE, Arrangement.SORTED, Arrangement.ANY, Arrangement.EXCHANGED
+)  # fmt: skip
+"""In turn. One cube alone teaches what cubes look like; sorted ones, that words tell where to go;
+the others, that colours do. From the last two only, a small model learned none of it as soon."""
 REARRANGED: Final = 0.7
 """How likely a scene is rearranged after a step of the arm on its way, while it may be."""
 
@@ -59,10 +65,7 @@ class Recorder:
             world.step(action + noise.normal(0, level_rad, len(action)))
             free = expert.phase in ON_THE_WAY and rearranged < self._config.rearrange
             if free and noise.uniform() < REARRANGED:
-                if rearranged % 2:
-                    world.exchange()
-                else:
-                    world.rearrange(noise)
+                world.rearrange(noise, LESSONS[rearranged % len(LESSONS)])
                 rearranged += 1
         return Episode(
             images=images,

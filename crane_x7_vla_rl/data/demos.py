@@ -47,8 +47,7 @@ class DemosConfig:
     share of it, so that there are calm ones, too."""
     rearrange: int = 0
     """Put things elsewhere up to so many times while the arm is on its way: one episode then shows
-    as many scenes, and what to do in each from wherever the arm happens to be. Every second time
-    the cubes change places: the same picture but for the colours, and another place to go to."""
+    as many scenes, and what to do in each from wherever the arm happens to be."""
     arm_rad_s: float = 1.6
     """Speed of the arm; see sim.expert.Manner."""
     keep_wrist: bool = False

@@ -9,6 +9,9 @@ Legend: B batch, H and W image size, T steps of an action chunk, 8 joints.
 
 from __future__ import annotations
 
+import os
+import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -29,6 +32,9 @@ STATE_KEYS: Final = ("seed", "shuffle", "episodes", "frames", "fingerprint")
 """What must be the same where a run resumes."""
 READ_S: Final = 300.0
 """A batch that takes longer will not come."""
+POLITE: Final = 10
+"""Added to the threads' niceness. torch splits each operation evenly over the cores and waits for
+the slowest: a core that decodes meanwhile holds up the others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,11 +70,14 @@ class LoaderOptions:
     prefetch: int = 4
     """Batches that are decoded ahead."""
     cache_bytes: int = 1 << 30
-    """Memory for decoded pictures; beyond it they are decoded again each time."""
+    """Memory for decoded and prepared pictures; beyond it they are decoded again each time."""
     corrupt: Literal["raise", "skip"] = "raise"
     """What a frame does that cannot be read: end the run, or give way to another frame."""
+    prepare: Callable[[Image], Image] | None = None
+    """Called in the threads with each decoded picture; what it returns is kept in memory."""
     transform: Callable[[Image, int], Image] | None = None
-    """Called in the threads with each picture and its place; all must come out in one size."""
+    """Called in the threads with each prepared picture and its place; all must come out in one
+    size."""
 
     def __post_init__(self) -> None:
         for name in ("chunk_steps", "workers", "prefetch"):
@@ -95,8 +104,9 @@ class Batches(Iterator[Batch]):
         if not self._order.frames:
             raise DataError(f"{source.name}: holds no episodes; there is nothing to train on")
         self._samples = Samples(
-            source, options.chunk_steps, options.cache_bytes, options.corrupt, options.transform
-        )
+            source, options.chunk_steps, options.cache_bytes, options.corrupt,
+            options.prepare, options.transform,
+        )  # fmt: skip
         self._size, self._rank, self._ranks = batch_size, rank, world_size
         self._options, self._name = options, source.name
         self._about = {
@@ -108,7 +118,9 @@ class Batches(Iterator[Batch]):
         }
         self._place = 0
         self._ahead: deque[Future[Batch]] = deque()
-        self._pool = ThreadPoolExecutor(options.workers, thread_name_prefix="decode")
+        self._pool = ThreadPoolExecutor(
+            options.workers, thread_name_prefix="decode", initializer=_step_back
+        )
 
     def __next__(self) -> Batch:
         step = self._size * self._ranks
@@ -211,3 +223,10 @@ class Batches(Iterator[Batch]):
             np.array([sample.frame for sample in samples]),
             np.arange(begin, begin + len(samples)),
         )
+
+
+def _step_back() -> None:
+    """Let a decoding thread give way to the threads that compute, see POLITE."""
+    if sys.platform == "linux":  # elsewhere niceness belongs to the whole process
+        thread = threading.get_native_id()
+        os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + POLITE)

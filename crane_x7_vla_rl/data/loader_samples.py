@@ -1,8 +1,8 @@
 """One training sample: a frame's picture, its joints, and the targets that followed.
 
-(episode, frame) enters, `Sample` leaves. Decoded pictures are kept while they fit the budget, so
-that a small data set is decoded once. A frame that cannot be read is an error, or gives way to
-another in a way that depends on the data alone.
+(episode, frame) enters, `Sample` leaves. Decoded pictures are prepared once and kept while they fit
+the budget, so that a small data set is decoded once. A frame that cannot be read is an error, or
+gives way to another in a way that depends on the data alone.
 """
 
 from __future__ import annotations
@@ -53,10 +53,11 @@ class Samples:
         chunk_steps: int,
         cache_bytes: int,
         corrupt: Literal["raise", "skip"],
+        prepare: Callable[[Image], Image] | None = None,
         transform: Callable[[Image, int], Image] | None = None,
     ) -> None:
         self._source, self._chunk_steps, self._corrupt = source, chunk_steps, corrupt
-        self._transform = transform
+        self._prepare, self._transform = prepare, transform
         self._lengths = source.lengths
         self._room = cache_bytes
         self._images: dict[tuple[int, int], Image] = {}
@@ -113,7 +114,11 @@ class Samples:
         found = self._images.get((number, t))
         if found is not None:
             return found
-        image = episode.image(t)
+        image = decoded = episode.image(t)
+        if self._prepare is not None:
+            image = self._prepare(decoded)
+            if image is not decoded and np.may_share_memory(image, decoded):
+                image = image.copy()  # else the part would keep the whole in memory
         with self._lock:
             if image.nbytes <= self._room and (number, t) not in self._images:
                 image.setflags(write=False)

@@ -11,6 +11,7 @@ vertices.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -45,6 +46,8 @@ CUBE_KG: Final = 0.03
 PLATE_RADIUS_M, PLATE_HEIGHT_M = 0.06, 0.006
 SPOTS_M: Final = ((0.19, -0.10), (0.19, 0.10), (0.29, -0.07), (0.29, 0.07))
 """(x, y) around which things are put: in reach from above and in view of the base camera."""
+ASIDE_M: Final = ((0.65, -0.40, 0.0), (0.60, -0.40, 0.0))
+"""(x, y, yaw) at the edge of the table, out of reach."""
 CUBE_GAP_M: Final = 0.06
 """Least distance of two cubes' centres: the open fingers fit between them."""
 PLATE_GAP_M: Final = PLATE_RADIUS_M + 0.035
@@ -56,6 +59,19 @@ OPEN_RAD: Final = 0.15
 AWAY_M: Final = 0.06
 STILL_M_S: Final = 0.05
 CAMERAS: Final = ("base_camera", "hand_camera")
+
+
+class Arrangement(Enum):
+    """How cubes can be put elsewhere."""
+
+    ANY = auto()
+    """As an episode begins."""
+    ALONE = auto()
+    """The named one so, the others aside."""
+    SORTED = auto()
+    """From right to left in the order of their colours."""
+    EXCHANGED = auto()
+    """Each where the next one was: the same picture but for the colours."""
 
 
 @dataclass(frozen=True)
@@ -210,16 +226,21 @@ class CubeScene(BaseEnv):
             height = PLATE_HEIGHT_M / 2 if actor is self.plate else CUBE_HALF_M
             _rest(actor, _upright(xy_yaw, height))
 
-    def rearrange(self, generator: np.random.RandomState) -> None:
+    def rearrange(self, generator: np.random.RandomState, how: Arrangement) -> None:
         """Put cubes and plate elsewhere in the midst of an episode, as a hand might; CPU alone."""
+        if how is Arrangement.EXCHANGED:
+            poses = [cube.pose.raw_pose.clone() for cube in self.cubes.values()]
+            for cube, pose in zip(self.cubes.values(), poses[1:] + poses[:1], strict=True):
+                _rest(cube, Pose.create(pose))
+            return
         layout = draw_layout(generator, len(self.colours), self.spawn_range_m)
+        cubes = layout[:-1]
+        if how is Arrangement.SORTED:
+            cubes[:] = cubes[np.argsort(cubes[:, 1])]
+        if how is Arrangement.ALONE:
+            others = np.arange(len(cubes)) != self._named_list[0]
+            cubes[others] = np.array(ASIDE_M)[: others.sum()]
         self._put(layout[None])
-
-    def exchange(self) -> None:
-        """Put each cube where the next one is, the last where the first is; CPU alone."""
-        poses = [cube.pose.raw_pose.clone() for cube in self.cubes.values()]
-        for cube, pose in zip(self.cubes.values(), poses[1:] + poses[:1], strict=True):
-            _rest(cube, Pose.create(pose))
 
     def _name_cubes(
         self, env_idx: torch.Tensor, generators: list[Any], options: dict[str, Any]

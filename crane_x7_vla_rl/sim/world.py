@@ -17,6 +17,7 @@ import torch
 from crane_x7_vla_rl import sim
 from crane_x7_vla_rl.robot import DOF, LOWER_RAD, UPPER_RAD
 from crane_x7_vla_rl.scenes import WorldConfig
+from crane_x7_vla_rl.sim.scene import Arrangement
 from crane_x7_vla_rl.types import Array, Image, JointState, Observation
 
 
@@ -82,13 +83,9 @@ class World:
             shift = self._noise.normal(0, self.config.camera_shift_m, 3)
             self._camera.set_local_pose(sapien.Pose(self._camera_at.p + shift, self._camera_at.q))
 
-    def rearrange(self, generator: np.random.Generator) -> None:
+    def rearrange(self, generator: np.random.Generator, how: Arrangement) -> None:
         """Put cubes and plate elsewhere in the midst of the episode."""
-        self.scene.rearrange(np.random.RandomState(generator.integers(2**31)))
-
-    def exchange(self) -> None:
-        """Let the cubes change places in the midst of the episode."""
-        self.scene.exchange()
+        self.scene.rearrange(np.random.RandomState(generator.integers(2**31)), how)
 
     def step(self, target_rad: npt.ArrayLike) -> None:
         """Drive towards joint targets (8,), rad, for one period; cut to the joints' limits."""

@@ -75,6 +75,10 @@ class TrainingConfig:
     """Of AdamW."""
     max_grad_norm: float = 1.0
     """Gradients longer than this are shortened to it."""
+    bin_smoothing: float = 0.0
+    """Standard deviation of the first target around the demonstrated bin, in bins of 256; it falls
+    to 0 in the middle of the run. Small models that learn from nothing need some 6: that bins are
+    near each other is most of what there is to learn at first."""
     grad_accumulation_steps: int = 1
     """Micro-batches per update."""
     gradient_checkpointing: bool = False
@@ -92,6 +96,7 @@ class TrainingConfig:
         at_least(self, "training", 1, "batch_size", "num_epochs", "grad_accumulation_steps")
         at_least(self, "training", 1, "max_steps")
         at_least(self, "training", 0, "learning_rate", "weight_decay", "warmup_ratio", "seed")
+        at_least(self, "training", 0, "bin_smoothing")
         if self.warmup_ratio > 1:
             raise ConfigError(f"training.warmup_ratio is {self.warmup_ratio}, expected 0 to 1")
         if self.max_grad_norm <= 0:

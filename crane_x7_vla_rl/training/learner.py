@@ -27,6 +27,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
+from crane_x7_vla_rl.actions import ACTION_BINS, FIRST_ACTION_TOKEN
 from crane_x7_vla_rl.policies.openvla import OpenVLA, loading
 from crane_x7_vla_rl.policies.openvla.language import DecoderLayer
 from crane_x7_vla_rl.policies.openvla.loading import Loaded
@@ -44,15 +45,32 @@ WHOLE: Final = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
 class TokenLoss(nn.Module):
-    """Cross-entropy of demonstrated actions among the 256 action tokens, mean over tokens."""
+    """Cross-entropy of demonstrated actions among the 256 action tokens, mean over tokens.
+
+    With `smoothing` the target is a bell over the bins around the demonstrated one, of so many bins
+    standard deviation: bins are numbers on a line, and the next one is nearly right.
+    """
 
     def __init__(self, model: OpenVLA) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, pixels: Tensor, prompts: list[Tensor], tokens: Tensor) -> Tensor:
+    def forward(
+        self, pixels: Tensor, prompts: list[Tensor], tokens: Tensor, smoothing: float = 0.0
+    ) -> Tensor:
         """Return a scalar, nats; see `OpenVLA.evaluate` for the shapes."""
-        return -self.model.evaluate(pixels, prompts, tokens).log_probs.mean()
+        found = self.model.evaluate(pixels, prompts, tokens)
+        if not smoothing:
+            return -found.log_probs.mean()
+        target = bell(tokens.to(found.distribution.device), smoothing)
+        return -(target * found.distribution).sum(-1).mean()
+
+
+def bell(tokens: Tensor, deviation: float) -> Tensor:
+    """Return (B, D, 256) float32, for ids (B, D): probabilities around each, cut at the ends."""
+    bins = torch.arange(ACTION_BINS, device=tokens.device)
+    away = (bins - (tokens - FIRST_ACTION_TOKEN).unsqueeze(-1)) / deviation
+    return torch.softmax(-0.5 * away.square(), dim=-1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,7 +203,11 @@ def build(config: SftConfig, accelerator: Accelerator, resumed: Path | None) -> 
     loss = spread(TokenLoss(model), config.training.sharding, accelerator)
     learning = [parameter for parameter in loss.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
-        learning, lr=config.training.learning_rate, weight_decay=config.training.weight_decay
+        learning,
+        lr=config.training.learning_rate,
+        weight_decay=config.training.weight_decay,
+        # One pass over memory instead of one per operation; on a CPU not the default.
+        fused=not any(isinstance(parameter, DTensor) for parameter in learning),
     )
     torch.manual_seed(config.training.seed + accelerator.process_index)
     max_norm = config.training.max_grad_norm
@@ -269,11 +291,10 @@ def spread(
 
 
 def _autocast(model: OpenVLA, device: torch.device) -> None:
-    """Compute in bfloat16 all but the action head, whose logits must not be rounded."""
-    head = model.language_model.lm_head
-    if type(head) is not nn.Linear:  # with adapters, PEFT would round what they add up to
-        head.float()
-        head.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(),))
+    """Compute in bfloat16 all but the action head, whose logits must not be rounded.
+
+    The head multiplies the rows that are read in float32 itself, see `OpenVLA.action_logits`.
+    """
     for part in (model.vision_backbone, model.projector, model.language_model.model):
         cast = torch.autocast(device.type, torch.bfloat16)(part.forward)
         part.forward = cast  # type: ignore[method-assign]

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 import torch
 from accelerate import Accelerator
@@ -24,9 +24,10 @@ from crane_x7_vla_rl.data.statistics import compute
 from crane_x7_vla_rl.policies.base import DEFAULT_UNNORM_KEY
 from crane_x7_vla_rl.policies.openvla.checkpoint_files import read_json
 from crane_x7_vla_rl.policies.openvla.codec import POLICY, Codec, Inputs
+from crane_x7_vla_rl.policies.openvla.image import WHOLE
 from crane_x7_vla_rl.policies.openvla.layout import STATISTICS, TOKENIZER
 from crane_x7_vla_rl.training import checkpoint, config_tree, learner, training_state
-from crane_x7_vla_rl.training.config import SftConfig
+from crane_x7_vla_rl.training.config import AugmentationConfig, SftConfig
 from crane_x7_vla_rl.training.errors import ConfigError
 from crane_x7_vla_rl.training.learner import Learner
 from crane_x7_vla_rl.training.policy_files import Base, Surroundings
@@ -38,6 +39,7 @@ from crane_x7_vla_rl.training.training_state import Progress
 
 logger = logging.getLogger(__name__)
 
+UNVARIED: Final = AugmentationConfig(crop=False, colour=0.0)
 Clock = Callable[[], float]
 
 
@@ -111,13 +113,21 @@ def open_run(
     assert tokenizer is not None  # the codec has read it
     around = Surroundings(statistics, tokenizer, config.augmentation.crop, inputs)
     base = Base.of(config.policy.model, layout)
+    if config.publish.push_to_hub != "no" and config.lora.enabled and not base.name:
+        logger.warning(
+            "what is published will be an adapter whose base is the folder %s: it loads for nobody"
+            " else; publish the base, too, and give its Hub id, or publish what"
+            " `crane-x7-vla-rl merge` writes",
+            base.folder,
+        )
     with _batches(config, taught, source, inputs) as batches:
         progress = Progress(processes=accelerator.num_processes)
         if resumed is not None:
             progress = _restore(taught, batches, resumed)
-        tracker = _tracker(config, taught, batches, progress)
-        every_save, at_end = _places(config, tracker) if accelerator.is_main_process else ((), ())
+        tracker = _tracker(config, taught, batches.frames_per_epoch, len(source), progress)
         with tracker:
+            first = accelerator.is_main_process
+            every_save, at_end = _places(config, tracker) if first else ((), ())
             uploads = Uploads(at_end)
             yield Run(
                 config, source, batches, taught, codec, around, base, tracker, uploads, every_save,
@@ -159,16 +169,18 @@ def _statistics(taught: Learner, source: EpisodeSource, resumed: Path | None) ->
 
 def _batches(config: SftConfig, taught: Learner, source: EpisodeSource, inputs: Inputs) -> Batches:
     data, accelerator = config.data, taught.accelerator
-    size = taught.model.config.image_size
+    size, seed = taught.model.config.image_size, config.training.seed
+    squash = show(size, inputs.view, UNVARIED, seed)
     options = LoaderOptions(
         chunk_steps=inputs.chunk_steps,
         workers=data.workers,
         cache_bytes=data.cache_mb << 20,
         corrupt=data.corrupt,
-        transform=show(size, inputs.view, config.augmentation, config.training.seed),
+        prepare=lambda image: squash(image, 0),
+        transform=show(size, WHOLE, config.augmentation, seed),
     )
     return Batches(
-        source, config.training.batch_size, config.training.seed,
+        source, config.training.batch_size, seed,
         accelerator.process_index, accelerator.num_processes, options,
     )  # fmt: skip
 
@@ -199,15 +211,17 @@ def steps(config: SftConfig, per_update: int, frames: int, progress: Progress) -
     return progress.step + max(math.ceil(left / per_update), 0)
 
 
-def _tracker(config: SftConfig, taught: Learner, batches: Batches, progress: Progress) -> Tracker:
+def _tracker(
+    config: SftConfig, taught: Learner, frames: int, episodes: int, progress: Progress
+) -> Tracker:
     if not taught.accelerator.is_main_process:
         return Tracker()
     training = config.training
     per_update = (
         training.batch_size * training.grad_accumulation_steps * taught.accelerator.num_processes
     )
-    frames = batches.frames_per_epoch
-    extent = Extent(progress.step, steps(config, per_update, frames, progress), frames)
+    total = steps(config, per_update, frames, progress)
+    extent = Extent(progress.step, total, frames / episodes)
     return open_tracker(config, config.output_dir, extent, progress.wandb_run)
 
 

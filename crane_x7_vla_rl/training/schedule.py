@@ -1,4 +1,7 @@
-"""How the learning rate goes: a line up to its peak, then half a cosine down to nothing."""
+"""How figures change over a run: the learning rate, and how sharp the target is.
+
+The rate rises in a line to its peak, then falls as half a cosine to nothing.
+"""
 
 from __future__ import annotations
 
@@ -15,3 +18,12 @@ def learning_rate(step: int, steps: int, warmup_ratio: float, peak: float) -> fl
         return peak * (step + 1) / (warmup + 1)
     progress = (step - warmup) / max(steps - warmup, 1)
     return peak * 0.5 * (1.0 + math.cos(math.pi * min(progress, 1.0)))
+
+
+def smoothing(step: int, steps: int, first: float) -> float:
+    """Return the standard deviation of update `step`'s target, in bins.
+
+    It falls in a line from `first` to nothing in the middle of the run: where bins are is learned
+    first, and then how sure to be of them.
+    """
+    return first * max(0.0, 1.0 - 2.0 * step / max(steps, 1))

@@ -25,7 +25,7 @@ from crane_x7_vla_rl.training.errors import NotFiniteError
 from crane_x7_vla_rl.training.interrupt import Interrupt
 from crane_x7_vla_rl.training.run import Clock, Run, open_run, steps
 from crane_x7_vla_rl.training.samples import lesson
-from crane_x7_vla_rl.training.schedule import learning_rate
+from crane_x7_vla_rl.training.schedule import learning_rate, smoothing
 from crane_x7_vla_rl.training.sft_command import Resumption
 from crane_x7_vla_rl.training.tracking import Figures
 from crane_x7_vla_rl.training.training_state import Progress
@@ -91,12 +91,13 @@ def _update(run: Run, progress: Progress, end: int, interrupt: Interrupt) -> tup
     """Make one update; return the progress after it, and whether to stop."""
     training, started_s = run.config.training, run.clock()
     losses, batches, data_s = [], [], 0.0
+    width = smoothing(progress.step, end, training.bin_smoothing)
     for micro in range(training.grad_accumulation_steps):
         asked_s = run.clock()
         batch = next(run.batches)
         question = lesson(batch, run.codec, run.learner.like)
         data_s += run.clock() - asked_s
-        inputs = (question.pixels, question.prompts, question.tokens)
+        inputs = (question.pixels, question.prompts, question.tokens, width)
         last = micro == training.grad_accumulation_steps - 1
         losses.append(run.learner.backward(inputs, 1 / training.grad_accumulation_steps, last))
         batches.append(batch)

@@ -64,7 +64,7 @@ class Inputs:
         unknown = sorted(set(raw) - set(known))
         if unknown:
             raise CheckpointError(f"{source}: {unknown[0]} is unknown; known: {', '.join(known)}")
-        inputs = cls(**raw | {"view": _view(raw.get("view", WHOLE), source)})
+        inputs = cls(**dict(raw) | {"view": _view(raw.get("view", WHOLE), source)})
         steps, period = inputs.chunk_steps, inputs.period_s
         if not isinstance(inputs.state_tokens, bool):
             raise CheckpointError(

@@ -41,6 +41,8 @@ class Evaluation(NamedTuple):
     """(B, D) float32, nats, of the distribution that each token was drawn from."""
     hidden: Tensor
     """(B, H), final hidden state at the prompt's end: depends on image and instruction alone."""
+    distribution: Tensor
+    """(B, D, 256) float32, log-probabilities of tokens 31744…31999."""
 
 
 def evaluate(
@@ -64,12 +66,13 @@ def evaluate(
     prompts = pack(instructions, model.config, prefix, steps)
     hidden = _hidden(model, images, prompts, tokens, prefix)
     logits = model.action_logits(hidden) / temperature
-    log_probs = functional.log_softmax(logits, dim=-1)
+    distribution = functional.log_softmax(logits, dim=-1)
     chosen = (tokens.to(logits.device) - FIRST_ACTION_TOKEN).unsqueeze(-1)
     return Evaluation(
-        log_probs=log_probs.gather(-1, chosen).squeeze(-1),
-        entropy=-(log_probs.exp() * log_probs).sum(-1),
+        log_probs=distribution.gather(-1, chosen).squeeze(-1),
+        entropy=-(distribution.exp() * distribution).sum(-1),
         hidden=hidden[:, 0],
+        distribution=distribution,
     )
 
 

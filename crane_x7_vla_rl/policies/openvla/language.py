@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -197,6 +198,15 @@ class LlamaModel(nn.Module):
                 x = run(x)
         normed: Tensor = self.norm(x)
         return normed
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """A head that computes some of its outputs alone."""
+
+    def rows(self, x: Tensor, start: int, end: int) -> Tensor:
+        """(…, H) → (…, end − start) float32."""
+        ...
 
 
 class Llama(nn.Module):

@@ -1,7 +1,7 @@
 """Fresh LoRA adapters for training, by PEFT, on any modules of an OpenVLA.
 
-The model stays an `OpenVLA`: its weights are frozen, each target becomes a PEFT layer in place, and
-`roll_out` notices. Loading stored adapters is in `loading`.
+The model stays an `OpenVLA`: its weights are frozen, each target becomes a PEFT layer in place (one
+of `lora_layers`), and `roll_out` notices. Loading stored adapters is in `loading`.
 """
 
 from __future__ import annotations
@@ -38,17 +38,18 @@ def add_lora(model: OpenVLA, settings: LoraSettings) -> int:
     """
     from peft import LoraConfig, inject_adapter_in_model
 
+    from crane_x7_vla_rl.policies.openvla.lora_layers import AdaptedConv2d, AdaptedLinear
+
     if settings.rank < 1:
         raise AdapterError(f"LoRA rank is {settings.rank}, expected 1 or more")
-    inject_adapter_in_model(
-        LoraConfig(
-            r=settings.rank,
-            lora_alpha=settings.alpha,  # type: ignore[arg-type]
-            lora_dropout=settings.dropout,
-            target_modules=_names(model, settings.targets),
-        ),
-        model,
+    config = LoraConfig(
+        r=settings.rank,
+        lora_alpha=settings.alpha,  # type: ignore[arg-type]
+        lora_dropout=settings.dropout,
+        target_modules=_names(model, settings.targets),
     )
+    config._register_custom_module({nn.Linear: AdaptedLinear, nn.Conv2d: AdaptedConv2d})
+    inject_adapter_in_model(config, model)
     return sum(parameter.numel() for parameter in model.parameters() if parameter.requires_grad)
 
 

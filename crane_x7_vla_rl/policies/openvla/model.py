@@ -31,7 +31,7 @@ from crane_x7_vla_rl.policies.openvla import low_bit
 from crane_x7_vla_rl.policies.openvla.config import OpenVLAConfig
 from crane_x7_vla_rl.policies.openvla.errors import ImageError
 from crane_x7_vla_rl.policies.openvla.image import Picture, normalised, pixel_values
-from crane_x7_vla_rl.policies.openvla.language import Llama
+from crane_x7_vla_rl.policies.openvla.language import Llama, Rows
 from crane_x7_vla_rl.policies.openvla.projector import Projector
 from crane_x7_vla_rl.policies.openvla.rollout import Rollout, Runner, Sampling
 from crane_x7_vla_rl.policies.openvla.vision import VisionBackbone
@@ -109,8 +109,8 @@ class OpenVLA(nn.Module):
         if type(head) is nn.Linear:
             rows = head.weight[FIRST_ACTION_TOKEN:end]
             return functional.linear(hidden.float(), rows.float())
-        if _is_plain_lora(head):
-            return _adapted_rows(head, hidden.float(), slice(FIRST_ACTION_TOKEN, end))
+        if isinstance(head, Rows):
+            return head.rows(hidden, FIRST_ACTION_TOKEN, end)
         logits: Tensor = head(hidden)[..., FIRST_ACTION_TOKEN:end]
         return logits.float()
 
@@ -204,21 +204,3 @@ class OpenVLA(nn.Module):
                 f" or patches ({prompts}, I·{each}, {width}), one per prompt"
             )
         return shape[1] // 6 * each if pixels else shape[1]
-
-
-def _is_plain_lora(head: Any) -> bool:
-    """Whether a PEFT layer adds up nothing but its base and low-rank changes."""
-    return hasattr(head, "lora_A") and not head.merged and not head.lora_variant
-
-
-def _adapted_rows(head: Any, hidden: Tensor, rows: slice) -> Tensor:
-    """Return what PEFT's layer returns for these rows: the other 99 % are most of a small model."""
-    logits = functional.linear(hidden, head.base_layer.weight[rows].float())
-    for name in () if head.disable_adapters else head.active_adapters:
-        if name in head.lora_A:
-            inner = functional.linear(
-                head.lora_dropout[name](hidden), head.lora_A[name].weight.float()
-            )
-            change = functional.linear(inner, head.lora_B[name].weight[rows].float())
-            logits = logits + change * head.scaling[name]
-    return logits

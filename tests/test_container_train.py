@@ -1,0 +1,59 @@
+"""The image teaches: role `sft` leaves a policy made of mounted demonstrations."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+for package in ("torch", "pyarrow", "tokenizers", "av"):
+    pytest.importorskip(package, reason="needs the train extra")
+
+from containers import Container, Network, Workshop  # noqa: E402
+
+from crane_x7_vla_rl.policies.base import ModelOptions, load_policy  # noqa: E402
+from crane_x7_vla_rl.training import checkpoint  # noqa: E402
+from crane_x7_vla_rl.training.errors import ExitCode  # noqa: E402
+from tests import training_rig as rig  # noqa: E402
+
+pytestmark = pytest.mark.container
+VLA = 1000
+"""The user in the image."""
+
+
+@pytest.mark.slow  # some GB of packages are installed
+@pytest.mark.timeout(3600, func_only=True)
+def test_role_sft_makes_a_policy_of_mounted_demonstrations(
+    workshop: Workshop, whole_image: str, network: Network, tmp_path: Path
+) -> None:
+    outputs = tmp_path / "outputs"
+    outputs.mkdir()
+    os.chown(outputs, VLA, VLA)
+    mounts = {
+        rig.data(): "/workspace/data/lift:ro",
+        rig.base(): "/workspace/base:ro",
+        outputs: "/workspace/vla-rl/outputs",
+    }
+    command = (
+        "sft", "--backend", "openvla", "--data-root", "/workspace/data/lift",
+        "--model", "/workspace/base", "--image-size", f"{rig.SIDE}x{rig.SIDE}", "--no-use-lora",
+        "--output-dir", "/workspace/vla-rl/outputs/lift", "--max-steps", "2", "--batch-size", "2",
+        "--device", "cpu",
+    )  # fmt: skip
+    volumes = [f"--volume={folder}:{there}" for folder, there in mounts.items()]
+    with Container(workshop, whole_image, network, command, options=volumes) as container:
+        assert container.wait(600) == ExitCode.OK, container.logs()
+    run = outputs / "lift"
+    assert len(rig.losses(run)) == 2
+    assert checkpoint.step_of(run / "last") == 2
+    assert (run / "last" / "model.safetensors").stat().st_uid == VLA
+    load_policy("openvla", ModelOptions(path=str(run / "last")))
+
+
+def test_role_train_says_in_a_word_that_it_comes_later(
+    workshop: Workshop, image: str, network: Network
+) -> None:
+    with Container(workshop, image, network, ("train", "--num-parallel-envs", "4")) as container:
+        assert container.wait() == ExitCode.LATER
+        assert "crane-x7-vla-rl train: reinforcement learning" in container.logs()

@@ -1,0 +1,56 @@
+"""What fine-tuning minimises: the demonstrated bin's probability, or that of a bell around it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+for package in ("safetensors", "tokenizers", "accelerate", "peft"):
+    pytest.importorskip(package, reason="needs the train extra")
+
+from crane_x7_vla_rl.actions import FIRST_ACTION_TOKEN  # noqa: E402
+from crane_x7_vla_rl.policies.openvla import loading  # noqa: E402
+from crane_x7_vla_rl.training.learner import TokenLoss, bell  # noqa: E402
+from crane_x7_vla_rl.training.schedule import smoothing  # noqa: E402
+from tests import training_rig as rig  # noqa: E402
+
+
+def test_the_bell_stands_over_the_demonstrated_bin() -> None:
+    bins = np.array([[0, 1, 128, 255]])
+    found = bell(torch.from_numpy(bins + FIRST_ACTION_TOKEN), 4.0)
+    assert found.shape == (1, 4, 256)
+    np.testing.assert_allclose(found.sum(-1).numpy(), 1, atol=1e-6)
+    assert found.argmax(-1).tolist() == bins.tolist()
+    middle = found[0, 2].double().numpy()
+    np.testing.assert_allclose(middle[128 - 40 : 128], middle[129 : 129 + 40][::-1], atol=1e-7)
+    offsets = np.arange(256) - 128
+    assert np.sqrt(np.sum(middle * offsets**2)) == pytest.approx(4.0, rel=1e-3)
+    assert found[0, 0, 0] == pytest.approx(float(found[0, 3, 255]))
+
+
+def test_the_bell_narrows_until_the_middle_of_the_run() -> None:
+    assert [smoothing(step, 8, 6.0) for step in range(8)] == [6.0, 4.5, 3.0, 1.5, 0, 0, 0, 0]
+    assert smoothing(3, 8, 0.0) == 0.0
+
+
+@pytest.mark.parametrize("width", [0.0, 2.5])
+def test_the_loss_is_the_cross_entropy_with_the_bell(width: float) -> None:
+    model = loading.load(rig.base()).model.eval()
+    generator = torch.Generator().manual_seed(0)
+    pixels = torch.randn(3, 6, rig.SIDE, rig.SIDE, generator=generator)
+    prompts = [torch.tensor([1, 5, 6, 7])] * 3
+    tokens = torch.randint(256, (3, 8), generator=generator) + FIRST_ACTION_TOKEN
+    with torch.no_grad():
+        loss = TokenLoss(model)(pixels, prompts, tokens, width)
+        found = model.evaluate(pixels, prompts, tokens)
+    log_probs = found.distribution.double().numpy()
+    np.testing.assert_allclose(np.exp(log_probs).sum(-1), 1, atol=1e-6)
+    bins = (tokens - FIRST_ACTION_TOKEN).numpy()
+    wanted = []
+    for row, one in zip(log_probs.reshape(-1, 256), bins.reshape(-1), strict=True):
+        weight = (np.arange(256) == one).astype(float)
+        if width:
+            weight = np.exp(-0.5 * ((np.arange(256) - one) / width) ** 2)
+        wanted.append(-np.sum(weight / weight.sum() * row))
+    assert float(loss) == pytest.approx(np.mean(wanted), rel=1e-5)
