@@ -176,30 +176,33 @@ def start_processes(config: SftConfig) -> Accelerator:
     return Accelerator(cpu=config.training.device == "cpu", kwargs_handlers=[patience])
 
 
+@dataclass(frozen=True)
+class Wanted:
+    """Which weights learn, and how they are computed."""
+
+    model: str
+    """Folder or Hub id to start from."""
+    lora: LoraConfig
+    precision: Literal["auto", "bf16", "fp32"]
+    device: Literal["auto", "cuda", "cpu"]
+    gradient_checkpointing: bool
+    seed: int
+
+
 def build(config: SftConfig, accelerator: Accelerator, resumed: Path | None) -> Learner:
     """Return a learner with the weights of the base, or of the resumed checkpoint.
 
     Raises CheckpointError or HubError for a base that does not load, ConfigError and ResumeError
     for one that does not fit the configuration.
     """
-    device = accelerator.device
-    if config.training.device == "cuda" and device.type != "cuda":
-        raise ConfigError("training.device is cuda, but torch sees no CUDA device here")
-    halved = config.training.precision == "bf16" or (
-        config.training.precision == "auto" and device.type == "cuda"
-    )
-    loaded = _load(config, device, halved, resumed)
+    training = config.training
+    wanted = Wanted(
+        config.policy.model, config.lora, training.precision, training.device,
+        training.gradient_checkpointing, training.seed,
+    )  # fmt: skip
+    loaded = prepare(wanted, accelerator.device, resumed)
     model = loaded.model
     _check_size(config, model)
-    torch.manual_seed(config.training.seed)
-    if config.lora.enabled:
-        _add_adapters(model, config, resumed)
-    else:
-        _free(model)
-    model.checkpoint_gradients(config.training.gradient_checkpointing)
-    model.train()
-    if halved:
-        _autocast(model, device)
     loss = spread(TokenLoss(model), config.training.sharding, accelerator)
     learning = [parameter for parameter in loss.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
@@ -214,18 +217,40 @@ def build(config: SftConfig, accelerator: Accelerator, resumed: Path | None) -> 
     return Learner(accelerator, loaded, loss, optimizer, config.lora, max_norm)
 
 
-def _load(config: SftConfig, device: torch.device, halved: bool, resumed: Path | None) -> Loaded:
-    if config.lora.enabled:
+def prepare(wanted: Wanted, device: torch.device, resumed: Path | None) -> Loaded:
+    """Return a model ready to learn on the device; see `build` for what it raises.
+
+    Sets torch's random state, which new adapters are drawn from, to the seed.
+    """
+    if wanted.device == "cuda" and device.type != "cuda":
+        raise ConfigError("training.device is cuda, but torch sees no CUDA device here")
+    halved = wanted.precision == "bf16" or (wanted.precision == "auto" and device.type == "cuda")
+    loaded = _load(wanted, device, halved, resumed)
+    model = loaded.model
+    torch.manual_seed(wanted.seed)
+    if wanted.lora.enabled:
+        _add_adapters(model, wanted.lora, resumed)
+    else:
+        _free(model)
+    model.checkpoint_gradients(wanted.gradient_checkpointing)
+    model.train()
+    if halved:
+        _autocast(model, device)
+    return loaded
+
+
+def _load(wanted: Wanted, device: torch.device, halved: bool, resumed: Path | None) -> Loaded:
+    if wanted.lora.enabled:
         frozen = torch.bfloat16 if halved else torch.float32
-        loaded = loading.load(config.policy.model, device=device, dtype=frozen)
+        loaded = loading.load(wanted.model, device=device, dtype=frozen)
         if loaded.layout.adapter is not None:
             raise ConfigError(
-                f"policy.model is {config.policy.model}, itself an adapter; new adapters need whole"
+                f"policy.model is {wanted.model}, itself an adapter; new adapters need whole"
                 " weights to name as their base: write them first with `crane-x7-vla-rl merge`"
             )
         return loaded
     # Weights that learn stay float32: updates of 1e-4 of their size are lost in bfloat16.
-    source = resumed or config.policy.model
+    source = resumed or wanted.model
     return loading.load(source, device=device, dtype=torch.float32)
 
 
@@ -238,9 +263,8 @@ def _check_size(config: SftConfig, model: OpenVLA) -> None:
         )
 
 
-def _add_adapters(model: OpenVLA, config: SftConfig, resumed: Path | None) -> None:
+def _add_adapters(model: OpenVLA, lora: LoraConfig, resumed: Path | None) -> None:
     """Put adapters beside the frozen weights, in float32, with the values of the checkpoint."""
-    lora = config.lora
     targets = lora.targets if lora.targets == ALL_LINEAR else lora.targets.split(",")
     add_lora(model, LoraSettings(lora.rank, lora.alpha, lora.dropout, targets))
     learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
