@@ -13,7 +13,7 @@ from vector_rig import ALONE, FOUR, WORLD, expert_targets, run, still, waving
 from crane_x7_vla_rl.sim.errors import SimError
 from crane_x7_vla_rl.sim.vector import VectorEnv, Views, make
 from crane_x7_vla_rl.sim.vector_cpu import CpuVectorEnv
-from crane_x7_vla_rl.sim.vector_shared import SharedArrays, SharedPlan, release, reserve
+from crane_x7_vla_rl.sim.vector_shared import SharedPlan, release, reserve
 from crane_x7_vla_rl.sim.vector_stage import Order, Outcome, Stage, Task
 from crane_x7_vla_rl.vector_config import RewardKind, Rewards, VectorConfig, episode_seed
 
@@ -29,14 +29,18 @@ def four() -> Iterator[CpuVectorEnv]:
 
 
 @pytest.fixture(scope="module")
-def shared() -> Iterator[SharedArrays]:
+def stage() -> Iterator[Stage]:
     plan = reserve(1, WORLD.image_size)
-    yield plan.map()
+    stage = Stage(ALONE, plan.map())
+    order(stage, 0, 0)
+    yield stage
     release(plan)
 
 
-def stage(kind: RewardKind, shared: SharedArrays) -> Stage:
-    return Stage(replace(ALONE, rewards=Rewards(kind)), shared)
+def paying(stage: Stage, kind: RewardKind) -> Stage:
+    """Return the stage, its room paying in another way: a scene takes seconds to build."""
+    stage.rooms[0]._rewards = Rewards(kind)
+    return stage
 
 
 def order(stage: Stage, seed: int, steps: int) -> Outcome:
@@ -182,8 +186,8 @@ def test_wrong_use_says_what_was_expected(four: CpuVectorEnv) -> None:
 # --- rewards, in this process ---------------------------------------------------------------------
 
 
-def test_binary_pays_in_the_step_of_success(shared: SharedArrays) -> None:
-    scenes = stage("binary", shared)
+def test_binary_pays_in_the_step_of_success(stage: Stage) -> None:
+    scenes = paying(stage, "binary")
     targets = expert_targets(0, 0, 0)
     assert solve(scenes, len(targets) - 1).reward == 0
     outcome = solve(scenes)
@@ -193,15 +197,15 @@ def test_binary_pays_in_the_step_of_success(shared: SharedArrays) -> None:
     assert not outcome.truncated
 
 
-def test_sparse_pays_at_the_end_and_only_where_success_holds_then(shared: SharedArrays) -> None:
-    scenes = stage("sparse", shared)
+def test_sparse_pays_at_the_end_and_only_where_success_holds_then(stage: Stage) -> None:
+    scenes = paying(stage, "sparse")
     targets = expert_targets(0, 0, 0)
     left = WORLD.max_steps - len(targets)
     for holds in (True, False):
         outcome = solve(scenes)
         assert (outcome.reward, outcome.ended) == (0, None)
         dropped = targets[-1] + (0 if holds else np.array([0, 0, 0, 0, 0, 0, 0, 1]))
-        shared.targets_rad[0, :left] = dropped
+        scenes.shared.targets_rad[0, :left] = dropped
         outcome = order(scenes, 1, left)
         assert outcome.reward == holds
         assert outcome.ended is not None
@@ -209,8 +213,8 @@ def test_sparse_pays_at_the_end_and_only_where_success_holds_then(shared: Shared
         assert not outcome.truncated  # the end is part of the task: nothing is worth anything after
 
 
-def test_dense_adds_up_to_what_was_gained(shared: SharedArrays) -> None:
-    scenes = stage("dense", shared)
+def test_dense_adds_up_to_what_was_gained(stage: Stage) -> None:
+    scenes = paying(stage, "dense")
     order(scenes, episode_seed(0, 0, 0), 0)
     began = scenes.rooms[0].world.progress()
     outcome = solve(scenes)
@@ -222,16 +226,16 @@ def test_dense_adds_up_to_what_was_gained(shared: SharedArrays) -> None:
     assert away.reward < outcome.reward
 
 
-def test_nan_in_an_observation_or_reward_names_environment_and_seed(shared: SharedArrays) -> None:
+def test_nan_in_an_observation_or_reward_names_environment_and_seed(stage: Stage) -> None:
     for kind, what in (("binary", "observation state_rad"), ("dense", "reward")):
-        scenes = stage(kind, shared)  # type: ignore[arg-type]
+        scenes = paying(stage, kind)  # type: ignore[arg-type]
         order(scenes, 77, 0)
         robot = scenes.rooms[0].world.scene.agent.robot
         if kind == "dense":
             scenes.rooms[0]._progress = float("nan")
         else:
             robot.set_qpos(np.full((1, 9), np.nan, dtype=np.float32))
-        shared.targets_rad[0, :1] = 0
+        scenes.shared.targets_rad[0, :1] = 0
         with pytest.raises(SimError, match=rf"environment 0 \(seed 77\), step 1: {what} is .*nan"):
             order(scenes, 78, 1)
 

@@ -33,7 +33,7 @@ def batched() -> Iterator[BatchedVectorEnv]:
 
 
 def story(env: VectorEnv) -> list[list[object]]:
-    """Return all that is told, over a success and over the end of time."""
+    """Return copies of all that is told, over a success and over the end of time."""
     env.reset(0)
     solution = expert_targets(0, 0, 0)[None]
     told: list[list[object]] = []
@@ -45,9 +45,9 @@ def story(env: VectorEnv) -> list[list[object]]:
             np.round(steps.reward, 5).tolist(), steps.steps.tolist(), steps.terminated.tolist(),
             steps.truncated.tolist(), steps.discarded.tolist(),
             [replace(e, total_reward=round(e.total_reward, 5)) for e in steps.episodes],
-            views.instructions, np.asarray(views.images), np.asarray(views.state_rad),
-            None if final is None else np.asarray(final.images),
-            None if final is None else (np.asarray(final.state_rad), final.instructions),
+            views.instructions, np.asarray(views.images).copy(), np.asarray(views.state_rad).copy(),
+            None if final is None else np.asarray(final.images).copy(),
+            None if final is None else (np.asarray(final.state_rad).copy(), final.instructions),
         ])  # fmt: skip
     return told
 

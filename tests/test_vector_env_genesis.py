@@ -6,7 +6,7 @@ import importlib.util
 
 import numpy as np
 import pytest
-from vector_rig import FOUR, WORLD, run, still, waving
+from vector_rig import FOUR, WORLD, expert_targets, run, still, waving
 
 from crane_x7_vla_rl.scenes import WorldConfig
 from crane_x7_vla_rl.sim.errors import SimError
@@ -54,6 +54,15 @@ def test_genesis_steps_sees_ends_and_repeats_itself() -> None:
             episode_seed(0, number, 0) for number in (0, 1)
         ]
         assert steps.final is not None
+        env.reset(0)
+        # What lifts the cubes in ManiSkill lifts those of the same seeds here.
+        solutions = [expert_targets(0, number, 0) for number in env.groups[0]]
+        longest = 4 + max(map(len, solutions))
+        held = [np.pad(s, ((0, longest - len(s)), (0, 0)), mode="edge") for s in solutions]
+        lifted = run(env, 0, np.stack(held))
+        assert lifted.terminated.all()
+        assert lifted.reward.tolist() == [1, 1]
+        assert env.state_dict()["episodes"] == [1, 1]
         env.reset(0)
         np.testing.assert_array_equal(env.look(0).images, first.images)
         run(env, 0, waving(env.groups[0], 10))

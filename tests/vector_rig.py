@@ -21,16 +21,21 @@ ALONE = VectorConfig(world=WORLD, num_envs=1, processes=1, groups=1)
 
 
 @cache
+def expert_world() -> World:
+    """Return a world that stays: while there is one, SAPIEN keeps its renderer for others."""
+    return World(WORLD)
+
+
+@cache
 def expert_targets(base: int, env: int, episode: int) -> np.ndarray[Any, Any]:
     """Return (T, 8) joint targets that solve the episode in its last step."""
-    world = World(WORLD)
+    world = expert_world()
     world.reset(episode_seed(base, env, episode))
     expert, targets = Expert(world), []
     while not world.ended:
         targets.append(expert.act())
         world.step(targets[-1])
     assert world.success, "the expert is expected to succeed; choose another seed"
-    world.close()
     return np.array(targets, dtype=np.float32)
 
 

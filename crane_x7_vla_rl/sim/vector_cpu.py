@@ -81,6 +81,7 @@ class CpuVectorEnv:
         for worker, group in sorted(self._sent):
             self._take(worker, group)
         self._seed, self._episodes = checked_state(state, self.num_envs)
+        self._lost = set(range(self.num_envs))  # nothing is running that a dead process could lose
         everywhere = [(w, g) for g in range(len(self.groups)) for w in self._holders(g)]
         for worker, group in everywhere:
             self._order(worker, group, steps=0)
