@@ -281,9 +281,15 @@ def locate(path: Path) -> Path:
     raise ResumeError(f"{path} is no complete checkpoint: {wrong}; {hint}")
 
 
-def prune(run: Path, keep: int | None, spared: Collection[Path] = ()) -> list[Path]:
-    """Remove all but the `keep` newest checkpoints and those `spared`; return what was removed."""
-    old = [] if keep is None else complete(run)[:-keep]
+def prune(
+    run: Path, keep: int | None, spared: Collection[Path] = (), apart: Collection[str] = ()
+) -> list[Path]:
+    """Remove all but the `keep` newest checkpoints and those `spared`; return what was removed.
+
+    Those named in `apart` stay, and do not count.
+    """
+    counted = [path for path in complete(run) if path.name not in apart]
+    old = [] if keep is None else counted[:-keep]
     gone = [path for path in old if path not in spared]
     for path in gone:
         _remove(path)

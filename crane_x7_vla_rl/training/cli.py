@@ -19,6 +19,8 @@ from crane_x7_vla_rl.training.errors import ExitCode, TrainingError
 
 COMMANDS = {
     "sft": ("crane_x7_vla_rl.training.sft_command", "teach a policy by demonstrations"),
+    "train": ("crane_x7_vla_rl.training.rl_command", "let a policy learn by trying in simulation"),
+    "config": ("crane_x7_vla_rl.training.config_command", "write a configuration for train"),
     "demos": ("crane_x7_vla_rl.data.demos", "make demonstrations in simulation"),
     "validate": ("crane_x7_vla_rl.data.validate", "say what is wrong in a data set"),
     "convert": ("crane_x7_vla_rl.data.convert", "recordings into a LeRobot data set"),
@@ -26,19 +28,12 @@ COMMANDS = {
     "merge": ("crane_x7_vla_rl.training.merge", "write an adapter and its base as one model"),
 }
 """Name → module with `add_arguments(parser)` and `run(args) -> int`, and its line of help."""
-LATER = {
-    "train": "reinforcement learning in simulation comes later (see 'Not yet' in CHANGELOG.md);"
-    " to learn from demonstrations: crane-x7-vla-rl sft",
-}
-"""What is known already and answers with exit code 9."""
 LEVELS = ("debug", "info", "warning", "error")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command named in `argv` and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and argv[0] in LATER:
-        return _fail(argv[0], LATER[argv[0]], ExitCode.LATER)
     parser = argparse.ArgumentParser(
         prog="crane-x7-vla-rl", description="Teach policies for the CRANE-X7 and measure them."
     )

@@ -18,6 +18,7 @@ class ExitCode(IntEnum):
     OUTPUT = 8
     LATER = 9
     NOT_LEARNING = 11
+    MEMORY = 12
 
 
 class TrainingError(Exception):
@@ -54,6 +55,12 @@ class PpoError(TrainingError):
     """Reinforcement learning could not work as it is asked: no gradient, or a buffer that lies."""
 
     exit_code = ExitCode.NOT_LEARNING
+
+
+class OutOfMemoryError(TrainingError):
+    """Memory ran out; names what was done, what it needed and the flag to lower."""
+
+    exit_code = ExitCode.MEMORY
 
 
 class LaterError(TrainingError):

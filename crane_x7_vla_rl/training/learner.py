@@ -36,6 +36,7 @@ from crane_x7_vla_rl.policies.openvla.vision import Block
 from crane_x7_vla_rl.training import policy_files
 from crane_x7_vla_rl.training.config import LoraConfig, SftConfig
 from crane_x7_vla_rl.training.errors import ConfigError, ResumeError
+from crane_x7_vla_rl.training.rl_config import RlConfig
 
 WRAPPED: Final = "model."
 """What stands before the names of the model's own parameters in `TokenLoss`."""
@@ -170,7 +171,7 @@ def own_memory(tensor: Tensor) -> Tensor:
     return tensor if whole else tensor.clone()
 
 
-def start_processes(config: SftConfig) -> Accelerator:
+def start_processes(config: SftConfig | RlConfig) -> Accelerator:
     """Join the processes that torchrun started, if it did; see docs/scale.md."""
     patience = InitProcessGroupKwargs(timeout=PATIENCE)
     return Accelerator(cpu=config.training.device == "cpu", kwargs_handlers=[patience])

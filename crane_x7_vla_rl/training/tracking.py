@@ -179,8 +179,9 @@ class TensorBoard:
 
 
 def scalars(figures: Step) -> dict[str, float]:
-    """Return the figures that are drawn over the step."""
-    return {name: value for name, value in asdict(figures).items() if name != "step"}
+    """Return the figures that are drawn over the step; None is not drawn."""
+    found = asdict(figures).items()
+    return {name: value for name, value in found if name != "step" and value is not None}
 
 
 class Reported(Protocol):
@@ -232,6 +233,13 @@ class WandbRun:
     def log(self, figures: Step) -> None:
         """See Sink."""
         self.run.log({f"train/{k}": v for k, v in scalars(figures).items()}, step=figures.step)
+
+    def show(self, videos: Sequence[Path], step: int) -> None:
+        """Show videos beside the figures of an update, by their names."""
+        import wandb
+
+        shown = {f"evaluation/{path.stem}": wandb.Video(str(path)) for path in videos}
+        self.run.log(shown, step=step)
 
     def close(self) -> None:
         """See Sink."""
