@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import torch
 
 from crane_x7_vla_rl.policies.openvla.builder import build
 from crane_x7_vla_rl.policies.openvla.codec import Inputs
+from crane_x7_vla_rl.robot import HOME_RAD
+from crane_x7_vla_rl.sim.vector import Episode, Steps, Views
 from crane_x7_vla_rl.training import rl_command
 from tests import training_rig
 from tests.training_rig import SIZES
@@ -46,3 +51,67 @@ def again(*argv: str) -> None:
     parser = argparse.ArgumentParser()
     rl_command.add_arguments(parser)
     rl_command.run(parser.parse_args(argv))
+
+
+class Scripted:
+    """A VectorEnv of four environments in two groups, in which what happens is written down."""
+
+    num_envs, groups = 4, (range(2), range(2, 4))
+
+    def __init__(self, script: dict[tuple[int, int], str], reward: float = 1.0) -> None:
+        """`script`: what happens to an environment in its k-th step, by (k, environment)."""
+        self.script, self.reward = script, reward
+        self.done = [0, 0]
+        self.log: list[str] = []
+
+    def look(self, group: int) -> Views:
+        self.log.append(f"look {group}")
+        return self._views(group, np.arange(2), 0)
+
+    def _views(self, group: int, rows: Any, final: int) -> Views:
+        marks = [50 * self.groups[group][row] + self.done[group] + 20 * final for row in rows]
+        images = np.stack([np.full((48, 64, 3), mark, np.uint8) for mark in marks])
+        images[:, :24, :32] += np.arange(32, dtype=np.uint8)[None, None, :, None]
+        state = np.tile(HOME_RAD, (len(rows), 1)).astype(np.float32)
+        return Views(rows, images, state, ["lift the red cube"] * len(rows))
+
+    def send(self, group: int, targets_rad: Any) -> None:
+        self.log.append(f"send {group}")
+        assert targets_rad.shape == (2, 2, 8)
+
+    def receive(self, group: int) -> Steps:
+        self.log.append(f"receive {group}")
+        step, envs = self.done[group], self.groups[group]
+        self.done[group] += 1
+        what = [self.script.get((step, env), "") for env in envs]
+        cut = np.array([word == "truncated" for word in what])
+        lost = np.array([word == "discarded" for word in what])
+        ended = [env for env, word in zip(envs, what, strict=True) if word.endswith("ated")]
+        return Steps(
+            reward=np.where(lost, 0, self.reward).astype(np.float32),
+            steps=np.array([{"": 2, "discarded": 0}.get(word, 1) for word in what]),
+            terminated=np.array([word == "terminated" for word in what]),
+            truncated=cut,
+            final=self._views(group, np.flatnonzero(cut), 1) if cut.any() else None,
+            discarded=lost,
+            episodes=tuple(Episode(env, env, True, 1.0, step + 1) for env in ended),
+        )
+
+    def reset(self, seed: int | None = None) -> None:
+        del seed
+        self.done = [0, 0]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"seed": 0, "episodes": list(self.done)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        del state
+        self.done = [0, 0]
+
+    def close(self) -> None:
+        """Nothing is open."""
+
+
+def words(log: Sequence[str]) -> str:
+    """Return a log as one line: l0 s0 for look 0, send 0."""
+    return " ".join(entry[0] + entry[-1] for entry in log)

@@ -319,5 +319,5 @@ def squash(images: Any, view: View, into: Tensor) -> None:
 
 def _cut_all(images: Any, view: View) -> Any:
     """As `cut`, for (n, H, W, 3)."""
-    turned = images.permute(1, 2, 0, 3)
-    return cut(turned, view).permute(2, 0, 1, 3)
+    seen: Any = cut(images.permute(1, 2, 0, 3), view)
+    return seen.permute(2, 0, 1, 3)
