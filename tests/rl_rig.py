@@ -77,7 +77,7 @@ class Scripted:
 
     def send(self, group: int, targets_rad: Any) -> None:
         self.log.append(f"send {group}")
-        assert targets_rad.shape == (2, 2, 8)
+        assert np.isfinite(targets_rad).all()
 
     def receive(self, group: int) -> Steps:
         self.log.append(f"receive {group}")

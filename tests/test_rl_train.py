@@ -1,4 +1,4 @@
-"""`train`: a run in simulation leaves policies, goes on as if nothing had been, and says why not."""
+"""`train`: a run leaves policies, goes on as if nothing had been, and says why it cannot."""
 
 from __future__ import annotations
 
@@ -166,17 +166,18 @@ def failing(monkeypatch: pytest.MonkeyPatch, error: Exception) -> None:
         return collect(cast, number, *more)
 
     monkeypatch.setattr("crane_x7_vla_rl.training.rl.collect", collected)
+    monkeypatch.setattr("crane_x7_vla_rl.sim.vector.make", lambda _: rl_rig.Scripted({}))
 
 
 @pytest.mark.parametrize(
     ("error", "kind", "said"),
     [
-        (NotFiniteError("update 3: paid nan"), NotFiniteError, r"update 3: paid nan .*checkpoint_2"),
+        (NotFiniteError("3: paid nan"), NotFiniteError, r"3: paid nan .*--resume .*checkpoint_2"),
         (
             RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to"
                          " allocate 4000 bytes"),
             OutOfMemoryError,
-            r"update 3, rollout: memory ran out \(.*4000 bytes.*--num-parallel-envs, now 2.*--resume",
+            r"3, rollout: memory ran out \(.*4000 bytes.*--num-parallel-envs, now 2.*checkpoint_2",
         ),
     ],
 )  # fmt: skip
