@@ -159,6 +159,8 @@ class _Loop:
     def _update(self) -> bool:
         """Make one update; return whether it came to its end."""
         run, number = self.run, self.progress.step
+        if run.config.ppo.algorithm == "grpo" and number:
+            self._begin_all()
         started_s = run.clock()
         lower = f"--num-parallel-envs, now {run.config.env.num_parallel_envs}"
         with self._rescue("rollout", lower, together=False):
@@ -212,6 +214,14 @@ class _Loop:
         env = self.run.env
         env.load_state_dict(env.state_dict())
         self.scenes = env.state_dict()
+
+    def _begin_all(self) -> None:
+        """Begin the next episode in every environment: grpo learns from whole ones alone."""
+        state = self.run.env.state_dict()
+        self.run.env.load_state_dict(
+            state | {"episodes": [episode + 1 for episode in state["episodes"]]}
+        )
+        self.scenes = self.run.env.state_dict()
 
     def _evaluate(self) -> float:
         """Return the rate of success on unseen scenes; the first process rolls out for all."""
