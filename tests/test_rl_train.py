@@ -192,6 +192,30 @@ def test_what_was_learned_is_saved_before_an_error_ends_the_run(
     assert last.name == "checkpoint_2"
 
 
+def test_a_run_whose_time_is_up_ends_as_any_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crane_x7_vla_rl.sim.vector.make", lambda _: rl_rig.Scripted({}))
+    more = ("--num-updates", "9999", "--time-limit-minutes", "0.001", "--save-every", "9999")
+    rl_rig.train(tmp_path / "run", *more)
+    assert checkpoint.problem(tmp_path / "run/checkpoint_final") is None
+    assert checkpoint.step_of(tmp_path / "run/last") == lines(tmp_path / "run")
+
+
+def test_w_and_b_gets_figures_and_checkpoints(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setattr("crane_x7_vla_rl.sim.vector.make", lambda _: rl_rig.Scripted({}))
+    run = tmp_path / "run"
+    rl_rig.train(run, "--num-updates", "1", "--use-wandb", "--wandb-artifacts", "every-save")
+    (recorded,) = (run / "wandb").glob("offline-run-*/*.wandb")
+    said = recorded.read_bytes()
+    for text in (b"train/success", b"train/approx_kl", b"checkpoint_final"):
+        assert text in said
+    assert "wandb sync" in (run / "not-uploaded.txt").read_text()
+
+
 def test_a_run_is_never_overwritten(whole: Path) -> None:
     with pytest.raises(OutputError, match=r"--resume .*checkpoint_final"):
         rl_rig.train(whole)

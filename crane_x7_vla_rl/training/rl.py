@@ -133,17 +133,18 @@ class _Loop:
         """Which episodes were running when the update that is not done yet began."""
 
     def to_end(self) -> None:
-        """Update until the end or until somebody asks to stop; save on the way and at the end."""
+        """Update until the end, of updates or time, or until somebody asks to stop; save."""
         end = self.run.config.training.num_updates
         self.interrupt.training = True
         stopped = self._agree(self._wanted())
         while self.progress.step < end and not stopped:
             stopped = not self._update() or self._agree(self._wanted())
-        if self.progress.step >= end:
+        interrupted = self._agree(self.interrupt.wanted) and self.progress.step < end
+        if not interrupted:
             self._save(FINAL)
-        elif self.saved < self.progress.step or self.saved < 0:
+        elif self.saved < self.progress.step:
             self._save(named(self.progress.step))
-        word = "stopped" if self.progress.step < end else "done"
+        word = "stopped" if interrupted else "done"
         logger.info("%s after %d of %d updates", word, self.progress.step, end)
 
     def _wanted(self) -> bool:
@@ -194,7 +195,9 @@ class _Loop:
         config, step = self.run.config, self.progress.step
         every, is_better = config.evaluation.every, False
         if every and step % every == 0:
-            success = self._evaluate()
+            lower = f"--env-processes, now {config.env.processes or 'one per core'}"
+            with self._rescue("evaluation", lower, together=False):
+                success = self._evaluate()
             figures["evaluation_success"] = success
             is_better = success > self.best
             self.best = max(success, self.best)
