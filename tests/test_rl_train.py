@@ -211,7 +211,7 @@ def test_w_and_b_gets_figures_and_checkpoints(
     rl_rig.train(run, "--num-updates", "1", "--use-wandb", "--wandb-artifacts", "every-save")
     (recorded,) = (run / "wandb").glob("offline-run-*/*.wandb")
     said = recorded.read_bytes()
-    for text in (b"train/success", b"train/approx_kl", b"checkpoint_final"):
+    for text in (b"train/env_steps", b"train/approx_kl", b"checkpoint_final"):
         assert text in said
     assert "wandb sync" in (run / "not-uploaded.txt").read_text()
 
