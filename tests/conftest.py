@@ -29,7 +29,8 @@ def workshop() -> Workshop:
     try:
         return Workshop.set_up()
     except MissingToolsError as error:
-        pytest.skip(str(error))  # no root, no Debian: said in the summary
+        # No root, or no Debian: podman and buildah cannot be set up. The summary names it.
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")
@@ -60,7 +61,8 @@ def tools(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         workshop: Workshop = request.getfixturevalue("workshop")
         return workshop.tools
     except (MissingToolsError, pytest.skip.Exception) as error:
-        pytest.skip(f"{missing} ({error})")  # such as: the Go proxy could not be reached
+        # Such as: the Go proxy could not be reached. The same tests run on the fake ones.
+        pytest.skip(f"{missing} ({error})")
 
 
 @pytest.fixture

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -12,12 +9,10 @@ import pytest
 for package in ("torch", "transformers", "peft"):
     pytest.importorskip(package, reason="needs the train extra")
 
-SCRIPTS = Path(__file__).parent.parent / "scripts"
-sys.path.append(str(SCRIPTS))
-
 from openvla_bench.limits import Device, generate_limit, vision_flop  # noqa: E402
 
 from crane_x7_vla_rl.policies.openvla import OpenVLAConfig  # noqa: E402
+from tests.bench_rig import SCRIPTS, figures  # noqa: E402
 
 WITHOUT = """
 import runpy, sys
@@ -32,17 +27,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_the_bench_needs_no_other_package_and_counts_fewer_launches_than_the_baseline(
     tmp_path: Path,
 ) -> None:
-    path = tmp_path / "figures.json"
-    script = str(SCRIPTS / "bench_openvla")
-    words = ["--device", "cpu", "--only", "same", "launches", "--rounds", "1", "--json", str(path)]
-    done = subprocess.run(
-        [sys.executable, "-c", WITHOUT, script, *words],
-        capture_output=True, text=True, timeout=110, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    rows = {row["name"]: row for row in json.loads(path.read_text())}
-    for row in rows.values():
-        assert set(row) == {"name", "value", "unit", "baseline", "ratio", "target", "met"}
+    words = ["--device", "cpu", "--only", "same", "launches", "--rounds", "1"]
+    command = ["-c", WITHOUT, str(SCRIPTS / "bench_openvla"), *words]
+    rows = figures(tmp_path / "figures.json", *command)
     same = rows["difference of both models' action logits / their spread"]
     assert same["value"] < 1e-4, "the baseline is another model"
     launches = rows["operations launched per action of 8 tokens"]

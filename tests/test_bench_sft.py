@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,30 +10,17 @@ for package in ("torch", "transformers", "peft", "accelerate"):
     pytest.importorskip(package, reason="needs the train extra")
 
 import torch  # noqa: E402
-
-from crane_x7_vla_rl.policies.openvla import OpenVLA  # noqa: E402
-from crane_x7_vla_rl.policies.openvla.lora import LoraSettings, add_lora  # noqa: E402
-
-SCRIPTS = Path(__file__).parent.parent / "scripts"
-sys.path.append(str(SCRIPTS))
-
 from openvla_bench.limits import vision_flop  # noqa: E402
 from sft_bench import flops, world  # noqa: E402
 
-from crane_x7_vla_rl.policies.openvla import OpenVLAConfig  # noqa: E402
+from crane_x7_vla_rl.policies.openvla import OpenVLA, OpenVLAConfig  # noqa: E402
+from crane_x7_vla_rl.policies.openvla.lora import LoraSettings, add_lora  # noqa: E402
+from tests.bench_rig import SCRIPTS, figures  # noqa: E402
 
 
 def test_both_sides_learn_the_same_and_all_figures_are_written(tmp_path: Path) -> None:
-    path = tmp_path / "figures.json"
-    words = ["--device", "cpu", "--size", "smallest", "--threads", "1", "--json", str(path)]
-    done = subprocess.run(
-        [sys.executable, str(SCRIPTS / "bench_sft"), *words],
-        capture_output=True, text=True, timeout=110, check=False,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stderr
-    rows = {row["name"]: row for row in json.loads(path.read_text())}
-    for row in rows.values():
-        assert set(row) == {"name", "value", "unit", "baseline", "ratio", "target", "met"}
+    words = ["--device", "cpu", "--size", "smallest", "--threads", "1"]
+    rows = figures(tmp_path / "figures.json", str(SCRIPTS / "bench_sft"), *words)
     assert all(rows[f"same batch: difference of {what}"]["met"] is True
                for what in ("pixels", "loss", "gradients"))  # fmt: skip
     speed = rows["fine-tuning, batch 2: throughput"]

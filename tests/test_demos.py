@@ -26,7 +26,7 @@ from crane_x7_vla_rl.data.lerobot import open_lerobot
 from crane_x7_vla_rl.robot import HOME_RAD
 from crane_x7_vla_rl.scenes import EVALUATION_SEED, WorldConfig
 from crane_x7_vla_rl.sim.expert import FURTHEST_M
-from crane_x7_vla_rl.sim.scene import Arrangement
+from crane_x7_vla_rl.sim.layout import Arrangement
 from crane_x7_vla_rl.sim.world import World
 from crane_x7_vla_rl.training import cli
 

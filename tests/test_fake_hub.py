@@ -65,7 +65,8 @@ def hub(request: pytest.FixtureRequest) -> Iterator[Hub]:
         try:
             socket.create_connection((REAL.removeprefix("https://"), 443), timeout=5).close()
         except OSError as error:
-            pytest.skip(f"the Hub cannot be reached from here: {error}")  # needs the Internet
+            # Needs the Internet; the fake is held by the same test, which is what it is for.
+            pytest.skip(f"the Hub cannot be reached from here: {error}")
         yield Hub(REAL, REAL_REPOSITORY)
     else:
         files = {"config.json": b"{}", "model.safetensors": os.urandom(5000)}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -101,6 +103,23 @@ def test_a_chunks_log_probabilities_are_those_of_its_rollout(
     rollout = loaded.model.roll_out(pixels, ids, codec.answer_length)
     judged = loaded.model.evaluate(pixels, ids, rollout.tokens)
     assert float((judged.log_probs.detach() - rollout.log_probs).abs().max()) <= 1e-4
+
+
+def test_the_policy_sees_its_view_alone(tiny: Path, tmp_path: Path) -> None:
+    part = tmp_path / "part"
+    shutil.copytree(tiny, part)
+    replace(INPUTS, view=(0.25, 0.5, 0.75, 1.0)).write(part)
+
+    def answers(folder: Path, images: list[np.ndarray]) -> np.ndarray:
+        options = ModelOptions(str(folder), temperature=1.0, seed=0)
+        seen = [replace(_observe(), image=image) for image in images]
+        chunks = load_policy("openvla", options).predict(seen)
+        return np.array([chunk.position_rad for chunk in chunks])
+
+    whole = [_observe(seed=seed).image for seed in range(8)]
+    found = answers(part, whole)
+    assert np.array_equal(found, answers(tiny, [image[24:48, 16:48] for image in whole]))
+    assert not np.array_equal(found, answers(tiny, whole)), "the rest of the image matters, too"
 
 
 def test_sampled_answers_repeat_with_their_seed(tiny: Path) -> None:

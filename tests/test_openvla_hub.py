@@ -326,6 +326,7 @@ class _small_disk:
         mount = shutil.which("mount")
         options = ["-t", "tmpfs", "-o", f"size={self._size}", "tmpfs", str(self.path)]
         if mount is None or subprocess.run([mount, *options], capture_output=True).returncode:
+            # A container without privileges may not, and a disk cannot be filled otherwise.
             pytest.skip("needs the right to mount a tmpfs")
         return self.path
 

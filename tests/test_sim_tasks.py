@@ -17,8 +17,8 @@ import pytest
 
 from crane_x7_vla_rl import kinematics, robot, sim
 from crane_x7_vla_rl.camera import BASE_CAMERA
-from crane_x7_vla_rl.sim import scene
-from crane_x7_vla_rl.sim.scene import CUBE_HALF_M, PLATE_RADIUS_M
+from crane_x7_vla_rl.sim.layout import CUBE_GAP_M, PLATE_RADIUS_M
+from crane_x7_vla_rl.sim.scene import CAMERAS, CUBE_HALF_M
 
 HZ = 20
 OPEN, SHUT = 0.6, -0.05
@@ -95,7 +95,7 @@ def test_same_seed_gives_the_same_scene(lift: gymnasium.Env[Any, Any]) -> None:
 
 def test_both_cameras_render_at_the_asked_size(lift: gymnasium.Env[Any, Any]) -> None:
     obs, _ = lift.reset(seed=0)
-    for camera in scene.CAMERAS:
+    for camera in CAMERAS:
         picture = obs["sensor_data"][camera]["rgb"]
         assert picture.shape == (1, 120, 160, 3)
         assert picture.float().std() > 5
@@ -115,7 +115,8 @@ def test_things_lie_apart_in_reach_and_in_view(spawn_range_m: float) -> None:
         plate = env.unwrapped.plate.pose.p[0].numpy()
         for index, cube in enumerate(cubes):
             others = np.delete(cubes, index, axis=0)
-            assert np.linalg.norm(others[:, :2] - cube[:2], axis=1).min() >= scene.CUBE_GAP_M - 1e-6
+            apart = np.linalg.norm(others[:, :2] - cube[:2], axis=1)
+            assert apart.min() >= CUBE_GAP_M - 1e-6
             assert np.linalg.norm(plate[:2] - cube[:2]) >= PLATE_RADIUS_M + CUBE_HALF_M
             pixel = BASE_CAMERA.project(cube, 640, 480)
             assert np.all(pixel > 20)

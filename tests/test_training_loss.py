@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -10,7 +15,9 @@ for package in ("safetensors", "tokenizers", "accelerate", "peft"):
     pytest.importorskip(package, reason="needs the train extra")
 
 from crane_x7_vla_rl.actions import FIRST_ACTION_TOKEN  # noqa: E402
+from crane_x7_vla_rl.data.lerobot_writer import LeRobotWriter  # noqa: E402
 from crane_x7_vla_rl.policies.openvla import loading  # noqa: E402
+from crane_x7_vla_rl.policies.openvla.codec import POLICY, Inputs  # noqa: E402
 from crane_x7_vla_rl.training.learner import TokenLoss, bell  # noqa: E402
 from crane_x7_vla_rl.training.schedule import smoothing  # noqa: E402
 from tests import training_rig as rig  # noqa: E402
@@ -54,3 +61,32 @@ def test_the_loss_is_the_cross_entropy_with_the_bell(width: float) -> None:
             weight = np.exp(-0.5 * ((np.arange(256) - one) / width) ** 2)
         wanted.append(-np.sum(weight / weight.sum() * row))
     assert float(loss) == pytest.approx(np.mean(wanted), rel=1e-5)
+
+
+def test_a_run_aims_at_the_bell_in_its_first_half(tmp_path: Path) -> None:
+    still = ("--max-steps", "4", "--learning-rate", "0")
+    rig.train(tmp_path / "plain", *still)
+    rig.train(tmp_path / "smooth", *still, "--bin-smoothing", "20")
+    plain, smooth = rig.losses(tmp_path / "plain"), rig.losses(tmp_path / "smooth")
+    assert smooth[:2] != plain[:2]
+    assert smooth[2:] == plain[2:]
+
+
+def test_a_run_learns_from_the_base_models_view(tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(rig.base(), base)
+    inputs = Inputs.from_dict(json.loads((base / POLICY).read_text()))
+    replace(inputs, view=(0.25, 0.5, 0.75, 1.0)).write(base)
+    data = tmp_path / "data"
+    with LeRobotWriter(data, rig.FPS, (rig.SIDE, rig.SIDE)) as writer:
+        for number in range(2):
+            episode = rig.episode(number)
+            images = np.stack([episode.image(t) for t in range(len(episode))])
+            images[:, : rig.SIDE // 2] //= 4  # what the view leaves out
+            writer.add(replace(episode, images=images))
+    still = ("--max-steps", "2", "--learning-rate", "0", "--data-root", str(data))
+    rig.train(tmp_path / "whole", *still)
+    rig.train(tmp_path / "part", *still, "--model", str(base))
+    assert rig.losses(tmp_path / "part") != rig.losses(tmp_path / "whole")
+    kept = json.loads((tmp_path / "part" / "last" / POLICY).read_text())
+    assert kept["view"] == [0.25, 0.5, 0.75, 1.0]

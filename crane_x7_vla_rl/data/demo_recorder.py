@@ -10,7 +10,7 @@ from crane_x7_vla_rl.data.demos import DemosConfig
 from crane_x7_vla_rl.data.episode import Episode
 from crane_x7_vla_rl.kinematics import UnreachableError
 from crane_x7_vla_rl.sim.expert import Expert, Manner, Phase
-from crane_x7_vla_rl.sim.scene import Arrangement
+from crane_x7_vla_rl.sim.layout import Arrangement
 from crane_x7_vla_rl.sim.world import World
 from crane_x7_vla_rl.types import Image
 

@@ -30,17 +30,16 @@ from crane_x7_vla_rl.robot import (
     UPPER_RAD,
 )
 from crane_x7_vla_rl.scenes import LIFT_ID
-from crane_x7_vla_rl.sim import agent, model
+from crane_x7_vla_rl.sim import agent, layout, model
 from crane_x7_vla_rl.sim.errors import SimError
+from crane_x7_vla_rl.sim.layout import PLATE_RADIUS_M
 from crane_x7_vla_rl.sim.scene import (
     COLOURS,
     CUBE_HALF_M,
     CUBE_KG,
     LIFT_M,
     PLATE_HEIGHT_M,
-    PLATE_RADIUS_M,
     TOUCH_N,
-    draw_layout,
 )
 from crane_x7_vla_rl.sim.tasks import HOLD_S
 from crane_x7_vla_rl.sim.vector_batched import BatchedVectorEnv, Progress
@@ -177,7 +176,7 @@ class GenesisScenes:
         layouts, poses, colours = [], [], len(self._world.colours)
         for env, seed in zip(envs, seeds, strict=True):
             generator = np.random.RandomState(seed)
-            layouts.append(draw_layout(generator, colours, self._world.spawn_range_m))
+            layouts.append(layout.draw(generator, colours, self._world.spawn_range_m))
             self._named[env] = int(generator.randint(colours))
             pose = np.append(HOME_RAD, HOME_RAD[-1])
             if self._world.home_noise_rad:

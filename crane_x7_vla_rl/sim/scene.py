@@ -11,7 +11,6 @@ vertices.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from enum import Enum, auto
 from typing import Any, ClassVar, Final
 
 import numpy as np
@@ -33,8 +32,10 @@ from crane_x7_vla_rl.robot import (
     FINGER_LENGTH_M,
     HOME_RAD,
 )
+from crane_x7_vla_rl.sim import layout
 from crane_x7_vla_rl.sim.agent import CraneX7
 from crane_x7_vla_rl.sim.errors import SimError
+from crane_x7_vla_rl.sim.layout import PLATE_RADIUS_M, Arrangement
 
 COLOURS: Final = {
     "red": (0.80, 0.06, 0.06),
@@ -43,15 +44,7 @@ COLOURS: Final = {
 }
 CUBE_HALF_M: Final = 0.015
 CUBE_KG: Final = 0.03
-PLATE_RADIUS_M, PLATE_HEIGHT_M = 0.06, 0.006
-SPOTS_M: Final = ((0.19, -0.10), (0.19, 0.10), (0.29, -0.07), (0.29, 0.07))
-"""(x, y) around which things are put: in reach from above and in view of the base camera."""
-ASIDE_M: Final = ((0.65, -0.40, 0.0), (0.60, -0.40, 0.0))
-"""(x, y, yaw) at the edge of the table, out of reach."""
-CUBE_GAP_M: Final = 0.06
-"""Least distance of two cubes' centres: the open fingers fit between them."""
-PLATE_GAP_M: Final = PLATE_RADIUS_M + 0.035
-
+PLATE_HEIGHT_M: Final = 0.006
 LIFT_M: Final = 0.10
 TOUCH_N: Final = 0.3
 """A finger holds a cube when it presses at least this hard; a cube weighs 0.3 N."""
@@ -59,19 +52,6 @@ OPEN_RAD: Final = 0.15
 AWAY_M: Final = 0.06
 STILL_M_S: Final = 0.05
 CAMERAS: Final = ("base_camera", "hand_camera")
-
-
-class Arrangement(Enum):
-    """How cubes can be put elsewhere."""
-
-    ANY = auto()
-    """As an episode begins."""
-    ALONE = auto()
-    """The named one so, the others aside."""
-    SORTED = auto()
-    """From right to left in the order of their colours."""
-    EXCHANGED = auto()
-    """Each where the next one was: the same picture but for the colours."""
 
 
 @dataclass(frozen=True)
@@ -204,8 +184,8 @@ class CubeScene(BaseEnv):
     def _initialize_episode(self, env_idx: torch.Tensor, options: dict[str, Any]) -> None:
         count = len(env_idx)
         generators = [self._batched_episode_rng[int(index)] for index in env_idx]
-        count_cubes, spread_m = len(self.colours), self.spawn_range_m
-        layouts = [draw_layout(generator, count_cubes, spread_m) for generator in generators]
+        cubes, spread_m = len(self.colours), self.spawn_range_m
+        layouts = [layout.draw(generator, cubes, spread_m) for generator in generators]
         self._put(np.array(layouts))  # (n, C + 1, 3)
         self._name_cubes(env_idx, generators, options)
         qpos = np.tile(np.append(HOME_RAD, HOME_RAD[-1]), (count, 1))
@@ -233,14 +213,8 @@ class CubeScene(BaseEnv):
             for cube, pose in zip(self.cubes.values(), poses[1:] + poses[:1], strict=True):
                 _rest(cube, Pose.create(pose))
             return
-        layout = draw_layout(generator, len(self.colours), self.spawn_range_m)
-        cubes = layout[:-1]
-        if how is Arrangement.SORTED:
-            cubes[:] = cubes[np.argsort(cubes[:, 1])]
-        if how is Arrangement.ALONE:
-            others = np.arange(len(cubes)) != self._named_list[0]
-            cubes[others] = np.array(ASIDE_M)[: others.sum()]
-        self._put(layout[None])
+        drawn = layout.draw(generator, len(self.colours), self.spawn_range_m)
+        self._put(layout.arrange(drawn, how, self._named_list[0])[None])
 
     def _name_cubes(
         self, env_idx: torch.Tensor, generators: list[Any], options: dict[str, Any]
@@ -346,20 +320,6 @@ class CubeScene(BaseEnv):
             "cube_position_m": position,
             "plate_position_m": self.plate.pose.p,
         }
-
-
-def draw_layout(
-    generator: np.random.RandomState, cubes: int, spawn_range_m: float
-) -> np.ndarray[Any, Any]:
-    """Return (C + 1, 3) x, y, yaw of the cubes and, last, the plate; none touch."""
-    while True:
-        spots = np.array(SPOTS_M)[generator.permutation(len(SPOTS_M))[: cubes + 1]]
-        spots = spots + generator.uniform(-spawn_range_m, spawn_range_m, spots.shape)
-        apart = np.linalg.norm(spots[:, None] - spots[None], axis=-1)
-        apart[np.diag_indices(cubes + 1)] = np.inf
-        if apart.min() >= CUBE_GAP_M and apart[-1].min() >= PLATE_GAP_M:
-            yaw = generator.uniform(-np.pi / 4, np.pi / 4, cubes + 1)
-            return np.column_stack([spots, yaw])
 
 
 def _check_choice(name: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:

@@ -125,7 +125,7 @@ class Workers:
 def _serve(pipe: Connection, make: Callable[[], Handler]) -> None:
     """Answer until the pipe ends. An interrupt is for the parent, who closes the pipe."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    os.environ.setdefault("LP_NUM_THREADS", "1")  # lavapipe's; one process per core
+    os.putenv("LP_NUM_THREADS", "1")  # lavapipe's; one process per core
     handler: Handler | None = None
     while True:
         try:

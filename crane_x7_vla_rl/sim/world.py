@@ -17,7 +17,7 @@ import torch
 from crane_x7_vla_rl import sim
 from crane_x7_vla_rl.robot import DOF, LOWER_RAD, UPPER_RAD
 from crane_x7_vla_rl.scenes import WorldConfig
-from crane_x7_vla_rl.sim.scene import Arrangement
+from crane_x7_vla_rl.sim.layout import Arrangement
 from crane_x7_vla_rl.types import Array, Image, JointState, Observation
 
 
