@@ -23,6 +23,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from crane_x7_vla_rl.policies.openvla import OpenVLA
+from crane_x7_vla_rl.policies.openvla.merged import Merged
 from crane_x7_vla_rl.training import learner
 from crane_x7_vla_rl.training.errors import PpoError
 from crane_x7_vla_rl.training.ppo import Judged
@@ -67,11 +68,17 @@ class Agent:
     optimizer: torch.optim.Optimizer
     """Groups: policy, and value head where there is one."""
     max_grad_norm: float
+    merged: Merged | None
+    """The policy that acts, where that is another model than the one that learns."""
 
     @property
     def policy(self) -> OpenVLA:
         """The model that acts, adapters included."""
         return self.core.policy
+
+    def actor(self) -> OpenVLA:
+        """Return the model to act with until the next step of the optimizer."""
+        return self.policy if self.merged is None else self.merged.refresh()
 
     @torch.no_grad()
     def worth(self, hidden: Tensor) -> Tensor:
@@ -158,7 +165,15 @@ def build(
     if not learning:
         raise PpoError("no weight of the policy may learn; add adapters, or free its weights")
     module = learner.spread(core, sharding, accelerator)
-    return Agent(accelerator, module, core, _optimizer(core, config), config.max_grad_norm)
+    merged = Merged(policy) if _mergeable(policy, sharding) else None
+    optimizer = _optimizer(core, config)
+    return Agent(accelerator, module, core, optimizer, config.max_grad_norm, merged)
+
+
+def _mergeable(policy: OpenVLA, sharding: str) -> bool:
+    """Whether a copy with adapters added answers as the policy does."""
+    whole = all(parameter.dtype == torch.float32 for parameter in policy.parameters())
+    return has_adapters(policy) and whole and sharding != "fsdp"
 
 
 def _optimizer(core: ActorCritic, config: PpoConfig) -> torch.optim.Optimizer:

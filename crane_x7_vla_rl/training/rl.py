@@ -173,7 +173,8 @@ class _Loop:
         lower = f"--micro-batch-size, now {run.config.ppo.micro_batch_size}"
         with self._rescue("learning", lower, together=True):
             turn = Turn(number, run.config.training.seed)
-            metrics = update(run.agent, found.buffer, run.config.ppo, turn)
+            with _threads(run.threads):
+                metrics = update(run.agent, found.buffer, run.config.ppo, turn)
         ended_s = run.clock()
         self.progress = replace(
             self.progress,
@@ -297,6 +298,17 @@ class _Loop:
         return checkpoint.newest(run.folder)
 
 
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """Let products on a CPU use so many threads meanwhile."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
 def named(step: int) -> str:
     """Return the name of the checkpoint after `step` updates."""
     return f"{PREFIX}{step}"
@@ -358,14 +370,15 @@ def _success(run: RlRun, step: int) -> float:
     evaluation = EvaluateConfig(
         model=model,
         output=run.folder / EVALUATION / f"update_{step}",
-        world=config.env.world(round(1 / run.cast.codec.inputs.period_s)),
+        world=replace(config.env.world(round(1 / run.cast.codec.inputs.period_s)), episode_s=None),
         num_episodes=settings.episodes,
         first_seed=settings.first_seed,
         processes=config.env.processes,
         videos=settings.videos,
     )
     evaluation.output.mkdir(parents=True, exist_ok=True)
-    results = summary(evaluation, roll_out(OpenVLAPolicy(run.loaded, model), evaluation))
+    acting = replace(run.loaded, model=run.agent.actor())
+    results = summary(evaluation, roll_out(OpenVLAPolicy(acting, model), evaluation))
     write_json(evaluation.output / "results.json", results)
     if run.tracker.wandb_run is not None:
         run.tracker.wandb_run.show(sorted((evaluation.output / VIDEOS).glob("*.mp4")), step)

@@ -87,11 +87,16 @@ class EnvConfig:
     """Standard deviation of the camera's place, drawn anew for each episode."""
     camera_noise: float = 0.0
     """Standard deviation of each pixel's channels, of 255, drawn anew for each picture."""
+    episode_s: float | None = None
+    """How long an episode of the rollouts may take, in simulated seconds; not given, as long as the
+    task's do in evaluation. A shorter one wastes less on tries that have failed."""
     deadline_s: float = flag("--env-deadline-s", 60.0)
     """A simulation that has not answered by then counts as hung and is started anew."""
 
     def __post_init__(self) -> None:
         at_least(self, "env", 0, "spawn_range_m", "home_noise_rad", "camera_shift_m")
+        if self.episode_s is not None and not self.episode_s > 0:
+            raise ConfigError(f"env.episode_s is {self.episode_s}, expected above 0")
         width, _, height = self.image_size.partition("x")
         if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
             raise ConfigError(f"env.image_size is {self.image_size}, expected as in 320x240")
@@ -118,6 +123,7 @@ class EnvConfig:
             home_noise_rad=self.home_noise_rad,
             camera_shift_m=self.camera_shift_m,
             camera_noise=self.camera_noise,
+            episode_s=self.episode_s,
         )
 
     def vector(self, control_hz: int, seed: int, first_env: int) -> VectorConfig:
@@ -165,6 +171,9 @@ class RlTrainingConfig:
     """Decisions per environment and rollout; an answer of several steps is one."""
     time_limit_minutes: float | None = None
     """Save and end after so long, whatever num_updates says."""
+    keep_patches: bool = False
+    """Keep what vision made of the pictures from rollout to update, where vision does not learn:
+    faster, for the memory of rollout_steps × environments × patches × hidden size."""
     gradient_checkpointing: bool = False
     """Compute layers again in the backward pass instead of keeping what they computed."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"

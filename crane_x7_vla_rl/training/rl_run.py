@@ -7,6 +7,7 @@ All processes open it, each with environments of its own; the first one writes.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -16,6 +17,7 @@ from typing import Any, Final
 import torch
 from accelerate import Accelerator
 
+from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla import layout as layouts
 from crane_x7_vla_rl.policies.openvla.codec import Codec, Inputs
 from crane_x7_vla_rl.policies.openvla.layout import TOKENIZER
@@ -70,6 +72,8 @@ class RlRun:
     at_end: tuple[Place, ...]
     """Where the last one is uploaded to."""
     clock: Clock
+    threads: int
+    """Of an update's products on a CPU."""
 
     @property
     def folder(self) -> Path:
@@ -129,13 +133,19 @@ def open_run(
         if progress.position is not None:
             _restore_scenes(env, progress, rank)
         cast = Cast(
-            env, agent, codec, config.ppo, config.training.rollout_steps, config.training.seed
+            env,
+            agent,
+            codec,
+            config.ppo,
+            config.training.rollout_steps,
+            config.training.seed,
+            _keeps_patches(config, loaded.model),
         )
         with _tracker(config, progress, first) as tracker:
             every, at_end = places(config, tracker) if first else ((), ())
             yield RlRun(
                 config, cast, loaded, _around(loaded, codec), Base.of(model, loaded.layout),
-                tracker, Uploads(at_end), every, at_end, clock,
+                tracker, Uploads(at_end), every, at_end, clock, _threads(accelerator),
             ), progress  # fmt: skip
     finally:
         env.close()
@@ -174,8 +184,14 @@ def _load(config: RlConfig, model: str, accelerator: Accelerator, resumed: Path 
     loaded = learner.prepare(wanted, accelerator.device, resumed)
     size = sum(parameter.numel() for parameter in loaded.model.parameters())
     if accelerator.device.type == "cpu" and size < SMALL:
-        torch.set_num_threads(1)
+        torch.set_num_threads(1)  # while it rolls out, the simulations have the other cores
     return loaded
+
+
+def _threads(accelerator: Accelerator) -> int:
+    """Return how many threads an update takes on a CPU, where simulations wait meanwhile."""
+    cores = len(os.sched_getaffinity(0))
+    return max(torch.get_num_threads(), cores // int(accelerator.num_processes))
 
 
 def _agent(
@@ -233,3 +249,19 @@ def _tracker(config: RlConfig, progress: Progress, first: bool) -> Tracker:
     extent = Extent(progress.step, config.training.num_updates)
     words = Words(rl_tracking.line, rl_tracking.bar)
     return open_tracker(config, config.output_dir, extent, words, progress.wandb_run)
+
+
+def _keeps_patches(config: RlConfig, model: OpenVLA) -> bool:
+    """Whether rollouts keep patches; raises ConfigError where vision learns, and sees anew."""
+    learning = [
+        name
+        for part in (model.vision_backbone, model.projector)
+        for name, parameter in part.named_parameters()
+        if parameter.requires_grad
+    ]
+    if config.training.keep_patches and learning:
+        raise ConfigError(
+            f"training.keep_patches is true, but {learning[0]} learns; leave it out, or set"
+            " lora.targets to modules of the language model"
+        )
+    return config.training.keep_patches

@@ -52,6 +52,8 @@ class Cast:
     """T."""
     seed: int
     """Of the run."""
+    keep_patches: bool = False
+    """Keep what vision made of the pictures; for a policy whose vision does not learn."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,9 +89,11 @@ class _Collection:
     def __init__(self, cast: Cast, number: int, clock: Clock) -> None:
         self.cast, self.number, self.clock = cast, number, clock
         steps, count = cast.steps, cast.env.num_envs
-        policy, device = cast.agent.policy, cast.agent.accelerator.device
-        side, answer = policy.config.image_size, cast.codec.answer_length
+        self.policy, device = cast.agent.actor(), cast.agent.accelerator.device
+        side, answer = self.policy.config.image_size, cast.codec.answer_length
         self.images = torch.empty(steps, count, side, side, 3, dtype=torch.uint8, device=device)
+        self.patches: Tensor | None = None
+        """(T, N, I·patches, H), where they are kept."""
         self.prompts: list[list[Tensor]] = [[torch.empty(0)] * count for _ in range(steps)]
         self.instructions: list[list[str]] = [[""] * count for _ in range(steps)]
         self.tokens = torch.zeros(steps, count, answer, dtype=torch.int64)
@@ -137,7 +141,10 @@ class _Collection:
         shown = self.images[step, part]
         squash(views.images, self.cast.codec.inputs.view, shown)
         prompts = self.cast.codec.prompts(views.instructions, measured)
-        chosen = self._ask(shown, prompts, self.cast.codec.answer_length, self.sampling)
+        seen = self.policy.normalise(shown)
+        if self.cast.keep_patches:
+            seen = self._keep(step, part, seen)
+        chosen = self._ask(seen, prompts, self.cast.codec.answer_length, self.sampling)
         self.prompts[step][part] = prompts
         self.instructions[step][part] = views.instructions
         self.tokens[step, part] = chosen.tokens.cpu()
@@ -205,13 +212,23 @@ class _Collection:
         if shown.is_cuda and count < usual:
             shown = torch.cat([shown, shown[:1].expand(usual - count, -1, -1, -1)])
             prompts = [*prompts, *[prompts[0]] * (usual - count)]
-        return self._worth(self._ask(shown, prompts, 1, VALUED))[:count]
+        seen = self.policy.normalise(shown)
+        return self._worth(self._ask(seen, prompts, 1, VALUED))[:count]
 
     # --- the policy ------------------------------------------------------------------------------
 
-    def _ask(self, shown: Tensor, prompts: Sequence[Tensor], length: int, how: Sampling) -> Rollout:
-        policy = self.cast.agent.policy
-        return policy.roll_out(policy.normalise(shown), prompts, length, how)
+    def _ask(self, seen: Tensor, prompts: Sequence[Tensor], length: int, how: Sampling) -> Rollout:
+        return self.policy.roll_out(seen, prompts, length, how)
+
+    @torch.no_grad()
+    def _keep(self, step: int, part: slice, pixels: Tensor) -> Tensor:
+        """Return what the language model sees of these pixels, kept for the update."""
+        seen = self.policy.encode(pixels)
+        if self.patches is None:
+            steps, count = self.images.shape[:2]
+            self.patches = seen.new_empty(steps, count, *seen.shape[1:])
+        self.patches[step, part] = seen
+        return seen
 
     def _worth(self, chosen: Rollout) -> Tensor:
         if self.cast.config.algorithm != "ppo":
@@ -257,7 +274,7 @@ class _Collection:
     def _collected(self, last_values: Tensor) -> Collected:
         advantages, returns, valid = self._judged(last_values)
         buffer = Buffer(
-            images=self.images,
+            images=self.images if self.patches is None else self.patches,
             prompts=self.prompts,
             tokens=self.tokens,
             log_probs=self.log_probs,
