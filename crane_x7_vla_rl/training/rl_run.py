@@ -7,7 +7,6 @@ All processes open it, each with environments of its own; the first one writes.
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -73,7 +72,7 @@ class RlRun:
     """Where the last one is uploaded to."""
     clock: Clock
     threads: int
-    """Of an update's products on a CPU."""
+    """Of an update on a CPU, where simulations wait meanwhile: as many as torch began with."""
 
     @property
     def folder(self) -> Path:
@@ -110,6 +109,7 @@ def open_run(
     Raises OutputError, ConfigError, ResumeError, SimError and PolicyLoadError.
     """
     accelerator = learner.start_processes(config)
+    threads = max(1, torch.get_num_threads() // int(accelerator.num_processes))
     first = bool(accelerator.is_main_process)
     if not first:
         logging.getLogger().setLevel(logging.WARNING)
@@ -145,7 +145,7 @@ def open_run(
             every, at_end = places(config, tracker) if first else ((), ())
             yield RlRun(
                 config, cast, loaded, _around(loaded, codec), Base.of(model, loaded.layout),
-                tracker, Uploads(at_end), every, at_end, clock, _threads(accelerator),
+                tracker, Uploads(at_end), every, at_end, clock, threads,
             ), progress  # fmt: skip
     finally:
         env.close()
@@ -186,12 +186,6 @@ def _load(config: RlConfig, model: str, accelerator: Accelerator, resumed: Path 
     if accelerator.device.type == "cpu" and size < SMALL:
         torch.set_num_threads(1)  # while it rolls out, the simulations have the other cores
     return loaded
-
-
-def _threads(accelerator: Accelerator) -> int:
-    """Return how many threads an update takes on a CPU, where simulations wait meanwhile."""
-    cores = len(os.sched_getaffinity(0))
-    return max(torch.get_num_threads(), cores // int(accelerator.num_processes))
 
 
 def _agent(
