@@ -170,6 +170,7 @@ def _load(name: str, settings: Settings) -> Policy:
                 token=None if settings.hf_token is None else settings.hf_token.get_secret_value(),
                 center_crop=settings.vla_center_crop,
                 chunk_steps=settings.vla_chunk_steps,
+                temperature=settings.vla_temperature,
             ),
         )
     except PolicyLoadError as error:
