@@ -14,7 +14,7 @@ from typing import Final
 
 from crane_x7_vla_rl.training import checkpoint, config_tree, settings
 from crane_x7_vla_rl.training.config_tree import Layer
-from crane_x7_vla_rl.training.errors import DataProblemError, ResumeError
+from crane_x7_vla_rl.training.errors import ResumeError, SimulationError
 from crane_x7_vla_rl.training.rl_config import RlConfig
 from crane_x7_vla_rl.training.sft_command import Resumption
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         train(config, resumption)
     except SimError as error:
-        raise DataProblemError(str(error)) from error
+        raise SimulationError(str(error)) from error
     return 0
 
 
