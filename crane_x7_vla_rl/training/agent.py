@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.training import learner
@@ -54,6 +55,9 @@ class ActorCritic(nn.Module):
             values = self.value_head(found.hidden.detach() if detach else found.hidden)
         return Judged(found.log_probs, found.entropy, values)
 
+    def ready(self) -> None:
+        """Do nothing, as a first pass forward: FSDP then knows which module is the whole."""
+
 
 @dataclass(frozen=True, eq=False)
 class Agent:
@@ -72,6 +76,19 @@ class Agent:
     def policy(self) -> OpenVLA:
         """The model that acts, adapters included."""
         return self.core.policy
+
+    @contextmanager
+    def acting(self) -> Iterator[None]:
+        """Hold the policy ready to act, for a while; every process must enter, none must wait.
+
+        FSDP's parts are gathered once for a whole rollout: gathering each layer for each token
+        would take hundreds of times as long, and processes would have to act in step.
+        """
+        self.core.ready()
+        with learner.gathered(self.module):
+            yield
+        if not self.policy.owns_memory:
+            self.policy.forget_rollouts()
 
     @torch.no_grad()
     def worth(self, hidden: Tensor) -> Tensor:
@@ -158,6 +175,8 @@ def build(
     if not learning:
         raise PpoError("no weight of the policy may learn; add adapters, or free its weights")
     module = learner.spread(core, sharding, accelerator)
+    policy.owns_memory = not isinstance(module, FSDPModule)
+    register_fsdp_forward_method(module, "ready")  # FSDP alone does anything here
     return Agent(accelerator, module, core, _optimizer(core, config), config.max_grad_norm)
 
 

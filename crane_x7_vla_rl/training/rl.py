@@ -229,7 +229,8 @@ class _Loop:
     def _evaluate(self) -> float:
         """Return the rate of success on unseen scenes; the first process rolls out for all."""
         run = self.run
-        found = [_success(run, self.progress.step) if run.is_first else None]
+        with run.agent.acting():
+            found = [_success(run, self.progress.step) if run.is_first else None]
         (success,) = broadcast_object_list(found)
         return float(success or 0.0)
 

@@ -2,8 +2,8 @@
 
 Environments take turns in groups: while one group is simulated, the policy looks at the next. Each
 picture is cut and squashed once, into the buffer; the policy acts on those bytes, and updates learn
-from the same ones. Actions are drawn from a generator that the update's number seeds, so that a
-resumed run draws the same.
+from the same ones. Actions are drawn from generators that the numbers of update and environment
+seed, so that a resumed run draws the same, on however many processes the environments are.
 
 Legend: T steps of a rollout, N environments of this process, n of a group, D tokens of an answer,
 S pixels of a side.
@@ -32,7 +32,7 @@ from crane_x7_vla_rl.training import grpo, ppo
 from crane_x7_vla_rl.training.agent import Agent
 from crane_x7_vla_rl.training.errors import NotFiniteError
 from crane_x7_vla_rl.training.ppo_config import PpoConfig
-from crane_x7_vla_rl.training.rollout_buffer import Buffer
+from crane_x7_vla_rl.training.rollout_buffer import Buffer, mixed
 from crane_x7_vla_rl.types import Array
 
 Clock = Callable[[], float]
@@ -78,7 +78,8 @@ def collect(
 
     Raises SimError, and NotFiniteError for what the simulation says that is not a number.
     """
-    return _Collection(cast, number, clock).run(stop)
+    with cast.agent.acting():
+        return _Collection(cast, number, clock).run(stop)
 
 
 class _Collection:
@@ -104,10 +105,12 @@ class _Collection:
         self.episodes: list[Episode] = []
         self.env_steps = 0
         self.simulate_s = self.infer_s = 0.0
-        rank = cast.agent.accelerator.process_index
-        drawn = np.random.SeedSequence((cast.seed, number, rank)).generate_state(1, np.uint64)[0]
-        generator = torch.Generator(device).manual_seed(int(drawn) >> 1)
-        self.sampling = Sampling(cast.config.temperature, generator)
+        first = cast.agent.accelerator.process_index * count
+        self.generators = [
+            torch.Generator(device).manual_seed(mixed(cast.seed, number, first + env))
+            for env in range(count)
+        ]
+        """One for each environment, whichever process it is in."""
 
     def run(self, stop: Callable[[], bool]) -> Collected | None:
         """Roll out; the environments are idle afterwards."""
@@ -137,7 +140,8 @@ class _Collection:
         shown = self.images[step, part]
         squash(views.images, self.cast.codec.inputs.view, shown)
         prompts = self.cast.codec.prompts(views.instructions, measured)
-        chosen = self._ask(shown, prompts, self.cast.codec.answer_length, self.sampling)
+        how = Sampling(self.cast.config.temperature, self.generators[part])
+        chosen = self._ask(shown, prompts, self.cast.codec.answer_length, how)
         self.prompts[step][part] = prompts
         self.instructions[step][part] = views.instructions
         self.tokens[step, part] = chosen.tokens.cpu()
