@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import subprocess
+import time
 from pathlib import Path
 
 import pytest
 import torch
 
+from crane_x7_vla_rl.policies.base import ModelOptions, load_policy
 from crane_x7_vla_rl.policies.openvla import loading
+from crane_x7_vla_rl.training import checkpoint
 from tests import rl_rig, training_rig
 from tests.warm_process import WarmProcess
 
@@ -76,3 +82,56 @@ def test_two_processes_equal_one_with_twice_the_environments(
         run = tmp_path / sharding
         train_together(*rl_rig.flags(run, *EACH, *same, "--sharding", sharding))
         assert_alike(tmp_path / "one", run)
+
+
+def test_two_processes_go_on_bit_for_bit(tmp_path: Path) -> None:
+    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
+    train_together(*rl_rig.flags(whole, *EACH, "--save-every", "1", "--num-updates", "2"))
+    shutil.copytree(whole, resumed, symlinks=True)
+    shutil.rmtree(resumed / "checkpoint_final")
+    train_together("--resume", str(resumed / "checkpoint_1"))
+    lines, others = (
+        [{name: one[name] for name in one.keys() - TIMES} for one in training_rig.metrics(run)]
+        for run in (whole, resumed)
+    )
+    assert lines == others
+    mine, theirs = weights(whole), weights(resumed)
+    assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started and not lost."""
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+def is_alive(pid: int) -> bool:
+    """Whether it runs, and is no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+def test_when_one_process_dies_all_end_and_the_checkpoint_stays(tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    endless = rl_rig.flags(run, *EACH, "--num-updates", "1000000", "--save-every", "1")
+    process = training_rig.torchrun(endless, 2, command="train")
+    end_s = time.monotonic() + training_rig.PATIENCE_S
+    while not (run / "checkpoint_1").exists():
+        assert process.poll() is None, finish(process)
+        assert time.monotonic() < end_s
+        time.sleep(0.05)
+    ranks = children(process.pid)
+    assert len(ranks) == 2
+    below = [pid for rank in ranks for pid in children(rank)]
+    os.kill(ranks[1], signal.SIGKILL)
+    said = finish(process)
+    assert process.returncode not in (0, None), said
+    assert f"pid: {ranks[1]}" in said
+    assert "Signal 9 (SIGKILL)" in said
+    while any(map(is_alive, ranks + below)):
+        assert time.monotonic() < end_s + training_rig.PATIENCE_S, "simulations outlive training"
+        time.sleep(0.05)
+    newest = checkpoint.newest(run)
+    assert newest is not None
+    load_policy("openvla", ModelOptions(path=str(newest)))

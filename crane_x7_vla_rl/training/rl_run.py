@@ -30,6 +30,7 @@ from crane_x7_vla_rl.training import (
     checkpoint,
     config_tree,
     learner,
+    lineage,
     rl_tracking,
     training_state,
     value,
@@ -70,6 +71,8 @@ class RlRun:
     at_end: tuple[Place, ...]
     """Where the last one is uploaded to."""
     clock: Clock
+    made_from: str | None
+    """What it starts from is called at W&B."""
 
     @property
     def folder(self) -> Path:
@@ -136,6 +139,7 @@ def open_run(
             yield RlRun(
                 config, cast, loaded, _around(loaded, codec), Base.of(model, loaded.layout),
                 tracker, Uploads(at_end), every, at_end, clock,
+                lineage.made_from(config.start.model, resumed),
             ), progress  # fmt: skip
     finally:
         env.close()

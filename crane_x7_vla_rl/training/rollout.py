@@ -61,6 +61,8 @@ class Collected:
     buffer: Buffer
     episodes: tuple[Episode, ...]
     """Those that ended."""
+    ended: tuple[int, ...]
+    """The step in which each of them did."""
     env_steps: int
     """Control steps that were carried out."""
     discarded: int
@@ -103,6 +105,7 @@ class _Collection:
         self.began = [0] * count
         """Step of this rollout in which each environment's episode began, or 0."""
         self.episodes: list[Episode] = []
+        self.ended: list[int] = []
         self.env_steps = 0
         self.simulate_s = self.infer_s = 0.0
         first = cast.agent.accelerator.process_index * count
@@ -168,6 +171,7 @@ class _Collection:
         self.counted[step, part] = places < taken[:, None]
         self.env_steps += int(taken.sum())
         self.episodes += steps.episodes
+        self.ended += [step] * len(steps.episodes)
         self._note_ends(step, envs, steps)
         if steps.final is not None:
             self._value_final(step, envs, steps.final)
@@ -274,6 +278,7 @@ class _Collection:
         return Collected(
             buffer=buffer,
             episodes=tuple(self.episodes),
+            ended=tuple(self.ended),
             env_steps=self.env_steps,
             discarded=int(self.lost.sum()),
             simulate_s=self.simulate_s,
