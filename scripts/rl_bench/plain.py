@@ -209,10 +209,17 @@ class Plain:
         """End the processes."""
         self._envs.close()
 
+    def begin(self) -> list[View]:
+        """Begin the first episode everywhere; return what there is to see."""
+        self._views = self._envs.begin()
+        return self._views
+
     def turn(self, steps: int | None = None) -> Round:
-        """Roll out (`steps` decisions per environment, or as configured) and learn."""
+        """Roll out (`steps` decisions per environment, or as configured) and learn.
+
+        The first one comes after `begin`.
+        """
         torch.set_num_threads(self.case.threads)
-        self._views = self._views or self._envs.begin()
         steps = steps or self.config.training.rollout_steps
         started_s = time.perf_counter()
         story = self._roll_out(steps)

@@ -1,10 +1,11 @@
-"""Whether both sides of bench_rl compute the same from the same view; else speed says nothing."""
+"""Whether both sides of bench_rl see the same, and compute the same; else speed says nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -32,6 +33,25 @@ class Difference:
     """Length of the difference of all gradients / length of ours."""
 
 
+def scenes(ours: Ours, views: Sequence[View]) -> tuple[float, float]:
+    """Return how the first views of all environments differ: of 255 per channel, and rad, at most.
+
+    Raises RuntimeError where an instruction differs.
+    """
+    picture = joints = 0.0
+    for group, envs in enumerate(ours.run.env.groups):
+        seen = ours.run.env.look(group)
+        for row, env in enumerate(envs):
+            view = views[env]
+            if seen.instructions[row] != view.instruction:
+                told = f"{seen.instructions[row]!r} here and {view.instruction!r} there"
+                raise RuntimeError(f"environment {env} says {told}")
+            apart = np.abs(np.asarray(seen.images[row], dtype=np.int16) - view.picture)
+            picture = max(picture, float(apart.max()))
+            joints = max(joints, float(np.abs(seen.state_rad[row] - view.joints_rad).max()))
+    return picture, joints
+
+
 def compare(ours: Ours, policy: Policy) -> Difference:
     """Return how the sides differ on the views of our first group; weights are alike afterwards.
 
@@ -56,9 +76,7 @@ def compare(ours: Ours, policy: Policy) -> Difference:
         )  # fmt: skip
     draw = torch.Generator().manual_seed(0)
     length = ours.run.cast.codec.answer_length
-    tokens = FIRST_ACTION_TOKEN + torch.randint(
-        ACTION_BINS, (len(prompts), length), generator=draw
-    )
+    tokens = FIRST_ACTION_TOKEN + torch.randint(ACTION_BINS, (len(prompts), length), generator=draw)
     tokens = tokens.to(pixels.device)
     judged = agent.module(pixels, prompts, tokens, config.temperature, config.value.detach)
     drawn = [torch.randn(len(prompts), generator=draw).to(pixels.device) for _ in range(3)]

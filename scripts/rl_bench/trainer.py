@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from contextlib import redirect_stderr
+from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from statistics import fmean, median
 
@@ -58,7 +58,8 @@ def measure(case: Case) -> Lost:
     }
     config = case.config("trainer", changes)
     clock = FirstAsked()
-    with (case.output / "trainer.stderr").open("w") as log, redirect_stderr(log):
+    log_path = case.output / "trainer.log"
+    with log_path.open("w") as log, redirect_stderr(log), redirect_stdout(log):
         train(config, None, clock)
     ended_s = time.perf_counter()
     if clock.began_s is None:
