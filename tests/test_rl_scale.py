@@ -8,6 +8,7 @@ import signal
 import subprocess
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -18,12 +19,13 @@ from crane_x7_vla_rl.training import checkpoint
 from tests import rl_rig, training_rig
 from tests.warm_process import WarmProcess
 
-pytestmark = pytest.mark.timeout(training_rig.PATIENCE_S + 100)
+pytestmark = pytest.mark.timeout(3 * training_rig.PATIENCE_S + 100)
 EACH = ("--num-parallel-envs", "2")
 ALL = ("--num-parallel-envs", "4")
 TIMES = {"env_steps_s", "simulate_s", "infer_s", "learn_s", "update_s"}
 ELSEWHERE = {"policy_grad_norm"}
 """Measured on other samples: each process probes its own."""
+EVALUATED = ("--evaluate-every", "2", "--evaluate-episodes", "1", "--evaluate-videos", "0")
 FREED = ("--no-use-lora", "--lora-rank", "4", "--learning-rate", "1e-4")
 
 
@@ -51,12 +53,17 @@ def weights(run: Path) -> dict[str, torch.Tensor]:
     return dict(loading.load(run / "last").model.state_dict())
 
 
+def timeless(run: Path) -> list[dict[str, Any]]:
+    """Return the figures of every update that do not depend on the machine's mood."""
+    return [{name: one[name] for name in one.keys() - TIMES} for one in training_rig.metrics(run)]
+
+
 def assert_alike(run: Path, other: Path) -> None:
     """Assert that both runs saw the same, and learned the same to 1e-5."""
-    lines, others = training_rig.metrics(run), training_rig.metrics(other)
+    lines, others = timeless(run), timeless(other)
     assert len(lines) == len(others) > 0
     for one, two in zip(lines, others, strict=True):
-        for name in one.keys() - TIMES - ELSEWHERE:
+        for name in one.keys() - ELSEWHERE:
             found, wanted = two[name], one[name]
             if isinstance(wanted, float):
                 wanted = pytest.approx(wanted, rel=1e-3, abs=1e-5)
@@ -71,32 +78,28 @@ def assert_alike(run: Path, other: Path) -> None:
     assert moved > 1e-4, "nothing was learned"
 
 
-@pytest.mark.parametrize("options", [(), FREED], ids=["lora", "whole"])
-def test_two_processes_equal_one_with_twice_the_environments(
-    tmp_path: Path, options: tuple[str, ...]
-) -> None:
-    """From flags to checkpoint, in a real simulation, with either way to spread a model."""
-    same = ("--num-updates", "2", *options)
-    rl_rig.train(tmp_path / "one", *ALL, *same)
-    for sharding in ("ddp", "fsdp"):
-        run = tmp_path / sharding
-        train_together(*rl_rig.flags(run, *EACH, *same, "--sharding", sharding))
-        assert_alike(tmp_path / "one", run)
-
-
-def test_two_processes_go_on_bit_for_bit(tmp_path: Path) -> None:
-    whole, resumed = tmp_path / "whole", tmp_path / "resumed"
-    train_together(*rl_rig.flags(whole, *EACH, "--save-every", "1", "--num-updates", "2"))
-    shutil.copytree(whole, resumed, symlinks=True)
+def test_two_processes_equal_one_with_twice_the_environments(tmp_path: Path) -> None:
+    """From flags to checkpoint, in a real simulation; and they go on bit for bit."""
+    one, two, resumed = (tmp_path / name for name in ("one", "two", "resumed"))
+    same = ("--num-updates", "2", "--save-every", "1")
+    rl_rig.train(one, *ALL, *same)
+    train_together(*rl_rig.flags(two, *EACH, *same))
+    assert_alike(one, two)
+    shutil.copytree(two, resumed, symlinks=True)
     shutil.rmtree(resumed / "checkpoint_final")
     train_together("--resume", str(resumed / "checkpoint_1"))
-    lines, others = (
-        [{name: one[name] for name in one.keys() - TIMES} for one in training_rig.metrics(run)]
-        for run in (whole, resumed)
-    )
-    assert lines == others
-    mine, theirs = weights(whole), weights(resumed)
+    assert timeless(resumed) == timeless(two)
+    mine, theirs = weights(resumed), weights(two)
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
+
+
+def test_two_processes_with_half_a_model_each_equal_one_with_all(tmp_path: Path) -> None:
+    """FSDP, all weights learning: rollouts gather them, evaluation by the first process, too."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    same = ("--num-updates", "2", *FREED, *EVALUATED)
+    rl_rig.train(one, *ALL, *same)
+    train_together(*rl_rig.flags(two, *EACH, *same, "--sharding", "fsdp"))
+    assert_alike(one, two)
 
 
 def children(pid: int) -> list[int]:

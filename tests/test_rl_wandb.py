@@ -42,16 +42,20 @@ def records(path: Path) -> Iterator[Any]:
 
     store = DataStore()
     store.open_for_scan(str(path))
-    while (found := store.scan_data()) is not None:
-        record = Record()
-        record.ParseFromString(found)
-        yield record
+    try:
+        while (found := store.scan_data()) is not None:
+            record = Record()
+            record.ParseFromString(found)
+            yield record
+    finally:
+        store.close()
 
 
 def test_an_offline_run_holds_figures_videos_and_checkpoints_with_their_origin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("crane_x7_vla_rl.sim.vector.make", lambda _: rl_rig.Scripted({}))
+    scripted = rl_rig.Scripted({(2, 0): "terminated"})
+    monkeypatch.setattr("crane_x7_vla_rl.sim.vector.make", lambda _: scripted)
     run, begun = tmp_path / "run", start(tmp_path / "sft")
     rl_rig.train(
         run, "--sft-checkpoint", str(begun), "--num-updates", "1", "--use-wandb",

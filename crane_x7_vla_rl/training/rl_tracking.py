@@ -139,6 +139,8 @@ def plot(run: Path) -> None:
         axis.set_xlabel("control steps", fontsize=8)
         if title in SHARES:
             axis.set_ylim(-0.02, 1.02)
+        elif "second" in title:
+            axis.set_ylim(bottom=0)
         if len(curves) > 1:
             axis.legend(fontsize=8)
     figure.savefig(run / PLOT, dpi=100)

@@ -243,7 +243,10 @@ class WandbRun:
         """Show videos beside the figures of an update, by their names."""
         import wandb
 
-        shown = {f"evaluation/{path.stem}": wandb.Video(str(path)) for path in videos}
+        shown = {
+            f"evaluation/{path.stem}": wandb.Video(str(path), format=path.suffix[1:])
+            for path in videos
+        }
         self.run.log(shown, step=step)
 
     def close(self) -> None:

@@ -277,7 +277,7 @@ def _probe(agent: Agent, batch: Batch, config: PpoConfig, where: str) -> float:
     loss = ppo.ppo_loss(judged, taken, _policy_alone(config)).total
     if not loss.requires_grad:
         ppo.check_gradient(0.0, largest, where)
-    torch.autograd.backward(loss)
+    torch.autograd.backward(loss * agent.accelerator.num_processes)  # see `_minibatch`
     norm = learner.clip(agent.module, math.inf)
     agent.forget()
     if not math.isfinite(norm):
