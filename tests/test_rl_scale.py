@@ -26,7 +26,8 @@ TIMES = {"env_steps_s", "simulate_s", "infer_s", "learn_s", "update_s"}
 ELSEWHERE = {"policy_grad_norm"}
 """Measured on other samples: each process probes its own."""
 EVALUATED = ("--evaluate-every", "2", "--evaluate-episodes", "1", "--evaluate-videos", "0")
-FREED = ("--no-use-lora", "--lora-rank", "4", "--learning-rate", "1e-4")
+FREED = ("--no-use-lora", "--learning-rate", "5e-6")
+"""Slowly: AdamW makes whole steps even of gradients that are 0 but for rounding."""
 
 
 def finish(process: subprocess.Popen[str] | WarmProcess) -> str:
@@ -75,7 +76,7 @@ def assert_alike(run: Path, other: Path) -> None:
     assert distances[farthest] <= 1e-5, (farthest, distances[farthest])
     before = loading.load(rl_rig.base()).model.state_dict()
     moved = max(float((mine[name] - before[name]).abs().max()) for name in mine)
-    assert moved > 1e-4, "nothing was learned"
+    assert moved > 2e-5, "nothing was learned"
 
 
 def test_two_processes_equal_one_with_twice_the_environments(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from crane_x7_vla_rl.training.lineage import Lineage
 from crane_x7_vla_rl.training.publish import Artifacts
 from tests import rl_rig, training_rig
 
-pytestmark = pytest.mark.timeout(training_rig.PATIENCE_S + 100)
+pytestmark = pytest.mark.timeout(3 * training_rig.PATIENCE_S + 100)
 STARTED = "acme/arms/lift:r0.checkpoint-final"
 """What the fine-tuned checkpoint that runs here start from is called at W&B."""
 
