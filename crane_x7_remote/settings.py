@@ -93,6 +93,9 @@ checkpoint says, else no."""
     """Seconds after which a prediction is given up and its result thrown away."""
     trajectory_validity: Positive = 0.5
     """Seconds after its frame at which a receiver must refuse a trajectory."""
+    max_jump: Positive = 1.0
+    """Radians by which a target may be away from where its arm joint is; a policy whose targets \
+are goals rather than steps needs more."""
     dry_run: bool = False
     """Predict and check, but publish nothing."""
 

@@ -194,4 +194,5 @@ def loop_command(plan: Plan, port: int, metrics: Path) -> list[str]:
     if plan.model is None:
         return command
     model = ["--vla-model-path", plan.model.path, "--vla-device", plan.model.device]
-    return [*command, *model, "--vla-temperature", f"{plan.skills.temperature:g}"]
+    asked = ["--vla-temperature", f"{plan.skills.temperature:g}"]
+    return [*command, *model, *asked, "--max-jump", f"{plan.skills.max_jump_rad:g}"]

@@ -85,10 +85,11 @@ def run(args: argparse.Namespace) -> int:
         signal.signal(number, on_signal)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     deadline_s = time.monotonic() + settings.peer_wait_timeout
+    limits = Limits(max_jump_rad=settings.max_jump)
     config = _loop_config(settings, args.session or secrets.token_hex(4))
     with RosbridgeClient(_client_config(settings)) as client:
         policy = _load(name, settings)
-        loop = InferenceLoop(client, policy, config, Limits(), time.monotonic)
+        loop = InferenceLoop(client, policy, config, limits, time.monotonic)
         ends.append(loop)
         try:
             _warm_up(loop, name)

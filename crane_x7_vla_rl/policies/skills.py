@@ -16,7 +16,7 @@ from crane_x7_vla_rl.policies.base import PolicyLoadError
 from crane_x7_vla_rl.scenes import COLOUR_NAMES, EPISODE_S
 
 SKILLS: Final = "skills.json"
-OPTIONAL: Final = {"temperature", "lets_go"}
+OPTIONAL: Final = {"temperature", "max_jump_rad", "lets_go"}
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,8 @@ class Skills:
     """At which it is to be asked."""
     temperature: float = 0.0
     """Of its tokens, where it does best."""
+    max_jump_rad: float = 1.0
+    """By how much its targets may be away from where the arm is; the loop refuses what is more."""
     lets_go: bool = True
     """Whether it puts down what it holds for a new task; else somebody must take it."""
 
@@ -98,5 +100,6 @@ _EXPECTED: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
     "instructions": (_is_words, "a list of tasks in words"),
     "rate_hz": (_number(0.1, 200), "0.1 to 200 Hz"),
     "temperature": (_number(0, 10), "0 to 10"),
+    "max_jump_rad": (_number(0.01, 10), "0.01 to 10 rad"),
     "lets_go": (lambda value: isinstance(value, bool), "true or false"),
 }
