@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+import wandb
 
 from crane_x7_vla_rl.policies.base import ModelOptions, load_policy
 from crane_x7_vla_rl.policies.openvla import loading
@@ -205,11 +206,16 @@ def test_a_run_whose_time_is_up_ends_as_any_other(
 def test_w_and_b_gets_figures_and_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    wandb.teardown()  # it reads variables once
     monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_DIR", str(tmp_path))
     monkeypatch.setattr("crane_x7_vla_rl.sim.vector.make", lambda _: rl_rig.Scripted({}))
     run = tmp_path / "run"
-    rl_rig.train(run, "--num-updates", "1", "--use-wandb", "--wandb-artifacts", "every-save")
-    (recorded,) = (run / "wandb").glob("offline-run-*/*.wandb")
+    try:
+        rl_rig.train(run, "--num-updates", "1", "--use-wandb", "--wandb-artifacts", "every-save")
+    finally:
+        wandb.teardown()
+    (recorded,) = (tmp_path / "wandb").glob("offline-run-*/*.wandb")
     said = recorded.read_bytes()
     for text in (b"train/env_steps", b"train/approx_kl", b"checkpoint_final"):
         assert text in said

@@ -10,7 +10,6 @@ Legend: N scenes, C cubes, K contacts. World frame as in sim.scene. Lengths in m
 from __future__ import annotations
 
 import importlib.util
-import os
 from typing import Any, Final
 
 import numpy as np
@@ -74,7 +73,7 @@ class GenesisScenes:
 
     def __init__(self, config: VectorConfig) -> None:
         """Build and compile, which takes minutes at the first time on a machine."""
-        os.environ.setdefault("PYOPENGL_PLATFORM", "egl")  # draws without a display
+        _draw_without_a_display()
         import genesis
 
         self._world, self._count = config.world, config.num_envs
@@ -275,6 +274,17 @@ class GenesisScenes:
 
     def _tensor(self, values: Any) -> torch.Tensor:
         return torch.tensor(values, dtype=torch.float32, device=self.device)
+
+
+def _draw_without_a_display() -> None:
+    """Let OpenGL bind to EGL, also where `ssh -X` has set a display, unless the user has chosen.
+
+    PyOpenGL binds once, when genesis imports it. Its platform is PYOPENGL_PLATFORM.
+    """
+    import OpenGL
+
+    if OpenGL.environ_key("PLATFORM", None) is None:
+        OpenGL.setPlatform("egl")
 
 
 def _paint(genesis: Any, colour: tuple[float, float, float]) -> Any:

@@ -2,17 +2,21 @@
 
 A CPU simulates one scene per environment and draws it on one core, so scenes go into processes of
 their own. What each does is a function made inside it; requests and answers are pickled over a
-pipe. A worker ends when its pipe does: none outlives the one who asked.
+pipe. A worker ends when its pipe does: none outlives the one who asked. SIGTERM and Ctrl-C, which
+reach a whole process group, are for the one who asked alone: a trainer that is told to end still
+needs its simulations for a moment.
 """
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, Final, Self
@@ -25,6 +29,8 @@ END_S: Final = 10.0
 """A worker that is asked to end and does not, within this time, is killed."""
 SIMULATION: Final = "crane_x7_vla_rl.sim.world"
 """Imported once, which takes seconds of each core, in a process that all workers are copies of."""
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+"""What workers leave to the one who asked."""
 ANSWER_S: Final = 600.0
 """The first answer waits for the simulation to start; seconds, minutes on a busy machine."""
 
@@ -43,11 +49,19 @@ class Workers:
             process, pipe = self._start()
             self._processes.append(process)
             self._pipes.append(pipe)
+        # Before multiprocessing waits for processes that it has sent a SIGTERM.
+        atexit.register(self.close)
 
     def _start(self) -> tuple[Any, Connection]:
         here, there = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(there, self._make), daemon=True)
-        process.start()
+        resource_tracker.ensure_running()  # it unblocks signals when it starts
+        # Whoever is started here, the server of copies too, begins with what is blocked here.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
         there.close()
         return process, here
 
@@ -104,6 +118,7 @@ class Workers:
 
     def close(self) -> None:
         """End all processes, by force where they do not."""
+        atexit.unregister(self.close)
         for pipe in self._pipes:
             pipe.close()
         deadline = time.monotonic() + END_S
@@ -123,8 +138,9 @@ class Workers:
 
 
 def _serve(pipe: Connection, make: Callable[[], Handler]) -> None:
-    """Answer until the pipe ends. An interrupt is for the parent, who closes the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Answer until the pipe ends. A signal is for the parent, who closes the pipe."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     os.putenv("LP_NUM_THREADS", "1")  # lavapipe's; one process per core
     handler: Handler | None = None
     while True:

@@ -21,6 +21,7 @@ from torch.distributed.checkpoint.state_dict import (
     get_optimizer_state_dict,
     set_optimizer_state_dict,
 )
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 
 from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.merged import Merged
@@ -55,6 +56,9 @@ class ActorCritic(nn.Module):
             values = self.value_head(found.hidden.detach() if detach else found.hidden)
         return Judged(found.log_probs, found.entropy, values)
 
+    def ready(self) -> None:
+        """Do nothing, as a first pass forward: FSDP then knows which module is the whole."""
+
 
 @dataclass(frozen=True, eq=False)
 class Agent:
@@ -76,9 +80,21 @@ class Agent:
         """The model that acts, adapters included."""
         return self.core.policy
 
-    def actor(self) -> OpenVLA:
-        """Return the model to act with until the next step of the optimizer."""
-        return self.policy if self.merged is None else self.merged.refresh()
+    @contextmanager
+    def acting(self) -> Iterator[OpenVLA]:
+        """Yield the policy, ready to act; every process must enter, none must wait.
+
+        FSDP's parts are gathered once for a whole rollout: gathering each layer for each token
+        would take hundreds of times as long, and processes would have to act in step.
+        """
+        if self.merged is not None:
+            yield self.merged.refresh()
+            return
+        self.core.ready()
+        with learner.gathered(self.module):
+            yield self.policy
+        if not self.policy.owns_memory:
+            self.policy.forget_rollouts()
 
     @torch.no_grad()
     def worth(self, hidden: Tensor) -> Tensor:
@@ -165,15 +181,17 @@ def build(
     if not learning:
         raise PpoError("no weight of the policy may learn; add adapters, or free its weights")
     module = learner.spread(core, sharding, accelerator)
-    merged = Merged(policy) if _mergeable(policy, sharding) else None
+    policy.owns_memory = not isinstance(module, FSDPModule)
+    register_fsdp_forward_method(module, "ready")  # FSDP alone does anything here
+    merged = Merged(policy) if policy.owns_memory and _mergeable(policy) else None
     optimizer = _optimizer(core, config)
     return Agent(accelerator, module, core, optimizer, config.max_grad_norm, merged)
 
 
-def _mergeable(policy: OpenVLA, sharding: str) -> bool:
+def _mergeable(policy: OpenVLA) -> bool:
     """Whether a copy with adapters added answers as the policy does."""
-    whole = all(parameter.dtype == torch.float32 for parameter in policy.parameters())
-    return has_adapters(policy) and whole and sharding != "fsdp"
+    exact = all(parameter.dtype == torch.float32 for parameter in policy.parameters())
+    return exact and has_adapters(policy)
 
 
 def _optimizer(core: ActorCritic, config: PpoConfig) -> torch.optim.Optimizer:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from crane_x7_vla_rl.training import settings
 from crane_x7_vla_rl.training.errors import OutputError
 from crane_x7_vla_rl.training.rl_config import TEMPLATES, template
 
@@ -21,8 +22,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the template; raises OutputError where the file exists or cannot be written."""
-    text = template(args.template)
+    """Write the template, above what variables say.
+
+    Raises ConfigError for a wrong variable, OutputError where the file exists or cannot be written.
+    """
+    text = template(args.template, settings.layers())
     if args.output is None:
         print(text, end="")
         return 0

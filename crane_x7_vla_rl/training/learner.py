@@ -7,8 +7,8 @@ everything but the action head is: its logits stay float32, as in rollouts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -313,6 +313,27 @@ def spread(
             fully_shard(module, mesh=mesh)
     fully_shard(loss, mesh=mesh)
     return loss
+
+
+@contextmanager
+def gathered(module: nn.Module) -> Iterator[None]:
+    """Hold all weights of a module that `spread` returned in each process, for a while.
+
+    Meanwhile they may be read, in as many passes as each process likes. The memory is that of one
+    model, beside this process's part of it.
+    """
+    parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    for part in parts:
+        part.unshard()
+        if part is not module:  # the outermost part stays gathered after a pass, by default
+            part.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+            if part is not module:
+                part.set_reshard_after_forward(True, recurse=False)
 
 
 def _autocast(model: OpenVLA, device: torch.device) -> None:

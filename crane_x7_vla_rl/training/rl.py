@@ -16,7 +16,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -24,6 +24,7 @@ import torch
 from accelerate.utils import broadcast_object_list, gather_object
 
 from crane_x7_vla_rl.policies.base import ModelOptions
+from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy
 from crane_x7_vla_rl.sim.errors import SimError
 from crane_x7_vla_rl.training import (
@@ -37,10 +38,13 @@ from crane_x7_vla_rl.training import (
 from crane_x7_vla_rl.training.errors import ConfigError, NotFiniteError, OutOfMemoryError
 from crane_x7_vla_rl.training.evaluate import VIDEOS, EvaluateConfig
 from crane_x7_vla_rl.training.interrupt import Interrupt
+from crane_x7_vla_rl.training.lineage import Lineage
+from crane_x7_vla_rl.training.outcomes import Outcomes, Recent, Sums
+from crane_x7_vla_rl.training.publish import artifact_in
 from crane_x7_vla_rl.training.rl_config import RlConfig
 from crane_x7_vla_rl.training.rl_run import NEVER, RlRun, open_run
 from crane_x7_vla_rl.training.rl_tracking import RlFigures
-from crane_x7_vla_rl.training.rollout import Clock, Collected, collect
+from crane_x7_vla_rl.training.rollout import Clock, collect
 from crane_x7_vla_rl.training.sft import FINISH_S, INTERRUPTED_S, UNDONE
 from crane_x7_vla_rl.training.sft_command import Resumption
 from crane_x7_vla_rl.training.training_state import Progress
@@ -74,51 +78,28 @@ def train(
         logger.warning("not uploaded (listed in %s):\n%s", run.folder / UNDONE, "\n".join(undone))
 
 
-def _check_length(run: RlRun) -> None:
-    """Refuse rollouts in which grpo would see short episodes alone."""
+def _longest(run: RlRun) -> int:
+    """Return how many decisions an episode may take."""
     world = run.config.env.world(round(1 / run.cast.codec.inputs.period_s))
-    longest = -(-world.max_steps // run.cast.codec.inputs.chunk_steps)
+    return -(-world.max_steps // run.cast.codec.inputs.chunk_steps)
+
+
+def _check_length(run: RlRun) -> None:
+    """Refuse rollouts in which grpo would see short episodes alone; warn where ppo would."""
+    longest, save_every = _longest(run), run.config.output.save_every
     if run.config.ppo.algorithm == "grpo" and run.cast.steps < longest:
         raise ConfigError(
             f"training.rollout_steps is {run.cast.steps}, but an episode may take {longest}"
             " decisions, and grpo learns from whole episodes alone: give --rollout-steps"
             f" {longest} or more"
         )
-
-
-@dataclass(frozen=True)
-class Sums:
-    """What all processes found in a rollout together."""
-
-    episodes: int
-    successes: int
-    rewards: float
-    episode_steps: int
-    env_steps: int
-    discarded: int
-
-    @classmethod
-    def of(cls, run: RlRun, found: Collected) -> Sums:
-        """Every process must call it."""
-        mine = torch.tensor(
-            [
-                len(found.episodes),
-                sum(one.success for one in found.episodes),
-                sum(one.total_reward for one in found.episodes),
-                sum(one.steps for one in found.episodes),
-                found.env_steps,
-                found.discarded,
-            ],
-            dtype=torch.float64,
-        )
-        total = run.agent.sum(mine.to(run.accelerator.device)).tolist()
-        return cls(
-            int(total[0]), int(total[1]), total[2], int(total[3]), int(total[4]), int(total[5])
-        )
-
-    def mean(self, figure: float) -> float | None:
-        """Per episode."""
-        return figure / self.episodes if self.episodes else None
+    if run.is_first and save_every * run.cast.steps < longest:
+        logger.warning(
+            "episodes begin anew at each checkpoint, which is after %d decisions, but may take %d:"
+            " none will run into its time limit, so what fails is seen too seldom; raise"
+            " --save-every to %d", save_every * run.cast.steps, longest,
+            -(-longest // run.cast.steps),
+        )  # fmt: skip
 
 
 class _Loop:
@@ -126,7 +107,12 @@ class _Loop:
 
     def __init__(self, run: RlRun, progress: Progress, interrupt: Interrupt) -> None:
         self.run, self.progress, self.interrupt = run, progress, interrupt
-        self.best = float((progress.position or {}).get("best", NEVER))
+        before = progress.position or {}
+        self.best = float(before.get("best", NEVER))
+        self.recent = Recent(before.get("recent", ()))
+        self.outcomes = Outcomes(_longest(run), run.cast.codec.inputs.chunk_steps)
+        self.known: dict[str, Any] = {}
+        """What is known of the newest update's policy, for its checkpoint."""
         self.saved = progress.step if progress.position is not None else -1
         self.began_s = run.clock()
         self.scenes = run.env.state_dict()
@@ -168,7 +154,8 @@ class _Loop:
             found = collect(run.cast, number, lambda: self.interrupt.wanted, run.clock)
         if self._agree(found is None) or found is None:
             return False
-        sums = Sums.of(run, found)
+        counted = self.outcomes.add(found.episodes, found.ended, run.cast.steps)
+        sums = Sums.of(run.agent, found, counted)
         learning_s = run.clock()
         lower = f"--micro-batch-size, now {run.config.ppo.micro_batch_size}"
         with self._rescue("learning", lower, together=True):
@@ -182,6 +169,7 @@ class _Loop:
             samples=self.progress.samples + sums.env_steps,
         )
         figures = _figures(run, self.progress, sums, metrics) | {
+            "recent_success": self.recent.add(sums.counted, sums.counted_successes),
             "simulate_s": found.simulate_s,
             "infer_s": found.infer_s,
             "learn_s": ended_s - learning_s,
@@ -203,6 +191,8 @@ class _Loop:
             is_better = success > self.best
             self.best = max(success, self.best)
         self.run.tracker.log(RlFigures(**figures))
+        names = ("env_steps", "success", "recent_success", "evaluation_success")
+        self.known = {name: figures.get(name) for name in names}
         self.scenes = self.run.env.state_dict()
         due = step % config.output.save_every == 0
         if not (due or is_better):
@@ -217,6 +207,7 @@ class _Loop:
         """Begin the running episodes anew, as a run does that goes on from what is saved now."""
         env = self.run.env
         env.load_state_dict(env.state_dict())
+        self.outcomes.restart()
         self.scenes = env.state_dict()
 
     def _begin_all(self) -> None:
@@ -225,12 +216,14 @@ class _Loop:
         self.run.env.load_state_dict(
             state | {"episodes": [episode + 1 for episode in state["episodes"]]}
         )
+        self.outcomes.restart()
         self.scenes = self.run.env.state_dict()
 
     def _evaluate(self) -> float:
         """Return the rate of success on unseen scenes; the first process rolls out for all."""
         run = self.run
-        found = [_success(run, self.progress.step) if run.is_first else None]
+        with run.agent.acting() as policy:
+            found = [_success(run, policy, self.progress.step) if run.is_first else None]
         (success,) = broadcast_object_list(found)
         return float(success or 0.0)
 
@@ -247,10 +240,15 @@ class _Loop:
             wandb_run = run.tracker.wandb_run
             known = replace(
                 self.progress,
-                position={"environments": scenes, "best": self.best},
+                position={
+                    "environments": scenes,
+                    "best": self.best,
+                    "recent": self.recent.state(),
+                },
                 wandb_run=wandb_run.id if wandb_run else self.progress.wandb_run,
             )
             target = run.folder / name
+            places = run.at_end if name == FINAL else run.every_save
 
             def write(folder: Path) -> None:
                 _write_policy(run, folder, target, tensors)
@@ -258,10 +256,14 @@ class _Loop:
                     value.write(folder, head)
                 (folder / checkpoint.CONFIG).write_text(config_tree.to_yaml(run.config))
                 training_state.write(folder, known, optimizer, randoms)
+                origin = Lineage(
+                    run.config.start.model, run.made_from, artifact_in(places, name), known.step,
+                    {"base": run.base.name or str(run.base.folder), **self.known},
+                )  # fmt: skip
+                origin.write(folder)
 
             checkpoint.save(run.folder, name, self.progress.step, write)
-            final = name == FINAL
-            run.uploads.offer(target, run.at_end if final else run.every_save)
+            run.uploads.offer(target, places)
             pending, apart = run.uploads.pending(), (BEST, FINAL)
             checkpoint.prune(run.folder, run.config.output.keep, pending, apart)
             rl_tracking.plot(run.folder)
@@ -353,7 +355,7 @@ def _figures(run: RlRun, progress: Progress, sums: Sums, metrics: Metrics) -> di
     }
 
 
-def _success(run: RlRun, step: int) -> float:
+def _success(run: RlRun, policy: OpenVLA, step: int) -> float:
     """Evaluate in this process; write results and videos, and show the latter to W&B."""
     from crane_x7_vla_rl.data.files import write_json
     from crane_x7_vla_rl.training.evaluate_report import summary
@@ -377,8 +379,8 @@ def _success(run: RlRun, step: int) -> float:
         videos=settings.videos,
     )
     evaluation.output.mkdir(parents=True, exist_ok=True)
-    acting = replace(run.loaded, model=run.agent.actor())
-    results = summary(evaluation, roll_out(OpenVLAPolicy(acting, model), evaluation))
+    acting = OpenVLAPolicy(replace(run.loaded, model=policy), model)
+    results = summary(evaluation, roll_out(acting, evaluation))
     write_json(evaluation.output / "results.json", results)
     if run.tracker.wandb_run is not None:
         run.tracker.wandb_run.show(sorted((evaluation.output / VIDEOS).glob("*.mp4")), step)

@@ -1,4 +1,4 @@
-"""`train`: from flags, files and a checkpoint to one `RlConfig`, and from failures to exit codes.
+"""`train`: from variables, files, flags and a checkpoint to one `RlConfig`, and to exit codes.
 
 A resumed run starts from the configuration that its checkpoint holds; files, flags and overrides
 given now count more, and what they change is listed. A checkpoint that is not whole gives way to
@@ -12,9 +12,9 @@ import logging
 from pathlib import Path
 from typing import Final
 
-from crane_x7_vla_rl.training import checkpoint, config_tree
+from crane_x7_vla_rl.training import checkpoint, config_tree, settings
 from crane_x7_vla_rl.training.config_tree import Layer
-from crane_x7_vla_rl.training.errors import DataProblemError, ResumeError
+from crane_x7_vla_rl.training.errors import ResumeError, SimulationError
 from crane_x7_vla_rl.training.rl_config import RlConfig
 from crane_x7_vla_rl.training.sft_command import Resumption
 
@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     try:
         train(config, resumption)
     except SimError as error:
-        raise DataProblemError(str(error)) from error
+        raise SimulationError(str(error)) from error
     return 0
 
 
@@ -57,7 +57,7 @@ def read(args: argparse.Namespace) -> tuple[RlConfig, Resumption | None]:
     """Return the configuration and where to go on; raises ConfigError, ResumeError."""
     wanted = config_tree.layers(args, RlConfig)
     if args.resume is None:
-        return config_tree.build(RlConfig, wanted), None
+        return config_tree.build(RlConfig, [*settings.layers(), *wanted]), None
     folder = locate(args.resume)
     before = config_tree.read_file(folder / checkpoint.CONFIG)
     old = config_tree.build(RlConfig, [before])

@@ -6,7 +6,7 @@ of flags are those of the trainer that this one replaces; what it did not have f
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -301,6 +301,7 @@ TEMPLATES: Final[Mapping[str, Mapping[str, Any]]] = {
 to learn in earnest, on a GPU with 80 GB."""
 
 
-def template(name: str) -> str:
-    """Return a whole configuration as YAML."""
-    return config_tree.to_yaml(config_tree.build(RlConfig, [Layer(name, TEMPLATES[name])]))
+def template(name: str, below: Sequence[Layer] = ()) -> str:
+    """Return a whole configuration as YAML; what it leaves at its default, `below` may change."""
+    wanted = [*below, Layer(name, TEMPLATES[name])]
+    return config_tree.to_yaml(config_tree.build(RlConfig, wanted))

@@ -31,6 +31,7 @@ from crane_x7_vla_rl.training import (
     checkpoint,
     config_tree,
     learner,
+    lineage,
     rl_tracking,
     training_state,
     value,
@@ -73,6 +74,8 @@ class RlRun:
     clock: Clock
     threads: int
     """Of an update on a CPU, where simulations wait meanwhile: as many as torch began with."""
+    made_from: str | None
+    """What it starts from is called at W&B."""
 
     @property
     def folder(self) -> Path:
@@ -146,6 +149,7 @@ def open_run(
             yield RlRun(
                 config, cast, loaded, _around(loaded, codec), Base.of(model, loaded.layout),
                 tracker, Uploads(at_end), every, at_end, clock, threads,
+                lineage.made_from(config.start.model, resumed),
             ), progress  # fmt: skip
     finally:
         env.close()

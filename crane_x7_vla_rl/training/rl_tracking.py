@@ -6,6 +6,7 @@ Figures of rollout, update and evaluation come in; a line, a bar's text and `cur
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -13,14 +14,19 @@ from typing import Any, Final
 from crane_x7_vla_rl.training.tracking import METRICS, Step, short
 
 PLOT: Final = "curves.png"
-DRAWN: Final = (
-    ("success", "success of sampled episodes"),
-    ("evaluation_success", "success in evaluation"),
-    ("approx_kl", "KL to the policy that acted, nats"),
-    ("clip_fraction", "ratios clipped"),
-    ("explained_variance", "explained variance"),
-    ("entropy", "entropy, nats per token"),
-)
+DRAWN: Final[Mapping[str, Mapping[str, str]]] = {
+    "success of sampled episodes": {"success": "this rollout's", "recent_success": "recent"},
+    "success in evaluation": {"evaluation_success": ""},
+    "return of sampled episodes": {"episode_return": ""},
+    "KL to the policy that acted, nats": {"approx_kl": ""},
+    "ratios clipped": {"clip_fraction": ""},
+    "explained variance of returns": {"explained_variance": ""},
+    "entropy, nats per token": {"entropy": ""},
+    "control steps per second": {"env_steps_s": ""},
+    "seconds of an update": {"simulate_s": "simulate", "infer_s": "infer", "learn_s": "learn"},
+}
+"""Title of each picture, and its curves with their names."""
+SHARES: Final = ("success of sampled episodes", "success in evaluation", "ratios clipped")
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,8 @@ class RlFigures(Step):
     episodes: int
     """That ended in this rollout."""
     success: float | None
-    """Share of them; None where none ended."""
+    """Share of them; None where none ended. Too high in the rollouts after a start or checkpoint,
+    where only short episodes have had the time to end."""
     episode_return: float | None
     """Mean, not discounted."""
     episode_steps: float | None
@@ -66,6 +73,9 @@ class RlFigures(Step):
     """All time from update to update, evaluation and saving left out."""
     evaluation_success: float | None = None
     """Of the evaluation after this update."""
+    recent_success: float | None = None
+    """Share of the newest 100 episodes or a few more whose time limit has passed, however they
+    ended: what `success` is without its haste, and smoother; see `outcomes`."""
 
 
 def line(figures: RlFigures) -> str:
@@ -81,7 +91,8 @@ def line(figures: RlFigures) -> str:
 def bar(figures: RlFigures) -> str:
     """Return what stands below the bar."""
     return (
-        f"success {_percent(figures.success)} · return {_number(figures.episode_return)} · KL"
+        f"success {_percent(figures.recent_success)} (this rollout {_percent(figures.success)})"
+        f" · return {_number(figures.episode_return)} · KL"
         f" {figures.approx_kl:.3f} · clipped {figures.clip_fraction:.0%} · explained"
         f" {figures.explained_variance:.2f} · {figures.env_steps_s:.1f} steps/s (simulate"
         f" {figures.simulate_s:.1f} s, infer {figures.infer_s:.1f} s, learn"
@@ -91,7 +102,8 @@ def bar(figures: RlFigures) -> str:
 
 def _shares(figures: RlFigures) -> str:
     return (
-        f"succ:{_percent(figures.success)} retn:{_number(figures.episode_return)}"
+        f"succ:{_percent(figures.success)} rcnt:{_percent(figures.recent_success)}"
+        f" retn:{_number(figures.episode_return)}"
         f" kl:{figures.approx_kl:.3f} clip:{figures.clip_fraction:.2f}"
         f" expv:{figures.explained_variance:.2f}"
     )
@@ -118,14 +130,28 @@ def plot(run: Path) -> None:
     lines: list[dict[str, Any]] = [
         json.loads(text) for text in (run / METRICS).read_text().splitlines()
     ]
-    figure = Figure(figsize=(11, 6), layout="constrained")
-    axes = figure.subplots(2, 3).flat
-    for axis, (name, title) in zip(axes, DRAWN, strict=True):
-        points = [(one["env_steps"], one[name]) for one in lines if one[name] is not None]
-        style = "o-" if name == "evaluation_success" else "-"
-        axis.plot(*zip(*points, strict=True) if points else ([], []), style)
+    figure = Figure(figsize=(12, 9), layout="constrained")
+    axes = figure.subplots(3, 3).flat
+    for axis, (title, curves) in zip(axes, DRAWN.items(), strict=True):
+        for name, label in curves.items():
+            _draw(axis, lines, name, label)
         axis.set_title(title, fontsize=9)
         axis.set_xlabel("control steps", fontsize=8)
-        if "success" in name or name == "clip_fraction":
+        if title in SHARES:
             axis.set_ylim(-0.02, 1.02)
+        elif "second" in title:
+            axis.set_ylim(bottom=0)
+        if len(curves) > 1:
+            axis.legend(fontsize=8)
     figure.savefig(run / PLOT, dpi=100)
+
+
+def _draw(axis: Any, lines: Sequence[Mapping[str, Any]], name: str, label: str) -> None:
+    """Draw one figure over control steps; what has few points, or is alone, as dots, too."""
+    points = [(one["env_steps"], one[name]) for one in lines if one.get(name) is not None]
+    dots = name == "evaluation_success" or len(points) == 1
+    thin = {"alpha": 0.4, "linewidth": 0.8} if name == "success" else {}
+    axis.plot(
+        *zip(*points, strict=True) if points else ([], []), "o-" if dots else "-",
+        label=label or name, **thin,
+    )  # fmt: skip

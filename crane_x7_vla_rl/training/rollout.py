@@ -2,8 +2,8 @@
 
 Environments take turns in groups: while one group is simulated, the policy looks at the next. Each
 picture is cut and squashed once, into the buffer; the policy acts on those bytes, and updates learn
-from the same ones. Actions are drawn from a generator that the update's number seeds, so that a
-resumed run draws the same.
+from the same ones. Actions are drawn from generators that the numbers of update and environment
+seed, so that a resumed run draws the same, on however many processes the environments are.
 
 Legend: T steps of a rollout, N environments of this process, n of a group, D tokens of an answer,
 S pixels of a side.
@@ -22,6 +22,7 @@ from PIL import Image as Pil
 from torch import Tensor
 
 from crane_x7_vla_rl.kinematics import UnreachableError
+from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.codec import Codec
 from crane_x7_vla_rl.policies.openvla.image import View, cut
 from crane_x7_vla_rl.policies.openvla.resample import resize
@@ -32,7 +33,7 @@ from crane_x7_vla_rl.training import grpo, ppo
 from crane_x7_vla_rl.training.agent import Agent
 from crane_x7_vla_rl.training.errors import NotFiniteError
 from crane_x7_vla_rl.training.ppo_config import PpoConfig
-from crane_x7_vla_rl.training.rollout_buffer import Buffer
+from crane_x7_vla_rl.training.rollout_buffer import Buffer, mixed
 from crane_x7_vla_rl.types import Array
 
 Clock = Callable[[], float]
@@ -63,6 +64,8 @@ class Collected:
     buffer: Buffer
     episodes: tuple[Episode, ...]
     """Those that ended."""
+    ended: tuple[int, ...]
+    """The step in which each of them did."""
     env_steps: int
     """Control steps that were carried out."""
     discarded: int
@@ -80,16 +83,17 @@ def collect(
 
     Raises SimError, and NotFiniteError for what the simulation says that is not a number.
     """
-    return _Collection(cast, number, clock).run(stop)
+    with cast.agent.acting() as policy:
+        return _Collection(cast, policy, number, clock).run(stop)
 
 
 class _Collection:
     """A rollout while it is made."""
 
-    def __init__(self, cast: Cast, number: int, clock: Clock) -> None:
-        self.cast, self.number, self.clock = cast, number, clock
+    def __init__(self, cast: Cast, policy: OpenVLA, number: int, clock: Clock) -> None:
+        self.cast, self.policy, self.number, self.clock = cast, policy, number, clock
         steps, count = cast.steps, cast.env.num_envs
-        self.policy, device = cast.agent.actor(), cast.agent.accelerator.device
+        device = cast.agent.accelerator.device
         side, answer = self.policy.config.image_size, cast.codec.answer_length
         self.images = torch.empty(steps, count, side, side, 3, dtype=torch.uint8, device=device)
         self.patches: Tensor | None = None
@@ -106,12 +110,15 @@ class _Collection:
         self.began = [0] * count
         """Step of this rollout in which each environment's episode began, or 0."""
         self.episodes: list[Episode] = []
+        self.ended: list[int] = []
         self.env_steps = 0
         self.simulate_s = self.infer_s = 0.0
-        rank = cast.agent.accelerator.process_index
-        drawn = np.random.SeedSequence((cast.seed, number, rank)).generate_state(1, np.uint64)[0]
-        generator = torch.Generator(device).manual_seed(int(drawn) >> 1)
-        self.sampling = Sampling(cast.config.temperature, generator)
+        first = cast.agent.accelerator.process_index * count
+        self.generators = [
+            torch.Generator(device).manual_seed(mixed(cast.seed, number, first + env))
+            for env in range(count)
+        ]
+        """One for each environment, whichever process it is in."""
 
     def run(self, stop: Callable[[], bool]) -> Collected | None:
         """Roll out; the environments are idle afterwards."""
@@ -144,7 +151,8 @@ class _Collection:
         seen = self.policy.normalise(shown)
         if self.cast.keep_patches:
             seen = self._keep(step, part, seen)
-        chosen = self._ask(seen, prompts, self.cast.codec.answer_length, self.sampling)
+        how = Sampling(self.cast.config.temperature, self.generators[part])
+        chosen = self._ask(seen, prompts, self.cast.codec.answer_length, how)
         self.prompts[step][part] = prompts
         self.instructions[step][part] = views.instructions
         self.tokens[step, part] = chosen.tokens.cpu()
@@ -171,6 +179,7 @@ class _Collection:
         self.counted[step, part] = places < taken[:, None]
         self.env_steps += int(taken.sum())
         self.episodes += steps.episodes
+        self.ended += [step] * len(steps.episodes)
         self._note_ends(step, envs, steps)
         if steps.final is not None:
             self._value_final(step, envs, steps.final)
@@ -287,6 +296,7 @@ class _Collection:
         return Collected(
             buffer=buffer,
             episodes=tuple(self.episodes),
+            ended=tuple(self.ended),
             env_steps=self.env_steps,
             discarded=int(self.lost.sum()),
             simulate_s=self.simulate_s,

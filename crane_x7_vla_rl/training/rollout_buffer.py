@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -96,6 +97,11 @@ class Buffer:
                 step, environment = found[0].tolist()
                 return f"{name} of step {step} in environment {environment}"
         return ""
+
+
+def mixed(*numbers: int) -> int:
+    """Return a seed of 63 bits that differs for any other numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 
 def shuffled(steps: int, environments: int, generator: torch.Generator) -> Tensor:

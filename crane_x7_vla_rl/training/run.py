@@ -27,7 +27,7 @@ from crane_x7_vla_rl.policies.openvla.checkpoint_files import read_json
 from crane_x7_vla_rl.policies.openvla.codec import POLICY, Codec, Inputs
 from crane_x7_vla_rl.policies.openvla.image import WHOLE
 from crane_x7_vla_rl.policies.openvla.layout import STATISTICS, TOKENIZER
-from crane_x7_vla_rl.training import checkpoint, config_tree, learner, training_state
+from crane_x7_vla_rl.training import checkpoint, config_tree, learner, lineage, training_state
 from crane_x7_vla_rl.training.config import AugmentationConfig, PublishConfig, SftConfig
 from crane_x7_vla_rl.training.errors import ConfigError
 from crane_x7_vla_rl.training.learner import Learner
@@ -69,6 +69,8 @@ class Run:
     at_end: tuple[Place, ...]
     """Where the last one is uploaded to."""
     clock: Clock
+    made_from: str | None
+    """What it starts from is called at W&B."""
 
     @property
     def folder(self) -> Path:
@@ -139,7 +141,7 @@ def open_run(
             uploads = Uploads(at_end)
             yield Run(
                 config, source, batches, taught, codec, around, base, tracker, uploads, every_save,
-                at_end, clock,
+                at_end, clock, lineage.made_from(config.policy.model, resumed),
             ), progress  # fmt: skip
 
 

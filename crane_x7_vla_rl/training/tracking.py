@@ -201,21 +201,26 @@ class Reported(Protocol):
 
 
 class WandbRun:
-    """A run at Weights & Biases, or on disk where it cannot be reached or WANDB_MODE=offline."""
+    """A run at Weights & Biases, or on disk where it cannot be reached or WANDB_MODE=offline.
+
+    Its files lie in WANDB_DIR, or else in the run's folder.
+    """
 
     def __init__(self, config: Reported, run: Path, run_id: str | None) -> None:
         import wandb
 
+        known = wandb.setup().settings
+        # The working folder is what W&B takes where WANDB_DIR does not say another.
+        chosen = Path(known.root_dir) != Path.cwd()
         options: dict[str, Any] = {
             "project": config.wandb_project,
             "entity": config.logging.wandb_entity,
             "name": config.experiment_name,
-            "dir": str(run),
+            "dir": known.root_dir if chosen else str(run),
             "config": config_tree.flat(config),
             "id": run_id,
         }
         settings = wandb.Settings(init_timeout=INIT_S, login_timeout=INIT_S, silent=True)
-        known = wandb.setup().settings
         self.unreachable = None if known._offline else silence(str(known.base_url))
         if self.unreachable is None:
             try:
@@ -238,7 +243,10 @@ class WandbRun:
         """Show videos beside the figures of an update, by their names."""
         import wandb
 
-        shown = {f"evaluation/{path.stem}": wandb.Video(str(path)) for path in videos}
+        shown = {
+            f"evaluation/{path.stem}": wandb.Video(str(path), format=path.suffix[1:])
+            for path in videos
+        }
         self.run.log(shown, step=step)
 
     def close(self) -> None:

@@ -33,7 +33,6 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from typing import Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -42,7 +41,7 @@ from crane_x7_vla_rl.training.agent import Agent, adapters_off
 from crane_x7_vla_rl.training.errors import NotFiniteError, PpoError
 from crane_x7_vla_rl.training.ppo import Judged, Losses, Taken
 from crane_x7_vla_rl.training.ppo_config import PpoConfig
-from crane_x7_vla_rl.training.rollout_buffer import Buffer, shuffled
+from crane_x7_vla_rl.training.rollout_buffer import Buffer, mixed, shuffled
 
 PROBED: Final = 8
 SUMMED: Final = ("policy", "value", "entropy", "ref_kl", "approx_kl", "clip_fraction")
@@ -278,7 +277,7 @@ def _probe(agent: Agent, batch: Batch, config: PpoConfig, where: str) -> float:
     loss = ppo.ppo_loss(judged, taken, _policy_alone(config)).total
     if not loss.requires_grad:
         ppo.check_gradient(0.0, largest, where)
-    torch.autograd.backward(loss)
+    torch.autograd.backward(loss * agent.accelerator.num_processes)  # see `_minibatch`
     norm = learner.clip(agent.module, math.inf)
     agent.forget()
     if not math.isfinite(norm):
@@ -315,7 +314,7 @@ def _minibatches(
     mine, rank = batch.buffer.shape[1], int(agent.accelerator.process_index)
     count = -(-steps * environments // config.minibatch_size)
     for epoch in range(config.epochs):
-        generator.manual_seed(_mixed(turn.seed, turn.number, epoch))
+        generator.manual_seed(mixed(turn.seed, turn.number, epoch))
         for samples in shuffled(steps, environments, generator).tensor_split(count):
             samples = samples[batch.valid.flatten()[samples]]
             if not len(samples):
@@ -325,11 +324,6 @@ def _minibatches(
             own = samples[owners == rank]
             local = own // environments * mine + own % environments - rank * mine
             yield local.tensor_split(-(-busiest // config.micro_batch_size)), 1 / len(samples)
-
-
-def _mixed(*numbers: int) -> int:
-    """Return a seed of 63 bits that differs for any other numbers."""
-    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 
 
 def _minibatch(

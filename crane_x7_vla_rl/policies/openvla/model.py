@@ -53,6 +53,9 @@ class OpenVLA(nn.Module):
         self.vision_backbone = VisionBackbone(config.dinov2, config.siglip)
         self.projector = Projector(config.vision_dim, config.text.hidden_size)
         self.language_model = Llama(config.text)
+        self.owns_memory = True
+        """Whether weights lie where this model has put them. Where another one moves them about, as
+        FSDP does, rollouts join none and capture no graphs."""
         self.decode_weights: low_bit.Kind | None = None
         self._runner: Runner | None = None
 
@@ -149,6 +152,10 @@ class OpenVLA(nn.Module):
         """
         if kind != self.decode_weights:
             self.decode_weights, self._runner = kind, None
+
+    def forget_rollouts(self) -> None:
+        """Drop what `roll_out` holds from call to call, and its memory; it makes that anew."""
+        self._runner = None
 
     def runner(self) -> Runner:
         """Return the machinery behind `roll_out`, made anew after modules or memory changed."""
