@@ -67,6 +67,9 @@ class TrainingConfig:
     """How often every frame is seen."""
     max_steps: int | None = None
     """Updates after which training ends, whatever num_epochs says."""
+    stop_after: int | None = None
+    """Updates after which this run stops and saves, as SIGTERM would make it, on the way to its
+    end: for a policy that has learned half of it. One that goes on from there does not."""
     learning_rate: float = 5e-4
     """Peak of the cosine."""
     warmup_ratio: float = 0.1
@@ -94,7 +97,7 @@ class TrainingConfig:
 
     def __post_init__(self) -> None:
         at_least(self, "training", 1, "batch_size", "num_epochs", "grad_accumulation_steps")
-        at_least(self, "training", 1, "max_steps")
+        at_least(self, "training", 1, "max_steps", "stop_after")
         at_least(self, "training", 0, "learning_rate", "weight_decay", "warmup_ratio", "seed")
         at_least(self, "training", 0, "bin_smoothing")
         if self.warmup_ratio > 1:

@@ -76,8 +76,10 @@ def _loop(run: Run, progress: Progress, interrupt: Interrupt) -> None:
     """Update until the end or until somebody asks to stop; save on the way and at the end."""
     end = steps(run.config, run.samples_per_update, run.batches.frames_per_epoch, progress)
     saved, interrupt.training = progress.step, True
-    stop = interrupt.wanted
-    while progress.step < end and not stop:
+    stop, pause = interrupt.wanted, run.config.training.stop_after or end
+    if not progress.step < pause < end:  # the latter also where a stopped run goes on
+        pause = end
+    while progress.step < pause and not stop:
         progress, stop = _update(run, progress, end, interrupt)
         if progress.step % run.config.output.save_steps == 0 and progress.step < end:
             _save(run, progress, checkpoint.named(progress.step))
@@ -86,7 +88,8 @@ def _loop(run: Run, progress: Progress, interrupt: Interrupt) -> None:
         _save(run, progress, checkpoint.FINAL)
     elif saved < progress.step:
         _save(run, progress, checkpoint.named(progress.step))
-    logger.info("%s after %d of %d updates", "stopped" if stop else "done", progress.step, end)
+    word = "done" if progress.step >= end else "stopped"
+    logger.info("%s after %d of %d updates", word, progress.step, end)
 
 
 def _update(run: Run, progress: Progress, end: int, interrupt: Interrupt) -> tuple[Progress, bool]:
