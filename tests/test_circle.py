@@ -1,12 +1,15 @@
-"""The whole circle: a rollout, one update, a checkpoint, a policy that drives a robot on rosbridge."""
+"""The whole circle: a rollout, an update, a checkpoint, a policy that drives over rosbridge."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 import pytest
+import torch
 
 from crane_x7_vla_rl.policies.base import ModelOptions, load_policy
+from crane_x7_vla_rl.policies.openvla import loading
+from crane_x7_vla_rl.training import ship
 from crane_x7_vla_rl.types import ActionChunk, Observation
 from tests import rl_rig, training_rig
 from tests.loop_rig import FaultyRobot, RunningLoop, SwingingPolicy
@@ -31,8 +34,16 @@ class Trained(SwingingPolicy):
 
 
 def test_what_reinforcement_learning_leaves_drives_a_robot_over_rosbridge(tmp_path: Path) -> None:
+    """Adapters are trained; merged and made small, as `scripts/ship-policy` does, they drive."""
     rl_rig.train(tmp_path / "run", "--num-updates", "1")
-    policy = Trained(tmp_path / "run" / "last")
+    learned, small = tmp_path / "run" / "last", tmp_path / "small"
+    assert not (learned / "model.safetensors").exists()
+    small.mkdir()
+    ship.write(str(learned), small)
+    merged, stored = (loading.load(path).model.state_dict() for path in (learned, small))
+    name = "language_model.model.layers.0.self_attn.q_proj.weight"
+    assert torch.equal(stored[name], merged[name].half().float())
+    policy = Trained(small)
     with FaultyRobot() as robot, RunningLoop(robot.port, policy, **WITH_PATIENCE) as running:
         running.wait_driving(60.0)
         robot.assert_nothing_bad_arrived()
