@@ -42,7 +42,7 @@ def test_both_sides_see_compute_and_do_the_same(tmp_path: Path) -> None:
         rows[f"of a round: {what}"]
         for what in ("decisions", "samples learned from", "steps of the optimizer")
     )
-    assert decisions["value"] == decisions["baseline"] == 2 * 4  # environments, steps
+    assert decisions["value"] == decisions["baseline"] == 2 * case.ENDING  # environments
     assert samples["value"] == samples["baseline"] == decisions["value"]  # one epoch
     assert steps["value"] == steps["baseline"] == 2
     for name in ("rollout: environment steps", "update: samples",

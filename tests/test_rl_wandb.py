@@ -76,10 +76,12 @@ def test_an_offline_run_holds_figures_videos_and_checkpoints_with_their_origin(
                  "simulate_s", "infer_s", "learn_s", "episode_return"):  # fmt: skip
         assert logged[f"train/{name}"] == pytest.approx(figures[name]), name
     assert logged["train/evaluation_success"] == figures["evaluation_success"]
-    (video,) = [value for key, value in logged.items() if key.startswith("evaluation/")]
-    assert video["_type"] == "video-file"
     (shown,) = (run / "evaluation/update_1/videos").glob("*.mp4")
-    assert (recorded.parent / "files" / video["path"]).read_bytes() == shown.read_bytes()
+    scene, _, outcome = shown.stem.rpartition("-")
+    assert logged[f"evaluation/{scene}/_type"] == "video-file"
+    assert logged[f"evaluation/{scene}/caption"] == outcome
+    copied = recorded.parent / "files" / logged[f"evaluation/{scene}/path"]
+    assert copied.read_bytes() == shown.read_bytes()
     (run_id,) = {record.run.run_id for record in records(recorded)} - {""}
     for name in ("checkpoint_best", "checkpoint_final"):
         told = artifacts[name]

@@ -240,13 +240,14 @@ class WandbRun:
         self.run.log({f"train/{k}": v for k, v in scalars(figures).items()}, step=figures.step)
 
     def show(self, videos: Sequence[Path], step: int) -> None:
-        """Show videos beside the figures of an update, by their names."""
+        """Show videos beside the figures of an update: a scene's, one after the other."""
         import wandb
 
-        shown = {
-            f"evaluation/{path.stem}": wandb.Video(str(path), format=path.suffix[1:])
-            for path in videos
-        }
+        shown = {}
+        for path in videos:
+            scene, _, outcome = path.stem.rpartition("-")
+            video = wandb.Video(str(path), caption=outcome, format=path.suffix[1:])
+            shown[f"evaluation/{scene}"] = video
         self.run.log(shown, step=step)
 
     def close(self) -> None:

@@ -37,14 +37,17 @@ class Scale:
     """To configs/rl_tiny.yaml."""
 
 
+ENDING = 26
+"""Steps of a rollout so that an episode, of 50 steps, ends in two of them."""
+
 SCALES = {
     "smallest": Scale(
         builder.Sizes(
             hidden=32, layers=2, heads=2, mlp=64, dino_dim=32, dino_depth=2, siglip_dim=32,
             siglip_depth=2, vision_heads=2, image=32, patch=8,
         ), rounds=2, trained=2, changes={
-            "env.num_parallel_envs": 2, "env.processes": 1, "training.rollout_steps": 4,
-            "ppo.epochs": 1, "ppo.minibatch_size": 4, "ppo.micro_batch_size": 2, "lora.rank": 4,
+            "env.num_parallel_envs": 2, "env.processes": 1, "training.rollout_steps": ENDING,
+            "ppo.epochs": 1, "ppo.minibatch_size": 26, "ppo.micro_batch_size": 13, "lora.rank": 4,
             "evaluation.every": 2, "evaluation.episodes": 1,
         },
     ),
