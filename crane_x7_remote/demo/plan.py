@@ -194,5 +194,11 @@ def loop_command(plan: Plan, port: int, metrics: Path) -> list[str]:
     if plan.model is None:
         return command
     model = ["--vla-model-path", plan.model.path, "--vla-device", plan.model.device]
-    asked = ["--vla-temperature", f"{plan.skills.temperature:g}"]
-    return [*command, *model, *asked, "--max-jump", f"{plan.skills.max_jump_rad:g}"]
+    skills = plan.skills
+    asked = [
+        "--vla-temperature",
+        f"{skills.temperature:g}",
+        "--max-jump",
+        f"{skills.max_jump_rad:g}",
+    ]
+    return [*command, *model, *asked]
