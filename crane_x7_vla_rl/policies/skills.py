@@ -32,7 +32,7 @@ class Skills:
     instructions: tuple[str, ...]
     """Tasks that it can do, in its own words."""
     rate_hz: float
-    """At which it is to be asked."""
+    """At which it is to be asked: so that the arm has come as far as in training."""
     temperature: float = 0.0
     """Of its tokens, where it does best."""
     max_jump_rad: float = 1.0
