@@ -326,7 +326,7 @@ def _say_result(
             state = "not done" if done_s is None else f"done after {done_s:.1f} s"
             print(f"{words}: {state}", file=out)
     for colour in outcome.put_back:
-        print(f"the policy does not let go: a hand took the {colour} cube from the fingers", file=out)
+        print(f"a hand took the {colour} cube: the policy was not taught to let go", file=out)
     if latency.get("p50") is not None and made.get("rate_hz"):
         print(
             f"{made['rate_hz']:.2f} Hz; frame to trajectory without the policy:"
