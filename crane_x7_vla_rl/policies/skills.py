@@ -86,8 +86,9 @@ def _number(lowest: float, highest: float) -> Callable[[Any], bool]:
 
 
 def _is_words(value: object) -> bool:
-    is_list = isinstance(value, list) and bool(value)
-    return is_list and all(isinstance(word, str) and bool(word.strip()) for word in value)
+    if not isinstance(value, list):
+        return False
+    return bool(value) and all(isinstance(word, str) and bool(word.strip()) for word in value)
 
 
 _EXPECTED: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
