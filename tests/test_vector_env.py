@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import vector_rig
 from vector_rig import ALONE, FOUR, WORLD, expert_targets, run, still, waving
 
 from crane_x7_vla_rl.sim.errors import SimError
@@ -20,12 +21,9 @@ from crane_x7_vla_rl.vector_config import RewardKind, Rewards, VectorConfig, epi
 WAIT_S = 60.0
 
 
-@pytest.fixture(scope="module")
-def four() -> Iterator[CpuVectorEnv]:
-    env = make(FOUR)
-    assert isinstance(env, CpuVectorEnv)
-    yield env
-    env.close()
+@pytest.fixture
+def four() -> CpuVectorEnv:
+    return vector_rig.four()
 
 
 @pytest.fixture(scope="module")

@@ -24,12 +24,23 @@ from crane_x7_vla_rl.vector_config import Rewards, VectorConfig, episode_seed
 HERE = Path(__file__)
 
 
+DENSE = replace(ALONE, rewards=Rewards("dense"))
+
+
 @pytest.fixture(scope="module")
-def batched() -> Iterator[BatchedVectorEnv]:
-    env = lone_scene(ALONE)
+def scene() -> Iterator[BatchedVectorEnv]:
+    """Return a scene that can pay in any way."""
+    env = lone_scene(DENSE)
     env.reset()
     yield env
     env.close()
+
+
+@pytest.fixture
+def batched(scene: BatchedVectorEnv) -> BatchedVectorEnv:
+    """Return it, paying for success alone."""
+    scene.config = ALONE
+    return scene
 
 
 def story(env: VectorEnv) -> list[list[object]]:
@@ -52,13 +63,13 @@ def story(env: VectorEnv) -> list[list[object]]:
     return told
 
 
-def test_it_tells_the_same_story_as_processes() -> None:
-    config = replace(ALONE, rewards=Rewards("dense"))
-    stories = []
-    for env in (make(config), lone_scene(config)):
-        stories.append(story(env))
-        env.close()
-    np.testing.assert_equal(stories[1], stories[0])
+def test_it_tells_the_same_story_as_processes(scene: BatchedVectorEnv) -> None:
+    scene.config = DENSE
+    process = make(DENSE)
+    try:
+        np.testing.assert_equal(story(scene), story(process))
+    finally:
+        process.close()
 
 
 def test_binary_pays_success_alone_and_tells_both_ends_apart(batched: BatchedVectorEnv) -> None:
@@ -78,7 +89,6 @@ def test_sparse_runs_its_whole_time(batched: BatchedVectorEnv) -> None:
     steps = run(batched, 0, held)
     assert steps.terminated.tolist() == [True]
     assert steps.reward.tolist() == [1.0]
-    batched.config = ALONE
 
 
 def test_tensors_stay_and_earlier_views_are_not_overwritten(batched: BatchedVectorEnv) -> None:

@@ -6,12 +6,12 @@ import logging
 import os
 import signal
 import time
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+import vector_rig
 from vector_rig import FOUR, run, still, waving
 
 from crane_x7_vla_rl.sim.errors import SimError
@@ -21,12 +21,9 @@ from crane_x7_vla_rl.vector_config import VectorConfig, episode_seed
 DEADLINE_S = 5.0
 
 
-@pytest.fixture(scope="module")
-def env() -> Iterator[CpuVectorEnv]:
-    env = CpuVectorEnv(FOUR)
-    env.reset(3)
-    yield env
-    env.close()
+@pytest.fixture
+def env() -> CpuVectorEnv:
+    return vector_rig.four()
 
 
 def test_a_killed_process_is_reported_and_replaced_and_its_episodes_are_discarded(

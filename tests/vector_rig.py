@@ -9,7 +9,8 @@ import numpy as np
 
 from crane_x7_vla_rl.scenes import WorldConfig
 from crane_x7_vla_rl.sim.expert import Expert
-from crane_x7_vla_rl.sim.vector import Steps, VectorEnv
+from crane_x7_vla_rl.sim.vector import Steps, VectorEnv, make
+from crane_x7_vla_rl.sim.vector_cpu import CpuVectorEnv
 from crane_x7_vla_rl.sim.world import World
 from crane_x7_vla_rl.vector_config import VectorConfig, episode_seed
 
@@ -18,6 +19,14 @@ WORLD = WorldConfig(control_hz=5, image_size=(32, 32))
 FOUR = VectorConfig(world=WORLD, num_envs=4, processes=2)
 """Groups of environments 0, 1 and 2, 3; process 0 holds 0 and 2."""
 ALONE = VectorConfig(world=WORLD, num_envs=1, processes=1, groups=1)
+
+
+@cache
+def four() -> CpuVectorEnv:
+    """Return the environments of FOUR, for all who leave them as they were: processes take long."""
+    env = make(FOUR)
+    assert isinstance(env, CpuVectorEnv)
+    return env
 
 
 @cache
