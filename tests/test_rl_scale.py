@@ -19,7 +19,8 @@ from crane_x7_vla_rl.training import checkpoint
 from tests import rl_rig, training_rig
 from tests.warm_process import WarmProcess
 
-pytestmark = pytest.mark.timeout(3 * training_rig.PATIENCE_S + 100)
+PATIENCE_S = 3 * training_rig.PATIENCE_S
+pytestmark = pytest.mark.timeout(3 * PATIENCE_S)
 EACH = ("--num-parallel-envs", "2")
 ALL = ("--num-parallel-envs", "4")
 TIMES = {"env_steps_s", "simulate_s", "infer_s", "learn_s", "update_s"}
@@ -33,11 +34,11 @@ FREED = ("--no-use-lora", "--learning-rate", "5e-6")
 def finish(process: subprocess.Popen[str] | WarmProcess) -> str:
     """Return what the process said; end it if it does not end."""
     try:
-        said, _ = process.communicate(timeout=training_rig.PATIENCE_S)
+        said, _ = process.communicate(timeout=PATIENCE_S)
     except subprocess.TimeoutExpired:
         process.kill()
         said, _ = process.communicate()
-        pytest.fail(f"still running after {training_rig.PATIENCE_S} s: {said}")
+        pytest.fail(f"still running after {PATIENCE_S} s: {said}")
     return said
 
 
@@ -120,7 +121,7 @@ def test_when_one_process_dies_all_end_and_the_checkpoint_stays(tmp_path: Path) 
     run = tmp_path / "run"
     endless = rl_rig.flags(run, *EACH, "--num-updates", "1000000", "--save-every", "1")
     process = training_rig.torchrun(endless, 2, command="train")
-    end_s = time.monotonic() + training_rig.PATIENCE_S
+    end_s = time.monotonic() + PATIENCE_S
     while not (run / "checkpoint_1").exists():
         assert process.poll() is None, finish(process)
         assert time.monotonic() < end_s
@@ -134,7 +135,7 @@ def test_when_one_process_dies_all_end_and_the_checkpoint_stays(tmp_path: Path) 
     assert f"pid: {ranks[1]}" in said
     assert "Signal 9 (SIGKILL)" in said
     while any(map(is_alive, ranks + below)):
-        assert time.monotonic() < end_s + training_rig.PATIENCE_S, "simulations outlive training"
+        assert time.monotonic() < end_s + PATIENCE_S, "simulations outlive training"
         time.sleep(0.05)
     newest = checkpoint.newest(run)
     assert newest is not None

@@ -10,7 +10,9 @@ from pathlib import Path
 
 import pytest
 
-from crane_x7_vla_rl.policies.base import SHIPPED, ModelOptions, Policy, load_policy
+from crane_x7_vla_rl.policies.base import SHIPPED, ModelOptions
+from crane_x7_vla_rl.policies.openvla import policy as openvla
+from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy
 from crane_x7_vla_rl.policies.skills import Skills
 from crane_x7_vla_rl.scenes import EVALUATION_SEED, WorldConfig
 from crane_x7_vla_rl.training.ship import MOST_BYTES
@@ -28,7 +30,7 @@ def skills() -> Skills:
     return found
 
 
-def lifts(policy: Policy, skills: Skills) -> list[bool]:
+def lifts(policy: OpenVLAPolicy, skills: Skills) -> list[bool]:
     """Return for each seed whether the policy lifts the cube that it is told to."""
     from crane_x7_vla_rl.sim.world import World
 
@@ -37,7 +39,7 @@ def lifts(policy: Policy, skills: Skills) -> list[bool]:
         colours=skills.colours,
         spawn_range_m=skills.spawn_range_m,
         image_size=(320, 240),
-        control_hz=round(skills.rate_hz),
+        control_hz=round(1 / policy.period_s),
     )
     world = World(config)
     done = []
@@ -69,7 +71,7 @@ def test_every_file_of_it_is_installed_with_the_package() -> None:
 
 def test_it_lifts_the_cube_that_it_is_told_to(skills: Skills) -> None:
     options = ModelOptions(path=str(SHIPPED), temperature=skills.temperature)
-    done = lifts(load_policy("openvla", options), skills)
+    done = lifts(openvla.load(options), skills)
     assert sum(done) >= AT_LEAST, done
 
 
@@ -77,8 +79,8 @@ def test_it_knows_one_cube_from_the_other(skills: Skills) -> None:
     class Deaf:
         """Hears red where blue is said, and blue where red is."""
 
-        def __init__(self, policy: Policy) -> None:
-            self._policy = policy
+        def __init__(self, policy: OpenVLAPolicy) -> None:
+            self._policy, self.period_s = policy, policy.period_s
 
         def predict(self, seen):
             red, blue = skills.instructions
@@ -91,4 +93,4 @@ def test_it_knows_one_cube_from_the_other(skills: Skills) -> None:
             self._policy.reset()
 
     options = ModelOptions(path=str(SHIPPED), temperature=skills.temperature)
-    assert sum(lifts(Deaf(load_policy("openvla", options)), skills)) <= len(SEEDS) - AT_LEAST
+    assert sum(lifts(Deaf(openvla.load(options)), skills)) <= len(SEEDS) - AT_LEAST

@@ -325,6 +325,8 @@ def _say_result(
         if words is not None:
             state = "not done" if done_s is None else f"done after {done_s:.1f} s"
             print(f"{words}: {state}", file=out)
+    for colour in outcome.put_back:
+        print(f"a hand took the {colour} cube: the policy was not taught to let go", file=out)
     if latency.get("p50") is not None and made.get("rate_hz"):
         print(
             f"{made['rate_hz']:.2f} Hz; frame to trajectory without the policy:"

@@ -35,6 +35,8 @@ USUAL: Final = Skills(
 )
 """Of colour servo, and shown to a checkpoint that does not say what it can do."""
 CAMERA_HZ: Final = 30.0
+TICKS_PER_TRAJECTORY: Final = 2
+"""A trajectory is valid for at least so many ticks: the arm must not stop between two of them."""
 
 
 @dataclass(frozen=True)
@@ -194,5 +196,14 @@ def loop_command(plan: Plan, port: int, metrics: Path) -> list[str]:
     if plan.model is None:
         return command
     model = ["--vla-model-path", plan.model.path, "--vla-device", plan.model.device]
-    asked = ["--vla-temperature", f"{plan.skills.temperature:g}"]
-    return [*command, *model, *asked, "--max-jump", f"{plan.skills.max_jump_rad:g}"]
+    skills = plan.skills
+    lasting_s = TICKS_PER_TRAJECTORY / skills.rate_hz
+    if lasting_s > settings.load().trajectory_validity:
+        command += ["--trajectory-validity", f"{lasting_s:.3g}"]
+    asked = [
+        "--vla-temperature",
+        f"{skills.temperature:g}",
+        "--max-jump",
+        f"{skills.max_jump_rad:g}",
+    ]
+    return [*command, *model, *asked]

@@ -32,7 +32,7 @@ class Skills:
     instructions: tuple[str, ...]
     """Tasks that it can do, in its own words."""
     rate_hz: float
-    """At which it is to be asked."""
+    """At which it is to be asked: so that the arm has come as far as in training."""
     temperature: float = 0.0
     """Of its tokens, where it does best."""
     max_jump_rad: float = 1.0
@@ -86,8 +86,9 @@ def _number(lowest: float, highest: float) -> Callable[[Any], bool]:
 
 
 def _is_words(value: object) -> bool:
-    is_list = isinstance(value, list) and bool(value)
-    return is_list and all(isinstance(word, str) and bool(word.strip()) for word in value)
+    if not isinstance(value, list):
+        return False
+    return bool(value) and all(isinstance(word, str) and bool(word.strip()) for word in value)
 
 
 _EXPECTED: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
