@@ -32,6 +32,7 @@ def flags(output: Path, *more: str) -> list[str]:
     return [
         "--sft-checkpoint", str(base()), "--env-id", "Lift-CRANE-X7", "--backend", "cpu",
         "--num-parallel-envs", "2", "--env-processes", "1", "--camera-size", "48x48",
+        "--episode-s", "0.6",
         "--device", "cpu", "--num-updates", "4", "--rollout-steps", "6", "--epochs", "1",
         "--minibatch-size", "6", "--micro-batch-size", "3", "--lora-rank", "4",
         "--lora-alpha", "8", "--rewards", "dense", "--evaluate-every", "0", "--save-every", "2",

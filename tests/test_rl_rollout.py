@@ -140,3 +140,33 @@ def test_grpo_learns_from_whole_episodes_alone(cast: Cast) -> None:
     assert not found.buffer.valid[:, 2:].any()
     assert found.buffer.valid[:3, :2].all()
     assert not found.buffer.values.any()
+
+
+def test_kept_patches_change_neither_the_rollout_nor_the_update() -> None:
+    found, metrics, moved = [], [], []
+    for keeps in (False, True):
+        made = blind_cast(keeps)
+        rollout = rolled(made, {})
+        found.append(rollout.buffer)
+        metrics.append(update(made.agent, rollout.buffer, CONFIG, Turn(0)))
+        moved.append(made.agent.tensors()[0])
+    pictures, patches = found
+    assert pictures.images.dtype == torch.uint8
+    config = made.agent.policy.config
+    assert patches.images.shape[2:] == (config.patches, config.text.hidden_size)
+    assert torch.equal(patches.tokens, pictures.tokens)
+    assert torch.allclose(patches.log_probs, pictures.log_probs, atol=1e-6)
+    assert math.isclose(metrics[0].policy_grad_norm, metrics[1].policy_grad_norm, rel_tol=1e-4)
+    for name, tensor in moved[0].items():
+        assert torch.allclose(tensor, moved[1][name], atol=1e-5), name
+
+
+def blind_cast(keeps: bool) -> Cast:
+    """Return a cast whose vision does not learn."""
+    torch.set_num_threads(1)
+    loaded = loading.load(rl_rig.base())
+    torch.manual_seed(0)
+    add_lora(loaded.model, LoraSettings(rank=4, alpha=8, targets=["q_proj", "down_proj"]))
+    agent = agents.build(loaded.model, CONFIG, Accelerator(cpu=True))
+    codec = Codec.of(loaded.layout, loaded.model.norm_stats, "crane_x7")
+    return Cast(Scripted({}), agent, codec, CONFIG, STEPS, seed=0, keep_patches=keeps)

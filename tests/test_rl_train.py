@@ -89,6 +89,9 @@ def test_files_tell_the_whole_story(whole: Path) -> None:
     assert [one["step"] for one in lines] == [1, 2, 3, 4]
     assert [one["env_steps"] for one in lines] == [12, 24, 36, 48]
     assert lines[3]["evaluation_success"] is not None
+    assert all(one["episode_steps"] <= 3 for one in lines), "0.6 s at 5 Hz"
+    evaluated = json.loads((whole / "evaluation/update_4/results.json").read_text())
+    assert evaluated["world"]["episode_s"] is None, "the task's own time counts"
     assert all(one["policy_grad_norm"] > 0 for one in lines)
     assert (whole / "curves.png").stat().st_size > 1000
     assert list((whole / "evaluation/update_4/videos").glob("*.mp4"))
@@ -268,6 +271,7 @@ def test_a_template_is_a_configuration(name: str, tmp_path: Path) -> None:
         (["--lora-dropout", "0.1"], "expected 0"),
         (["--override", "ppo.minibatch=3"], "minibatch_size"),
         (["--camera-size", "big"], "320x240"),
+        (["--episode-s", "0"], "env.episode_s is 0"),
         (["--wandb-artifacts", "end"], "--use-wandb"),
     ],
 )
@@ -278,6 +282,14 @@ def test_a_wrong_configuration_is_named(
     error = capsys.readouterr().err
     assert said in error
     assert error.count("\n") == 1
+
+
+def test_patches_are_not_kept_where_vision_learns(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    argv = rl_rig.flags(tmp_path / "run", "--keep-patches")
+    assert cli.main(["train", *argv]) == ExitCode.CONFIG
+    assert "lora.targets" in capsys.readouterr().err
 
 
 def test_what_cannot_change_on_the_way_is_refused(

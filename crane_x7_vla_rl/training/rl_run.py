@@ -125,6 +125,7 @@ def open_run(
     model = _whole(config, accelerator)
     loaded = _load(config, model, accelerator, resumed)
     codec = Codec.of(loaded.layout, loaded.model.norm_stats, config.start.unnorm_key)
+    keeps_patches = _keeps_patches(config, loaded.model)
     agent, progress = _agent(config, loaded, accelerator, resumed)
     rank = int(accelerator.process_index)
     settings = config.env.vector(
@@ -142,7 +143,7 @@ def open_run(
             config.ppo,
             config.training.rollout_steps,
             config.training.seed,
-            _keeps_patches(config, loaded.model),
+            keeps_patches,
         )
         with _tracker(config, progress, first) as tracker:
             every, at_end = places(config, tracker) if first else ((), ())
