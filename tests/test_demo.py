@@ -94,6 +94,24 @@ def test_demo_lifts_the_red_cube_and_places_the_blue_one(tmp_path: Path) -> None
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.timeout(400)
+def test_the_policy_that_ships_lifts_a_cube_in_the_demo(tmp_path: Path) -> None:
+    """One of both tasks at least: it samples, and misses now and then."""
+    figures = tmp_path / "figures.json"
+    command = [*DEMO, "--no-record", "--output-dir", str(tmp_path / "out"), "--json", str(figures)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=350, check=False)
+    made = json.loads(figures.read_text())
+    assert done.returncode == (ExitCode.OK if made["succeeded"] else ExitCode.DEMO_TASK)
+    assert made["policy"] == "openvla"
+    assert made["model"] == str(SHIPPED)
+    assert made["random_weights"] is False
+    assert made["instruction"] == "pick up the red cube"
+    assert made["then"] == "pick up the blue cube"
+    assert (made["first_done_s"] or made["second_done_s"]) is not None
+    assert set(made["put_back"]) <= set(made["picked"])
+    assert made["controller"]["limit_violations"] == 0
+
+
 def test_robot_that_dies_ends_the_demo_with_its_last_words(tmp_path: Path) -> None:
     process = subprocess.Popen(
         [*COLOR_SERVO, "--output-dir", str(tmp_path)], stderr=subprocess.PIPE, text=True
