@@ -13,6 +13,7 @@ saves where another one would not, so there the episodes differ.)
 from __future__ import annotations
 
 import logging
+import resource
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -325,7 +326,8 @@ def _need(error: BaseException) -> str:
     """Return how much was needed, as measured."""
     said = str(error).splitlines()[0] if str(error) else type(error).__name__
     if not torch.cuda.is_available():
-        return said
+        held = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        return f"{said}; {held / 1e9:.1f} GB were needed until then"
     peak, (_, whole) = torch.cuda.max_memory_allocated(), torch.cuda.mem_get_info()
     return f"{said}; {peak / 1e9:.1f} GB were needed until then, the GPU has {whole / 1e9:.1f} GB"
 

@@ -8,13 +8,14 @@ the newest one of its run that is.
 from __future__ import annotations
 
 import argparse
+import errno
 import logging
 from pathlib import Path
 from typing import Final
 
 from crane_x7_vla_rl.training import checkpoint, config_tree, settings
 from crane_x7_vla_rl.training.config_tree import Layer
-from crane_x7_vla_rl.training.errors import ResumeError, SimulationError
+from crane_x7_vla_rl.training.errors import OutputError, ResumeError, SimulationError
 from crane_x7_vla_rl.training.rl_config import RlConfig
 from crane_x7_vla_rl.training.sft_command import Resumption
 
@@ -28,6 +29,9 @@ FIXED: Final = (
 """The keys that decide which tensors and environments there are."""
 FREE: Final = ("output.", "logging.", "publish.", "training.device", "env.processes")
 """Beginnings of the keys that do not touch what is learnt."""
+
+FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a disk says that takes no more."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,6 +54,15 @@ def run(args: argparse.Namespace) -> int:
         train(config, resumption)
     except SimError as error:
         raise SimulationError(str(error)) from error
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        folder = config.output_dir
+        raise OutputError(
+            f"{folder}: cannot be written: {error} ({checkpoint.free_gb(folder)}); the last"
+            f" complete checkpoint is {checkpoint.newest(folder) or 'none'}; make room, then go on"
+            " with --resume"
+        ) from error
     return 0
 
 

@@ -265,8 +265,8 @@ class _Collection:
             row = int(np.argwhere(~np.isfinite(measured))[0, 0])
             raise NotFiniteError(
                 f"update {self.number + 1}, step {step}: the measured joints of row {row} are"
-                f" {measured[row]}, expected numbers; the simulation has become unstable. Nothing"
-                " has been learned from it; go on from the last checkpoint with --resume"
+                f" {measured[row].tolist()}, expected numbers; the simulation has become unstable."
+                " Nothing has been learned from it; go on from the last checkpoint with --resume"
             )
         return measured.astype(np.float64)
 

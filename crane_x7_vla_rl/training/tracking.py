@@ -77,7 +77,9 @@ class MetricsFile:
         path = run / METRICS
         before = path.read_text().splitlines(keepends=True) if path.exists() else []
         kept = [line for line in before if line.endswith("\n") and json.loads(line)["step"] <= step]
-        path.write_text("".join(kept))
+        aside = run / f".{METRICS}"  # a kill in between must not take the figures along
+        aside.write_text("".join(kept))
+        aside.replace(path)
         self._file = path.open("a", buffering=1)
 
     def log(self, figures: Step) -> None:
