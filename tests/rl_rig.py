@@ -11,13 +11,16 @@ from typing import Any
 import numpy as np
 import torch
 
+from crane_x7_vla_rl.policies.openvla import loading
 from crane_x7_vla_rl.policies.openvla.builder import build
 from crane_x7_vla_rl.policies.openvla.codec import Inputs
 from crane_x7_vla_rl.robot import HOME_RAD
 from crane_x7_vla_rl.sim.vector import Episode, Steps, Views
-from crane_x7_vla_rl.training import rl_command
+from crane_x7_vla_rl.training import rl_command, training_state
 from tests import training_rig
 from tests.training_rig import SIZES
+
+TIMES = {"env_steps_s", "simulate_s", "infer_s", "learn_s", "update_s"}
 
 
 @lru_cache(maxsize=1)
@@ -52,6 +55,28 @@ def again(*argv: str) -> None:
     parser = argparse.ArgumentParser()
     rl_command.add_arguments(parser)
     rl_command.run(parser.parse_args(argv))
+
+
+def figures(run: Path) -> list[dict[str, Any]]:
+    """Return what was logged, times left out."""
+    lines = training_rig.metrics(run)
+    return [{name: one[name] for name in one.keys() - TIMES} for one in lines]
+
+
+def assert_same(run: Path, whole: Path) -> None:
+    """Assert that both runs did the same and ended with the same weights and counters."""
+    assert figures(run) == figures(whole)
+    one, other = (loading.load(each / "last").model.state_dict() for each in (run, whole))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    head, same = ((each / "last/value_head.safetensors").read_bytes() for each in (run, whole))
+    assert head == same
+    optimizer, other_optimizer = (
+        training_state.read_tensors(each / "last")[0]["state"] for each in (run, whole)
+    )
+    for name, state in optimizer.items():
+        assert all(torch.equal(state[key], other_optimizer[name][key]) for key in state)
+    progress, same_progress = (training_state.read_progress(each / "last") for each in (run, whole))
+    assert progress == same_progress
 
 
 class Scripted:
