@@ -57,6 +57,17 @@ def again(*argv: str) -> None:
     rl_command.run(parser.parse_args(argv))
 
 
+WHOLE = ("--evaluate-every", "4", "--evaluate-episodes", "1", "--evaluate-videos", "1")
+
+
+@lru_cache(maxsize=1)
+def whole() -> Path:
+    """Return the folder of a run of WHOLE that was never stopped, in a real simulation."""
+    run = training_rig.workplace() / "rl_whole"
+    train(run, *WHOLE)
+    return run
+
+
 def figures(run: Path) -> list[dict[str, Any]]:
     """Return what was logged, times left out."""
     lines = training_rig.metrics(run)

@@ -139,16 +139,15 @@ def lines(run: Path) -> int:
 def test_kill_9_ends_the_simulations_too_and_the_run_goes_on_as_if_nothing_had_been(
     tmp_path: Path,
 ) -> None:
-    run, never = tmp_path / "run", tmp_path / "never"
-    process = WarmProcess(["train", *rl_rig.flags(run)], training_rig.ON_CPU)
+    run = tmp_path / "run"
+    process = WarmProcess(["train", *rl_rig.flags(run, *rl_rig.WHOLE)], training_rig.ON_CPU)
     wait_for(process, lambda: lines(run) >= 3)
     assert simulations(process.pid)
     process.kill()
     process.communicate(60)
     wait_for_the_end(process.pid)
     rl_rig.again("--resume", str(run))
-    rl_rig.train(never)
-    rl_rig.assert_same(run, never)
+    rl_rig.assert_same(run, rl_rig.whole())
 
 
 # --- signals and simulations ----------------------------------------------------------------------

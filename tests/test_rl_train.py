@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +21,10 @@ from tests import rl_rig, training_rig
 pytestmark = pytest.mark.timeout(training_rig.PATIENCE_S + 100)
 
 
-@pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture
+def whole() -> Path:
     """Return the folder of a run that was never stopped."""
-    run = tmp_path_factory.mktemp("rl") / "whole"
-    rl_rig.train(run, "--evaluate-every", "4", "--evaluate-episodes", "1", "--evaluate-videos", "1")
-    return run
+    return rl_rig.whole()
 
 
 def test_every_checkpoint_is_a_policy_that_has_moved(whole: Path) -> None:

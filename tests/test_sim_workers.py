@@ -65,11 +65,20 @@ def test_a_death_is_named_and_nobody_waits() -> None:
         assert workers.receive(1) == 2
 
 
-def test_no_answer_in_time_is_an_error() -> None:
-    with Workers(1, partial(make_adder, 1)) as workers, pytest.raises(SimError, match=r"0\.01 s"):
-        workers.receive(0, timeout_s=0.01)
+def test_no_answer_in_time_is_an_error_and_who_hangs_is_ended_by_force(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("crane_x7_vla_rl.sim.workers.END_S", 0.1)
+    with Workers(1, partial(make_adder, 1)) as workers:
+        hung = workers.process_id(0)
+        os.kill(hung, signal.SIGSTOP)
+        workers.send(0, 1)
+        with pytest.raises(SimError, match=r"0\.01 s"):
+            workers.receive(0, timeout_s=0.01)
+    wait_for_the_end([hung])
 
 
+pytestmark = pytest.mark.timeout(600)  # of which imports take minutes on a busy machine
 ASKS = """
 import os, sys
 from functools import partial
@@ -107,7 +116,7 @@ def asking(folder: Path, more: str) -> Iterator[tuple[subprocess.Popen[str], lis
 
 
 def wait_for_the_end(children: list[int]) -> None:
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + 300
     while any(Path(f"/proc/{child}").exists() for child in children):
         assert time.monotonic() < deadline, "workers outlive their parent"
         time.sleep(0.05)
@@ -126,12 +135,14 @@ def test_a_signal_for_the_whole_group_leaves_workers_to_the_one_who_asked(tmp_pa
     more = """import signal
 signal.signal(signal.SIGTERM, lambda *_: None)
 signal.signal(signal.SIGINT, lambda *_: None)
+print("ready", flush=True)
 sys.stdin.readline()
 workers.send(0, 1), workers.restart(1), workers.send(1, 2)
 print(workers.receive(0), workers.receive(1), workers._processes[0].is_alive(), flush=True)"""
     with asking(tmp_path, more) as (process, _):
         assert process.stdin is not None
         assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
         for number in (signal.SIGTERM, signal.SIGINT):
             os.killpg(process.pid, number)
         process.stdin.write("go on\n")

@@ -119,9 +119,16 @@ def test_success_is_terminated_and_resets_that_environment_alone(four: CpuVector
     assert steps.episodes[0].success
     assert four.state_dict()["episodes"] == [1, 0, 0, 0]
     left = WORLD.max_steps - len(targets)
+    before = four.look(0).images.astype(int)
+    steps = run(four, 0, still(four, 0, left))
+    assert steps.truncated.tolist() == [False, True]
+    assert steps.final is not None
+    assert steps.final.rows.tolist() == [1]
+    apart = np.abs(steps.final.images - before).mean((1, 2, 3))
+    assert apart[1] < apart[0], "the final view is that of another environment"
     steps = run(four, 0, still(four, 0, 60))
     assert steps.truncated.all()
-    assert steps.steps.tolist() == [50, left]
+    assert steps.steps.tolist() == [50 - left, 50]
 
 
 def test_groups_step_while_another_is_looked_at(four: CpuVectorEnv) -> None:

@@ -100,6 +100,25 @@ def test_a_hung_process_is_replaced_after_its_deadline(
     assert [episode.seed for episode in ended] == seeds
 
 
+def test_an_answer_that_came_before_its_process_died_is_discarded_with_the_episode(
+    env: CpuVectorEnv,
+) -> None:
+    env.reset(3)
+    for group in range(2):
+        env.send(group, waving(env.groups[group], 4))
+    assert not env.receive(1).discarded.any()  # those of group 0 have answered before
+    os.kill(env.process_ids[0], signal.SIGKILL)
+    assert run(env, 1, waving(range(2, 4), 4)).discarded.tolist() == [True, False]
+    steps = env.receive(0)
+    assert steps.discarded.tolist() == [True, False]
+    assert steps.steps.tolist() == [0, 4]
+    assert env.state_dict()["episodes"] == [1, 0, 1, 0]
+    for group in range(2):
+        steps = run(env, group, still(env, group, 1))
+        assert steps.steps.tolist() == [1, 1]
+        assert not steps.discarded.any()
+
+
 def test_a_process_that_is_lost_again_and_again_is_an_error() -> None:
     env = CpuVectorEnv(VectorConfig(world=FOUR.world, num_envs=1))
     env._workers.restart = str  # type: ignore[method-assign, assignment]  # starts nothing
