@@ -123,7 +123,7 @@ def test_a_file_that_is_no_skills_is_named(text: str, said: str, tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("task", "Pour-CRANE-X7", "expected one of Lift-CRANE-X7"),
+        ("task", "Pour-CRANE-X7", "one of Lift-CRANE-X7"),
         ("colours", ["pink"], "a list of some of red, green, blue"),
         ("colours", [], "a list of some of red, green, blue"),
         ("spawn_range_m", 0.2, "0 to 0.05 m"),
