@@ -104,12 +104,12 @@ def test_an_answer_that_came_before_its_process_died_is_discarded_with_the_episo
     env: CpuVectorEnv,
 ) -> None:
     env.reset(3)
-    for group in range(2):
+    for group in (1, 0):
         env.send(group, waving(env.groups[group], 4))
-    assert not env.receive(1).discarded.any()  # those of group 0 have answered before
+    assert not env.receive(0).discarded.any()  # those of group 1 have answered before
     os.kill(env.process_ids[0], signal.SIGKILL)
-    assert run(env, 1, waving(range(2, 4), 4)).discarded.tolist() == [True, False]
-    steps = env.receive(0)
+    assert run(env, 0, waving(range(2), 4)).discarded.tolist() == [True, False]
+    steps = env.receive(1)
     assert steps.discarded.tolist() == [True, False]
     assert steps.steps.tolist() == [0, 4]
     assert env.state_dict()["episodes"] == [1, 0, 1, 0]
