@@ -19,8 +19,6 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from safetensors import SafetensorError
-
 from crane_x7_vla_rl.training.errors import OutputError, ResumeError
 
 logger = logging.getLogger(__name__)
@@ -91,6 +89,8 @@ def write_whole(target: Path, about: Mapping[str, int], write: Callable[[Path], 
     `about` (step, serial) goes into the marker. Raises OutputError where it cannot be written.
     """
     aside = target.with_name(ASIDE + target.name)
+    from safetensors import SafetensorError  # an image without it still reads configurations
+
     try:
         _remove(aside)
         aside.mkdir(parents=True)
