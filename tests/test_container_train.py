@@ -51,9 +51,11 @@ def test_role_sft_makes_a_policy_of_mounted_demonstrations(
     load_policy("openvla", ModelOptions(path=str(run / "last")))
 
 
-def test_role_train_says_in_a_word_what_is_wrong(
+def test_role_train_says_in_a_word_what_is_missing(
     workshop: Workshop, image: str, network: Network
 ) -> None:
+    """This image is the one without what training needs."""
     with Container(workshop, image, network, ("train", "--env-id", "Lift")) as container:
-        assert container.wait() == ExitCode.CONFIG
-        assert "did you mean Lift-CRANE-X7" in container.logs()
+        assert container.wait() == ExitCode.USAGE
+        assert "is missing: pip install" in container.logs()
+        assert "Traceback" not in container.logs()

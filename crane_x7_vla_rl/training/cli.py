@@ -44,7 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             name, help=help_text, description=help_text, allow_abbrev=False
         )
         if name == chosen:
-            module = importlib.import_module(module_name)
+            try:
+                module = importlib.import_module(module_name)
+            except ModuleNotFoundError as error:
+                return _missing(name, error)
             command.add_argument(
                 "--log-level", choices=LEVELS, default="info", help="(%(default)s)"
             )
@@ -59,10 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (TrainingError, PolicyLoadError) as error:
         return _fail(args.command, error, getattr(error, "exit_code", ExitCode.POLICY_LOAD))
     except ModuleNotFoundError as error:
-        if (error.name or "").startswith("crane_x7"):
-            raise
-        text = f"the package {error.name} is missing: pip install 'crane-x7-remote[train,sim]'"
-        return _fail(args.command, text, ExitCode.USAGE)
+        return _missing(args.command, error)
     except KeyboardInterrupt:
         return 128 + 2
 
@@ -75,6 +75,14 @@ def _unknown(words: Sequence[str], usage: str) -> str:
         near = difflib.get_close_matches(word.partition("=")[0], flags, 1)
         said.append(f"{word} is unknown" + (f"; did you mean {near[0]}?" if near else ""))
     return ", ".join(said)
+
+
+def _missing(command: str, error: ModuleNotFoundError) -> int:
+    """Say which package is missing; one of ours is a fault, and raised again."""
+    if (error.name or "").startswith("crane_x7"):
+        raise error
+    text = f"the package {error.name} is missing: pip install 'crane-x7-remote[train,sim]'"
+    return _fail(command, text, ExitCode.USAGE)
 
 
 def _fail(command: str, error: object, code: int) -> int:
