@@ -1,7 +1,8 @@
 """Environment → one frozen `Settings`: every variable, its default and its unit, in one place.
 
-`os.environ` is read here and nowhere else. Each field is an environment variable of the same name
-in capitals and a flag of the same name with dashes; precedence: default < variable < flag. All
+`os.environ` is read here, and in crane_x7_vla_rl/training/settings.py, as a training may begin
+where no command of ours ran before. Each field is an environment variable of the same name in
+capitals and a flag of the same name with dashes; precedence: default < variable < flag. All
 mistakes are reported at once.
 """
 
@@ -23,14 +24,14 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from crane_x7_remote.errors import SettingsError
 
-OWN_PREFIXES = ("VLA_", "ROSBRIDGE_")
+OWN_PREFIXES = ("VLA_", "ROSBRIDGE_", "LIFT_")
 """A variable that starts like this and is no field is taken for a typing mistake."""
 SHARED_PREFIXES = ("TS_", "SSH_")
 """Tailscale and OpenSSH have more of these than we read: only a close miss is a mistake."""
 OLD_NAMES = {"TS_AUTH_KEY": "ts_authkey"}
 """What Tailscale's own container still takes."""
-BOOT_PREFIXES = ("ts_", "ssh_", "public_key", "boot_", "hf_home", "wandb_")
-"""Fields that `boot` reads and no role does."""
+BOOT_PREFIXES = ("ts_", "ssh_", "public_key", "boot_", "hf_home", "wandb_", "lift_")
+"""Fields that `boot` reads, or only hands on: no flags of a role."""
 KEY_TYPES = (
     "ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521",
     "sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com",
@@ -66,7 +67,8 @@ class Settings(BaseSettings):
     vla_policy: Annotated[Literal["color-servo", "openvla"] | None, EmptyIsNone] = None
     """Which policy drives, color-servo or openvla; without it, VLA_MODEL_PATH decides."""
     vla_model_path: Annotated[str | None, EmptyIsNone] = None
-    """Local folder or Hub id of the model; owner/name@revision pins a branch, tag or commit."""
+    """Local folder or Hub id of the model; owner/name@revision pins a branch, tag or commit. \
+`train` starts from it, unless its configuration or flags name another."""
     vla_task_instruction: str = "pick up the object"
     """What the robot is asked to do at the start."""
     vla_device: str = "cuda"
@@ -80,6 +82,8 @@ class Settings(BaseSettings):
 checkpoint says, else no."""
     vla_chunk_steps: Annotated[int | None, Field(ge=1, le=100), EmptyIsNone] = None
     """Steps that an OpenVLA-OFT checkpoint predicts at once, as it was trained: 8 for LIBERO's."""
+    vla_temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
+    """Of OpenVLA's action tokens: 0 takes the likeliest, 1 samples as the model was trained."""
     hf_token: Annotated[SecretStr | None, EmptyIsNone] = None
     """Token for private models on the Hugging Face Hub."""
 
@@ -89,6 +93,9 @@ checkpoint says, else no."""
     """Seconds after which a prediction is given up and its result thrown away."""
     trajectory_validity: Positive = 0.5
     """Seconds after its frame at which a receiver must refuse a trajectory."""
+    max_jump: Positive = 1.0
+    """Radians by which a target may be away from where its arm joint is; a policy whose targets \
+are goals rather than steps needs more."""
     dry_run: bool = False
     """Predict and check, but publish nothing."""
 
@@ -150,6 +157,12 @@ node leaves the tailnet when the container stops; empty: it is also registered a
 
     boot_run_dir: OptionalText = None
     """Folder for sockets and generated files; unset: /run/crane-x7 as root, else in /tmp."""
+    lift_simulator: Annotated[
+        Literal["maniskill", "genesis", "isaacsim"], BeforeValidator(lambda v: v or "maniskill")
+    ] = "maniskill"
+    """What simulates while `train` runs; its configuration and --simulator count more."""
+    lift_backend: Annotated[Literal["cpu", "gpu"], BeforeValidator(lambda v: v or "gpu")] = "gpu"
+    """Where `train` simulates, cpu or gpu; its configuration and --backend count more."""
     hf_home: OptionalText = None
     """Cache of the Hugging Face Hub; user vla must be able to write there."""
     wandb_dir: OptionalText = None

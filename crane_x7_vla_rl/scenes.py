@@ -38,11 +38,13 @@ class WorldConfig:
     """Standard deviation of the camera's place, drawn anew for each episode."""
     camera_noise: float = 0.0
     """Standard deviation of each pixel's channels, of 255, drawn anew for each picture."""
+    episode_s: float | None = None
+    """How long an episode may take; None for the task's own time."""
 
     @property
     def max_steps(self) -> int:
-        """Control steps of an episode."""
-        return round(EPISODE_S[self.task] * self.control_hz)
+        """Control steps of an episode, at least one."""
+        return max(1, round((self.episode_s or EPISODE_S[self.task]) * self.control_hz))
 
     def as_dict(self) -> dict[str, Any]:
         """As JSON has it."""
@@ -78,6 +80,14 @@ def amount(text: str) -> float:
     return value
 
 
+def duration(text: str) -> float:
+    """Return a number above 0; raises ValueError."""
+    value = amount(text)
+    if value == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return value
+
+
 def add_arguments(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) -> None:
     """Add a flag for each field of WorldConfig but those in `without`."""
     default = WorldConfig()
@@ -91,6 +101,8 @@ def add_arguments(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()
         "home_noise_rad": {"type": amount, "help": "of the first pose (%(default)s)"},
         "camera_shift_m": {"type": amount, "help": "of the camera's place (%(default)s)"},
         "camera_noise": {"type": amount, "help": "of each pixel, of 255 (%(default)s)"},
+        "episode_s": {"type": duration, "metavar": "S", "help": "how long an episode may take, in"
+                      " simulated seconds (10 to lift, 20 to place)"},
     }  # fmt: skip
     group = parser.add_argument_group("scene")
     for name, how in flags.items():

@@ -12,11 +12,11 @@ SCRIPTS = Path(__file__).parent.parent / "scripts"
 ROW = {"name", "value", "unit", "baseline", "ratio", "target", "met"}
 
 
-def figures(path: Path, *command: str) -> dict[str, dict[str, Any]]:
+def figures(path: Path, *command: str, patience_s: float = 110) -> dict[str, dict[str, Any]]:
     """Run `python COMMAND… --json PATH`; return its rows by name, each whole."""
     done = subprocess.run(
         [sys.executable, *command, "--json", str(path)],
-        capture_output=True, text=True, timeout=110, check=False,
+        capture_output=True, text=True, timeout=patience_s, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     rows = json.loads(path.read_text())

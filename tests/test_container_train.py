@@ -51,9 +51,11 @@ def test_role_sft_makes_a_policy_of_mounted_demonstrations(
     load_policy("openvla", ModelOptions(path=str(run / "last")))
 
 
-def test_role_train_says_in_a_word_that_it_comes_later(
+def test_role_train_says_in_a_word_what_is_missing(
     workshop: Workshop, image: str, network: Network
 ) -> None:
-    with Container(workshop, image, network, ("train", "--num-parallel-envs", "4")) as container:
-        assert container.wait() == ExitCode.LATER
-        assert "crane-x7-vla-rl train: reinforcement learning" in container.logs()
+    """This image is the one without what training needs."""
+    with Container(workshop, image, network, ("train", "--env-id", "Lift")) as container:
+        assert container.wait() == ExitCode.USAGE
+        assert "is missing: pip install" in container.logs()
+        assert "Traceback" not in container.logs()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import os
 import signal
@@ -17,15 +18,28 @@ import pytest
 
 from crane_x7_remote import cli
 from crane_x7_remote.demo import pictures, report
+from crane_x7_remote.demo import plan as plan_module
 from crane_x7_remote.demo.children import Child
-from crane_x7_remote.demo.command import fulfilled
+from crane_x7_remote.demo.command import fulfilled, grasped
+from crane_x7_remote.demo.plan import Plan
 from crane_x7_remote.demo.recorder import Recording
-from crane_x7_remote.errors import DemoError, ExitCode, OutputError
+from crane_x7_remote.errors import (
+    DemoError,
+    ExitCode,
+    OutputError,
+    PolicyError,
+    RemoteError,
+    SettingsError,
+)
 from crane_x7_remote.rosbridge.messages import EncodedFrame, ParsedTrajectory
 from crane_x7_remote.sim_robot.arm import still_picture
+from crane_x7_vla_rl.policies.base import SHIPPED
+from crane_x7_vla_rl.policies.skills import Skills
 from crane_x7_vla_rl.robot import HOME_RAD, JOINT_NAMES
+from crane_x7_vla_rl.scenes import EVALUATION_SEED
 
 DEMO = [sys.executable, "-m", "crane_x7_remote", "demo"]
+COLOR_SERVO = [*DEMO, "--policy", "color-servo"]
 
 
 def descendants(pid: int) -> set[int]:
@@ -61,7 +75,7 @@ def wait_for(path: Path, text: str, timeout_s: float = 60.0) -> None:
 def test_demo_lifts_the_red_cube_and_places_the_blue_one(tmp_path: Path) -> None:
     """The main job, whole: two processes, rosbridge between them, the task changed midway."""
     figures = tmp_path / "figures.json"
-    command = [*DEMO, "--output-dir", str(tmp_path / "out"), "--json", str(figures)]
+    command = [*COLOR_SERVO, "--output-dir", str(tmp_path / "out"), "--json", str(figures)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
     assert done.returncode == 0, done.stderr
     made = json.loads(figures.read_text())
@@ -80,9 +94,27 @@ def test_demo_lifts_the_red_cube_and_places_the_blue_one(tmp_path: Path) -> None
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.timeout(400)
+def test_the_policy_that_ships_lifts_a_cube_in_the_demo(tmp_path: Path) -> None:
+    """One of both tasks at least: it samples, and misses now and then."""
+    figures = tmp_path / "figures.json"
+    command = [*DEMO, "--no-record", "--output-dir", str(tmp_path / "out"), "--json", str(figures)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=350, check=False)
+    made = json.loads(figures.read_text())
+    assert done.returncode == (ExitCode.OK if made["succeeded"] else ExitCode.DEMO_TASK)
+    assert made["policy"] == "openvla"
+    assert made["model"] == str(SHIPPED)
+    assert made["random_weights"] is False
+    assert made["instruction"] == "pick up the red cube"
+    assert made["then"] == "pick up the blue cube"
+    assert (made["first_done_s"] or made["second_done_s"]) is not None
+    assert set(made["put_back"]) <= set(made["picked"])
+    assert made["controller"]["limit_violations"] == 0
+
+
 def test_robot_that_dies_ends_the_demo_with_its_last_words(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [*DEMO, "--output-dir", str(tmp_path)], stderr=subprocess.PIPE, text=True
+        [*COLOR_SERVO, "--output-dir", str(tmp_path)], stderr=subprocess.PIPE, text=True
     )
     try:
         wait_for(tmp_path, "driving")
@@ -101,7 +133,9 @@ def test_robot_that_dies_ends_the_demo_with_its_last_words(tmp_path: Path) -> No
 
 def test_interrupt_stops_everything_and_still_reports(tmp_path: Path) -> None:
     process = subprocess.Popen(
-        [*DEMO, "--output-dir", str(tmp_path), "--no-record"], stderr=subprocess.PIPE, text=True
+        [*COLOR_SERVO, "--output-dir", str(tmp_path), "--no-record"],
+        stderr=subprocess.PIPE,
+        text=True,
     )
     try:
         wait_for(tmp_path, "driving")
@@ -186,6 +220,86 @@ def test_an_instruction_is_fulfilled_by_its_own_cube_alone(
 ) -> None:
     assert fulfilled(instruction, {"cubes": {"red": state}}) is expected
     assert fulfilled(instruction, {}) is False
+
+
+def planned(*flags: str) -> Plan:
+    parser = argparse.ArgumentParser()
+    plan_module.add_arguments(parser)
+    return plan_module.read(parser.parse_args(flags))
+
+
+def word_after(words: list[str], flag: str) -> str:
+    return words[words.index(flag) + 1]
+
+
+def test_what_ships_is_shown_in_scenes_that_it_knows_and_has_not_seen() -> None:
+    plan, skills = planned(), Skills.beside(SHIPPED)
+    assert plan.model is not None
+    assert skills is not None
+    assert (plan.instruction, plan.then) == skills.instructions[:2]
+    robot = plan_module.robot_command(plan)
+    assert word_after(robot, "--task") == "Lift-CRANE-X7"
+    assert word_after(robot, "--spawn-range-m") == "0.02"
+    assert robot[robot.index("--colours") + 1 :][:3] == ["red", "blue", "--spawn-range-m"]
+    assert word_after(robot, "--seed") == str(EVALUATION_SEED)
+    loop = plan_module.loop_command(plan, 1, Path("m.json"))
+    assert word_after(loop, "--vla-policy") == "openvla"
+    assert word_after(loop, "--vla-model-path") == str(SHIPPED)
+    assert word_after(loop, "--vla-device") == "cpu"
+    assert word_after(loop, "--vla-inference-rate") == f"{skills.rate_hz:g}"
+    assert word_after(loop, "--vla-temperature") == f"{skills.temperature:g}"
+    assert word_after(loop, "--max-jump") == f"{skills.max_jump_rad:g}"
+
+
+def test_colour_servo_has_three_cubes_and_a_plate() -> None:
+    plan = planned("--policy", "color-servo", "--seed", "3")
+    assert plan.model is None
+    assert plan.then == "place the blue cube on the plate"
+    robot = plan_module.robot_command(plan)
+    assert word_after(robot, "--task") == "PickPlace-CRANE-X7"
+    assert robot[robot.index("--colours") + 1 :][:3] == ["red", "green", "blue"]
+    assert word_after(robot, "--seed") == "3"
+    loop = plan_module.loop_command(plan, 1, Path("m.json"))
+    assert word_after(loop, "--vla-inference-rate") == "10"
+    assert "--vla-model-path" not in loop
+
+
+def test_flags_count_more_than_what_a_checkpoint_says(tmp_path: Path) -> None:
+    Skills("PickPlace-CRANE-X7", ("blue",), 0.01, ("lift it",), 5.0, 0.5).write(tmp_path)
+    plan = planned("--policy", str(tmp_path))
+    assert (plan.instruction, plan.then, plan.skills.temperature) == ("lift it", None, 0.5)
+    plan = planned(
+        "--policy", str(tmp_path), "--then", "now drop it", "--colours", "red", "green",
+        "--spawn-range-m", "0", "--rate", "2", "--temperature", "0",
+    )  # fmt: skip
+    assert plan.then == "now drop it"
+    assert plan.skills.colours == ("red", "green")
+    assert (plan.skills.spawn_range_m, plan.skills.rate_hz, plan.skills.temperature) == (0, 2, 0)
+
+
+@pytest.mark.parametrize(
+    ("flags", "kind", "said"),
+    [
+        (["--policy", "colour-servo"], SettingsError, "colour-servo is unknown: expected tiny, co"),
+        (["--instruction", " "], SettingsError, "--instruction is empty"),
+        (["--timeout", "0", "5"], SettingsError, "two positive numbers"),
+        (["--policy", "."], PolicyError, r"skills\.json cannot be read as JSON"),
+    ],
+)
+def test_what_cannot_be_shown_is_named(
+    flags: list[str], kind: type[RemoteError], said: str, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    (tmp_path / "skills.json").write_text("no")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(kind, match=said):
+        planned(*flags)
+
+
+def test_what_the_fingers_hold_is_known_from_the_true_scene() -> None:
+    held = {"grasped": True, "lifted": False}
+    assert grasped({"cubes": {"red": held, "blue": held | {"grasped": False}}}) == ("red",)
+    assert grasped({}) == ()
 
 
 def recording(lag_s: float) -> Recording:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -178,6 +180,19 @@ def test_adapters_go_to_any_targets_and_are_seen_by_both_paths(
     grown = gradients(model)
     assert set(grown) == set(learning)
     assert all(bool(gradient.any()) for gradient in grown.values())
+
+
+@pytest.mark.parametrize("off", [False, True])
+def test_an_adapted_heads_action_rows_are_those_of_the_whole_head(
+    model: OpenVLA, off: bool
+) -> None:
+    add_lora(model, LoraSettings(rank=4, alpha=8, targets=["lm_head"]))
+    head: Any = model.language_model.lm_head
+    with torch.no_grad():
+        head.lora_B["default"].weight.normal_(generator=torch.Generator().manual_seed(0))
+    head.enable_adapters(not off)
+    hidden = torch.randn(2, 3, model.config.text.hidden_size)
+    assert furthest(model.action_logits(hidden), head(hidden)[..., 31744:32000]) <= 1e-5
 
 
 def test_switching_adapters_off_is_noticed(model: OpenVLA) -> None:

@@ -139,6 +139,11 @@ def test_the_gripper_may_go_all_the_way_at_once() -> None:
     assert isinstance(command, SafeCommand)
 
 
+def test_a_policy_of_goals_may_be_allowed_longer_ways() -> None:
+    far = _chunk(_with(robot.HOME_RAD, 0, 1.5))
+    assert isinstance(check_chunk(far, HOME, 0.05, Limits(max_jump_rad=1.6)), SafeCommand)
+
+
 def _trajectory(positions: Array, velocities: Array, spacing_s: float = 0.1) -> Trajectory:
     return Trajectory(
         position_rad=positions,

@@ -5,11 +5,22 @@ from __future__ import annotations
 import argparse
 import re
 from pathlib import Path
+from typing import get_args
 
 import pytest
+import yaml
 
 from crane_x7_remote import settings
+from crane_x7_remote.boot import role
+from crane_x7_remote.boot.account import Account
+from crane_x7_remote.boot.files import Files
+from crane_x7_remote.boot.sshd import session_environment
 from crane_x7_remote.errors import ExitCode, SettingsError
+from crane_x7_vla_rl.training import cli, config_tree, rl_command
+from crane_x7_vla_rl.training import settings as training_settings
+from crane_x7_vla_rl.training.errors import ConfigError
+from crane_x7_vla_rl.training.errors import ExitCode as TrainingExit
+from crane_x7_vla_rl.training.rl_config import RlConfig
 
 ROOT = Path(__file__).parent.parent
 
@@ -101,13 +112,88 @@ def test_documentation_lists_exactly_the_settings() -> None:
     assert (ROOT / "docs/settings.md").read_text() == settings.as_markdown()
 
 
-def test_the_environment_is_read_in_one_place_only() -> None:
+def test_training_and_simulation_are_set_as_in_the_published_tables() -> None:
+    loaded = settings.load(environ={})
+    assert (loaded.lift_simulator, loaded.lift_backend) == ("maniskill", "gpu")
+    given = {"LIFT_SIMULATOR": "genesis", "LIFT_BACKEND": "cpu"}
+    loaded = settings.load(environ=given)
+    assert (loaded.lift_simulator, loaded.lift_backend) == ("genesis", "cpu")
+    assert settings.load(environ={"LIFT_BACKEND": ""}).lift_backend == "gpu"
+    with pytest.raises(SettingsError) as caught:
+        settings.load(environ={"LIFT_SIMULATOR": "mujoco", "LIFT_BACKND": "cpu"})
+    assert "LIFT_SIMULATOR='mujoco': Input should be 'maniskill', 'genesis'" in str(caught.value)
+    assert "LIFT_BACKND is unknown; did you mean LIFT_BACKEND?" in str(caught.value)
+
+
+def test_what_training_reads_again_are_settings_with_the_same_choices() -> None:
+    options = {leaf.key: leaf for leaf in config_tree.leaves(RlConfig)}
+    for variable, key in training_settings.VARIABLES.items():
+        field, option = settings.Settings.model_fields[variable.lower()], options[key]
+        if field.default is not None:
+            assert field.default == option.default
+            assert set(get_args(field.annotation)) == set(get_args(option.kind))
+
+
+def test_variables_are_above_defaults_and_below_files_and_flags(tmp_path: Path) -> None:
+    file = tmp_path / "rl.yaml"
+    environ = {"LIFT_BACKEND": "cpu", "LIFT_SIMULATOR": "genesis", "VLA_MODEL_PATH": "owner/name"}
+    given = training_settings.layers(environ)
+    config = config_tree.build(RlConfig, given)
+    assert (config.env.backend, config.env.simulator) == ("cpu", "genesis")
+    assert config.start.model == "owner/name"
+    file.write_text("env: {backend: gpu}\nstart: {sft_checkpoint: here}\n")
+    config = config_tree.build(RlConfig, [*given, config_tree.read_file(file)])
+    assert (config.env.backend, config.env.simulator) == ("gpu", "genesis")
+    assert config.start.model == "here"
+    assert training_settings.layers({"LIFT_BACKEND": "", "VLA_DEVICE": "cpu"}) == []
+    with pytest.raises(ConfigError, match=r"LIFT_BACKEND: env\.backend is 'cuda', expected cpu or"):
+        config_tree.build(RlConfig, training_settings.layers({"LIFT_BACKEND": "cuda"}))
+
+
+def test_train_and_its_templates_heed_the_variables_they_are_started_with(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not only below `boot`: a provider's start script runs the command itself."""
+    for variable, value in (("LIFT_BACKEND", "cpu"), ("VLA_MODEL_PATH", "owner/name")):
+        monkeypatch.setenv(variable, value)
+    parser = argparse.ArgumentParser()
+    rl_command.add_arguments(parser)
+    config, _ = rl_command.read(parser.parse_args([]))
+    assert (config.env.backend, config.start.model) == ("cpu", "owner/name")
+    config, _ = rl_command.read(parser.parse_args(["--backend", "gpu", "--pretrained", "mine"]))
+    assert (config.env.backend, config.start.model) == ("gpu", "mine")
+    assert cli.main(["config", "--template", "full"]) == 0
+    written = yaml.safe_load(capsys.readouterr().out)
+    assert (written["env"]["backend"], written["start"]["pretrained"]) == ("cpu", "owner/name")
+    monkeypatch.setenv("LIFT_BACKEND", "cuda")
+    assert cli.main(["train"]) == TrainingExit.CONFIG
+    assert "LIFT_BACKEND: env.backend is 'cuda'" in capsys.readouterr().err
+
+
+def test_a_session_and_a_role_are_handed_what_training_reads() -> None:
+    """Both get the environment of the container; the tailnet's key alone is kept back."""
+    given = dict.fromkeys(training_settings.VARIABLES, "cpu") | {"TS_AUTHKEY": "secret"}
+    given |= {"WANDB_DIR": "/outputs", "HF_TOKEN": "hf"}
+    loaded = settings.load(environ={"TS_AUTHKEY": "secret"})
+    files = Files(Path("/run"), Path("/state"), Path("/ssh"), Path("/ts.sock"))
+    account = Account("vla", 1000, 1000, Path("/home/vla"), "/bin/bash")
+    seen = role.environment(given, loaded, files, account)
+    session, left_out = session_environment(seen)
+    assert given.items() - {("TS_AUTHKEY", "secret")} <= session.items() & seen.items()
+    assert not left_out
+
+
+READERS = {"crane_x7_remote/settings.py", "crane_x7_vla_rl/training/settings.py"}
+"""The second one: training may begin where no command of the first one's package ran before."""
+
+
+def test_the_environment_is_read_in_settings_only() -> None:
     root = Path(settings.__file__).parent.parent
     sources = [*root.glob("crane_x7_remote/**/*.py"), *root.glob("crane_x7_vla_rl/**/*.py")]
     readers = {
-        path.name
+        path.relative_to(root).as_posix()
         for path in sources
         if re.search(r"os\.(environ|getenv)|from os import .*(environ|getenv)", path.read_text())
     }
     assert len(sources) > 50
-    assert readers == {"settings.py"}
+    assert readers == READERS

@@ -9,6 +9,7 @@ from functools import partial
 
 import numpy as np
 import pytest
+import sapien
 
 from crane_x7_remote.errors import SimulationError
 from crane_x7_remote.rosbridge import messages
@@ -16,6 +17,7 @@ from crane_x7_remote.sim_robot.arm import Arm, KinematicArm
 from crane_x7_remote.sim_robot.arm_process import ProcessArm
 from crane_x7_remote.sim_robot.maniskill_arm import ManiSkillArm, SceneConfig
 from crane_x7_vla_rl.robot import HOME_RAD, LOWER_RAD, UPPER_RAD, VELOCITY_RAD_S
+from crane_x7_vla_rl.sim.layout import SPOTS_M
 
 SCENE = SceneConfig(image_size=(320, 240))
 MAKERS = {
@@ -97,6 +99,34 @@ def test_a_cube_named_red_is_seen_red() -> None:
     red, green, blue = (image[:, :, channel].astype(int) for channel in range(3))
     assert ((red > 120) & (green < 90) & (blue < 90)).sum() > 30
     assert ((blue > 120) & (red < 90)).sum() > 30
+
+
+def test_the_scene_is_the_one_asked_for_and_a_cube_can_be_put_back() -> None:
+    scene = SceneConfig(
+        task="Lift-CRANE-X7",
+        seed=7,
+        image_size=(64, 48),
+        colours=("red", "blue"),
+        spawn_range_m=0.0,
+    )
+    arm = ManiSkillArm(scene)
+    try:
+        before = arm.scene()
+        assert set(before) == {"red", "blue"}
+        spots = np.array(SPOTS_M)
+        for cube in before.values():
+            away = np.linalg.norm(spots - np.array(cube["position_m"][:2]), axis=1)
+            assert away.min() < 0.002
+        arm._env.cubes["red"].set_pose(sapien.Pose([0.3, 0.2, 0.3]))
+        move(arm, HOME_RAD, 0.1)
+        assert arm.scene()["red"]["position_m"][2] > 0.1
+        arm.put_back("red")
+        arm.put_back("green")
+        move(arm, HOME_RAD, 0.5)
+        for colour, cube in arm.scene().items():
+            np.testing.assert_allclose(cube["position_m"], before[colour]["position_m"], atol=0.002)
+    finally:
+        arm.close()
 
 
 def test_a_simulation_that_dies_is_an_error_with_its_signal() -> None:

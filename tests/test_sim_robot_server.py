@@ -18,7 +18,12 @@ from websockets.sync.client import ClientConnection, connect
 from crane_x7_remote.rosbridge import messages, protocol
 from crane_x7_remote.settings import Settings
 from crane_x7_remote.sim_robot.arm import KinematicArm
-from crane_x7_remote.sim_robot.robot import SIM_STATE_TOPIC, RobotConfig, SimRobot
+from crane_x7_remote.sim_robot.robot import (
+    SIM_HAND_TOPIC,
+    SIM_STATE_TOPIC,
+    RobotConfig,
+    SimRobot,
+)
 from crane_x7_remote.sim_robot.server import ServerConfig
 from crane_x7_vla_rl.robot import ARM_JOINT_NAMES, FINGER_B, HOME_RAD, JOINT_NAMES
 
@@ -309,6 +314,24 @@ def test_a_refused_trajectory_is_counted_by_reason(client: Client) -> None:
     assert report["accepted"] == 1
     assert report["rejected"] == {"joint_names": 1, "malformed": 1}
     assert report["limit_violations"] == 0
+
+
+def test_a_hand_puts_back_the_cube_that_it_is_told_to(
+    client_of: Callable[[SimRobot], Client],
+) -> None:
+    put_back: list[str] = []
+
+    class WithCubes(KinematicArm):
+        def put_back(self, colour: str) -> None:
+            put_back.append(colour)
+
+    with SimRobot(config(), WithCubes) as robot:
+        client = client_of(robot)
+        client.send("publish", topic=SIM_HAND_TOPIC, msg={"data": 3})
+        assert "expected text" in client.next("status")["msg"]
+        client.send("publish", topic=SIM_HAND_TOPIC, msg={"data": "red"})
+        state_now(client)
+    assert put_back == ["red"]
 
 
 def test_the_gripper_action_answers_when_reached(client: Client) -> None:

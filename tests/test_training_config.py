@@ -156,14 +156,6 @@ def test_openpi_answers_that_it_comes_later(capsys: pytest.CaptureFixture[str]) 
     assert "openpi comes later" in capsys.readouterr().err
 
 
-def test_train_answers_that_it_comes_later(capsys: pytest.CaptureFixture[str]) -> None:
-    words = "train --pretrained openvla/openvla-7b --simulator maniskill --backend gpu --use-wandb"
-    assert cli.main(words.split()) == ExitCode.LATER
-    said = capsys.readouterr().err
-    assert said.startswith("crane-x7-vla-rl train: reinforcement learning")
-    assert "crane-x7-vla-rl sft" in said
-
-
 def test_a_misspelt_flag_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         cli.main(["sft", "--backend", "openvla", "--batchsize", "4"])

@@ -191,6 +191,16 @@ def test_a_finished_run_goes_on_when_it_is_given_more(tmp_path: Path) -> None:
     assert checkpoint.step_of(tmp_path / "run" / "checkpoint-final") == 4
 
 
+def test_a_run_stops_on_its_way_and_goes_on_as_if_it_had_not(tmp_path: Path) -> None:
+    rig.train(tmp_path / "whole", "--max-steps", "4")
+    rig.train(tmp_path / "run", "--max-steps", "4", "--stop-after", "2")
+    assert not (tmp_path / "run" / "checkpoint-final").exists()
+    assert checkpoint.step_of(tmp_path / "run" / "last") == 2
+    rig.again("--resume-from-checkpoint", str(tmp_path / "run"))
+    assert checkpoint.step_of(tmp_path / "run" / "checkpoint-final") == 4
+    assert rig.losses(tmp_path / "run") == rig.losses(tmp_path / "whole")
+
+
 def test_a_run_can_go_on_in_another_folder(tmp_path: Path) -> None:
     rig.train(tmp_path / "one", "--max-steps", "2")
     rig.again(

@@ -9,7 +9,14 @@ from pathlib import Path
 
 import pytest
 
-from crane_x7_vla_rl.training.tracking import Figures, MetricsFile, TerminalBar, line, short
+from crane_x7_vla_rl.training.tracking import (
+    Figures,
+    MetricsFile,
+    TerminalBar,
+    below,
+    line,
+    short,
+)
 
 FIGURES = Figures(
     step=200, samples=3200, epoch=0.642, loss=1.8731, grad_norm=2.1141, learning_rate=4.8e-4,
@@ -33,7 +40,7 @@ def test_large_numbers_are_short(number: float, said: str) -> None:
 
 def test_the_bar_shows_what_matters() -> None:
     stream = io.StringIO()
-    bar = TerminalBar(400, 100, stream)
+    bar = TerminalBar(400, 100, stream, below)
     bar.log(FIGURES)
     bar.close()
     shown = stream.getvalue()

@@ -222,6 +222,18 @@ def test_an_arm_that_was_pushed_or_stopped_is_not_followed() -> None:
     assert not is_followed(running, stopped, STAMP + 1.0, LIMITS)
 
 
+def test_fingers_that_stop_at_a_cube_leave_the_arm_on_its_path() -> None:
+    shut = robot.HOME_RAD + 0.6 * np.eye(8)[0] - 0.05 * np.eye(8)[7]
+    running = _build(_command(shut), _state(robot.HOME_RAD + 0.6 * np.eye(8)[7]))
+    position, velocity = state_at(running, STAMP + 0.3)
+    held = _state(np.append(position[:7], 0.55), np.append(velocity[:7], 0.0))
+    assert position[7] < 0.55 - LIMITS.tracking_rad
+    assert is_followed(running, held, STAMP + 0.3, LIMITS)
+    timing = _timing(STAMP + 0.29, measured_s=STAMP + 0.3)
+    result = _build(_command(shut), held, running, timing)
+    assert check_motion(result, held, STAMP + 0.3, LIMITS) is None
+
+
 def test_a_sagging_arm_does_not_pull_the_path_down() -> None:
     running = _build(_command(robot.HOME_RAD), _state(robot.HOME_RAD))
     sagging = _state(robot.HOME_RAD - 0.05 * np.eye(8)[1])

@@ -111,9 +111,11 @@ def again(*argv: str) -> None:
     sft_command.run(parser.parse_args(argv))
 
 
-def start(argv: Sequence[str], env: Mapping[str, str] | None = None) -> WarmProcess:
+def start(
+    argv: Sequence[str], env: Mapping[str, str] | None = None, command: str = "sft"
+) -> WarmProcess:
     """Start the command in a process of its own."""
-    return WarmProcess(["sft", *argv], ON_CPU | (env or {}))
+    return WarmProcess([command, *argv], ON_CPU | (env or {}))
 
 
 def start_anew(argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[str]:
@@ -126,7 +128,9 @@ def start_anew(argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[
 
 
 @contextmanager
-def together(argv: Sequence[str], processes: int) -> Iterator[list[WarmProcess]]:
+def together(
+    argv: Sequence[str], processes: int, command: str = "sft"
+) -> Iterator[list[WarmProcess]]:
     """Start the command as torchrun does, in processes that know of each other.
 
     They meet at a store that this process keeps, as torchrun's workers do at its: no port is free
@@ -139,7 +143,7 @@ def together(argv: Sequence[str], processes: int) -> Iterator[list[WarmProcess]]
         "TORCHELASTIC_RESTART_COUNT": "0",
     }  # fmt: skip
     ranks = [meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-    started = [start(argv, env) for env in ranks]
+    started = [start(argv, env, command) for env in ranks]
     try:
         yield started
     finally:
@@ -147,12 +151,12 @@ def together(argv: Sequence[str], processes: int) -> Iterator[list[WarmProcess]]
             process.kill()
 
 
-def torchrun(argv: Sequence[str], processes: int) -> subprocess.Popen[str]:
+def torchrun(argv: Sequence[str], processes: int, command: str = "sft") -> subprocess.Popen[str]:
     """Start the command by torchrun itself."""
     return subprocess.Popen(
         [
             sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-            str(processes), "-m", "crane_x7_vla_rl.training.cli", "sft", *argv,
+            str(processes), "-m", "crane_x7_vla_rl.training.cli", command, *argv,
         ],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,
         env=os.environ | ONE_THREAD | ON_CPU,

@@ -7,8 +7,10 @@ that its forks inherit no lock; its forks die with it, and it dies with pytest.
 
 Who sets variables that a preloaded library reads at import (`HF_*`) needs a new interpreter.
 
-`python warm_process.py` is the server: a line of JSON on stdin, {"argv", "env", "output", "folder"}
-→ {"pid"}, or {"wait": pid} → {"code"}, null while it runs; it ends with stdin.
+Each leads a process group of its own, as a container's role does.
+
+`python warm_process.py` is the server: a line of JSON on stdin, {"argv", "env", "output", "folder",
+"first"} → {"pid"}, or {"wait": pid} → {"code"}, null while it runs; it ends with stdin.
 """
 
 from __future__ import annotations
@@ -31,7 +33,7 @@ from tempfile import mkdtemp, mkstemp
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).parent.parent
-PRELOADED = ("crane_x7_vla_rl.training.sft", "peft")
+PRELOADED = ("crane_x7_vla_rl.training.sft", "crane_x7_vla_rl.training.rl", "peft")
 """Without pyarrow, which starts a thread."""
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 PR_SET_PDEATHSIG = 1
@@ -40,13 +42,15 @@ PR_SET_PDEATHSIG = 1
 class WarmProcess:
     """What tests use of `subprocess.Popen`, for a fork of the server."""
 
-    def __init__(self, argv: Sequence[str], env: dict[str, str]) -> None:
+    def __init__(self, argv: Sequence[str], env: dict[str, str], first: Sequence[str] = ()) -> None:
+        """`first` are a module, a function of it, and the words that it is called with before."""
         self.returncode: int | None = None
         handle, path = mkstemp(dir=_server().folder)
         os.close(handle)
         self._output = Path(path)
         environ = dict(os.environ) | ONE_THREAD | env
         asked = {"argv": list(argv), "env": environ, "output": path, "folder": str(ROOT)}
+        asked["first"] = list(first)
         self.pid = int(_server().ask(asked)["pid"])
 
     def poll(self) -> int | None:
@@ -59,6 +63,11 @@ class WarmProcess:
         """Send a signal, unless it has ended."""
         if self.poll() is None:
             os.kill(self.pid, number)
+
+    def send_group(self, number: int) -> None:
+        """Send a signal to it and to all that it has started."""
+        assert self.poll() is None
+        os.killpg(self.pid, number)
 
     def kill(self) -> None:
         """As `kill -9`."""
@@ -130,6 +139,7 @@ def serve() -> None:
 def run(request: dict[str, Any]) -> NoReturn:
     """Be the command."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+    os.setpgid(0, 0)
     nothing = os.open(os.devnull, os.O_RDONLY)
     output = os.open(request["output"], os.O_WRONLY | os.O_APPEND)
     for number, file in enumerate((nothing, output, output)):
@@ -139,6 +149,9 @@ def run(request: dict[str, Any]) -> NoReturn:
     os.chdir(request["folder"])
     from crane_x7_vla_rl.training import cli
 
+    if request["first"]:
+        module, name, *words = request["first"]
+        getattr(importlib.import_module(module), name)(*words)
     sys.exit(cli.main(request["argv"]))
 
 

@@ -29,10 +29,11 @@ from rich.text import Text
 
 from crane_x7_remote import settings
 from crane_x7_remote.demo import pictures, report
+from crane_x7_remote.demo import plan as plan_module
 from crane_x7_remote.demo.children import Child
+from crane_x7_remote.demo.plan import Plan
 from crane_x7_remote.demo.recorder import Recorder, Recording
-from crane_x7_remote.errors import ExitCode, OutputError, SettingsError
-from crane_x7_vla_rl.policies.base import POLICY_NAMES, has_random_weights
+from crane_x7_remote.errors import ExitCode, OutputError
 
 logger = logging.getLogger(__name__)
 
@@ -40,7 +41,6 @@ SIM_START_S = 180.0
 LOOP_START_S = 60.0
 MODEL_START_S = 900.0
 """The same where a model must be loaded first, perhaps fetched."""
-NVIDIA_DEVICE = Path("/dev/nvidiactl")
 HOLD_S = 1.0
 """How long an instruction must stay fulfilled before the demo goes on."""
 POLL_S = 0.1
@@ -48,45 +48,10 @@ NEEDED_BYTES = 50_000_000
 """A run leaves about a tenth of this."""
 
 
-@dataclass(frozen=True)
-class Model:
-    """What the policy computes with."""
-
-    path: str
-    device: str
-    is_random: bool
-    """It says of itself that its weights are random."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What is to be shown."""
-
-    seed: int
-    instruction: str
-    then: str | None
-    policy: str
-    model: Model | None
-    rate_hz: float
-    image_size: str
-    camera_rate_hz: float
-    first_timeout_s: float
-    second_timeout_s: float
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `demo`."""
+    plan_module.add_arguments(parser)
     add = parser.add_argument
-    add("--instruction", default="pick up the red cube", help="the first task (%(default)s)")
-    add("--then", default="place the blue cube on the plate", metavar="INSTRUCTION",
-        help="the task that it changes to midway; empty: none (%(default)s)")  # fmt: skip
-    add("--seed", type=int, default=0, help="where the cubes lie (%(default)s)")
-    add("--policy", choices=POLICY_NAMES, default="color-servo", help="(%(default)s)")
-    add("--rate", type=float, default=10.0, metavar="HZ", help="of the loop (%(default)s)")
-    add("--image-size", default="640x480", metavar="WIDTHxHEIGHT", help="(%(default)s)")
-    add("--camera-rate", type=float, default=30.0, metavar="HZ", help="(%(default)s)")
-    add("--timeout", type=float, nargs=2, default=(30.0, 45.0), metavar=("FIRST", "SECOND"),
-        help="seconds that each task may take (30 45)")  # fmt: skip
     add("--output-dir", type=Path, default=Path("outputs/demo"), help="(%(default)s)")
     add("--record", action=argparse.BooleanOptionalAction, default=True,
         help="write video and plots (on)")  # fmt: skip
@@ -95,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Show the demo; raises RemoteError when it cannot be shown."""
-    plan = _plan(args)
+    plan = plan_module.read(args)
     folder = _make_folder(args.output_dir)
     with _signals() as is_stopped:
         outcome, made = _show(plan, folder, is_stopped)
@@ -124,7 +89,9 @@ def _show(plan: Plan, folder: Path, is_stopped: Callable[[], bool]) -> tuple[rep
     progress = _Progress(plan)
     progress.show("starting the simulated robot")
     with contextlib.ExitStack() as stack:
-        robot = stack.enter_context(Child("sim-robot", _robot_command(plan), folder / "robot.log"))
+        robot = stack.enter_context(
+            Child("sim-robot", plan_module.robot_command(plan), folder / "robot.log")
+        )
         ready = robot.wait_for_line("ready", SIM_START_S, is_stopped)
         found = re.search(r"port (\d+)", ready)
         recording, scene = Recording(), {}
@@ -132,7 +99,7 @@ def _show(plan: Plan, folder: Path, is_stopped: Callable[[], bool]) -> tuple[rep
         if found:
             recorder = stack.enter_context(Recorder(int(found[1]), topics))
             recording = recorder.recording
-            command = _loop_command(plan, int(found[1]), metrics_path)
+            command = plan_module.loop_command(plan, int(found[1]), metrics_path)
             loop = stack.enter_context(Child("infer", command, folder / "loop.log"))
             outcome = _watch(plan, recorder, (robot, loop), progress, is_stopped)
             loop.stop()
@@ -151,6 +118,8 @@ class _Stage:
     first_done_s: float | None = None
     second_done_s: float | None = None
     switched_s: float | None = None
+    put_back: tuple[str, ...] = ()
+    """Cubes that a hand took from the fingers when the task changed."""
 
 
 def _watch(
@@ -201,8 +170,9 @@ def _is_over(plan: Plan, stage: _Stage, now_s: float, done: bool, recorder: Reco
             return False
         if plan.then is None:
             return True
-        if recorder.say(plan.then):
-            stage.switched_s = now_s
+        put_back = () if plan.skills.lets_go else grasped(recorder.scene)
+        if recorder.say(plan.then, put_back):
+            stage.switched_s, stage.put_back = now_s, put_back
         return False
     if done:
         stage.second_done_s = now_s - stage.started_s
@@ -216,6 +186,12 @@ def fulfilled(instruction: str, scene: dict[str, Any]) -> bool:
     return any(status.get(key) for colour, status in cubes.items() if colour in instruction.lower())
 
 
+def grasped(scene: dict[str, Any]) -> tuple[str, ...]:
+    """Return the colours of the cubes that the fingers hold."""
+    cubes = scene.get("cubes", {})
+    return tuple(colour for colour, status in cubes.items() if status.get("grasped"))
+
+
 def _outcome(plan: Plan, scene: dict[str, Any], stage: _Stage, duration_s: float) -> report.Outcome:
     cubes = scene.get("cubes", {})
     return report.Outcome(
@@ -227,6 +203,7 @@ def _outcome(plan: Plan, scene: dict[str, Any], stage: _Stage, duration_s: float
         first_done_s=stage.first_done_s,
         second_done_s=stage.second_done_s,
         duration_s=duration_s,
+        put_back=stage.put_back,
         policy=plan.policy,
         model=None if plan.model is None else plan.model.path,
         random_weights=plan.model is not None and plan.model.is_random,
@@ -253,44 +230,6 @@ def _telling_times(recording: Recording) -> list[float]:
     return [*times, recording.frames[-1].stamp_s]
 
 
-def _plan(args: argparse.Namespace) -> Plan:
-    if not args.instruction.strip():
-        raise SettingsError("--instruction is empty; expected a task for the robot")
-    if min(args.timeout) <= 0:
-        raise SettingsError(
-            f"--timeout is {args.timeout}, expected two positive numbers of seconds"
-        )
-    return Plan(
-        seed=args.seed,
-        instruction=args.instruction,
-        then=args.then.strip() or None,
-        policy=args.policy,
-        model=_model(args.policy),
-        rate_hz=args.rate,
-        image_size=args.image_size,
-        camera_rate_hz=args.camera_rate,
-        first_timeout_s=args.timeout[0],
-        second_timeout_s=args.timeout[1],
-    )
-
-
-def _model(policy: str) -> Model | None:
-    """Return what VLA_MODEL_PATH names; on the CPU where there is no GPU and none was asked for."""
-    if policy != "openvla":
-        return None
-    chosen = settings.load()
-    if chosen.vla_model_path is None:
-        raise SettingsError(
-            "--policy openvla needs a model: set VLA_MODEL_PATH to a folder or Hub id; one with"
-            " random weights is made by: python -m crane_x7_vla_rl.policies.openvla.builder"
-            " outputs/tiny"
-        )
-    device = chosen.vla_device
-    if "vla_device" not in chosen.model_fields_set and not NVIDIA_DEVICE.exists():
-        device = "cpu"
-    return Model(chosen.vla_model_path, device, has_random_weights(chosen.vla_model_path))
-
-
 def _make_folder(parent: Path) -> Path:
     """Make a folder named by the time; raises OutputError with what is wrong."""
     folder = parent / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
@@ -308,23 +247,6 @@ def _make_folder(parent: Path) -> Path:
             f"{folder} cannot be made: {error.strerror}; choose another --output-dir"
         ) from error
     return folder
-
-
-def _robot_command(plan: Plan) -> list[str]:
-    return [
-        "sim-robot", "--port", "0", "--seed", str(plan.seed), "--image-size", plan.image_size,
-        "--camera-rate", f"{plan.camera_rate_hz:g}",
-        "--control-rate", f"{max(30.0, plan.camera_rate_hz):g}",
-    ]  # fmt: skip
-
-
-def _loop_command(plan: Plan, port: int, metrics: Path) -> list[str]:
-    command = [
-        "infer", "--rosbridge-host", "127.0.0.1", "--rosbridge-port", str(port),
-        "--vla-policy", plan.policy, "--vla-task-instruction", plan.instruction,
-        "--vla-inference-rate", f"{plan.rate_hz:g}", "--metrics", str(metrics),
-    ]  # fmt: skip
-    return command if plan.model is None else [*command, "--vla-device", plan.model.device]
 
 
 class _Progress:
@@ -403,6 +325,8 @@ def _say_result(
         if words is not None:
             state = "not done" if done_s is None else f"done after {done_s:.1f} s"
             print(f"{words}: {state}", file=out)
+    for colour in outcome.put_back:
+        print(f"a hand took the {colour} cube: the policy was not taught to let go", file=out)
     if latency.get("p50") is not None and made.get("rate_hz"):
         print(
             f"{made['rate_hz']:.2f} Hz; frame to trajectory without the policy:"

@@ -12,18 +12,18 @@ from __future__ import annotations
 import json
 import logging
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from crane_x7_remote.rosbridge import messages
+from crane_x7_remote.rosbridge import messages, protocol
 from crane_x7_remote.rosbridge.client import RosbridgeClient
 from crane_x7_remote.rosbridge.config import ClientConfig
 from crane_x7_remote.rosbridge.messages import EncodedFrame, MessageError, ParsedTrajectory
 from crane_x7_remote.settings import Settings
-from crane_x7_remote.sim_robot.robot import SIM_STATE_TOPIC
+from crane_x7_remote.sim_robot.robot import SIM_HAND_TOPIC, SIM_STATE_TOPIC
 from crane_x7_vla_rl.types import Array
 
 logger = logging.getLogger(__name__)
@@ -76,7 +76,10 @@ class Recorder:
             camera_topic=None,
             instruction_topic=None,
             joint_states_topic=None,
-            advertise={names.instruction_topic: "std_msgs/String"},
+            advertise={
+                names.instruction_topic: "std_msgs/String",
+                SIM_HAND_TOPIC: "std_msgs/String",
+            },
         )
         self.client = RosbridgeClient(config)
         subscribe = self.client.subscribe_throttled
@@ -102,12 +105,14 @@ class Recorder:
         with self._lock:
             return self._scene
 
-    def say(self, instruction: str) -> bool:
-        """Publish an instruction; False when it could not be sent now."""
-        from crane_x7_remote.rosbridge import protocol
-
-        operation = protocol.publish(self._names.instruction_topic, messages.string(instruction))
-        if not self.client.publish([operation]):
+    def say(self, instruction: str, put_back: Sequence[str] = ()) -> bool:
+        """Publish an instruction, and let a hand put cubes of these colours back where they lay;
+        False when neither could be sent now."""
+        operations = [
+            *(protocol.publish(SIM_HAND_TOPIC, messages.string(colour)) for colour in put_back),
+            protocol.publish(self._names.instruction_topic, messages.string(instruction)),
+        ]
+        if not self.client.publish(operations):
             return False
         self.note_instruction(instruction)
         return True

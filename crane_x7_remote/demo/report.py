@@ -39,6 +39,8 @@ class Outcome:
     """When the first instruction was fulfilled."""
     second_done_s: float | None
     duration_s: float
+    put_back: tuple[str, ...] = ()
+    """Cubes that a hand took from the fingers when the task changed."""
     policy: str = "color-servo"
     model: str | None = None
     """Folder or Hub id, for a policy with weights."""

@@ -85,10 +85,11 @@ def run(args: argparse.Namespace) -> int:
         signal.signal(number, on_signal)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     deadline_s = time.monotonic() + settings.peer_wait_timeout
+    limits = Limits(max_jump_rad=settings.max_jump)
     config = _loop_config(settings, args.session or secrets.token_hex(4))
     with RosbridgeClient(_client_config(settings)) as client:
         policy = _load(name, settings)
-        loop = InferenceLoop(client, policy, config, Limits(), time.monotonic)
+        loop = InferenceLoop(client, policy, config, limits, time.monotonic)
         ends.append(loop)
         try:
             _warm_up(loop, name)
@@ -170,6 +171,7 @@ def _load(name: str, settings: Settings) -> Policy:
                 token=None if settings.hf_token is None else settings.hf_token.get_secret_value(),
                 center_crop=settings.vla_center_crop,
                 chunk_steps=settings.vla_chunk_steps,
+                temperature=settings.vla_temperature,
             ),
         )
     except PolicyLoadError as error:

@@ -270,15 +270,17 @@ def _check_pieces(times: Array, p: Array, v: Array, limits: Limits) -> Hold | No
 def _check_start(
     trajectory: Trajectory, measured: JointState, measured_s: float, limits: Limits
 ) -> Hold | None:
+    """Look at the arm alone: the gripper follows goals of its own, and stops at what it holds."""
+    arm = slice(robot.ARM_DOF)
     ahead_s = trajectory.stamp_s + trajectory.time_from_start_s[0] - measured_s
     span = max(abs(ahead_s), 0.0)
-    distance = np.abs(trajectory.position_rad[0] - measured.position_rad)
-    too_far = distance - limits.velocity_rad_s * span - limits.tracking_rad
+    distance = np.abs(trajectory.position_rad[0] - measured.position_rad)[arm]
+    too_far = distance - limits.velocity_rad_s[arm] * span - limits.tracking_rad
     if too_far.max() > 0:
         return Hold(HoldReason.VELOCITY, _worst(distance, too_far, "first point is away by"))
     known = np.nan_to_num(measured.velocity_rad_s - trajectory.velocity_rad_s[0], nan=0.0)
-    change = np.abs(known)
-    too_sudden = change - limits.acceleration_rad_s2 * span - limits.tracking_rad_s
+    change = np.abs(known)[arm]
+    too_sudden = change - limits.acceleration_rad_s2[arm] * span - limits.tracking_rad_s
     if too_sudden.max() > 0:
         return Hold(HoldReason.ACCELERATION, _worst(change, too_sudden, "velocity changes by"))
     return None

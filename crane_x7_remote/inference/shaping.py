@@ -22,6 +22,7 @@ from crane_x7_remote.inference.safety import (
 )
 from crane_x7_remote.inference.trajectory import Timing, build, flown, is_followed
 from crane_x7_remote.rosbridge.messages import StampedJoints
+from crane_x7_vla_rl.robot import ARM_DOF
 from crane_x7_vla_rl.types import Array, JointState, Trajectory
 
 LEAD_MARGIN_S = 0.02
@@ -149,7 +150,7 @@ class Shaper:
 
     def _is_moving(self, measured: JointState, age_s: float) -> bool:
         """Whether the arm may have left the place where it was measured."""
-        speed = np.nan_to_num(np.abs(measured.velocity_rad_s), nan=0.0)
+        speed = np.nan_to_num(np.abs(measured.velocity_rad_s[:ARM_DOF]), nan=0.0)
         return bool(speed.max() * age_s > self._limits.tracking_rad)
 
     def _followed(self, measured: JointState, measured_s: float, now_s: float) -> Trajectory | None:

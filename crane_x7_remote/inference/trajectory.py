@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from crane_x7_remote.inference.safety import Limits, SafeCommand, first_step
+from crane_x7_vla_rl.robot import ARM_DOF
 from crane_x7_vla_rl.types import Array, JointState, Trajectory
 
 SPACING_S = 0.04
@@ -85,10 +86,15 @@ def state_at(trajectory: Trajectory, robot_time_s: float) -> tuple[Array, Array]
 def is_followed(
     running: Trajectory, measured: JointState, measured_s: float, limits: Limits
 ) -> bool:
-    """Whether the measured state lies on the path in `running`, give or take a servo's lag."""
+    """Whether the measured arm lies on the path in `running`, give or take a servo's lag.
+
+    The gripper is left out: it has goals of its own, runs ahead of the path towards them, and stops
+    short of them at whatever it closes on.
+    """
     since = measured_s - running.stamp_s
     positions, velocities = _sample(running, np.linspace(since - LAG_S, since, 9))
-    p, v = measured.position_rad, measured.velocity_rad_s
+    positions, velocities = positions[:, :ARM_DOF], velocities[:, :ARM_DOF]
+    p, v = measured.position_rad[:ARM_DOF], measured.velocity_rad_s[:ARM_DOF]
     near = (p >= positions.min(axis=0) - limits.tracking_rad) & (
         p <= positions.max(axis=0) + limits.tracking_rad
     )

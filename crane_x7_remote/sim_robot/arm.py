@@ -40,6 +40,10 @@ class Arm(Protocol):
     def scene(self) -> dict[str, dict[str, Any]]:
         """Return the true state of each cube by colour; for reports only, never for a policy."""
 
+    def put_back(self, colour: str) -> None:
+        """Put a cube, at rest, where it lay at the start, as a hand would; one that is not there is
+        left alone."""
+
     def close(self) -> None:
         """Free the simulation."""
 
@@ -71,6 +75,9 @@ class KinematicArm:
 
     def scene(self) -> dict[str, dict[str, Any]]:
         return {}
+
+    def put_back(self, colour: str) -> None:
+        """Has no cubes."""
 
     def close(self) -> None:
         """Nothing to free."""

@@ -62,6 +62,10 @@ class ProcessArm:
         cubes: dict[str, dict[str, Any]] = self._ask("scene")
         return cubes
 
+    def put_back(self, colour: str) -> None:
+        """See Arm."""
+        self._ask("put_back", colour)
+
     def close(self) -> None:
         """See Arm."""
         self._pipe.close()

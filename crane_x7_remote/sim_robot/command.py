@@ -21,10 +21,15 @@ from crane_x7_remote.sim_robot.arm_process import ProcessArm
 from crane_x7_remote.sim_robot.maniskill_arm import ManiSkillArm, SceneConfig
 from crane_x7_remote.sim_robot.robot import RobotConfig, SimRobot
 from crane_x7_remote.sim_robot.server import ServerConfig
+from crane_x7_vla_rl import scenes
 
 logger = logging.getLogger(__name__)
 
 
+OWN_FLAGS = (
+    "task", "control_hz", "image_size", "home_noise_rad", "camera_shift_m", "camera_noise",
+)  # fmt: skip
+"""Of the scene's, those that this command does not have, or in its own way."""
 STOP_TIMEOUT_S = 2.0
 POLL_S = 0.05
 
@@ -42,6 +47,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="physics and cameras, or a featherweight without either (%(default)s)")  # fmt: skip
     add("--task", default="PickPlace-CRANE-X7", help="gymnasium id of the scene (%(default)s)")
     add("--seed", type=int, default=0, help="where the cubes lie (%(default)s)")
+    scenes.add_arguments(parser, without=OWN_FLAGS)
     add("--image-size", type=_image_size, default=(640, 480), metavar="WIDTHxHEIGHT",
         help="camera picture (640x480)")  # fmt: skip
     add("--camera", choices=("base", "hand"), default="base", help="which camera (%(default)s)")
@@ -115,6 +121,8 @@ def _arm_maker(args: argparse.Namespace) -> Callable[[], Arm]:
     scene = SceneConfig(
         task=args.task,
         seed=args.seed,
+        colours=tuple(args.colours),
+        spawn_range_m=args.spawn_range_m,
         camera=args.camera,
         image_size=args.image_size,
         control_rate_hz=args.control_rate,

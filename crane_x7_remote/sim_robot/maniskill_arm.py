@@ -15,6 +15,7 @@ import simplejpeg
 
 from crane_x7_remote.errors import SimulationError
 from crane_x7_vla_rl.robot import DOF, LOWER_RAD, UPPER_RAD
+from crane_x7_vla_rl.scenes import COLOUR_NAMES, WorldConfig
 from crane_x7_vla_rl.types import JointState
 
 Array = npt.NDArray[np.float64]
@@ -27,6 +28,10 @@ class SceneConfig:
     task: str = "PickPlace-CRANE-X7"
     """gymnasium id."""
     seed: int = 0
+    colours: tuple[str, ...] = COLOUR_NAMES
+    """Of the cubes."""
+    spawn_range_m: float = WorldConfig.spawn_range_m
+    """How far cubes and plate lie from their spots."""
     camera: str = "base"
     """base or hand."""
     image_size: tuple[int, int] = (640, 480)
@@ -44,6 +49,7 @@ class ManiSkillArm:
         self._env = _make_environment(config)
         self._camera = _find_camera(self._env, config.camera)
         self.jpeg()  # The first picture takes seconds.
+        self._start_poses = {colour: cube.pose.sp for colour, cube in self._env.cubes.items()}
         self._ever_lifted = dict.fromkeys(self._env.cube_status(), False)
 
     @property
@@ -81,6 +87,14 @@ class ManiSkillArm:
             for colour, cube in status.items()
         }
 
+    def put_back(self, colour: str) -> None:
+        """See Arm."""
+        if colour in self._start_poses:
+            cube = self._env.cubes[colour]
+            cube.set_pose(self._start_poses[colour])
+            cube.set_linear_velocity(np.zeros(3))
+            cube.set_angular_velocity(np.zeros(3))
+
     def close(self) -> None:
         """See Arm."""
         self._env.close()
@@ -100,6 +114,8 @@ def _make_environment(config: SceneConfig) -> Any:
             reward_mode="none",
             control_mode="pd_joint_pos",
             image_size=config.image_size,
+            colours=config.colours,
+            spawn_range_m=config.spawn_range_m,
             cameras=(f"{config.camera}_camera",),
             control_freq=round(config.control_rate_hz),
         ).unwrapped

@@ -38,6 +38,8 @@ from crane_x7_vla_rl.types import JointState
 logger = logging.getLogger(__name__)
 
 SIM_STATE_TOPIC = "/sim/state"
+SIM_HAND_TOPIC = "/sim/hand"
+"""std_msgs/String with the colour of a cube: a hand puts it back where it lay at the start."""
 SIM_STATE_HZ = 5.0
 START_TIMEOUT_S = 180.0
 """The first picture of a simulation takes ten seconds on two busy cores."""
@@ -84,6 +86,7 @@ class SimRobot:
         self._controller: TrajectoryController | None = None
         self._gripper: GripperController | None = None
         self._goal: GoalKey | None = None
+        self._to_put_back: list[str] = []
         self._served, self._moving = threading.Event(), threading.Event()
         self._stop = threading.Event()
         self.ended = threading.Event()
@@ -154,11 +157,17 @@ class SimRobot:
             names.joint_states_topic: "sensor_msgs/JointState",
             names.arm_topic: "trajectory_msgs/JointTrajectory",
             SIM_STATE_TOPIC: "std_msgs/String",
+            SIM_HAND_TOPIC: "std_msgs/String",
         }
         return {topic: messages.type_name(kind, version) for topic, kind in packages.items()}
 
     def receive(self, topic: str, message: Operation) -> None:
-        """See server.Robot: takes trajectories; a refused one is counted and logged."""
+        """See server.Robot: takes trajectories, a refused one is counted and logged; and the names
+        of cubes to put back."""
+        if topic == SIM_HAND_TOPIC:
+            with self._lock:
+                self._to_put_back.append(messages.instruction(message))
+            return
         if topic != self._config.topics.arm_topic:
             return
         with self._lock:
@@ -289,6 +298,9 @@ class SimRobot:
             assert self._gripper is not None
             now_s = self.time_s()
             target = np.append(self._controller.update(now_s), self._gripper.target_rad)
+            to_put_back, self._to_put_back = self._to_put_back, []
+        for colour in to_put_back:
+            arm.put_back(colour)
         arm.step(target)
         state = arm.joints()
         with self._lock:

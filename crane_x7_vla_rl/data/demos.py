@@ -113,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     """Record; returns 0. Raises TrainingError."""
     from crane_x7_vla_rl.data.episode import DataError
     from crane_x7_vla_rl.sim.errors import SimError
-    from crane_x7_vla_rl.training.errors import DataProblemError
+    from crane_x7_vla_rl.training.errors import DataProblemError, SimulationError
 
     config = DemosConfig(
         output=args.output,
@@ -128,8 +128,10 @@ def run(args: argparse.Namespace) -> int:
     )
     try:
         report = generate(config, resume=args.resume)
-    except (DataError, SimError) as error:
+    except DataError as error:
         raise DataProblemError(str(error)) from error
+    except SimError as error:
+        raise SimulationError(str(error)) from error
     print(
         f"{config.output}: {report.successes} demonstrations of {config.world.task}; the expert"
         f" succeeded in {report.rate:.1%} of {report.successes + report.failures} scenes"

@@ -10,12 +10,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from crane_x7_vla_rl.types import ActionChunk, Observation
 
 POLICY_NAMES = ("color-servo", "openvla")
 DEFAULT_UNNORM_KEY = "crane_x7"
+SHIPPED: Final = Path(__file__).parent / "tiny"
+"""Folder of the checkpoint that comes with the project; see its README.md."""
 
 
 class PolicyLoadError(Exception):

@@ -3,3 +3,7 @@
 
 class SimError(Exception):
     """The simulation cannot start: no Vulkan device, GPU PhysX missing, a wrong option."""
+
+
+class WorkerLostError(SimError):
+    """A process that holds simulations ended by itself, or does not answer in time."""

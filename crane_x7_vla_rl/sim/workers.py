@@ -2,22 +2,26 @@
 
 A CPU simulates one scene per environment and draws it on one core, so scenes go into processes of
 their own. What each does is a function made inside it; requests and answers are pickled over a
-pipe. A worker ends when its pipe does: none outlives the one who asked.
+pipe. A worker ends when its pipe does: none outlives the one who asked. SIGTERM and Ctrl-C, which
+reach a whole process group, are for the one who asked alone: a trainer that is told to end still
+needs its simulations for a moment.
 """
 
 from __future__ import annotations
 
+import atexit
 import multiprocessing
 import os
 import signal
 import time
 import traceback
 from collections.abc import Callable, Sequence
+from multiprocessing import resource_tracker
 from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, Final, Self
 
-from crane_x7_vla_rl.sim.errors import SimError
+from crane_x7_vla_rl.sim.errors import SimError, WorkerLostError
 
 Handler = Callable[[Any], Any]
 """From request to answer."""
@@ -25,6 +29,8 @@ END_S: Final = 10.0
 """A worker that is asked to end and does not, within this time, is killed."""
 SIMULATION: Final = "crane_x7_vla_rl.sim.world"
 """Imported once, which takes seconds of each core, in a process that all workers are copies of."""
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+"""What workers leave to the one who asked."""
 ANSWER_S: Final = 600.0
 """The first answer waits for the simulation to start; seconds, minutes on a busy machine."""
 
@@ -34,17 +40,30 @@ class Workers:
 
     def __init__(self, count: int, make: Callable[[], Handler]) -> None:
         """`make` runs in each process and must be picklable; it may raise SimError."""
-        context = multiprocessing.get_context("forkserver")
-        context.set_forkserver_preload([SIMULATION])
+        self._context = multiprocessing.get_context("forkserver")
+        self._context.set_forkserver_preload([SIMULATION])
+        self._make = make
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
         for _ in range(count):
-            here, there = context.Pipe()
-            process = context.Process(target=_serve, args=(there, make), daemon=True)
-            process.start()
-            there.close()
+            process, pipe = self._start()
             self._processes.append(process)
-            self._pipes.append(here)
+            self._pipes.append(pipe)
+        # Before multiprocessing waits for processes that it has sent a SIGTERM.
+        atexit.register(self.close)
+
+    def _start(self) -> tuple[Any, Connection]:
+        here, there = self._context.Pipe()
+        process = self._context.Process(target=_serve, args=(there, self._make), daemon=True)
+        resource_tracker.ensure_running()  # it unblocks signals when it starts
+        # Whoever is started here, the server of copies too, begins with what is blocked here.
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
+        try:
+            process.start()
+        finally:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        there.close()
+        return process, here
 
     def __len__(self) -> int:
         return len(self._pipes)
@@ -61,16 +80,16 @@ class Workers:
         self.close()
 
     def send(self, worker: int, request: Any) -> None:
-        """Ask; one request at a time. Raises SimError where the worker has died."""
+        """Ask; answers come in the order of requests. Raises WorkerLostError where it has died."""
         try:
             self._pipes[worker].send(request)
         except (BrokenPipeError, ConnectionResetError) as error:
             raise self._died(worker) from error
 
     def receive(self, worker: int, timeout_s: float = ANSWER_S) -> Any:
-        """Return the answer; raises SimError for what went wrong there, or for no answer."""
+        """Return the answer; raises SimError for what went wrong there, WorkerLostError."""
         if not self._pipes[worker].poll(timeout_s):
-            raise SimError(f"simulation {worker} did not answer within {timeout_s:g} s")
+            raise WorkerLostError(f"simulation {worker} did not answer within {timeout_s:g} s")
         try:
             answered, value = self._pipes[worker].recv()
         except (EOFError, ConnectionResetError) as error:
@@ -86,8 +105,20 @@ class Workers:
             raise SimError(f"no simulation of {len(workers)} answered within {timeout_s:g} s")
         return [worker for worker in workers if self._pipes[worker] in found]
 
+    def restart(self, worker: int) -> None:
+        """Kill the process, if it is still there, and start another one in its place."""
+        self._pipes[worker].close()
+        self._processes[worker].kill()  # a stopped process ends by this, too
+        self._processes[worker].join(END_S)
+        self._processes[worker], self._pipes[worker] = self._start()
+
+    def process_id(self, worker: int) -> int:
+        """Return the process's id."""
+        return int(self._processes[worker].pid)
+
     def close(self) -> None:
         """End all processes, by force where they do not."""
+        atexit.unregister(self.close)
         for pipe in self._pipes:
             pipe.close()
         deadline = time.monotonic() + END_S
@@ -97,18 +128,19 @@ class Workers:
                 process.kill()
                 process.join()
 
-    def _died(self, worker: int) -> SimError:
+    def _died(self, worker: int) -> WorkerLostError:
         process = self._processes[worker]
         process.join(1.0)
-        return SimError(
+        return WorkerLostError(
             f"simulation {worker} ended by itself (exit code {process.exitcode}); -9 usually means"
             " that memory ran out: use fewer processes"
         )
 
 
 def _serve(pipe: Connection, make: Callable[[], Handler]) -> None:
-    """Answer until the pipe ends. An interrupt is for the parent, who closes the pipe."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """Answer until the pipe ends. A signal is for the parent, who closes the pipe."""
+    for number in SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
     os.putenv("LP_NUM_THREADS", "1")  # lavapipe's; one process per core
     handler: Handler | None = None
     while True:

@@ -40,7 +40,7 @@ class World:
             control_freq=config.control_hz,
         ).unwrapped
         """The privileged view: a sim.scene.CubeScene."""
-        self.scene.reset(seed=0)
+        _, self._info = self.scene.reset(seed=0)
         cameras = self.scene.scene.sub_scenes[0].get_cameras()
         self._camera = next(camera for camera in cameras if camera.name.endswith("base_camera"))
         self._camera_at = self._camera.get_local_pose()
@@ -73,7 +73,7 @@ class World:
 
     def reset(self, seed: int) -> None:
         """Begin the episode that `seed` decides: layout, named cube, start pose and noise."""
-        self.scene.reset(seed=seed)
+        _, self._info = self.scene.reset(seed=seed)
         self._noise = np.random.default_rng([seed, 1])
         self._place_camera()
         self.step_index, self.success = 0, False
@@ -90,9 +90,14 @@ class World:
     def step(self, target_rad: npt.ArrayLike) -> None:
         """Drive towards joint targets (8,), rad, for one period; cut to the joints' limits."""
         target = np.clip(np.asarray(target_rad, dtype=np.float64), LOWER_RAD, UPPER_RAD)
-        *_, info = self.scene.step(target.astype(np.float32))
+        *_, self._info = self.scene.step(target.astype(np.float32))
         self.step_index += 1
-        self.success = bool(info["success"])
+        self.success = bool(self._info["success"])
+
+    def progress(self) -> float:
+        """How far the task is, 0…1: the dense reward's terms, see sim.tasks."""
+        reward = self.scene.compute_normalized_dense_reward(None, None, self._info)
+        return float(reward[0])
 
     def joints(self) -> JointState:
         """Measured joints."""
@@ -105,13 +110,20 @@ class World:
 
     def image(self) -> Image:
         """(H, W, 3) uint8 of the base camera, with the configured noise."""
+        width, height = self.config.image_size
+        picture = np.empty((height, width, 3), dtype=np.uint8)
+        self.draw(picture)
+        return picture
+
+    def draw(self, out: Image) -> None:
+        """Write the image of the base camera into `out`, (H, W, 3) uint8."""
         self.scene.scene.update_render(update_sensors=True, update_human_render_cameras=False)
         self._camera.take_picture()
-        picture = np.array(self._camera.get_picture("Color"))[:, :, :3]  # (H, W, 3) uint8
+        picture = np.asarray(self._camera.get_picture("Color"))[:, :, :3]  # (H, W, 3) uint8
         if self.config.camera_noise:
             noisy = picture + self._noise.normal(0, self.config.camera_noise, picture.shape)
-            picture = np.clip(np.rint(noisy), 0, 255).astype(np.uint8)
-        return np.ascontiguousarray(picture)
+            picture = np.clip(np.rint(noisy), 0, 255)
+        np.copyto(out, picture, casting="unsafe")
 
     def observe(self, instruction: str | None = None) -> Observation:
         """What a policy sees now; `instruction` replaces the scene's own."""

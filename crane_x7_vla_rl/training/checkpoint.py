@@ -1,10 +1,11 @@
 """Checkpoints that are whole or not there: written aside, synced, then renamed into place.
 
-A run's folder holds `checkpoint-<step>` and `checkpoint-final`, each with a marker `complete.json`
-that lists its files and their sizes, and `last`, a symlink to the newest: the one saved last, for a
-run may go on from an older one. What a checkpoint contains is the business of the function that
-writes it; nothing here knows a model. A process may be killed at any instant: what it leaves has a
-name that begins with a dot, and the next start removes it.
+A run's folder holds `checkpoint-<step>` and `checkpoint-final` (`checkpoint_<update>` and so on in
+reinforcement learning), each with a marker `complete.json` that lists its files and their sizes,
+and `last`, a symlink to the newest: the one saved last, for a run may go on from an older one. What
+a checkpoint contains is the business of the function that writes it; nothing here knows a model. A
+process may be killed at any instant: what it leaves has a name that begins with a dot, and the next
+start removes it.
 """
 
 from __future__ import annotations
@@ -18,13 +19,13 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
-from safetensors import SafetensorError
-
 from crane_x7_vla_rl.training.errors import OutputError, ResumeError
 
 logger = logging.getLogger(__name__)
 
 PREFIX: Final = "checkpoint-"
+PREFIXES: Final = (PREFIX, "checkpoint_")
+"""Fine-tuning's names, and reinforcement learning's."""
 FINAL: Final = "checkpoint-final"
 LAST: Final = "last"
 MARKER: Final = "complete.json"
@@ -45,7 +46,7 @@ def named(step: int) -> str:
     return f"{PREFIX}{step}"
 
 
-def claim(run: Path, resuming: bool) -> None:
+def claim(run: Path, resuming: bool, flag: str = "--resume-from-checkpoint") -> None:
     """Make the run's folder ours: a new one, or one to go on in, freed from leftovers.
 
     Raises OutputError where it holds anything and is not resumed, or cannot be written.
@@ -60,7 +61,7 @@ def claim(run: Path, resuming: bool) -> None:
         raise OutputError(f"{run}: cannot be used for output: {error.strerror}") from error
     if found:
         last = newest(run)
-        way = f"--resume-from-checkpoint {last}" if last else "another --experiment-name"
+        way = f"{flag} {last}" if last else "another --experiment-name"
         raise OutputError(
             f"{run} exists and holds {', '.join(found[:5])}; a run never overwrites another: go on"
             f" with {way}, or choose another --output-dir"
@@ -88,6 +89,8 @@ def write_whole(target: Path, about: Mapping[str, int], write: Callable[[Path], 
     `about` (step, serial) goes into the marker. Raises OutputError where it cannot be written.
     """
     aside = target.with_name(ASIDE + target.name)
+    from safetensors import SafetensorError  # an image without it still reads configurations
+
     try:
         _remove(aside)
         aside.mkdir(parents=True)
@@ -106,7 +109,7 @@ def _unsaved(target: Path, error: Exception) -> OutputError:
     return OutputError(
         f"{target}: cannot be saved: {error} ({free_gb(target.parent)}); the last complete"
         f" checkpoint is {last or 'none'}; make room where the disk is full, then go on with"
-        " --resume-from-checkpoint"
+        " that checkpoint"
     )
 
 
@@ -206,7 +209,7 @@ def clean(run: Path) -> None:
 def _restore_or_remove(path: Path) -> None:
     """Give a complete checkpoint back its name where a kill came between two renames."""
     name = path.name.removeprefix(ASIDE).removesuffix("-old")
-    if problem(path) is None and name.startswith(PREFIX) and not (path.parent / name).exists():
+    if problem(path) is None and name.startswith(PREFIXES) and not (path.parent / name).exists():
         logger.warning("%s was complete but not in place; it is now", path.parent / name)
         path.rename(path.parent / name)
     else:
@@ -249,7 +252,9 @@ def step_of(folder: Path) -> int:
 
 def complete(run: Path) -> list[Path]:
     """Return the run's complete checkpoints, the one saved last at the end."""
-    return sorted((path for path in run.glob(f"{PREFIX}*") if problem(path) is None), key=_serial)
+    return sorted(
+        (path for path in run.glob("checkpoint[-_]*") if problem(path) is None), key=_serial
+    )
 
 
 def newest(run: Path) -> Path | None:
@@ -266,7 +271,7 @@ def locate(path: Path) -> Path:
     folder = path.expanduser().absolute()
     if (folder / MARKER).is_file():
         folder = folder.resolve()  # `last` may point elsewhere by the next save
-    elif not folder.name.startswith(PREFIX) and (last := newest(folder)) is not None:
+    elif not folder.name.startswith(PREFIXES) and (last := newest(folder)) is not None:
         return last
     wrong = problem(folder)
     if wrong is None:
@@ -276,9 +281,15 @@ def locate(path: Path) -> Path:
     raise ResumeError(f"{path} is no complete checkpoint: {wrong}; {hint}")
 
 
-def prune(run: Path, keep: int | None, spared: Collection[Path] = ()) -> list[Path]:
-    """Remove all but the `keep` newest checkpoints and those `spared`; return what was removed."""
-    old = [] if keep is None else complete(run)[:-keep]
+def prune(
+    run: Path, keep: int | None, spared: Collection[Path] = (), apart: Collection[str] = ()
+) -> list[Path]:
+    """Remove all but the `keep` newest checkpoints and those `spared`; return what was removed.
+
+    Those named in `apart` stay, and do not count.
+    """
+    counted = [path for path in complete(run) if path.name not in apart]
+    old = [] if keep is None else counted[:-keep]
     gone = [path for path in old if path not in spared]
     for path in gone:
         _remove(path)

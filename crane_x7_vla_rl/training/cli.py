@@ -19,6 +19,8 @@ from crane_x7_vla_rl.training.errors import ExitCode, TrainingError
 
 COMMANDS = {
     "sft": ("crane_x7_vla_rl.training.sft_command", "teach a policy by demonstrations"),
+    "train": ("crane_x7_vla_rl.training.rl_command", "let a policy learn by trying in simulation"),
+    "config": ("crane_x7_vla_rl.training.config_command", "write a configuration for train"),
     "demos": ("crane_x7_vla_rl.data.demos", "make demonstrations in simulation"),
     "validate": ("crane_x7_vla_rl.data.validate", "say what is wrong in a data set"),
     "convert": ("crane_x7_vla_rl.data.convert", "recordings into a LeRobot data set"),
@@ -26,19 +28,12 @@ COMMANDS = {
     "merge": ("crane_x7_vla_rl.training.merge", "write an adapter and its base as one model"),
 }
 """Name → module with `add_arguments(parser)` and `run(args) -> int`, and its line of help."""
-LATER = {
-    "train": "reinforcement learning in simulation comes later (see 'Not yet' in CHANGELOG.md);"
-    " to learn from demonstrations: crane-x7-vla-rl sft",
-}
-"""What is known already and answers with exit code 9."""
 LEVELS = ("debug", "info", "warning", "error")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command named in `argv` and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv and argv[0] in LATER:
-        return _fail(argv[0], LATER[argv[0]], ExitCode.LATER)
     parser = argparse.ArgumentParser(
         prog="crane-x7-vla-rl", description="Teach policies for the CRANE-X7 and measure them."
     )
@@ -49,7 +44,10 @@ def main(argv: Sequence[str] | None = None) -> int:
             name, help=help_text, description=help_text, allow_abbrev=False
         )
         if name == chosen:
-            module = importlib.import_module(module_name)
+            try:
+                module = importlib.import_module(module_name)
+            except ModuleNotFoundError as error:
+                return _missing(name, error)
             command.add_argument(
                 "--log-level", choices=LEVELS, default="info", help="(%(default)s)"
             )
@@ -64,10 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (TrainingError, PolicyLoadError) as error:
         return _fail(args.command, error, getattr(error, "exit_code", ExitCode.POLICY_LOAD))
     except ModuleNotFoundError as error:
-        if (error.name or "").startswith("crane_x7"):
-            raise
-        text = f"the package {error.name} is missing: pip install 'crane-x7-remote[train,sim]'"
-        return _fail(args.command, text, ExitCode.USAGE)
+        return _missing(args.command, error)
     except KeyboardInterrupt:
         return 128 + 2
 
@@ -80,6 +75,14 @@ def _unknown(words: Sequence[str], usage: str) -> str:
         near = difflib.get_close_matches(word.partition("=")[0], flags, 1)
         said.append(f"{word} is unknown" + (f"; did you mean {near[0]}?" if near else ""))
     return ", ".join(said)
+
+
+def _missing(command: str, error: ModuleNotFoundError) -> int:
+    """Say which package is missing; one of ours is a fault, and raised again."""
+    if (error.name or "").startswith("crane_x7"):
+        raise error
+    text = f"the package {error.name} is missing: pip install 'crane-x7-remote[train,sim]'"
+    return _fail(command, text, ExitCode.USAGE)
 
 
 def _fail(command: str, error: object, code: int) -> int:

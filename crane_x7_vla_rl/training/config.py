@@ -25,7 +25,8 @@ def flag(name: str, default: Any) -> Any:
     return field(default=default, metadata={FLAG: name})
 
 
-def _at_least(section: object, prefix: str, low: float, *names: str) -> None:
+def at_least(section: object, prefix: str, low: float, *names: str) -> None:
+    """Raise ConfigError for the first of these fields that is below `low`; None passes."""
     for name in names:
         value = getattr(section, name)
         if value is not None and value < low:
@@ -50,8 +51,8 @@ class DataConfig:
     """What an image does that cannot be read: end the run, or give way to another."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "data", 1, "workers")
-        _at_least(self, "data", 0, "cache_mb")
+        at_least(self, "data", 1, "workers")
+        at_least(self, "data", 0, "cache_mb")
         if not re.fullmatch(r"\d+x\d+", self.image_size):
             raise ConfigError(f"data.image_size is {self.image_size}, expected as in 224x224")
 
@@ -66,6 +67,9 @@ class TrainingConfig:
     """How often every frame is seen."""
     max_steps: int | None = None
     """Updates after which training ends, whatever num_epochs says."""
+    stop_after: int | None = None
+    """Updates after which this run stops and saves, as SIGTERM would make it, on the way to its
+    end: for a policy that has learned half of it. One that goes on from there does not."""
     learning_rate: float = 5e-4
     """Peak of the cosine."""
     warmup_ratio: float = 0.1
@@ -92,10 +96,10 @@ class TrainingConfig:
     """Of the order of the data, augmentation, adapters and dropout."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "training", 1, "batch_size", "num_epochs", "grad_accumulation_steps")
-        _at_least(self, "training", 1, "max_steps")
-        _at_least(self, "training", 0, "learning_rate", "weight_decay", "warmup_ratio", "seed")
-        _at_least(self, "training", 0, "bin_smoothing")
+        at_least(self, "training", 1, "batch_size", "num_epochs", "grad_accumulation_steps")
+        at_least(self, "training", 1, "max_steps", "stop_after")
+        at_least(self, "training", 0, "learning_rate", "weight_decay", "warmup_ratio", "seed")
+        at_least(self, "training", 0, "bin_smoothing")
         if self.warmup_ratio > 1:
             raise ConfigError(f"training.warmup_ratio is {self.warmup_ratio}, expected 0 to 1")
         if self.max_grad_norm <= 0:
@@ -118,7 +122,7 @@ class LoraConfig:
     """Ends of module names, separated by commas, or every linear layer that the model reads."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "lora", 1, "rank", "alpha")
+        at_least(self, "lora", 1, "rank", "alpha")
         if not 0 <= self.dropout < 1:
             raise ConfigError(f"lora.dropout is {self.dropout}, expected 0 or more and below 1")
 
@@ -136,7 +140,7 @@ class PolicyConfig:
     """Steps that the model predicts at once; not given, as the model's own policy.json says."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "policy", 1, "chunk_steps")
+        at_least(self, "policy", 1, "chunk_steps")
 
 
 @dataclass(frozen=True)
@@ -149,7 +153,7 @@ class AugmentationConfig:
     """Strength of random brightness, contrast, saturation and hue; 0 for none, 1 as OpenVLA."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "augmentation", 0, "colour")
+        at_least(self, "augmentation", 0, "colour")
 
 
 @dataclass(frozen=True)
@@ -166,7 +170,7 @@ class OutputConfig:
     """How many checkpoints stay, the newest; all where it is not given."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "output", 1, "save_steps", "keep")
+        at_least(self, "output", 1, "save_steps", "keep")
 
 
 @dataclass(frozen=True)
@@ -185,7 +189,7 @@ class LoggingConfig:
     """User or team there."""
 
     def __post_init__(self) -> None:
-        _at_least(self, "logging", 1, "log_steps")
+        at_least(self, "logging", 1, "log_steps")
 
 
 @dataclass(frozen=True)

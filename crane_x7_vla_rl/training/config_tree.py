@@ -87,16 +87,23 @@ def _without_none(hint: Any) -> tuple[Any, bool]:
 @lru_cache(maxsize=32)
 def _docstrings(cls: type) -> dict[str, str]:
     """Return the docstring under each field, on one line."""
-    (body,) = ast.parse(textwrap.dedent(inspect.getsource(cls))).body
-    assert isinstance(body, ast.ClassDef)
     found = {field.name: "" for field in dataclasses.fields(cls)}
     name = ""
-    for node in body.body:
+    for node in _statements(cls):
         if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
             name = node.target.id
         elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and name in found:
             found[name] = " ".join(str(node.value.value).split())
     return found
+
+
+def _statements(cls: type) -> Iterator[ast.stmt]:
+    """Yield what the class and those that it inherits from say, its own last."""
+    for ancestor in reversed(cls.__mro__):
+        if dataclasses.is_dataclass(ancestor):
+            (body,) = ast.parse(textwrap.dedent(inspect.getsource(ancestor))).body
+            assert isinstance(body, ast.ClassDef)
+            yield from body.body
 
 
 def add_arguments(parser: argparse.ArgumentParser, cls: type) -> None:

@@ -6,7 +6,7 @@ from enum import IntEnum
 
 
 class ExitCode(IntEnum):
-    """Exit codes of `crane_x7_vla_rl.training.cli`; 2, 5 and 8 mean what `crane-x7-remote`'s do."""
+    """Exit codes of `training.cli`; 2, 3, 5, 7 and 8 mean what those of `crane-x7-remote` do."""
 
     OK = 0
     UNEXPECTED = 1
@@ -15,8 +15,11 @@ class ExitCode(IntEnum):
     DATA = 4
     POLICY_LOAD = 5
     NOT_FINITE = 6
+    SIMULATION = 7
     OUTPUT = 8
     LATER = 9
+    NOT_LEARNING = 11
+    MEMORY = 12
 
 
 class TrainingError(Exception):
@@ -47,6 +50,24 @@ class NotFiniteError(TrainingError):
     """Loss or gradient is not a number any more; names step, episodes and the last checkpoint."""
 
     exit_code = ExitCode.NOT_FINITE
+
+
+class PpoError(TrainingError):
+    """Reinforcement learning could not work as it is asked: no gradient, or a buffer that lies."""
+
+    exit_code = ExitCode.NOT_LEARNING
+
+
+class SimulationError(TrainingError):
+    """The simulation cannot start, or has gone wrong: no GPU, a library or driver is missing."""
+
+    exit_code = ExitCode.SIMULATION
+
+
+class OutOfMemoryError(TrainingError):
+    """Memory ran out; names what was done, what it needed and the flag to lower."""
+
+    exit_code = ExitCode.MEMORY
 
 
 class LaterError(TrainingError):

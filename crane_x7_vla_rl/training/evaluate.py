@@ -18,7 +18,7 @@ from typing import Any, Final
 from crane_x7_vla_rl import scenes
 from crane_x7_vla_rl.policies.base import DEFAULT_UNNORM_KEY, ModelOptions
 from crane_x7_vla_rl.scenes import EVALUATION_SEED, WorldConfig
-from crane_x7_vla_rl.training.errors import ConfigError, DataProblemError
+from crane_x7_vla_rl.training.errors import ConfigError, DataProblemError, SimulationError
 
 logger = logging.getLogger(__name__)
 
@@ -126,8 +126,10 @@ def run(args: argparse.Namespace) -> int:
     config = read(args)
     try:
         results = evaluate(config)
-    except (DataError, SimError) as error:
+    except DataError as error:
         raise DataProblemError(str(error)) from error
+    except SimError as error:
+        raise SimulationError(str(error)) from error
     from crane_x7_vla_rl.training.evaluate_report import describe
 
     print(describe(results))

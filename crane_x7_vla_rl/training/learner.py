@@ -7,12 +7,12 @@ everything but the action head is: its logits stay float32, as in rollouts.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import torch
 from accelerate import Accelerator, InitProcessGroupKwargs
@@ -36,6 +36,7 @@ from crane_x7_vla_rl.policies.openvla.vision import Block
 from crane_x7_vla_rl.training import policy_files
 from crane_x7_vla_rl.training.config import LoraConfig, SftConfig
 from crane_x7_vla_rl.training.errors import ConfigError, ResumeError
+from crane_x7_vla_rl.training.rl_config import RlConfig
 
 WRAPPED: Final = "model."
 """What stands before the names of the model's own parameters in `TokenLoss`."""
@@ -108,20 +109,14 @@ class Learner:
 
         Processes add up their gradients in the `last` of an update's backward passes alone.
         """
-        alone: AbstractContextManager[None] = nullcontext()
-        if isinstance(self.loss, FSDPModule):
-            self.loss.set_requires_gradient_sync(last)
-        elif not last:
-            alone = self.accelerator.no_sync(self.loss)
-        with alone:
+        with accumulating(self.loss, self.accelerator, last):
             loss: Tensor = self.loss(*inputs)
             torch.autograd.backward(loss * share)
         return loss.detach()
 
     def clip(self) -> float:
         """Shorten the gradient; return its length before, over all processes."""
-        norm = nn.utils.clip_grad_norm_(self.loss.parameters(), self.max_grad_norm)
-        return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+        return clip(self.loss, self.max_grad_norm)
 
     def tensors(self) -> dict[str, Tensor]:
         """Return what is to be kept, on the CPU: adapters, or all weights.
@@ -133,7 +128,7 @@ class Learner:
         )
         found = get_model_state_dict(self.loss, options=options)
         return {
-            name.removeprefix(WRAPPED): _alone(tensor)
+            name.removeprefix(WRAPPED): own_memory(tensor)
             for name, tensor in found.items()
             if isinstance(tensor, Tensor)
         }
@@ -147,16 +142,52 @@ class Learner:
         set_optimizer_state_dict(self.loss, self.optimizer, dict(state), options=WHOLE)
 
 
-def _alone(tensor: Tensor) -> Tensor:
+def accumulating(
+    module: nn.Module, accelerator: Accelerator, last: bool
+) -> AbstractContextManager[None]:
+    """Return a context for a forward and backward pass of a module that `spread` returned.
+
+    Processes add up their gradients in the `last` pass of an update alone.
+    """
+    if isinstance(module, FSDPModule):
+        module.set_requires_gradient_sync(last)
+        return nullcontext()
+    alone: AbstractContextManager[None] = nullcontext() if last else accelerator.no_sync(module)
+    return alone
+
+
+def clip(module: nn.Module, longest: float) -> float:
+    """Shorten the gradient of `module` to `longest`; return its length before, over all processes.
+
+    What is not a number stays so, for the caller to see.
+    """
+    norm = nn.utils.clip_grad_norm_(module.parameters(), longest)
+    return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
+
+
+def own_memory(tensor: Tensor) -> Tensor:
     """Return the tensor in memory of its own: gathered ones may be parts of a padded whole."""
     whole = tensor.untyped_storage().nbytes() == tensor.nbytes
     return tensor if whole else tensor.clone()
 
 
-def start_processes(config: SftConfig) -> Accelerator:
+def start_processes(config: SftConfig | RlConfig) -> Accelerator:
     """Join the processes that torchrun started, if it did; see docs/scale.md."""
     patience = InitProcessGroupKwargs(timeout=PATIENCE)
     return Accelerator(cpu=config.training.device == "cpu", kwargs_handlers=[patience])
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Which weights learn, and how they are computed."""
+
+    model: str
+    """Folder or Hub id to start from."""
+    lora: LoraConfig
+    precision: Literal["auto", "bf16", "fp32"]
+    device: Literal["auto", "cuda", "cpu"]
+    gradient_checkpointing: bool
+    seed: int
 
 
 def build(config: SftConfig, accelerator: Accelerator, resumed: Path | None) -> Learner:
@@ -165,25 +196,15 @@ def build(config: SftConfig, accelerator: Accelerator, resumed: Path | None) -> 
     Raises CheckpointError or HubError for a base that does not load, ConfigError and ResumeError
     for one that does not fit the configuration.
     """
-    device = accelerator.device
-    if config.training.device == "cuda" and device.type != "cuda":
-        raise ConfigError("training.device is cuda, but torch sees no CUDA device here")
-    halved = config.training.precision == "bf16" or (
-        config.training.precision == "auto" and device.type == "cuda"
-    )
-    loaded = _load(config, device, halved, resumed)
+    training = config.training
+    wanted = Wanted(
+        config.policy.model, config.lora, training.precision, training.device,
+        training.gradient_checkpointing, training.seed,
+    )  # fmt: skip
+    loaded = prepare(wanted, accelerator.device, resumed)
     model = loaded.model
     _check_size(config, model)
-    torch.manual_seed(config.training.seed)
-    if config.lora.enabled:
-        _add_adapters(model, config, resumed)
-    else:
-        _free(model)
-    model.checkpoint_gradients(config.training.gradient_checkpointing)
-    model.train()
-    if halved:
-        _autocast(model, device)
-    loss = _spread(TokenLoss(model), config, accelerator)
+    loss = spread(TokenLoss(model), config.training.sharding, accelerator)
     learning = [parameter for parameter in loss.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         learning,
@@ -197,18 +218,40 @@ def build(config: SftConfig, accelerator: Accelerator, resumed: Path | None) -> 
     return Learner(accelerator, loaded, loss, optimizer, config.lora, max_norm)
 
 
-def _load(config: SftConfig, device: torch.device, halved: bool, resumed: Path | None) -> Loaded:
-    if config.lora.enabled:
+def prepare(wanted: Wanted, device: torch.device, resumed: Path | None) -> Loaded:
+    """Return a model ready to learn on the device; see `build` for what it raises.
+
+    Sets torch's random state, which new adapters are drawn from, to the seed.
+    """
+    if wanted.device == "cuda" and device.type != "cuda":
+        raise ConfigError("training.device is cuda, but torch sees no CUDA device here")
+    halved = wanted.precision == "bf16" or (wanted.precision == "auto" and device.type == "cuda")
+    loaded = _load(wanted, device, halved, resumed)
+    model = loaded.model
+    torch.manual_seed(wanted.seed)
+    if wanted.lora.enabled:
+        _add_adapters(model, wanted.lora, resumed)
+    else:
+        _free(model)
+    model.checkpoint_gradients(wanted.gradient_checkpointing)
+    model.train()
+    if halved:
+        _autocast(model, device)
+    return loaded
+
+
+def _load(wanted: Wanted, device: torch.device, halved: bool, resumed: Path | None) -> Loaded:
+    if wanted.lora.enabled:
         frozen = torch.bfloat16 if halved else torch.float32
-        loaded = loading.load(config.policy.model, device=device, dtype=frozen)
+        loaded = loading.load(wanted.model, device=device, dtype=frozen)
         if loaded.layout.adapter is not None:
             raise ConfigError(
-                f"policy.model is {config.policy.model}, itself an adapter; new adapters need whole"
+                f"policy.model is {wanted.model}, itself an adapter; new adapters need whole"
                 " weights to name as their base: write them first with `crane-x7-vla-rl merge`"
             )
         return loaded
     # Weights that learn stay float32: updates of 1e-4 of their size are lost in bfloat16.
-    source = resumed or config.policy.model
+    source = resumed or wanted.model
     return loading.load(source, device=device, dtype=torch.float32)
 
 
@@ -221,9 +264,8 @@ def _check_size(config: SftConfig, model: OpenVLA) -> None:
         )
 
 
-def _add_adapters(model: OpenVLA, config: SftConfig, resumed: Path | None) -> None:
+def _add_adapters(model: OpenVLA, lora: LoraConfig, resumed: Path | None) -> None:
     """Put adapters beside the frozen weights, in float32, with the values of the checkpoint."""
-    lora = config.lora
     targets = lora.targets if lora.targets == ALL_LINEAR else lora.targets.split(",")
     add_lora(model, LoraSettings(lora.rank, lora.alpha, lora.dropout, targets))
     learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
@@ -252,15 +294,17 @@ def _free(model: OpenVLA) -> None:
                 module.requires_grad_(False)
 
 
-def _spread(loss: TokenLoss, config: SftConfig, accelerator: Accelerator) -> nn.Module:
-    """Wrap the loss for several processes: a model in each, or each layer in parts over all.
+def spread(
+    loss: nn.Module, sharding: Literal["ddp", "fsdp"], accelerator: Accelerator
+) -> nn.Module:
+    """Wrap what holds a model for several processes: a model in each, or its layers over all.
 
     torch's `fully_shard` does the latter itself: accelerate leaves it out without a GPU, silently,
     and then no test on a CPU would mean anything.
     """
     if accelerator.num_processes == 1:
         return loss
-    if config.training.sharding == "ddp":
+    if sharding == "ddp":
         wrapped: nn.Module = accelerator.prepare(loss)
         return wrapped
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
@@ -269,6 +313,27 @@ def _spread(loss: TokenLoss, config: SftConfig, accelerator: Accelerator) -> nn.
             fully_shard(module, mesh=mesh)
     fully_shard(loss, mesh=mesh)
     return loss
+
+
+@contextmanager
+def gathered(module: nn.Module) -> Iterator[None]:
+    """Hold all weights of a module that `spread` returned in each process, for a while.
+
+    Meanwhile they may be read, in as many passes as each process likes. The memory is that of one
+    model, beside this process's part of it.
+    """
+    parts = [part for part in module.modules() if isinstance(part, FSDPModule)]
+    for part in parts:
+        part.unshard()
+        if part is not module:  # the outermost part stays gathered after a pass, by default
+            part.set_reshard_after_forward(False, recurse=False)
+    try:
+        yield
+    finally:
+        for part in parts:
+            part.reshard()
+            if part is not module:
+                part.set_reshard_after_forward(True, recurse=False)
 
 
 def _autocast(model: OpenVLA, device: torch.device) -> None:

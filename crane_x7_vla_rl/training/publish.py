@@ -13,11 +13,12 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
-from crane_x7_vla_rl.training.checkpoint import MARKER
+from crane_x7_vla_rl.training import lineage
+from crane_x7_vla_rl.training.checkpoint import CONFIG, MARKER
 from crane_x7_vla_rl.training.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -124,30 +125,64 @@ class Hub:
 
 @dataclass(frozen=True)
 class Artifacts:
-    """Model artifacts of a W&B run."""
+    """Model artifacts of a W&B run, each with its lineage and configuration as metadata."""
 
     run: Any
     """What wandb.init returned."""
     name: str
     """Of the artifact; each upload is a version of it."""
     offline: bool
+    used: set[str] = field(default_factory=set)
+    """The artifacts that the run has said it uses."""
 
     def __str__(self) -> str:
         return f"W&B artifact {self.name}"
+
+    def called(self, folder: str) -> str:
+        """Return entity/project/name:alias of the checkpoint in a folder of this name."""
+        whole = [self.run.entity, self.run.project, f"{self.name}:{self._alias(folder)}"]
+        return "/".join(part for part in whole if part)
+
+    def _alias(self, folder: str) -> str:
+        """Return what no other run calls a version: `folder` alone may move to a newer run's."""
+        return f"{self.run.id}.{folder}"
 
     def upload(self, folder: Path) -> None:
         """See Place. Offline it is copied beside the run, for `wandb sync`."""
         import wandb
 
+        origin = lineage.read(folder)
+        self._use(origin.get("made_from"))
+        # W&B takes 100 keys at most, so the configuration is one text.
+        config = (folder / CONFIG).read_text()
+        about = {"folder": folder.name, **origin, "config": config}
         try:
-            artifact = wandb.Artifact(self.name, type="model", metadata={"folder": folder.name})
+            artifact = wandb.Artifact(self.name, type="model", metadata=about)
             # Not copied before it is sent: this folder stays until then.
             artifact.add_dir(str(folder), policy="mutable" if self.offline else "immutable")
-            logged = self.run.log_artifact(artifact, aliases=["latest", folder.name])
+            aliases = ["latest", folder.name, self._alias(folder.name)]
+            logged = self.run.log_artifact(artifact, aliases=aliases)
             if not self.offline:
                 logged.wait(timeout=int(WANDB_S))
         except (wandb.errors.Error, OSError, ValueError, RuntimeError) as error:
             raise UploadError(f"{self}: {type(error).__name__}: {error}") from error
+
+    def _use(self, source: str | None) -> None:
+        """Let W&B draw a line from what training started from; offline, the metadata names it."""
+        import wandb
+
+        if source is None or source in self.used or self.offline:
+            return
+        self.used.add(source)
+        try:
+            self.run.use_artifact(source)
+        except (wandb.errors.Error, OSError, ValueError, RuntimeError) as error:
+            logger.warning("%s: no line from %s at W&B: %s", self, source, error)
+
+
+def artifact_in(places: Sequence[Place], folder: str) -> str | None:
+    """Return what a checkpoint in a folder of this name will be called at W&B, if it goes there."""
+    return next((place.called(folder) for place in places if isinstance(place, Artifacts)), None)
 
 
 class Lane:

@@ -11,8 +11,9 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, Protocol
 
 import torch
 from accelerate import Accelerator
@@ -26,15 +27,22 @@ from crane_x7_vla_rl.policies.openvla.checkpoint_files import read_json
 from crane_x7_vla_rl.policies.openvla.codec import POLICY, Codec, Inputs
 from crane_x7_vla_rl.policies.openvla.image import WHOLE
 from crane_x7_vla_rl.policies.openvla.layout import STATISTICS, TOKENIZER
-from crane_x7_vla_rl.training import checkpoint, config_tree, learner, training_state
-from crane_x7_vla_rl.training.config import AugmentationConfig, SftConfig
+from crane_x7_vla_rl.training import checkpoint, config_tree, learner, lineage, training_state
+from crane_x7_vla_rl.training.config import AugmentationConfig, PublishConfig, SftConfig
 from crane_x7_vla_rl.training.errors import ConfigError
 from crane_x7_vla_rl.training.learner import Learner
 from crane_x7_vla_rl.training.policy_files import Base, Surroundings
 from crane_x7_vla_rl.training.publish import Artifacts, Hub, Place, Uploads
 from crane_x7_vla_rl.training.samples import show
 from crane_x7_vla_rl.training.sft_command import Resumption
-from crane_x7_vla_rl.training.tracking import Extent, Tracker, open_tracker
+from crane_x7_vla_rl.training.tracking import (
+    Extent,
+    Tracker,
+    Words,
+    below,
+    line,
+    open_tracker,
+)
 from crane_x7_vla_rl.training.training_state import Progress
 
 logger = logging.getLogger(__name__)
@@ -61,6 +69,8 @@ class Run:
     at_end: tuple[Place, ...]
     """Where the last one is uploaded to."""
     clock: Clock
+    made_from: str | None
+    """What it starts from is called at W&B."""
 
     @property
     def folder(self) -> Path:
@@ -127,11 +137,11 @@ def open_run(
         tracker = _tracker(config, taught, batches.frames_per_epoch, len(source), progress)
         with tracker:
             first = accelerator.is_main_process
-            every_save, at_end = _places(config, tracker) if first else ((), ())
+            every_save, at_end = places(config, tracker) if first else ((), ())
             uploads = Uploads(at_end)
             yield Run(
                 config, source, batches, taught, codec, around, base, tracker, uploads, every_save,
-                at_end, clock,
+                at_end, clock, lineage.made_from(config.policy.model, resumed),
             ), progress  # fmt: skip
 
 
@@ -221,11 +231,24 @@ def _tracker(
         training.batch_size * training.grad_accumulation_steps * taught.accelerator.num_processes
     )
     total = steps(config, per_update, frames, progress)
-    extent = Extent(progress.step, total, frames / episodes)
-    return open_tracker(config, config.output_dir, extent, progress.wandb_run)
+    extent = Extent(progress.step, total)
+    words = Words(partial(line, frames_per_episode=frames / episodes), below)
+    return open_tracker(config, config.output_dir, extent, words, progress.wandb_run)
 
 
-def _places(config: SftConfig, tracker: Tracker) -> tuple[tuple[Place, ...], tuple[Place, ...]]:
+class Published(Protocol):
+    """What is configured about uploads."""
+
+    @property
+    def experiment_name(self) -> str:
+        """Name of the run."""
+
+    @property
+    def publish(self) -> PublishConfig:
+        """Where checkpoints go."""
+
+
+def places(config: Published, tracker: Tracker) -> tuple[tuple[Place, ...], tuple[Place, ...]]:
     """Return where every checkpoint goes, and where the last one goes."""
     wanted: list[tuple[Place, str]] = []
     if config.publish.push_to_hub != "no":

@@ -23,6 +23,8 @@ from crane_x7_vla_rl.training import checkpoint, config_tree, policy_files, trai
 from crane_x7_vla_rl.training.config import SftConfig
 from crane_x7_vla_rl.training.errors import NotFiniteError
 from crane_x7_vla_rl.training.interrupt import Interrupt
+from crane_x7_vla_rl.training.lineage import Lineage
+from crane_x7_vla_rl.training.publish import artifact_in
 from crane_x7_vla_rl.training.run import Clock, Run, open_run, steps
 from crane_x7_vla_rl.training.samples import lesson
 from crane_x7_vla_rl.training.schedule import learning_rate, smoothing
@@ -74,8 +76,10 @@ def _loop(run: Run, progress: Progress, interrupt: Interrupt) -> None:
     """Update until the end or until somebody asks to stop; save on the way and at the end."""
     end = steps(run.config, run.samples_per_update, run.batches.frames_per_epoch, progress)
     saved, interrupt.training = progress.step, True
-    stop = interrupt.wanted
-    while progress.step < end and not stop:
+    stop, pause = interrupt.wanted, run.config.training.stop_after or end
+    if not progress.step < pause < end:  # the latter also where a stopped run goes on
+        pause = end
+    while progress.step < pause and not stop:
         progress, stop = _update(run, progress, end, interrupt)
         if progress.step % run.config.output.save_steps == 0 and progress.step < end:
             _save(run, progress, checkpoint.named(progress.step))
@@ -84,7 +88,8 @@ def _loop(run: Run, progress: Progress, interrupt: Interrupt) -> None:
         _save(run, progress, checkpoint.FINAL)
     elif saved < progress.step:
         _save(run, progress, checkpoint.named(progress.step))
-    logger.info("%s after %d of %d updates", "stopped" if stop else "done", progress.step, end)
+    word = "done" if progress.step >= end else "stopped"
+    logger.info("%s after %d of %d updates", word, progress.step, end)
 
 
 def _update(run: Run, progress: Progress, end: int, interrupt: Interrupt) -> tuple[Progress, bool]:
@@ -176,6 +181,7 @@ def _save(run: Run, progress: Progress, name: str) -> None:
         wandb_run = run.tracker.wandb_run
         known = replace(progress, wandb_run=wandb_run.id if wandb_run else progress.wandb_run)
         target = run.folder / name
+        places = run.at_end if name == checkpoint.FINAL else run.every_save
 
         def write(folder: Path) -> None:
             if run.config.lora.enabled:
@@ -186,10 +192,14 @@ def _save(run: Run, progress: Progress, name: str) -> None:
             policy_files.write_surroundings(folder, run.around)
             (folder / checkpoint.CONFIG).write_text(config_tree.to_yaml(run.config))
             training_state.write(folder, known, optimizer, randoms)
+            origin = Lineage(
+                run.config.policy.model, run.made_from, artifact_in(places, name), progress.step,
+                {"base": run.base.name or str(run.base.folder), "data": run.source.name},
+            )  # fmt: skip
+            origin.write(folder)
 
         checkpoint.save(run.folder, name, progress.step, write)
-        final = name == checkpoint.FINAL
-        run.uploads.offer(target, run.at_end if final else run.every_save)
+        run.uploads.offer(target, places)
         checkpoint.prune(run.folder, run.config.output.keep, run.uploads.pending())
         logger.info("saved %s", target)
     run.accelerator.wait_for_everyone()

@@ -13,14 +13,14 @@ import sys
 import threading
 import urllib.error
 import urllib.request
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Protocol, Self
 
 from crane_x7_vla_rl.training import config_tree
-from crane_x7_vla_rl.training.config import SftConfig
+from crane_x7_vla_rl.training.config import LoggingConfig
 
 logger = logging.getLogger(__name__)
 
@@ -33,10 +33,17 @@ FINISH_S: Final = 60.0
 
 
 @dataclass(frozen=True)
-class Figures:
-    """One update, as it is logged."""
+class Step:
+    """What is logged of an update, whatever is learnt."""
 
     step: int
+    """Updates done with it."""
+
+
+@dataclass(frozen=True)
+class Figures(Step):
+    """One update of fine-tuning."""
+
     samples: int
     """Seen by all processes together, since the beginning."""
     epoch: float
@@ -54,7 +61,7 @@ class Figures:
 class Sink(Protocol):
     """Where figures go."""
 
-    def log(self, figures: Figures) -> None:
+    def log(self, figures: Step) -> None:
         """Take one update's figures."""
         ...
 
@@ -70,10 +77,12 @@ class MetricsFile:
         path = run / METRICS
         before = path.read_text().splitlines(keepends=True) if path.exists() else []
         kept = [line for line in before if line.endswith("\n") and json.loads(line)["step"] <= step]
-        path.write_text("".join(kept))
+        aside = run / f".{METRICS}"  # a kill in between must not take the figures along
+        aside.write_text("".join(kept))
+        aside.replace(path)
         self._file = path.open("a", buffering=1)
 
-    def log(self, figures: Figures) -> None:
+    def log(self, figures: Step) -> None:
         """See Sink."""
         self._file.write(json.dumps(asdict(figures)) + "\n")
 
@@ -83,22 +92,22 @@ class MetricsFile:
 
 
 class Lines:
-    """A log line every so many updates, in the words that users of LeRobot know."""
+    """A log line every so many updates."""
 
-    def __init__(self, every: int, frames_per_episode: float) -> None:
-        self._every, self._per_episode = every, frames_per_episode
+    def __init__(self, every: int, words: Callable[[Any], str]) -> None:
+        self._every, self._words = every, words
 
-    def log(self, figures: Figures) -> None:
+    def log(self, figures: Step) -> None:
         """See Sink."""
         if figures.step % self._every == 0:
-            logger.info("%s", line(figures, self._per_episode))
+            logger.info("%s", self._words(figures))
 
     def close(self) -> None:
         """See Sink."""
 
 
 def line(figures: Figures, frames_per_episode: float) -> str:
-    """Return the log line of an update."""
+    """Return the log line of an update, in the words that users of LeRobot know."""
     episodes = figures.samples / frames_per_episode
     return (
         f"step:{short(figures.step)} smpl:{short(figures.samples)} ep:{short(episodes)}"
@@ -118,7 +127,9 @@ def short(number: float) -> str:
 class TerminalBar:
     """A progress bar on a terminal, with the newest figures below it."""
 
-    def __init__(self, steps: int, begun: int, stream: IO[str]) -> None:
+    def __init__(
+        self, steps: int, begun: int, stream: IO[str], words: Callable[[Any], str]
+    ) -> None:
         from rich.console import Console, Group
         from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
@@ -126,24 +137,28 @@ class TerminalBar:
 
         columns = (BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, expand=True)
-        self._task = self._bar.add_task("sft", total=steps, completed=begun)
-        self._text = Text()
+        self._task = self._bar.add_task("updates", total=steps, completed=begun)
+        self._text, self._words = Text(), words
         self._live = Live(Group(self._bar, self._text), console=Console(file=stream))
         self._live.start()
 
-    def log(self, figures: Figures) -> None:
+    def log(self, figures: Step) -> None:
         """See Sink."""
         self._bar.update(self._task, completed=figures.step)
-        self._text.plain = (
-            f"loss {figures.loss:.3f} · grad {figures.grad_norm:.2f} · lr"
-            f" {figures.learning_rate:.1e} · data {figures.data_s:.3f} s · update"
-            f" {figures.update_s:.3f} s · {short(figures.samples)} samples · epoch"
-            f" {figures.epoch:.2f}"
-        )
+        self._text.plain = self._words(figures)
 
     def close(self) -> None:
         """See Sink."""
         self._live.stop()
+
+
+def below(figures: Figures) -> str:
+    """Return what stands below the bar of fine-tuning."""
+    return (
+        f"loss {figures.loss:.3f} · grad {figures.grad_norm:.2f} · lr {figures.learning_rate:.1e}"
+        f" · data {figures.data_s:.3f} s · update {figures.update_s:.3f} s ·"
+        f" {short(figures.samples)} samples · epoch {figures.epoch:.2f}"
+    )
 
 
 class TensorBoard:
@@ -155,7 +170,7 @@ class TensorBoard:
         # Events after `step` come from a run that this one goes on from before its end.
         self._writer: Any = SummaryWriter(str(run / TENSORBOARD), purge_step=step + 1)
 
-    def log(self, figures: Figures) -> None:
+    def log(self, figures: Step) -> None:
         """See Sink."""
         for name, value in scalars(figures).items():
             self._writer.add_scalar(f"train/{name}", value, figures.step)
@@ -165,27 +180,49 @@ class TensorBoard:
         self._writer.close()
 
 
-def scalars(figures: Figures) -> dict[str, float]:
-    """Return the figures that are drawn over the step."""
-    return {name: value for name, value in asdict(figures).items() if name != "step"}
+def scalars(figures: Step) -> dict[str, float]:
+    """Return the figures that are drawn over the step; None is not drawn."""
+    found = asdict(figures).items()
+    return {name: value for name, value in found if name != "step" and value is not None}
+
+
+class Reported(Protocol):
+    """What W&B is told of a run's configuration."""
+
+    @property
+    def experiment_name(self) -> str:
+        """Name of the run."""
+
+    @property
+    def wandb_project(self) -> str:
+        """Project there."""
+
+    @property
+    def logging(self) -> LoggingConfig:
+        """Where figures go."""
 
 
 class WandbRun:
-    """A run at Weights & Biases, or on disk where it cannot be reached or WANDB_MODE=offline."""
+    """A run at Weights & Biases, or on disk where it cannot be reached or WANDB_MODE=offline.
 
-    def __init__(self, config: SftConfig, run: Path, run_id: str | None) -> None:
+    Its files lie in WANDB_DIR, or else in the run's folder.
+    """
+
+    def __init__(self, config: Reported, run: Path, run_id: str | None) -> None:
         import wandb
 
+        known = wandb.setup().settings
+        # The working folder is what W&B takes where WANDB_DIR does not say another.
+        chosen = Path(known.root_dir) != Path.cwd()
         options: dict[str, Any] = {
             "project": config.wandb_project,
             "entity": config.logging.wandb_entity,
             "name": config.experiment_name,
-            "dir": str(run),
+            "dir": known.root_dir if chosen else str(run),
             "config": config_tree.flat(config),
             "id": run_id,
         }
         settings = wandb.Settings(init_timeout=INIT_S, login_timeout=INIT_S, silent=True)
-        known = wandb.setup().settings
         self.unreachable = None if known._offline else silence(str(known.base_url))
         if self.unreachable is None:
             try:
@@ -200,9 +237,20 @@ class WandbRun:
         self.folder = Path(self.run.dir).parent
         self._ending: threading.Thread | None = None
 
-    def log(self, figures: Figures) -> None:
+    def log(self, figures: Step) -> None:
         """See Sink."""
         self.run.log({f"train/{k}": v for k, v in scalars(figures).items()}, step=figures.step)
+
+    def show(self, videos: Sequence[Path], step: int) -> None:
+        """Show videos beside the figures of an update: a scene's, one after the other."""
+        import wandb
+
+        shown = {}
+        for path in videos:
+            scene, _, outcome = path.stem.rpartition("-")
+            video = wandb.Video(str(path), caption=outcome, format=path.suffix[1:])
+            shown[f"evaluation/{scene}"] = video
+        self.run.log(shown, step=step)
 
     def close(self) -> None:
         """See Sink."""
@@ -226,17 +274,28 @@ class Extent:
     begun: int
     """Updates done before."""
     steps: int
-    frames_per_episode: float
 
 
-def open_tracker(config: SftConfig, run: Path, extent: Extent, wandb_run: str | None) -> Tracker:
+@dataclass(frozen=True)
+class Words:
+    """What an update's figures are for people."""
+
+    line: Callable[[Any], str]
+    """In a log."""
+    bar: Callable[[Any], str]
+    """Below a progress bar."""
+
+
+def open_tracker(
+    config: Reported, run: Path, extent: Extent, words: Words, wandb_run: str | None
+) -> Tracker:
     """Return the tracker of a run's first process; `wandb_run` is the id of the run to go on in."""
     logs = config.logging
     sinks: list[Sink] = [MetricsFile(run, extent.begun)]
     if sys.stderr.isatty():
-        sinks.append(TerminalBar(extent.steps, extent.begun, sys.stderr))
+        sinks.append(TerminalBar(extent.steps, extent.begun, sys.stderr, words.bar))
     else:
-        sinks.append(Lines(logs.log_steps, extent.frames_per_episode))
+        sinks.append(Lines(logs.log_steps, words.line))
     if logs.tensorboard:
         sinks.append(TensorBoard(run, extent.begun))
     return Tracker(sinks, WandbRun(config, run, wandb_run) if logs.use_wandb else None)
@@ -284,7 +343,7 @@ class Tracker:
         """Close what may take long; say what is missing after at most `deadline_s`."""
         return [] if self.wandb_run is None else self.wandb_run.finish(deadline_s)
 
-    def log(self, figures: Figures) -> None:
+    def log(self, figures: Step) -> None:
         """Tell every sink."""
         for sink in self._sinks:
             sink.log(figures)

@@ -55,10 +55,15 @@ def pixel_values(
     if not images:
         raise ImageError("no image came, expected at least one")
     squashed = torch.stack([_squash(_rgb(image), size, device) for image in images])
+    return normalised(squashed, dtype, crop)
+
+
+def normalised(squashed: Tensor, dtype: torch.dtype, crop: bool = False) -> Tensor:
+    """Return (B, 6, S, S) for images (B, 3, S, S) uint8 that are squashed already."""
     if crop:
         squashed = centre_crop(squashed)
     scaled = squashed.to(torch.float32) / 255
-    mean, std = _normalisation(device)
+    mean, std = _normalisation(squashed.device)
     return ((scaled.repeat(1, 2, 1, 1) - mean) / std).to(dtype)
 
 

@@ -149,13 +149,13 @@ class DecoderLayer(nn.Module):
         self.input_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)
 
-    def joined(self) -> LayerMatrices:
-        """Return this layer's products for inference; may move weights, see `join_weights`."""
+    def joined(self, move: bool) -> LayerMatrices:
+        """Return this layer's products for inference; may `move` weights, see `join_weights`."""
         attention, mlp = self.self_attn, self.mlp
         return LayerMatrices(
-            qkv=matrix(attention.q_proj, attention.k_proj, attention.v_proj),
+            qkv=matrix(attention.q_proj, attention.k_proj, attention.v_proj, move=move),
             out=matrix(attention.o_proj),
-            gate_up=matrix(mlp.gate_proj, mlp.up_proj),
+            gate_up=matrix(mlp.gate_proj, mlp.up_proj, move=move),
             down=matrix(mlp.down_proj),
         )
 
@@ -183,9 +183,9 @@ class LlamaModel(nn.Module):
         self.norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
         self.checkpointing = False
 
-    def joined(self) -> list[LayerMatrices]:
-        """Return the products of every layer for inference; may move weights."""
-        return [layer.joined() for layer in self.layers if isinstance(layer, DecoderLayer)]
+    def joined(self, move: bool = True) -> list[LayerMatrices]:
+        """Return the products of every layer for inference; may `move` weights."""
+        return [layer.joined(move) for layer in self.layers if isinstance(layer, DecoderLayer)]
 
     def forward(self, x: Tensor, this: Pass) -> Tensor:
         """Embeddings (B, T, H) → without a cache, final hidden states (B, T or keep, H)."""

@@ -55,7 +55,10 @@ class Dense:
 
 
 class Modules:
-    """Modules that PEFT has wrapped: called one by one, their outputs side by side."""
+    """Modules that PEFT has wrapped, or whose weights must stay where they are.
+
+    Called one by one, their outputs side by side.
+    """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
         self.modules = tuple(modules)
@@ -70,10 +73,13 @@ class Modules:
         return residual + self(x)
 
 
-def matrix(*modules: nn.Module) -> Matrix:
-    """Return the modules as one product: dense if all are plain linear layers without hooks."""
+def matrix(*modules: nn.Module, move: bool = True) -> Matrix:
+    """Return the modules as one product: dense if all are plain linear layers without hooks.
+
+    Where their weights may not `move`, several modules stay several products.
+    """
     weights = [module.weight for module in modules if type(module) is nn.Linear]
-    if len(weights) != len(modules):
+    if len(weights) != len(modules) or (len(modules) > 1 and not move):
         return Modules(modules)
     return Dense(join_weights(weights))
 

@@ -30,7 +30,7 @@ from crane_x7_vla_rl.policies.openvla import evaluate as evaluation
 from crane_x7_vla_rl.policies.openvla import low_bit
 from crane_x7_vla_rl.policies.openvla.config import OpenVLAConfig
 from crane_x7_vla_rl.policies.openvla.errors import ImageError
-from crane_x7_vla_rl.policies.openvla.image import Picture, pixel_values
+from crane_x7_vla_rl.policies.openvla.image import Picture, normalised, pixel_values
 from crane_x7_vla_rl.policies.openvla.language import Llama, Rows
 from crane_x7_vla_rl.policies.openvla.projector import Projector
 from crane_x7_vla_rl.policies.openvla.rollout import Rollout, Runner, Sampling
@@ -53,6 +53,9 @@ class OpenVLA(nn.Module):
         self.vision_backbone = VisionBackbone(config.dinov2, config.siglip)
         self.projector = Projector(config.vision_dim, config.text.hidden_size)
         self.language_model = Llama(config.text)
+        self.owns_memory = True
+        """Whether weights lie where this model has put them. Where another one moves them about, as
+        FSDP does, rollouts join none and capture no graphs."""
         self.decode_weights: low_bit.Kind | None = None
         self._runner: Runner | None = None
 
@@ -77,6 +80,22 @@ class OpenVLA(nn.Module):
         like = self.projector.fc3.bias
         size = self.config.image_size
         return pixel_values(images, device=like.device, dtype=like.dtype, crop=self.crop, size=size)
+
+    def normalise(self, images: Tensor) -> Tensor:
+        """Return what `preprocess` does, for images (B, S, S, 3) uint8 of the model's size.
+
+        Rollouts and updates both call it on the same bytes, so that both see the same pixels.
+        Raises ImageError for another kind or size.
+        """
+        size = self.config.image_size
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
+            raise ImageError(
+                f"images are {tuple(images.shape)} of {images.dtype}, expected uint8 of"
+                f" (B, {size}, {size}, 3); `preprocess` takes other sizes"
+            )
+        like = self.projector.fc3.bias
+        squashed = images.to(like.device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
+        return normalised(squashed, like.dtype, self.crop)
 
     def encode(self, pixels: Tensor) -> Tensor:
         """Return (B, I·N, H), projected patches, for pixels (B, 6·I, S, S)."""
@@ -133,6 +152,10 @@ class OpenVLA(nn.Module):
         """
         if kind != self.decode_weights:
             self.decode_weights, self._runner = kind, None
+
+    def forget_rollouts(self) -> None:
+        """Drop what `roll_out` holds from call to call, and its memory; it makes that anew."""
+        self._runner = None
 
     def runner(self) -> Runner:
         """Return the machinery behind `roll_out`, made anew after modules or memory changed."""

@@ -62,8 +62,9 @@ class Sampling:
 
     temperature: float = 0.0
     """0 takes the likeliest; above, samples from softmax(logits / temperature)."""
-    generator: torch.Generator | None = None
-    """On the model's device; None takes torch's own."""
+    generator: torch.Generator | Sequence[torch.Generator] | None = None
+    """On the model's device: one for all samples, or one for each, which then does not depend on
+    the others; None takes torch's own."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -120,7 +121,7 @@ class Runner:
         self.model = model
         self.like = model.projector.fc3.bias.detach()
         self.bucket = bucket or (CUDA_BUCKET if self.like.is_cuda else 1)
-        self.matrices = model.language_model.model.joined()
+        self.matrices = model.language_model.model.joined(move=model.owns_memory)
         self.decode_matrices = self.matrices
         self._copied: Hashable = None
         self.cos, self.sin = rotary_table(model.config.text, model.config.context, self.like)
@@ -216,8 +217,7 @@ class Runner:
     def _decode(self, buffers: Buffers, prompts: Prompts, steps: int, how: Sampling) -> None:
         noisy = how.temperature > 0
         if noisy:
-            gumbel = buffers.noise[:, :steps].exponential_(generator=how.generator)
-            gumbel.log_().neg_()
+            _draw(buffers.noise[:, :steps], how.generator)
         buffers.temperature.fill_(how.temperature if noisy else 1.0)
         span = Span(buffers.prefix, 0, buffers.prefix + prompts.length)
         self._replay(
@@ -227,6 +227,9 @@ class Runner:
         )
 
     def _replay(self, buffers: Buffers, key: Hashable, run: Any) -> None:
+        if not self.model.owns_memory:  # a graph would point at memory that is gone tomorrow
+            run()
+            return
         replay = buffers.replays.get(key)
         if replay is None:
             if len(buffers.replays) >= MAX_STEPS_KEPT:
@@ -312,6 +315,16 @@ def _all_equal(held: Sequence[Tensor], new: Sequence[Tensor]) -> bool:
         a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
         for a, b in zip(held, new, strict=True)
     )
+
+
+def _draw(noise: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> None:
+    """Fill (B, D, 256) with Gumbel noise."""
+    if isinstance(generator, Sequence):
+        for sample, own in zip(noise, generator, strict=True):
+            sample.exponential_(generator=own)
+    else:
+        noise.exponential_(generator=generator)
+    noise.log_().neg_()
 
 
 def _same(held: Prompts, new: Prompts) -> bool:

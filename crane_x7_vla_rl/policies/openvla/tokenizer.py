@@ -35,6 +35,11 @@ class PromptTokenizer:
         """
         return torch.tensor(self._ids(instruction), dtype=torch.int64)
 
+    def reachable(self) -> list[int]:
+        """Return every id that a prompt can hold, ascending."""
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        return sorted({*vocabulary.values(), BOS_TOKEN, PROMPT_END_TOKEN})
+
     def _encode(self, instruction: str) -> list[int]:
         ids: list[int] = self._tokenizer.encode(prompt(instruction)).ids
         if ids[:1] != [BOS_TOKEN]:

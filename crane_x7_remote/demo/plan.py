@@ -1,0 +1,209 @@
+"""What the demo shows: flags and what a checkpoint says of itself come in, a `Plan` leaves.
+
+The policy decides the scene, the tasks and the rate, as far as no flag does: colour servo those
+below, a checkpoint those of the `skills.json` beside it. Also here: the commands of both processes.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from crane_x7_remote import settings
+from crane_x7_remote.errors import PolicyError, SettingsError
+from crane_x7_vla_rl import scenes
+from crane_x7_vla_rl.policies.base import (
+    POLICY_NAMES,
+    SHIPPED,
+    PolicyLoadError,
+    has_random_weights,
+)
+from crane_x7_vla_rl.policies.skills import Skills
+from crane_x7_vla_rl.scenes import COLOUR_NAMES, EVALUATION_SEED, PICK_PLACE_ID, WorldConfig
+
+NVIDIA_DEVICE = Path("/dev/nvidiactl")
+TINY: Final = "tiny"
+NAMES: Final = (TINY, *POLICY_NAMES)
+USUAL: Final = Skills(
+    task=PICK_PLACE_ID,
+    colours=COLOUR_NAMES,
+    spawn_range_m=WorldConfig.spawn_range_m,
+    instructions=("pick up the red cube", "place the blue cube on the plate"),
+    rate_hz=10.0,
+)
+"""Of colour servo, and shown to a checkpoint that does not say what it can do."""
+CAMERA_HZ: Final = 30.0
+TICKS_PER_TRAJECTORY: Final = 2
+"""A trajectory is valid for at least so many ticks: the arm must not stop between two of them."""
+
+
+@dataclass(frozen=True)
+class Model:
+    """What the policy computes with."""
+
+    path: str
+    device: str
+    is_random: bool
+    """It says of itself that its weights are random."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be shown."""
+
+    seed: int
+    scene_seed: int
+    """What the simulation is given: behind the seeds that a checkpoint may have been trained on."""
+    instruction: str
+    then: str | None
+    policy: str
+    """As load_policy knows it."""
+    model: Model | None
+    skills: Skills
+    """The scene, the rate and the temperature."""
+    image_size: str
+    camera_rate_hz: float
+    first_timeout_s: float
+    second_timeout_s: float
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that decide what is shown."""
+    add = parser.add_argument
+    add("--policy", default=TINY, metavar="POLICY",
+        help="tiny: the model that ships with the project; color-servo; openvla: VLA_MODEL_PATH's;"
+        " or the folder or Hub id of a checkpoint (%(default)s)")  # fmt: skip
+    add("--instruction", help="the first task (the policy's own)")
+    add("--then", metavar="INSTRUCTION",
+        help="the task that it changes to midway; empty: none (the policy's own)")  # fmt: skip
+    add("--seed", type=int, default=0, help="where the cubes lie (%(default)s)")
+    add("--colours", nargs="+", choices=COLOUR_NAMES, help="of the cubes (the policy's own)")
+    add("--spawn-range-m", type=scenes.amount,
+        help="how far things lie from their spots, 0 to 0.05 (the policy's own)")  # fmt: skip
+    add("--rate", type=float, metavar="HZ", help="of the loop (the policy's own)")
+    add("--temperature", type=scenes.amount, help="of a model's tokens (the policy's own)")
+    add("--image-size", default="640x480", metavar="WIDTHxHEIGHT", help="(%(default)s)")
+    add("--camera-rate", type=float, default=CAMERA_HZ, metavar="HZ", help="(%(default)s)")
+    add("--timeout", type=float, nargs=2, default=(30.0, 45.0), metavar=("FIRST", "SECOND"),
+        help="seconds that each task may take (30 45)")  # fmt: skip
+
+
+def read(args: argparse.Namespace) -> Plan:
+    """Return the plan in parsed flags; raises SettingsError and PolicyError."""
+    model = _model(args.policy)
+    skills = _with_flags(_skills(model), args)
+    if min(args.timeout) <= 0:
+        raise SettingsError(
+            f"--timeout is {args.timeout}, expected two positive numbers of seconds"
+        )
+    first, then = _tasks(skills, args)
+    return Plan(
+        seed=args.seed,
+        scene_seed=args.seed + (0 if model is None else EVALUATION_SEED),
+        instruction=first,
+        then=then,
+        policy=args.policy if model is None else "openvla",
+        model=model,
+        skills=skills,
+        image_size=args.image_size,
+        camera_rate_hz=args.camera_rate,
+        first_timeout_s=args.timeout[0],
+        second_timeout_s=args.timeout[1],
+    )
+
+
+def _tasks(skills: Skills, args: argparse.Namespace) -> tuple[str, str | None]:
+    """Return the first task and, unless it is empty, the one after it."""
+    own = [*skills.instructions, ""]
+    first = own[0] if args.instruction is None else args.instruction
+    if not first.strip():
+        raise SettingsError("--instruction is empty; expected a task for the robot")
+    then = own[1] if args.then is None else args.then
+    return first, then.strip() or None
+
+
+def _skills(model: Model | None) -> Skills:
+    if model is None:
+        return USUAL
+    try:
+        return Skills.beside(Path(model.path).expanduser()) or USUAL
+    except PolicyLoadError as error:
+        raise PolicyError(str(error)) from error
+
+
+def _with_flags(skills: Skills, args: argparse.Namespace) -> Skills:
+    """Return the skills with what flags say instead."""
+    given = {
+        "colours": args.colours and tuple(args.colours),
+        "spawn_range_m": args.spawn_range_m,
+        "rate_hz": args.rate,
+        "temperature": args.temperature,
+    }
+    changed = {name: value for name, value in given.items() if value is not None}
+    return Skills(**{**vars(skills), **changed})
+
+
+def _model(policy: str) -> Model | None:
+    """Return what the policy computes with; on the CPU where there is no GPU and none was asked
+    for. The one that ships is too small for a GPU to be of use."""
+    if policy == "color-servo":
+        return None
+    chosen = settings.load()
+    path: str | None = policy
+    if policy == TINY:
+        path = str(SHIPPED)
+    elif policy == "openvla":
+        path = chosen.vla_model_path
+    if path is None:
+        raise SettingsError(
+            "--policy openvla needs a model: set VLA_MODEL_PATH to a folder or Hub id; one with"
+            " random weights is made by: python -m crane_x7_vla_rl.policies.openvla.builder"
+            " outputs/tiny"
+        )
+    if policy not in NAMES and "/" not in policy and not Path(policy).expanduser().is_dir():
+        raise SettingsError(
+            f"--policy {policy} is unknown: expected {', '.join(NAMES)}, or a checkpoint's folder"
+            " or Hub id (owner/name)"
+        )
+    device = chosen.vla_device
+    if "vla_device" not in chosen.model_fields_set and (
+        policy == TINY or not NVIDIA_DEVICE.exists()
+    ):
+        device = "cpu"
+    return Model(path, device, has_random_weights(path))
+
+
+def robot_command(plan: Plan) -> list[str]:
+    """Return the words that start the robot."""
+    skills = plan.skills
+    return [
+        "sim-robot", "--port", "0", "--seed", str(plan.scene_seed), "--task", skills.task,
+        "--colours", *skills.colours, "--spawn-range-m", f"{skills.spawn_range_m:g}",
+        "--image-size", plan.image_size, "--camera-rate", f"{plan.camera_rate_hz:g}",
+        "--control-rate", f"{max(30.0, plan.camera_rate_hz):g}",
+    ]  # fmt: skip
+
+
+def loop_command(plan: Plan, port: int, metrics: Path) -> list[str]:
+    """Return the words that start the loop."""
+    command = [
+        "infer", "--rosbridge-host", "127.0.0.1", "--rosbridge-port", str(port),
+        "--vla-policy", plan.policy, "--vla-task-instruction", plan.instruction,
+        "--vla-inference-rate", f"{plan.skills.rate_hz:g}", "--metrics", str(metrics),
+    ]  # fmt: skip
+    if plan.model is None:
+        return command
+    model = ["--vla-model-path", plan.model.path, "--vla-device", plan.model.device]
+    skills = plan.skills
+    lasting_s = TICKS_PER_TRAJECTORY / skills.rate_hz
+    if lasting_s > settings.load().trajectory_validity:
+        command += ["--trajectory-validity", f"{lasting_s:.3g}"]
+    asked = [
+        "--vla-temperature",
+        f"{skills.temperature:g}",
+        "--max-jump",
+        f"{skills.max_jump_rad:g}",
+    ]
+    return [*command, *model, *asked]

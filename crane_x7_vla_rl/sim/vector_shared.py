@@ -1,0 +1,104 @@
+"""Memory that processes share: images, joints and targets of all environments, never pickled.
+
+One anonymous file is mapped by everybody. A `SharedPlan` goes to the workers, who open the file
+through the process that made it; when the last one ends, however it ends, the memory is free again:
+no name in /dev/shm is left behind, and its size, 64 MB in a container, is no limit.
+
+Legend: N environments, H × W pixels.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from crane_x7_vla_rl.robot import DOF
+from crane_x7_vla_rl.sim.errors import SimError
+from crane_x7_vla_rl.vector_config import LONGEST_CHUNK
+
+
+@dataclass(frozen=True, eq=False)
+class SharedArrays:
+    """Views of the memory; it lives as long as one of them does."""
+
+    images: npt.NDArray[np.uint8]
+    """(N, H, W, 3) of the running episodes."""
+    state_rad: npt.NDArray[np.float32]
+    """(N, 8) measured joints."""
+    final_images: npt.NDArray[np.uint8]
+    """(N, H, W, 3) the last view of an episode that was truncated."""
+    final_state_rad: npt.NDArray[np.float32]
+    """(N, 8)."""
+    targets_rad: npt.NDArray[np.float32]
+    """(N, LONGEST_CHUNK, 8) to be carried out."""
+
+
+@dataclass(frozen=True)
+class SharedPlan:
+    """What a process must know to map the memory."""
+
+    num_envs: int
+    image_size: tuple[int, int]
+    """(width, height)."""
+    file: int
+    """Descriptor, in the process that made it."""
+    owner: int = field(default_factory=os.getpid)
+    """That process's id."""
+
+    @property
+    def shapes(self) -> dict[str, tuple[type[Any], tuple[int, ...]]]:
+        """Type and shape of each array, in their order; those of four bytes first."""
+        width, height = self.image_size
+        images = (np.uint8, (self.num_envs, height, width, 3))
+        joints = (np.float32, (self.num_envs, DOF))
+        return {
+            "targets_rad": (np.float32, (self.num_envs, LONGEST_CHUNK, DOF)),
+            "state_rad": joints,
+            "final_state_rad": joints,
+            "images": images,
+            "final_images": images,
+        }
+
+    @property
+    def size(self) -> int:
+        """Bytes in all."""
+        return sum(
+            int(np.prod(shape)) * np.dtype(dtype).itemsize for dtype, shape in self.shapes.values()
+        )
+
+    def map(self) -> SharedArrays:
+        """Return the arrays; raises SimError where the one who made them has ended."""
+        try:
+            file = os.open(f"/proc/{self.owner}/fd/{self.file}", os.O_RDWR)
+        except OSError as error:
+            raise SimError(
+                f"the shared memory of process {self.owner} cannot be opened ({error}): it has"
+                " ended, or /proc is hidden from this user"
+            ) from error
+        try:
+            memory = mmap.mmap(file, self.size)
+        finally:
+            os.close(file)
+        arrays, offset = {}, 0
+        for name, (dtype, shape) in self.shapes.items():
+            array = np.frombuffer(memory, dtype, int(np.prod(shape)), offset).reshape(shape)
+            arrays[name] = array
+            offset += array.nbytes
+        return SharedArrays(**arrays)
+
+
+def reserve(num_envs: int, image_size: tuple[int, int]) -> SharedPlan:
+    """Return the plan of new memory, all zeros. Its file stays open until `release`."""
+    plan = SharedPlan(num_envs, image_size, os.memfd_create("crane_x7_views", os.MFD_CLOEXEC))
+    os.ftruncate(plan.file, plan.size)
+    return plan
+
+
+def release(plan: SharedPlan) -> None:
+    """Close the file; arrays that are mapped stay."""
+    os.close(plan.file)

@@ -1,0 +1,112 @@
+"""How many environments, of what, stepped by what: the options of sim.vector, without a simulation.
+
+Options come in from flags and files, a checked `VectorConfig` and the seed of every episode leave;
+importing this costs nothing, so that a trainer can answer `--help` at once.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Final, Literal, get_args
+
+import numpy as np
+
+from crane_x7_vla_rl.scenes import EPISODE_S, EVALUATION_SEED, WorldConfig
+
+Backend = Literal["cpu", "gpu"]
+Simulator = Literal["maniskill", "genesis", "isaacsim"]
+RewardKind = Literal["binary", "sparse", "dense"]
+LONGEST_CHUNK: Final = 64
+"""Steps that one `send` may carry."""
+
+
+class VectorConfigError(ValueError):
+    """An option of the environments is wrong; the message names it and what is known."""
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """What a step pays; one episode pays at most 1 in any kind."""
+
+    kind: RewardKind = "binary"
+    """`binary`: 1 in the step of success, which ends the episode as terminated; out of time it is
+    truncated, and worth what its final observation promises.
+    `sparse`: the episode runs its whole time and pays 1 at the end where success holds then. The
+    end is part of the task, so it is terminated: nothing comes after it.
+    `dense`: the difference of progress, 0…1, from step to step: nearness of the fingertips to the
+    cube, grasped, then height (Lift) or nearness to the plate (PickPlace), and success, weighted
+    as in sim.tasks. It ends as `binary` does, and what is gained and lost again cancels out."""
+
+    def __post_init__(self) -> None:
+        check_choice("rewards.kind", self.kind, get_args(RewardKind))
+
+    @property
+    def ends_at_success(self) -> bool:
+        """Whether success ends the episode."""
+        return self.kind != "sparse"
+
+
+@dataclass(frozen=True)
+class VectorConfig:
+    """Environments that are stepped together."""
+
+    world: WorldConfig = field(default_factory=WorldConfig)
+    num_envs: int = 8
+    backend: Backend = "cpu"
+    """`cpu`: scenes in processes; `gpu`: all scenes in one simulation on the GPU."""
+    simulator: Simulator = "maniskill"
+    processes: int = 0
+    """That the scenes of the CPU backend are spread over; 0 takes one per core."""
+    first_seed: int = 0
+    """The base seed until `reset` is given another one."""
+    first_env: int = 0
+    """Index of the first environment among those of all ranks: two ranks with n environments see
+    the episodes of one rank with 2n."""
+    rewards: Rewards = field(default_factory=Rewards)
+    groups: int = 2
+    """Environments are stepped in this many groups in turn, one while the policy looks at another;
+    the GPU backend steps all of them at once, in a single group."""
+    deadline_s: float = 60.0
+    """A process that has not carried out an order by then counts as hung."""
+
+    def __post_init__(self) -> None:
+        check_choice("env id", self.world.task, tuple(EPISODE_S))
+        check_choice("backend", self.backend, get_args(Backend))
+        check_choice("simulator", self.simulator, get_args(Simulator))
+        least_of = {"num_envs": 1, "groups": 1, "processes": 0, "first_seed": 0, "first_env": 0}
+        for name, least in least_of.items():
+            if getattr(self, name) < least:
+                raise VectorConfigError(
+                    f"{name} is {getattr(self, name)}, expected {least} or more"
+                )
+        if not self.deadline_s > 0:
+            raise VectorConfigError(f"deadline_s is {self.deadline_s}, expected more than 0 s")
+
+
+def check_choice(what: str, given: str, known: Sequence[str]) -> None:
+    """Raise VectorConfigError, with the nearest names, unless `given` is known."""
+    if given in known:
+        return
+    lower = {name.lower(): name for name in known}
+    near = [lower[name] for name in difflib.get_close_matches(given.lower(), lower, cutoff=0.5)]
+    meant = f"; did you mean {' or '.join(near)}?" if near else "."
+    raise VectorConfigError(f"{what} {given!r} is unknown{meant} Known: {', '.join(known)}")
+
+
+def episode_seed(base: int, env: int, episode: int) -> int:
+    """Return the scene's seed of one environment's episode, 0 ≤ seed < EVALUATION_SEED.
+
+    It depends on these three numbers alone, neither on processes nor on what other environments
+    do. Two episodes may share a seed, as any two of a million scenes drawn at random may.
+    """
+    drawn = np.random.SeedSequence([base, env, episode]).generate_state(1, np.uint64)[0]
+    return int(drawn % EVALUATION_SEED)
+
+
+def spread(num_envs: int, parts: int) -> tuple[range, ...]:
+    """Return `parts` ranges, or `num_envs` where that is less, of nearly equal length."""
+    edges = np.linspace(0, num_envs, min(parts, num_envs) + 1).round().astype(int).tolist()
+    return tuple(range(start, stop) for start, stop in pairwise(edges))

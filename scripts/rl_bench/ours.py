@@ -1,0 +1,82 @@
+"""Our side of bench_rl: a real run of the trainer, opened once and moved update by update.
+
+What `train` does between updates (adding up over processes, metrics) is not in these times; the
+run of the trainer itself (see `trainer`) says how much that is.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, redirect_stderr
+from dataclasses import dataclass, replace
+
+import torch
+from openvla_bench.limits import synchronise
+
+from crane_x7_vla_rl.training.rl_run import RlRun, open_run
+from crane_x7_vla_rl.training.rollout import collect
+from crane_x7_vla_rl.training.update import Turn, update
+from rl_bench.case import Case, Round
+
+WARM_STEPS = 2
+
+
+@dataclass
+class Ours:
+    """The run, and how far it is."""
+
+    case: Case
+    run: RlRun
+    threads: int
+    """Of torch, as the trainer wants them."""
+    number: int = 0
+    """Updates so far."""
+
+    @property
+    def targets(self) -> list[str]:
+        """Names of the layers that have adapters."""
+        modules = self.run.agent.policy.named_modules()
+        return [name for name, module in modules if hasattr(module, "lora_A")]
+
+    def warm(self) -> None:
+        """Make a short round that does not count."""
+        self.turn(WARM_STEPS)
+
+    def turn(self, steps: int | None = None) -> Round:
+        """Roll out (`steps` decisions per environment, or as configured) and learn."""
+        torch.set_num_threads(self.threads)
+        cast, ppo = self.run.cast, self.run.config.ppo
+        cast = cast if steps is None else replace(cast, steps=steps)
+        started_s = time.perf_counter()
+        found = collect(cast, self.number)
+        synchronise(self.case.device)
+        rolled_s = time.perf_counter()
+        if found is None:
+            raise RuntimeError("a rollout ended early, though nobody asked for it")
+        learned = update(
+            self.run.agent, found.buffer, ppo, Turn(self.number, self.run.config.training.seed)
+        )
+        synchronise(self.case.device)
+        ended_s = time.perf_counter()
+        self.number += 1
+        if found.discarded:
+            raise RuntimeError(f"{found.discarded} decisions were lost with a simulation")
+        return Round(
+            cast.steps * cast.env.num_envs, found.env_steps, learned.samples * ppo.epochs,
+            learned.steps, found.simulate_s, rolled_s - started_s, ended_s - rolled_s,
+        )  # fmt: skip
+
+
+@contextmanager
+def opened(case: Case) -> Iterator[Ours]:
+    """Yield our side, ready for its first update."""
+    # A bar on the terminal would be drawn during the other sides' turns.
+    with (case.output / "ours.stderr").open("w") as log, redirect_stderr(log):
+        context = open_run(case.config("ours"), None, time.perf_counter)
+        run, _ = context.__enter__()
+    try:
+        yield Ours(case, run, torch.get_num_threads())
+    finally:
+        context.__exit__(*sys.exc_info())

@@ -1,0 +1,48 @@
+"""Two processes learn what one with all of their environments would."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from crane_x7_vla_rl.training.update import Turn, update
+from tests import ppo_rig as rig
+from tests import training_rig
+
+PATIENCE_S = 300
+
+
+@pytest.mark.timeout(PATIENCE_S + 30)
+def test_two_processes_equal_one_with_twice_the_environments(tmp_path: Path) -> None:
+    agent = rig.agent(rig.EVERYTHING)
+    buffer = rig.collect(agent)
+    torch.save(buffer, tmp_path / "buffer.pt")
+    torch.save(agent.core.state_dict(), tmp_path / "weights.pt")
+    shutil.copytree(training_rig.base(), tmp_path / "base")
+    alone = [vars(update(agent, buffer, rig.EVERYTHING, Turn(number))) for number in range(2)]
+    wanted = rig.weights(agent)
+    process = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+            "-m", "tests.ppo_rig", str(tmp_path),
+        ],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=training_rig.ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stdout
+    for sharding in ("ddp", "fsdp"):
+        together = torch.load(tmp_path / f"{sharding}.pt", weights_only=True)
+        assert together["weights"].keys() == wanted.keys()
+        for name, weights in wanted.items():
+            distance = float((together["weights"][name] - weights).abs().max())
+            assert distance <= 1e-5, (sharding, name, distance)
+        for one, two in zip(alone, together["metrics"], strict=True):
+            for name in one.keys() - {"policy_grad_norm"}:  # of other samples
+                assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), (sharding, name)
