@@ -24,30 +24,27 @@ from typing import Any, Final
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 
-from crane_x7_vla_rl.policies.base import ModelOptions
-from crane_x7_vla_rl.policies.openvla import OpenVLA
-from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy
 from crane_x7_vla_rl.sim.errors import SimError
 from crane_x7_vla_rl.training import (
     checkpoint,
     config_tree,
     policy_files,
+    rl_evaluation,
     rl_tracking,
     training_state,
     value,
 )
 from crane_x7_vla_rl.training.errors import ConfigError, NotFiniteError, OutOfMemoryError
-from crane_x7_vla_rl.training.evaluate import VIDEOS, EvaluateConfig
 from crane_x7_vla_rl.training.interrupt import Interrupt
 from crane_x7_vla_rl.training.lineage import Lineage
 from crane_x7_vla_rl.training.outcomes import Outcomes, Recent, Sums
 from crane_x7_vla_rl.training.publish import artifact_in
+from crane_x7_vla_rl.training.resumption import Resumption
 from crane_x7_vla_rl.training.rl_config import RlConfig
 from crane_x7_vla_rl.training.rl_run import NEVER, RlRun, open_run
 from crane_x7_vla_rl.training.rl_tracking import RlFigures
 from crane_x7_vla_rl.training.rollout import Clock, collect
 from crane_x7_vla_rl.training.sft import FINISH_S, INTERRUPTED_S, UNDONE
-from crane_x7_vla_rl.training.sft_command import Resumption
 from crane_x7_vla_rl.training.training_state import Progress
 from crane_x7_vla_rl.training.update import Metrics, Turn, update
 
@@ -56,7 +53,6 @@ logger = logging.getLogger(__name__)
 PREFIX: Final = "checkpoint_"
 BEST: Final = "checkpoint_best"
 FINAL: Final = "checkpoint_final"
-EVALUATION: Final = "evaluation"
 ALLOCATION: Final = "DefaultCPUAllocator"
 """What torch names where a CPU's memory runs out: a RuntimeError without a class of its own."""
 
@@ -224,7 +220,9 @@ class _Loop:
         """Return the rate of success on unseen scenes; the first process rolls out for all."""
         run = self.run
         with run.agent.acting() as policy:
-            found = [_success(run, policy, self.progress.step) if run.is_first else None]
+            found = [
+                rl_evaluation.success(run, policy, self.progress.step) if run.is_first else None
+            ]
         (success,) = broadcast_object_list(found)
         return float(success or 0.0)
 
@@ -355,35 +353,3 @@ def _figures(run: RlRun, progress: Progress, sums: Sums, metrics: Metrics) -> di
         "discarded": sums.discarded,
         "learning_rate": run.config.ppo.learning_rate,
     }
-
-
-def _success(run: RlRun, policy: OpenVLA, step: int) -> float:
-    """Evaluate in this process; write results and videos, and show the latter to W&B."""
-    from crane_x7_vla_rl.data.files import write_json
-    from crane_x7_vla_rl.training.evaluate_report import summary
-    from crane_x7_vla_rl.training.evaluate_rollout import roll_out
-
-    config = run.config
-    settings = config.evaluation
-    model = ModelOptions(
-        path=str(run.folder),
-        unnorm_key=config.start.unnorm_key,
-        temperature=settings.temperature,
-        seed=config.training.seed,
-    )
-    evaluation = EvaluateConfig(
-        model=model,
-        output=run.folder / EVALUATION / f"update_{step}",
-        world=replace(config.env.world(round(1 / run.cast.codec.inputs.period_s)), episode_s=None),
-        num_episodes=settings.episodes,
-        first_seed=settings.first_seed,
-        processes=config.env.processes,
-        videos=settings.videos,
-    )
-    evaluation.output.mkdir(parents=True, exist_ok=True)
-    acting = OpenVLAPolicy(replace(run.loaded, model=policy), model)
-    results = summary(evaluation, roll_out(acting, evaluation))
-    write_json(evaluation.output / "results.json", results)
-    if run.tracker.wandb_run is not None:
-        run.tracker.wandb_run.show(sorted((evaluation.output / VIDEOS).glob("*.mp4")), step)
-    return float(results["success"]["rate"])

@@ -16,19 +16,21 @@ from typing import Final
 from crane_x7_vla_rl.training import checkpoint, config_tree, settings
 from crane_x7_vla_rl.training.config_tree import Layer
 from crane_x7_vla_rl.training.errors import OutputError, ResumeError, SimulationError
+from crane_x7_vla_rl.training.resumption import Resumption, Rules, resume
 from crane_x7_vla_rl.training.rl_config import RlConfig
-from crane_x7_vla_rl.training.sft_command import Resumption
 
 logger = logging.getLogger(__name__)
 
-FIXED: Final = (
-    "start.pretrained", "start.sft_checkpoint", "lora.enabled", "lora.rank", "lora.alpha",
-    "lora.targets", "ppo.algorithm", "ppo.value.hidden", "ppo.value.layers",
-    "env.num_parallel_envs",
+RULES: Final = Rules(
+    fixed=(
+        "start.pretrained", "start.sft_checkpoint", "lora.enabled", "lora.rank", "lora.alpha",
+        "lora.targets", "ppo.algorithm", "ppo.value.hidden", "ppo.value.layers",
+        "env.num_parallel_envs",
+    ),
+    free=("output.", "logging.", "publish.", "training.device", "env.processes"),
+    decided="another model or other environments",
 )  # fmt: skip
-"""The keys that decide which tensors and environments there are."""
-FREE: Final = ("output.", "logging.", "publish.", "training.device", "env.processes")
-"""Beginnings of the keys that do not touch what is learnt."""
+"""The tensors and environments that there are stay."""
 
 FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 """What a disk says that takes no more."""
@@ -76,7 +78,7 @@ def read(args: argparse.Namespace) -> tuple[RlConfig, Resumption | None]:
     old = config_tree.build(RlConfig, [before])
     place = {"output.dir": str(folder.parent.parent), "output.experiment_name": folder.parent.name}
     new = config_tree.build(RlConfig, [before, Layer(str(folder), place), *wanted])
-    return new, Resumption(folder, _changes(folder, old, new))
+    return new, resume(folder, old, new, RULES)
 
 
 def locate(path: Path) -> Path:
@@ -92,19 +94,3 @@ def locate(path: Path) -> Path:
             raise
         logger.warning("%s; going on from that one", error)
         return other
-
-
-def _changes(folder: Path, old: RlConfig, new: RlConfig) -> tuple[str, ...]:
-    """Return what changed, one line each; raises ResumeError for what cannot change."""
-    changed = {
-        key: f"{key}: {before!r} → {after!r}"
-        for key, (before, after) in config_tree.differences(old, new).items()
-        if not key.startswith(FREE)
-    }
-    fixed = [text for key, text in changed.items() if key in FIXED]
-    if fixed:
-        raise ResumeError(
-            f"{folder} was made with another model or other environments; these cannot change on"
-            f" the way: {'; '.join(fixed)}. Leave them as they were, or start a new run"
-        )
-    return tuple(changed.values())

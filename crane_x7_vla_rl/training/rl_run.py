@@ -41,10 +41,10 @@ from crane_x7_vla_rl.training.errors import ConfigError, ResumeError
 from crane_x7_vla_rl.training.merge import merge
 from crane_x7_vla_rl.training.policy_files import Base, Surroundings
 from crane_x7_vla_rl.training.publish import Place, Uploads
+from crane_x7_vla_rl.training.resumption import Resumption
 from crane_x7_vla_rl.training.rl_config import RlConfig
 from crane_x7_vla_rl.training.rollout import Cast, Clock
 from crane_x7_vla_rl.training.run import places
-from crane_x7_vla_rl.training.sft_command import Resumption
 from crane_x7_vla_rl.training.tracking import Extent, Tracker, Words, open_tracker
 from crane_x7_vla_rl.training.training_state import Progress
 

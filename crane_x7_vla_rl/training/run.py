@@ -33,8 +33,8 @@ from crane_x7_vla_rl.training.errors import ConfigError
 from crane_x7_vla_rl.training.learner import Learner
 from crane_x7_vla_rl.training.policy_files import Base, Surroundings
 from crane_x7_vla_rl.training.publish import Artifacts, Hub, Place, Uploads
+from crane_x7_vla_rl.training.resumption import Resumption
 from crane_x7_vla_rl.training.samples import show
-from crane_x7_vla_rl.training.sft_command import Resumption
 from crane_x7_vla_rl.training.tracking import (
     Extent,
     Tracker,

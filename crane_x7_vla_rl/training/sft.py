@@ -25,10 +25,10 @@ from crane_x7_vla_rl.training.errors import NotFiniteError
 from crane_x7_vla_rl.training.interrupt import Interrupt
 from crane_x7_vla_rl.training.lineage import Lineage
 from crane_x7_vla_rl.training.publish import artifact_in
+from crane_x7_vla_rl.training.resumption import Resumption
 from crane_x7_vla_rl.training.run import Clock, Run, open_run, steps
 from crane_x7_vla_rl.training.samples import lesson
 from crane_x7_vla_rl.training.schedule import learning_rate, smoothing
-from crane_x7_vla_rl.training.sft_command import Resumption
 from crane_x7_vla_rl.training.tracking import Figures
 from crane_x7_vla_rl.training.training_state import Progress
 

@@ -8,34 +8,26 @@ from __future__ import annotations
 
 import argparse
 import logging
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from crane_x7_vla_rl.training import checkpoint, config_tree
 from crane_x7_vla_rl.training.config import SftConfig
 from crane_x7_vla_rl.training.config_tree import Layer
-from crane_x7_vla_rl.training.errors import DataProblemError, LaterError, ResumeError
+from crane_x7_vla_rl.training.errors import DataProblemError, LaterError
+from crane_x7_vla_rl.training.resumption import Resumption, Rules, resume
 
 logger = logging.getLogger(__name__)
 
-FIXED: Final = (
-    "backend", "policy.state_tokens", "policy.chunk_steps", "lora.enabled", "lora.rank",
-    "lora.alpha", "lora.targets",
+RULES: Final = Rules(
+    fixed=(
+        "backend", "policy.state_tokens", "policy.chunk_steps", "lora.enabled", "lora.rank",
+        "lora.alpha", "lora.targets",
+    ),
+    free=("output.", "logging.", "publish.", "training.device", "data.workers"),
+    decided="another model",
 )  # fmt: skip
-"""The keys that decide which tensors there are, and what they mean."""
-FREE: Final = ("output.", "logging.", "publish.", "training.device", "data.workers")
-"""Beginnings of the keys that do not touch what is learnt."""
-
-
-@dataclass(frozen=True)
-class Resumption:
-    """Where a run goes on."""
-
-    folder: Path
-    """A complete checkpoint."""
-    changes: tuple[str, ...]
-    """What is configured differently than it was, one line each."""
+"""The tensors that there are, and what they mean, stay."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -76,20 +68,4 @@ def read(args: argparse.Namespace) -> tuple[SftConfig, Resumption | None]:
     old = config_tree.build(SftConfig, [before])
     here = Layer(str(folder), {"output.dir": str(folder.parent)})
     new = config_tree.build(SftConfig, [before, here, *wanted])
-    return new, Resumption(folder, _changes(folder, old, new))
-
-
-def _changes(folder: Path, old: SftConfig, new: SftConfig) -> tuple[str, ...]:
-    """Return what changed, one line each; raises ResumeError for what cannot change."""
-    changed = {
-        key: f"{key}: {before!r} → {after!r}"
-        for key, (before, after) in config_tree.differences(old, new).items()
-        if not key.startswith(FREE)
-    }
-    fixed = [text for key, text in changed.items() if key in FIXED]
-    if fixed:
-        raise ResumeError(
-            f"{folder} was made with another model; these cannot change on the way:"
-            f" {'; '.join(fixed)}. Leave them as they were, or start a new run"
-        )
-    return tuple(changed.values())
+    return new, resume(folder, old, new, RULES)
