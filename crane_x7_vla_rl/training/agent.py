@@ -7,7 +7,7 @@ head: `Agent.policy` and `Agent.worth`.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -22,6 +22,7 @@ from torch.distributed.checkpoint.state_dict import (
     set_optimizer_state_dict,
 )
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 
 from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.merged import Merged
@@ -116,6 +117,32 @@ class Agent:
         """Drop all gradients."""
         self.optimizer.zero_grad(set_to_none=True)
 
+    def snapshot(self) -> Callable[[], None]:
+        """Copy what learns, and what the optimizer knows of it, to the CPU; return the way back.
+
+        Each process copies its own part, and takes the way back alone.
+        """
+        learning = [p for group in self.optimizer.param_groups for p in group["params"]]
+        weights = [_copied(p) for p in learning]
+        states = [
+            {key: _copied(x) if isinstance(x, Tensor) else x for key, x in state.items()}
+            for state in (self.optimizer.state.get(p, {}) for p in learning)
+        ]
+
+        @torch.no_grad()
+        def rewind() -> None:
+            self.forget()
+            for parameter, weight, before in zip(learning, weights, states, strict=True):
+                _local(parameter).copy_(weight)
+                state = self.optimizer.state[parameter]
+                for key, x in list(state.items()):
+                    if key not in before:
+                        del state[key]
+                    elif isinstance(x, Tensor):
+                        _local(x).copy_(before[key])
+
+        return rewind
+
     def clip(self) -> float:
         """Shorten the gradient; return its length before, over all processes."""
         return learner.clip(self.module, self.max_grad_norm)
@@ -186,6 +213,15 @@ def build(
     merged = Merged(policy) if policy.owns_memory and _mergeable(policy) else None
     optimizer = _optimizer(core, config)
     return Agent(accelerator, module, core, optimizer, config.max_grad_norm, merged)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """Return this process's part of a tensor, in the same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return _local(tensor.detach()).to("cpu", copy=True)
 
 
 def _mergeable(policy: OpenVLA) -> bool:

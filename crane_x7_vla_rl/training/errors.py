@@ -52,6 +52,10 @@ class NotFiniteError(TrainingError):
     exit_code = ExitCode.NOT_FINITE
 
 
+class SpoiltError(NotFiniteError):
+    """The policy's own answers are not numbers any more: its weights are not worth keeping."""
+
+
 class PpoError(TrainingError):
     """Reinforcement learning could not work as it is asked: no gradient, or a buffer that lies."""
 

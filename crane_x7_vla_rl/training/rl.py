@@ -15,7 +15,7 @@ from __future__ import annotations
 import logging
 import resource
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -34,7 +34,12 @@ from crane_x7_vla_rl.training import (
     training_state,
     value,
 )
-from crane_x7_vla_rl.training.errors import ConfigError, NotFiniteError, OutOfMemoryError
+from crane_x7_vla_rl.training.errors import (
+    ConfigError,
+    NotFiniteError,
+    OutOfMemoryError,
+    SpoiltError,
+)
 from crane_x7_vla_rl.training.interrupt import Interrupt
 from crane_x7_vla_rl.training.lineage import Lineage
 from crane_x7_vla_rl.training.outcomes import Outcomes, Recent, Sums
@@ -112,6 +117,8 @@ class _Loop:
         """What is known of the newest update's policy, for its checkpoint."""
         self.saved = progress.step if progress.position is not None else -1
         self.began_s = run.clock()
+        self.rewind: Callable[[], None] | None = no_need
+        """Takes back what the update under way has moved; None where it cannot be taken back."""
         self.scenes = run.env.state_dict()
         """Which episodes were running when the update that is not done yet began."""
 
@@ -155,10 +162,12 @@ class _Loop:
         sums = Sums.of(run.agent, found, counted)
         learning_s = run.clock()
         lower = f"--micro-batch-size, now {run.config.ppo.micro_batch_size}"
+        self.rewind = run.agent.snapshot() if run.config.lora.enabled else None
         with self._rescue("learning", lower, together=True):
             turn = Turn(number, run.config.training.seed)
             with _threads(run.threads):
                 metrics = update(run.agent, found.buffer, run.config.ppo, turn)
+        self.rewind = no_need
         ended_s = run.clock()
         self.progress = replace(
             self.progress,
@@ -287,12 +296,21 @@ class _Loop:
                 f" {saved}"
             ) from error
         except (NotFiniteError, SimError) as error:
-            saved = self._save_late(together)
+            good = not isinstance(error, SpoiltError)
+            saved = self._save_late(together) if good else checkpoint.newest(self.run.folder)
             raise type(error)(f"{error} (go on with --resume {saved})") from error
 
     def _save_late(self, together: bool) -> Path | None:
-        """Save the weights, which are still good, unless they are; return the newest checkpoint."""
+        """Save the weights of the last whole update, unless they are; return the newest checkpoint.
+
+        An update that breaks off may have moved weights already: they go back first. All the
+        weights of a model are too many to be copied before each update: without adapters, nothing
+        is saved then.
+        """
         run = self.run
+        if self.rewind is None:
+            return checkpoint.newest(run.folder)
+        self.rewind()
         run.agent.forget()
         if self.saved < self.progress.step and (together or run.accelerator.num_processes == 1):
             self._save(named(self.progress.step))
@@ -308,6 +326,10 @@ def _threads(count: int) -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(before)
+
+
+def no_need() -> None:
+    """Take nothing back: nothing has been moved."""
 
 
 def named(step: int) -> str:

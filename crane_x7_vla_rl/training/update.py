@@ -38,7 +38,7 @@ from torch import Tensor
 
 from crane_x7_vla_rl.training import learner, ppo
 from crane_x7_vla_rl.training.agent import Agent, adapters_off
-from crane_x7_vla_rl.training.errors import NotFiniteError, PpoError
+from crane_x7_vla_rl.training.errors import NotFiniteError, PpoError, SpoiltError
 from crane_x7_vla_rl.training.ppo import Judged, Losses, Taken
 from crane_x7_vla_rl.training.ppo_config import PpoConfig
 from crane_x7_vla_rl.training.rollout_buffer import Buffer, mixed, shuffled
@@ -131,7 +131,8 @@ class Batch:
 def update(agent: Agent, buffer: Buffer, config: PpoConfig, turn: Turn) -> Metrics:
     """Learn from a rollout; every process must call it with its own.
 
-    Raises NotFiniteError, before the step that would spoil the weights, and PpoError.
+    Raises NotFiniteError, before the step that would spoil the weights, SpoiltError where the
+    rollout's policy was spoilt already, and PpoError.
     """
     where = f"update {turn.number + 1}"
     valid = _check(agent, buffer, where)
@@ -190,10 +191,10 @@ def _check(agent: Agent, buffer: Buffer, where: str) -> Tensor:
         raise PpoError(f"{where}: rollouts of processes are {shapes.tolist()}, expected the same")
     odd = buffer.odd()
     if agent.largest(float(bool(odd))) > 0:
-        raise NotFiniteError(
+        raise SpoiltError(  # what simulations return was checked before
             f"{where}: {odd or 'a figure in another process'} is not a number, expected numbers in"
-            " all valid steps of a rollout. The weights have not been touched; go on from the last"
-            " checkpoint with a lower ppo.learning_rate, or look for what the simulation returned"
+            " all valid steps of a rollout. The update before has spoilt the policy, which is not"
+            " saved; go on from the last checkpoint with a lower ppo.learning_rate"
         )
     steps, environments = buffer.shape
     gathered = agent.accelerator.gather(buffer.valid.to(device, torch.uint8).contiguous())
@@ -378,7 +379,7 @@ def _not_finite(where: str, steps: int, found: Tensor, norm: float) -> NotFinite
     named = dict(zip(SUMMED, found.tolist(), strict=True))
     return NotFiniteError(
         f"{where}, minibatch {steps + 1}: the policy loss is {named['policy']}, the value loss"
-        f" {named['value']} and the gradient {norm}, expected numbers. The weights are still those"
-        f" after {steps} minibatches of this update; go on from the last checkpoint with a lower"
-        " ppo.learning_rate"
+        f" {named['value']} and the gradient {norm}, expected numbers. What"
+        f" this update has learned in {steps} minibatches is given up; go on from the last"
+        " checkpoint with a lower ppo.learning_rate"
     )
