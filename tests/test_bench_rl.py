@@ -27,14 +27,19 @@ PATIENCE_S = 580
 patient = pytest.mark.timeout(PATIENCE_S + 20)
 
 
-def bench(path: Path, *only: str) -> dict[str, dict[str, Any]]:
-    words = ["--device", "cpu", "--size", "smallest", "--threads", "1", "--only", *only]
+Rows = dict[str, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Rows:
+    """Return what one small run of everything writes."""
+    words = ["--device", "cpu", "--size", "smallest", "--threads", "1"]
+    path = tmp_path_factory.mktemp("bench_rl") / "figures.json"
     return figures(path, str(SCRIPTS / "bench_rl"), *words, patience_s=PATIENCE_S)
 
 
 @patient
-def test_both_sides_see_compute_and_do_the_same(tmp_path: Path) -> None:
-    rows = bench(tmp_path / "figures.json", "plain", "limits")
+def test_both_sides_see_compute_and_do_the_same(rows: Rows) -> None:
     same = [row for name, row in rows.items() if name.startswith("same ")]
     assert len(same) == 5
     assert all(row["met"] is True for row in same)
@@ -69,8 +74,7 @@ def test_both_sides_see_compute_and_do_the_same(tmp_path: Path) -> None:
 
 
 @patient
-def test_maniskills_rollout_has_one_environment_or_as_many_as_ours(tmp_path: Path) -> None:
-    rows = bench(tmp_path / "figures.json", "maniskill")
+def test_maniskills_rollout_has_one_environment_or_as_many_as_ours(rows: Rows) -> None:
     one = rows["rollout beside ManiSkill's PPO, one environment"]
     many = rows["rollout beside ManiSkill's PPO over AsyncVectorEnv"]
     assert one["value"] == many["value"] > 0
@@ -79,8 +83,7 @@ def test_maniskills_rollout_has_one_environment_or_as_many_as_ours(tmp_path: Pat
 
 
 @patient
-def test_the_trainers_own_run_says_what_it_loses(tmp_path: Path) -> None:
-    rows = bench(tmp_path / "figures.json", "trainer")
+def test_the_trainers_own_run_says_what_it_loses(rows: Rows) -> None:
     lost = rows["train: outside simulate, infer and learn, of an update"]
     assert 0 <= lost["value"] <= 100
     assert lost["target"] == "<= 5"
