@@ -13,7 +13,7 @@ import wandb
 
 from crane_x7_vla_rl.policies.base import ModelOptions, load_policy
 from crane_x7_vla_rl.policies.openvla import loading
-from crane_x7_vla_rl.training import checkpoint, cli, rl_command
+from crane_x7_vla_rl.training import checkpoint, cli, rl_command, training_state
 from crane_x7_vla_rl.training.errors import ExitCode, OutputError
 from crane_x7_vla_rl.types import JointState, Observation
 from tests import rl_rig, training_rig
@@ -64,6 +64,18 @@ def test_a_run_whose_time_is_up_ends_as_any_other(
     rl_rig.train(tmp_path / "run", *more)
     assert checkpoint.problem(tmp_path / "run/checkpoint_final") is None
     assert checkpoint.step_of(tmp_path / "run/last") == len(rl_rig.figures(tmp_path / "run"))
+
+
+def test_learning_rates_sink_from_update_to_update_where_they_are_annealed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crane_x7_vla_rl.sim.vector.make", lambda _: rl_rig.Scripted({}))
+    run = tmp_path / "run"
+    rl_rig.train(run, "--anneal", "--learning-rate", "1e-3", "--num-updates", "4")
+    rates = [one["learning_rate"] for one in rl_rig.figures(run)]
+    assert rates == pytest.approx([1e-3, 0.75e-3, 0.5e-3, 0.25e-3])
+    groups = training_state.read_tensors(run / "last")[0]["param_groups"]
+    assert groups[0]["lr"] == pytest.approx(0.25e-3)
 
 
 def test_w_and_b_gets_figures_and_checkpoints(

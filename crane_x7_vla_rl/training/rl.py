@@ -13,7 +13,6 @@ saves where another one would not, so there the episodes differ.)
 from __future__ import annotations
 
 import logging
-import resource
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,6 +27,7 @@ from crane_x7_vla_rl.sim.errors import SimError
 from crane_x7_vla_rl.training import (
     checkpoint,
     config_tree,
+    memory,
     policy_files,
     rl_evaluation,
     rl_tracking,
@@ -58,8 +58,6 @@ logger = logging.getLogger(__name__)
 PREFIX: Final = "checkpoint_"
 BEST: Final = "checkpoint_best"
 FINAL: Final = "checkpoint_final"
-ALLOCATION: Final = "DefaultCPUAllocator"
-"""What torch names where a CPU's memory runs out: a RuntimeError without a class of its own."""
 
 
 def train(
@@ -149,7 +147,7 @@ class _Loop:
 
     def _update(self) -> bool:
         """Make one update; return whether it came to its end."""
-        run, number = self.run, self.progress.step
+        run, number, rate = self.run, self.progress.step, self._rate()
         if run.config.ppo.algorithm == "grpo" and number:
             self._begin_all()
         started_s = run.clock()
@@ -164,7 +162,7 @@ class _Loop:
         lower = f"--micro-batch-size, now {run.config.ppo.micro_batch_size}"
         self.rewind = run.agent.snapshot() if run.config.lora.enabled else None
         with self._rescue("learning", lower, together=True):
-            turn = Turn(number, run.config.training.seed)
+            turn = Turn(number, run.config.training.seed, rate)
             with _threads(run.threads):
                 metrics = update(run.agent, found.buffer, run.config.ppo, turn)
         self.rewind = no_need
@@ -174,7 +172,8 @@ class _Loop:
             step=number + 1,
             samples=self.progress.samples + sums.env_steps,
         )
-        figures = _figures(run, self.progress, sums, metrics) | {
+        figures = _figures(self.progress, sums, metrics) | {
+            "learning_rate": run.config.ppo.learning_rate * rate,
             "recent_success": self.recent.add(sums.counted, sums.counted_successes),
             "simulate_s": found.simulate_s,
             "infer_s": found.infer_s,
@@ -184,6 +183,11 @@ class _Loop:
         }
         self._between(figures)
         return True
+
+    def _rate(self) -> float:
+        """Return the share of both learning rates that the update under way gets."""
+        training = self.run.config.training
+        return 1 - self.progress.step / training.num_updates if training.anneal else 1.0
 
     def _between(self, figures: dict[str, Any]) -> None:
         """Evaluate, save and log after an update, where it is time to."""
@@ -288,12 +292,12 @@ class _Loop:
         try:
             yield
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not _ran_out(error):
+            if not memory.ran_out(error):
                 raise
             saved = self._save_late(together=False)
             raise OutOfMemoryError(
-                f"{where}: memory ran out ({_need(error)}); lower {lower}, and go on with --resume"
-                f" {saved}"
+                f"{where}: memory ran out ({memory.need(error)}); lower {lower}, and go on with"
+                f" --resume {saved}"
             ) from error
         except (NotFiniteError, SimError) as error:
             good = not isinstance(error, SpoiltError)
@@ -337,21 +341,6 @@ def named(step: int) -> str:
     return f"{PREFIX}{step}"
 
 
-def _ran_out(error: BaseException) -> bool:
-    """Whether it means that memory ran out."""
-    return isinstance(error, torch.OutOfMemoryError | MemoryError) or ALLOCATION in str(error)
-
-
-def _need(error: BaseException) -> str:
-    """Return how much was needed, as measured."""
-    said = str(error).splitlines()[0] if str(error) else type(error).__name__
-    if not torch.cuda.is_available():
-        held = 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        return f"{said}; {held / 1e9:.1f} GB were needed until then"
-    peak, (_, whole) = torch.cuda.max_memory_allocated(), torch.cuda.mem_get_info()
-    return f"{said}; {peak / 1e9:.1f} GB were needed until then, the GPU has {whole / 1e9:.1f} GB"
-
-
 def _write_policy(run: RlRun, folder: Path, target: Path, tensors: dict[str, Any]) -> None:
     if run.config.lora.enabled:
         policy_files.write_adapter(folder, target, tensors, run.config.lora, run.base)
@@ -361,7 +350,7 @@ def _write_policy(run: RlRun, folder: Path, target: Path, tensors: dict[str, Any
     policy_files.write_surroundings(folder, run.around)
 
 
-def _figures(run: RlRun, progress: Progress, sums: Sums, metrics: Metrics) -> dict[str, Any]:
+def _figures(progress: Progress, sums: Sums, metrics: Metrics) -> dict[str, Any]:
     """Return what of `RlFigures` is known without a clock."""
     learned = asdict(metrics)
     learned["minibatches"] = learned.pop("steps")
@@ -373,5 +362,4 @@ def _figures(run: RlRun, progress: Progress, sums: Sums, metrics: Metrics) -> di
         "episode_return": sums.mean(sums.rewards),
         "episode_steps": sums.mean(sums.episode_steps),
         "discarded": sums.discarded,
-        "learning_rate": run.config.ppo.learning_rate,
     }

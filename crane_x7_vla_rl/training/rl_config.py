@@ -171,6 +171,8 @@ class RlTrainingConfig:
     """Decisions per environment and rollout; an answer of several steps is one."""
     time_limit_minutes: float | None = None
     """Save and end after so long, whatever num_updates says."""
+    anneal: bool = False
+    """Lower both learning rates from update to update, to 0 after num_updates."""
     keep_patches: bool = False
     """Keep what vision made of the pictures from rollout to update, where vision does not learn:
     faster, for the memory of rollout_steps × environments × patches × hidden size."""

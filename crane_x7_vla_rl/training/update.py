@@ -14,8 +14,9 @@ on from `ppo`.
     https://github.com/openai/spinningup (ppo.py), but checked at each minibatch.
 20. Before anything moves, the policy loss alone goes backward for the PROBED samples with the
     largest advantages: a gradient of exactly 0 ends the run (`ppo.check_gradient`).
-21. Policy and value head have learning rates of their own; the gradient is shortened as a whole,
-    https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/ (detail 11).
+21. Policy and value head have learning rates of their own, which may both sink to 0 over a run;
+    the gradient is shortened as a whole,
+    https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/ (details 4, 11).
 22. What is not a number ends the run before the step that it would spoil, in all processes.
 23. In the first value.warmup updates the value head learns alone.
 24. Old log-probabilities and values can be recomputed by the code that judges, which rounds as
@@ -56,7 +57,7 @@ class Turn:
     seed: int = 0
     """Of the run; the same in all processes."""
     rate: float = 1.0
-    """Share of both learning rates, for a schedule."""
+    """Share of both learning rates; below 1 where they are annealed."""
 
 
 @dataclass(frozen=True)
