@@ -125,6 +125,20 @@ def test_the_documented_command_line_is_understood() -> None:
     assert read("--sft-checkpoint", "here").start.model == "here"
 
 
+@pytest.mark.parametrize(
+    ("name", "task"),
+    [("rl_tiny", "Lift-CRANE-X7"), ("rl_tiny_pick_place", "PickPlace-CRANE-X7")],
+)
+def test_the_small_policies_files_are_configurations(name: str, task: str) -> None:
+    path = Path(__file__).parent.parent / "configs" / f"{name}.yaml"
+    config = read("--config", str(path))
+    assert (config.env.env_id, config.env.backend) == (task, "cpu")
+    assert config.lora.enabled
+    longest = config.env.world(5).max_steps
+    # A rollout in which no episode comes to its end has little to say.
+    assert config.training.rollout_steps >= longest
+
+
 @pytest.mark.parametrize("name", ["default", "fast", "full"])
 def test_a_template_is_a_configuration(name: str, tmp_path: Path) -> None:
     path = tmp_path / "config.yaml"
