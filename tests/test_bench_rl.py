@@ -38,6 +38,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Rows:
     return figures(path, str(SCRIPTS / "bench_rl"), *words, patience_s=PATIENCE_S)
 
 
+@pytest.mark.slow  # minutes; what it computes with is tested below, and in test_ppo
 @patient
 def test_both_sides_see_compute_and_do_the_same(rows: Rows) -> None:
     same = [row for name, row in rows.items() if name.startswith("same ")]
@@ -73,6 +74,7 @@ def test_both_sides_see_compute_and_do_the_same(rows: Rows) -> None:
     assert rows["rollout: share of that limit"]["value"] > 0
 
 
+@pytest.mark.slow  # minutes; what it computes with is tested below, and in test_ppo
 @patient
 def test_maniskills_rollout_has_one_environment_or_as_many_as_ours(rows: Rows) -> None:
     one = rows["rollout beside ManiSkill's PPO, one environment"]
@@ -82,6 +84,7 @@ def test_maniskills_rollout_has_one_environment_or_as_many_as_ours(rows: Rows) -
     assert many["baseline"] > 0
 
 
+@pytest.mark.slow  # minutes; what it computes with is tested below, and in test_ppo
 @patient
 def test_the_trainers_own_run_says_what_it_loses(rows: Rows) -> None:
     lost = rows["train: outside simulate, infer and learn, of an update"]
