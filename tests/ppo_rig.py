@@ -6,6 +6,7 @@ Run by torchrun, `python -m tests.ppo_rig <folder>` updates as one of several pr
 from __future__ import annotations
 
 import sys
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
@@ -164,9 +165,21 @@ def _run(folder: Path) -> None:
         core.load_state_dict(torch.load(folder / "weights.pt"))
         made = agents.build(model, EVERYTHING, accelerator, sharding, head)
         metrics = [vars(update(made, own, EVERYTHING, Turn(number))) for number in range(2)]
-        kept = weights(made)
+        kept, optimizer = weights(made), deepcopy(dict(made.optimizer_state()))
+        rewind = made.snapshot()
+        update(made, own, EVERYTHING, Turn(2))
+        moved = weights(made)
+        rewind()
+        said = {
+            "metrics": metrics,
+            "weights": kept,
+            "moved": moved,
+            "rewound": weights(made),
+            "optimizer": optimizer,
+            "rewound optimizer": dict(made.optimizer_state()),
+        }
         if accelerator.is_main_process:
-            torch.save({"metrics": metrics, "weights": kept}, folder / f"{sharding}.pt")
+            torch.save(said, folder / f"{sharding}.pt")
 
 
 if __name__ == "__main__":

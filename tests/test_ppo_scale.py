@@ -1,4 +1,4 @@
-"""Two processes learn what one with all of their environments would."""
+"""Two processes learn what one with all of their environments would, and can take it back."""
 
 from __future__ import annotations
 
@@ -43,6 +43,11 @@ def test_two_processes_equal_one_with_twice_the_environments(tmp_path: Path) -> 
         for name, weights in wanted.items():
             distance = float((together["weights"][name] - weights).abs().max())
             assert distance <= 1e-5, (sharding, name, distance)
+            assert not torch.equal(together["moved"][name], together["weights"][name])
+            assert torch.equal(together["rewound"][name], together["weights"][name])
+        before, after = (together[name]["state"] for name in ("optimizer", "rewound optimizer"))
+        for name, state in before.items():
+            assert all(torch.equal(state[key], after[name][key]) for key in state), (sharding, name)
         for one, two in zip(alone, together["metrics"], strict=True):
             for name in one.keys() - {"policy_grad_norm"}:  # of other samples
                 assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), (sharding, name)
