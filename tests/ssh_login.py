@@ -9,7 +9,7 @@ from pathlib import Path
 
 from containers import Network, wait_for
 
-CONNECT_TIMEOUT_S = 5
+CONNECT_TIMEOUT_S = 10  # three lost SYNs: a machine is online before packets find the way
 
 
 @dataclass(frozen=True)
