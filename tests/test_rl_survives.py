@@ -317,6 +317,20 @@ def test_an_update_that_breaks_off_half_way_is_taken_back_before_what_was_learne
     rl_rig.assert_same(run, tmp_path / "one")
 
 
+@pytest.mark.usefixtures("scripted")
+def test_a_first_update_that_breaks_off_leaves_what_ends_as_a_run_that_never_broke_off(
+    whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, calls = Agent.clip, iter(range(99))
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:  # two minibatches in an update
+        patch.setattr(Agent, "clip", lambda self: math.nan if next(calls) == 1 else real(self))
+        assert cli.main(["train", *rl_rig.flags(run, *SHORT)]) == ExitCode.NOT_FINITE
+    assert checkpoint.step_of(run / "checkpoint_0") == 0
+    rl_rig.again("--resume", str(run))
+    rl_rig.assert_same(run, whole)
+
+
 def checkpoint_weights(run: Path) -> Iterator[torch.Tensor]:
     """Yield all that a policy of the run's newest checkpoint computes with."""
     yield from loading.load(run / "last").model.state_dict().values()

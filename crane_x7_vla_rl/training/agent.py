@@ -134,11 +134,11 @@ class Agent:
             self.forget()
             for parameter, weight, before in zip(learning, weights, states, strict=True):
                 _local(parameter).copy_(weight)
-                state = self.optimizer.state[parameter]
-                for key, x in list(state.items()):
-                    if key not in before:
-                        del state[key]
-                    elif isinstance(x, Tensor):
+                if not before:  # it had not made a step yet
+                    self.optimizer.state.pop(parameter, None)
+                    continue
+                for key, x in self.optimizer.state[parameter].items():
+                    if isinstance(x, Tensor):
                         _local(x).copy_(before[key])
 
         return rewind
@@ -178,6 +178,11 @@ class Agent:
 
     def optimizer_state(self) -> Mapping[str, Any]:
         """Return the optimizer's state by names of parameters; see `tensors`."""
+        if not self.optimizer.state:
+            # torch fills it by a step without gradients, which counts as one to AdamW.
+            get_optimizer_state_dict(self.module, self.optimizer, options=learner.WHOLE)
+            for state in self.optimizer.state.values():
+                state["step"].zero_()
         return get_optimizer_state_dict(self.module, self.optimizer, options=learner.WHOLE)
 
     def restore_optimizer(self, state: Mapping[str, Any]) -> None:
