@@ -82,7 +82,12 @@ def client_of() -> Iterator[Callable[[SimRobot], Client]]:
     with ExitStack() as stack:
         yield lambda robot: Client(
             stack.enter_context(
-                connect(f"ws://127.0.0.1:{robot.port}", max_size=None, compression=None)
+                connect(
+                    f"ws://127.0.0.1:{robot.port}",
+                    max_size=None,
+                    compression=None,
+                    close_timeout=1,  # some tests leave much that was never read
+                )
             )
         )
 
