@@ -48,7 +48,7 @@ class ManiSkillArm:
         self._config = config
         self._env = _make_environment(config)
         self._camera = _find_camera(self._env, config.camera)
-        self.jpeg()  # The first picture takes seconds.
+        self.jpeg()  # The first picture takes longest.
         self._start_poses = {colour: cube.pose.sp for colour, cube in self._env.cubes.items()}
         self._ever_lifted = dict.fromkeys(self._env.cube_status(), False)
 

@@ -42,7 +42,7 @@ SIM_HAND_TOPIC = "/sim/hand"
 """std_msgs/String with the colour of a cube: a hand puts it back where it lay at the start."""
 SIM_STATE_HZ = 5.0
 START_TIMEOUT_S = 180.0
-"""The first picture of a simulation takes ten seconds on two busy cores."""
+"""A simulation is imported and built in ten seconds, on busy cores more."""
 MOST_STEPS_AT_ONCE = 4
 """Steps made up for after a late wake-up; the rest is skipped, so that the arm falls behind."""
 GRIPPER_ACTION_TYPE = "control_msgs/action/GripperCommand"

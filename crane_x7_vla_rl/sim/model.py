@@ -7,8 +7,6 @@ not used. The file leaves through `urdf_path`, which writes it into the temporar
 from __future__ import annotations
 
 import hashlib
-import os
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -24,6 +22,7 @@ from crane_x7_vla_rl.robot import (
     VELOCITY_RAD_S,
     Joint,
 )
+from crane_x7_vla_rl.sim import generated
 
 Vector3 = tuple[float, float, float]
 
@@ -154,14 +153,7 @@ def urdf_path() -> Path:
     """Write the URDF into the temporary folder, once per content and user, and return its path."""
     text = urdf()
     digest = hashlib.sha256(text.encode()).hexdigest()[:12]
-    folder = Path(tempfile.gettempdir()) / f"crane_x7_model-{os.getuid()}"
-    folder.mkdir(mode=0o700, exist_ok=True)
-    path = folder / f"crane_x7-{digest}.urdf"
-    if not path.exists():
-        with tempfile.NamedTemporaryFile("w", dir=folder, delete=False) as file:
-            file.write(text)
-        os.replace(file.name, path)
-    return path
+    return generated.write(f"crane_x7-{digest}.urdf", text)
 
 
 def _link(robot: ET.Element, body: Body) -> None:

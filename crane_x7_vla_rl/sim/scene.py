@@ -17,6 +17,7 @@ import numpy as np
 import sapien
 import torch
 from mani_skill.envs.sapien_env import BaseEnv
+from mani_skill.render import ShaderConfig
 from mani_skill.sensors.camera import CameraConfig
 from mani_skill.utils import sapien_utils
 from mani_skill.utils.building import ActorBuilder
@@ -32,7 +33,7 @@ from crane_x7_vla_rl.robot import (
     FINGER_LENGTH_M,
     HOME_RAD,
 )
-from crane_x7_vla_rl.sim import layout
+from crane_x7_vla_rl.sim import layout, shaders
 from crane_x7_vla_rl.sim.agent import CraneX7
 from crane_x7_vla_rl.sim.errors import SimError
 from crane_x7_vla_rl.sim.layout import PLATE_RADIUS_M, Arrangement
@@ -114,28 +115,33 @@ class CubeScene(BaseEnv):
     def _default_sensor_configs(self) -> list[CameraConfig]:
         width, height = self.image_size
         configs = []
+        shader = self._shader()
         if "base_camera" in self.camera_names:
             pose = sapien_utils.look_at(BASE_CAMERA.position_m, BASE_CAMERA.target_m)
             fov = _vertical_fov(BASE_CAMERA.horizontal_fov_rad, width, height)
-            configs.append(CameraConfig("base_camera", pose, width, height, fov, 0.05, 5))
+            lens = (width, height, fov, 0.05, 5)
+            configs.append(CameraConfig("base_camera", pose, *lens, shader_config=shader))
         if "hand_camera" in self.camera_names:
             # Looks along the fingers (+z of the gripper base), its upper side towards +y.
             axes = np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
             matrix = np.eye(4)
             matrix[:3, :3], matrix[:3, 3] = axes, CAMERA_IN_GRIPPER_BASE_M
             fov = _vertical_fov(CAMERA_HORIZONTAL_FOV_RAD, width, height)
-            mount = self.agent.gripper_base
-            configs.append(
-                CameraConfig(
-                    "hand_camera", sapien.Pose(matrix), width, height, fov, 0.01, 5, mount=mount
-                )
-            )
+            pose, lens = sapien.Pose(matrix), (width, height, fov, 0.01, 5)
+            mount = {"mount": self.agent.gripper_base}
+            configs.append(CameraConfig("hand_camera", pose, *lens, **mount, shader_config=shader))
         return configs
 
     @property
     def _default_human_render_camera_configs(self) -> CameraConfig:
         pose = sapien_utils.look_at((0.75, 0.45, 0.5), (0.15, 0.0, 0.1))
-        return CameraConfig("render_camera", pose, 640, 480, 0.9, 0.05, 5)
+        return CameraConfig(
+            "render_camera", pose, 640, 480, 0.9, 0.05, 5, shader_config=self._shader()
+        )
+
+    def _shader(self) -> ShaderConfig | None:
+        """What draws: on a CPU without what takes long to start; None is ManiSkill's own choice."""
+        return None if self.backend.render_device.is_cuda() else shaders.without_table()
 
     def _load_agent(self, options: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         super()._load_agent(options, sapien.Pose(), *args, **kwargs)
