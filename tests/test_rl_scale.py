@@ -20,7 +20,7 @@ from tests import rl_rig, training_rig
 from tests.warm_process import WarmProcess
 
 PATIENCE_S = 3 * training_rig.PATIENCE_S
-pytestmark = pytest.mark.timeout(3 * PATIENCE_S)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * PATIENCE_S)]  # parts: test_ppo_scale
 EACH = ("--num-parallel-envs", "2")
 ALL = ("--num-parallel-envs", "4")
 TIMES = {"env_steps_s", "simulate_s", "infer_s", "learn_s", "update_s"}
@@ -80,7 +80,6 @@ def assert_alike(run: Path, other: Path) -> None:
     assert moved > 2e-5, "nothing was learned"
 
 
-@pytest.mark.slow  # 45 s; what it is made of is in test_ppo_scale
 def test_two_processes_equal_one_with_twice_the_environments(tmp_path: Path) -> None:
     """From flags to checkpoint, in a real simulation; and they go on bit for bit."""
     one, two, resumed = (tmp_path / name for name in ("one", "two", "resumed"))
@@ -96,7 +95,6 @@ def test_two_processes_equal_one_with_twice_the_environments(tmp_path: Path) -> 
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
-@pytest.mark.slow  # 40 s; what it is made of is in test_ppo_scale
 def test_two_processes_with_half_a_model_each_equal_one_with_all(tmp_path: Path) -> None:
     """FSDP, all weights learning: rollouts gather them, evaluation by the first process, too."""
     one, two = tmp_path / "one", tmp_path / "two"
