@@ -90,3 +90,13 @@ def test_a_generated_file_is_written_once_and_again_where_it_is_missing(
     assert generated.write("a-1/b.txt", "other") == path
     assert path.read_text() == "other"
     assert [found.name for found in path.parent.iterdir()] == ["b.txt"]
+
+
+def test_a_folder_that_somebody_else_made_is_not_trusted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generated.tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(generated.os, "getuid", lambda: tmp_path.stat().st_uid + 1)
+    with pytest.raises(PermissionError, match="belongs to somebody else"):
+        generated.write("a-1.txt", "text")
+    assert list(tmp_path.rglob("*.txt")) == []
