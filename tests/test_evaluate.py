@@ -34,8 +34,6 @@ from crane_x7_vla_rl.types import ActionChunk, Observation  # noqa: E402
 
 HZ = 5
 WORLD = WorldConfig(control_hz=HZ, image_size=(64, 64), colours=("red", "blue"))
-BRIEF = replace(WORLD, episode_s=2.0)
-"""Where nothing is to succeed."""
 
 
 @pytest.fixture(scope="module")
@@ -146,7 +144,7 @@ def test_swapped_the_policy_is_told_the_other_colour(checkpoint: Path, tmp_path:
 def test_an_evaluation_leaves_everything_in_its_folder(checkpoint: Path, tmp_path: Path) -> None:
     data, output = tmp_path / "demos", tmp_path / "out"
     generate(DemosConfig(data, episodes=3, world=WORLD, processes=1))
-    settings = config(checkpoint, output, data_root=str(data), offline_frames=10, world=BRIEF)
+    settings = config(checkpoint, output, data_root=str(data), offline_frames=10)
     results = evaluate(settings)
     assert json.loads((output / "results.json").read_text()) == results
     assert results["success"]["episodes"] == 5
@@ -196,8 +194,7 @@ def test_offline_errors_are_the_policy_minus_the_recording(
 def test_sampled_rollouts_repeat_with_their_seed(checkpoint: Path, tmp_path: Path) -> None:
     def targets(seed: int) -> list[float]:
         model = ModelOptions(str(checkpoint), temperature=2.0, seed=seed)
-        options = {"videos": 0, "num_episodes": 2, "processes": 1, "world": BRIEF}
-        settings = config(checkpoint, tmp_path, model=model, **options)
+        settings = config(checkpoint, tmp_path, videos=0, model=model, num_episodes=2, processes=1)
         policy, told = load(model), []
         predict = policy.predict
 

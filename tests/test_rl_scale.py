@@ -20,7 +20,7 @@ from tests import rl_rig, training_rig
 from tests.warm_process import WarmProcess
 
 PATIENCE_S = 3 * training_rig.PATIENCE_S
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * PATIENCE_S)]  # parts: test_ppo_scale
+pytestmark = pytest.mark.timeout(3 * PATIENCE_S)
 EACH = ("--num-parallel-envs", "2")
 ALL = ("--num-parallel-envs", "4")
 TIMES = {"env_steps_s", "simulate_s", "infer_s", "learn_s", "update_s"}

@@ -18,15 +18,20 @@ READ_BY_SETUP = ("pyproject.toml", "constraints.txt", "scripts/setup")
 
 
 def setup_on_a_disk_of(megabytes: int, checkout: Path) -> subprocess.CompletedProcess[str]:
-    """Run scripts/setup in a checkout that is a file system of its own; list it at the end."""
+    """Run scripts/setup, with no package to be had, in a checkout that is a file system of its own.
+
+    What .venv holds follows on standard output.
+    """
     copies = "".join(f" && cp --parents {name} {checkout}" for name in READ_BY_SETUP)
     script = (
         f"mount -t tmpfs -o size={megabytes}m none {checkout} || exit {NO_MOUNT};"
-        f" cd {ROOT}{copies} && {checkout}/scripts/setup; ended=$?; ls -A {checkout}; exit $ended"
+        f" cd {ROOT}{copies} && {checkout}/scripts/setup; ended=$?; ls -A {checkout}/.venv;"
+        " exit $ended"
     )
+    environ = os.environ | {"SETUP_APT": "0", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": ""}
     done = subprocess.run(
-        ["unshare", "--mount", "sh", "-c", script],
-        capture_output=True, text=True, timeout=60, env=os.environ | {"SETUP_APT": "0"},
+        ["unshare", "--mount", "--map-root-user", "sh", "-c", script],
+        capture_output=True, text=True, timeout=60, env=environ,
     )  # fmt: skip
     if done.returncode == NO_MOUNT or done.stderr.startswith("unshare:"):
         # A container without privileges may not mount, and a disk cannot be filled otherwise.
@@ -37,11 +42,21 @@ def setup_on_a_disk_of(megabytes: int, checkout: Path) -> subprocess.CompletedPr
 def test_setup_on_a_small_disk_says_how_much_it_needs_before_it_downloads(tmp_path: Path) -> None:
     done = setup_on_a_disk_of(64, tmp_path)
     assert done.returncode == 1
-    assert f"MB are free in {tmp_path}: .venv takes 3 GB" in done.stderr
+    assert f"MB are free for {tmp_path}/.venv, which takes 3 GB" in done.stderr
     free_mb = int(done.stderr.partition("only ")[2].partition(" MB")[0])
     assert 60 <= free_mb <= 64
     assert "Make room" in done.stderr
-    assert ".venv" not in done.stdout.split()
+    assert done.stdout == "", "nothing was installed"
+
+
+def test_setup_on_a_disk_of_some_gigabytes_warns_and_tries(tmp_path: Path) -> None:
+    """PyTorch's CPU build may fit; which one pip will find cannot be known."""
+    done = setup_on_a_disk_of(4000, tmp_path)
+    assert "MB are free for" in done.stderr
+    assert "little for PyTorch's CUDA build" in done.stderr
+    assert "No matching distribution found" in done.stderr, "pip was asked"
+    assert done.returncode == 1
+    assert "bin" in done.stdout.split()
 
 
 @pytest.fixture

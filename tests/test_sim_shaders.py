@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from mani_skill.render import PREBUILT_SHADER_CONFIGS
 
 from crane_x7_vla_rl import sim
 from crane_x7_vla_rl.sim import generated, shaders
+from crane_x7_vla_rl.sim.errors import SimError
 from crane_x7_vla_rl.sim.scene import CAMERAS
 
 USUAL = {"shader_pack": "minimal"}
@@ -97,6 +99,16 @@ def test_a_folder_that_somebody_else_made_is_not_trusted(
 ) -> None:
     monkeypatch.setattr(generated.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(generated.os, "getuid", lambda: tmp_path.stat().st_uid + 1)
-    with pytest.raises(PermissionError, match="belongs to somebody else"):
+    with pytest.raises(SimError, match=r"crane_x7-\d+: it belongs to somebody else\. Make room"):
         generated.write("a-1.txt", "text")
     assert list(tmp_path.rglob("*.txt")) == []
+
+
+def test_a_temporary_folder_that_takes_nothing_is_named_not_the_graphics(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / f"crane_x7-{os.getuid()}").write_text("no folder")
+    monkeypatch.setattr(generated.tempfile, "tempdir", str(tmp_path))
+    with pytest.raises(SimError, match=r"cannot be kept in .*File exists.*TMPDIR") as caught:
+        sim.make(sim.LIFT_ID)
+    assert "Vulkan" not in str(caught.value)

@@ -374,10 +374,7 @@ def test_a_server_that_is_killed_and_restarted_is_driven_again() -> None:
         assert report["rejected"] == {}
 
 
-@pytest.mark.parametrize(
-    "dark_s",
-    [1.2, 5.0, pytest.param(20.0, marks=[pytest.mark.slow, pytest.mark.timeout(180)])],
-)
+@pytest.mark.parametrize("dark_s", [1.2, 5.0, pytest.param(20.0, marks=pytest.mark.timeout(180))])
 def test_a_link_that_goes_dark_and_comes_back_is_driven_again(
     robot: FaultyRobot, dark_s: float
 ) -> None:

@@ -6,21 +6,29 @@ import os
 import tempfile
 from pathlib import Path
 
+from crane_x7_vla_rl.sim.errors import SimError
+
 
 def write(name: str, text: str) -> Path:
     """Write a file unless it is there, and return its path; `name` must be another for other text.
 
-    Whole at any time, for processes that start at the same time. Raises OSError, also where the
-    folder is somebody else's.
+    Whole at any time, for processes that start at the same time. Raises SimError where nothing can
+    be written, or the folder is somebody else's.
     """
     home = Path(tempfile.gettempdir()) / f"crane_x7-{os.getuid()}"
-    home.mkdir(mode=0o700, exist_ok=True)
-    if home.stat().st_uid != os.getuid():
-        raise PermissionError(f"{home} belongs to somebody else; remove it, or set TMPDIR")
     path = home / name
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
-            file.write(text)
-        os.replace(file.name, path)
+    try:
+        home.mkdir(mode=0o700, exist_ok=True)
+        if home.stat().st_uid != os.getuid():
+            raise PermissionError("it belongs to somebody else")
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
+                file.write(text)
+            os.replace(file.name, path)
+    except OSError as error:
+        raise SimError(
+            f"files for the simulator cannot be kept in {home}: {error}. Make room there, or name"
+            " another folder for temporary files in TMPDIR"
+        ) from error
     return path

@@ -128,8 +128,10 @@ class CubeScene(BaseEnv):
             matrix[:3, :3], matrix[:3, 3] = axes, CAMERA_IN_GRIPPER_BASE_M
             fov = _vertical_fov(CAMERA_HORIZONTAL_FOV_RAD, width, height)
             pose, lens = sapien.Pose(matrix), (width, height, fov, 0.01, 5)
-            mount = {"mount": self.agent.gripper_base}
-            configs.append(CameraConfig("hand_camera", pose, *lens, **mount, shader_config=shader))
+            mount = self.agent.gripper_base
+            configs.append(
+                CameraConfig("hand_camera", pose, *lens, mount=mount, shader_config=shader)
+            )
         return configs
 
     @property
