@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import Self
 
 from containers import MissingToolsError, wait_for
+from processes import descendants
 from tailnet_rig import LOOPBACK, Process, free_port
 
 SETTINGS = {
@@ -88,7 +89,7 @@ class Sshd:
     def descendants(self) -> list[int]:
         """Process ids of its sessions and all they run."""
         assert self._process is not None, "sshd is not started"
-        return _descendants(self._process.popen.pid)
+        return descendants(self._process.popen.pid)
 
     def start(self) -> None:
         """Serve; also after a kill, with the same port and host key."""
@@ -111,7 +112,7 @@ class Sshd:
         """End sshd and all its sessions at once, as when its machine is switched off."""
         if self._process is None:
             return
-        for pid in [*_descendants(self._process.popen.pid), self._process.popen.pid]:
+        for pid in [*self.descendants, self._process.popen.pid]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGKILL)
         self._process.popen.wait()
@@ -135,19 +136,3 @@ class Sshd:
         if error is not None:
             print(f"--- log of sshd\n{self.log[-4000:]}")
         self.kill()
-
-
-def _descendants(pid: int) -> list[int]:
-    """Return all children's children of a process, the youngest first."""
-    parents: dict[int, list[int]] = {}
-    for stat in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError):
-            parent = int(stat.read_text().rpartition(")")[2].split()[1])
-            parents.setdefault(parent, []).append(int(stat.parent.name))
-    found: list[int] = []
-    waiting = [pid]
-    while waiting:
-        children = parents.get(waiting.pop(), [])
-        found += children
-        waiting += children
-    return found[::-1]

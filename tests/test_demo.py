@@ -14,7 +14,9 @@ from typing import Any
 
 import av
 import numpy as np
+import psutil
 import pytest
+from processes import descendants, is_alive
 
 from crane_x7_remote import cli
 from crane_x7_remote.demo import pictures, report
@@ -40,28 +42,6 @@ from crane_x7_vla_rl.scenes import EVALUATION_SEED
 
 DEMO = [sys.executable, "-m", "crane_x7_remote", "demo"]
 COLOR_SERVO = [*DEMO, "--policy", "color-servo"]
-
-
-def descendants(pid: int) -> set[int]:
-    """All processes below `pid`."""
-    found: set[int] = set()
-    for task in Path(f"/proc/{pid}/task").glob("*/children"):
-        for child in map(int, task.read_text().split()):
-            found |= {child} | descendants(child)
-    return found
-
-
-def alive(pids: set[int]) -> set[int]:
-    """Those of `pids` that still run; zombies do not count."""
-    running = set()
-    for pid in pids:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0]
-        except (FileNotFoundError, ProcessLookupError):
-            continue
-        if state != "Z":
-            running.add(pid)
-    return running
 
 
 def wait_for(path: Path, text: str, timeout_s: float = 60.0) -> None:
@@ -119,7 +99,7 @@ def test_robot_that_dies_ends_the_demo_with_its_last_words(tmp_path: Path) -> No
     try:
         wait_for(tmp_path, "driving")
         below = descendants(process.pid)
-        robots = [pid for pid in below if b"sim-robot" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+        robots = [pid for pid in below if "sim-robot" in psutil.Process(pid).cmdline()]
         os.kill(min(robots), signal.SIGKILL)
         _, errors = process.communicate(timeout=20)
     finally:
@@ -128,7 +108,7 @@ def test_robot_that_dies_ends_the_demo_with_its_last_words(tmp_path: Path) -> No
     assert "sim-robot ended with exit code -9" in errors
     assert "ready: sim-robot serves rosbridge" in errors
     assert "Traceback" not in errors
-    assert not alive(below)
+    assert not any(map(is_alive, below))
 
 
 def test_interrupt_stops_everything_and_still_reports(tmp_path: Path) -> None:
@@ -146,7 +126,7 @@ def test_interrupt_stops_everything_and_still_reports(tmp_path: Path) -> None:
     finally:
         process.kill()
     assert process.returncode == ExitCode.DEMO_TASK, errors
-    assert not alive(below)
+    assert not any(map(is_alive, below))
     (path,) = tmp_path.glob("*/report.json")
     assert json.loads(path.read_text())["succeeded"] is False
 
@@ -165,11 +145,11 @@ def test_no_process_outlives_a_killed_parent(tmp_path: Path) -> None:
     parent = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True)
     assert parent.stdout is not None
     child = int(parent.stdout.readline())
-    assert alive({child})
+    assert is_alive(child)
     parent.kill()
     parent.communicate()
     deadline = time.monotonic() + 5
-    while alive({child}):
+    while is_alive(child):
         assert time.monotonic() < deadline, "the robot outlived its parent"
         time.sleep(0.05)
 

@@ -17,6 +17,7 @@ from crane_x7_vla_rl.policies.base import ModelOptions, load_policy
 from crane_x7_vla_rl.policies.openvla import loading
 from crane_x7_vla_rl.training import checkpoint
 from tests import rl_rig, training_rig
+from tests.processes import children, is_alive
 from tests.warm_process import WarmProcess
 
 PATIENCE_S = 3 * training_rig.PATIENCE_S
@@ -102,19 +103,6 @@ def test_two_processes_with_half_a_model_each_equal_one_with_all(tmp_path: Path)
     rl_rig.train(one, *ALL, *same)
     train_together(*rl_rig.flags(two, *EACH, *same, "--sharding", "fsdp"))
     assert_alike(one, two)
-
-
-def children(pid: int) -> list[int]:
-    """Return the processes that a process has started and not lost."""
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-
-
-def is_alive(pid: int) -> bool:
-    """Whether it runs, and is no zombie."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-    except FileNotFoundError:
-        return False
 
 
 def test_when_one_process_dies_all_end_and_the_checkpoint_stays(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import math
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import psutil
 import pytest
 import torch
 
@@ -101,13 +103,10 @@ def test_a_run_that_is_killed_in_rollout_update_and_save_again_and_again_learns_
 def members(group: int) -> dict[int, int]:
     """Return {process: parent} of a process group."""
     found = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            words = path.read_text().rpartition(")")[2].split()
-        except OSError:  # it has just ended
-            continue
-        if int(words[2]) == group and words[0] != "Z":
-            found[int(path.parent.name)] = int(words[1])
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.NoSuchProcess, ProcessLookupError):  # it has just ended
+            if os.getpgid(process.pid) == group and process.status() != psutil.STATUS_ZOMBIE:
+                found[process.pid] = process.ppid()
     return found
 
 

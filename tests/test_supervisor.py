@@ -11,6 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
 import pytest
+from processes import is_alive
 from tailnet_rig import free_port
 
 from crane_x7_remote.boot import landlock
@@ -36,13 +37,6 @@ async def _until(holds: Callable[[], object], what: str, timeout_s: float = 20.0
     while not holds():
         assert time.monotonic() < deadline_s, what
         await asyncio.sleep(0.02)
-
-
-def _is_alive(pid: int) -> bool:
-    try:
-        return "Z" not in Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
 
 
 class Sleeper:
@@ -99,7 +93,7 @@ async def test_stop_kills_a_deaf_child_with_its_own_children_at_the_deadline() -
     before_s = time.monotonic()
     assert await child.stop(before_s + 0.5) == 128 + signal.SIGKILL
     assert time.monotonic() - before_s >= 0.5
-    await _until(lambda: not _is_alive(grandchild), "the whole group is gone")
+    await _until(lambda: not is_alive(grandchild), "the whole group is gone")
 
 
 async def test_child_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
@@ -117,10 +111,10 @@ async def test_child_does_not_outlive_a_killed_parent(tmp_path: Path) -> None:
     )
     assert parent.stdout is not None
     pid = int(await asyncio.wait_for(parent.stdout.readline(), 30))
-    assert _is_alive(pid)
+    assert is_alive(pid)
     parent.kill()
     await parent.wait()
-    await _until(lambda: not _is_alive(pid), "the child has ended too")
+    await _until(lambda: not is_alive(pid), "the child has ended too")
 
 
 async def test_long_lines_and_lines_without_an_end_do_not_stop_the_log() -> None:

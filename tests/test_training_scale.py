@@ -9,11 +9,13 @@ import time
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 
 from crane_x7_vla_rl.policies.base import ModelOptions, load_policy
 from crane_x7_vla_rl.training import checkpoint
 from tests import training_rig as rig
+from tests.processes import children
 from tests.warm_process import WarmProcess
 
 pytestmark = pytest.mark.timeout(rig.PATIENCE_S + 100)
@@ -46,10 +48,6 @@ def wait_for_first_save(run: Path, process: subprocess.Popen[str]) -> None:
         assert process.poll() is None, finish(process)
         assert time.monotonic() < deadline_s
         time.sleep(0.05)
-
-
-def children(pid: int) -> list[int]:
-    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
 @pytest.mark.parametrize(
@@ -98,7 +96,7 @@ def test_when_one_process_dies_all_end_and_not_with_0(tmp_path: Path, victim: in
     os.kill(workers[victim], signal.SIGKILL)
     said = finish(process)
     assert process.returncode not in (0, None), said
-    assert not [pid for pid in workers if Path(f"/proc/{pid}").exists()]
+    assert not any(map(psutil.pid_exists, workers))
     newest = checkpoint.newest(run)
     assert newest is not None
     load_policy("openvla", ModelOptions(path=str(newest)))
