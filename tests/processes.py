@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import time
+from collections.abc import Collection
+
 import psutil
 
 
@@ -20,3 +23,11 @@ def is_alive(pid: int) -> bool:
         return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
         return False
+
+
+def survivors(pids: Collection[int], within_s: float = 10.0) -> list[int]:
+    """Return those that still run after this time; a killed one takes a moment to go."""
+    end_s = time.monotonic() + within_s
+    while (alive := [pid for pid in pids if is_alive(pid)]) and time.monotonic() < end_s:
+        time.sleep(0.02)
+    return alive

@@ -16,7 +16,7 @@ import av
 import numpy as np
 import psutil
 import pytest
-from processes import descendants, is_alive
+from processes import descendants, is_alive, survivors
 
 from crane_x7_remote import cli
 from crane_x7_remote.demo import pictures, report
@@ -52,14 +52,30 @@ def wait_for(path: Path, text: str, timeout_s: float = 60.0) -> None:
         time.sleep(0.1)
 
 
+def run_demo(*command: str, folder: Path) -> tuple[int, dict[str, Any], Path]:
+    """Return the demo's exit code, its figures and its folder.
+
+    A machine that stalls for longer than a trajectory leads makes the arm step (docs/log.md, Late
+    arrival), once in some hundred demos beside other work: such a one gets a second chance, not a
+    third.
+    """
+    for attempt in ("first", "second"):
+        out, figures = folder / attempt, folder / f"{attempt}.json"
+        words = [*command, "--output-dir", str(out), "--json", str(figures)]
+        done = subprocess.run(words, capture_output=True, text=True, timeout=180, check=False)
+        assert figures.exists(), done.stderr
+        made = json.loads(figures.read_text())
+        (results,) = out.iterdir()
+        if made["controller"]["limit_violations"] == 0:
+            break
+    return done.returncode, made, results
+
+
+@pytest.mark.timeout(400)
 def test_demo_lifts_the_red_cube_and_places_the_blue_one(tmp_path: Path) -> None:
     """The main job, whole: two processes, rosbridge between them, the task changed midway."""
-    figures = tmp_path / "figures.json"
-    command = [*COLOR_SERVO, "--output-dir", str(tmp_path / "out"), "--json", str(figures)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
-    assert done.returncode == 0, done.stderr
-    made = json.loads(figures.read_text())
-    (folder,) = (tmp_path / "out").iterdir()
+    code, made, folder = run_demo(*COLOR_SERVO, folder=tmp_path)
+    assert code == 0, made
     assert json.loads((folder / "report.json").read_text()) == made
     assert made["picked"] == ["red", "blue"]
     assert made["placed"] == ["blue"]
@@ -77,11 +93,8 @@ def test_demo_lifts_the_red_cube_and_places_the_blue_one(tmp_path: Path) -> None
 @pytest.mark.timeout(400)
 def test_the_policy_that_ships_lifts_a_cube_in_the_demo(tmp_path: Path) -> None:
     """One of both tasks at least: it samples, and misses now and then."""
-    figures = tmp_path / "figures.json"
-    command = [*DEMO, "--no-record", "--output-dir", str(tmp_path / "out"), "--json", str(figures)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=350, check=False)
-    made = json.loads(figures.read_text())
-    assert done.returncode == (ExitCode.OK if made["succeeded"] else ExitCode.DEMO_TASK)
+    code, made, _ = run_demo(*DEMO, "--no-record", folder=tmp_path)
+    assert code == (ExitCode.OK if made["succeeded"] else ExitCode.DEMO_TASK)
     assert made["policy"] == "openvla"
     assert made["model"] == str(SHIPPED)
     assert made["random_weights"] is False
@@ -108,7 +121,7 @@ def test_robot_that_dies_ends_the_demo_with_its_last_words(tmp_path: Path) -> No
     assert "sim-robot ended with exit code -9" in errors
     assert "ready: sim-robot serves rosbridge" in errors
     assert "Traceback" not in errors
-    assert not any(map(is_alive, below))
+    assert not survivors(below)
 
 
 def test_interrupt_stops_everything_and_still_reports(tmp_path: Path) -> None:
@@ -126,7 +139,7 @@ def test_interrupt_stops_everything_and_still_reports(tmp_path: Path) -> None:
     finally:
         process.kill()
     assert process.returncode == ExitCode.DEMO_TASK, errors
-    assert not any(map(is_alive, below))
+    assert not survivors(below)
     (path,) = tmp_path.glob("*/report.json")
     assert json.loads(path.read_text())["succeeded"] is False
 
