@@ -56,8 +56,8 @@ def run_demo(*command: str, folder: Path) -> tuple[int, dict[str, Any], Path]:
     """Return the demo's exit code, its figures and its folder.
 
     A machine that stalls for longer than a trajectory leads makes the arm step (docs/log.md, Late
-    arrival), once in some hundred demos beside other work: such a one gets a second chance, not a
-    third.
+    arrival), which beside other work was seen once in some forty demos: such a one gets a second
+    chance, not a third.
     """
     for attempt in ("first", "second"):
         out, figures = folder / attempt, folder / f"{attempt}.json"
