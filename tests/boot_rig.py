@@ -23,6 +23,7 @@ from typing import Any, Self
 
 import pytest
 from containers import Network, wait_for
+from processes import children
 
 IS_ROOT = os.geteuid() == 0
 PASSWD = """\
@@ -126,8 +127,8 @@ class Machine:
         assert self._process is not None
         if not IS_ROOT:
             return self._process.pid
-        children = Path(f"/proc/{self._process.pid}/task/{self._process.pid}/children")
-        return int(wait_for(lambda: children.read_text().split(), "unshare has a child")[0])
+        unshare = self._process.pid
+        return wait_for(lambda: children(unshare), "unshare has a child")[0]
 
     def inside(self, *command: str) -> list[str]:
         """Return `command` as root on the machine, with the network, files and processes there."""

@@ -52,30 +52,14 @@ def wait_for(path: Path, text: str, timeout_s: float = 60.0) -> None:
         time.sleep(0.1)
 
 
-def run_demo(*command: str, folder: Path) -> tuple[int, dict[str, Any], Path]:
-    """Return the demo's exit code, its figures and its folder.
-
-    A machine that stalls for longer than a trajectory leads makes the arm step (docs/log.md, Late
-    arrival), which beside other work was seen once in some forty demos: such a one gets a second
-    chance, not a third.
-    """
-    for attempt in ("first", "second"):
-        out, figures = folder / attempt, folder / f"{attempt}.json"
-        words = [*command, "--output-dir", str(out), "--json", str(figures)]
-        done = subprocess.run(words, capture_output=True, text=True, timeout=180, check=False)
-        assert figures.exists(), done.stderr
-        made = json.loads(figures.read_text())
-        (results,) = out.iterdir()
-        if made["controller"]["limit_violations"] == 0:
-            break
-    return done.returncode, made, results
-
-
-@pytest.mark.timeout(400)
 def test_demo_lifts_the_red_cube_and_places_the_blue_one(tmp_path: Path) -> None:
     """The main job, whole: two processes, rosbridge between them, the task changed midway."""
-    code, made, folder = run_demo(*COLOR_SERVO, folder=tmp_path)
-    assert code == 0, made
+    figures = tmp_path / "figures.json"
+    command = [*COLOR_SERVO, "--output-dir", str(tmp_path / "out"), "--json", str(figures)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=110, check=False)
+    assert done.returncode == 0, done.stderr
+    made = json.loads(figures.read_text())
+    (folder,) = (tmp_path / "out").iterdir()
     assert json.loads((folder / "report.json").read_text()) == made
     assert made["picked"] == ["red", "blue"]
     assert made["placed"] == ["blue"]
@@ -93,8 +77,11 @@ def test_demo_lifts_the_red_cube_and_places_the_blue_one(tmp_path: Path) -> None
 @pytest.mark.timeout(400)
 def test_the_policy_that_ships_lifts_a_cube_in_the_demo(tmp_path: Path) -> None:
     """One of both tasks at least: it samples, and misses now and then."""
-    code, made, _ = run_demo(*DEMO, "--no-record", folder=tmp_path)
-    assert code == (ExitCode.OK if made["succeeded"] else ExitCode.DEMO_TASK)
+    figures = tmp_path / "figures.json"
+    command = [*DEMO, "--no-record", "--output-dir", str(tmp_path / "out"), "--json", str(figures)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=350, check=False)
+    made = json.loads(figures.read_text())
+    assert done.returncode == (ExitCode.OK if made["succeeded"] else ExitCode.DEMO_TASK)
     assert made["policy"] == "openvla"
     assert made["model"] == str(SHIPPED)
     assert made["random_weights"] is False
@@ -139,7 +126,7 @@ def test_interrupt_stops_everything_and_still_reports(tmp_path: Path) -> None:
     finally:
         process.kill()
     assert process.returncode == ExitCode.DEMO_TASK, errors
-    assert not survivors(below)
+    assert not any(map(is_alive, below))
     (path,) = tmp_path.glob("*/report.json")
     assert json.loads(path.read_text())["succeeded"] is False
 
