@@ -63,6 +63,7 @@ class FakeClient:
     jpeg: bytes = field(default_factory=_jpeg)
     stamp_offset_s: float = ROBOT_CLOCK_S
     accepts: bool = True
+    echoes: bool = True
     instructions: list[str] = field(default_factory=list)
     listener: Callable[[Mapping[str, Any]], None] | None = None
     trajectory: Trajectory | None = None
@@ -104,10 +105,16 @@ class FakeClient:
     def robot_time(self, now: float) -> float | None:
         return now + ROBOT_CLOCK_S
 
-    def publish(self, operations: Sequence[dict[str, Any]]) -> bool:
-        if self.accepts and self.link.connected:
-            self.published.append(list(operations))
-        return self.accepts and self.link.connected
+    def publish(
+        self, operations: Sequence[dict[str, Any]], leave_by_s: float | None = None
+    ) -> bool:
+        del leave_by_s
+        if not self.accepts or not self.link.connected:
+            return False
+        self.published.append(list(operations))
+        if self.echoes and self.listener is not None:
+            self.listener(operations[1]["msg"])
+        return True
 
     def subscribe(
         self, topic: str, type_name: str, callback: Callable[[Mapping[str, Any]], None]
@@ -162,8 +169,6 @@ class Rig:
             self.loop._pacer.advance(self.clock.now_s)
             if isinstance(outcome, Sent):
                 self.client.trajectory = outcome.trajectory
-                if self.client.listener is not None:
-                    self.client.listener(self.client.published[-1][1]["msg"])
         return outcome
 
     def reason(self) -> HoldReason:
@@ -422,17 +427,67 @@ def test_of_two_driving_loops_the_smaller_name_goes_on() -> None:
 
 def test_a_trajectory_that_never_came_back_is_no_running_one(rig: Rig) -> None:
     rig.tick(2)
-    rig.client.listener = None  # the echo is lost from now on
+    rig.client.echoes = False
     rig.tick()
     lost = rig.loop._shaper._running
     rig.client.camera_runs = False
     rig.tick(8)
     rig.client.camera_runs = True
+    rig.client.echoes = True
     rig.client.trajectory = None  # the robot never moved
     sent = rig.tick()
     assert lost is not None
     assert isinstance(sent, Sent)
     np.testing.assert_allclose(sent.trajectory.position_rad[0], robot.HOME_RAD, atol=1e-6)
+
+
+def test_no_trajectory_is_built_on_one_that_may_arrive_late(rig: Rig) -> None:
+    """While one that has not come back may still start, the running path is not known."""
+    rig.tick(2)
+    rig.client.echoes = False
+    assert isinstance(rig.tick(), Sent)
+    sequence = len(rig.client.published)
+    outcomes = [rig.tick() for _ in range(4)]
+    assert [each.reason for each in outcomes if isinstance(each, Hold)] == ["unconfirmed"] * 4
+    assert len(rig.client.published) == sequence
+    rig.client.echoes = True
+    outcomes = [rig.tick() for _ in range(3)]
+    assert isinstance(outcomes[-1], Sent)  # it has expired: the arm rests, and is measured
+
+
+def test_a_trajectory_that_comes_back_late_is_built_on_again(rig: Rig) -> None:
+    rig.tick(2)
+    rig.client.echoes = False
+    assert isinstance(rig.tick(), Sent)
+    assert rig.reason() is HoldReason.UNCONFIRMED
+    assert rig.client.listener is not None
+    rig.client.listener(rig.client.published[-1][1]["msg"])
+    lead_s = rig.loop._delay.lead_s(0.5)
+    assert lead_s > 0.1  # and the link is known to be that slow from now on
+    sent = rig.tick()
+    assert isinstance(sent, Sent)
+    assert sent.trajectory.time_from_start_s[0] + sent.trajectory.stamp_s < rig.clock.now_s + (
+        ROBOT_CLOCK_S
+    )
+
+
+def test_a_slow_link_is_named_with_a_validity_that_would_do(rig: Rig) -> None:
+    rig.client.link.rtt_s = 0.4
+    outcome = rig.tick()
+    assert isinstance(outcome, Hold)
+    assert outcome.reason is HoldReason.TOO_LATE
+    assert "link's round trip of 0.40 s needs TRAJECTORY_VALIDITY=0.7" in outcome.detail
+
+
+def test_a_slow_policy_is_named_with_a_validity_that_would_do(rig: Rig) -> None:
+    def slow(observation: Observation) -> object:
+        rig.clock.sleep(0.45)
+        return rig.policy._further(observation)
+
+    rig.policy.answer = slow
+    outcome = rig.tick()
+    assert isinstance(outcome, Hold)
+    assert "policy, or the camera before it needs TRAJECTORY_VALIDITY=0.9" in outcome.detail
 
 
 def test_stopping_brakes_the_running_trajectory(rig: Rig) -> None:

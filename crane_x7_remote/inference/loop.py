@@ -20,6 +20,7 @@ import numpy as np
 
 from crane_x7_remote.inference import peers as peers_module
 from crane_x7_remote.inference.journal import Journal, Sent
+from crane_x7_remote.inference.link_delay import LinkDelay
 from crane_x7_remote.inference.metrics import Metrics
 from crane_x7_remote.inference.outgoing import Outgoing, Topics
 from crane_x7_remote.inference.pacing import Pacer
@@ -63,7 +64,9 @@ class Client(Protocol):
     def take_instruction(self) -> str | None: ...
     def frame_age_s(self, frame: EncodedFrame, now: float) -> float: ...
     def robot_time(self, now: float) -> float | None: ...
-    def publish(self, operations: Sequence[dict[str, Any]]) -> bool: ...
+    def publish(
+        self, operations: Sequence[dict[str, Any]], leave_by_s: float | None = None
+    ) -> bool: ...
     def subscribe(
         self, topic: str, type_name: str, callback: Callable[[Mapping[str, Any]], None]
     ) -> None: ...
@@ -112,6 +115,8 @@ class InferenceLoop:
         self._journal = Journal(self.metrics, config.policy_failing_s, config.dry_run)
         self._worker = PolicyWorker(policy, clock)
         self._peers = Peers(config.session, config.listen_s, config.silence_s)
+        self._delay = LinkDelay()
+        self._rtt_s: float | None = None
         self._outgoing = Outgoing(config.topics, config.session)
         self._instruction = config.instruction
         self.metrics.instruction = config.instruction
@@ -174,6 +179,7 @@ class InferenceLoop:
         self.metrics.lateness.add(now_s - self._pacer.deadline_s)
         self._follow_instruction()
         self._notice_link(now_s)
+        self._measure_link(now_s)
         outcome = self._decide()
         if outcome is not None:
             self._journal.note(outcome, self._clock())
@@ -271,8 +277,8 @@ class InferenceLoop:
         robot_s = self._client.robot_time(now_s)
         if robot_s is None:
             return None
-        rtt_s = self._client.link.rtt_s
-        return Moment(now_s, robot_s, None if rtt_s is None else max(rtt_s, self._peers.echo_s))
+        lead_s = self._delay.lead_s(self._config.validity_s)
+        return Moment(now_s, robot_s, self._delay.typical_s, lead_s)
 
     def _send(self, shaped: Shaped, frame: EncodedFrame, policy_s: float) -> Sent | Hold:
         trajectory = shaped.trajectory
@@ -281,10 +287,15 @@ class InferenceLoop:
             return Hold(HoldReason.TOO_LATE, f"this machine stalled {late_s:.3f} s too long")
         if not self._config.dry_run:
             operations, gripper_goal = self._outgoing.bundle(trajectory, shaped.target_rad)
-            if not self._client.publish(operations):
+            # Noted first: it may be heard on the network thread before `publish` returns.
+            self._peers.published(
+                trajectory.sequence, self._clock(), shaped.lead_s, shaped.expires_s
+            )
+            if not self._client.publish(operations, shaped.leave_by_s):
+                self._peers.withdrawn(trajectory.sequence)
                 return Hold(HoldReason.SEND_DROPPED, "the client could not take the trajectory")
             self._shaper.sent(trajectory)
-            self._peers.published(trajectory.sequence, self._clock())
+            self.metrics.lead.add(shaped.lead_s)
             if gripper_goal is not None:
                 self._outgoing.gripper_goal_rad = gripper_goal
                 self.metrics.counters["gripper_goals"] += 1
@@ -309,6 +320,19 @@ class InferenceLoop:
         self._outgoing.gripper_goal_rad = None
         if not is_first:
             self._worker.reset_next()
+
+    def _measure_link(self, now_s: float) -> None:
+        """Feed the link's delay with pings, with trajectories that came back, and with one that has
+        not."""
+        rtt_s = self._client.link.rtt_s
+        if rtt_s is not None and rtt_s != self._rtt_s:
+            self._rtt_s = rtt_s
+            self._delay.observe(rtt_s, now_s)
+        for echo_s in self._peers.take_echoes_s():
+            self._delay.observe(echo_s, now_s)
+        overdue_s = self._peers.overdue_s(now_s)
+        if overdue_s is not None:
+            self._delay.observe_missing(overdue_s, now_s)
 
     def _hear_trajectory(self, message: Mapping[str, Any]) -> None:
         """Note whose trajectory came by; called on the client's thread."""

@@ -177,10 +177,13 @@ class RosbridgeClient:
         self._subscriptions[topic] = subscription
         self._request(protocol.encode_json(subscription.request(topic, throttle_ms)))
 
-    def publish(self, operations: Sequence[Mapping[str, Any]]) -> bool:
+    def publish(
+        self, operations: Sequence[Mapping[str, Any]], leave_by_s: float | None = None
+    ) -> bool:
         """Send the operations as one bundle now, or drop them: False means dropped and counted.
 
-        True means that the bundle was handed to the network thread, not that it arrived.
+        True means that the bundle was handed to the network thread, not that it arrived. Where that
+        thread comes to it after `leave_by_s`, on our monotonic clock, it is dropped, too.
         """
         with self._sending:
             if not self._connected or self._in_flight:
@@ -189,7 +192,7 @@ class RosbridgeClient:
             self._in_flight = True
         try:
             payloads = [protocol.encode_json(operation) for operation in operations]
-            self._loop.call_soon_threadsafe(self._start_sending, payloads)
+            self._loop.call_soon_threadsafe(self._start_sending, payloads, leave_by_s)
         except BaseException:
             self._in_flight = False
             raise
@@ -301,13 +304,13 @@ class RosbridgeClient:
 
     # --- network thread: out ---------------------------------------------------------------------
 
-    def _start_sending(self, payloads: list[str]) -> None:
-        task = self._loop.create_task(self._send(payloads))
+    def _start_sending(self, payloads: list[str], leave_by_s: float | None) -> None:
+        task = self._loop.create_task(self._send(payloads, leave_by_s))
         task.add_done_callback(self._sent)
 
-    async def _send(self, payloads: list[str]) -> None:
+    async def _send(self, payloads: list[str], leave_by_s: float | None) -> None:
         link = self._link
-        if link is None:
+        if link is None or (leave_by_s is not None and self._clock() > leave_by_s):
             self._dropped += 1
             return
         for payload in payloads:
