@@ -487,7 +487,7 @@ def test_a_slow_policy_is_named_with_a_validity_that_would_do(rig: Rig) -> None:
     rig.policy.answer = slow
     outcome = rig.tick()
     assert isinstance(outcome, Hold)
-    assert "policy, or the camera before it needs TRAJECTORY_VALIDITY=0.9" in outcome.detail
+    assert "policy, or the camera before it needs TRAJECTORY_VALIDITY=0.8" in outcome.detail
 
 
 def test_stopping_brakes_the_running_trajectory(rig: Rig) -> None:

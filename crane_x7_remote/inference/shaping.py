@@ -107,7 +107,7 @@ class Shaper:
         running = self._followed(joints.state, measured_s)
         lead_s = moment.lead_s
         if running is None:
-            left_s = self._validity_s - SHORTEST_HORIZON_S - (moment.robot_s - stamp_s)
+            left_s = self._validity_s - 2 * SHORTEST_HORIZON_S - (moment.robot_s - stamp_s)
             lead_s = max(lead_s, min(RESTART_LEAD_S, left_s), SHORTEST_RESTART_LEAD_S)
         if running is None and self._is_moving(joints.state, moment.robot_s - measured_s):
             return Hold(
