@@ -3,7 +3,7 @@
 A trajectory leaves the running one a lead time after it was made. One that reaches the robot later
 makes the controller step onto it, so the lead must cover the link's worst delay, and each
 millisecond of it is a millisecond of reaction. The estimate takes the slowest round trip of the
-last minutes: it rises at once, also while an answer is still missing, and sinks slowly afterwards.
+last minutes: it rises at once and sinks slowly afterwards.
 
 A round trip stands for the way there alone, because the robot's time is only known from messages
 that took the other half to come (see `shaping.Moment`).

@@ -9,6 +9,7 @@ Legend: H, W image; T steps; 8 joints in the order of `robot.JOINT_NAMES`, rad.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
@@ -114,6 +115,8 @@ class InferenceLoop:
         self.metrics = Metrics(config.session, config.rate_hz)
         self._journal = Journal(self.metrics, config.policy_failing_s, config.dry_run)
         self._worker = PolicyWorker(policy, clock)
+        self._retimed: messages.ParsedTrajectory | None = None
+        """Our newest trajectory as the guard had to change it; set on the client's thread."""
         self._peers = Peers(config.session, config.listen_s, config.silence_s)
         self._delay = LinkDelay()
         self._rtt_s: float | None = None
@@ -180,6 +183,7 @@ class InferenceLoop:
         self._follow_instruction()
         self._notice_link(now_s)
         self._measure_link(now_s)
+        self._take_retimed()
         outcome = self._decide()
         if outcome is not None:
             self._journal.note(outcome, self._clock())
@@ -294,7 +298,7 @@ class InferenceLoop:
             if not self._client.publish(operations, shaped.leave_by_s):
                 self._peers.withdrawn(trajectory.sequence)
                 return Hold(HoldReason.SEND_DROPPED, "the client could not take the trajectory")
-            self._shaper.sent(trajectory)
+            self._shaper.sent(shaped)
             self.metrics.lead.add(shaped.lead_s)
             if gripper_goal is not None:
                 self._outgoing.gripper_goal_rad = gripper_goal
@@ -322,25 +326,31 @@ class InferenceLoop:
             self._worker.reset_next()
 
     def _measure_link(self, now_s: float) -> None:
-        """Feed the link's delay with pings, with trajectories that came back, and with one that has
-        not."""
+        """Feed the link's delay with pings and with trajectories that came back."""
         rtt_s = self._client.link.rtt_s
         if rtt_s is not None and rtt_s != self._rtt_s:
             self._rtt_s = rtt_s
             self._delay.observe(rtt_s, now_s)
         for echo_s in self._peers.take_echoes_s():
             self._delay.observe(echo_s, now_s)
-        overdue_s = self._peers.overdue_s(now_s)
-        if overdue_s is not None:
-            self._delay.observe_missing(overdue_s, now_s)
+
+    def _take_retimed(self) -> None:
+        """Go on from what the guard made of our newest trajectory."""
+        retimed, self._retimed = self._retimed, None
+        if retimed is not None and self._shaper.retimed(retimed):
+            self.metrics.counters["retimed"] += 1
 
     def _hear_trajectory(self, message: Mapping[str, Any]) -> None:
         """Note whose trajectory came by; called on the client's thread."""
         header = message.get("header")
         frame_id = header.get("frame_id") if isinstance(header, Mapping) else None
         match = messages.FRAME_ID.fullmatch(frame_id) if isinstance(frame_id, str) else None
-        if match is not None:
-            self._peers.heard(match["session"], int(match["sequence"]), self._clock())
+        if match is None:
+            return
+        if match["retimed"] and match["session"] == self._config.session:
+            with contextlib.suppress(messages.MessageError):
+                self._retimed = messages.trajectory(message)
+        self._peers.heard(match["session"], int(match["sequence"]), self._clock())
 
     def _come_to_rest(self) -> None:
         """Brake the running trajectory now; where it has ended already, the arm holds."""

@@ -137,7 +137,7 @@ class Metrics:
 
 _ALWAYS = (
     "ticks", "skipped_ticks", "trajectories", "frames_used", "refused_frames", "gripper_goals",
-    "policy_failures", "resyncs",
+    "policy_failures", "resyncs", "retimed",
 )  # fmt: skip
 
 

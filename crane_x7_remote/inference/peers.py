@@ -49,6 +49,8 @@ class Peers:
         self._other_s = 0.0
         self._published_s: float | None = None
         self._in_flight: OrderedDict[int, _Flight] = OrderedDict()
+        self._expired: OrderedDict[int, _Flight] = OrderedDict()
+        """Those whose echo would only tell how slow the link is."""
         self._arrived = -1
         self._echoes_s: list[float] = []
 
@@ -66,12 +68,14 @@ class Peers:
             if session != self._session:
                 self._other, self._other_s = session, now_s
                 return
-            flight = self._in_flight.get(sequence)
+            late = self._expired.pop(sequence, None)
+            flight = self._in_flight.get(sequence, late)
             if flight is None:
                 return
-            self._arrived = sequence
-            for older in [key for key in self._in_flight if key <= sequence]:
-                del self._in_flight[older]  # a link keeps the order: those before were refused
+            if late is None:
+                self._arrived = sequence
+                for older in [key for key in self._in_flight if key <= sequence]:
+                    del self._in_flight[older]  # a link keeps the order: those before were refused
             if now_s - flight.sent_s < LONGEST_S:
                 self._echoes_s.append(now_s - flight.sent_s)
 
@@ -98,15 +102,20 @@ class Peers:
         None when all that is under way is in time. What has expired counts as lost from now on.
         """
         with self._lock:
+            self._drop_expired(now_s)
             flights = self._in_flight
-            for sequence in [key for key, each in flights.items() if now_s > each.expires_s]:
-                del flights[sequence]
             waits_s = [
                 now_s - each.sent_s
                 for each in flights.values()
                 if now_s - each.sent_s > each.lead_s
             ]
             return max(waits_s, default=None)
+
+    def _drop_expired(self, now_s: float) -> None:
+        for sequence in [key for key, each in self._in_flight.items() if now_s > each.expires_s]:
+            self._expired[sequence] = self._in_flight.pop(sequence)
+        while len(self._expired) > 64:
+            self._expired.popitem(last=False)
 
     def is_lost(self, sequence: int) -> bool:
         """Whether this trajectory of ours neither came back nor still can."""

@@ -28,8 +28,8 @@ from crane_x7_remote.inference.safety import (
     check_motion,
     first_step,
 )
-from crane_x7_remote.inference.trajectory import Timing, build, flown, is_followed
-from crane_x7_remote.rosbridge.messages import StampedJoints
+from crane_x7_remote.inference.trajectory import Timing, build, flown, is_followed, state_at
+from crane_x7_remote.rosbridge.messages import ParsedTrajectory, StampedJoints, as_trajectory
 from crane_x7_vla_rl.robot import ARM_DOF
 from crane_x7_vla_rl.types import Array, JointState, Trajectory
 
@@ -38,6 +38,8 @@ RESTART_LEAD_S = 0.2
 what it wanted before. A servo's sag of 0.04 rad takes 6 · 0.04 / 0.2² = 6 rad/s²."""
 SHORTEST_RESTART_LEAD_S = 0.1
 """A slow policy leaves no more; 0.01 rad of sag then takes as much."""
+SAME_RAD = 0.001
+"""Two paths that are nearer than this at a moment are one path there."""
 SHORTEST_HORIZON_S = 0.1
 """A trajectory that would have to be at rest sooner than this is not worth starting."""
 
@@ -64,6 +66,8 @@ class Shaped:
     trajectory: Trajectory
     target_rad: Array
     """(8,)."""
+    followed: Trajectory | None
+    """The running path that it leaves; None where it starts from the measured state."""
     lead_s: float
     leave_by_s: float
     """Our monotonic clock: sent later, it would arrive after it has left the running path, and the
@@ -81,16 +85,31 @@ class Shaper:
         self._limits = limits
         self._peers = peers
         self._running: Trajectory | None = None
+        self._before: Trajectory | None = None
+        """What ran before the newest one."""
         self._sequence = 0
 
-    def sent(self, trajectory: Trajectory) -> None:
+    def sent(self, shaped: Shaped) -> None:
         """Note that this one left: the next goes on from it."""
-        self._running = flown(self._running, trajectory)
-        self._sequence = trajectory.sequence
+        self._before = shaped.followed
+        self._running = flown(shaped.followed, shaped.trajectory)
+        self._sequence = shaped.trajectory.sequence
+
+    def retimed(self, parsed: ParsedTrajectory) -> bool:
+        """Take what the guard made of our trajectories for what runs, unless a newer one left."""
+        path = as_trajectory(parsed)
+        if path is None or self._running is None or path.sequence != self._running.sequence:
+            return False
+        before, first_s = self._before, path.stamp_s + path.time_from_start_s[0]
+        if before is not None:
+            apart = np.abs(state_at(before, first_s)[0] - path.position_rad[0])[:ARM_DOF].max()
+            before = before if apart <= SAME_RAD else None
+        self._running = flown(before, path)
+        return True
 
     def forget(self) -> None:
         """Start the next trajectory from the measured state."""
-        self._running = None
+        self._running = self._before = None
 
     def shape(
         self, chunk: object, stamp_s: float, joints: StampedJoints, moment: Moment
@@ -127,6 +146,7 @@ class Shaper:
             return hold
         return Shaped(
             trajectory,
+            followed=running,
             target_rad=command.position_rad[first_step(command, timing.takeover_s)],
             lead_s=lead_s,
             leave_by_s=moment.now_s + lead_s - moment.round_trip_s / 2,

@@ -164,9 +164,11 @@ def _start(
         return _start_measured(measured, timing, limits, spacing_s)
     shift_s = running.stamp_s - timing.stamp_s
     knots = running.time_from_start_s + shift_s
-    if takeover_s >= knots[-1]:  # at rest where the running trajectory ended
+    if takeover_s >= knots[-1]:  # at rest where the running trajectory ends
         rest = np.zeros_like(running.position_rad[-1])
-        return _Start(takeover_s, running.position_rad[-1], rest, None, shift_s)
+        has_ended = timing.now_s - timing.stamp_s >= knots[-1]
+        before = None if has_ended else running
+        return _Start(takeover_s, running.position_rad[-1], rest, before, shift_s)
     index = int(np.searchsorted(knots, takeover_s - SHORTEST_PIECE_S, side="right"))
     if knots[index] < takeover_s + SHORTEST_PIECE_S:
         takeover_s = float(knots[index])

@@ -29,8 +29,11 @@ RosVersion = Literal[1, 2]
 MAX_INSTRUCTION_BYTES = 1024
 MAX_IMAGE_PIXELS = 4096 * 4096
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-FRAME_ID = re.compile(r"vla/(?P<session>[0-9a-f]{8})/(?P<sequence>\d{1,18})/(?P<valid_ms>\d{1,9})")
-"""How our trajectories carry session, sequence number and validity in `header.frame_id`."""
+FRAME_ID = re.compile(
+    r"vla/(?P<session>[0-9a-f]{8})/(?P<sequence>\d{1,18})/(?P<valid_ms>\d{1,9})(?P<retimed>/retimed)?"
+)
+"""How our trajectories carry session, sequence number and validity in `header.frame_id`; the guard
+marks one that it had to build again."""
 
 
 class MessageError(RemoteError):
@@ -288,6 +291,26 @@ def _rows(points: Sequence[Message], key: str, count: int) -> Array:
                 f"JointTrajectory.points[{index}].{key} is {brief(row)}, expected {count} numbers"
             )
     return np.array(rows, dtype=np.float64).reshape(len(rows), count)
+
+
+def as_trajectory(parsed: ParsedTrajectory) -> Trajectory | None:
+    """Return one of our own trajectories over all 8 joints; None for any other."""
+    session, sequence, valid_s = parsed.session, parsed.sequence, parsed.valid_s
+    velocity = parsed.velocity_rad_s
+    if session is None or sequence is None or valid_s is None or velocity is None:
+        return None
+    if sorted(parsed.joint_names) != sorted(JOINT_NAMES) or not len(parsed.time_from_start_s):
+        return None
+    columns = [parsed.joint_names.index(name) for name in JOINT_NAMES]
+    return Trajectory(
+        position_rad=parsed.position_rad[:, columns],
+        velocity_rad_s=velocity[:, columns],
+        time_from_start_s=parsed.time_from_start_s,
+        stamp_s=parsed.stamp_s,
+        sequence=sequence,
+        session=session,
+        valid_s=valid_s,
+    )
 
 
 # --- out -----------------------------------------------------------------------------------------
