@@ -120,8 +120,7 @@ def _continues(wanted: Trajectory, at: Situation) -> bool:
     if not at.is_certain:
         return False
     first_s = wanted.stamp_s + float(wanted.time_from_start_s[0])
-    starts_from_rest = end_s(at.running) <= at.now_s
-    if first_s > at.now_s and not starts_from_rest:
+    if first_s > at.now_s and not _rests(at.running, at.now_s, first_s):
         return False
     inner = wanted.stamp_s + wanted.time_from_start_s
     until_s = max(at.now_s + at.lead_s, first_s)
@@ -133,6 +132,14 @@ def _continues(wanted: Trajectory, at: Situation) -> bool:
         if apart or np.abs(v - w)[:ARM_DOF].max() > SAME_RAD_S:
             return False
     return True
+
+
+def _rests(path: Trajectory, from_s: float, until_s: float) -> bool:
+    """Whether `path` stands still all that time: a controller then waits where it is."""
+    looks = [state_at(path, float(each)) for each in np.linspace(from_s, until_s, 5)]
+    positions = np.array([position[:ARM_DOF] for position, _ in looks])
+    velocities = np.array([velocity[:ARM_DOF] for _, velocity in looks])
+    return bool(np.ptp(positions, axis=0).max() <= SAME_RAD and np.abs(velocities).max() == 0.0)
 
 
 def _check_points(wanted: Trajectory, limits: Limits) -> Hold | None:
