@@ -25,6 +25,8 @@ SAME_RAD = 1e-4
 SAME_RAD_S = 0.01
 SHORTEST_HORIZON_S = 0.1
 """A trajectory that would have to be at rest sooner than this is not worth starting."""
+UPDATE_S = 0.005
+"""Of the controller: it goes so far straight from one point of the path to the next."""
 STAY_S = 2.0
 """How long a path that takes another one back stays at its end: longer than any stall survived."""
 
@@ -120,7 +122,7 @@ def _continues(wanted: Trajectory, at: Situation) -> bool:
     if not at.is_certain:
         return False
     first_s = wanted.stamp_s + float(wanted.time_from_start_s[0])
-    if first_s > at.now_s and not _rests(at.running, at.now_s, first_s):
+    if first_s > at.now_s + UPDATE_S and not _rests(at.running, at.now_s, first_s):
         return False
     inner = wanted.stamp_s + wanted.time_from_start_s
     until_s = max(at.now_s + at.lead_s, first_s)
