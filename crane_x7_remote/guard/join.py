@@ -25,6 +25,7 @@ SAME_RAD = 1e-4
 SAME_RAD_S = 0.01
 SHORTEST_HORIZON_S = 0.1
 """A trajectory that would have to be at rest sooner than this is not worth starting."""
+ROUNDING_S = 1e-6
 UPDATE_S = 0.005
 """Of the controller: it goes so far straight from one point of the path to the next."""
 STAY_S = 2.0
@@ -124,10 +125,11 @@ def _continues(wanted: Trajectory, at: Situation) -> bool:
     first_s = wanted.stamp_s + float(wanted.time_from_start_s[0])
     if first_s > at.now_s + UPDATE_S and not _rests(at.running, at.now_s, first_s):
         return False
+    begin_s = max(at.now_s, first_s + ROUNDING_S)
+    until_s = max(at.now_s + at.lead_s, begin_s)
     inner = wanted.stamp_s + wanted.time_from_start_s
-    until_s = max(at.now_s + at.lead_s, first_s)
-    looks = np.concatenate([np.linspace(at.now_s, until_s, 6), inner])
-    for look_s in looks[(looks >= max(at.now_s, first_s)) & (looks <= until_s)]:
+    inner = inner[(inner >= begin_s) & (inner <= until_s)]
+    for look_s in np.concatenate([np.linspace(begin_s, until_s, 6), inner]):
         p, v = state_at(wanted, float(look_s))
         q, w = state_at(at.running, float(look_s))
         apart = np.abs(p - q)[:ARM_DOF].max() > SAME_RAD
