@@ -18,7 +18,7 @@ from crane_x7_remote.inference.loop import InferenceLoop, LoopConfig
 from crane_x7_remote.inference.outgoing import Topics
 from crane_x7_remote.inference.safety import Hold, HoldReason, Limits
 from crane_x7_remote.inference.trajectory import state_at
-from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
+from crane_x7_remote.rosbridge.messages import EncodedFrame, RosVersion, StampedJoints
 from crane_x7_vla_rl import robot
 from crane_x7_vla_rl.types import ActionChunk, JointState, Observation, Trajectory
 
@@ -50,6 +50,11 @@ class Link:
     connected: bool = True
     reconnects: int = 0
     rtt_s: float | None = 0.008
+    ros_version: RosVersion | None = 2
+    ros_version_doubt: str | None = None
+    no_frame_because: str | None = None
+    no_joints_because: str | None = None
+    unknown_operations: Sequence[str] = ()
 
 
 @dataclass
@@ -59,6 +64,7 @@ class FakeClient:
     clock: Clock
     link: Link = field(default_factory=Link)
     published: list[list[dict[str, Any]]] = field(default_factory=list)
+    advertised: dict[str, str] = field(default_factory=dict)
     camera_runs: bool = True
     jpeg: bytes = field(default_factory=_jpeg)
     stamp_offset_s: float = ROBOT_CLOCK_S
@@ -108,6 +114,9 @@ class FakeClient:
         if self.accepts and self.link.connected:
             self.published.append(list(operations))
         return self.accepts and self.link.connected
+
+    def advertise(self, topic: str, type_name: str) -> None:
+        self.advertised[topic] = type_name
 
     def subscribe(
         self, topic: str, type_name: str, callback: Callable[[Mapping[str, Any]], None]
