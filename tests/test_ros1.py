@@ -155,6 +155,20 @@ def test_silent_topics_are_named_once_and_in_the_hold(caplog: pytest.LogCaptureF
     assert len(named) == 2  # the camera and the joints; instructions may be silent
 
 
+def test_a_new_throttle_does_not_bring_back_the_cbor_that_failed() -> None:
+    with RecordingServer() as server, client(server) as robot:
+        wait_until(lambda: len(server.of("subscribe", CAMERA)) == 2, 15, "the fallback")
+        begin_s, age_s = time.monotonic(), 0.0
+        while robot.link.throttle_rate_ms == 0 or len(server.of("subscribe", CAMERA)) < 3:
+            assert time.monotonic() - begin_s < 15, "no other throttle was asked for"
+            age_s = min(age_s + 0.02, 0.3)
+            message = messages.compressed_image(PICTURE, 5000.0 + time.monotonic() - age_s)
+            server.send(as_text(message))
+            time.sleep(1 / 60)
+        asked = [(s["compression"], s["throttle_rate"]) for s in server.of("subscribe", CAMERA)]
+        assert asked == [("cbor", 0), ("none", 0), ("none", 50)]
+
+
 # --- wrapped -------------------------------------------------------------------------------------
 
 

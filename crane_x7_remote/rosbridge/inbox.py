@@ -177,12 +177,12 @@ class Inbox:
                 self._refusals.pop(self._reading, None)
             return reconnects
         except protocol.ProtocolError as error:
-            self._refuse("payload", str(error))
             self._unreadable = str(error), arrival_s
+            self._refuse("payload", str(error))
         except messages.MessageError as error:
-            self._refuse("message", str(error))
             if self._reading is not None:
                 self._refusals[self._reading] = str(error)
+            self._refuse("message", str(error))
         return False
 
     def _unwrap(self, operation: protocol.Operation, arrival_s: float) -> protocol.Operation | None:
@@ -207,14 +207,14 @@ class Inbox:
         self._refuse_wrapped("fragment", f"a message in fragments was dropped: {why}", now_s)
 
     def _refuse_wrapped(self, kind: str, text: str, now_s: float) -> None:
-        self._refuse(kind, text)
         self._unreadable = f"{kind}: {text}", now_s
+        self._refuse(kind, text)
 
     def _refuse_operation(self, name: str, now_s: float) -> None:
         """Count an operation that no rosbridge server sends to a client; a few are named."""
         text = f"operation {protocol.brief(name)} is not known here"
-        self._refused["operation"] += 1
         self._unreadable = text, now_s
+        self._refused["operation"] += 1
         if name not in self._named_operations and len(self._named_operations) < MAX_NAMED:
             self._named_operations.add(name[:200])
             logger.warning("from rosbridge: %s", text)
