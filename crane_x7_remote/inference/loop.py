@@ -14,7 +14,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -23,14 +23,14 @@ from crane_x7_remote.inference import peers as peers_module
 from crane_x7_remote.inference.journal import Journal, Sent
 from crane_x7_remote.inference.link_delay import LinkDelay
 from crane_x7_remote.inference.metrics import Metrics
-from crane_x7_remote.inference.outgoing import Outgoing, Topics
+from crane_x7_remote.inference.outgoing import GRIPPER_GOAL_TYPE, Dialect, Outgoing, Topics
 from crane_x7_remote.inference.pacing import Pacer
 from crane_x7_remote.inference.peers import Peers
 from crane_x7_remote.inference.safety import Hold, HoldReason, Limits, check_frame, check_joints
 from crane_x7_remote.inference.shaping import Moment, Shaped, Shaper
 from crane_x7_remote.inference.worker import PolicyWorker, Prediction
 from crane_x7_remote.rosbridge import messages
-from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
+from crane_x7_remote.rosbridge.messages import EncodedFrame, RosVersion, StampedJoints
 from crane_x7_vla_rl.policies.base import Policy
 from crane_x7_vla_rl.robot import HOME_RAD
 from crane_x7_vla_rl.types import Image, JointState, Observation
@@ -50,6 +50,16 @@ class LinkState(Protocol):
     def reconnects(self) -> int: ...
     @property
     def rtt_s(self) -> float | None: ...
+    @property
+    def ros_version(self) -> RosVersion | None: ...
+    @property
+    def ros_version_doubt(self) -> str | None: ...
+    @property
+    def no_frame_because(self) -> str | None: ...
+    @property
+    def no_joints_because(self) -> str | None: ...
+    @property
+    def unknown_operations(self) -> Sequence[str]: ...
 
 
 class Client(Protocol):
@@ -68,6 +78,7 @@ class Client(Protocol):
     def publish(
         self, operations: Sequence[dict[str, Any]], leave_by_s: float | None = None
     ) -> bool: ...
+    def advertise(self, topic: str, type_name: str) -> None: ...
     def subscribe(
         self, topic: str, type_name: str, callback: Callable[[Mapping[str, Any]], None]
     ) -> None: ...
@@ -121,6 +132,7 @@ class InferenceLoop:
         self._delay = LinkDelay()
         self._rtt_s: float | None = None
         self._outgoing = Outgoing(config.topics, config.session)
+        self._dialect: Dialect | None = None
         self._instruction = config.instruction
         self.metrics.instruction = config.instruction
         self._pacer = Pacer(1 / config.rate_hz, clock())
@@ -231,7 +243,8 @@ class InferenceLoop:
 
     def _check_frame(self, frame: EncodedFrame | None) -> Hold | None:
         if frame is None:
-            return check_frame(None, 0.0, self._used is not None, self._config.max_frame_age_s)
+            hold = check_frame(None, 0.0, self._used is not None, self._config.max_frame_age_s)
+            return _explained(hold, self._client.link.no_frame_because)
         age_s = self._client.frame_age_s(frame, self._clock())
         return check_frame(age_s, frame.stamp_s, True, self._config.max_frame_age_s)
 
@@ -239,14 +252,35 @@ class InferenceLoop:
         """Return what forbids to drive, apart from the frame; looked at before the policy is asked
         and again afterwards."""
         now_s = self._clock()
-        if not self._client.link.connected:
+        link = self._client.link
+        if not link.connected:
             return Hold(HoldReason.LINK_DOWN, "the link went down meanwhile")
         state = None if joints is None else joints.state
         age_s = 0.0 if joints is None else self._joints_age_s(joints, now_s)
         hold = check_joints(state, age_s, self._limits, self._config.max_frame_age_s)
+        if hold is not None and hold.reason in (HoldReason.NO_JOINTS, HoldReason.JOINTS_STALE):
+            hold = _explained(hold, link.no_joints_because)
+        hold = hold or self._learn_dialect(link)
         if hold is None and not self._config.dry_run:
             hold = self._peers.verdict(now_s)
         return hold
+
+    def _learn_dialect(self, link: LinkState) -> Hold | None:
+        """Learn how to write to this server; a Hold as long as that is not known."""
+        if link.ros_version is None:
+            return Hold(HoldReason.ROS_VERSION_UNKNOWN, link.ros_version_doubt or "no stamp yet")
+        has_actions = link.ros_version == 2 and "send_action_goal" not in link.unknown_operations
+        dialect = Dialect(link.ros_version, has_actions)
+        if dialect == self._dialect:
+            return None
+        self._dialect = dialect
+        self._outgoing.gripper_goal_rad = None  # one sent otherwise may not have been understood
+        topic = self._config.topics.gripper_goal
+        way = "as action" if has_actions else f"on {topic}"
+        logger.info("the robot speaks ROS %d; gripper goals go out %s", dialect.version, way)
+        if topic and not has_actions and not self._config.dry_run:
+            self._client.advertise(topic, GRIPPER_GOAL_TYPE)
+        return None
 
     def _joints_age_s(self, joints: StampedJoints, now_s: float) -> float:
         """Return the greater of both ages, by arrival and by the robot's stamp."""
@@ -290,7 +324,9 @@ class InferenceLoop:
         if late_s > 0:
             return Hold(HoldReason.TOO_LATE, f"this machine stalled {late_s:.3f} s too long")
         if not self._config.dry_run:
-            operations, gripper_goal = self._outgoing.bundle(trajectory, shaped.target_rad)
+            dialect = self._dialect
+            assert dialect is not None  # _check_robot held otherwise
+            operations, gripper_goal = self._outgoing.bundle(trajectory, shaped.target_rad, dialect)
             # Noted first: it may be heard on the network thread before `publish` returns.
             self._peers.published(
                 trajectory.sequence, self._clock(), shaped.lead_s, shaped.expires_s
@@ -321,7 +357,7 @@ class InferenceLoop:
         self._peers.link_came_up(now_s)
         self._pacer.link_came_up()
         self._shaper.forget()
-        self._outgoing.gripper_goal_rad = None
+        self._dialect = None
         if not is_first:
             self._worker.reset_next()
 
@@ -355,15 +391,23 @@ class InferenceLoop:
     def _come_to_rest(self) -> None:
         """Brake the running trajectory now; where it has ended already, the arm holds."""
         joints, moment = self._client.joints(), self._moment()
-        if joints is None or moment is None:
+        dialect = self._dialect
+        if joints is None or moment is None or dialect is None:
             return
         brake = self._shaper.brake(joints, moment)
         if brake is None:
             return
         deadline_s = moment.now_s + GOODBYE_S
-        while not self._client.publish(self._outgoing.brake(brake)):
+        while not self._client.publish(self._outgoing.brake(brake, dialect)):
             if self._clock() >= deadline_s or not self._client.link.connected:
                 logger.warning("could not send the last trajectory; the arm ends the one before")
                 return
             time.sleep(0.005)
         logger.info("the arm comes to rest (sequence %d)", brake.sequence)
+
+
+def _explained(hold: Hold | None, because: str | None) -> Hold | None:
+    """Return the hold with what the client knows about its cause."""
+    if hold is None or because is None:
+        return hold
+    return replace(hold, detail=f"{hold.detail}: {because}")

@@ -32,6 +32,9 @@ class HoldReason(StrEnum):
     FRAME_STALE = "frame_stale"
     FRAME_UNREADABLE = "frame_unreadable"
     NO_JOINTS = "no_joints"
+    ROS_VERSION_UNKNOWN = "ros_version_unknown"
+    """The stamps that come in do not tell ROS 1 from ROS 2: times would be written with keys that
+    the server drops."""
     JOINTS_STALE = "joints_stale"
     JOINTS_NOT_FINITE = "joints_not_finite"
     JOINTS_OUT_OF_LIMITS = "joints_out_of_limits"
