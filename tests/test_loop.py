@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import simplejpeg
 from crane_x7_remote.errors import PolicyFailingError
 from crane_x7_remote.inference.journal import Sent
 from crane_x7_remote.inference.loop import InferenceLoop, LoopConfig
+from crane_x7_remote.inference.metrics import Distribution
 from crane_x7_remote.inference.outgoing import Topics
 from crane_x7_remote.inference.safety import Hold, HoldReason, Limits
 from crane_x7_remote.inference.trajectory import state_at
@@ -72,6 +74,7 @@ class FakeClient:
     echoes: bool = True
     instructions: list[str] = field(default_factory=list)
     listener: Callable[[Mapping[str, Any]], None] | None = None
+    guard_says: Callable[[Mapping[str, Any]], None] | None = None
     trajectory: Trajectory | None = None
     measured: StampedJoints | None = None
     _frame: EncodedFrame | None = None
@@ -128,6 +131,10 @@ class FakeClient:
     def subscribe(
         self, topic: str, type_name: str, callback: Callable[[Mapping[str, Any]], None]
     ) -> None:
+        if topic == "/vla/guard":
+            assert type_name == "std_msgs/String"
+            self.guard_says = callback
+            return
         assert topic == "/vla/predicted_trajectory"
         assert type_name == "trajectory_msgs/JointTrajectory"
         self.listener = callback
@@ -582,6 +589,68 @@ def test_a_trajectory_that_comes_back_late_is_built_on_again(rig: Rig) -> None:
     assert sent.trajectory.time_from_start_s[0] + sent.trajectory.stamp_s < rig.clock.now_s + (
         ROBOT_CLOCK_S
     )
+
+
+def _guard(**state: object) -> dict[str, Any]:
+    return {"data": json.dumps({"you": 3, "stopped": None} | state)}
+
+
+def test_a_stopped_guard_holds_with_its_reason_until_it_resumes(rig: Rig) -> None:
+    rig.tick()
+    assert rig.client.guard_says is not None
+    rig.client.guard_says(_guard(stopped="pressed by hand"))
+    outcome = rig.tick()
+    assert isinstance(outcome, Hold)
+    assert outcome.reason is HoldReason.STOPPED
+    assert "pressed by hand" in outcome.detail
+    rig.client.guard_says(_guard())
+    assert isinstance(rig.tick(), Sent)
+
+
+def test_behind_a_guard_the_lead_is_that_of_a_usual_round_trip(rig: Rig) -> None:
+    """What comes late is re-timed beside the robot: stalls of the link cost no reaction."""
+    for second in range(10):
+        rig.loop._delay.observe(0.01, float(second))
+    rig.loop._delay.observe(0.15, 10.0)
+    sent = rig.tick()
+    assert isinstance(sent, Sent)
+    rig.tick(3)
+    alone_ms = rig.loop.metrics.lead.quantile_ms(0.5)
+    rig.loop.metrics.lead = Distribution()
+    assert rig.client.guard_says is not None
+    rig.client.guard_says(_guard())
+    rig.tick(3)
+    guarded_ms = rig.loop.metrics.lead.quantile_ms(0.5)
+    assert alone_ms is not None
+    assert guarded_ms is not None
+    assert guarded_ms < 40 < alone_ms
+
+
+def test_a_guard_that_guards_others_is_not_counted_on(rig: Rig) -> None:
+    """Its state is also published on the robot's side, for who reaches rosbridge past it."""
+    rig.tick()
+    assert rig.client.guard_says is not None
+    for message in ({"data": json.dumps({"stopped": "x"})}, {"data": 5}, {}, {"data": "[" * 5000}):
+        rig.client.guard_says(message)
+    assert isinstance(rig.tick(), Sent)
+    assert not rig.loop._guard.is_there(rig.clock.now_s)
+
+
+def test_what_the_guard_retimed_is_what_runs(rig: Rig) -> None:
+    rig.tick(2)
+    rig.client.echoes = False
+    sent = rig.tick()
+    assert isinstance(sent, Sent)
+    assert rig.client.listener is not None
+    retimed = json.loads(json.dumps(rig.client.published[-1][1]["msg"]))
+    retimed["header"]["frame_id"] += "/retimed"
+    for point in retimed["points"]:
+        point["positions"][1] += 0.05
+    rig.client.listener(retimed)
+    rig.tick()
+    running = rig.loop._shaper._running
+    assert running is not None
+    assert rig.loop.metrics.counters["retimed"] == 1
 
 
 def test_a_slow_link_is_named_with_a_validity_that_would_do(rig: Rig) -> None:

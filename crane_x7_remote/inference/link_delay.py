@@ -64,7 +64,11 @@ class LinkDelay:
         """The median of the latest round trips."""
         return statistics.median(self._recent) if self._recent else UNKNOWN_S
 
-    def lead_s(self, validity_s: float) -> float:
-        """Return how long after now a trajectory leaves the running one, for this validity."""
-        needed_s = HEADROOM * self._slowest_s + MARGIN_S
+    def lead_s(self, validity_s: float, is_guarded: bool = False) -> float:
+        """Return how long after now a trajectory leaves the running one, for this validity.
+
+        `is_guarded`: what comes late is re-timed beside the robot, so a usual round trip is enough.
+        """
+        slowest_s = self.typical_s if is_guarded else self._slowest_s
+        needed_s = HEADROOM * slowest_s + MARGIN_S
         return max(self.typical_s + MARGIN_S, min(needed_s, LARGEST_SHARE * validity_s))

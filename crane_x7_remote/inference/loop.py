@@ -20,6 +20,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from crane_x7_remote.inference import peers as peers_module
+from crane_x7_remote.inference.guard_state import STATE_TOPIC, GuardState
 from crane_x7_remote.inference.journal import Journal, Sent
 from crane_x7_remote.inference.link_delay import LinkDelay
 from crane_x7_remote.inference.metrics import Metrics
@@ -128,6 +129,7 @@ class InferenceLoop:
         self._worker = PolicyWorker(policy, clock)
         self._retimed: messages.ParsedTrajectory | None = None
         """Our newest trajectory as the guard had to change it; set on the client's thread."""
+        self._guard = GuardState()
         self._peers = Peers(config.session, config.listen_s, config.silence_s)
         self._delay = LinkDelay()
         self._rtt_s: float | None = None
@@ -143,6 +145,7 @@ class InferenceLoop:
             client.subscribe(
                 config.topics.echo, "trajectory_msgs/JointTrajectory", self._hear_trajectory
             )
+            client.subscribe(STATE_TOPIC, "std_msgs/String", self._hear_guard)
 
     def warm_up(self) -> None:
         """Let the policy predict once on a made-up observation; raises what it raises."""
@@ -263,6 +266,9 @@ class InferenceLoop:
         hold = hold or self._learn_dialect(link)
         if hold is None and not self._config.dry_run:
             hold = self._peers.verdict(now_s)
+        stopped = self._guard.stopped(now_s)
+        if hold is None and stopped is not None:
+            hold = Hold(HoldReason.STOPPED, f"{stopped}; `crane-x7-remote resume` lets it go on")
         return hold
 
     def _learn_dialect(self, link: LinkState) -> Hold | None:
@@ -315,8 +321,9 @@ class InferenceLoop:
         robot_s = self._client.robot_time(now_s)
         if robot_s is None:
             return None
-        lead_s = self._delay.lead_s(self._config.validity_s)
-        return Moment(now_s, robot_s, self._delay.typical_s, lead_s)
+        is_guarded = self._guard.is_there(now_s)
+        lead_s = self._delay.lead_s(self._config.validity_s, is_guarded)
+        return Moment(now_s, robot_s, self._delay.typical_s, lead_s, is_guarded)
 
     def _send(self, shaped: Shaped, frame: EncodedFrame, policy_s: float) -> Sent | Hold:
         trajectory = shaped.trajectory
@@ -355,6 +362,7 @@ class InferenceLoop:
             return
         is_first, self._reconnects = self._reconnects is None, link.reconnects
         self._peers.link_came_up(now_s)
+        self._guard.link_came_up()
         self._pacer.link_came_up()
         self._shaper.forget()
         self._dialect = None
@@ -375,6 +383,10 @@ class InferenceLoop:
         retimed, self._retimed = self._retimed, None
         if retimed is not None and self._shaper.retimed(retimed):
             self.metrics.counters["retimed"] += 1
+
+    def _hear_guard(self, message: Mapping[str, Any]) -> None:
+        """Note the guard's state; called on the client's thread."""
+        self._guard.hear(message, self._clock())
 
     def _hear_trajectory(self, message: Mapping[str, Any]) -> None:
         """Note whose trajectory came by; called on the client's thread."""

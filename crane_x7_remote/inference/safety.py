@@ -46,6 +46,8 @@ class HoldReason(StrEnum):
     JOINT_LIMIT = "joint_limit"
     GRIPPER_RANGE = "gripper_range"
     JUMP = "jump"
+    STOPPED = "stopped"
+    """The guard beside the robot was told to stop."""
     UNCONFIRMED = "unconfirmed"
     """A trajectory is on its way for so long that it may arrive late."""
     TOO_LATE = "too_late"

@@ -57,6 +57,8 @@ class Moment:
     known from messages that took the other half to come."""
     lead_s: float
     """See `link_delay.LinkDelay`."""
+    is_guarded: bool = False
+    """Whether what comes late is re-timed beside the robot."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +118,7 @@ class Shaper:
     ) -> Shaped | Hold:
         """Return the trajectory that answers the frame stamped `stamp_s`, or why there is none."""
         overdue_s = self._peers.overdue_s(moment.now_s)
-        if overdue_s is not None:
+        if overdue_s is not None and not moment.is_guarded:
             return Hold(
                 HoldReason.UNCONFIRMED,
                 f"a trajectory has not come back from its topic for {overdue_s:.3f} s; another is"

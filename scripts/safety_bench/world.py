@@ -1,9 +1,9 @@
 """Loop, link, guard and robot in one simulated time. Faults → what the arm's controller executed.
 
-The loop, its client's inbox, the guard's core and the arm's controller are the real ones; sockets and
-processes are not. Time passes where the loop sleeps, waits for a frame or for its policy, so an hour
-of driving takes a minute or two, and a run with a seed is the same each time. `processes.py` does
-the same with real processes.
+The loop, its client's inbox, the guard's core and the arm's controller are the real ones; sockets
+and processes are not. Time passes where the loop sleeps, waits for a frame or for its policy, so an
+hour of driving takes minutes, and a run with a seed is the same each time. `processes.py` does the
+same with real processes.
 
     robot ─ local hop ─ guard (optional) ─ link ─ loop
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -42,6 +43,7 @@ CAMERA = "/camera/color/image_raw/compressed"
 JOINTS = "/joint_states"
 ARM = Topics().arm
 PREDICTION = Topics().trajectory
+GUARD = "/vla/guard"
 UPDATE_S = 0.005
 LOCAL_HOP_S = 0.0004
 ROBOT_EPOCH_S = 1_700_000_000.0
@@ -75,12 +77,15 @@ class Case:
     clock_steps_s: tuple[float, ...] = ()
     """The robot's clock is stepped by each of these in turn, evenly over the run."""
     loss: float = 0.0
-    """Share of packets lost: each costs a retransmission time-out of 0.2 s, doubled if lost again."""
+    """Share of messages with a lost packet. TCP sends it again after a round trip, and after its
+    time-out where that is lost, too; what comes behind waits for it."""
     start_outside_rad: float = 0.0
     """How far outside joint 2's upper limit the arm is at the start."""
     guard: bool = False
     fixed_lead: bool = False
     """The rule of before: round trip + 20 ms, nothing held back."""
+    settle_s: float = 0.0
+    """What happens before is not judged."""
 
 
 @dataclass
@@ -180,13 +185,15 @@ class Way:
 class Recorder:
     """Judges the positions of all updates, one after the other."""
 
-    def __init__(self, result: Result) -> None:
-        self._result = result
+    def __init__(self, result: Result, clock: Callable[[], float], from_s: float) -> None:
+        self._result, self._clock, self._from_s = result, clock, from_s
         self._tail: np.ndarray | None = None
 
     def add(self, positions: np.ndarray) -> None:
         """Take (N, 7) positions; the first row is the last one of before."""
         result = self._result
+        if self._clock() < self._from_s:
+            return
         before = positions[:1] if self._tail is None else self._tail
         path = np.vstack([before, positions[1:]])
         self._tail = path[-2:]
@@ -229,7 +236,9 @@ class Robot:
         if case.start_outside_rad:
             start[1] = UPPER_RAD[1] + case.start_outside_rad
         self._start = start
-        self.controller = Controller(start[:ARM_DOF], self.time_s(), Recorder(world.result))
+        clock = lambda: self._timeline.now_s  # noqa: E731
+        recorder = Recorder(world.result, clock, clock() + case.settle_s)
+        self.controller = Controller(start[:ARM_DOF], self.time_s(), recorder)
         self._grip = start[-1]
         self._last = (self.time_s(), start[:ARM_DOF])
         self._every(1 / case.joints_hz, self._publish_joints)
@@ -296,6 +305,9 @@ class Client:
         self.link = self
         self.connected, self.reconnects = True, 0
         self.rtt_s: float | None = 2 * world.case.delay_s
+        self.ros_version = 2
+        self.ros_version_doubt = self.no_frame_because = self.no_joints_because = None
+        self.unknown_operations: tuple[str, ...] = ()
         self._callbacks: dict[str, Callable[[Mapping[str, Any]], None]] = {}
         self._inbox = inbox_module.Inbox(
             inbox_module.Topics(CAMERA, JOINTS, "/vla/update_instruction"),
@@ -351,7 +363,7 @@ class Client:
 
 
 class FastPolicy:
-    """Swings four joints at up to half of the velocity limit; takes `policy_s` of simulated time."""
+    """Swings four joints at up to half of the velocity limit; takes `policy_s` of that time."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -427,7 +439,7 @@ class World:
             self.to_loop(topic, message)
 
     def to_loop(self, topic: str, message: Mapping[str, Any]) -> None:
-        if topic in (CAMERA, JOINTS, PREDICTION):
+        if topic in (CAMERA, JOINTS, PREDICTION, GUARD):
             operation = protocol.publish(topic, message)
             encode = protocol.encode_cbor if topic == CAMERA else protocol.encode_json
             self.down.send(encode(operation))
@@ -444,10 +456,10 @@ class World:
     def _delay(self) -> float:
         case = self.case
         delay_s = case.delay_s + case.jitter_s * float(self.rng.random())
-        time_out_s = 0.2 + 2 * case.delay_s
+        again_s = 2 * case.delay_s + 0.01
         while case.loss and self.rng.random() < case.loss:
-            delay_s += time_out_s
-            time_out_s *= 2
+            delay_s += again_s
+            again_s = max(2 * again_s, 0.2 + 2 * case.delay_s)
         return delay_s
 
     def _plan_faults(self) -> None:
@@ -495,6 +507,16 @@ class _Guard:
         self.robot_says = Way(world.timeline, hop, [guard], self._from_robot)
         self._planned_s: float | None = None
         self._carry_out(self.core.upstream_changed(True, world.timeline.now_s))
+        self._tell_state()
+
+    def _tell_state(self) -> None:
+        """Say once a second that it is there, as the gate does."""
+        world = self._world
+        state = json.dumps({"you": 1, "stopped": self.core.stopped})
+        world.timeline.at(
+            world.timeline.now_s + 1.0,
+            lambda: (world.to_loop(GUARD, {"data": state}), self._tell_state()),
+        )
 
     def from_loop(self, item: tuple[str, Mapping[str, Any]]) -> None:
         topic, message = item
@@ -536,7 +558,8 @@ class _Guard:
 
 
 def _as_before(loop: InferenceLoop) -> None:
-    """Let the loop lead by the round trip + 20 ms and build on what has not come back, as it did."""
-    delay = loop._delay
-    delay.lead_s = lambda validity_s: min(delay.typical_s + 0.02, 0.2)  # type: ignore[method-assign]
-    loop._peers.overdue_s = lambda now_s: None  # type: ignore[method-assign]
+    """Let the loop lead by the round trip + 20 ms and build on what has not come back, as once."""
+    delay: Any = loop._delay
+    peers: Any = loop._peers
+    delay.lead_s = lambda *_: min(delay.typical_s + 0.02, 0.2)
+    peers.overdue_s = lambda _: None

@@ -1,0 +1,49 @@
+"""What the guard beside the robot says. Its state messages → whether it guards us, why it stopped.
+
+A guard tells each of its clients the client's own number; what it publishes for others on the
+robot's side lacks that. So a loop that reaches rosbridge past the guard does not take itself for
+guarded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+STATE_TOPIC = "/vla/guard"
+"""std_msgs/String with JSON, about once a second and at each change."""
+SILENCE_S = 3.0
+"""A guard that was not heard for so long is not counted on."""
+
+
+class GuardState:
+    """The newest state; `hear` may be called from another thread."""
+
+    def __init__(self) -> None:
+        self._heard_s: float | None = None
+        self._stopped: str | None = None
+
+    def hear(self, message: Mapping[str, Any], now_s: float) -> None:
+        """Take a state message; anything else is passed over."""
+        try:
+            state = json.loads(message["data"])
+            is_ours = isinstance(state["you"], int)
+            stopped = state["stopped"]
+        except (KeyError, TypeError, ValueError, RecursionError):
+            return
+        if is_ours:
+            self._stopped = stopped if isinstance(stopped, str) else None
+            self._heard_s = now_s
+
+    def link_came_up(self) -> None:
+        """Forget: behind a new link there may be no guard."""
+        self._heard_s = self._stopped = None
+
+    def is_there(self, now_s: float) -> bool:
+        """Whether a guard checks what we send."""
+        return self._heard_s is not None and now_s - self._heard_s <= SILENCE_S
+
+    def stopped(self, now_s: float) -> str | None:
+        """Return why the guard lets nothing pass, None where it does or there is none."""
+        return self._stopped if self.is_there(now_s) else None
