@@ -362,6 +362,23 @@ class Client:
         self._inbox.listen(topic, callback)
 
 
+SWINGS = ((0.4, 6.0), (0.3, 7.0), (0.4, 5.0), (0.3, 8.0))
+"""Of the first four joints: rad and rad/s."""
+REACH_RAD = 0.4
+"""A target is at most so far from the one before, and the first one from the arm."""
+
+
+def swing(seen: Observation, time_s: float) -> ActionChunk:
+    """Return six targets, 0.1 s apart, that swing round the home pose."""
+    targets = np.tile(HOME_RAD, (6, 1))
+    for joint, (size, pace) in enumerate(SWINGS):
+        targets[:, joint] += size * np.sin(pace * (time_s + 0.1 * np.arange(1, 7)) + joint)
+    before = seen.joints.position_rad
+    for target in targets:
+        target[:] = before = np.clip(target, before - REACH_RAD, before + REACH_RAD)
+    return ActionChunk(np.clip(targets, LOWER_RAD, UPPER_RAD), 0.1)
+
+
 class FastPolicy:
     """Swings four joints at up to half of the velocity limit; takes `policy_s` of that time."""
 
@@ -370,11 +387,7 @@ class FastPolicy:
 
     def predict(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         self._world.pass_time(self._world.case.policy_s)
-        due_s = observations[0].time_s + 0.1 * np.arange(1, 7)
-        targets = np.tile(HOME_RAD, (6, 1))
-        for joint, (size, pace) in enumerate(((0.4, 6.0), (0.3, 7.0), (0.4, 5.0), (0.3, 8.0))):
-            targets[:, joint] += size * np.sin(pace * due_s + joint)
-        return [ActionChunk(np.clip(targets, LOWER_RAD, UPPER_RAD), 0.1)]
+        return [swing(observations[0], observations[0].time_s)]
 
     def reset(self) -> None:
         """Nothing is remembered."""
