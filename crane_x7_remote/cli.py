@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import logging
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
+from crane_x7_remote import settings
 from crane_x7_remote.errors import ExitCode, RemoteError
+from crane_x7_vla_rl import log_text
 
 COMMANDS = {
     "infer": ("crane_x7_remote.inference.command", "drive the arm: camera in, trajectories out"),
@@ -22,10 +24,20 @@ COMMANDS = {
 """Name → module with `add_arguments(parser)` and `run(args) -> int`, and its line of help."""
 
 
+class Parser(argparse.ArgumentParser):
+    """Its complaints show no secret that stands in the environment as well."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print usage and `message`, and exit with code 2."""
+        super().error(log_text.tell(message))
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command named in `argv` and return its exit code (see errors.ExitCode)."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    parser = argparse.ArgumentParser(
+    log_text.install()
+    settings.tidy_environment()
+    parser = Parser(
         prog="crane-x7-remote",
         description="Run vision-language-action policies on a CRANE-X7 arm from anywhere.",
     )
@@ -42,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(module.run(args))
     except RemoteError as error:
-        print(f"crane-x7-remote {args.command}: {error}", file=sys.stderr)
+        print(log_text.tell(f"crane-x7-remote {args.command}: {error}"), file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 128 + 2
@@ -51,12 +63,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _configure_logging(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(),
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)-7s %(name)s: %(message)s",
-        datefmt="%H:%M:%S",
-    )
+    line = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+    log_text.configure(level, line, datefmt="%H:%M:%S")
 
 
 if __name__ == "__main__":

@@ -54,6 +54,15 @@ class PeerUnreachableError(RemoteError):
     exit_code = ExitCode.PEER_UNREACHABLE
 
 
+class LinkFailedError(RemoteError):
+    """The thread of the connection to rosbridge ended by an error of ours; nothing brings it back.
+
+    Its cause is the error that ended it.
+    """
+
+    exit_code = ExitCode.UNEXPECTED
+
+
 class PolicyError(RemoteError):
     """The policy or its model could not be loaded."""
 

@@ -36,8 +36,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Send `args.text`; return 0 when the robot has it. Raises PeerUnreachableError."""
     chosen = settings.from_args(args)
-    say(args.text, chosen.rosbridge_host, chosen.rosbridge_port, chosen.instruction_topic)
-    print(f"said on {chosen.instruction_topic}: {args.text}")
+    text = messages.instruction({"data": args.text})
+    say(text, chosen.rosbridge_host, chosen.rosbridge_port, chosen.instruction_topic)
+    print(f"said on {chosen.instruction_topic}: {text}")
     return ExitCode.OK
 
 

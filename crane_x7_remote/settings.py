@@ -2,15 +2,14 @@
 
 `os.environ` is read here, and in crane_x7_vla_rl/training/settings.py, as a training may begin
 where no command of ours ran before. Each field is an environment variable of the same name in
-capitals and a flag of the same name with dashes; precedence: default < variable < flag. All
-mistakes are reported at once.
+capitals and a flag of the same name with dashes; precedence: default < variable < flag. Secrets are
+stripped, words such as `null` mean unset where no value can be such a word, and all mistakes are
+reported at once.
 """
 
 from __future__ import annotations
 
 import argparse
-import base64
-import binascii
 import difflib
 import ipaddress
 import os
@@ -19,10 +18,21 @@ import typing
 from collections.abc import Iterable, Mapping
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    BeforeValidator,
+    Field,
+    PrivateAttr,
+    SecretStr,
+    ValidationError,
+    field_validator,
+)
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
+from crane_x7_remote import public_keys, robot_address
 from crane_x7_remote.errors import SettingsError
+from crane_x7_vla_rl import secret_text, variables
+from crane_x7_vla_rl.log_text import cut
+from crane_x7_vla_rl.prompt import MAX_INSTRUCTION_BYTES, clean_instruction
 
 OWN_PREFIXES = ("VLA_", "ROSBRIDGE_", "LIFT_")
 """A variable that starts like this and is no field is taken for a typing mistake."""
@@ -32,10 +42,17 @@ OLD_NAMES = {"TS_AUTH_KEY": "ts_authkey"}
 """What Tailscale's own container still takes."""
 BOOT_PREFIXES = ("ts_", "ssh_", "public_key", "boot_", "hf_home", "wandb_", "lift_")
 """Fields that `boot` reads, or only hands on: no flags of a role."""
-KEY_TYPES = (
-    "ssh-ed25519", "ssh-rsa", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521",
-    "sk-ssh-ed25519@openssh.com", "sk-ecdsa-sha2-nistp256@openssh.com",
+KEY_FIELDS = ("ssh_public_key", "public_key")
+UNSETTABLE = (
+    "rosbridge_host", "rosbridge_proxy", "vla_policy", "vla_model_path", "vla_center_crop",
+    "vla_chunk_steps", "ts_hostname", "ts_state_dir", "ts_socket", "ts_socks5_server",
+    "ts_outbound_http_proxy_listen", "ssh_listen_address", "ssh_state_dir", "boot_run_dir",
+    "lift_simulator", "lift_backend", "hf_home", "wandb_dir",
 )  # fmt: skip
+"""Fields besides secrets and keys for which null, None, nil and undefined mean unset, and where
+blanks and quotes at the ends are not meant. Numbers are none of them: MAX_JUMP=none must not be
+guessed. Nor are texts that may be such words: an instruction, a topic, a key of statistics."""
+PROXIES = ("rosbridge_proxy",)
 
 EmptyIsNone = BeforeValidator(lambda value: None if value == "" else value)
 """Templates often pass on an empty variable; for an optional one that means unset."""
@@ -56,7 +73,7 @@ class Settings(BaseSettings):
     )
 
     rosbridge_host: str = "crane-x7-local"
-    """Host name or address of the robot's rosbridge server."""
+    """Host name or address of the robot's rosbridge server; host:port, ws://host:port are read."""
     rosbridge_port: Port = 9090
     """Port of the robot's rosbridge server."""
     rosbridge_proxy: Annotated[str | None, EmptyIsNone] = None
@@ -170,20 +187,22 @@ node leaves the tailnet when the container stops; empty: it is also registered a
     wandb_api_key: Annotated[SecretStr | None, EmptyIsNone] = None
     """Key of W&B; reaches the role and ssh sessions."""
 
+    _notes: tuple[str, ...] = PrivateAttr(())
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was left out of the environment, a line each: worth a warning, not an error."""
+        return self._notes
+
     @field_validator("vla_task_instruction")
     @classmethod
-    def _instruction_is_not_blank(cls, value: str) -> str:
+    def _instruction_is_fit_for_a_prompt(cls, value: str) -> str:
         if not value.strip():
             raise ValueError("is blank; expected a task such as 'pick up the red cube'")
-        return value
-
-    @field_validator("ssh_public_key", "public_key")
-    @classmethod
-    def _keys_are_keys(cls, value: str | None) -> str | None:
-        for number, line in enumerate((value or "").splitlines(), 1):
-            if line.strip() and not line.lstrip().startswith("#"):
-                _check_public_key(line, number)
-        return value
+        words = clean_instruction(value)
+        if len(words.encode()) > MAX_INSTRUCTION_BYTES:
+            raise ValueError(f"is longer than {MAX_INSTRUCTION_BYTES} bytes")
+        return words
 
     @field_validator("ts_socks5_server", "ts_outbound_http_proxy_listen")
     @classmethod
@@ -204,6 +223,8 @@ node leaves the tailnet when the container stops; empty: it is also registered a
     @field_validator("ts_extra_args", "ts_tailscaled_extra_args")
     @classmethod
     def _words_are_closed_and_hold_no_key(cls, value: str) -> str:
+        if variables.means_unset(value):
+            return ""
         for word in shlex.split(value):
             if word.lstrip("-").partition("=")[0] in ("authkey", "auth-key"):
                 raise ValueError("holds the auth key, which `ps` would show; use TS_AUTHKEY")
@@ -239,21 +260,42 @@ def load(
     A flag of None counts as not given. Raises SettingsError that names every wrong variable.
     """
     environ = os.environ if environ is None else environ
+    secret_text.remember_environment(environ)
+    meant, problems = _tidied(environ)
     values: dict[str, Any] = {
-        name: environ[name.upper()] for name in Settings.model_fields if name.upper() in environ
+        name: meant[name.upper()] for name in Settings.model_fields if name.upper() in meant
     }
     for old, name in OLD_NAMES.items():
-        if old in environ:
-            values.setdefault(name, environ[old])
+        if old in meant:
+            values.setdefault(name, meant[old])
     values |= {name: value for name, value in (flags or {}).items() if value is not None}
-    problems = list(_unknown_variables(environ))
+    notes = _read_keys(values, problems)
+    _read_addresses(values, problems)
+    _read_secrets(values, problems)
+    problems += _unknown_variables(environ)
     try:
         settings = Settings(**values)
     except ValidationError as error:
         problems += [_explain(problem) for problem in error.errors()]
     if problems:
-        raise SettingsError("settings are wrong:\n" + "\n".join(f"  {line}" for line in problems))
+        # A secret may be wrong as a variable, and again as the field's value.
+        lines = "\n".join(f"  {line}" for line in dict.fromkeys(problems))
+        raise SettingsError(f"settings are wrong:\n{lines}")
+    settings._notes = tuple(notes)
     return settings
+
+
+def tidy_environment() -> None:
+    """Let this process's environment hold what was meant, and mask its secrets from now on.
+
+    For libraries that read it themselves, and for children. A secret that cannot be used stays, for
+    `load` to report.
+    """
+    secret_text.remember_environment(os.environ)
+    meant = inherited()
+    for name in os.environ.keys() - meant.keys():
+        del os.environ[name]
+    os.environ.update(meant)
 
 
 def add_flags(parser: argparse.ArgumentParser, fields: Iterable[str]) -> None:
@@ -286,8 +328,8 @@ def from_args(args: argparse.Namespace) -> Settings:
 
 
 def inherited() -> dict[str, str]:
-    """Return the whole environment of this process, to be handed on to others."""
-    return dict(os.environ)
+    """Return the environment of this process as it was meant, to be handed on to others."""
+    return _tidied(os.environ)[0]
 
 
 def secret_variables() -> frozenset[str]:
@@ -297,7 +339,7 @@ def secret_variables() -> frozenset[str]:
         for name, field in Settings.model_fields.items()
         if SecretStr in typing.get_args(field.annotation)
     }
-    return frozenset(named | set(OLD_NAMES))
+    return frozenset(named | set(OLD_NAMES) | set(variables.SECRETS))
 
 
 def role_fields() -> list[str]:
@@ -321,20 +363,80 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
-def _check_public_key(line: str, number: int) -> None:
-    """Raise ValueError that names the line unless it is `type base64 [comment]`; never show it."""
-    words = line.split()
-    if "PRIVATE KEY" in line:
-        raise ValueError(f"line {number} is a private key; give the one that ends in .pub")
-    if words[0] not in KEY_TYPES:
-        raise ValueError(f"line {number} is no public key; expected 'ssh-ed25519 …' or alike")
+def _tidied(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
+    texts = [name.upper() for name in UNSETTABLE]
+    return variables.tidied(environ, secret_variables(), texts)
+
+
+def _read_secrets(values: dict[str, Any], problems: list[str]) -> None:
+    """Strip secrets, also those of flags; mask them, and say which cannot be used."""
+    for variable in secret_variables():
+        name = variable.lower()
+        if isinstance(values.get(name), str):
+            secret_text.remember(_without_path(values[name]))
+            try:
+                values[name] = variables.secret(values[name])
+            except ValueError as error:
+                problems.append(f"{variable}=***: {error}")
+                del values[name]
+
+
+def _without_path(secret: str) -> str:
+    return "" if secret.startswith(variables.FILE_PREFIX) else secret
+
+
+def _read_keys(values: dict[str, Any], problems: list[str]) -> list[str]:
+    """Put each public key on a line of its own; return what is left out of PUBLIC_KEY.
+
+    That one is injected by platforms: beside a usable SSH_PUBLIC_KEY, what is wrong with it is no
+    reason to keep everybody out.
+    """
+    found = {name: public_keys.read(values.get(name)) for name in KEY_FIELDS}
+    for name in KEY_FIELDS:
+        if name in values:
+            values[name] = "\n".join(found[name].lines)
+    own, injected = (found[name] for name in KEY_FIELDS)
+    problems += [f"SSH_PUBLIC_KEY=***: {text}" for text in own.problems]
+    if own.lines:
+        return [f"PUBLIC_KEY: {text}; it is left out" for text in injected.problems]
+    problems += [f"PUBLIC_KEY=***: {text}" for text in injected.problems]
+    return []
+
+
+def _read_addresses(values: dict[str, Any], problems: list[str]) -> None:
+    """Take a port out of ROSBRIDGE_HOST, and refuse what is no address before it is dialled."""
+    host = values.get("rosbridge_host")
+    if isinstance(host, str):
+        if not variables.bare(host):
+            del values["rosbridge_host"]
+        else:
+            _read_host(host, values, problems)
+    for name in PROXIES:
+        proxy = values.get(name)
+        if isinstance(proxy, str) and variables.bare(proxy):
+            secret_text.remember_password(proxy)
+            try:
+                values[name] = robot_address.read_proxy(proxy)
+            except ValueError as error:
+                problems.append(f"{name.upper()}={_repr(name, proxy)}: {error}")
+                del values[name]
+
+
+def _read_host(text: str, values: dict[str, Any], problems: list[str]) -> None:
     try:
-        blob = base64.b64decode(words[1], validate=True)
-    except (IndexError, binascii.Error):
-        blob = b""
-    name = words[0].encode()
-    if not blob.startswith(len(name).to_bytes(4, "big") + name) or len(blob) < len(name) + 36:
-        raise ValueError(f"line {number} is a damaged or cut {words[0]} key; copy the whole line")
+        values["rosbridge_host"], port = robot_address.read_host(text)
+    except ValueError as error:
+        problems.append(f"ROSBRIDGE_HOST={_repr('rosbridge_host', text)}: {error}")
+        del values["rosbridge_host"]
+        return
+    if port is None:
+        return
+    other = values.setdefault("rosbridge_port", port)
+    if str(other).strip() != str(port):
+        problems.append(
+            f"ROSBRIDGE_HOST={_repr('rosbridge_host', text)} names port {port}, and ROSBRIDGE_PORT"
+            f" is {cut(str(other), 20)}; name one port"
+        )
 
 
 def _unknown_variables(environ: Mapping[str, str]) -> Iterable[str]:
@@ -353,9 +455,19 @@ def _unknown_variables(environ: Mapping[str, str]) -> Iterable[str]:
 def _explain(problem: Mapping[str, Any]) -> str:
     variable = str(problem["loc"][0]).upper()
     message = str(problem["msg"]).removeprefix("Value error, ")
-    is_secret = "TOKEN" in variable or "KEY" in variable or variable.endswith("EXTRA_ARGS")
-    came = "***" if is_secret else repr(problem["input"])
-    return f"{variable}={came}: {message}"
+    return f"{variable}={_repr(variable.lower(), problem['input'])}: {message}"
+
+
+def _repr(name: str, value: object) -> str:
+    """Return what came, as it may be shown."""
+    if "token" in name or "key" in name or name.endswith("extra_args"):
+        return "***"
+    text = (
+        robot_address.without_password(value)
+        if name in PROXIES and isinstance(value, str)
+        else value
+    )
+    return cut(repr(text), 120)
 
 
 def as_markdown() -> str:
@@ -364,7 +476,8 @@ def as_markdown() -> str:
         "# Settings",
         "",
         "Each is an environment variable and a flag of the same name in lower case with dashes",
-        "(`--rosbridge-host`). Default < variable < flag. Empty means unset where that is allowed.",
+        "(`--rosbridge-host`). Default < variable < flag. Empty means unset where that is allowed,",
+        "and so do null, None, nil and undefined for secrets, keys, folders, addresses and models.",
         "",
         "| variable | default | meaning |",
         "|---|---|---|",

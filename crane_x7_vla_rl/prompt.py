@@ -6,6 +6,8 @@ put into a sequence.
 
 from __future__ import annotations
 
+import re
+import unicodedata
 from typing import Final
 
 BOS_TOKEN: Final = 1
@@ -14,11 +16,35 @@ PROMPT_END_TOKEN: Final = 29871
 """Llama's lone blank, which stands between prompt and action."""
 STOP_TOKEN: Final = 2
 """Follows the action in training."""
+MAX_INSTRUCTION_BYTES: Final = 1024
+"""Of UTF-8, for an instruction that comes from a bridge or the environment."""
+JOINERS: Final = "\u200c\u200d"
+"""Format characters that belong to words of some scripts, and to emoji."""
+LINE_SPACE: Final = re.compile("[ ]*[\t\n\v\f\r\x1c-\x1f\x85\u2028\u2029]+[ ]*")
+"""Blanks that end a line or move within it, with plain ones around."""
+
+
+def clean_instruction(text: str) -> str:
+    """Return an instruction in one line, without blanks at its ends.
+
+    Line breaks and tabs become blanks: none may end the instruction's part of the prompt. Raises
+    ValueError where no words are left, and for control, format and surrogate characters.
+    """
+    words = LINE_SPACE.sub(" ", text.strip()).strip()
+    if not words:
+        raise ValueError(f"instruction is {text[:60]!r}, expected words that say what to do")
+    if words.isprintable():
+        return words
+    for place, letter in enumerate(words, 1):
+        if unicodedata.category(letter) in ("Cc", "Cf", "Cs") and letter not in JOINERS:
+            raise ValueError(
+                f"instruction holds the control character U+{ord(letter):04X} at place {place};"
+                " expected words alone"
+            )
+    return words
 
 
 def prompt(instruction: str) -> str:
-    """Return the prompt for `instruction`, in lower case; raises ValueError for a blank one."""
-    words = instruction.strip().lower()
-    if not words:
-        raise ValueError(f"instruction is {instruction!r}, expected words that say what to do")
+    """Return the prompt for `instruction`, in lower case; raises ValueError, see above."""
+    words = clean_instruction(instruction).lower()
     return f"In: What action should the robot take to {words}?\nOut:"

@@ -16,7 +16,7 @@ from links import ConnectProxy, Proxy, RecordingServer, SocksProxy
 from loop_rig import PICTURE, Tunnel, wait_until
 from websockets.sync.server import ServerConnection
 
-from crane_x7_remote.errors import PeerUnreachableError
+from crane_x7_remote.errors import LinkFailedError, PeerUnreachableError
 from crane_x7_remote.rosbridge import messages, protocol
 from crane_x7_remote.rosbridge.client import RosbridgeClient
 from crane_x7_remote.rosbridge.config import ClientConfig
@@ -396,3 +396,47 @@ def test_a_web_server_is_told_from_a_rosbridge() -> None:
         thread.join(5)
     assert "not a WebSocket server" in text
     assert "ROSBRIDGE_PORT" in text
+
+
+# --- a network thread that ends ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("host", "more"),
+    [
+        ("a" * 300, {}),  # the resolver raises UnicodeError, no error of the network
+        ("h", {"proxy": "socks5h://127.0.0.1:99999"}),
+    ],
+)
+def test_whatever_ends_the_network_thread_is_handed_to_whoever_waits(
+    host: str, more: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    started_s = time.monotonic()
+    with client(9, host, **more) as robot:
+        with pytest.raises(LinkFailedError) as caught:
+            robot.wait_connected(20)
+        assert caught.value.__cause__ is not None
+        assert robot.link.last_error
+        assert not robot.link.connected
+        for ask in (robot.take_instruction, lambda: robot.wait_frame(None, 20)):
+            with pytest.raises(LinkFailedError):
+                ask()
+        assert robot.publish(number(1)) is False
+    assert time.monotonic() - started_s < 10
+    assert "Traceback" not in capsys.readouterr().err
+
+
+def test_an_error_that_nobody_foresaw_ends_the_waiting_at_once(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def fail(config: object) -> None:
+        raise ZeroDivisionError(f"no {type(config).__name__}\n12:00:00 INFO forged")
+
+    monkeypatch.setattr("crane_x7_remote.rosbridge.client.open_link", fail)
+    started_s = time.monotonic()
+    with client(9) as robot:
+        with pytest.raises(LinkFailedError, match="ZeroDivisionError: no LinkConfig") as caught:
+            robot.wait_connected(20)
+        assert len(str(caught.value).splitlines()) == 1
+        wait_until(lambda: robot.link.last_error, 5, "the status says so too")
+    assert time.monotonic() - started_s < 5

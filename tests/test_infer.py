@@ -131,6 +131,36 @@ def test_an_unknown_host_names_host_and_port_and_what_to_check() -> None:
     assert "Traceback" not in errors
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("ROSBRIDGE_HOST", "wss://robot:9090"),
+        ("ROSBRIDGE_HOST", "robot:99999"),
+        ("ROSBRIDGE_HOST", "my robot"),
+        ("ROSBRIDGE_PROXY", "socks5h://127.0.0.1:99999"),
+        ("ROSBRIDGE_PROXY", "127.0.0.1:1055"),
+    ],
+)
+def test_an_address_that_cannot_be_dialled_is_refused_before_anything_starts(
+    variable: str, value: str
+) -> None:
+    done = _command("--policy", "color-servo", **{variable: value})
+    assert done.returncode == 3
+    assert f"{variable}={value!r}: " in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_whole_address_as_the_host_drives(robot: FaultyRobot, tmp_path: Path) -> None:
+    path = tmp_path / "metrics.json"
+    host = f"ws://127.0.0.1:{robot.port}/"
+    process = _infer(
+        "slow", "--rosbridge-host", host, "--dry-run", "--duration", "2", "--metrics", str(path)
+    )
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 0, errors
+    assert json.loads(path.read_text())["trajectories"] > 5
+
+
 def test_waiting_for_a_robot_that_comes_later_succeeds(tmp_path: Path) -> None:
     port, path = _free_port(), tmp_path / "metrics.json"
     process = _infer(

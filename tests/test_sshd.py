@@ -64,6 +64,37 @@ def test_keys_of_both_variables_and_of_every_line_open(
         assert one.run("true").returncode == 0
 
 
+@pytest.mark.parametrize("between", [" ", "\t", ",", ";", "\\n", "\xa0"])
+def test_keys_that_a_platform_joined_all_open(
+    machine: Machine, login: Login, tmp_path: Path, between: str
+) -> None:
+    (tmp_path / "second").mkdir()
+    second = Login.make(machine.network, tmp_path / "second")
+    keys = between.join((login.public_key, second.public_key))
+    _boot(machine, login, "sshd", SSH_PUBLIC_KEY="null", PUBLIC_KEY=keys)
+    for one in (login, second):
+        assert one.run("true").returncode == 0
+
+
+@pytest.mark.parametrize("injected", ["null", "None", "undefined", '""', "rubbish"])
+def test_an_injected_value_that_is_no_key_keeps_nobody_out(
+    machine: Machine, login: Login, injected: str
+) -> None:
+    _boot(machine, login, "sshd", PUBLIC_KEY=injected)
+    assert login.run("true").returncode == 0
+    warned = "PUBLIC_KEY: line 1 is no public key" in machine.log
+    assert warned == (injected == "rubbish")
+
+
+def test_sessions_are_handed_secrets_as_they_were_meant(machine: Machine, login: Login) -> None:
+    given = {"HF_TOKEN": "hf_abcdefgh\n", "WANDB_API_KEY": '"wandbkey"', "WANDB_DIR": "null"}
+    _boot(machine, login, "sshd", **given)
+    seen = login.run("cat /proc/self/environ").stdout.split("\0")
+    assert {"HF_TOKEN=hf_abcdefgh", "WANDB_API_KEY=wandbkey"} <= set(seen)
+    assert not [entry for entry in seen if entry.startswith("WANDB_DIR=")]
+    assert "not in ssh sessions" not in machine.log
+
+
 def test_root_password_and_strange_key_are_refused(
     machine: Machine, login: Login, tmp_path: Path
 ) -> None:

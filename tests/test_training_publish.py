@@ -238,6 +238,28 @@ def test_wandb_offline_keeps_the_run_and_its_id(tmp_path: Path) -> None:
     assert "wandb sync" in (run / "not-uploaded.txt").read_text()
 
 
+@pytest.mark.parametrize("written", ["{}\n", " {}\r\n", '"{}"', "\ufeff{}"])
+def test_a_wandb_key_with_more_at_its_ends_is_stripped_and_never_shown(
+    tmp_path: Path, written: str
+) -> None:
+    run, key = tmp_path / "run", "0123456789" * 4
+    env = wandb_env(tmp_path, WANDB_MODE="offline", WANDB_API_KEY=written.format(key))
+    said = finish(rig.start(rig.flags(run, *WANDB, "--max-steps", "1"), env=env))
+    assert "Traceback" not in said
+    assert key not in said
+    assert list((run / "wandb").glob("offline-run-*"))
+
+
+def test_what_wandb_does_not_take_from_the_environment_is_an_error_of_one_line(
+    tmp_path: Path,
+) -> None:
+    env = wandb_env(tmp_path, WANDB_MODE="nonsense")
+    flags = rig.flags(tmp_path / "run", *WANDB, "--max-steps", "1")
+    said = finish(rig.start(flags, env=env), ExitCode.CONFIG)
+    assert "W&B does not take what the environment says" in said
+    assert "Traceback" not in said
+
+
 def test_an_unreachable_wandb_does_not_stop_training_and_is_listed(tmp_path: Path) -> None:
     run = tmp_path / "run"
     env = wandb_env(tmp_path, WANDB_MODE="online", WANDB_BASE_URL="http://127.0.0.1:9")

@@ -11,6 +11,8 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
+from crane_x7_remote.outside import shown
+
 logger = logging.getLogger(__name__)
 
 State = Literal["off", "starting", "up", "down"]
@@ -40,7 +42,11 @@ class Board:
         self._parts = {name: self._part("off", "not asked for") for name in PARTS}
 
     def set(self, name: str, state: State, detail: str, advice: str = "") -> None:
-        """Note how part `name` is; the time is kept while the state stays the same."""
+        """Note how part `name` is; the time is kept while the state stays the same.
+
+        Detail and advice may quote other programs: they are kept without secrets, in one line.
+        """
+        detail, advice = shown(detail), shown(advice)
         before = self._parts[name]
         if state == before.state:
             self._parts[name] = replace(before, detail=detail, advice=advice)

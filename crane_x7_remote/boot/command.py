@@ -75,11 +75,13 @@ class Plan:
     def keys(self) -> tuple[str, ...]:
         """Public keys that may log in."""
         both = f"{self.settings.ssh_public_key or ''}\n{self.settings.public_key or ''}"
-        return tuple(line.strip() for line in both.splitlines() if line.strip())
+        return tuple(line for line in both.splitlines() if line)
 
 
 def make_plan(words: Sequence[str], settings: Settings) -> Plan:
     """Decide and check all that needs no process. Raises RemoteError."""
+    for note in settings.notes:
+        logger.warning("%s", note)
     account = role_account()
     files = files_module.prepare(settings)
     inherited = settings_module.inherited()

@@ -21,6 +21,7 @@ from pathlib import Path
 from crane_x7_remote.boot.account import Account
 from crane_x7_remote.boot.supervisor import Child, how_it_ended
 from crane_x7_remote.errors import RemoteError, SshdError, StateError
+from crane_x7_remote.outside import shown
 
 logger = logging.getLogger(__name__)
 
@@ -74,7 +75,9 @@ class Sshd:
         self._program = _find("sshd")
         config.run.mkdir(mode=0o755, exist_ok=True)
         self._fingerprint = _host_key(config.state, config.run)
-        (config.run / "authorized_keys").write_text("\n".join(config.keys) + "\n")
+        authorized_keys = config.run / "authorized_keys"
+        authorized_keys.write_text("\n".join(config.keys) + "\n")
+        _count_keys(authorized_keys, config.keys)
         names = write_environment(self._environ, config.account)
         (config.run / "sshd_config").write_text(render(config, names))
         if os.geteuid() == 0:
@@ -82,7 +85,7 @@ class Sshd:
         check = [self._program, "-t", "-f", str(config.run / "sshd_config")]
         done = subprocess.run(check, capture_output=True, text=True, timeout=20, check=False)
         if done.returncode != 0:
-            raise SshdError(f"sshd refuses its settings: {done.stderr.strip()}")
+            raise SshdError(f"sshd refuses its settings: {shown(done.stderr.strip())}")
 
     async def launch(self) -> Child:
         """Start sshd. Raises SshdError if something else has its port."""
@@ -183,7 +186,7 @@ def write_environment(environ: Mapping[str, str], account: Account) -> list[str]
     if done.returncode != 0:
         raise SshdError(
             f"{account.home}/.ssh/environment cannot be written by {account.name}"
-            f" ({done.stderr.strip()}); check the owner of {account.home} and its free space"
+            f" ({shown(done.stderr.strip())}); check the owner of {account.home} and its free space"
         )
     return sorted(fits)
 
@@ -205,18 +208,45 @@ def _host_key(state: Path, run: Path) -> str:
     return _keygen(keygen, "-l", "-f", str(copy)).split()[1]
 
 
-def _keygen(program: str, *words: str) -> str:
-    done = subprocess.run(
-        [program, *words],
-        stdin=subprocess.DEVNULL,
+def _count_keys(authorized_keys: Path, keys: Sequence[str]) -> None:
+    """Raise SshdError that names the keys that OpenSSH cannot read: sshd would skip them silently.
+
+    A key is named by its place and type, never shown.
+    """
+    keygen = _find("ssh-keygen")
+    read = _run(keygen, "-l", "-f", str(authorized_keys)).stdout.splitlines()
+    if len(read) == len(keys):
+        return
+    wrong = [
+        f"key {number} ({key.split()[0]})"
+        for number, key in enumerate(keys, 1)
+        if _run(keygen, "-l", "-f", "/dev/stdin", stdin=key + "\n").returncode != 0
+    ]
+    raise SshdError(
+        f"OpenSSH reads {len(read)} of the {len(keys)} keys in SSH_PUBLIC_KEY and PUBLIC_KEY; it"
+        f" cannot read {', '.join(wrong) or 'all of them together'}: copy the whole lines again,"
+        " each on its own"
+    )
+
+
+def _run(*words: str, stdin: str = "") -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        words,
+        input=stdin,
         capture_output=True,
         text=True,
+        errors="replace",
         timeout=20,
         check=False,
     )
+
+
+def _keygen(program: str, *words: str) -> str:
+    done = _run(program, *words)
     if done.returncode != 0:
         raise StateError(
-            f"ssh-keygen could not make or read the host key {words[-1]} ({done.stderr.strip()});"
+            "ssh-keygen could not make or read the host key"
+            f" {words[-1]} ({shown(done.stderr.strip())});"
             f" free space in SSH_STATE_DIR, or delete its {KEY_NAME} for a new identity"
         )
     return done.stdout

@@ -16,6 +16,7 @@ from crane_x7_remote import settings as settings_module
 from crane_x7_remote.boot.board import PARTS
 from crane_x7_remote.boot.files import run_dirs, status_socket
 from crane_x7_remote.errors import ExitCode, UnhealthyError
+from crane_x7_remote.outside import shown
 
 ANSWER_TIMEOUT_S = 5.0
 
@@ -53,9 +54,9 @@ def as_text(answer: dict[str, Any]) -> str:
     for name in PARTS:
         part = answer[name]
         since = f"{part['since'][:19].replace('T', ' ')} UTC ({_duration(part['for_s'])})"
-        lines.append(f"{name:<7} {part['state']:<9} since {since}  {part['detail']}")
+        lines.append(f"{name:<7} {part['state']:<9} since {since}  {shown(part['detail'])}")
         if part["advice"]:
-            lines.append(f"{'':<7} → {part['advice']}")
+            lines.append(f"{'':<7} → {shown(part['advice'])}")
     return "\n".join(lines)
 
 

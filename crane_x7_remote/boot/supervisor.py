@@ -13,12 +13,13 @@ import os
 import signal
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from crane_x7_remote.boot.account import Account
 from crane_x7_remote.boot.board import Board
 from crane_x7_remote.errors import RemoteError
+from crane_x7_remote.outside import Lines, shown
 from crane_x7_remote.parent_death import die_with
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,8 @@ STEADY_S = 60.0
 FAILED_START_S = 3.0
 """Grace for a daemon that did not become ready."""
 KEPT_LINES = 40
+LOGGED_CHARACTERS = 1000
+"""Of one line."""
 LAST_WORDS_S = 0.5
 
 
@@ -42,7 +45,8 @@ def how_it_ended(code: int, last_lines: Sequence[str]) -> str:
     for number in signal.Signals:
         if code == 128 + number:
             return f"was ended by {number.name}"
-    return f"ended with {code}: {' / '.join(last_lines[-3:]) or 'no message'}"
+    said = " / ".join(shown(line) for line in last_lines[-3:])
+    return f"ended with {code}: {said or 'no message'}"
 
 
 class _Output(asyncio.Protocol):
@@ -52,7 +56,7 @@ class _Output(asyncio.Protocol):
         self.lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._name = name
         self._level = level
-        self._rest = b""
+        self._cutter = Lines()
         self._ended = asyncio.Event()
         self._transport: asyncio.ReadTransport | None = None
 
@@ -67,22 +71,22 @@ class _Output(asyncio.Protocol):
         """Read to the end, or for a moment where others still hold the pipe; then close it."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._ended.wait(), LAST_WORDS_S)
-        if self._rest:
-            self.data_received(b"\n")
+        self._keep(self._cutter.end())
         if self._transport is not None:
             self._transport.close()
 
     def data_received(self, data: bytes) -> None:
         """Log whole lines, keep the rest."""
-        *lines, self._rest = (self._rest + data).split(b"\n")
-        for line in lines:
-            text = line.decode(errors="replace").rstrip()
-            self.lines.append(text)
-            logger.log(self._level, "%s: %s", self._name, text)
+        self._keep(self._cutter.feed(data))
 
     def eof_received(self) -> None:
         """Note the end."""
         self._ended.set()
+
+    def _keep(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.lines.append(line)
+            logger.log(self._level, "%s: %s", self._name, shown(line, LOGGED_CHARACTERS))
 
 
 class Child:

@@ -29,6 +29,7 @@ from crane_x7_remote.errors import (
     TailnetKeyExpiredError,
     TailscaledError,
 )
+from crane_x7_remote.outside import remember, shown
 from crane_x7_remote.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -37,6 +38,8 @@ SOCKET_TIMEOUT_S = 15.0
 POLL_S = 0.02
 COMMAND_TIMEOUT_S = 10.0
 WATCH_S = 5.0
+OUTPUT_CHARACTERS = 2000
+"""Of what `tailscale up` says, in which the cause is looked for."""
 TUN = Path("/dev/net/tun")
 
 
@@ -81,8 +84,13 @@ class Tailscaled:
                 f" {TUN} --cap-add NET_ADMIN, or leave TS_USERSPACE alone"
             )
         key_file = self._key.removeprefix("file:")
-        if key_file != self._key and not os.access(key_file, os.R_OK):
-            raise SettingsError(f"TS_AUTHKEY=file:{key_file}: there is no such file to read")
+        if key_file != self._key:
+            try:
+                remember(Path(key_file).read_text(errors="replace"))
+            except OSError as error:
+                raise SettingsError(
+                    f"TS_AUTHKEY=file:{key_file}: there is no such file to read ({error.strerror})"
+                ) from error
         try:
             shutil.rmtree(self._files.run / "tailscale", ignore_errors=True)
             (self._files.run / "tailscale").mkdir(mode=0o700)
@@ -136,7 +144,7 @@ class Tailscaled:
 
     def explain_end(self, code: int, last_lines: Sequence[str]) -> RemoteError:
         """Return its last words."""
-        text = self._without_key(how_it_ended(code, last_lines))
+        text = how_it_ended(code, last_lines)
         hint = ""
         if any("address already in use" in line for line in last_lines):
             hint = "; set TS_SOCKS5_SERVER and TS_OUTBOUND_HTTP_PROXY_LISTEN to free ports"
@@ -167,7 +175,7 @@ class Tailscaled:
         if answer.code == 0:
             logger.info("%s: logged out of the tailnet", self.part)
         else:
-            logger.warning("%s: could not log out: %s", self.part, answer.output)
+            logger.warning("%s: could not log out: %s", self.part, shown(answer.output.strip()))
 
     async def _up(self, use_key: bool) -> None:
         key_file = self._files.run / "authkey"
@@ -188,7 +196,7 @@ class Tailscaled:
 
     async def _explain_refusal(self, answer: Answer) -> RemoteError:
         status = await self._status()
-        text = self._without_key(answer.output.strip())
+        text = shown(answer.output.strip(), OUTPUT_CHARACTERS)
         if "backend error" in text:
             word = text.partition("backend error:")[2].strip()
             if "expired" in word.lower():
@@ -205,7 +213,7 @@ class Tailscaled:
             )
         if "timeout waiting" in text or answer.code == TIMED_OUT:
             seconds = f"TS_LOGIN_TIMEOUT={self._settings.ts_login_timeout:g} s"
-            word = self._without_key("; ".join(status.get("Health") or []))
+            word = shown("; ".join(status.get("Health") or []))
             return ControlUnreachableError(
                 f"not on the tailnet within {seconds}: {word or text}; check the network of this"
                 " machine, and --login-server in TS_EXTRA_ARGS"
@@ -227,7 +235,8 @@ class Tailscaled:
         try:
             status: dict[str, Any] = json.loads(answer.output)
         except ValueError as error:
-            raise TailscaledError(f"`tailscale status` failed: {answer.output.strip()}") from error
+            said = shown(answer.output.strip())
+            raise TailscaledError(f"`tailscale status` failed: {said}") from error
         return status
 
     async def _tailscale(self, *words: str, timeout_s: float = COMMAND_TIMEOUT_S) -> Answer:
@@ -268,10 +277,7 @@ class Tailscaled:
     @property
     def _key(self) -> str:
         secret = self._settings.ts_authkey
-        return "" if secret is None else secret.get_secret_value().strip()
-
-    def _without_key(self, text: str) -> str:
-        return text.replace(self._key, "***") if self._key else text
+        return "" if secret is None else secret.get_secret_value()
 
 
 TIMED_OUT = -1

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from crane_x7_remote.boot.files import Files
+from crane_x7_remote.outside import shown
 from crane_x7_remote.settings import Settings, split_address
 
 NEW_KEY = (
@@ -84,4 +85,4 @@ def trouble(status: Mapping[str, Any]) -> tuple[str, str] | None:
 
 
 def _health(status: Mapping[str, Any]) -> str:
-    return "; ".join(status.get("Health") or ["no reason given"])
+    return shown("; ".join(status.get("Health") or ["no reason given"]))

@@ -24,13 +24,14 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
-from crane_x7_remote.errors import PeerUnreachableError
+from crane_x7_remote.errors import LinkFailedError, PeerUnreachableError
 from crane_x7_remote.rosbridge import protocol
 from crane_x7_remote.rosbridge.config import ClientConfig, LinkStatus, Subscription
 from crane_x7_remote.rosbridge.connection import close_link, explain, open_link, pause_s, watch
 from crane_x7_remote.rosbridge.inbox import Callback, Inbox, Topics
 from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
 from crane_x7_remote.rosbridge.silence import Change, describe
+from crane_x7_vla_rl.log_text import shown
 
 logger = logging.getLogger(__name__)
 
@@ -60,6 +61,8 @@ class RosbridgeClient:
         self._connections = 0
         self._rtt_s: float | None = None
         self._last_error: str | None = None
+        self._failure: BaseException | None = None
+        """What ended the network thread before `close`."""
         self._sending = threading.Lock()
         self._in_flight = False
         self._dropped = 0
@@ -141,21 +144,35 @@ class RosbridgeClient:
         return describe(topic, self._subscriptions[topic].type_name, self._inbox.ros_version)
 
     def wait_connected(self, timeout_s: float) -> None:
-        """Wait until the server answers; raises PeerUnreachableError with the cause."""
+        """Wait until the server answers; raises PeerUnreachableError with the cause.
+
+        Raises LinkFailedError at once where the network thread has ended by an error.
+        """
         with self._changed:
-            if self._changed.wait_for(lambda: self._connected, timeout_s):
-                return
+            self._changed.wait_for(lambda: self._connected or self._failure, timeout_s)
+        self.check()
+        if self._connected:
+            return
         host, port = self._config.host, self._config.port
         waited = replace(self._config.link, open_timeout_s=timeout_s)
         cause = self._last_error or explain(TimeoutError(), waited)
         raise PeerUnreachableError(f"rosbridge at {host}:{port}: {cause}")
+
+    def check(self) -> None:
+        """Raise LinkFailedError if the network thread has ended by an error: no link will come."""
+        if self._failure is not None:
+            raise LinkFailedError(f"rosbridge: {self._last_error}") from self._failure
 
     def latest_frame(self) -> EncodedFrame | None:
         """Return the newest frame, used or not."""
         return self._inbox.frame
 
     def wait_frame(self, newer_than: EncodedFrame | None, timeout_s: float) -> EncodedFrame | None:
-        """Return a frame other than `newer_than` once there is one; None after the timeout."""
+        """Return a frame other than `newer_than` once there is one; None after the timeout.
+
+        Raises LinkFailedError where the network thread has ended by an error.
+        """
+        self.check()
         return self._inbox.wait_frame(newer_than, timeout_s)
 
     def joints(self) -> StampedJoints | None:
@@ -163,7 +180,11 @@ class RosbridgeClient:
         return self._inbox.joints
 
     def take_instruction(self) -> str | None:
-        """Return the newest instruction if it has not been taken yet."""
+        """Return the newest instruction if it has not been taken yet.
+
+        Raises LinkFailedError where the network thread has ended by an error.
+        """
+        self.check()
         return self._inbox.take_instruction()
 
     def frame_age_s(self, frame: EncodedFrame, now: float) -> float:
@@ -228,8 +249,32 @@ class RosbridgeClient:
         asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_until_complete(self._connect_until_stopped())
+        except BaseException as error:  # whoever waits must hear of it, whatever it is
+            self._note_failure(error)
         finally:
+            self._end_tasks()
             self._loop.close()
+
+    def _end_tasks(self) -> None:
+        """Cancel what an error has left behind, so that nothing is destroyed while it waits."""
+        left = asyncio.all_tasks(self._loop)
+        for task in left:
+            task.cancel()
+        if left:
+            self._loop.run_until_complete(asyncio.wait(left, timeout=1.0))
+
+    def _note_failure(self, error: BaseException) -> None:
+        """Tell everybody that there will be no link any more; the trace is for debugging."""
+        logger.debug("the network thread ended", exc_info=error)
+        host, port = self._config.host, self._config.port
+        text = f"{type(error).__name__}: {shown(error)}"
+        with self._changed:
+            self._connected = False
+            self._since_s = self._clock()
+            self._last_error = f"no connection to {host}:{port} can be made any more ({text})"
+            self._failure = error
+            self._changed.notify_all()
+        logger.error("%s", self._last_error)
 
     async def _connect_until_stopped(self) -> None:
         stopping = asyncio.ensure_future(self._stop.wait())

@@ -21,7 +21,9 @@ from websockets.exceptions import (
 )
 from websockets.exceptions import ProxyError as WebSocketProxyError
 
+from crane_x7_remote.robot_address import without_password
 from crane_x7_remote.rosbridge.protocol import MAX_MESSAGE_BYTES
+from crane_x7_vla_rl.log_text import shown
 
 SEND_BUFFER_BYTES = 64 * 1024
 """Bounds what the kernel holds for a link that stopped: a few trajectories instead of hundreds."""
@@ -59,6 +61,10 @@ def pause_s(failures: int, chance: float) -> float:
     """
     longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(failures, 10))
     return longest * (1 - chance / 2)
+
+
+LONGEST_CAUSE = 600
+"""Characters."""
 
 
 class DeadLinkError(ConnectionError):
@@ -116,20 +122,25 @@ async def close_link(link: ClientConnection) -> None:
 
 def explain(error: BaseException, config: LinkConfig) -> str:
     """Return the cause in words, and the next thing to check."""
+    return shown(_explain(error, config), LONGEST_CAUSE)
+
+
+def _explain(error: BaseException, config: LinkConfig) -> str:
     if isinstance(error, BaseExceptionGroup):
-        return explain(error.exceptions[0], config)
+        return _explain(error.exceptions[0], config)
     if "refused" in str(error):  # asyncio folds the failures of several addresses into one text
         error = ConnectionRefusedError(str(error))
     for kinds, text in _causes(config):
         if isinstance(error, kinds):
-            return text.format(error=error)
+            return text.replace("{error}", shown(error))
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}; check the network and that {config.host} is up"
     return f"{type(error).__name__}: {error}"
 
 
 def _causes(config: LinkConfig) -> list[tuple[tuple[type[BaseException], ...], str]]:
-    host, port, proxy = config.host, config.port, config.proxy
+    host, port = config.host, config.port
+    proxy = without_password(config.proxy or "")
     return [
         (
             (socket.gaierror,),

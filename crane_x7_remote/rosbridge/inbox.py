@@ -21,6 +21,7 @@ from crane_x7_remote.rosbridge.messages import EncodedFrame, RosVersion, Stamped
 from crane_x7_remote.rosbridge.silence import Silence
 from crane_x7_remote.rosbridge.throttle import Throttle
 from crane_x7_remote.rosbridge.version import VersionWatch
+from crane_x7_vla_rl.log_text import shown
 
 logger = logging.getLogger(__name__)
 
@@ -223,7 +224,7 @@ class Inbox:
         name = operation["op"]
         if name == "status":
             level, text = operation.get("level"), operation.get("msg")
-            told = text[:200] if isinstance(text, str) else protocol.brief(text)
+            told = text if isinstance(text, str) else protocol.brief(text)
             self._complain(f"status {protocol.brief(level)}", told)
             unknown = protocol.unknown_operation(text) if isinstance(text, str) else None
             if unknown is not None and len(self._unknown_to_server) < MAX_NAMED:
@@ -298,14 +299,15 @@ class Inbox:
         with self._changed:
             self._instruction = text
         self._complaints.pop("instruction", None)
-        logger.info("instruction: %s", text)
+        logger.info("instruction: %s", shown(text))
 
     def _refuse(self, kind: str, text: str) -> None:
         self._refused[kind] += 1
         self._complain(kind, text)
 
     def _complain(self, kind: str, text: str) -> None:
-        """Log once per change."""
+        """Log once per change; `text` is a peer's."""
+        text = shown(text)
         if self._complaints.get(kind) != text:
             self._complaints[kind] = text
             logger.warning("%s from rosbridge: %s", kind, text)

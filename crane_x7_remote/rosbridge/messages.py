@@ -20,13 +20,13 @@ import simplejpeg
 
 from crane_x7_remote.errors import RemoteError
 from crane_x7_remote.rosbridge.protocol import brief
+from crane_x7_vla_rl.prompt import MAX_INSTRUCTION_BYTES, clean_instruction
 from crane_x7_vla_rl.robot import JOINT_NAMES
 from crane_x7_vla_rl.types import Array, Image, JointState, Trajectory
 
 Message = Mapping[str, Any]
 RosVersion = Literal[1, 2]
 
-MAX_INSTRUCTION_BYTES = 1024
 MAX_IMAGE_PIXELS = 4096 * 4096
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 DEPTH_FORMAT = re.compile(
@@ -313,7 +313,7 @@ def _are_numbers(values: object) -> TypeGuard[Sequence[float]]:
 
 
 def instruction(message: Message) -> str:
-    """Return the task in a std_msgs/String, stripped; raises MessageError if it is none."""
+    """Return the task in a std_msgs/String, in one line; raises MessageError if it is none."""
     text = message.get("data")
     if not isinstance(text, str):
         raise MessageError(f"instruction is {brief(text)}, expected text")
@@ -334,7 +334,10 @@ def instruction(message: Message) -> str:
         raise MessageError(f"instruction was not UTF-8: {brief(text)}")
     if not text.strip():
         raise MessageError("instruction is empty, expected a task such as 'pick up the red cube'")
-    return text.strip()
+    try:
+        return clean_instruction(text)
+    except ValueError as error:
+        raise MessageError(str(error)) from error
 
 
 def trajectory(message: Message) -> ParsedTrajectory:

@@ -21,6 +21,7 @@ from python_socks import ProxyError, ProxyType
 from python_socks.async_.asyncio import Proxy
 
 from crane_x7_remote.errors import ForwardRefusedError, SettingsError
+from crane_x7_remote.robot_address import read_proxy, without_password
 from crane_x7_remote.rosbridge.connection import SEND_BUFFER_BYTES, LinkConfig, explain
 
 logger = logging.getLogger(__name__)
@@ -290,21 +291,20 @@ def parse_proxy(url: str) -> Proxy:
 
     Raises SettingsError for anything else.
     """
-    parts = urllib.parse.urlsplit(url)
     kinds = {
         "socks5h": (ProxyType.SOCKS5, True),
         "socks5": (ProxyType.SOCKS5, False),
         "http": (ProxyType.HTTP, True),
     }
     try:
-        kind, resolves_names = kinds[parts.scheme]
-        if not parts.hostname or not parts.port:
-            raise ValueError("it has no host or no port")
-    except (KeyError, ValueError) as error:
+        parts = urllib.parse.urlsplit(read_proxy(url))
+    except ValueError as error:
         raise SettingsError(
-            f"ROSBRIDGE_PROXY={url}: no proxy that is known here ({error}); expected such as"
-            " socks5h://127.0.0.1:1055"
-        ) from error
+            f"ROSBRIDGE_PROXY={without_password(url)} is no proxy that is known here: it {error}"
+        ) from None
+    kind, resolves_names = kinds[parts.scheme]
+    assert parts.hostname is not None
+    assert parts.port is not None
     return Proxy(
         kind, parts.hostname, parts.port, parts.username, parts.password, rdns=resolves_names
     )

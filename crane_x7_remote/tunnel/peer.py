@@ -24,6 +24,7 @@ from crane_x7_remote.errors import (
     SettingsError,
     TailnetDownError,
 )
+from crane_x7_remote.outside import shown
 from crane_x7_remote.rosbridge.connection import LinkConfig
 from crane_x7_remote.tunnel.probe import probe_now
 
@@ -32,6 +33,8 @@ logger = logging.getLogger(__name__)
 POLL_S = 1.0
 LOOK_S = 3.0
 STATUS_TIMEOUT_S = 10.0
+KNOWN_CHARACTERS = 1000
+"""Of the list of a tailnet's machines."""
 Status = Mapping[str, Any]
 
 
@@ -145,7 +148,7 @@ def _is_called(peer: Peer, name: str) -> bool:
 
 
 def _why_down(tailnet: Tailnet) -> str:
-    what = ": ".join((f"state {tailnet.state}", *tailnet.health))
+    what = shown(": ".join((f"state {tailnet.state}", *tailnet.health)))
     return (
         f"this machine is not on the tailnet ({what}); check TS_AUTHKEY, or join with"
         " `tailscale up`"
@@ -169,7 +172,8 @@ def _why_offline(peer: Peer, tailnet: Tailnet) -> str:
 
 
 def _known(peers: Sequence[Peer]) -> str:
-    return ", ".join(str(peer) for peer in sorted(peers, key=lambda peer: peer.name)) or "none"
+    known = ", ".join(str(peer) for peer in sorted(peers, key=lambda peer: peer.name))
+    return shown(known, KNOWN_CHARACTERS) or "none"
 
 
 @dataclass(frozen=True)
@@ -188,6 +192,7 @@ class StatusCommand:
                 [self.program, *flags, "status", "--json"],
                 capture_output=True,
                 text=True,
+                errors="replace",
                 check=False,
                 timeout=STATUS_TIMEOUT_S,
             )
@@ -203,7 +208,7 @@ class StatusCommand:
         try:
             status: Status = json.loads(done.stdout)
         except ValueError as error:
-            said = " ".join(done.stderr.split()) or "nothing"
+            said = shown(" ".join(done.stderr.split())) or "nothing"
             raise TailnetDownError(
                 f"tailscaled does not answer (tailscale status said: {said}); check that it runs"
                 f" and that its socket is {self.socket or 'the usual one'} (TS_SOCKET)"

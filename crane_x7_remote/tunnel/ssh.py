@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from crane_x7_remote.errors import ForwardRefusedError, PeerUnreachableError, SshUnreachableError
+from crane_x7_remote.outside import Lines, shown
 from crane_x7_remote.parent_death import die_with
 from crane_x7_remote.rosbridge.connection import LinkConfig
 from crane_x7_remote.tunnel.forward import LISTEN_HOST
@@ -46,6 +47,7 @@ SETTLE_S = 1.0
 """After a login, sshd may still refuse what was asked of it; only then a missing rosbridge is."""
 STOP_TIMEOUT_S = 3.0
 LAST_LINES = 20
+CHUNK_BYTES = LINE_CHARACTERS = 4096
 OWN_FAILURE = 255
 """Exit code of ssh for a failure of its own; any other is the command's."""
 
@@ -204,14 +206,21 @@ class _Ssh:
 
     async def _listen(self) -> None:
         assert self._process.stderr is not None
-        async for raw in self._process.stderr:
-            line = raw.decode(errors="replace").strip()
-            logger.debug("ssh: %s", line)
-            self.lines.append(line)
-            self.has_logged_in |= LOGGED_IN.search(line) is not None
-            self.is_prohibited |= PROHIBITED.search(line) is not None
-            if found := NOTHING_BEHIND.search(line):
-                self.cause = found[1] or found[2]
+        cutter = Lines()
+        while chunk := await self._process.stderr.read(CHUNK_BYTES):
+            for line in cutter.feed(chunk):
+                self._hear(line)
+        for line in cutter.end():
+            self._hear(line)
+
+    def _hear(self, said: str) -> None:
+        line = shown(said.strip(), LINE_CHARACTERS)
+        logger.debug("ssh: %s", line)
+        self.lines.append(line)
+        self.has_logged_in |= LOGGED_IN.search(line) is not None
+        self.is_prohibited |= PROHIBITED.search(line) is not None
+        if found := NOTHING_BEHIND.search(line):
+            self.cause = shown(found[1] or found[2])
 
     async def wait(self) -> None:
         """Return once it has ended and all it said was heard."""

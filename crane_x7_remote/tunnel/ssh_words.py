@@ -16,6 +16,7 @@ from crane_x7_remote.errors import (
     SshHostKeyError,
     SshUnreachableError,
 )
+from crane_x7_remote.outside import shown
 from crane_x7_remote.tunnel.forward import LISTEN_HOST
 
 ALIVE_INTERVAL_S, ALIVE_COUNT = 2, 3
@@ -147,14 +148,15 @@ def _host_key(config: SshConfig, found: re.Match[str]) -> str:
 def _auth(config: SshConfig, found: re.Match[str]) -> str:
     key = "the keys of ~/.ssh and of the agent" if config.identity is None else config.identity
     return (
-        f"sshd refused the login ({found[0]}); tried {key}. Check the user's name, that the public"
-        " key is in authorized_keys there (SSH_PUBLIC_KEY in our image), and that the private key"
-        " has mode 600 and no passphrase, or is in the agent"
+        f"sshd refused the login ({shown(found[0])}); tried {key}. Check the user's name, that the"
+        " public key is in authorized_keys there (SSH_PUBLIC_KEY in our image), and that the"
+        " private key has mode 600 and no passphrase, or is in the agent"
     )
 
 
 def _port_here(config: SshConfig, found: re.Match[str]) -> str:
-    return f"cannot open {config.opened} ({found[0]}); end what holds it, or choose another port"
+    why = shown(found[0])
+    return f"cannot open {config.opened} ({why}); end what holds it, or choose another port"
 
 
 def _port_there(config: SshConfig, found: re.Match[str]) -> str:
@@ -225,10 +227,10 @@ def complaint(lines: Sequence[str], config: SshConfig) -> Complaint:
     for pattern, kind, patience, wording in _TABLE:
         if found := re.search(pattern, said, re.MULTILINE):
             if isinstance(wording, str):
-                groups = [group for group in found.groups() if group is not None]
-                text = wording.format(*groups, match=found[0].strip())
+                groups = [shown(group) for group in found.groups() if group is not None]
+                text = wording.format(*groups, match=shown(found[0].strip()))
             else:
                 text = wording(config, found)
             return Complaint(kind, text, patience)
     last = lines[-1] if lines else "nothing"
-    return Complaint(SshUnreachableError, f"ssh ended; the last it said: {last}")
+    return Complaint(SshUnreachableError, f"ssh ended; the last it said: {shown(last)}")

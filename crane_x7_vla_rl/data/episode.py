@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
+from crane_x7_vla_rl.prompt import clean_instruction
 from crane_x7_vla_rl.robot import DOF
 from crane_x7_vla_rl.types import Image
 
@@ -65,6 +66,10 @@ class Episode:
             self._check_image(self.images[0], 0)
         if not isinstance(self.instruction, str) or not self.instruction.strip():
             raise self.error("instruction", f"is {self.instruction!r}, expected words")
+        try:
+            clean_instruction(self.instruction)
+        except ValueError as error:
+            raise self.error("instruction", str(error)) from error
         if not (np.isfinite(self.fps) and self.fps > 0):
             raise self.error("fps", f"is {self.fps}, expected a positive number")
 

@@ -14,7 +14,9 @@ from fnmatch import fnmatch
 from pathlib import Path
 from typing import Final
 
+from crane_x7_vla_rl import secret_text
 from crane_x7_vla_rl.data.episode import DataError
+from crane_x7_vla_rl.log_text import shown
 
 logger = logging.getLogger(__name__)
 
@@ -33,9 +35,10 @@ def fetch(repo_id: str, patterns: Sequence[str]) -> Path:
     Raises DataError where the Hub has no such data set, refuses, or stays silent and the cache
     does not hold it.
     """
-    from huggingface_hub import constants, hf_hub_download
+    from huggingface_hub import constants, get_token, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
 
+    secret_text.remember(get_token())
     name, _, revision = repo_id.partition("@")
     revision = revision or BRANCH
     if constants.is_offline_mode():
@@ -59,8 +62,8 @@ def fetch(repo_id: str, patterns: Sequence[str]) -> Path:
             paths = list(pool.map(get, wanted))
     except (HfHubHTTPError, OSError) as error:
         raise DataError(
-            f"{repo_id}: the download broke off ({type(error).__name__}: {error}); start again:"
-            " what is complete is kept"
+            f"{repo_id}: the download broke off ({type(error).__name__}: {shown(error)}); start"
+            " again: what is complete is kept"
         ) from error
     folder = paths[0].parents[len(Path(wanted[0]).parts) - 1]
     if revision != commit:  # remembered as huggingface_hub does, for the time without it

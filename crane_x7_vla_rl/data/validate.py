@@ -13,6 +13,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crane_x7_vla_rl.log_text import escape
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.text import Text
@@ -138,10 +140,10 @@ def _below(file: str, path: str) -> str:
 
 
 def _plain(text: str) -> Text:
-    """Return text that no bracket in it can colour."""
+    """Return text that no bracket in it can colour, and no control character in it changes."""
     from rich.text import Text
 
-    return Text(text)
+    return Text(escape(text))
 
 
 def _write_frame(source: EpisodeSource, file: Path) -> None:

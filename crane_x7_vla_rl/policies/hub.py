@@ -23,6 +23,8 @@ from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Final, TypeVar
 from urllib.parse import urlsplit
 
+from crane_x7_vla_rl import secret_text, variables
+from crane_x7_vla_rl.log_text import shown
 from crane_x7_vla_rl.policies.base import PolicyLoadError
 
 if TYPE_CHECKING:
@@ -85,7 +87,21 @@ def resolve(
             f"{path_or_repo_id}: there is no such folder, and it is no Hub id either (owner/name or"
             " owner/name@revision)"
         )
-    return _fetch(Source(match["name"], revision or match["revision"] or "main", token))
+    return _fetch(Source(match["name"], revision or match["revision"] or "main", _usable(token)))
+
+
+def _usable(token: str | None) -> str | None:
+    """Return the token as it was meant; raises HubError for one that no request could carry.
+
+    It is masked from now on, and so is the one that huggingface_hub finds in its place.
+    """
+    from huggingface_hub import get_token
+
+    secret_text.remember(token, get_token())
+    try:
+        return None if token is None else variables.secret(token)
+    except ValueError as error:
+        raise HubError(f"the token for the Hub (HF_TOKEN) {error}") from error
 
 
 def _fetch(source: Source) -> Path:
@@ -129,7 +145,7 @@ def _patiently(ask: Callable[[], T], source: Source) -> T:
             asked_s = error.response.headers.get("Retry-After", "")
             pause_s = float(asked_s) if asked_s.isdecimal() else pause_s
         except httpx2.TransportError as error:
-            problem = f"{source}: the Hub did not answer ({type(error).__name__}: {error})"
+            problem = f"{source}: the Hub did not answer ({type(error).__name__}: {shown(error)})"
         if left == 0 or pause_s > LONGEST_PAUSE_S:
             break
         logger.info("%s; asking again in %g s", problem, pause_s)
@@ -160,7 +176,7 @@ def _explain(error: Exception, source: Source) -> str:
             f"{source}: the Hub answered 404: there is no such model; check the name"
         ) from error
     if status != 429 and status < 500:
-        raise HubError(f"{source}: the Hub answered {status}: {error}") from error
+        raise HubError(f"{source}: the Hub answered {status}: {shown(error)}") from error
     meaning = "too many requests from here" if status == 429 else "it is in trouble"
     return f"{source}: the Hub answered {status}: {meaning}"
 
@@ -204,8 +220,8 @@ def _download(source: Source, info: ModelInfo) -> Path:
         _note_revision(source, commit, cache)
     except httpx2.TransportError as error:
         raise HubError(
-            f"{source}: the download of {name} broke off ({type(error).__name__}: {error}); start"
-            " again to go on where it stopped"
+            f"{source}: the download of {name} broke off ({type(error).__name__}: {shown(error)});"
+            " start again to go on where it stopped"
         ) from error
     except OSError as error:
         raise _explain_os_error(error, source, name, cache) from error
@@ -228,14 +244,14 @@ def _explain_os_error(error: OSError, source: Source, name: str, cache: Path) ->
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         return HubError(
             f"{source}: {name} cannot be fetched ({type(error.__cause__).__name__}:"
-            f" {error.__cause__}); start again to go on where it stopped"
+            f" {shown(error.__cause__)}); start again to go on where it stopped"
         )
     if isinstance(error, HfHubHTTPError):
         try:
             return HubError(f"{_explain(error, source)} (for {name}); try again later")
         except HubError as final:
             return final
-    return HubError(f"{source}: {name} cannot be fetched into {cache}: {error}")
+    return HubError(f"{source}: {name} cannot be fetched into {cache}: {shown(error)}")
 
 
 def _check_room(cache: Path, source: Source, commit: str, sizes: dict[str, int]) -> None:

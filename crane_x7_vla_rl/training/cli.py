@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import difflib
 import importlib
-import logging
 import re
 import sys
 from collections.abc import Sequence
 
+from crane_x7_vla_rl import log_text
 from crane_x7_vla_rl.policies.base import PolicyLoadError
-from crane_x7_vla_rl.training.errors import ExitCode, TrainingError
+from crane_x7_vla_rl.training import settings
+from crane_x7_vla_rl.training.errors import ConfigError, ExitCode, TrainingError
 
 COMMANDS = {
     "sft": ("crane_x7_vla_rl.training.sft_command", "teach a policy by demonstrations"),
@@ -34,6 +35,8 @@ LEVELS = ("debug", "info", "warning", "error")
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command named in `argv` and return its exit code."""
     argv = list(sys.argv[1:] if argv is None else argv)
+    log_text.install()
+    problems = settings.tidy_environment()
     parser = argparse.ArgumentParser(
         prog="crane-x7-vla-rl", description="Teach policies for the CRANE-X7 and measure them."
     )
@@ -55,9 +58,11 @@ def main(argv: Sequence[str] | None = None) -> int:
             usage = command.format_usage()
     args, unknown = parser.parse_known_args(argv)
     if unknown:
-        parser.error(_unknown(unknown, usage))
+        parser.error(log_text.tell(_unknown(unknown, usage)))
     _configure_logging(args.log_level)
     try:
+        if problems:
+            raise ConfigError("the environment is wrong:\n  " + "\n  ".join(problems))
         return int(module.run(args))
     except (TrainingError, PolicyLoadError) as error:
         return _fail(args.command, error, getattr(error, "exit_code", ExitCode.POLICY_LOAD))
@@ -86,17 +91,13 @@ def _missing(command: str, error: ModuleNotFoundError) -> int:
 
 
 def _fail(command: str, error: object, code: int) -> int:
-    print(f"crane-x7-vla-rl {command}: {error}", file=sys.stderr)
+    print(log_text.tell(f"crane-x7-vla-rl {command}: {error}"), file=sys.stderr)
     return int(code)
 
 
 def _configure_logging(level: str) -> None:
-    logging.basicConfig(
-        level=level.upper(),
-        stream=sys.stderr,
-        format="%(levelname)s %(asctime)s %(name)s: %(message)s",
-        datefmt="%Y-%m-%d %H:%M:%S",
-    )
+    line = "%(levelname)s %(asctime)s %(name)s: %(message)s"
+    log_text.configure(level, line, datefmt="%Y-%m-%d %H:%M:%S")
 
 
 if __name__ == "__main__":

@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Protocol
 
+from crane_x7_vla_rl import secret_text
+from crane_x7_vla_rl.log_text import shown
 from crane_x7_vla_rl.training import lineage
 from crane_x7_vla_rl.training.checkpoint import CONFIG, MARKER
 from crane_x7_vla_rl.training.errors import ConfigError
@@ -53,8 +55,9 @@ class Hub:
     """A model repository on the Hub; private where it has to be made."""
 
     def __init__(self, repo_id: str) -> None:
-        from huggingface_hub import HfApi
+        from huggingface_hub import HfApi, get_token
 
+        secret_text.remember(get_token())
         self._name, self._api = repo_id, HfApi()
 
     def __str__(self) -> str:
@@ -76,9 +79,11 @@ class Hub:
                     f"publish.hub_model_id is {self._name}: the Hub answered"
                     f" {error.response.status_code}; set HF_TOKEN to a token that may write there"
                 ) from error
-            logger.warning("%s: not ready (%s); uploads will be tried later", self, error)
+            logger.warning("%s: not ready (%s); uploads will be tried later", self, shown(error))
         except (httpx2.HTTPError, OSError) as error:
-            logger.warning("%s: does not answer (%s); uploads will be tried later", self, error)
+            logger.warning(
+                "%s: does not answer (%s); uploads will be tried later", self, shown(error)
+            )
 
     def upload(self, folder: Path) -> None:
         """See Place."""
@@ -88,7 +93,7 @@ class Hub:
             self._upload(folder)
         except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
             # Errors of HTTP, of the connection, of large files, of what the Hub answered.
-            raise UploadError(f"{self}: {type(error).__name__}: {error}") from error
+            raise UploadError(f"{self}: {type(error).__name__}: {shown(error)}") from error
 
     def _upload(self, folder: Path) -> None:
         from huggingface_hub import CommitOperationAdd, CommitOperationDelete
@@ -165,7 +170,7 @@ class Artifacts:
             if not self.offline:
                 logged.wait(timeout=int(WANDB_S))
         except (wandb.errors.Error, OSError, ValueError, RuntimeError) as error:
-            raise UploadError(f"{self}: {type(error).__name__}: {error}") from error
+            raise UploadError(f"{self}: {type(error).__name__}: {shown(error)}") from error
 
     def _use(self, source: str | None) -> None:
         """Let W&B draw a line from what training started from; offline, the metadata names it."""
@@ -177,7 +182,7 @@ class Artifacts:
         try:
             self.run.use_artifact(source)
         except (wandb.errors.Error, OSError, ValueError, RuntimeError) as error:
-            logger.warning("%s: no line from %s at W&B: %s", self, source, error)
+            logger.warning("%s: no line from %s at W&B: %s", self, source, shown(error))
 
 
 def artifact_in(places: Sequence[Place], folder: str) -> str | None:

@@ -23,6 +23,7 @@ from typing import Any, Final
 import torch
 from accelerate.utils import broadcast_object_list, gather_object
 
+from crane_x7_vla_rl.log_text import MANY_LINES
 from crane_x7_vla_rl.sim.errors import SimError
 from crane_x7_vla_rl.training import (
     checkpoint,
@@ -75,7 +76,8 @@ def train(
         undone = run.uploads.finish(deadline_s) + run.tracker.finish(deadline_s)
     if undone:
         (run.folder / UNDONE).write_text("\n".join(undone) + "\n")
-        logger.warning("not uploaded (listed in %s):\n%s", run.folder / UNDONE, "\n".join(undone))
+        where, text = run.folder / UNDONE, "\n".join(undone)
+        logger.warning("not uploaded (listed in %s):\n%s", where, text, extra=MANY_LINES)
 
 
 def _longest(run: RlRun) -> int:

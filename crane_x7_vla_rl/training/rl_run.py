@@ -16,6 +16,7 @@ from typing import Any, Final
 import torch
 from accelerate import Accelerator
 
+from crane_x7_vla_rl.log_text import MANY_LINES
 from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla import layout as layouts
 from crane_x7_vla_rl.policies.openvla.codec import Codec, Inputs
@@ -157,7 +158,8 @@ def open_run(
 
 
 def _announce(config: RlConfig, resumption: Resumption | None) -> None:
-    logger.info("configuration:\n%s", config_tree.to_yaml(config).rstrip())
+    text = config_tree.to_yaml(config).rstrip()
+    logger.info("configuration:\n%s", text, extra=MANY_LINES)
     if resumption is not None:
         logger.info("going on from %s", resumption.folder)
         for change in resumption.changes:

@@ -22,6 +22,7 @@ from accelerate.utils import broadcast_object_list
 from crane_x7_vla_rl.data.loader import Batches, LoaderOptions
 from crane_x7_vla_rl.data.source import EpisodeSource, open_source
 from crane_x7_vla_rl.data.statistics import compute
+from crane_x7_vla_rl.log_text import MANY_LINES
 from crane_x7_vla_rl.policies.base import DEFAULT_UNNORM_KEY
 from crane_x7_vla_rl.policies.openvla.checkpoint_files import read_json
 from crane_x7_vla_rl.policies.openvla.codec import POLICY, Codec, Inputs
@@ -146,7 +147,8 @@ def open_run(
 
 
 def _announce(config: SftConfig, resumption: Resumption | None) -> None:
-    logger.info("configuration:\n%s", config_tree.to_yaml(config).rstrip())
+    text = config_tree.to_yaml(config).rstrip()
+    logger.info("configuration:\n%s", text, extra=MANY_LINES)
     if resumption is not None:
         logger.info("going on from %s", resumption.folder)
         for change in resumption.changes:

@@ -1,4 +1,4 @@
-"""What the environment says about reinforcement learning, below configuration files and flags.
+"""What the environment says about training: secrets, and what counts below files and flags.
 
 A training may begin where nothing of ours ran before, in a session or a provider's start script, so
 its variables are read where it begins: here and nowhere else in this package. `boot` checks the
@@ -11,6 +11,7 @@ import os
 from collections.abc import Mapping
 from typing import Final
 
+from crane_x7_vla_rl import secret_text, variables
 from crane_x7_vla_rl.training.config_tree import Layer
 
 VARIABLES: Final[Mapping[str, str]] = {
@@ -22,8 +23,25 @@ VARIABLES: Final[Mapping[str, str]] = {
 
 
 def layers(environ: Mapping[str, str] | None = None) -> list[Layer]:
-    """Return what is set in `environ` (default: the process's); an empty variable is not."""
+    """Return what is set in `environ` (default: the process's); empty and `null` mean unset."""
     environ = os.environ if environ is None else environ
+    found = {name: variables.bare(environ[name]) for name in VARIABLES if name in environ}
     return [
-        Layer(name, {key: environ[name]}) for name, key in VARIABLES.items() if environ.get(name)
+        Layer(name, {VARIABLES[name]: text})
+        for name, text in found.items()
+        if not variables.means_unset(text)
     ]
+
+
+def tidy_environment() -> list[str]:
+    """Strip this process's secrets for the libraries that read them, and mask them from now on.
+
+    Returns a line for each secret that cannot be used.
+    """
+    secret_text.remember_environment(os.environ)
+    texts = (*variables.READ_BY_LIBRARIES, *VARIABLES)
+    meant, problems = variables.tidied(os.environ, variables.SECRETS, texts)
+    for name in os.environ.keys() - meant.keys():
+        del os.environ[name]
+    os.environ.update(meant)
+    return problems

@@ -19,6 +19,7 @@ import torch
 from accelerate.utils import gather_object
 
 from crane_x7_vla_rl.data.loader import Batch
+from crane_x7_vla_rl.log_text import MANY_LINES
 from crane_x7_vla_rl.training import checkpoint, config_tree, policy_files, training_state
 from crane_x7_vla_rl.training.config import SftConfig
 from crane_x7_vla_rl.training.errors import NotFiniteError
@@ -69,7 +70,8 @@ def train(
         undone = run.uploads.finish(deadline_s) + run.tracker.finish(deadline_s)
     if undone:
         (run.folder / UNDONE).write_text("\n".join(undone) + "\n")
-        logger.warning("not uploaded (listed in %s):\n%s", run.folder / UNDONE, "\n".join(undone))
+        where, text = run.folder / UNDONE, "\n".join(undone)
+        logger.warning("not uploaded (listed in %s):\n%s", where, text, extra=MANY_LINES)
 
 
 def _loop(run: Run, progress: Progress, interrupt: Interrupt) -> None:

@@ -19,8 +19,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Protocol, Self
 
+from crane_x7_vla_rl.log_text import shown
 from crane_x7_vla_rl.training import config_tree
 from crane_x7_vla_rl.training.config import LoggingConfig
+from crane_x7_vla_rl.training.errors import ConfigError
 
 logger = logging.getLogger(__name__)
 
@@ -211,7 +213,13 @@ class WandbRun:
     def __init__(self, config: Reported, run: Path, run_id: str | None) -> None:
         import wandb
 
-        known = wandb.setup().settings
+        try:
+            known = wandb.setup().settings
+        except (wandb.errors.Error, ValueError) as error:  # pydantic's too
+            raise ConfigError(
+                f"W&B does not take what the environment says: {shown(error)}; check the variables"
+                " WANDB_…"
+            ) from None
         # The working folder is what W&B takes where WANDB_DIR does not say another.
         chosen = Path(known.root_dir) != Path.cwd()
         options: dict[str, Any] = {
@@ -228,7 +236,7 @@ class WandbRun:
             try:
                 self.run = wandb.init(**options, resume="allow", settings=settings)
             except wandb.errors.Error as error:
-                self.unreachable = (str(error).splitlines() or [type(error).__name__])[0]
+                self.unreachable = shown((str(error).splitlines() or [type(error).__name__])[0])
         if self.unreachable is not None:
             logger.warning("W&B cannot be used, its run stays on disk: %s", self.unreachable)
             self.run = wandb.init(**options, mode="offline", settings=settings)
@@ -316,7 +324,7 @@ def silence(url: str) -> str | None:
         if error.code >= 500:
             return f"{url} answers {error.code}"
     except OSError as error:
-        return f"{url} does not answer: {error}"
+        return f"{url} does not answer: {shown(error)}"
     return None
 
 

@@ -15,6 +15,8 @@ from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
 from crane_x7_vla_rl.prompt import BOS_TOKEN, PROMPT_END_TOKEN, prompt
 
 KEPT_PROMPTS = 256
+MARK_BEGINS = ("<", "[")
+"""What tokens that tell turns apart begin with, where the tokenizer does not call them special."""
 
 
 class PromptTokenizer:
@@ -26,12 +28,20 @@ class PromptTokenizer:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise CheckpointError(f"{path} cannot be read as a tokenizer: {error}") from error
+        # `</s>` in an instruction is four letters, and not the end of the prompt.
+        self._tokenizer.encode_special_tokens = True
+        self._marks = {
+            number: token.content
+            for number, token in self._tokenizer.get_added_tokens_decoder().items()
+            if token.special or token.content[:1] in MARK_BEGINS
+        }
         self._ids = lru_cache(KEPT_PROMPTS)(self._encode)
 
     def __call__(self, instruction: str) -> torch.Tensor:
         """Return (L,) int64: BOS, then the prompt's ids; the final 29871 is left out.
 
-        Raises ValueError for a blank instruction.
+        Raises ValueError for an instruction that is blank, or holds control characters or a mark of
+        the tokenizer's own that it does not take as plain text.
         """
         return torch.tensor(self._ids(instruction), dtype=torch.int64)
 
@@ -44,4 +54,11 @@ class PromptTokenizer:
         ids: list[int] = self._tokenizer.encode(prompt(instruction)).ids
         if ids[:1] != [BOS_TOKEN]:
             ids = [BOS_TOKEN, *ids]
-        return ids[:-1] if ids[-1] == PROMPT_END_TOKEN else ids
+        if ids[-1] == PROMPT_END_TOKEN:
+            ids.pop()
+        if marks := self._marks.keys() & set(ids[1:]):
+            raise ValueError(
+                f"instruction is {instruction[:60]!r}; {self._marks[min(marks)]!r} in it is a mark"
+                " of the model's tokenizer, expected words alone"
+            )
+        return ids

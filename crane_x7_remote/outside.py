@@ -1,0 +1,51 @@
+"""What other programs say, line by line and within bounds: bytes come in, lines for a log leave.
+
+Also the functions of the ground floor for such text, for rooms that may not know more of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from crane_x7_vla_rl.log_text import shown as shown
+from crane_x7_vla_rl.secret_text import remember as remember
+
+LINE_BYTES: Final = 1 << 20
+"""A line that is longer is cut, and the rest of it thrown away."""
+
+
+class Lines:
+    """Cuts a stream into lines, whatever comes: no line and no rest grows without limit."""
+
+    def __init__(self) -> None:
+        self._rest = b""
+        self._skipping = False
+        """Whether the line that is being read is too long already."""
+
+    def feed(self, chunk: bytes) -> Iterator[str]:
+        """Yield each line that ended in `chunk`."""
+        *whole, rest = chunk.split(b"\n")
+        for piece in whole:
+            yield from self._take(piece)
+            if not self._skipping:
+                yield self._cut()
+            self._rest, self._skipping = b"", False
+        yield from self._take(rest)
+
+    def _take(self, piece: bytes) -> Iterator[str]:
+        if self._skipping:
+            return
+        self._rest += piece[: LINE_BYTES + 1 - len(self._rest)]
+        if len(self._rest) > LINE_BYTES:
+            yield self._cut() + "…"
+            self._rest, self._skipping = b"", True
+
+    def end(self) -> Iterator[str]:
+        """Yield what came after the last line break."""
+        if self._rest:
+            yield self._cut()
+        self._rest, self._skipping = b"", False
+
+    def _cut(self) -> str:
+        return self._rest[:LINE_BYTES].decode(errors="replace").rstrip()

@@ -1,0 +1,110 @@
+"""ROSBRIDGE_HOST and ROSBRIDGE_PROXY as people write them → host, port and proxy. Pure.
+
+Raises ValueError that says what to write instead, before anybody tries to connect.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from typing import Final
+from urllib.parse import urlsplit
+
+from crane_x7_vla_rl.variables import bare
+
+SCHEME: Final = re.compile(r"^(?P<scheme>[A-Za-z][A-Za-z0-9+.-]*)://")
+PLAIN: Final = ("ws", "http", "tcp", "rosbridge")
+"""All mean the same here: a WebSocket over TCP."""
+WITH_TLS: Final = ("wss", "https")
+PROXIES: Final = ("socks5h", "socks5", "http")
+"""What rosbridge.connection and tunnel.forward can dial through."""
+LABEL: Final = re.compile(r"(?!-)[\w-]{1,63}(?<!-)")
+"""Of a host name; container names hold underscores, and \\w holds other scripts' letters."""
+
+
+def read_host(text: str) -> tuple[str, int | None]:
+    """Return host and, where it is named, port of "h", "h:9090", "[::1]:9090" or "ws://h:9090/".
+
+    Raises ValueError for anything else.
+    """
+    address = bare(text)
+    if found := SCHEME.match(address):
+        if found["scheme"].lower() in WITH_TLS:
+            raise ValueError(
+                f"{found['scheme']}:// (TLS) is not supported; give the host alone, and reach it"
+                " through the tailnet or ssh, which encrypt"
+            )
+        if found["scheme"].lower() not in PLAIN:
+            raise ValueError(f"{found['scheme']}:// is not rosbridge's; give the host alone")
+        address = address[found.end() :]
+        address, slash, path = address.partition("/")
+        if slash and path:
+            raise ValueError(f"names the path /{path[:40]}, and rosbridge has none; leave it out")
+    host, port = _host_and_port(address)
+    _check_host(host)
+    return host, port
+
+
+def _host_and_port(address: str) -> tuple[str, int | None]:
+    if address.startswith("["):
+        host, bracket, rest = address[1:].partition("]")
+        if not bracket or (rest and not rest.startswith(":")) or ":" not in host:
+            raise ValueError("expected an IPv6 address in brackets, such as [::1] or [::1]:9090")
+        return host, read_port(rest[1:]) if rest else None
+    if address.count(":") == 1:
+        host, _, digits = address.partition(":")
+        return host, read_port(digits)
+    return address, None
+
+
+def read_port(digits: str) -> int:
+    """Return a port from its digits. Raises ValueError."""
+    if not (digits.isascii() and digits.isdecimal() and 1 <= int(digits[:6]) <= 65535):
+        raise ValueError(f"port {digits[:20]!r}, expected 1 to 65535")
+    return int(digits)
+
+
+def _check_host(host: str) -> None:
+    if ":" in host:
+        try:
+            ipaddress.IPv6Address(host)
+        except ValueError as error:
+            raise ValueError(f"is no IPv6 address ({error})") from error
+        return
+    labels = host.removesuffix(".").split(".")
+    if len(host) > 253 or not all(LABEL.fullmatch(label) for label in labels):
+        raise ValueError(
+            "is no host name or address; expected such as crane-x7-local or 100.64.0.7"
+        )
+    if labels[-1].isdecimal():
+        try:
+            ipaddress.IPv4Address(host)
+        except ValueError as error:
+            raise ValueError(f"is no IPv4 address ({error})") from error
+
+
+def read_proxy(text: str) -> str:
+    """Return the URL of a proxy, checked. Raises ValueError, which never shows its password."""
+    url = bare(text)
+    example = "expected such as socks5h://127.0.0.1:1055"
+    found = SCHEME.match(url)
+    if found is None:
+        raise ValueError(f"has no scheme; {example}")
+    if found["scheme"].lower() not in PROXIES:
+        raise ValueError(f"{found['scheme']}:// is no proxy that is known here; {example}")
+    try:
+        parts = urlsplit(url)
+        host, port = parts.hostname, parts.port
+    except ValueError:
+        raise ValueError(f"has no port from 1 to 65535, or a damaged address; {example}") from None
+    if not host or not port:
+        raise ValueError(f"has no {'port' if host else 'host'}; {example}")
+    if parts.path.strip("/") or parts.query or parts.fragment:
+        raise ValueError(f"goes on behind the port; {example}")
+    _check_host(host)
+    return url.rstrip("/")
+
+
+def without_password(url: str) -> str:
+    """Return a URL as it may be shown."""
+    return re.sub(r"://[^/@]*@", "://***@", url)

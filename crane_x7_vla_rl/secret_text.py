@@ -1,0 +1,88 @@
+"""The secrets of this process, and how they are kept out of every text that it shows.
+
+Values are told once, by whoever reads them; texts come in and leave with `***` in their place, also
+where a library has quoted, URL-encoded or base64-encoded the value. One registry per process.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import re
+import threading
+from collections.abc import Iterable, Mapping
+from typing import Final
+from urllib.parse import quote, quote_plus, unquote
+
+from crane_x7_vla_rl.variables import FILE_PREFIX, OTHERS_SECRET, SECRETS, bare, means_unset
+
+MASK: Final = "***"
+SHORTEST: Final = 6
+"""Shorter values are no secrets of anybody; masking them would garble ordinary words."""
+PASSWORD_IN_URL: Final = re.compile(r"\w://[^/@\s:]*:(?P<password>[^/@\s]+)@")
+
+_lock = threading.Lock()
+_forms: set[str] = set()
+_pattern: re.Pattern[str] | None = None
+
+
+def remember(*values: str | None) -> None:
+    """Mask these values from now on; None and what is too short for a secret are skipped."""
+    global _pattern
+    new = {form for value in values if value for form in _written(value)} - _forms
+    if not new:
+        return
+    with _lock:
+        _forms.update(new)
+        longest_first = sorted(_forms, key=len, reverse=True)
+        _pattern = re.compile("|".join(re.escape(form) for form in longest_first))
+
+
+def remember_environment(environ: Mapping[str, str]) -> None:
+    """Mask every secret of an environment: ours, others' by their names, and proxies' passwords."""
+    for name, value in environ.items():
+        if name in SECRETS or OTHERS_SECRET.search(name):
+            if not value.startswith(FILE_PREFIX):
+                remember(value)
+        elif name.upper().endswith("_PROXY"):
+            remember_password(value)
+
+
+def remember_password(url: str | None) -> None:
+    """Mask the password in a URL, if it has one."""
+    if url and (found := PASSWORD_IN_URL.search(url)):
+        remember(found["password"], unquote(found["password"]))
+
+
+def mask(text: str) -> str:
+    """Return `text` with `***` for every value that is remembered."""
+    return text if _pattern is None else _pattern.sub(MASK, text)
+
+
+def _written(value: str) -> Iterable[str]:
+    """Return the ways in which `value`, or a long piece of it, may be written in a text."""
+    meant = bare(value)
+    pieces = meant.split()
+    if means_unset(meant):
+        return
+    for part in {meant, *pieces}:
+        if len(part) < SHORTEST:
+            continue
+        data = part.encode(errors="surrogateescape")
+        yield part
+        yield repr(part)[1:-1]
+        yield json.dumps(part)[1:-1]
+        yield json.dumps(json.dumps(part)[1:-1])[1:-1]
+        yield quote(data, safe="")
+        yield quote_plus(data)
+        for offset in range(3):
+            yield from _base64(data, offset)
+
+
+def _base64(data: bytes, offset: int) -> Iterable[str]:
+    """Return what base64 makes of `data` at `offset` bytes (mod 3) into a longer text, less the
+    digits at both ends that depend on what stands around it."""
+    digits = base64.b64encode(bytes(offset) + data).decode()
+    inner = digits[-(-offset * 8 // 6) : (offset + len(data)) * 8 // 6]
+    yield inner
+    yield inner.translate(str.maketrans("+/", "-_"))

@@ -1,0 +1,107 @@
+"""What a platform put into an environment variable → what was meant. Pure: no environment is read.
+
+Files, secret boxes and templates add line breaks, quotes and byte order marks, and write `null` for
+"none". Names and texts come in; the text that was meant, or the reason why there is none, leaves.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+SECRETS: Final = (
+    "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "TS_AUTHKEY", "TS_AUTH_KEY",
+)  # fmt: skip
+"""Secrets that we, huggingface_hub, wandb or tailscale read."""
+READ_BY_LIBRARIES: Final = ("HF_HOME", "WANDB_DIR")
+"""Folders that huggingface_hub and wandb take from the environment themselves."""
+OTHERS_SECRET: Final = re.compile(
+    r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|SECRET_KEY|AUTH_?KEY|CREDENTIALS?)$"
+)
+"""Names of secrets that nobody here reads; they are masked, and otherwise left alone."""
+UNSET_WORDS: Final = frozenset(
+    {"null", "none", "nil", "undefined", "(null)", "<null>", "<nil>", "<none>", "<no value>"}
+)
+"""What platforms write where a value is missing: JSON, Python, Go, JavaScript, templates."""
+INVISIBLE: Final = "\ufeff\u200b\u200c\u200d\u2060\0"
+"""Byte order mark and other characters without width that editors leave at the ends."""
+FILE_PREFIX: Final = "file:"
+"""TS_AUTHKEY=file:/path names a file; the path is no secret and may hold blanks."""
+
+
+def bare(text: str) -> str:
+    """Return `text` without blanks, invisible characters and pairs of quotes at its ends."""
+    while True:
+        stripped = text.strip().strip(INVISIBLE)
+        if len(stripped) > 1 and stripped[0] == stripped[-1] and stripped[0] in "\"'`":
+            stripped = stripped[1:-1]
+        if stripped == text:
+            return text
+        text = stripped
+
+
+def is_unset_word(text: str) -> bool:
+    """Whether `text` is a word for "no value", such as null; an empty text is none of them."""
+    return bare(text).casefold() in UNSET_WORDS
+
+
+def means_unset(text: str) -> bool:
+    """Whether `text` is empty, or a word for "no value"."""
+    return bare(text) == "" or is_unset_word(text)
+
+
+def secret(text: str) -> str | None:
+    """Return a secret as it was meant; None where the text means "unset".
+
+    Raises ValueError, which says where but never shows the text, for one that holds a blank, a
+    control character or anything else that no token holds: it would be refused later, aloud.
+    """
+    meant = bare(text)
+    if means_unset(meant):
+        return None
+    is_path = meant.startswith(FILE_PREFIX)
+    for place, letter in enumerate(meant, 1):
+        if not (letter.isprintable() if is_path else "!" <= letter <= "~"):
+            raise ValueError(
+                f"holds {_kind(letter)} inside, character {place} of {len(meant)}; copy the secret"
+                " again, in one piece"
+            )
+    return meant
+
+
+def _kind(letter: str) -> str:
+    if letter in "\r\n":
+        return "a line break"
+    if letter.isspace():
+        return f"a blank (U+{ord(letter):04X})"
+    return f"the character U+{ord(letter):04X}"
+
+
+def tidied(
+    environ: Mapping[str, str], secrets: Iterable[str], texts: Iterable[str]
+) -> tuple[dict[str, str], list[str]]:
+    """Return `environ` as it was meant, to be handed on, and a line for each unusable secret.
+
+    `secrets` are stripped; both they and `texts` (names of plain variables) vanish where their
+    value is a word for "unset". All other variables stay as they are.
+    """
+    meant, problems = dict(environ), []
+    for name in environ.keys() & set(secrets):
+        try:
+            value = secret(environ[name])
+        except ValueError as error:
+            problems.append(f"{name}=***: {error}")
+            continue
+        if value is not None:
+            meant[name] = value
+        elif is_unset_word(environ[name]):
+            del meant[name]
+        else:
+            meant[name] = ""
+    for name in environ.keys() & set(texts):
+        if is_unset_word(environ[name]):
+            del meant[name]
+        else:
+            meant[name] = bare(environ[name])
+    return meant, sorted(problems)
