@@ -13,7 +13,8 @@ import cbor2
 import numpy as np
 import pytest
 import simplejpeg
-from websockets.sync.client import ClientConnection, connect
+from sim_robot_rig import Client, state_now
+from websockets.sync.client import connect
 
 from crane_x7_remote.rosbridge import messages, protocol
 from crane_x7_remote.settings import Settings
@@ -32,43 +33,11 @@ CAMERA, JOINTS = TOPICS.camera_topic, TOPICS.joint_states_topic
 CAMERA_TYPE, JOINTS_TYPE = "sensor_msgs/msg/CompressedImage", "sensor_msgs/msg/JointState"
 STRING, TRAJECTORY = "std_msgs/msg/String", "trajectory_msgs/msg/JointTrajectory"
 GRIPPER = "control_msgs/action/GripperCommand"
-Connect = Callable[[], "Client"]
+Connect = Callable[[], Client]
 
 
 def config(**changes: Any) -> RobotConfig:
     return RobotConfig(**({"server": ServerConfig(port=0)} | changes))
-
-
-class Client:
-    """A rosbridge client of a few lines that sends text and returns operations."""
-
-    def __init__(self, connection: ClientConnection) -> None:
-        self.connection = connection
-
-    def send(self, op: str, **fields: Any) -> None:
-        self.connection.send(json.dumps({"op": op, **fields}))
-
-    def subscribe(self, topic: str, type_name: str, **fields: Any) -> None:
-        self.send("subscribe", topic=topic, type=type_name, **fields)
-
-    def next(self, op: str, timeout_s: float = 5.0) -> dict[str, Any]:
-        """The next operation of that kind, others skipped; fails after `timeout_s`."""
-        deadline = time.monotonic() + timeout_s
-        while True:
-            payload = self.connection.recv(timeout=max(0.0, deadline - time.monotonic()))
-            operation = protocol.decode(payload)
-            if operation["op"] == op:
-                return operation
-
-    def collect(self, duration_s: float) -> list[dict[str, Any]]:
-        """All operations that arrive within `duration_s`."""
-        deadline, operations = time.monotonic() + duration_s, []
-        while True:
-            try:
-                payload = self.connection.recv(timeout=max(0.0, deadline - time.monotonic()))
-            except TimeoutError:
-                return operations
-            operations.append(protocol.decode(payload))
 
 
 @pytest.fixture
@@ -312,18 +281,6 @@ def test_a_trajectory_moves_the_arm_and_is_seen_by_recorders(new_client: Connect
     assert seen["joint_names"] == list(ARM_JOINT_NAMES)
     driver.collect(1.0)
     np.testing.assert_allclose(position_now(driver)[:7], HOME_RAD[:7] + 0.1, atol=1e-3)
-
-
-def state_now(client: Client) -> dict[str, Any]:
-    """The next /sim/state but one, so that it tells of what was sent before."""
-    client.subscribe(SIM_STATE_TOPIC, STRING)
-    seen = 0
-    while True:
-        operation = client.next("publish")
-        seen += operation["topic"] == SIM_STATE_TOPIC
-        if seen == 2:
-            state: dict[str, Any] = json.loads(operation["msg"]["data"])
-            return state
 
 
 def test_a_refused_trajectory_is_counted_by_reason(client: Client) -> None:
