@@ -1,15 +1,22 @@
-"""A rosbridge client of a few lines, for tests of the simulated robot over real WebSockets."""
+"""The simulated robot as a process, and a rosbridge client of a few lines over real WebSockets."""
 
 from __future__ import annotations
 
 import json
+import re
+import subprocess
+import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from websockets.sync.client import ClientConnection
 
 from crane_x7_remote.rosbridge import protocol
 from crane_x7_remote.sim_robot.robot import SIM_STATE_TOPIC
+
+READY = re.compile(r"ready: .* on 127\.0\.0\.1 port (\d+)")
 
 
 class Client:
@@ -54,3 +61,29 @@ def state_now(client: Client) -> dict[str, Any]:
         if seen == 2:
             state: dict[str, Any] = json.loads(operation["msg"]["data"])
             return state
+
+
+@contextmanager
+def started(*flags: str, stderr: int = subprocess.PIPE) -> Iterator[subprocess.Popen[str]]:
+    """The command, killed at the end if it still runs. It blocks once a pipe that nobody reads is
+    full of its log: give DEVNULL for `stderr` where there will be many clients."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "crane_x7_remote", "sim-robot", *flags],
+        stdout=subprocess.PIPE,
+        stderr=stderr,
+        text=True,
+    )
+    try:
+        yield process
+    finally:
+        if process.poll() is None:
+            process.kill()
+        process.communicate(timeout=10)
+
+
+def ready_port(process: subprocess.Popen[str]) -> int:
+    assert process.stdout is not None
+    line = process.stdout.readline()
+    match = READY.match(line)
+    assert match, f"expected a line with 'ready', got {line!r}"
+    return int(match[1])

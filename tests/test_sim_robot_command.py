@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
 import pytest
+from sim_robot_rig import ready_port, started
 from websockets.sync.client import ClientConnection, connect
 
 from crane_x7_remote.rosbridge import messages, protocol
@@ -20,32 +16,6 @@ from crane_x7_vla_rl.robot import ARM_JOINT_NAMES, HOME_RAD
 
 CAMERA, JOINTS = "/camera/color/image_raw/compressed", "/joint_states"
 ARM = "/crane_x7_arm_controller/joint_trajectory"
-READY = re.compile(r"ready: .* on 127\.0\.0\.1 port (\d+)")
-
-
-@contextmanager
-def started(*flags: str) -> Iterator[subprocess.Popen[str]]:
-    """The command, killed at the end if it still runs."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "crane_x7_remote", "sim-robot", *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate(timeout=10)
-
-
-def ready_port(process: subprocess.Popen[str]) -> int:
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    match = READY.match(line)
-    assert match, f"expected a line with 'ready', got {line!r}"
-    return int(match[1])
 
 
 def ask(connection: ClientConnection, topic: str, type_name: str) -> None:
