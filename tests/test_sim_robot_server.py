@@ -16,6 +16,7 @@ import simplejpeg
 from sim_robot_rig import Client, state_now
 from websockets.sync.client import connect
 
+from crane_x7_remote.errors import RemoteError
 from crane_x7_remote.rosbridge import messages, protocol
 from crane_x7_remote.settings import Settings
 from crane_x7_remote.sim_robot.arm import KinematicArm
@@ -116,6 +117,58 @@ def test_time_keys_and_clock(
         header = client.next("publish")["msg"]["header"]
     assert set(header["stamp"]) == keys
     assert messages.read_stamp(header) == pytest.approx(time.time() + 3600, abs=2)
+
+
+def test_a_stepped_clock_shows_in_stamps_and_leaves_the_arm_moving(
+    client_of: Callable[[SimRobot], Client],
+) -> None:
+    times: list[float] = []
+    robot = SimRobot(config(), KinematicArm, on_updates=lambda at, _: times.extend(at))
+    with robot:
+        client = client_of(robot)
+        for seconds in (-0.2, -3600.0, 3620.0):
+            before = robot.time_s()
+            robot.step_clock(seconds)
+            assert robot.time_s() - before == pytest.approx(seconds, abs=1)
+        client.subscribe(JOINTS, JOINTS_TYPE)
+        header = client.next("publish")["msg"]["header"]
+        assert messages.read_stamp(header) == pytest.approx(robot.time_s(), abs=1)
+        client.send("publish", topic=TOPICS.arm_topic, msg=trajectory(HOME_RAD[:7] + 0.1))
+        report = state_now(client)["controller"]
+    assert report["accepted"] == 1
+    assert report["steps"] == 0
+    assert report["max_step_rad"] > 0
+    np.testing.assert_allclose(np.diff(times), 1 / 200, atol=1e-6)
+
+
+@pytest.mark.parametrize("seconds", [float("nan"), float("inf"), 1e300, -2e9, 2e9])
+def test_a_step_out_of_ros_time_is_refused(robot: SimRobot, seconds: float) -> None:
+    before = robot.time_s()
+    with pytest.raises(RemoteError, match="out of ROS time"):
+        robot.step_clock(seconds)
+    assert robot.time_s() == pytest.approx(before, abs=1)
+
+
+def test_whatever_the_robot_raises_is_answered_and_the_link_stays(
+    client_of: Callable[[SimRobot], Client], caplog: pytest.LogCaptureFixture
+) -> None:
+    errors = [OverflowError("a"), ValueError("b"), FloatingPointError("c"), MemoryError()]
+
+    class Failing(SimRobot):
+        def receive(self, topic: str, message: Any) -> None:
+            del topic, message
+            raise errors.pop()
+
+    with Failing(config(), KinematicArm) as robot:
+        client = client_of(robot)
+        while errors:
+            client.send("publish", topic=TOPICS.arm_topic, id="p", msg={})
+            status = client.next("status")
+            assert (status["level"], status["id"]) == ("error", "p")
+            assert "internal error" in status["msg"]
+        client.subscribe(JOINTS, JOINTS_TYPE)
+        assert client.next("publish")["topic"] == JOINTS
+    assert "an operation failed" in caplog.text
 
 
 def test_sim_state_is_json(client: Client) -> None:
