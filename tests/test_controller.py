@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 from scipy.interpolate import BPoly, CubicHermiteSpline
 
+from crane_x7_remote.inference.safety import Limits, SafeCommand
+from crane_x7_remote.inference.trajectory import Timing, build, flown, state_at
 from crane_x7_remote.rosbridge import messages
 from crane_x7_remote.sim_robot.controller import (
     TICK_S,
@@ -16,7 +20,14 @@ from crane_x7_remote.sim_robot.controller import (
     TrajectoryController,
     TrajectoryRefused,
 )
-from crane_x7_vla_rl.robot import ARM_JOINT_NAMES, HOME_RAD, VELOCITY_RAD_S
+from crane_x7_vla_rl.robot import (
+    ARM_JOINT_NAMES,
+    HOME_RAD,
+    LOWER_RAD,
+    UPPER_RAD,
+    VELOCITY_RAD_S,
+)
+from crane_x7_vla_rl.types import JointState
 
 HOME = HOME_RAD[:7]
 NOW = 1_700_000_000.0
@@ -240,6 +251,7 @@ def test_too_fast_is_counted(controller: TrajectoryController, offset: float) ->
     accept(controller, offsets=[offset], positions=HOME[None] + 0.5)
     controller.update(NOW + 1)
     assert controller.report.limit_violations > 0
+    assert controller.report.velocity_violations > 0
     assert controller.report.max_velocity_ratio > 1
 
 
@@ -261,7 +273,233 @@ def test_rare_updates_measure_the_same_as_frequent_ones() -> None:
             controller.update(NOW + step * period)
         reports.append(controller.report)
     assert reports[0].limit_violations > 0
+    assert reports[0].steps > 0
     assert reports[1:] == reports[:1] * 2
+
+
+def rest_to_rest(controller: TrajectoryController, target: np.ndarray, **fields: Any) -> None:
+    accept(controller, positions=target[None], velocities=np.zeros((1, 7)), **fields)
+
+
+def test_driving_within_limits_is_no_violation_and_its_acceleration_is_that_of_the_path(
+    controller: TrajectoryController,
+) -> None:
+    """A cubic from rest to rest begins and ends with 6 times way over time squared."""
+    rest_to_rest(controller, HOME + 0.6, offsets=[0.8])
+    for update in range(1000):
+        controller.update(NOW + 0.001 * update)
+    report = controller.report
+    assert report.max_acceleration_rad_s2 == pytest.approx(6 * 0.6 / 0.8**2, rel=0.02)
+    assert report.velocity_violations == report.acceleration_violations == report.steps == 0
+
+
+def test_our_loops_trajectories_drive_without_a_step(controller: TrajectoryController) -> None:
+    """Each is built from the one before and arrives within its lead, as on a clean link."""
+    rng = np.random.default_rng(0)
+    measured, running = JointState(HOME_RAD, np.zeros(8)), None
+    for tick in range(100):
+        now = NOW + 0.1 * tick
+        target = np.clip(HOME_RAD + rng.normal(0, 0.5, 8), LOWER_RAD, UPPER_RAD)
+        command = SafeCommand(target[None], np.array([0.1]))
+        timing = Timing(now, now, 0.05, 0.6, now)
+        sent = build(command, measured, running, timing, Limits(), sequence=tick, session="0" * 8)
+        running = flown(running, sent)
+        controller.accept(
+            messages.trajectory(messages.to_ros(sent, ARM_JOINT_NAMES)), now + rng.uniform(0, 0.045)
+        )
+        controller.update(now + 0.0999)
+        measured = JointState(*state_at(running, now + 0.1))
+    report = controller.report
+    assert report.accepted == 100
+    assert report.max_velocity_ratio > 0.3
+    assert 2 < report.max_acceleration_rad_s2 < 6.6
+    assert report.limit_violations == report.velocity_violations == report.steps == 0
+    assert report.acceleration_violations == 0
+
+
+def test_a_late_trajectory_is_a_step_that_is_measured_across_accept(
+    controller: TrajectoryController,
+) -> None:
+    """Its first two points are past; the arm is put onto its line, 3 mrad away, in one update."""
+    points = np.vstack([HOME + 0.003, HOME + 0.003])
+    accept(controller, offsets=[0.0, 1.0], positions=points, stamp=NOW - 0.5)
+    controller.update(NOW + 0.5)
+    report = controller.report
+    assert (report.steps, report.steps_2mrad) == (2, 2), "onto the new path, and no further"
+    assert report.max_acceleration_rad_s2 == pytest.approx(0.003 / TICK_S**2)
+    assert report.acceleration_violations == 2
+    assert report.velocity_violations == 0
+
+
+def test_steps_are_counted_by_size(controller: TrajectoryController) -> None:
+    for size, counts in ((0.0009, (0, 0)), (0.0015, (2, 0)), (0.0025, (2, 2))):
+        before = controller.report
+        held = controller.update(NOW + 10 * size)
+        accept(controller, NOW + 1000 * size, offsets=[0.0], positions=held[None] + size)
+        controller.update(NOW + 1000 * size + 0.1)
+        after = controller.report
+        new = (after.steps - before.steps, after.steps_2mrad - before.steps_2mrad)
+        assert new == counts, size
+
+
+def test_every_update_is_handed_to_a_recorder_once() -> None:
+    times: list[float] = []
+    path: list[np.ndarray] = []
+
+    def record(at: np.ndarray, positions: np.ndarray) -> None:
+        times.extend(at)
+        path.extend(positions)
+
+    controller = TrajectoryController(HOME, NOW, on_updates=record)
+    rest_to_rest(controller, HOME + 0.2, offsets=[0.3])
+    for now in (0.001, 0.033, 0.034, 0.4):
+        controller.update(NOW + now)
+    np.testing.assert_allclose(np.diff(times), TICK_S, atol=1e-6)
+    assert len(times) == len(path) == 80
+    assert times[0] == pytest.approx(NOW + TICK_S)
+    np.testing.assert_allclose(path[-1], HOME + 0.2)
+
+
+# --- the robot's clock is stepped ----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seconds", [-0.2, -3600.0])
+def test_a_clock_set_back_leaves_the_controller_updating(
+    controller: TrajectoryController, seconds: float
+) -> None:
+    controller.step_clock(seconds, NOW + 0.1)
+    rest_to_rest(controller, HOME + 0.3, offsets=[0.5], now=NOW + 0.2)
+    np.testing.assert_allclose(controller.update(NOW + 0.71), HOME + 0.3)
+    assert controller.report.max_step_rad < 0.006
+
+
+def test_a_clock_set_back_before_the_running_path_holds_until_there_is_a_new_one(
+    controller: TrajectoryController,
+) -> None:
+    rest_to_rest(controller, HOME + 0.3, offsets=[0.5])
+    there = controller.update(NOW + 0.2)
+    controller.step_clock(-3600, NOW + 0.2)
+    held = executed(controller, NOW + 3, start=NOW + 0.2)
+    np.testing.assert_array_equal(held, np.tile(there, (len(held), 1)))
+    rest_to_rest(controller, HOME, offsets=[0.5], stamp=NOW - 3597, now=NOW + 3)
+    back = executed(controller, NOW + 4, start=NOW + 3)
+    assert np.abs(back[0] - there).max() < 1e-3, "the new path begins where the arm stood"
+    np.testing.assert_allclose(back[-1], HOME, atol=1e-9)
+
+
+def test_a_clock_set_back_within_the_running_path_goes_back_along_it(
+    controller: TrajectoryController,
+) -> None:
+    rest_to_rest(controller, HOME + 0.3, offsets=[0.5])
+    earlier = controller.update(NOW + 0.2001)
+    controller.update(NOW + 0.3001)
+    controller.step_clock(-0.1, NOW + 0.3001)
+    np.testing.assert_allclose(controller.update(NOW + 0.3051), earlier + TICK_S * 0.87, atol=2e-3)
+    assert controller.report.steps > 0
+
+
+@pytest.mark.parametrize("seconds", [0.3, 20.0])
+def test_a_clock_set_forward_jumps_along_the_running_path(
+    controller: TrajectoryController, seconds: float
+) -> None:
+    rest_to_rest(controller, HOME + 0.3, offsets=[0.5])
+    controller.update(NOW + 0.2001)
+    controller.step_clock(seconds, NOW + 0.2001)
+    np.testing.assert_allclose(controller.update(NOW + 0.2101), HOME + 0.3, atol=1e-9)
+    report = controller.report
+    assert report.max_step_rad == pytest.approx(0.3 - 0.1056, abs=0.003)
+    assert report.velocity_violations == 1
+    assert report.steps >= 2
+
+
+def test_a_stamp_is_read_on_the_stepped_clock(controller: TrajectoryController) -> None:
+    controller.step_clock(-3600, NOW)
+    ours = {"frame_id": "vla/00000001/1/500"}
+    assert (
+        refusal(controller, offsets=[0.2], positions=wave(1), stamp=NOW - 3601, **ours)
+        is Refusal.EXPIRED
+    )
+    rest_to_rest(controller, HOME + 0.1, offsets=[0.2], stamp=NOW - 3600, **ours)
+    np.testing.assert_allclose(controller.update(NOW + 0.21), HOME + 0.1)
+
+
+# --- numbers that nobody means -------------------------------------------------------------------
+
+HUGE = [1.7e308, -1.7e308, 1e200, 1e17]
+
+
+@pytest.mark.parametrize("value", HUGE)
+@pytest.mark.parametrize("field", ["positions", "velocities", "accelerations"])
+def test_huge_values_are_refused_and_leave_the_arm_drivable(
+    controller: TrajectoryController, field: str, value: float
+) -> None:
+    fields: dict[str, Any] = {
+        "positions": wave(2),
+        "velocities": np.zeros((2, 7)),
+        "accelerations": np.zeros((2, 7)),
+    }
+    fields[field] = np.array(fields[field])
+    fields[field][1, 2] = value
+    assert refusal(controller, offsets=[0.1, 0.2], **fields) is Refusal.OUT_OF_RANGE
+    assert np.array_equal(controller.update(NOW + 0.1), HOME)
+    rest_to_rest(controller, HOME + 0.1, offsets=[0.2], now=NOW + 0.2)
+    np.testing.assert_allclose(controller.update(NOW + 0.5), HOME + 0.1)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"time_from_start_s": np.array([0.1, 1.7e308])}, Refusal.OUT_OF_RANGE),
+        ({"time_from_start_s": np.array([0.1, 2e6])}, Refusal.OUT_OF_RANGE),
+        ({"time_from_start_s": np.array([1e-320, 2e-320])}, Refusal.TIMES),
+        ({"time_from_start_s": np.array([0.1, 0.1 + 1e-12])}, Refusal.TIMES),
+        ({"stamp_s": 1.7e308}, Refusal.OUT_OF_RANGE),
+        ({"stamp_s": -1e300}, Refusal.OUT_OF_RANGE),
+        ({"stamp_s": float("nan")}, Refusal.OUT_OF_RANGE),
+    ],
+)
+def test_huge_and_tiny_times_are_refused(
+    controller: TrajectoryController, change: dict[str, Any], reason: Refusal
+) -> None:
+    rest = np.zeros((2, 7))
+    given = messages.trajectory(
+        message([0.1, 0.2], wave(2), rest, rest, frame_id="vla/00000001/9/500")
+    )
+    with pytest.raises(TrajectoryRefused) as caught:
+        controller.accept(replace(given, **change), NOW)
+    assert caught.value.reason is reason
+    controller.accept(given, NOW)
+    np.testing.assert_allclose(controller.update(NOW + 0.5), wave(2)[1])
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_whatever_was_accepted_the_next_good_trajectory_is_followed(seed: int) -> None:
+    """Extreme but finite: the state at which a path is left must not blow up the next ones."""
+    rng = np.random.default_rng(seed)
+    controller = TrajectoryController(HOME, NOW)
+    now = NOW
+    for _ in range(60):
+        count = rng.integers(1, 4)
+        sizes = 10.0 ** rng.uniform(-9, 6, 4)
+        given = messages.trajectory(message([1.0] * count, wave(count)))
+        given = replace(
+            given,
+            time_from_start_s=np.cumsum(10.0 ** rng.uniform(-9, 3, count)),
+            position_rad=rng.normal(0, min(sizes[0], 300), (count, 7)),
+            velocity_rad_s=rng.normal(0, sizes[1], (count, 7)),
+            acceleration_rad_s2=rng.normal(0, sizes[2], (count, 7)),
+            stamp_s=now + rng.choice([0.0, 1e-9, 1e3]),
+        )
+        with contextlib.suppress(TrajectoryRefused):
+            controller.accept(given, now)
+        now += 10.0 ** rng.uniform(-4, 1)
+        assert np.isfinite(controller.update(now)).all()
+    rest_to_rest(controller, HOME + 0.1, offsets=[1.0], now=now + 2e3)
+    np.testing.assert_allclose(controller.update(now + 2e3 + 1.1), HOME + 0.1)
+    assert np.isfinite(list(controller.report.__dict__.values())[0:3]).all()
+
+
+# --- the gripper ---------------------------------------------------------------------------------
 
 
 def test_gripper_goal_ends_when_reached() -> None:

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import re
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 import numpy as np
+import psutil
 import pytest
+from sim_robot_rig import ready_port, started
 from websockets.sync.client import ClientConnection, connect
 
 from crane_x7_remote.rosbridge import messages, protocol
@@ -20,32 +17,6 @@ from crane_x7_vla_rl.robot import ARM_JOINT_NAMES, HOME_RAD
 
 CAMERA, JOINTS = "/camera/color/image_raw/compressed", "/joint_states"
 ARM = "/crane_x7_arm_controller/joint_trajectory"
-READY = re.compile(r"ready: .* on 127\.0\.0\.1 port (\d+)")
-
-
-@contextmanager
-def started(*flags: str) -> Iterator[subprocess.Popen[str]]:
-    """The command, killed at the end if it still runs."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "crane_x7_remote", "sim-robot", *flags],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-    )
-    try:
-        yield process
-    finally:
-        if process.poll() is None:
-            process.kill()
-        process.communicate(timeout=10)
-
-
-def ready_port(process: subprocess.Popen[str]) -> int:
-    assert process.stdout is not None
-    line = process.stdout.readline()
-    match = READY.match(line)
-    assert match, f"expected a line with 'ready', got {line!r}"
-    return int(match[1])
 
 
 def ask(connection: ClientConnection, topic: str, type_name: str) -> None:
@@ -98,6 +69,45 @@ def test_it_shows_pictures_and_moves_on_a_trajectory_and_ends_on_sigterm(arm: st
         assert time.monotonic() - asked < 3
 
 
+def test_joint_states_come_as_fast_as_the_control_rate() -> None:
+    with started("--arm", "kinematic", "--port", "0", "--control-rate", "200") as process:
+        port = ready_port(process)
+        with connect(f"ws://127.0.0.1:{port}", max_size=None) as connection:
+            ask(connection, JOINTS, "sensor_msgs/JointState")
+            next_message(connection, JOINTS)
+            stamps = [
+                messages.read_stamp(next_message(connection, JOINTS)["header"])  # type: ignore[arg-type]
+                for _ in range(400)
+            ]
+    gaps = np.diff(stamps)
+    assert np.median(gaps) == pytest.approx(1 / 200, abs=0.001)
+    assert stamps[-1] - stamps[0] < 2 * 400 / 200, "a busy machine may skip a few"
+
+
+def test_the_clock_is_stepped_on_a_topic_while_the_arm_moves() -> None:
+    with started("--arm", "kinematic", "--port", "0") as process:
+        port = ready_port(process)
+        with connect(f"ws://127.0.0.1:{port}", max_size=None) as connection:
+            ask(connection, JOINTS, "sensor_msgs/JointState")
+            for seconds in (-3600.0, 7200.0, -3600.0):
+                before = next_message(connection, JOINTS)["header"]
+                step = protocol.publish("/sim/clock_step", {"data": seconds})
+                connection.send(protocol.encode_json(step))
+                deadline = time.monotonic() + 5
+                shift = 0.0
+                while abs(shift - seconds) > 5:
+                    assert time.monotonic() < deadline, f"stepped by {shift} s"
+                    now = next_message(connection, JOINTS)["header"]
+                    shift = messages.read_stamp(now) - messages.read_stamp(before)  # type: ignore[arg-type]
+            target = HOME_RAD[:7] + 0.1
+            point = {"positions": target.tolist(), "time_from_start": {"sec": 0, "nanosec": 10**8}}
+            message = {"joint_names": list(ARM_JOINT_NAMES), "points": [point]}
+            connection.send(protocol.encode_json(protocol.publish(ARM, message)))
+            deadline = time.monotonic() + 5
+            while np.abs(position(connection)[:7] - target).max() > 0.01:
+                assert time.monotonic() < deadline, "the arm stands still after the steps"
+
+
 def test_sigint_with_clients_connected_ends_with_success() -> None:
     with started("--arm", "kinematic", "--port", "0") as process:
         port = ready_port(process)
@@ -110,7 +120,10 @@ def test_sigint_with_clients_connected_ends_with_success() -> None:
 
 def test_sigterm_while_the_simulation_loads_ends_with_success() -> None:
     with started("--port", "0") as process:
-        time.sleep(1.5)
+        deadline = time.monotonic() + 60
+        while not psutil.Process(process.pid).children():  # the simulation's own process
+            assert time.monotonic() < deadline, "the simulation was not started"
+            time.sleep(0.02)
         process.send_signal(signal.SIGTERM)
         stdout, stderr = process.communicate(timeout=10)
     assert process.returncode == 0

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import roslibpy
+from roslibpy.ros1 import actionlib
 
 from crane_x7_remote.rosbridge import messages
 from crane_x7_remote.sim_robot.arm import KinematicArm
@@ -77,6 +78,7 @@ def test_its_trajectory_moves_the_arm(ros: roslibpy.Ros) -> None:
         assert time.monotonic() < deadline, "the arm did not arrive"
 
 
+@pytest.mark.parametrize("ros", [2], indirect=True)
 def test_its_gripper_goal_is_answered(ros: roslibpy.Ros) -> None:
     results: queue.Queue[Any] = queue.Queue()
     gripper = roslibpy.ActionClient(
@@ -86,6 +88,19 @@ def test_its_gripper_goal_is_answered(ros: roslibpy.Ros) -> None:
     gripper.send_goal(goal, results.put, lambda _: None, results.put)
     result = results.get(timeout=5)
     assert result["values"]["reached_goal"] is True
+
+
+@pytest.mark.parametrize("ros", [1], indirect=True)
+def test_its_actionlib_client_drives_the_gripper_of_ros_1(ros: roslibpy.Ros) -> None:
+    client = actionlib.ActionClient(
+        ros, "/crane_x7_gripper_controller/gripper_cmd", "control_msgs/GripperCommandAction"
+    )
+    goal = actionlib.Goal(client, {"command": {"position": 0.5, "max_effort": 0.0}})
+    goal.send()
+    result = goal.wait(5)
+    assert result["reached_goal"] is True
+    assert result["position"] == pytest.approx(0.5, abs=0.02)
+    assert goal.status["status"] == actionlib.GoalStatus.SUCCEEDED
 
 
 def test_it_leaves_and_comes_back(ros: roslibpy.Ros) -> None:

@@ -9,8 +9,15 @@ from typing import Any
 import pytest
 
 from crane_x7_remote.rosbridge import protocol
-from crane_x7_remote.sim_robot.outbox import MOST_REPLIES, Outbox
-from crane_x7_remote.sim_robot.session import GoalKey, Publication, Session
+from crane_x7_remote.sim_robot.outbox import MOST_REPLIES, MOST_WAITING_BYTES, Outbox
+from crane_x7_remote.sim_robot.session import (
+    LONGEST_NAME,
+    MOST_SUBSCRIPTIONS,
+    GoalKey,
+    OperationError,
+    Publication,
+    Session,
+)
 
 TOPIC = "/camera"
 
@@ -126,3 +133,49 @@ def test_a_client_that_provokes_answers_without_reading_counts_as_flooding() -> 
         assert not outbox.is_flooded
         outbox.reply("x")
     assert outbox.is_flooded
+
+
+def test_what_waits_is_bounded_in_bytes_and_the_newest_survives() -> None:
+    outbox = Outbox(64, lambda: None)
+    quarter = "x" * (MOST_WAITING_BYTES // 4)
+    for number in range(10):
+        outbox.message(f"{number}" + quarter[1:])
+    assert outbox.dropped == 6
+    assert [(outbox.take() or "")[:1] for _ in range(5)] == ["6", "7", "8", "9", ""]
+    outbox.message("x" * 2 * MOST_WAITING_BYTES)
+    assert len(outbox.take() or "") == 2 * MOST_WAITING_BYTES
+
+
+def test_subscriptions_are_bounded_and_a_known_one_can_still_be_changed(session: Session) -> None:
+    for number in range(MOST_SUBSCRIPTIONS):
+        subscribe(session, topic=f"/t{number % 7}", id=f"{number}")
+    subscribe(session, topic="/t1", id="one more")
+    (status,) = sent(session)
+    assert f"at most {MOST_SUBSCRIPTIONS}" in status["msg"]
+    subscribe(session, topic="/t1", id="1", throttle_rate=500)
+    assert sent(session) == []
+    assert session.subscriptions["/t1"].throttle_s["1"] == 0.5
+    session.receive(json.dumps({"op": "unsubscribe", "topic": "/t1", "id": "1"}))
+    subscribe(session, topic="/t1", id="one more")
+    assert sent(session) == []
+
+
+@pytest.mark.parametrize("name", ["id", "topic", "type", "compression"])
+def test_a_long_name_is_told_by_its_length_alone(session: Session, name: str) -> None:
+    subscribe(session, **{name: "x" * (LONGEST_NAME + 1)})
+    (status,) = sent(session)
+    assert f"{name} has 257 characters" in status["msg"]
+    assert len(json.dumps(status)) < 200
+    assert session.subscriptions == {}
+
+
+def test_a_list_of_strings_is_not_packed_for_ros_1() -> None:
+    message = {"name": ["a"], "position": [1.0]}
+    for version in (1, 2):
+        publication = Publication("/joint_states", message, "sensor_msgs/JointState", version)  # type: ignore[arg-type]
+        assert publication.payload("none")
+        if version == 2:
+            assert publication.payload("cbor")
+        else:
+            with pytest.raises(OperationError, match=r"JointState\.name"):
+                publication.payload("cbor")

@@ -4,38 +4,53 @@ Both follow ros2_control's controllers (joint_trajectory_controller and
 gripper_action_controller, Humble) at their 200 Hz update rate. Parsed messages and the robot's time
 come in, joint targets go out; nothing here does I/O or reads a clock. Besides, the trajectory
 controller understands the validity and sequence that this system's loop writes into a trajectory,
-and measures what it executes, so that a test can ask what reached the robot.
+and measures what it executes (see `executed`), so that a test can ask what reached the robot.
 
-Legend: K points of a trajectory, N updates, 7 arm joints; times in s on the robot's clock, angles
-in rad.
+Updates follow a steady clock, trajectories the robot's clock. `now_s` is always the steady one: the
+robot's clock as if it had never been stepped. `step_clock` moves the robot's clock against it.
+
+Legend: K points of a trajectory, N updates, 7 arm joints; times in s, angles in rad.
 """
 
 from __future__ import annotations
 
 from collections import Counter, OrderedDict
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from enum import StrEnum
 
 import numpy as np
 
 from crane_x7_remote.rosbridge.messages import ParsedTrajectory
-from crane_x7_remote.sim_robot.spline import Array, Spline
+from crane_x7_remote.rosbridge.protocol import brief
+from crane_x7_remote.sim_robot.executed import TICK_S, TOLERANCE, Executed, Measured
+from crane_x7_remote.sim_robot.spline import Array, Sample, Spline
 from crane_x7_vla_rl.robot import (
     ARM_DOF,
     ARM_JOINT_NAMES,
     CONTROLLER_HZ,
     LOWER_RAD,
     UPPER_RAD,
-    VELOCITY_RAD_S,
 )
 
-TICK_S = 1 / CONTROLLER_HZ
+OnUpdates = Callable[[Array, Array], None]
+"""Gets the times (N,) of updates on the steady clock and the positions (N, 7) wanted at them."""
+
 REMEMBERED_SESSIONS = 64
 """Sessions whose newest sequence is remembered; the one unused for longest is forgotten first."""
 LONGEST_CATCH_UP_TICKS = 20 * CONTROLLER_HZ
 """After a longer stall of the process, the ticks in between are skipped."""
-TOLERANCE = 1e-3
-"""Rounding allowed, in rad and as a share of the velocity limit, before it counts as violation."""
+LARGEST_POSITION_RAD = 1e3
+LARGEST_DERIVATIVE = 1e6
+"""Of a joint's velocity in rad/s and acceleration in rad/s²."""
+LARGEST_OFFSET_S = 1e6
+LARGEST_STAMP_S = 1e10
+"""Distance of a stamp from now."""
+LARGEST_PATH_RAD = 1e6
+"""Bound of a path between its points. Nobody means a value beyond these: numbers such as 1.7e308
+would overflow in the spline and leave NaN behind."""
+SHORTEST_SPAN_S = 1e-9
+"""Resolution of ROS times; points closer together cannot be told apart."""
 
 
 class Refusal(StrEnum):
@@ -47,6 +62,7 @@ class Refusal(StrEnum):
     LENGTHS = "lengths"
     TIMES = "times"
     NON_FINITE = "non_finite"
+    OUT_OF_RANGE = "out_of_range"
     ENDED_IN_THE_PAST = "ended_in_the_past"
     EXPIRED = "expired"
     OUT_OF_ORDER = "out_of_order"
@@ -60,43 +76,42 @@ class TrajectoryRefused(Exception):
         self.reason = reason
 
 
-@dataclass(frozen=True)
-class ControllerReport:
+@dataclass(frozen=True, kw_only=True)
+class ControllerReport(Measured):
     """What the controller took, refused and executed so far."""
 
     accepted: int
     rejected: dict[str, int]
     """Reason → count."""
-    max_velocity_ratio: float
-    """Largest step between two updates, as a share of what the velocity limit allows."""
-    max_step_rad: float
-    """Largest step of a joint between two updates of 5 ms."""
-    limit_violations: int
-    """Updates at which a joint was beyond its position or velocity limit."""
 
 
 class TrajectoryController:
-    """Executes the newest accepted trajectory; starts by holding `position_rad` (7,)."""
+    """Executes the newest accepted trajectory; starts by holding `position_rad` (7,).
 
-    def __init__(self, position_rad: Array, now_s: float) -> None:
+    `on_updates` gets every executed update, for a benchmark.
+    """
+
+    def __init__(
+        self, position_rad: Array, now_s: float, on_updates: OnUpdates | None = None
+    ) -> None:
         self._zero_s = now_s
         self._tick = 0
-        self._spline = Spline(np.zeros(1), np.array(position_rad, dtype=np.float64)[None])
-        self._desired: Array = self._spline.position_rad[0]
+        self._stepped_s = 0.0  # Robot's clock minus steady clock.
+        self._desired: Array = np.array(position_rad, dtype=np.float64)
+        self._spline = Spline(np.zeros(1), self._desired[None])
+        self._active_from_s = -np.inf  # On the robot's clock, as the spline's times.
+        self._executed = Executed(self._desired)
+        self._on_updates = on_updates
         self._newest_sequence: OrderedDict[str, int] = OrderedDict()
         self._accepted = 0
         self._rejected: Counter[str] = Counter()
-        self._max_ratio = self._max_step = 0.0
-        self._violations = 0
 
     @property
     def report(self) -> ControllerReport:
         return ControllerReport(
             accepted=self._accepted,
             rejected=dict(self._rejected),
-            max_velocity_ratio=self._max_ratio,
-            max_step_rad=self._max_step,
-            limit_violations=self._violations,
+            **asdict(self._executed.measured),
         )
 
     def accept(self, trajectory: ParsedTrajectory, now_s: float) -> None:
@@ -106,17 +121,28 @@ class TrajectoryController:
         on from where it is wanted now. Raises TrajectoryRefused.
         """
         self.update(now_s)
+        robot_now_s = now_s - self._zero_s + self._stepped_s
         try:
-            spline = self._checked(trajectory, now_s)
+            spline = self._checked(trajectory, robot_now_s)
         except TrajectoryRefused as refusal:
             self.count_refusal(refusal.reason)
             raise
-        self._spline = spline
+        self._remember(trajectory.session, trajectory.sequence)
+        self._spline, self._active_from_s = spline, robot_now_s
         self._accepted += 1
 
     def count_refusal(self, reason: Refusal) -> None:
         """Count a trajectory that was refused, also one that could not even be parsed."""
         self._rejected[str(reason)] += 1
+
+    def step_clock(self, seconds: float, now_s: float) -> None:
+        """Set the robot's clock forward, or back where negative, by `seconds`.
+
+        As in ros2_control, the running path is sampled at the new time from the next update on: the
+        arm jumps along it. Before the time at which the path became active, the arm stands still.
+        """
+        self.update(now_s)
+        self._stepped_s += seconds
 
     def update(self, now_s: float) -> Array:
         """Execute all 5 ms updates up to `now_s`; return the position (7,) wanted at the last."""
@@ -124,58 +150,72 @@ class TrajectoryController:
         if tick <= self._tick:
             return self._desired
         first = max(self._tick + 1, tick - LONGEST_CATCH_UP_TICKS)
-        updates = np.arange(first, tick + 1, dtype=np.float64)
-        positions = self._spline.sample(updates * TICK_S).position_rad  # (N, 7)
-        self._measure(np.vstack([self._desired, positions]))
+        times = np.arange(first, tick + 1, dtype=np.float64) * TICK_S
+        robot_times = times + self._stepped_s
+        positions = self._spline.sample(robot_times).position_rad  # (N, 7)
+        positions = np.where((robot_times < self._active_from_s)[:, None], self._desired, positions)
+        self._executed.add(positions)
+        if self._on_updates is not None:
+            self._on_updates(self._zero_s + times, positions)
         self._tick = tick
         self._desired = positions[-1]
         return self._desired
 
-    def _measure(self, positions: Array) -> None:
-        steps = np.abs(np.diff(positions, axis=0))
-        ratios = steps / (VELOCITY_RAD_S[:ARM_DOF] * TICK_S)
-        beyond = np.maximum(
-            LOWER_RAD[:ARM_DOF] - positions[1:], positions[1:] - UPPER_RAD[:ARM_DOF]
-        )
-        self._max_step = max(self._max_step, float(steps.max()))
-        self._max_ratio = max(self._max_ratio, float(ratios.max()))
-        violated = (ratios > 1 + TOLERANCE) | (beyond > TOLERANCE)
-        self._violations += int(violated.any(axis=1).sum())
-
-    def _checked(self, trajectory: ParsedTrajectory, now_s: float) -> Spline:
+    def _checked(self, trajectory: ParsedTrajectory, now: float) -> Spline:
+        """Return the spline of `trajectory`; times count from `_zero_s` on the robot's clock."""
         offsets = np.asarray(trajectory.time_from_start_s, dtype=np.float64)
         tables = _in_arm_order(trajectory)
-        if offsets[0] < 0 or (np.diff(offsets) <= 0).any():
+        start = trajectory.stamp_s - self._zero_s if trajectory.stamp_s != 0 else now
+        if not abs(start - now) <= LARGEST_STAMP_S:
             raise TrajectoryRefused(
-                Refusal.TIMES, f"time_from_start is {offsets.tolist()}, expected increasing from 0"
+                Refusal.OUT_OF_RANGE,
+                f"its stamp is {trajectory.stamp_s:g} s, now + {start - now:g} s",
             )
-        start_s = trajectory.stamp_s if trajectory.stamp_s != 0 else now_s
-        self._check_age(trajectory, start_s, float(start_s + offsets[-1]), now_s)
-        spline = Spline(start_s + offsets - self._zero_s, *tables)
-        now = now_s - self._zero_s
-        if now >= spline.time_s[0]:
-            return spline
-        return spline.prepended(now, self._spline.sample(np.array([now])))
+        times = start + offsets
+        if offsets[0] < 0 or (np.diff(times) < SHORTEST_SPAN_S).any():
+            raise TrajectoryRefused(
+                Refusal.TIMES,
+                f"time_from_start is {brief(offsets.tolist())}, expected increasing from 0",
+            )
+        self._check_age(trajectory, now - start, now - float(times[-1]))
+        spline = Spline(times, *tables)
+        if now <= spline.time_s[0] - SHORTEST_SPAN_S:
+            spline = spline.prepended(now, self._state(now))
+        if not spline.reach_rad() <= LARGEST_PATH_RAD:
+            raise TrajectoryRefused(
+                Refusal.OUT_OF_RANGE,
+                f"its path reaches {spline.reach_rad():g} rad between its points,"
+                f" expected at most {LARGEST_PATH_RAD:g}",
+            )
+        return spline
 
-    def _check_age(
-        self, trajectory: ParsedTrajectory, start_s: float, end_s: float, now_s: float
-    ) -> None:
+    def _state(self, now: float) -> Sample:
+        """Return where the arm is wanted now and how it moves, (1, 7) each."""
+        if now >= self._active_from_s:
+            return self._spline.sample(np.array([now]))
+        rest = np.zeros((1, ARM_DOF))
+        return Sample(self._desired[None], rest, rest)
+
+    def _check_age(self, trajectory: ParsedTrajectory, age_s: float, over_s: float) -> None:
+        """Refuse by time since the stamp, time since the last point, and sequence."""
         valid_s, session, sequence = trajectory.valid_s, trajectory.session, trajectory.sequence
-        if valid_s is not None and now_s > start_s + valid_s:
+        if valid_s is not None and age_s > valid_s:
             raise TrajectoryRefused(
-                Refusal.EXPIRED, f"{now_s - start_s:.3f} s after its frame, valid for {valid_s} s"
+                Refusal.EXPIRED, f"{age_s:.3f} s after its frame, valid for {valid_s} s"
             )
-        if end_s < now_s:
+        if over_s > 0:
             raise TrajectoryRefused(
-                Refusal.ENDED_IN_THE_PAST, f"its last point was due {now_s - end_s:.3f} s ago"
+                Refusal.ENDED_IN_THE_PAST, f"its last point was due {over_s:.3f} s ago"
             )
-        if session is None or sequence is None:
-            return
-        newest = self._newest_sequence.get(session, -1)
-        if sequence <= newest:
+        newest = -1 if session is None else self._newest_sequence.get(session, -1)
+        if sequence is not None and sequence <= newest:
             raise TrajectoryRefused(
                 Refusal.OUT_OF_ORDER, f"sequence {sequence} of {session} came after {newest}"
             )
+
+    def _remember(self, session: str | None, sequence: int | None) -> None:
+        if session is None or sequence is None:
+            return
         self._newest_sequence[session] = sequence
         self._newest_sequence.move_to_end(session)
         if len(self._newest_sequence) > REMEMBERED_SESSIONS:
@@ -192,7 +232,7 @@ def _in_arm_order(trajectory: ParsedTrajectory) -> list[Array]:
         raise TrajectoryRefused(
             Refusal.JOINT_NAMES,
             f"{len(names)} joints, expected the {ARM_DOF} of the arm once each;"
-            f" missing {missing}, unknown {unknown}",
+            f" missing {brief(missing)}, unknown {brief(unknown)}",
         )
     order = [names.index(name) for name in ARM_JOINT_NAMES]
     times = np.asarray(trajectory.time_from_start_s, dtype=np.float64)
@@ -209,8 +249,16 @@ def _in_arm_order(trajectory: ParsedTrajectory) -> list[Array]:
             raise TrajectoryRefused(
                 Refusal.LENGTHS, f"values of shape {table.shape} for {len(names)} joints"
             )
-    if not all(np.isfinite(table).all() for table in (times, *tables)):
-        raise TrajectoryRefused(Refusal.NON_FINITE, "a time or a joint's value is not finite")
+    limits = (LARGEST_OFFSET_S, LARGEST_POSITION_RAD, LARGEST_DERIVATIVE, LARGEST_DERIVATIVE)
+    for table, limit in zip((times, *tables), limits, strict=False):
+        if not np.isfinite(table).all():
+            raise TrajectoryRefused(Refusal.NON_FINITE, "a time or a joint's value is not finite")
+        if np.abs(table).max() > limit:
+            raise TrajectoryRefused(
+                Refusal.OUT_OF_RANGE,
+                f"a value of size {np.abs(table).max():g}, expected at most {limit:g}"
+                " (s, rad, rad/s, rad/s²)",
+            )
     return [table[:, order] for table in tables]
 
 

@@ -13,6 +13,8 @@ Payload = str | bytes
 
 MOST_REPLIES = 1000
 """Answers that may wait before a client that provokes them without reading is no longer read."""
+MOST_WAITING_BYTES = 16 * 1024 * 1024
+"""Of topic messages with a bounded backlog; the newest one waits whatever its size."""
 
 
 class Outbox:
@@ -20,7 +22,9 @@ class Outbox:
 
     def __init__(self, backlog: int | None, on_waiting: Callable[[], None]) -> None:
         self._replies: deque[Payload] = deque()
-        self._messages: deque[Payload] = deque(maxlen=backlog)
+        self._messages: deque[Payload] = deque()
+        self._backlog = backlog
+        self._waiting_bytes = 0
         self._on_waiting = on_waiting
         self.dropped = 0
         """Topic messages that a newer one pushed out."""
@@ -36,14 +40,27 @@ class Outbox:
         self._on_waiting()
 
     def message(self, payload: Payload) -> None:
-        """Queue a topic message, in place of the oldest one if the backlog is full."""
-        if len(self._messages) == self._messages.maxlen:
+        """Queue a topic message, in place of the oldest ones if the backlog is full."""
+        while self._messages and not self._has_room(payload):
+            self._drop_oldest()
             self.dropped += 1
         self._messages.append(payload)
+        self._waiting_bytes += len(payload)
         self._on_waiting()
 
     def take(self) -> Payload | None:
         """Return the next payload to send, None if nothing waits."""
         if self._replies:
             return self._replies.popleft()
-        return self._messages.popleft() if self._messages else None
+        return self._drop_oldest() if self._messages else None
+
+    def _has_room(self, payload: Payload) -> bool:
+        if self._backlog is None:
+            return True
+        size = self._waiting_bytes + len(payload)
+        return len(self._messages) < self._backlog and size <= MOST_WAITING_BYTES
+
+    def _drop_oldest(self) -> Payload:
+        payload = self._messages.popleft()
+        self._waiting_bytes -= len(payload)
+        return payload

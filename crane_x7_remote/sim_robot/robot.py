@@ -21,15 +21,19 @@ import numpy as np
 
 from crane_x7_remote.errors import RemoteError, SimulationError
 from crane_x7_remote.rosbridge import messages, protocol
+from crane_x7_remote.rosbridge.protocol import brief
 from crane_x7_remote.settings import Settings
 from crane_x7_remote.sim_robot.arm import Arm
 from crane_x7_remote.sim_robot.controller import (
     GripperController,
     GripperResult,
+    OnUpdates,
     Refusal,
     TrajectoryController,
     TrajectoryRefused,
 )
+from crane_x7_remote.sim_robot.gripper_topics import GoalStatus, GripperTopics, result_values
+from crane_x7_remote.sim_robot.ros_types import convert
 from crane_x7_remote.sim_robot.server import RosbridgeServer, ServerConfig
 from crane_x7_remote.sim_robot.session import GoalKey, Operation
 from crane_x7_vla_rl.robot import ARM_DOF, FINGER_B, JOINT_NAMES
@@ -40,6 +44,14 @@ logger = logging.getLogger(__name__)
 SIM_STATE_TOPIC = "/sim/state"
 SIM_HAND_TOPIC = "/sim/hand"
 """std_msgs/String with the colour of a cube: a hand puts it back where it lay at the start."""
+SIM_CLOCK_STEP_TOPIC = "/sim/clock_step"
+"""std_msgs/Float64 with seconds, negative ones too: the robot's clock is stepped by them."""
+LATEST_TIME_S = 2.0**31 - 1
+"""Of a ROS stamp."""
+MOST_HANDS = 16
+"""Cubes that a hand may put back within one step of the arm."""
+TOPIC_CLIENT = 0
+"""In GoalKey, for a goal that came on a topic (ROS 1); sessions count from 1."""
 SIM_STATE_HZ = 5.0
 START_TIMEOUT_S = 180.0
 """A simulation is imported and built in ten seconds, on busy cores more."""
@@ -74,14 +86,20 @@ class SimRobot:
         config: RobotConfig,
         make_arm: Callable[[], Arm],
         clock: Callable[[], float] = time.monotonic,
+        on_updates: OnUpdates | None = None,
     ) -> None:
-        """`make_arm` is called on the arm's own thread."""
+        """`make_arm` is called on the arm's own thread; `on_updates`, see TrajectoryController, on
+        that and on the server's, one call at a time."""
         self._config = config
         self._make_arm = make_arm
         self._clock = clock
+        self._on_updates = on_updates
+        is_ros_1 = config.ros_version == 1
+        self._gripper_topics = GripperTopics(config.topics.gripper_action) if is_ros_1 else None
         self._topics = self._topic_types()
         self._epoch_s = time.time() - clock() + config.clock_offset_s
-        self.server = RosbridgeServer(self, config.server, clock)
+        self._stepped_s = 0.0
+        self.server = RosbridgeServer(self, config.server, clock, config.ros_version)
         self._lock = threading.Lock()
         self._controller: TrajectoryController | None = None
         self._gripper: GripperController | None = None
@@ -143,7 +161,27 @@ class SimRobot:
 
     def time_s(self) -> float:
         """Return the time on the robot's clock."""
+        return self._steady_s() + self._stepped_s
+
+    def _steady_s(self) -> float:
+        """Return the time on the robot's clock as if it had never been stepped."""
         return self._clock() + self._epoch_s
+
+    def step_clock(self, seconds: float) -> None:
+        """Step the robot's clock from now on, as NTP or a person would; from any thread.
+
+        Raises RemoteError for a time that no ROS stamp can say.
+        """
+        with self._lock:
+            now_s = self._steady_s()
+            if not 0 <= now_s + self._stepped_s + seconds <= LATEST_TIME_S:
+                raise RemoteError(
+                    f"a step of {seconds:g} s leads out of ROS time, 0 to {LATEST_TIME_S:.0f} s"
+                )
+            if self._controller is not None:
+                self._controller.step_clock(seconds, now_s)
+            self._stepped_s += seconds
+        logger.info("the robot's clock was stepped by %+g s", seconds)
 
     @property
     def topics(self) -> Mapping[str, str]:
@@ -158,44 +196,84 @@ class SimRobot:
             names.arm_topic: "trajectory_msgs/JointTrajectory",
             SIM_STATE_TOPIC: "std_msgs/String",
             SIM_HAND_TOPIC: "std_msgs/String",
+            SIM_CLOCK_STEP_TOPIC: "std_msgs/Float64",
         }
+        if self._gripper_topics is not None:
+            packages |= self._gripper_topics.types
         return {topic: messages.type_name(kind, version) for topic, kind in packages.items()}
 
     def receive(self, topic: str, message: Operation) -> None:
-        """See server.Robot: takes trajectories, a refused one is counted and logged; and the names
-        of cubes to put back."""
+        """See server.Robot: takes trajectories, a refused one is counted and logged; the gripper's
+        goals on ROS 1; names of cubes to put back; and steps of the clock."""
+        gripper = self._gripper_topics
         if topic == SIM_HAND_TOPIC:
+            self._use_hand(messages.instruction(message))
+        elif topic == SIM_CLOCK_STEP_TOPIC:
+            self.step_clock(message["data"])
+        elif topic == self._config.topics.arm_topic:
+            self._take_trajectory(message)
+        elif gripper is not None and topic == gripper.goal:
+            self._take_topic_goal(gripper, message)
+        elif gripper is not None and topic == gripper.cancel:
+            goal = self._goal
+            if goal is not None and gripper.is_cancelled(goal.goal_id, message):
+                self.cancel_goal(goal)
+
+    def refuse(self, topic: str) -> None:
+        """See server.Robot."""
+        if topic == self._config.topics.arm_topic and self._controller is not None:
             with self._lock:
-                self._to_put_back.append(messages.instruction(message))
-            return
-        if topic != self._config.topics.arm_topic:
-            return
+                self._controller.count_refusal(Refusal.MALFORMED)
+
+    def _use_hand(self, colour: str) -> None:
+        with self._lock:
+            if len(self._to_put_back) >= MOST_HANDS:
+                raise RemoteError(f"{MOST_HANDS} cubes are being put back; try again later")
+            self._to_put_back.append(colour)
+
+    def _take_trajectory(self, message: Operation) -> None:
+        try:
+            trajectory = messages.trajectory(message)
+        except messages.MessageError:
+            self.refuse(self._config.topics.arm_topic)
+            raise
         with self._lock:
             controller = self._controller
             if controller is None:
                 raise SimulationError("the arm is still starting; send the trajectory again later")
             try:
-                controller.accept(messages.trajectory(dict(message)), self.time_s())
+                controller.accept(trajectory, self._steady_s())
             except TrajectoryRefused as refusal:
                 logger.debug("%s", refusal)
-            except messages.MessageError:
-                controller.count_refusal(Refusal.MALFORMED)
-                raise
+
+    def _take_topic_goal(self, gripper: GripperTopics, message: Operation) -> None:
+        """Start a goal of ROS 1; one that cannot be is answered on the result's topic alone."""
+        goal = gripper.read_goal(message, self.time_s())
+        key = GoalKey(TOPIC_CLIENT, self._config.topics.gripper_action, goal.id)
+        gripper.note(goal, GoalStatus.ACTIVE)
+        try:
+            self.start_goal(key, GRIPPER_ACTION_TYPE, goal.args)
+        except RemoteError as error:
+            logger.debug("gripper goal %r refused: %s", goal.id, error)
+            gripper.note(goal, GoalStatus.REJECTED, str(error))
+            now_s = self.time_s()
+            result = gripper.end(goal.id, GoalStatus.REJECTED, GripperResult(0.0), now_s)
+            self.server.publish_threadsafe(gripper.result, result)
 
     def start_goal(self, key: GoalKey, action_type: str, args: Operation) -> None:
         """See server.Robot."""
         known = self._config.topics.gripper_action
         if key.action != known or not messages.same_type(action_type, GRIPPER_ACTION_TYPE):
             raise RemoteError(
-                f"action {key.action!r} of type {action_type!r} is unknown; known: {known!r} of"
-                f" type {GRIPPER_ACTION_TYPE!r}"
+                f"action {key.action!r} of type {brief(action_type)} is unknown;"
+                f" known: {known!r} of type {GRIPPER_ACTION_TYPE!r}"
             )
-        position_rad = _goal_position(args)
+        position_rad = _goal_position(args, self._config.ros_version)
         with self._lock:
             if self._gripper is None:
                 raise SimulationError("the gripper is still starting; send the goal again later")
             try:
-                result = self._gripper.accept(position_rad, self.time_s())
+                result = self._gripper.accept(position_rad, self._steady_s())
             except ValueError as error:
                 raise RemoteError(str(error)) from error
             replaced, self._goal = self._goal, key
@@ -263,7 +341,10 @@ class SimRobot:
         try:
             start = arm.joints().position_rad
             with self._lock:
-                self._controller = TrajectoryController(start[:ARM_DOF], self.time_s())
+                self._controller = TrajectoryController(
+                    start[:ARM_DOF], self._steady_s(), self._on_updates
+                )
+                self._controller.step_clock(self._stepped_s, self._steady_s())
                 self._gripper = GripperController(float(start[-1]))
             self._pace(arm)
         finally:
@@ -296,8 +377,9 @@ class SimRobot:
         with self._lock:
             assert self._controller is not None
             assert self._gripper is not None
-            now_s = self.time_s()
-            target = np.append(self._controller.update(now_s), self._gripper.target_rad)
+            steady_s = self._steady_s()
+            stamp_s = steady_s + self._stepped_s
+            target = np.append(self._controller.update(steady_s), self._gripper.target_rad)
             to_put_back, self._to_put_back = self._to_put_back, []
         for colour in to_put_back:
             arm.put_back(colour)
@@ -305,25 +387,25 @@ class SimRobot:
         state = arm.joints()
         with self._lock:
             result = self._gripper.update(
-                float(state.position_rad[-1]), float(state.velocity_rad_s[-1]), now_s
+                float(state.position_rad[-1]), float(state.velocity_rad_s[-1]), steady_s
             )
             finished = self._goal
             if result is not None:
                 self._goal = None
         self._finish_goal(finished, result)
-        return now_s
+        return stamp_s
 
     def _finish_goal(self, key: GoalKey | None, result: GripperResult | None) -> None:
         if key is None or result is None:
             return
-        values = {
-            "position": result.position_rad,
-            "effort": 0.0,
-            "stalled": result.stalled,
-            "reached_goal": result.reached_goal,
-        }
+        topics = self._gripper_topics
+        if topics is not None:
+            ended = GoalStatus.PREEMPTED if result.preempted else GoalStatus.SUCCEEDED
+            message = topics.end(key.goal_id, ended, result, self.time_s())
+            self.server.publish_threadsafe(topics.result, message)
+            return
         status = protocol.GOAL_CANCELED if result.preempted else protocol.GOAL_SUCCEEDED
-        self.server.finish_goal_threadsafe(key, values, status)
+        self.server.finish_goal_threadsafe(key, result_values(result), status)
 
     def _publish_joints(self, arm: Arm, stamp_s: float) -> None:
         topic = self._config.topics.joint_states_topic
@@ -337,6 +419,9 @@ class SimRobot:
             self.server.publish_threadsafe(topic, message)
 
     def _publish_state(self, arm: Arm, stamp_s: float) -> None:
+        gripper = self._gripper_topics
+        if gripper is not None and self.server.is_wanted(gripper.status):
+            self.server.publish_threadsafe(gripper.status, gripper.status_array(stamp_s))
         if not self.server.is_wanted(SIM_STATE_TOPIC):
             return
         assert self._controller is not None
@@ -351,10 +436,8 @@ class SimRobot:
         self.server.publish_threadsafe(SIM_STATE_TOPIC, messages.string(json.dumps(state)))
 
 
-def _goal_position(args: Operation) -> float:
+def _goal_position(args: Operation, version: messages.RosVersion) -> float:
     """Return the position in the arguments of a GripperCommand goal; raise RemoteError."""
-    command = args.get("command")
-    position = command.get("position") if isinstance(command, Mapping) else None
-    if not isinstance(position, int | float) or isinstance(position, bool):
-        raise RemoteError(f"command.position is {position!r}, expected radians")
-    return float(position)
+    goal = convert("control_msgs/GripperCommandGoal", args, version, 0.0)
+    position_rad: float = goal["command"]["position"]
+    return position_rad

@@ -8,6 +8,7 @@ operation means is decided in `session`; here are sockets, topics and their type
 from __future__ import annotations
 
 import asyncio
+import http
 import itertools
 import logging
 import math
@@ -18,9 +19,12 @@ from typing import Any, Protocol
 
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosed
+from websockets.http11 import Request, Response
 
 from crane_x7_remote.rosbridge import protocol
-from crane_x7_remote.rosbridge.messages import same_type
+from crane_x7_remote.rosbridge.messages import RosVersion, same_type
+from crane_x7_remote.rosbridge.protocol import brief
+from crane_x7_remote.sim_robot import ros_types
 from crane_x7_remote.sim_robot.outbox import Outbox
 from crane_x7_remote.sim_robot.session import (
     GoalKey,
@@ -34,34 +38,14 @@ logger = logging.getLogger(__name__)
 handshakes = logging.getLogger(__name__ + ".handshakes")
 handshakes.setLevel(logging.CRITICAL)  # Port checks that say nothing are no errors of ours.
 
-KNOWN_TYPES = (
-    "actionlib_msgs/GoalStatusArray",
-    "control_msgs/JointTrajectoryControllerState",
-    "diagnostic_msgs/DiagnosticArray",
-    "geometry_msgs/PoseStamped",
-    "geometry_msgs/TransformStamped",
-    "geometry_msgs/Twist",
-    "rosgraph_msgs/Clock",
-    "sensor_msgs/CameraInfo",
-    "sensor_msgs/CompressedImage",
-    "sensor_msgs/Image",
-    "sensor_msgs/JointState",
-    "std_msgs/Bool",
-    "std_msgs/Empty",
-    "std_msgs/Float32",
-    "std_msgs/Float32MultiArray",
-    "std_msgs/Float64",
-    "std_msgs/Float64MultiArray",
-    "std_msgs/Header",
-    "std_msgs/Int32",
-    "std_msgs/String",
-    "tf2_msgs/TFMessage",
-    "trajectory_msgs/JointTrajectory",
-)
-"""Message types that this robot has "installed"; any other is refused as rosbridge refuses it."""
-
 CLOSE_TIMEOUT_S = 1.0
 FLOODED_PAUSE_S = 0.05
+MOST_CLIENTS = 512
+"""More are answered 503; a process may usually open 1024 files."""
+MOST_WAITING_MESSAGES = 1
+"""Of a client, taken off its socket but not yet looked at: 16, websockets' own, are 128 MB."""
+LOGGED_TOPICS = 100
+"""Topics for which a message that could not be sent is logged."""
 
 
 @dataclass(frozen=True)
@@ -83,8 +67,15 @@ class Robot(Protocol):
     def topics(self) -> Mapping[str, str]:
         """Topic → type name, for the topics that the robot itself publishes or listens to."""
 
+    def time_s(self) -> float:
+        """Return the time on the robot's clock."""
+
     def receive(self, topic: str, message: Operation) -> None:
-        """Take a message that a client published on `topic`; raise RemoteError if malformed."""
+        """Take a message that a client published on `topic`, of the topic's type; raise RemoteError
+        if it cannot be used."""
+
+    def refuse(self, topic: str) -> None:
+        """Take note that a message for `topic` does not fit the topic's type."""
 
     def start_goal(self, key: GoalKey, action_type: str, args: Operation) -> None:
         """Start an action goal; raise RemoteError if the action or its arguments are wrong."""
@@ -101,10 +92,14 @@ class RosbridgeServer:
         robot: Robot,
         config: ServerConfig,
         clock: Callable[[], float] = time.monotonic,
+        ros_version: RosVersion = 2,
     ) -> None:
         self._robot = robot
         self._config = config
         self._clock = clock
+        self._version = ros_version
+        self._sequences = dict.fromkeys(robot.topics, 0)
+        self._unsent: set[str] = set()
         self._sessions: dict[int, Session] = {}
         self._numbers = itertools.count(1)
         self._server: Server | None = None
@@ -119,7 +114,9 @@ class RosbridgeServer:
             self._config.port,
             compression=None,
             logger=handshakes,
+            process_request=self._turn_away,
             max_size=self._config.max_message_bytes,
+            max_queue=MOST_WAITING_MESSAGES,
             close_timeout=CLOSE_TIMEOUT_S,
         )
 
@@ -164,17 +161,27 @@ class RosbridgeServer:
     def broadcast(self, topic: str, message: Operation) -> None:
         """Offer a message to every subscriber of `topic`.
 
-        Raises OperationError, after the rest is served, if it cannot be encoded for some of them.
+        One that cannot be encoded for some of them is logged once per topic; as at a real server,
+        nobody is told.
         """
-        publication = Publication(topic, message)
-        problem: OperationError | None = None
+        numbered = self._numbered(topic, message)
+        publication = Publication(topic, numbered, self._type_of(topic), self._version)
         for session in self._sessions.values():
             try:
                 session.offer(publication)
             except OperationError as error:
-                problem = error
-        if problem is not None:
-            raise problem
+                if topic not in self._unsent and len(self._unsent) < LOGGED_TOPICS:
+                    self._unsent.add(topic)
+                    logger.error("%s", error)
+
+    def _numbered(self, topic: str, message: Operation) -> Operation:
+        """Return the message with the next header.seq, which ROS 1's publishers count."""
+        header = message.get("header")
+        if self._version == 2 or not isinstance(header, Mapping) or topic not in self._sequences:
+            return message
+        self._sequences[topic] += 1
+        sequence = self._sequences[topic] % 2**32
+        return {**message, "header": {**header, "seq": sequence}}
 
     def establish(self, topic: str, type_name: str | None) -> None:
         """See session.Hub."""
@@ -183,9 +190,10 @@ class RosbridgeServer:
             raise OperationError(f"topic {topic} has no type yet and none was given; advertise it")
         if type_name is None:
             return
-        if not any(same_type(type_name, known) for known in KNOWN_TYPES):
+        if ros_types.fields_of(type_name, self._version) is None:
             raise OperationError(
-                f"topic {topic}: unable to load type {type_name!r}; known: {', '.join(KNOWN_TYPES)}"
+                f"topic {topic}: unable to load type {brief(type_name)} on ROS {self._version};"
+                f" known: {ros_types.alternatives(type_name, self._version)}"
             )
         if established is not None and not same_type(type_name, established):
             raise OperationError(
@@ -194,9 +202,19 @@ class RosbridgeServer:
             )
 
     def publish(self, topic: str, message: Operation) -> None:
-        """See session.Hub: the robot gets the message first, then every subscriber."""
-        self._robot.receive(topic, message)
-        self.broadcast(topic, message)
+        """See session.Hub: the robot gets the message first, then every subscriber, as ROS has it:
+        with all fields of its type."""
+        type_name = self._type_of(topic)
+        if type_name is None:
+            raise OperationError(f"topic {topic} has no type yet; advertise it")
+        try:
+            now_s = self._robot.time_s()
+            whole = ros_types.convert(type_name, message, self._version, now_s)
+        except ros_types.FieldError:
+            self._robot.refuse(topic)
+            raise
+        self._robot.receive(topic, whole)
+        self.broadcast(topic, whole)
 
     def start_goal(self, key: GoalKey, action_type: str, args: Operation) -> None:
         """See session.Hub."""
@@ -222,10 +240,18 @@ class RosbridgeServer:
         if session is not None:
             session.reply(operation)
 
+    def _turn_away(self, connection: ServerConnection, request: Request) -> Response | None:
+        del request
+        if len(self._sessions) < MOST_CLIENTS:
+            return None
+        return connection.respond(
+            http.HTTPStatus.SERVICE_UNAVAILABLE, f"{MOST_CLIENTS} clients are connected already\n"
+        )
+
     async def _serve_client(self, connection: ServerConnection) -> None:
         waiting = asyncio.Event()
         outbox = Outbox(self._config.backlog, waiting.set)
-        session = Session(next(self._numbers), self, outbox, self._clock)
+        session = Session(next(self._numbers), self, outbox, self._clock, self._version)
         self._sessions[session.number] = session
         logger.info("client %d connected from %s", session.number, connection.remote_address)
         sender = asyncio.create_task(_send_waiting(connection, outbox, waiting))

@@ -2,11 +2,13 @@
 
 Payloads of the client come in (`receive`), messages of topics too (`offer`); what it should get
 goes into its `Outbox`. No I/O, and the clock is handed in. Operations, throttling and the merging
-of several subscriptions to a topic follow rosbridge_suite (v2 protocol).
+of several subscriptions to a topic follow rosbridge_suite (v2 protocol). Unlike there, what a
+client can make the server keep is bounded, and its mistakes are answered by a status.
 """
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -16,10 +18,23 @@ import cbor2
 
 from crane_x7_remote.errors import RemoteError
 from crane_x7_remote.rosbridge import protocol
+from crane_x7_remote.rosbridge.messages import RosVersion
+from crane_x7_remote.rosbridge.protocol import brief
 from crane_x7_remote.sim_robot.outbox import Outbox, Payload
+from crane_x7_remote.sim_robot.ros_types import cbor_obstacle
+
+logger = logging.getLogger(__name__)
 
 COMPRESSIONS = ("none", "cbor")
 LEVELS: tuple[protocol.StatusLevel, ...] = ("info", "warning", "error", "none")
+
+LONGEST_NAME = 256
+"""Characters of an id, topic, type, action or operation; ROS itself allows no longer topics."""
+LONGEST_STATUS = 500
+MOST_SUBSCRIPTIONS = 256
+"""Of one client, over all topics and ids."""
+MOST_ADVERTISED = 256
+LONGEST_THROTTLE_MS = 1e9
 
 Operation = Mapping[str, Any]
 
@@ -38,25 +53,57 @@ class GoalKey:
 
 
 class Publication:
-    """One message of a topic, encoded at most once for each compression."""
+    """One message of a topic, encoded at most once for each compression.
 
-    def __init__(self, topic: str, message: Operation) -> None:
+    With `type_name` and `version` given, what a released rosbridge cannot send is not sent.
+    """
+
+    def __init__(
+        self,
+        topic: str,
+        message: Operation,
+        type_name: str | None = None,
+        version: RosVersion = 2,
+    ) -> None:
         self._operation = protocol.publish(topic, dict(message))
         self.topic = topic
+        self._type_name, self._version = type_name, version
         self._encoded: dict[str, Payload] = {}
 
     def payload(self, compression: str) -> Payload:
         """Return what goes on the wire; raises OperationError for what the encoding cannot say."""
         if compression not in self._encoded:
-            encode = protocol.encode_cbor if compression == "cbor" else protocol.encode_json
+            encode = self._cbor if compression == "cbor" else self._json
             try:
-                self._encoded[compression] = encode(self._operation)
+                self._encoded[compression] = encode()
             except (TypeError, ValueError, RecursionError, cbor2.CBOREncodeError) as error:
                 raise OperationError(
                     f"publish {self.topic}: the message cannot be sent on with compression"
                     f" {compression!r}: {error}"
                 ) from error
         return self._encoded[compression]
+
+    def _cbor(self) -> bytes:
+        if self._type_name is not None:
+            obstacle = cbor_obstacle(self._type_name, self._operation["msg"], self._version)
+            if obstacle is not None:
+                raise ValueError(f"a released rosbridge cannot pack {self._type_name}.{obstacle}")
+        return protocol.encode_cbor(self._operation)
+
+    def _json(self) -> str:
+        """As JSON, in which a real rosbridge writes null for NaN and infinity."""
+        text = protocol.encode_json(self._operation)
+        if "NaN" in text or "Infinity" in text:
+            return protocol.encode_json(_finite_or_null(self._operation))
+        return text
+
+
+def _finite_or_null(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _finite_or_null(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite_or_null(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 class Hub(Protocol):
@@ -96,7 +143,14 @@ class Subscription:
 class Session:
     """State of one connected client."""
 
-    def __init__(self, number: int, hub: Hub, outbox: Outbox, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        number: int,
+        hub: Hub,
+        outbox: Outbox,
+        clock: Callable[[], float],
+        ros_version: RosVersion = 2,
+    ) -> None:
         self.number = number
         self.outbox = outbox
         self.subscriptions: dict[str, Subscription] = {}
@@ -111,11 +165,12 @@ class Session:
             "advertise": self._advertise,
             "unadvertise": self._unadvertise,
             "publish": self._publish,
-            "send_action_goal": self._send_action_goal,
-            "cancel_action_goal": self._cancel_action_goal,
             "set_level": self._set_level,
             "status": lambda _: None,
         }
+        if ros_version == 2:  # ROS 1 has its actions on topics, rosbridge nothing to do with them.
+            self._operations["send_action_goal"] = self._send_action_goal
+            self._operations["cancel_action_goal"] = self._cancel_action_goal
 
     def receive(self, payload: Payload, max_bytes: int = protocol.MAX_MESSAGE_BYTES) -> None:
         """Do what one WebSocket message asks; every mistake is answered by a status operation."""
@@ -126,10 +181,13 @@ class Session:
             handle = self._operations.get(operation["op"])
             if handle is None:
                 known = ", ".join(self._operations)
-                raise OperationError(f"operation {operation['op']!r} is unknown; known: {known}")
+                raise OperationError(f"Unknown operation {brief(operation['op'])}; known: {known}")
             handle(operation)
         except RemoteError as error:
             self.report("error", str(error), operation_id)
+        except Exception as error:  # Whatever a client sends, it costs neither link nor server.
+            logger.exception("client %d: an operation failed", self.number)
+            self.report("error", f"internal error: {brief(error)}", operation_id)
 
     def offer(self, publication: Publication) -> None:
         """Queue a topic's message if the client subscribes to it and its throttle lets it pass."""
@@ -145,7 +203,7 @@ class Session:
     ) -> None:
         """Send a status operation, unless the client has set its level above this one."""
         if LEVELS.index(level) >= LEVELS.index(self._level):
-            self.reply(protocol.status(level, text, operation_id))
+            self.reply(protocol.status(level, _short(text), operation_id))
 
     def reply(self, operation: dict[str, Any]) -> None:
         """Send an operation to this client alone."""
@@ -158,19 +216,30 @@ class Session:
         throttle_ms = operation.get("throttle_rate") or 0
         if compression not in COMPRESSIONS:
             raise OperationError(
-                f"subscribe {topic}: compression {compression!r} is not served;"
+                f"subscribe {topic}: compression {brief(compression)} is not served;"
                 f" expected one of {', '.join(COMPRESSIONS)}"
             )
-        if not _is_number(throttle_ms) or not 0 <= throttle_ms < math.inf:
+        if not _is_number(throttle_ms) or not 0 <= throttle_ms <= LONGEST_THROTTLE_MS:
             raise OperationError(
-                f"subscribe {topic}: throttle_rate is {throttle_ms!r}, expected milliseconds"
+                f"subscribe {topic}: throttle_rate is {brief(throttle_ms)}, expected milliseconds"
             )
         self._hub.establish(topic, type_name)
+        subscription_id = _text(operation, "id", None)
+        self._check_room(topic, subscription_id)
         subscription = self.subscriptions.setdefault(topic, Subscription())
         subscription.type_name = type_name or subscription.type_name
-        subscription_id = _text(operation, "id", None)
         subscription.throttle_s[subscription_id] = throttle_ms / 1000
         subscription.compression[subscription_id] = compression
+
+    def _check_room(self, topic: str, subscription_id: str | None) -> None:
+        count = sum(len(each.throttle_s) for each in self.subscriptions.values())
+        known = self.subscriptions.get(topic)
+        is_new = known is None or subscription_id not in known.throttle_s
+        if is_new and count >= MOST_SUBSCRIPTIONS:
+            raise OperationError(
+                f"subscribe {topic}: this client has {count} subscriptions, expected at most"
+                f" {MOST_SUBSCRIPTIONS}; unsubscribe first"
+            )
 
     def _unsubscribe(self, operation: Operation) -> None:
         topic, subscription_id = _topic(operation), _text(operation, "id", None)
@@ -189,6 +258,11 @@ class Session:
         if type_name is None:
             raise OperationError(f"advertise {topic}: type is missing")
         self._hub.establish(topic, type_name)
+        if topic not in self.advertised and len(self.advertised) >= MOST_ADVERTISED:
+            raise OperationError(
+                f"advertise {topic}: this client advertises {len(self.advertised)} topics, expected"
+                f" at most {MOST_ADVERTISED}; unadvertise first"
+            )
         self.advertised[topic] = type_name
 
     def _unadvertise(self, operation: Operation) -> None:
@@ -213,7 +287,8 @@ class Session:
                 raise OperationError(f"args are {type(args).__name__}, expected an object")
             self._hub.start_goal(key, action_type, args)
         except RemoteError as error:
-            self.reply(protocol.action_result(key.goal_id, key.action, str(error), 0, False))
+            reason = _short(str(error))
+            self.reply(protocol.action_result(key.goal_id, key.action, reason, 0, False))
             raise OperationError(f"send_action_goal {key.action}: {error}") from error
 
     def _cancel_action_goal(self, operation: Operation) -> None:
@@ -228,7 +303,7 @@ class Session:
     def _set_level(self, operation: Operation) -> None:
         level = _text(operation, "level", None)
         if level not in LEVELS:
-            raise OperationError(f"set_level: level is {level!r}, expected one of {LEVELS}")
+            raise OperationError(f"set_level: level is {brief(level)}, expected one of {LEVELS}")
         self._level = level
 
 
@@ -242,9 +317,18 @@ def _text(operation: Operation, name: str, default: str | None) -> str | None:
         return default
     if not isinstance(value, str):
         raise OperationError(
-            f"{operation['op']}: {name} is {type(value).__name__}, expected a string"
+            f"{brief(operation['op'])}: {name} is {type(value).__name__}, expected a string"
+        )
+    if len(value) > LONGEST_NAME:
+        raise OperationError(
+            f"{brief(operation['op'])}: {name} has {len(value)} characters, expected at most"
+            f" {LONGEST_NAME}"
         )
     return value
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= LONGEST_STATUS else text[: LONGEST_STATUS - 1] + "…"
 
 
 def _topic(operation: Operation) -> str:

@@ -53,6 +53,15 @@ class Spline:
             value, np.where(stands, 0.0, slope / span), np.where(stands, 0.0, bend / span**2)
         )
 
+    def reach_rad(self) -> float:
+        """Return a bound of every joint's distance from 0 anywhere on the path."""
+        last = len(self.time_s) - 1
+        if last == 0:
+            return float(np.abs(self.position_rad).max())
+        span = np.diff(self.time_s)[:, None]
+        coefficients = np.stack(self._coefficients(np.arange(last), span))
+        return float(np.abs(coefficients).sum(axis=0).max())
+
     def prepended(self, time_s: float, start: Sample) -> Spline:
         """Return this path with one more knot in front, taken from `start` (1, n)."""
         velocity, acceleration = self.velocity_rad_s, self.acceleration_rad_s2
