@@ -373,9 +373,27 @@ def test_a_clock_set_back_leaves_the_controller_updating(
     assert controller.report.max_step_rad < 0.006
 
 
-def test_a_clock_set_back_before_the_running_path_holds_until_there_is_a_new_one(
-    controller: TrajectoryController,
+@pytest.fixture
+def following() -> TrajectoryController:
+    """A controller that samples its path at the robot's clock, as ros2_control's does."""
+    return TrajectoryController(HOME, NOW, path_follows_clock=True)
+
+
+@pytest.mark.parametrize("seconds", [-3600.0, -0.1, 0.1, 0.3, 20.0, 3600.0])
+def test_a_stepped_clock_leaves_the_running_path_as_it_is(
+    controller: TrajectoryController, seconds: float
 ) -> None:
+    rest_to_rest(controller, HOME + 0.3, offsets=[0.5])
+    controller.update(NOW + 0.2)
+    controller.step_clock(seconds, NOW + 0.2)
+    np.testing.assert_allclose(controller.update(NOW + 0.51), HOME + 0.3, atol=1e-9)
+    assert controller.report.steps == 0
+
+
+def test_a_clock_set_back_before_the_running_path_holds_until_there_is_a_new_one(
+    following: TrajectoryController,
+) -> None:
+    controller = following
     rest_to_rest(controller, HOME + 0.3, offsets=[0.5])
     there = controller.update(NOW + 0.2)
     controller.step_clock(-3600, NOW + 0.2)
@@ -388,8 +406,9 @@ def test_a_clock_set_back_before_the_running_path_holds_until_there_is_a_new_one
 
 
 def test_a_clock_set_back_within_the_running_path_goes_back_along_it(
-    controller: TrajectoryController,
+    following: TrajectoryController,
 ) -> None:
+    controller = following
     rest_to_rest(controller, HOME + 0.3, offsets=[0.5])
     earlier = controller.update(NOW + 0.2001)
     controller.update(NOW + 0.3001)
@@ -400,8 +419,9 @@ def test_a_clock_set_back_within_the_running_path_goes_back_along_it(
 
 @pytest.mark.parametrize("seconds", [0.3, 20.0])
 def test_a_clock_set_forward_jumps_along_the_running_path(
-    controller: TrajectoryController, seconds: float
+    following: TrajectoryController, seconds: float
 ) -> None:
+    controller = following
     rest_to_rest(controller, HOME + 0.3, offsets=[0.5])
     controller.update(NOW + 0.2001)
     controller.step_clock(seconds, NOW + 0.2001)

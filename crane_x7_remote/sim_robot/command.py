@@ -58,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="(%(default)s)")  # fmt: skip
     add("--clock-offset-s", type=float, default=0.0, metavar="S",
         help="shift the robot's clock (%(default)s)")  # fmt: skip
+    add("--path-follows-clock", action="store_true",
+        help="sample the running path at the robot's clock, as ros2_control does: a step of that"
+        " clock is then a step of the arm")  # fmt: skip
     settings.add_flags(
         parser, ("camera_topic", "joint_states_topic", "arm_topic", "gripper_action")
     )
@@ -109,6 +112,7 @@ def _config(args: argparse.Namespace) -> RobotConfig:
         ros_version=args.ros_version,
         camera_rate_hz=args.camera_rate,
         clock_offset_s=args.clock_offset_s,
+        path_follows_clock=args.path_follows_clock,
         description={"task": args.task, "seed": args.seed, "camera": args.camera},
     )
 

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections import Counter, OrderedDict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from enum import StrEnum
 
 import numpy as np
@@ -88,11 +88,17 @@ class ControllerReport(Measured):
 class TrajectoryController:
     """Executes the newest accepted trajectory; starts by holding `position_rad` (7,).
 
-    `on_updates` gets every executed update, for a benchmark.
+    `on_updates` gets every executed update, for a benchmark. `path_follows_clock`: the running path
+    is sampled at the robot's clock, as by ros2_control, so that a step of that clock is a step of
+    the arm, which nothing before the controller can prevent.
     """
 
     def __init__(
-        self, position_rad: Array, now_s: float, on_updates: OnUpdates | None = None
+        self,
+        position_rad: Array,
+        now_s: float,
+        on_updates: OnUpdates | None = None,
+        path_follows_clock: bool = False,
     ) -> None:
         self._zero_s = now_s
         self._tick = 0
@@ -102,6 +108,7 @@ class TrajectoryController:
         self._active_from_s = -np.inf  # On the robot's clock, as the spline's times.
         self._executed = Executed(self._desired)
         self._on_updates = on_updates
+        self._path_follows_clock = path_follows_clock
         self._newest_sequence: OrderedDict[str, int] = OrderedDict()
         self._accepted = 0
         self._rejected: Counter[str] = Counter()
@@ -138,11 +145,15 @@ class TrajectoryController:
     def step_clock(self, seconds: float, now_s: float) -> None:
         """Set the robot's clock forward, or back where negative, by `seconds`.
 
-        As in ros2_control, the running path is sampled at the new time from the next update on: the
-        arm jumps along it. Before the time at which the path became active, the arm stands still.
+        The running path goes on as it was, unless `path_follows_clock`: then it is sampled at the
+        new time from the next update on, and the arm jumps along it; before the time at which the
+        path became active, it stands still.
         """
         self.update(now_s)
         self._stepped_s += seconds
+        if not self._path_follows_clock:
+            self._spline = replace(self._spline, time_s=self._spline.time_s + seconds)
+            self._active_from_s += seconds
 
     def update(self, now_s: float) -> Array:
         """Execute all 5 ms updates up to `now_s`; return the position (7,) wanted at the last."""

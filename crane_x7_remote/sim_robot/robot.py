@@ -74,6 +74,8 @@ class RobotConfig:
     camera_rate_hz: float = 30.0
     clock_offset_s: float = 0.0
     """Added to the robot's clock."""
+    path_follows_clock: bool = False
+    """See TrajectoryController."""
     description: Mapping[str, Any] = field(default_factory=dict)
     """Goes into /sim/state as it is: task, seed."""
 
@@ -342,7 +344,10 @@ class SimRobot:
             start = arm.joints().position_rad
             with self._lock:
                 self._controller = TrajectoryController(
-                    start[:ARM_DOF], self._steady_s(), self._on_updates
+                    start[:ARM_DOF],
+                    self._steady_s(),
+                    self._on_updates,
+                    self._config.path_follows_clock,
                 )
                 self._controller.step_clock(self._stepped_s, self._steady_s())
                 self._gripper = GripperController(float(start[-1]))

@@ -28,14 +28,13 @@ from crane_x7_remote.rosbridge import inbox as inbox_module
 from crane_x7_remote.rosbridge import messages, protocol
 from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
 from crane_x7_remote.sim_robot.controller import TrajectoryController, TrajectoryRefused
+from crane_x7_remote.sim_robot.executed import Executed, Measured
 from crane_x7_vla_rl.robot import (
-    ACCELERATION_RAD_S2,
     ARM_DOF,
     HOME_RAD,
     JOINT_NAMES,
     LOWER_RAD,
     UPPER_RAD,
-    VELOCITY_RAD_S,
 )
 from crane_x7_vla_rl.types import ActionChunk, Observation
 
@@ -182,73 +181,44 @@ class Way:
         self._deliver(item)
 
 
-class Recorder:
-    """Judges the positions of all updates, one after the other."""
-
-    def __init__(self, result: Result, clock: Callable[[], float], from_s: float) -> None:
-        self._result, self._clock, self._from_s = result, clock, from_s
-        self._tail: np.ndarray | None = None
-
-    def add(self, positions: np.ndarray) -> None:
-        """Take (N, 7) positions; the first row is the last one of before."""
-        result = self._result
-        if self._clock() < self._from_s:
-            return
-        before = positions[:1] if self._tail is None else self._tail
-        path = np.vstack([before, positions[1:]])
-        self._tail = path[-2:]
-        if len(path) < 3:
-            return
-        steps = np.diff(path, axis=0)
-        speed = np.abs(steps[-(len(positions) - 1) :]) / (VELOCITY_RAD_S[:ARM_DOF] * UPDATE_S)
-        changes = np.abs(np.diff(steps, axis=0))
-        accelerations = changes / UPDATE_S**2
-        result.velocity_ratio = max(result.velocity_ratio, float(speed.max()))
-        result.worst_step_rad = max(result.worst_step_rad, float(changes.max()))
-        result.acceleration_rad_s2 = max(result.acceleration_rad_s2, float(accelerations.max()))
-        result.steps += int((changes > 0.001).any(axis=1).sum())
-        result.steps_2mrad += int((changes > 0.002).any(axis=1).sum())
-        result.velocity_violations += int((speed > 1.02).any(axis=1).sum())
-        limit = 1.1 * ACCELERATION_RAD_S2[:ARM_DOF]
-        result.acceleration_violations += int((accelerations > limit).any(axis=1).sum())
-
-
-class Controller(TrajectoryController):
-    """The simulated robot's, recorded."""
-
-    def __init__(self, position_rad: np.ndarray, now_s: float, recorder: Recorder) -> None:
-        super().__init__(position_rad, now_s)
-        self._recorder = recorder
-
-    def _measure(self, positions: np.ndarray) -> None:
-        self._recorder.add(positions)
-        super()._measure(positions)
-
-
 class Robot:
     """The robot's side: controller, joint states, camera, and rosbridge's way of passing on."""
 
     def __init__(self, world: World) -> None:
         case, self._world, self._timeline = world.case, world, world.timeline
         self.stops = Stops()
-        self.clock_s = ROBOT_EPOCH_S
+        self.stepped_s = 0.0
         start = HOME_RAD.copy()
         if case.start_outside_rad:
             start[1] = UPPER_RAD[1] + case.start_outside_rad
         self._start = start
-        clock = lambda: self._timeline.now_s  # noqa: E731
-        recorder = Recorder(world.result, clock, clock() + case.settle_s)
-        self.controller = Controller(start[:ARM_DOF], self.time_s(), recorder)
+        self._judged_from_s = self._steady_s() + case.settle_s
+        self._executed = Executed(start[:ARM_DOF])
+        self.controller = TrajectoryController(start[:ARM_DOF], self._steady_s(), self._judge)
         self._grip = start[-1]
-        self._last = (self.time_s(), start[:ARM_DOF])
         self._every(1 / case.joints_hz, self._publish_joints)
         self._every(1 / case.camera_hz, self._publish_frame)
 
+    @property
+    def measured(self) -> Measured:
+        self.controller.update(self._steady_s())
+        return self._executed.measured
+
+    def _judge(self, times_s: np.ndarray, positions: np.ndarray) -> None:
+        if times_s[0] >= self._judged_from_s:
+            self._executed.add(positions)
+        else:
+            self._executed = Executed(positions[-1])
+
+    def _steady_s(self) -> float:
+        return self._timeline.now_s + ROBOT_EPOCH_S
+
     def time_s(self) -> float:
-        return self._timeline.now_s + self.clock_s
+        return self._steady_s() + self.stepped_s
 
     def step_clock(self, seconds: float) -> None:
-        self.clock_s += seconds
+        self.controller.step_clock(seconds, self._steady_s())
+        self.stepped_s += seconds
 
     def _every(self, period_s: float, publish: Callable[[], None]) -> None:
         """Publish at each period; what falls into a stop is not made up for."""
@@ -268,12 +238,10 @@ class Robot:
 
     def _publish_joints(self) -> None:
         now_s = self.time_s()
-        position = self.controller.update(now_s)
-        before_s, before = self._last
-        span_s = max(now_s - before_s, 1e-6)
-        velocity = (position - before) / span_s if span_s < 0.2 else np.zeros(ARM_DOF)
-        velocity = np.clip(velocity, -VELOCITY_RAD_S[:ARM_DOF], VELOCITY_RAD_S[:ARM_DOF])
-        self._last = (now_s, position)
+        steady_s = self._steady_s()
+        before = self.controller.update(steady_s - UPDATE_S)
+        position = self.controller.update(steady_s)
+        velocity = (position - before) / UPDATE_S
         message = messages.joint_state_to_ros(
             JOINT_NAMES, np.append(position, self._grip), np.append(velocity, 0.0), now_s
         )
@@ -287,13 +255,12 @@ class Robot:
         topic, message = item
         if topic == ARM:
             trajectory = messages.trajectory(message)
-            now_s = self.time_s()
             try:
-                self.controller.accept(trajectory, now_s)
+                self.controller.accept(trajectory, self._steady_s())
             except TrajectoryRefused:
                 pass
             else:
-                self._world.accepted(trajectory, now_s)
+                self._world.accepted(trajectory, self.time_s())
         self._world.from_robot(topic, message)
 
 
@@ -429,7 +396,17 @@ class World:
     def run(self) -> Result:
         self.loop.run(duration_s=self.case.seconds)
         self.timeline.run_until(self.timeline.now_s + 2.0)
-        self.robot.controller.update(self.robot.time_s())
+        measured = self.robot.measured
+        for field_name in (
+            "steps",
+            "steps_2mrad",
+            "velocity_violations",
+            "acceleration_violations",
+        ):
+            setattr(self.result, field_name, getattr(measured, field_name))
+        self.result.velocity_ratio = measured.max_velocity_ratio
+        self.result.acceleration_rad_s2 = measured.max_acceleration_rad_s2
+        self.result.worst_step_rad = measured.max_acceleration_rad_s2 * UPDATE_S**2
         snapshot = self.loop.metrics.snapshot()
         self.result.trajectories = snapshot["trajectories"]
         self.result.holds = dict(self.loop.metrics.holds)
