@@ -194,6 +194,7 @@ class Robot:
         self._start = start
         self._judged_from_s = self._steady_s() + case.settle_s
         self._executed = Executed(start[:ARM_DOF])
+        self._before, self._velocity = start[:ARM_DOF], np.zeros(ARM_DOF)
         self.controller = TrajectoryController(start[:ARM_DOF], self._steady_s(), self._judge)
         self._grip = start[-1]
         self._every(1 / case.joints_hz, self._publish_joints)
@@ -205,6 +206,8 @@ class Robot:
         return self._executed.measured
 
     def _judge(self, times_s: np.ndarray, positions: np.ndarray) -> None:
+        path = np.vstack([self._before, positions])
+        self._velocity, self._before = (path[-1] - path[-2]) / UPDATE_S, path[-1]
         if times_s[0] >= self._judged_from_s:
             self._executed.add(positions)
         else:
@@ -238,10 +241,8 @@ class Robot:
 
     def _publish_joints(self) -> None:
         now_s = self.time_s()
-        steady_s = self._steady_s()
-        before = self.controller.update(steady_s - UPDATE_S)
-        position = self.controller.update(steady_s)
-        velocity = (position - before) / UPDATE_S
+        position = self.controller.update(self._steady_s())
+        velocity = self._velocity
         message = messages.joint_state_to_ros(
             JOINT_NAMES, np.append(position, self._grip), np.append(velocity, 0.0), now_s
         )
@@ -397,13 +398,9 @@ class World:
         self.loop.run(duration_s=self.case.seconds)
         self.timeline.run_until(self.timeline.now_s + 2.0)
         measured = self.robot.measured
-        for field_name in (
-            "steps",
-            "steps_2mrad",
-            "velocity_violations",
-            "acceleration_violations",
-        ):
-            setattr(self.result, field_name, getattr(measured, field_name))
+        self.result.steps, self.result.steps_2mrad = measured.steps, measured.steps_2mrad
+        self.result.velocity_violations = measured.velocity_violations
+        self.result.acceleration_violations = measured.acceleration_violations
         self.result.velocity_ratio = measured.max_velocity_ratio
         self.result.acceleration_rad_s2 = measured.max_acceleration_rad_s2
         self.result.worst_step_rad = measured.max_acceleration_rad_s2 * UPDATE_S**2
