@@ -18,7 +18,9 @@ from crane_x7_remote.inference.loop import InferenceLoop, LoopConfig
 from crane_x7_remote.inference.outgoing import Topics
 from crane_x7_remote.inference.safety import Hold, HoldReason, Limits
 from crane_x7_remote.inference.trajectory import state_at
+from crane_x7_remote.rosbridge.joint_watch import JointFault
 from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
+from crane_x7_remote.rosbridge.robot_clocks import ClockReport
 from crane_x7_vla_rl import robot
 from crane_x7_vla_rl.types import ActionChunk, JointState, Observation, Trajectory
 
@@ -67,6 +69,8 @@ class FakeClient:
     listener: Callable[[Mapping[str, Any]], None] | None = None
     trajectory: Trajectory | None = None
     measured: StampedJoints | None = None
+    clock_report: ClockReport | None = None
+    fault: JointFault | None = None
     _frame: EncodedFrame | None = None
 
     def latest_frame(self) -> EncodedFrame | None:
@@ -103,6 +107,17 @@ class FakeClient:
 
     def robot_time(self, now: float) -> float | None:
         return now + ROBOT_CLOCK_S
+
+    def clocks(self, now: float) -> ClockReport:
+        return self.clock_report or ClockReport(self.robot_time(now))
+
+    def joint_fault(self, now: float) -> JointFault | None:
+        del now
+        return self.fault
+
+    def instead_of_joints(self, now: float) -> str | None:
+        del now
+        return None
 
     def publish(self, operations: Sequence[dict[str, Any]]) -> bool:
         if self.accepts and self.link.connected:

@@ -19,6 +19,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from crane_x7_remote.inference import peers as peers_module
+from crane_x7_remote.inference.clock_check import answered_stamp_s, check_clocks
+from crane_x7_remote.inference.following import FollowWatch
 from crane_x7_remote.inference.journal import Journal, Sent
 from crane_x7_remote.inference.metrics import Metrics
 from crane_x7_remote.inference.outgoing import Outgoing, Topics
@@ -28,7 +30,9 @@ from crane_x7_remote.inference.safety import Hold, HoldReason, Limits, check_fra
 from crane_x7_remote.inference.shaping import Moment, Shaped, Shaper
 from crane_x7_remote.inference.worker import PolicyWorker, Prediction
 from crane_x7_remote.rosbridge import messages
+from crane_x7_remote.rosbridge.joint_watch import JointFault
 from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
+from crane_x7_remote.rosbridge.robot_clocks import ClockReport
 from crane_x7_vla_rl.policies.base import Policy
 from crane_x7_vla_rl.robot import HOME_RAD
 from crane_x7_vla_rl.types import Image, JointState, Observation
@@ -37,6 +41,21 @@ logger = logging.getLogger(__name__)
 
 GOODBYE_S = 0.2
 """How long the last trajectory may wait for its turn on the socket."""
+
+UNUSABLE_JOINTS = frozenset(
+    {
+        HoldReason.LINK_DOWN,
+        HoldReason.NO_JOINTS,
+        HoldReason.JOINTS_STALE,
+        HoldReason.JOINTS_NOT_FINITE,
+        HoldReason.JOINTS_IMPOSSIBLE,
+        HoldReason.JOINTS_CONFLICT,
+        HoldReason.CLOCK_UNKNOWN,
+        HoldReason.CLOCK_STEPPED,
+        HoldReason.CLOCK_RATE,
+    }
+)
+"""Behind these holds the measured joints, or their times, say nothing about the arm."""
 
 
 class LinkState(Protocol):
@@ -63,6 +82,9 @@ class Client(Protocol):
     def take_instruction(self) -> str | None: ...
     def frame_age_s(self, frame: EncodedFrame, now: float) -> float: ...
     def robot_time(self, now: float) -> float | None: ...
+    def clocks(self, now: float) -> ClockReport: ...
+    def joint_fault(self, now: float) -> JointFault | None: ...
+    def instead_of_joints(self, now: float) -> str | None: ...
     def publish(self, operations: Sequence[dict[str, Any]]) -> bool: ...
     def subscribe(
         self, topic: str, type_name: str, callback: Callable[[Mapping[str, Any]], None]
@@ -118,7 +140,9 @@ class InferenceLoop:
         self._pacer = Pacer(1 / config.rate_hz, clock())
         self._used: EncodedFrame | None = None
         self._shaper = Shaper(config.session, config.validity_s, limits, self._peers)
+        self._following = FollowWatch(limits.tracking_rad, bool(config.topics.echo))
         self._reconnects: int | None = None
+        self._clock_steps = 0
         if config.topics.echo and not config.dry_run:
             client.subscribe(
                 config.topics.echo, "trajectory_msgs/JointTrajectory", self._hear_trajectory
@@ -174,9 +198,11 @@ class InferenceLoop:
         self.metrics.lateness.add(now_s - self._pacer.deadline_s)
         self._follow_instruction()
         self._notice_link(now_s)
+        self._notice_clock(now_s)
         outcome = self._decide()
         if outcome is not None:
             self._journal.note(outcome, self._clock())
+        self._watch_arm(outcome)
         return outcome
 
     def _decide(self) -> Sent | Hold | None:
@@ -222,6 +248,9 @@ class InferenceLoop:
     def _check_frame(self, frame: EncodedFrame | None) -> Hold | None:
         if frame is None:
             return check_frame(None, 0.0, self._used is not None, self._config.max_frame_age_s)
+        hold = self._check_clocks()
+        if hold is not None:
+            return hold
         age_s = self._client.frame_age_s(frame, self._clock())
         return check_frame(age_s, frame.stamp_s, True, self._config.max_frame_age_s)
 
@@ -233,10 +262,26 @@ class InferenceLoop:
             return Hold(HoldReason.LINK_DOWN, "the link went down meanwhile")
         state = None if joints is None else joints.state
         age_s = 0.0 if joints is None else self._joints_age_s(joints, now_s)
-        hold = check_joints(state, age_s, self._limits, self._config.max_frame_age_s)
+        hold = check_joints(
+            state,
+            age_s,
+            self._limits,
+            self._config.max_frame_age_s,
+            fault=self._client.joint_fault(now_s),
+            instead=self._client.instead_of_joints(now_s),
+        )
+        hold = hold or self._check_clocks() or self._following.hold
         if hold is None and not self._config.dry_run:
             hold = self._peers.verdict(now_s)
         return hold
+
+    def _check_clocks(self) -> Hold | None:
+        """Return what the robot's clocks forbid; without a joint state that is another matter."""
+        if self._client.joints() is None:
+            return None
+        now_s, config = self._clock(), self._config
+        report = self._client.clocks(now_s)
+        return check_clocks(report, now_s, config.max_frame_age_s, config.validity_s)
 
     def _joints_age_s(self, joints: StampedJoints, now_s: float) -> float:
         """Return the greater of both ages, by arrival and by the robot's stamp."""
@@ -263,8 +308,10 @@ class InferenceLoop:
         hold = self._check_robot(joints)
         moment = self._moment()
         if hold is not None or joints is None or moment is None:
-            return hold or Hold(HoldReason.LINK_DOWN, "the robot's time is not known yet")
-        return self._shaper.shape(chunk, frame.stamp_s, joints, moment)
+            return hold or Hold(HoldReason.CLOCK_UNKNOWN, "the robot's time is not known yet")
+        age_s = self._client.frame_age_s(frame, moment.now_s)
+        stamp_s = answered_stamp_s(frame.stamp_s, age_s, moment.robot_s)
+        return self._shaper.shape(chunk, stamp_s, joints, moment)
 
     def _moment(self) -> Moment | None:
         now_s = self._clock()
@@ -285,6 +332,7 @@ class InferenceLoop:
                 return Hold(HoldReason.SEND_DROPPED, "the client could not take the trajectory")
             self._shaper.sent(trajectory)
             self._peers.published(trajectory.sequence, self._clock())
+            self._following.sent(trajectory)
             if gripper_goal is not None:
                 self._outgoing.gripper_goal_rad = gripper_goal
                 self.metrics.counters["gripper_goals"] += 1
@@ -306,9 +354,27 @@ class InferenceLoop:
         self._peers.link_came_up(now_s)
         self._pacer.link_came_up()
         self._shaper.forget()
+        self._following.restart()
         self._outgoing.gripper_goal_rad = None
         if not is_first:
             self._worker.reset_next()
+
+    def _notice_clock(self, now_s: float) -> None:
+        """Start afresh behind a step of a clock: stamps before and after mean different times."""
+        steps = self._client.clocks(now_s).steps
+        if steps != self._clock_steps:
+            self._clock_steps = steps
+            self._shaper.forget()
+            self._following.restart()
+
+    def _watch_arm(self, outcome: Sent | Hold | None) -> None:
+        """See whether the arm goes where it was sent; joints that are no ground to act on are no
+        ground to judge it, either."""
+        joints = self._client.joints()
+        if isinstance(outcome, Hold) and outcome.reason in UNUSABLE_JOINTS:
+            return
+        if joints is not None and joints.stamp_s > 0:
+            self._following.observe(joints.state, joints.stamp_s)
 
     def _hear_trajectory(self, message: Mapping[str, Any]) -> None:
         """Note whose trajectory came by; called on the client's thread."""
@@ -317,6 +383,8 @@ class InferenceLoop:
         match = messages.FRAME_ID.fullmatch(frame_id) if isinstance(frame_id, str) else None
         if match is not None:
             self._peers.heard(match["session"], int(match["sequence"]), self._clock())
+            if match["session"] == self._config.session:
+                self._following.heard(int(match["sequence"]))
 
     def _come_to_rest(self) -> None:
         """Brake the running trajectory now; where it has ended already, the arm holds."""
