@@ -8,8 +8,6 @@ from __future__ import annotations
 from crane_x7_remote.inference.safety import Hold, HoldReason
 from crane_x7_remote.rosbridge.robot_clocks import ClockReport
 
-LONGEST_REPLAY_S = 1.0
-"""A controller whose clock was set back runs its path later by as much; waited for up to this."""
 TAI_S = 37.0
 """TAI minus UTC since 2017: some cameras and PTP clocks count in TAI."""
 SAME_STAMP_S = 1e-3
@@ -76,7 +74,8 @@ def _check_steps(report: ClockReport, now_s: float, validity_s: float) -> Hold |
             )
     if report.step is None:
         return None
-    replay_s = min(max(-report.step.by_s, 0.0), LONGEST_REPLAY_S)
+    # A controller whose clock was set back runs its path later by as much.
+    replay_s = min(max(-report.step.by_s, 0.0), validity_s)
     if now_s - report.step.at_s >= validity_s + replay_s:
         return None
     return Hold(

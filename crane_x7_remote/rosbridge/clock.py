@@ -40,13 +40,19 @@ STAMP_BACK_S = 0.01
 """A stamp that went back by less is jitter."""
 CONFIRMATIONS = 3
 """A step is believed when so many messages in a row agree: one wrong stamp moves nothing."""
-AHEAD_CONFIRM_S, BACK_CONFIRM_S, LONG_CONFIRM_S = 0.1, 0.3, 0.5
-"""Over how long a time they must agree; the longest where stamps scatter or a backlog drained."""
+AHEAD_CONFIRM_S, BACK_CONFIRM_S = 0.1, 0.3
+"""Over how long a time they must agree."""
+LONG_CONFIRMATIONS, LONG_CONFIRM_S = 8, 0.6
+"""The same where the stamps before scatter by as much, be it by jitter or by a stall."""
+JITTER_S = 0.2
+"""Where stamps scatter, one ahead by up to this is none to doubt."""
 AGREE_S = 0.5
 """Stamps ahead by amounts further apart than this agree on nothing."""
 SETTLING, SETTLING_S = 5, 0.3
 """The first so many messages, over at least this time, only make the estimate."""
 RECENT = 20
+RAISE_S = 1.0
+"""Raises within this time are taken together."""
 EXPECT_S = 3.0
 """A step that another topic showed is expected for this long."""
 
@@ -88,6 +94,7 @@ class ClockOffset:
         self._settling: list[float] = []
         self._since_s = 0.0
         self._recent: deque[float] = deque(maxlen=RECENT)
+        self._raises: list[Step] = []
         self._newest_s = float("-inf")
         self._ahead: list[_Seen] = []
         self._behind: deque[_Seen] = deque(maxlen=400)
@@ -104,13 +111,14 @@ class ClockOffset:
         if offset_s is None or not self.is_settled:
             return self._settle(seen)
         if self._is_expected(seen, offset_s):
-            self._take_step([seen])
+            self._take_step([seen], known=self._expected)
             return True
-        if seen.offset_s > offset_s + AHEAD_S:
+        if seen.offset_s > offset_s + max(AHEAD_S, min(self._scatter_s(offset_s) / 4, JITTER_S)):
             return self._doubt_ahead(seen, offset_s)
         self._ahead.clear()
         if self._is_set_back(seen, offset_s):
             return self._doubt_behind(seen, offset_s)
+        self._recent.extend(each.offset_s for each in self._behind)
         self._behind.clear()
         self._agree(seen, offset_s)
         return True
@@ -164,10 +172,21 @@ class ClockOffset:
         if seen.offset_s > offset_s and len(self._recent) > 1:
             second_s = sorted(self._recent)[-2]
             if second_s > offset_s:
+                self._raise(second_s - offset_s, seen.arrival_s)
                 self._estimate = (second_s, seen.arrival_s)
 
-    def _take_step(self, seen: list[_Seen]) -> None:
-        """Go over to what these messages agree on."""
+    def _raise(self, by_s: float, now_s: float) -> None:
+        """Note a raise; many within a moment are a step that a draining backlog has smoothed."""
+        self._raises = [each for each in self._raises if now_s - each.at_s < RAISE_S]
+        self._raises.append(Step(now_s, by_s))
+        total_s = sum(each.by_s for each in self._raises)
+        if total_s > 2 * AHEAD_S:
+            self._raises = []
+            self.step = Step(now_s, total_s)
+            self.steps += 1
+
+    def _take_step(self, seen: list[_Seen], known: Step | None = None) -> None:
+        """Go over to what these messages agree on; `known` is a step that was told already."""
         last = seen[-1]
         offsets = sorted(each.offset_s for each in seen)
         offset_s = offsets[-2] if len(offsets) > 1 else offsets[-1]
@@ -178,8 +197,14 @@ class ClockOffset:
         self._newest_s = last.stamp_s
         self._ahead, self._expected, self.doubt = [], None, None
         self._behind.clear()
+        if known is not None:
+            return
         self.step = Step(last.arrival_s, offset_s - (before_s or 0.0))
         self.steps += 1
+
+    def _scatter_s(self, offset_s: float) -> float:
+        """Return how far below the estimate messages usually lie, generously."""
+        return 3 * (offset_s - median(self._recent)) if self._recent else 0.0
 
     def _is_expected(self, seen: _Seen, offset_s: float) -> bool:
         expected = self._expected
@@ -218,7 +243,7 @@ class ClockOffset:
         self._behind.append(seen)
         offsets = sorted(each.offset_s for each in self._behind)
         by_s = offset_s - offsets[-2 if len(offsets) > 1 else -1]
-        scatter_s = 3 * (offset_s - median(self._recent)) if self._recent else 0.0
+        scatter_s = self._scatter_s(offset_s)
         if self._has_stayed(by_s, scatter_s):
             self._take_step(list(self._behind))
             return True
@@ -236,7 +261,7 @@ class ClockOffset:
             most_s = max(BEHIND_S, scatter_s / 2, by_s / 3)
             if _spread_s(seen, BACK_CONFIRM_S) <= most_s:
                 return True
-        return _covers(seen, SETTLING, LONG_CONFIRM_S) and (
+        return _covers(seen, LONG_CONFIRMATIONS, LONG_CONFIRM_S) and (
             _spread_s(seen, LONG_CONFIRM_S) <= max(BEHIND_S, by_s / 3)
         )
 

@@ -27,7 +27,7 @@ class ClockRate:
         self._bins: list[tuple[int, float]] = []
 
     def restart(self) -> None:
-        """Measure from here on: the clock was set, or the link is new."""
+        """Measure from here on: the link is new."""
         self._bins = []
 
     def observe(self, stamp_s: float, arrival_s: float) -> None:

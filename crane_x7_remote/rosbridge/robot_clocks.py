@@ -69,11 +69,8 @@ class RobotClocks:
         self._unstamped = stamp_s <= 0
         if self._unstamped:
             return True
-        steps = self.joints.steps
         is_trusted = self._observe(self.joints, self.camera, stamp_s, arrival_s)
-        if self.joints.steps != steps:
-            self._rate.restart()
-        elif is_trusted:
+        if is_trusted:
             self._rate.observe(stamp_s, arrival_s)
         return is_trusted
 
