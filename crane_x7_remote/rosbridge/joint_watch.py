@@ -114,7 +114,7 @@ class JointWatch:
         found = (
             self._alternates(self._switches, arrival_s, "messages of two layouts (names, velocity)")
             or zigzag
-            or self._velocity.take(position, velocity, measured_s, arrival_s, self._period_s)
+            or self._velocity.take(position, velocity, measured_s, self._period_s)
         )
         if found is not None:
             self._report(FaultKind.CONFLICT, found, arrival_s)
@@ -190,27 +190,28 @@ class _VelocityCheck:
     def __init__(self) -> None:
         self._bins: deque[tuple[Array, float, Array]] = deque(maxlen=VELOCITY_BINS)
         self._sum = np.zeros(ARM_DOF)
-        self._least, self._most = np.full(ARM_DOF, np.inf), np.full(ARM_DOF, -np.inf)
         self._count = 0
-        self._start: tuple[Array, float, float] | None = None
+        self._start: tuple[Array, float] | None = None
         self._contradictions = 0
 
     def take(
-        self, position: Array, velocity: Array, measured_s: float, arrival_s: float, period_s: float
+        self, position: Array, velocity: Array, measured_s: float, period_s: float
     ) -> str | None:
         """Take in a message; return what contradicts, once per piece of time."""
-        if self._start is None:
-            self._start = (position, measured_s, arrival_s)
+        if self._start is None or abs(measured_s - self._start[1]) > LONG_GAP_S:
+            self._bins.clear()
+            self._start = (position, measured_s)
+            self._sum, self._count = np.zeros(ARM_DOF), 0
         self._sum = self._sum + velocity
         self._count += 1
-        if arrival_s - self._start[2] < VELOCITY_BIN_S:
+        start_position, start_s = self._start
+        if measured_s - start_s < VELOCITY_BIN_S:
             return None
-        start_position, start_s, _ = self._start
         self._bins.append((start_position, start_s, self._sum / self._count))
         found = None
         if len(self._bins) == VELOCITY_BINS:
             found = self._contradiction(position, measured_s, period_s)
-        self._start = (position, measured_s, arrival_s)
+        self._start = (position, measured_s)
         self._sum, self._count = np.zeros(ARM_DOF), 0
         return found
 
