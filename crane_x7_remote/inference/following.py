@@ -48,11 +48,12 @@ class FollowWatch:
     """Watches one arm under one loop; everything on the loop's thread but `heard`."""
 
     def __init__(self, tracking_rad: float, needs_echo: bool = True) -> None:
-        """`needs_echo`: a trajectory counts from the moment it was heard on the robot's topic."""
+        """`needs_echo`: a trajectory counts from when it was heard on the robot's topic, otherwise
+        from its stamp."""
         self._tracking_rad = tracking_rad
         self._needs_echo = needs_echo
         self._sent: dict[int, Trajectory] = {}
-        self._heard: deque[int] = deque(maxlen=64)
+        self._heard: deque[tuple[int, float]] = deque(maxlen=64)
         self._path: Trajectory | None = None
         self._points: deque[_Point] = deque()
         self._since_s: float | None = None
@@ -75,11 +76,12 @@ class FollowWatch:
         while len(self._sent) > 64:
             del self._sent[next(iter(self._sent))]
         if not self._needs_echo:
-            self.heard(trajectory.sequence)
+            self.heard(trajectory.sequence, trajectory.stamp_s)
 
-    def heard(self, sequence: int) -> None:
-        """Note that a trajectory reached the robot's topic; may be called from another thread."""
-        self._heard.append(sequence)
+    def heard(self, sequence: int, robot_s: float) -> None:
+        """Note that a trajectory was heard on the robot's topic, at this time of the robot; may be
+        called from another thread."""
+        self._heard.append((sequence, robot_s))
 
     def restart(self) -> None:
         """Forget what was sent: the link is new, the clock was set, another loop drove."""
@@ -109,10 +111,9 @@ class FollowWatch:
             last = None
         if last is not None and measured_s - last.time_s < SPACING_S:
             return
-        gone = np.zeros(ARM_DOF)
+        gone = self._follow_path(measured_s if last is None else last.time_s, measured_s)
         if last is not None:
-            gone = last.sent + self._gone(last.time_s, measured_s)
-        self._take_heard(measured_s)
+            gone = gone + last.sent
         path = self._path
         if path is not None and measured_s > path.stamp_s + path.valid_s + FORGET_S:
             self._path = None
@@ -120,12 +121,20 @@ class FollowWatch:
         while self._points[0].time_s < measured_s - WINDOWS_S[-1] - LAG_S - LONG_GAP_S:
             self._points.popleft()
 
-    def _take_heard(self, now_s: float) -> None:
-        """Go over to the newest trajectory that has arrived, and has not ended by then."""
-        while self._heard:
-            trajectory = self._sent.pop(self._heard.popleft(), None)
-            if trajectory is not None and now_s < trajectory.stamp_s + trajectory.valid_s:
-                self._path = trajectory
+    def _follow_path(self, since_s: float, until_s: float) -> Array:
+        """Return how far the path went in between, (7,), going over to each trajectory when it was
+        heard, unless it has ended by then."""
+        gone = np.zeros(ARM_DOF)
+        while self._heard and self._heard[0][1] <= until_s:
+            sequence, heard_s = self._heard.popleft()
+            trajectory = self._sent.pop(sequence, None)
+            if trajectory is None or heard_s > trajectory.stamp_s + trajectory.valid_s:
+                continue
+            if heard_s > since_s:
+                gone = gone + self._gone(since_s, heard_s)
+                since_s = heard_s
+            self._path = trajectory
+        return gone + self._gone(since_s, until_s)
 
     def _gone(self, since_s: float, until_s: float) -> Array:
         """Return how far the path went in between, (7,): its velocity's integral, so that a path

@@ -382,9 +382,11 @@ class InferenceLoop:
         frame_id = header.get("frame_id") if isinstance(header, Mapping) else None
         match = messages.FRAME_ID.fullmatch(frame_id) if isinstance(frame_id, str) else None
         if match is not None:
-            self._peers.heard(match["session"], int(match["sequence"]), self._clock())
-            if match["session"] == self._config.session:
-                self._following.heard(int(match["sequence"]))
+            now_s = self._clock()
+            self._peers.heard(match["session"], int(match["sequence"]), now_s)
+            robot_s = self._client.robot_time(now_s)
+            if match["session"] == self._config.session and robot_s is not None:
+                self._following.heard(int(match["sequence"]), robot_s)
 
     def _come_to_rest(self) -> None:
         """Brake the running trajectory now; where it has ended already, the arm holds."""
