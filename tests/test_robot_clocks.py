@@ -52,7 +52,10 @@ class Robot:
                 self.holds.append((self.now_s, self.hold()))
 
     def hold(self) -> Hold | None:
-        return check_clocks(self.clocks.report(self.now_s), self.now_s, 0.5, 0.5)
+        """As the loop asks, with a path that ends half a second behind a step."""
+        report = self.clocks.report(self.now_s)
+        path_ends_s = 0.0 if report.step is None else report.step.at_s + 0.5
+        return check_clocks(report, self.now_s, 0.5, path_ends_s)
 
     def reasons(self, since_s: float = 1.0) -> set[HoldReason]:
         return {hold.reason for at_s, hold in self.holds if hold is not None and at_s >= since_s}

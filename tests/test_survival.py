@@ -292,7 +292,7 @@ def test_a_robot_whose_clock_is_set_is_driven_again_after_its_path_has_ended(
     held_s = time.monotonic()
     running.wait_driving()
     assert held_s - set_s < 1.0
-    assert 0.4 < time.monotonic() - set_s < 3.0
+    assert time.monotonic() - set_s < 3.0
     assert running.client.link.reconnects == 0
     assert not running.holds("clocks_differ")
 

@@ -8,18 +8,20 @@ from __future__ import annotations
 from crane_x7_remote.inference.safety import Hold, HoldReason
 from crane_x7_remote.rosbridge.robot_clocks import ClockReport
 
+LONGEST_REPLAY_S = 0.5
+"""A controller whose clock was set back runs its path later by as much; waited for up to this."""
 TAI_S = 37.0
 """TAI minus UTC since 2017: some cameras and PTP clocks count in TAI."""
 SAME_STAMP_S = 1e-3
 
 
 def check_clocks(
-    report: ClockReport, now_s: float, max_difference_s: float, validity_s: float
+    report: ClockReport, now_s: float, max_difference_s: float, path_ends_s: float
 ) -> Hold | None:
     """Return why the clocks forbid to drive, or None.
 
-    `max_difference_s` is how far camera and joint states may be apart, `validity_s` how long a
-    trajectory sent before a step may run on.
+    `max_difference_s` is how far camera and joint states may be apart; `path_ends_s` when the
+    path that was running at the last step ends, on our clock like `now_s`.
     """
     if report.joints_are_unstamped:
         return Hold(
@@ -33,7 +35,7 @@ def check_clocks(
         )
     return (
         _check_rate(report)
-        or _check_steps(report, now_s, validity_s)
+        or _check_steps(report, now_s, path_ends_s)
         or _check_difference(report, max_difference_s)
     )
 
@@ -60,7 +62,7 @@ def _check_rate(report: ClockReport) -> Hold | None:
     )
 
 
-def _check_steps(report: ClockReport, now_s: float, validity_s: float) -> Hold | None:
+def _check_steps(report: ClockReport, now_s: float, path_ends_s: float) -> Hold | None:
     for doubt_s, topic in (
         (report.joints_doubt_s, report.joints_topic),
         (report.camera_doubt_s, report.camera_topic),
@@ -74,9 +76,8 @@ def _check_steps(report: ClockReport, now_s: float, validity_s: float) -> Hold |
             )
     if report.step is None:
         return None
-    # A controller whose clock was set back runs its path later by as much.
-    replay_s = min(max(-report.step.by_s, 0.0), validity_s)
-    if now_s - report.step.at_s >= validity_s + replay_s:
+    replay_s = min(max(-report.step.by_s, 0.0), LONGEST_REPLAY_S)
+    if now_s >= path_ends_s + replay_s:
         return None
     return Hold(
         HoldReason.CLOCK_STEPPED,

@@ -35,7 +35,7 @@ from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
 from crane_x7_remote.rosbridge.robot_clocks import ClockReport
 from crane_x7_vla_rl.policies.base import Policy
 from crane_x7_vla_rl.robot import HOME_RAD
-from crane_x7_vla_rl.types import Image, JointState, Observation
+from crane_x7_vla_rl.types import Image, JointState, Observation, Trajectory
 
 logger = logging.getLogger(__name__)
 
@@ -143,6 +143,7 @@ class InferenceLoop:
         self._following = FollowWatch(limits.tracking_rad, bool(config.topics.echo))
         self._reconnects: int | None = None
         self._clock_steps = 0
+        self._path_ends_s = self._old_path_ends_s = float("-inf")
         if config.topics.echo and not config.dry_run:
             client.subscribe(
                 config.topics.echo, "trajectory_msgs/JointTrajectory", self._hear_trajectory
@@ -198,7 +199,7 @@ class InferenceLoop:
         self.metrics.lateness.add(now_s - self._pacer.deadline_s)
         self._follow_instruction()
         self._notice_link(now_s)
-        self._notice_clock(now_s)
+        self._notice_clock(self._client.clocks(now_s).steps)
         outcome = self._decide()
         if outcome is not None:
             self._journal.note(outcome, self._clock())
@@ -279,9 +280,10 @@ class InferenceLoop:
         """Return what the robot's clocks forbid; without a joint state that is another matter."""
         if self._client.joints() is None:
             return None
-        now_s, config = self._clock(), self._config
+        now_s = self._clock()
         report = self._client.clocks(now_s)
-        return check_clocks(report, now_s, config.max_frame_age_s, config.validity_s)
+        self._notice_clock(report.steps)
+        return check_clocks(report, now_s, self._config.max_frame_age_s, self._old_path_ends_s)
 
     def _joints_age_s(self, joints: StampedJoints, now_s: float) -> float:
         """Return the greater of both ages, by arrival and by the robot's stamp."""
@@ -333,11 +335,19 @@ class InferenceLoop:
             self._shaper.sent(trajectory)
             self._peers.published(trajectory.sequence, self._clock())
             self._following.sent(trajectory)
+            self._path_ends_s = self._ends_s(trajectory)
             if gripper_goal is not None:
                 self._outgoing.gripper_goal_rad = gripper_goal
                 self.metrics.counters["gripper_goals"] += 1
         at_s = self._clock()
         return Sent(trajectory, frame, at_s, self._client.frame_age_s(frame, at_s), policy_s)
+
+    def _ends_s(self, trajectory: Trajectory) -> float:
+        """Return when the trajectory ends, on our clock."""
+        now_s = self._clock()
+        robot_s = self._client.robot_time(now_s)
+        ends_s = trajectory.stamp_s + float(trajectory.time_from_start_s[-1])
+        return now_s + (trajectory.valid_s if robot_s is None else ends_s - robot_s)
 
     def _follow_instruction(self) -> None:
         instruction = self._client.take_instruction()
@@ -359,11 +369,11 @@ class InferenceLoop:
         if not is_first:
             self._worker.reset_next()
 
-    def _notice_clock(self, now_s: float) -> None:
+    def _notice_clock(self, steps: int) -> None:
         """Start afresh behind a step of a clock: stamps before and after mean different times."""
-        steps = self._client.clocks(now_s).steps
         if steps != self._clock_steps:
             self._clock_steps = steps
+            self._old_path_ends_s = self._path_ends_s
             self._shaper.forget()
             self._following.restart()
 
@@ -390,6 +400,7 @@ class InferenceLoop:
 
     def _come_to_rest(self) -> None:
         """Brake the running trajectory now; where it has ended already, the arm holds."""
+        self._notice_clock(self._client.clocks(self._clock()).steps)
         joints, moment = self._client.joints(), self._moment()
         if joints is None or moment is None:
             return

@@ -28,8 +28,16 @@ ALTERNATIONS, ALTERNATION_S = 3, 2.0
 """So many within this time are no accident."""
 VELOCITY_BIN_S, VELOCITY_BINS = 0.25, 4
 """Displacement is compared with the mean reported velocity over this many such pieces."""
-VELOCITY_SLACK_RAD, VELOCITY_SHARE = 0.15, 0.5
-"""They may differ by this, plus this share of the greater of the two: filters, servos' units."""
+VELOCITY_SLACK_RAD, VELOCITY_SHARE = 0.2, 0.7
+"""They may differ by this, plus this share of the greater of the two: filters, coarse units, a
+servo (or simulation) that reads its velocity at the end of each of its own steps."""
+VELOCITY_PERIOD_S = 0.05
+"""Messages further apart than this say too little about what happened between them."""
+UNSEEN_RAD_S2 = 2.0
+"""A quarter of the arm's acceleration: times the square of the time between two messages, it moved
+so far without showing a velocity."""
+CONTRADICTIONS = 4
+"""So many pieces in a row must contradict."""
 LONG_GAP_S = 1.0
 """After such a silence nothing is compared; the arm may have been anywhere."""
 AGREE_S, LONGEST_AGREE_S = 1.0, 8.0
@@ -114,7 +122,7 @@ class JointWatch:
         found = (
             self._alternates(self._switches, arrival_s, "messages of two layouts (names, velocity)")
             or zigzag
-            or self._velocity.take(position, velocity, measured_s, self._period_s)
+            or self._velocity.take(position, velocity, measured_s)
         )
         if found is not None:
             self._report(FaultKind.CONFLICT, found, arrival_s)
@@ -184,52 +192,69 @@ class JointWatch:
         self._fault = JointFault(kind, f"{found}; {hint}", now_s + self._agree_s)
 
 
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """A piece of time of at least VELOCITY_BIN_S."""
+
+    start_s: float
+    end_s: float
+    moved: Array
+    """(7,)."""
+    said: Array
+    """(7,) what the reported velocities make of it."""
+    unsure: Array
+    """(7,) what may have happened between two messages."""
+
+
 class _VelocityCheck:
     """Compares where the joints went with how fast they say they were."""
 
     def __init__(self) -> None:
-        self._bins: deque[tuple[Array, float, Array]] = deque(maxlen=VELOCITY_BINS)
-        self._sum = np.zeros(ARM_DOF)
-        self._count = 0
-        self._start: tuple[Array, float] | None = None
+        self._pieces: deque[_Piece] = deque(maxlen=VELOCITY_BINS)
+        self._messages: list[tuple[float, Array, Array]] = []
         self._contradictions = 0
 
-    def take(
-        self, position: Array, velocity: Array, measured_s: float, period_s: float
-    ) -> str | None:
+    def take(self, position: Array, velocity: Array, measured_s: float) -> str | None:
         """Take in a message; return what contradicts, once per piece of time."""
-        if self._start is None or abs(measured_s - self._start[1]) > LONG_GAP_S:
-            self._bins.clear()
-            self._start = (position, measured_s)
-            self._sum, self._count = np.zeros(ARM_DOF), 0
-        self._sum = self._sum + velocity
-        self._count += 1
-        start_position, start_s = self._start
-        if measured_s - start_s < VELOCITY_BIN_S:
+        messages = self._messages
+        if messages and abs(measured_s - messages[-1][0]) > LONG_GAP_S:
+            messages.clear()
+            self._pieces.clear()
+        messages.append((measured_s, position, velocity))
+        if measured_s - messages[0][0] < VELOCITY_BIN_S:
             return None
-        self._bins.append((start_position, start_s, self._sum / self._count))
-        found = None
-        if len(self._bins) == VELOCITY_BINS:
-            found = self._contradiction(position, measured_s, period_s)
-        self._start = (position, measured_s)
-        self._sum, self._count = np.zeros(ARM_DOF), 0
-        return found
+        self._pieces.append(_piece(messages))
+        self._messages = messages[-1:]
+        if len(messages) - 1 < VELOCITY_BIN_S / VELOCITY_PERIOD_S:
+            self._pieces.clear()
+        return self._contradiction() if len(self._pieces) == VELOCITY_BINS else None
 
-    def _contradiction(self, position: Array, measured_s: float, period_s: float) -> str | None:
-        first, first_s, _ = self._bins[0]
-        span_s = measured_s - first_s
-        means = np.array([mean for _, _, mean in self._bins])
-        said = means.mean(axis=0) * span_s
-        moved = position - first
-        unsure = np.ptp(means, axis=0) * period_s
+    def _contradiction(self) -> str | None:
+        moved, said, unsure = (
+            np.sum([getattr(piece, name) for piece in self._pieces], axis=0)
+            for name in ("moved", "said", "unsure")
+        )
         allowed = VELOCITY_SLACK_RAD + VELOCITY_SHARE * np.maximum(np.abs(said), np.abs(moved))
         excess = np.nan_to_num(np.abs(moved - said) - allowed - unsure, nan=-1.0)
         joint = int(excess.argmax())
         self._contradictions = self._contradictions + 1 if excess[joint] > 0 else 0
-        if self._contradictions < 2:
+        if self._contradictions < CONTRADICTIONS:
             return None
+        span_s = self._pieces[-1].end_s - self._pieces[0].start_s
         return (
             f"{JOINT_NAMES[joint]} moved by {moved[joint]:.3f} rad in {span_s:.2f} s, its reported"
             f" velocities say {said[joint]:.3f} rad: they contradict each other (several"
             " publishers, or a driver with wrong velocities)"
         )
+
+
+def _piece(messages: list[tuple[float, Array, Array]]) -> _Piece:
+    """Integrate the velocities, each over the time until the next message; where stamps jitter, the
+    sum of these times is brought down to what passed."""
+    times = np.array([measured_s for measured_s, _, _ in messages])
+    velocity = np.array([speed for _, _, speed in messages])  # (n, 7)
+    steps = np.maximum(np.diff(times), 0.0)[:, None]
+    steps = steps * ((times[-1] - times[0]) / steps.sum())
+    said = ((velocity[1:] + velocity[:-1]) / 2 * steps).sum(axis=0)
+    unsure = (np.abs(np.diff(velocity, axis=0)) * steps / 2 + UNSEEN_RAD_S2 * steps**2).sum(axis=0)
+    return _Piece(float(times[0]), float(times[-1]), messages[-1][1] - messages[0][1], said, unsure)
