@@ -22,6 +22,7 @@ from websockets.sync.client import connect
 from crane_x7_remote.inference.loop import InferenceLoop, LoopConfig
 from crane_x7_remote.inference.outgoing import Topics
 from crane_x7_remote.inference.safety import Limits
+from crane_x7_remote.rosbridge import messages
 from crane_x7_remote.rosbridge.client import RosbridgeClient
 from crane_x7_remote.rosbridge.config import ClientConfig
 from crane_x7_remote.sim_robot.arm import KinematicArm, still_picture
@@ -29,7 +30,7 @@ from crane_x7_remote.sim_robot.controller import ControllerReport
 from crane_x7_remote.sim_robot.robot import RobotConfig, SimRobot
 from crane_x7_remote.sim_robot.server import ServerConfig
 from crane_x7_vla_rl.robot import HOME_RAD, LOWER_RAD, UPPER_RAD
-from crane_x7_vla_rl.types import ActionChunk, JointState, Observation
+from crane_x7_vla_rl.types import ActionChunk, Array, JointState, Observation
 
 PICTURE = still_picture(160, 120)
 
@@ -49,8 +50,14 @@ class FaultyRobot(SimRobot):
         self.picture = PICTURE
         self.camera_runs = True
         self.tamper: Callable[[dict[str, Any]], dict[str, Any]] = dict
+        self.camera_ahead_s: Callable[[float], float] = lambda _: 0.0
+        """Added to each frame's stamp."""
+        self.torque = True
+        """Without it the arm stays where it is, whatever it is sent."""
         self.sessions: list[tuple[float, str]] = []
         """When a trajectory of which loop reached the arm's topic."""
+        self.stamps: list[tuple[float, float]] = []
+        """The robot's time at which a trajectory came, and its stamp."""
         config = RobotConfig(server=ServerConfig(port=port), clock_offset_s=clock_offset_s)
         super().__init__(config, self._faulty_arm)
 
@@ -61,6 +68,12 @@ class FaultyRobot(SimRobot):
             def jpeg(self) -> bytes:
                 return robot.picture
 
+            def step(self, target_rad: Array) -> None:
+                if robot.torque:
+                    super().step(target_rad)
+                else:
+                    self._velocity = np.zeros_like(self._velocity)
+
         return Arm(period_s=1 / 60)
 
     def joint_message(self, state: JointState, stamp_s: float) -> dict[str, Any]:
@@ -68,11 +81,16 @@ class FaultyRobot(SimRobot):
 
     def _publish_camera(self, arm: Any, stamp_s: float) -> None:
         if self.camera_runs:
-            super()._publish_camera(arm, stamp_s)
+            super()._publish_camera(arm, stamp_s + self.camera_ahead_s(stamp_s))
+
+    def set_clock(self, by_s: float) -> None:
+        """Step the robot's clock, as a time service would."""
+        self._epoch_s += by_s
 
     def receive(self, topic: str, message: Any) -> None:
         if topic.endswith("joint_trajectory"):
             frame_id = message.get("header", {}).get("frame_id", "")
+            self.stamps.append((self.time_s(), messages.read_stamp(message)))
             self.sessions.append((time.monotonic(), frame_id.split("/")[1]))
         super().receive(topic, message)
 

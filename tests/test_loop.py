@@ -20,7 +20,10 @@ from crane_x7_remote.inference.metrics import Distribution
 from crane_x7_remote.inference.outgoing import Topics
 from crane_x7_remote.inference.safety import Hold, HoldReason, Limits
 from crane_x7_remote.inference.trajectory import state_at
+from crane_x7_remote.rosbridge.clock import Step
+from crane_x7_remote.rosbridge.joint_watch import FaultKind, JointFault
 from crane_x7_remote.rosbridge.messages import EncodedFrame, RosVersion, StampedJoints
+from crane_x7_remote.rosbridge.robot_clocks import ClockReport
 from crane_x7_vla_rl import robot
 from crane_x7_vla_rl.types import ActionChunk, JointState, Observation, Trajectory
 
@@ -77,6 +80,9 @@ class FakeClient:
     guard_says: Callable[[Mapping[str, Any]], None] | None = None
     trajectory: Trajectory | None = None
     measured: StampedJoints | None = None
+    clock_report: ClockReport | None = None
+    fault: JointFault | None = None
+    is_blocked: bool = False
     _frame: EncodedFrame | None = None
 
     def latest_frame(self) -> EncodedFrame | None:
@@ -101,7 +107,7 @@ class FakeClient:
             return self.measured
         now_s = self.clock.now_s
         position, velocity = robot.HOME_RAD, np.zeros(8)
-        if self.trajectory is not None:
+        if self.trajectory is not None and not self.is_blocked:
             position, velocity = state_at(self.trajectory, now_s + ROBOT_CLOCK_S)
         return StampedJoints(JointState(position, velocity), now_s + ROBOT_CLOCK_S, now_s)
 
@@ -127,6 +133,13 @@ class FakeClient:
 
     def advertise(self, topic: str, type_name: str) -> None:
         self.advertised[topic] = type_name
+
+    def clocks(self, now: float) -> ClockReport:
+        return self.clock_report or ClockReport(self.robot_time(now))
+
+    def joint_fault(self, now: float) -> JointFault | None:
+        del now
+        return self.fault
 
     def subscribe(
         self, topic: str, type_name: str, callback: Callable[[Mapping[str, Any]], None]
@@ -278,6 +291,82 @@ def test_joints_that_are_not_finite_hold(rig: Rig) -> None:
     state = JointState(np.full(8, np.nan), np.zeros(8))
     rig.client.measured = StampedJoints(state, rig.clock.now_s + ROBOT_CLOCK_S, rig.clock.now_s)
     assert rig.reason() is HoldReason.JOINTS_NOT_FINITE
+
+
+def test_joints_that_contradict_those_before_hold(rig: Rig) -> None:
+    rig.client.fault = JointFault(FaultKind.CONFLICT, "two places", 1e9)
+    assert rig.reason() is HoldReason.JOINTS_CONFLICT
+    rig.client.fault = JointFault(FaultKind.IMPOSSIBLE, "too fast", 1e9)
+    assert rig.reason() is HoldReason.JOINTS_IMPOSSIBLE
+    rig.client.fault = None
+    assert isinstance(rig.tick(), Sent)
+
+
+def test_joints_that_become_impossible_while_the_policy_thinks_hold(rig: Rig) -> None:
+    def answer(seen: Observation) -> object:
+        rig.client.fault = JointFault(FaultKind.IMPOSSIBLE, "too fast", 1e9)
+        return rig.policy._further(seen)
+
+    rig.policy.answer = answer
+    assert rig.reason() is HoldReason.JOINTS_IMPOSSIBLE
+    assert not rig.client.published
+
+
+def test_clocks_that_differ_hold_before_the_frame_is_called_stale(rig: Rig) -> None:
+    rig.client.stamp_offset_s -= 2.0
+    rig.client.clock_report = ClockReport(1.7e9, difference_s=-2.0)
+    assert rig.reason() is HoldReason.CLOCKS_DIFFER
+    assert not rig.policy.observations
+
+
+@pytest.mark.parametrize("ahead_s", [0.01, 0.3, 0.5])
+def test_no_trajectory_is_stamped_later_than_the_robots_time(rig: Rig, ahead_s: float) -> None:
+    rig.client.stamp_offset_s += ahead_s
+    for _ in range(5):
+        sent = rig.tick()
+        assert isinstance(sent, Sent)
+        assert sent.trajectory.stamp_s <= rig.clock.now_s + ROBOT_CLOCK_S
+        assert sent.trajectory.stamp_s == pytest.approx(
+            sent.frame.arrival_s + ROBOT_CLOCK_S, abs=TRAVEL_S + 2e-3
+        )
+
+
+def test_a_step_of_the_clock_forgets_the_running_path_and_holds_until_it_has_ended(
+    rig: Rig,
+) -> None:
+    rig.tick(3)
+    stepped_s = rig.clock.now_s
+    rig.client.clock_report = ClockReport(
+        stepped_s + ROBOT_CLOCK_S, step=Step(stepped_s, 0.3), steps=1
+    )
+    assert rig.reason() is HoldReason.CLOCK_STEPPED
+    assert rig.loop._shaper._running is None
+    ends_s = rig.loop._old_path_ends_s
+    assert stepped_s < ends_s < stepped_s + 0.5
+    while isinstance(rig.tick(), Hold):
+        assert rig.clock.now_s < ends_s + 0.2
+    assert rig.clock.now_s >= ends_s
+    assert isinstance(rig.tick(), Sent)
+
+
+def test_an_arm_that_does_not_move_where_it_is_sent_holds_and_is_tried_again() -> None:
+    rig = Rig()
+
+    def far(seen: Observation) -> object:
+        return ActionChunk(seen.joints.position_rad[None] + 0.3 * np.eye(8)[:1], 0.1)
+
+    rig.policy.answer = far
+    rig.client.is_blocked = True
+    outcomes = [rig.tick() for _ in range(60)]
+    holds = [each.reason for each in outcomes if isinstance(each, Hold)]
+    assert HoldReason.NOT_FOLLOWING in holds
+    first = next(k for k, each in enumerate(outcomes) if isinstance(each, Hold))
+    assert first < 20
+    assert any(isinstance(each, Sent) for each in outcomes[first:])
+    rig.client.is_blocked = False
+    rig.policy.answer = rig.policy._further
+    rig.tick(20)
+    assert all(isinstance(rig.tick(), Sent) for _ in range(30))
 
 
 def test_a_link_that_is_down_holds(rig: Rig) -> None:

@@ -25,6 +25,7 @@ from loop_rig import (
     wait_until,
 )
 
+from crane_x7_remote.rosbridge import messages
 from crane_x7_remote.sim_robot.arm import still_picture
 from crane_x7_vla_rl.robot import ARM_JOINT_NAMES, HOME_RAD, JOINT_NAMES
 from crane_x7_vla_rl.types import ActionChunk, Observation
@@ -279,6 +280,139 @@ def test_a_robot_whose_clock_is_an_hour_off_is_driven(offset_s: float) -> None:
             assert not running.holds("frame_stale")
         assert robot.moved >= 20
         robot.assert_nothing_bad_arrived()
+
+
+@pytest.mark.parametrize("by_s", [0.3, 20.0, -0.2, -0.45, -3600.0])
+def test_a_robot_whose_clock_is_set_is_driven_again_after_its_path_has_ended(
+    robot: FaultyRobot, running: RunningLoop, by_s: float
+) -> None:
+    robot.set_clock(by_s)
+    set_s = time.monotonic()
+    running.wait_hold("clock_stepped")
+    held_s = time.monotonic()
+    running.wait_driving()
+    assert held_s - set_s < 1.0
+    assert time.monotonic() - set_s < 3.0
+    assert running.client.link.reconnects == 0
+    assert not running.holds("clocks_differ")
+
+
+@pytest.mark.parametrize("ahead_s", [2.0, 37.0, 1e8, -2.0])
+def test_a_camera_on_another_clock_is_not_driven_with(robot: FaultyRobot, ahead_s: float) -> None:
+    robot.camera_ahead_s = lambda _: ahead_s
+    with RunningLoop(robot.port) as running:
+        running.wait_hold("clocks_differ", ticks=20)
+        assert robot.moved == 0
+        robot.camera_ahead_s = lambda _: 0.0
+        running.wait_driving()
+    robot.assert_nothing_bad_arrived()
+
+
+def test_a_camera_a_little_ahead_is_driven_with_on_the_controllers_clock(
+    robot: FaultyRobot,
+) -> None:
+    robot.camera_ahead_s = lambda _: 0.3
+    with RunningLoop(robot.port) as running:
+        running.wait_driving(ticks=20)
+    robot.assert_nothing_bad_arrived()
+    assert all(stamp_s <= arrived_s for arrived_s, stamp_s in robot.stamps)
+
+
+def test_one_wrong_stamp_costs_one_frame(robot: FaultyRobot, running: RunningLoop) -> None:
+    wrong = iter([0.45, 20.0, -0.45, -20.0])
+    for by_s in wrong:
+        once = [by_s]
+        robot.camera_ahead_s = lambda _, once=once: once.pop() if once else 0.0  # type: ignore[misc]
+        wait_until(lambda once=once: not once, 2, "the wrong stamp is sent")  # type: ignore[misc]
+        running.wait_driving(ticks=10)
+    assert running.holds("clock_stepped") + running.holds("frame_stale") <= 8
+    assert not running.holds("too_late")
+    robot.assert_nothing_bad_arrived()
+
+
+def test_a_simulation_slower_than_real_time_is_named(robot: FaultyRobot) -> None:
+    begin_s = robot.time_s()
+
+    def slow(stamp_s: float) -> float:
+        return -0.4 * (stamp_s - begin_s)
+
+    def tamper(message: dict[str, Any]) -> dict[str, Any]:
+        stamp_s = messages.read_stamp(message)
+        stamp = messages.write_stamp(stamp_s + slow(stamp_s), 2)
+        return message | {"header": message["header"] | {"stamp": stamp}}
+
+    robot.camera_ahead_s, robot.tamper = slow, tamper
+    with RunningLoop(robot.port) as running:
+        running.wait_hold("clock_rate", ticks=20, timeout_s=10)
+        assert running.client.link.reconnects == 0
+    assert robot.report.limit_violations == 0
+
+
+# --- joint states that cannot be -----------------------------------------------------------------
+
+
+class SecondPublisher:
+    """A node that publishes joint states of its own on the robot's topic, 100 times a second."""
+
+    def __init__(self, robot: FaultyRobot) -> None:
+        self._robot = robot
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._run)
+
+    def _run(self) -> None:
+        from websockets.sync.client import connect
+
+        with connect(f"ws://127.0.0.1:{self._robot.port}", max_size=None) as link:
+            while not self._stop.wait(0.01):
+                message = messages.joint_state_to_ros(
+                    JOINT_NAMES, np.zeros(8), np.zeros(8), self._robot.time_s()
+                )
+                link.send(json.dumps({"op": "publish", "topic": JOINTS, "msg": message}))
+
+    def __enter__(self) -> SecondPublisher:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join(5)
+
+
+def test_a_second_publisher_of_joint_states_holds_and_nothing_moves(robot: FaultyRobot) -> None:
+    policy = SwingingPolicy()
+    policy.fault = lambda seen: ActionChunk(seen.joints.position_rad[None], 0.1)  # hold still
+    with RunningLoop(robot.port, policy) as running:
+        running.wait_driving()
+        with SecondPublisher(robot):
+            running.wait_hold("joints_conflict", ticks=40)
+        assert robot.report.max_step_rad < 1e-3
+        running.wait_driving()
+    robot.assert_nothing_bad_arrived()
+    assert robot.report.max_step_rad < 1e-3
+
+
+def test_an_arm_without_torque_holds_and_is_driven_again(
+    robot: FaultyRobot, running: RunningLoop
+) -> None:
+    robot.torque = False
+    running.wait_hold("not_following", ticks=10, timeout_s=10)
+    robot.torque = True
+    running.wait_driving(ticks=40, timeout_s=15)
+    held = running.holds("not_following")
+    running.wait_driving(ticks=40)
+    assert running.holds("not_following") == held
+
+
+def test_wheels_on_the_joint_states_topic_are_no_reason_to_hold(
+    robot: FaultyRobot, running: RunningLoop
+) -> None:
+    wheels = {"name": ["wheel_left", "wheel_right"], "position": [0.1, 0.2]}
+    before = sum(running.loop.metrics.holds[reason] for reason in ("no_joints", "joints_stale"))
+    inject(robot.port, JOINTS, *[wheels] * 200)
+    running.wait_driving(ticks=20)
+    after = sum(running.loop.metrics.holds[reason] for reason in ("no_joints", "joints_stale"))
+    assert after == before
+    robot.assert_nothing_bad_arrived()
 
 
 # --- two loops -----------------------------------------------------------------------------------

@@ -20,6 +20,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from crane_x7_remote.inference import peers as peers_module
+from crane_x7_remote.inference.clock_check import answered_stamp_s, check_clocks
+from crane_x7_remote.inference.following import FollowWatch
 from crane_x7_remote.inference.guard_state import STATE_TOPIC, GuardState
 from crane_x7_remote.inference.journal import Journal, Sent
 from crane_x7_remote.inference.link_delay import LinkDelay
@@ -31,15 +33,32 @@ from crane_x7_remote.inference.safety import Hold, HoldReason, Limits, check_fra
 from crane_x7_remote.inference.shaping import Moment, Shaped, Shaper
 from crane_x7_remote.inference.worker import PolicyWorker, Prediction
 from crane_x7_remote.rosbridge import messages
+from crane_x7_remote.rosbridge.joint_watch import JointFault
 from crane_x7_remote.rosbridge.messages import EncodedFrame, RosVersion, StampedJoints
+from crane_x7_remote.rosbridge.robot_clocks import ClockReport
 from crane_x7_vla_rl.policies.base import Policy
 from crane_x7_vla_rl.robot import HOME_RAD
-from crane_x7_vla_rl.types import Image, JointState, Observation
+from crane_x7_vla_rl.types import Image, JointState, Observation, Trajectory
 
 logger = logging.getLogger(__name__)
 
 GOODBYE_S = 0.2
 """How long the last trajectory may wait for its turn on the socket."""
+
+UNUSABLE_JOINTS = frozenset(
+    {
+        HoldReason.LINK_DOWN,
+        HoldReason.NO_JOINTS,
+        HoldReason.JOINTS_STALE,
+        HoldReason.JOINTS_NOT_FINITE,
+        HoldReason.JOINTS_IMPOSSIBLE,
+        HoldReason.JOINTS_CONFLICT,
+        HoldReason.CLOCK_UNKNOWN,
+        HoldReason.CLOCK_STEPPED,
+        HoldReason.CLOCK_RATE,
+    }
+)
+"""Behind these holds the measured joints, or their times, say nothing about the arm."""
 
 
 class LinkState(Protocol):
@@ -80,6 +99,8 @@ class Client(Protocol):
         self, operations: Sequence[dict[str, Any]], leave_by_s: float | None = None
     ) -> bool: ...
     def advertise(self, topic: str, type_name: str) -> None: ...
+    def clocks(self, now: float) -> ClockReport: ...
+    def joint_fault(self, now: float) -> JointFault | None: ...
     def subscribe(
         self, topic: str, type_name: str, callback: Callable[[Mapping[str, Any]], None]
     ) -> None: ...
@@ -140,7 +161,10 @@ class InferenceLoop:
         self._pacer = Pacer(1 / config.rate_hz, clock())
         self._used: EncodedFrame | None = None
         self._shaper = Shaper(config.session, config.validity_s, limits, self._peers)
+        self._following = FollowWatch(limits.tracking_rad, bool(config.topics.echo))
         self._reconnects: int | None = None
+        self._clock_steps = 0
+        self._path_ends_s = self._old_path_ends_s = float("-inf")
         if config.topics.echo and not config.dry_run:
             client.subscribe(
                 config.topics.echo, "trajectory_msgs/JointTrajectory", self._hear_trajectory
@@ -197,11 +221,13 @@ class InferenceLoop:
         self.metrics.lateness.add(now_s - self._pacer.deadline_s)
         self._follow_instruction()
         self._notice_link(now_s)
+        self._notice_clock(self._client.clocks(now_s).steps)
         self._measure_link(now_s)
         self._take_retimed()
         outcome = self._decide()
         if outcome is not None:
             self._journal.note(outcome, self._clock())
+        self._watch_arm(outcome)
         return outcome
 
     def _decide(self) -> Sent | Hold | None:
@@ -248,6 +274,9 @@ class InferenceLoop:
         if frame is None:
             hold = check_frame(None, 0.0, self._used is not None, self._config.max_frame_age_s)
             return _explained(hold, self._client.link.no_frame_because)
+        hold = self._check_clocks()
+        if hold is not None:
+            return hold
         age_s = self._client.frame_age_s(frame, self._clock())
         return check_frame(age_s, frame.stamp_s, True, self._config.max_frame_age_s)
 
@@ -260,10 +289,16 @@ class InferenceLoop:
             return Hold(HoldReason.LINK_DOWN, "the link went down meanwhile")
         state = None if joints is None else joints.state
         age_s = 0.0 if joints is None else self._joints_age_s(joints, now_s)
-        hold = check_joints(state, age_s, self._limits, self._config.max_frame_age_s)
+        hold = check_joints(
+            state,
+            age_s,
+            self._limits,
+            self._config.max_frame_age_s,
+            fault=self._client.joint_fault(now_s),
+        )
         if hold is not None and hold.reason in (HoldReason.NO_JOINTS, HoldReason.JOINTS_STALE):
             hold = _explained(hold, link.no_joints_because)
-        hold = hold or self._learn_dialect(link)
+        hold = hold or self._learn_dialect(link) or self._check_clocks() or self._following.hold
         if hold is None and not self._config.dry_run:
             hold = self._peers.verdict(now_s)
         stopped = self._guard.stopped(now_s)
@@ -287,6 +322,15 @@ class InferenceLoop:
         if topic and not has_actions and not self._config.dry_run:
             self._client.advertise(topic, GRIPPER_GOAL_TYPE)
         return None
+
+    def _check_clocks(self) -> Hold | None:
+        """Return what the robot's clocks forbid; without a joint state that is another matter."""
+        if self._client.joints() is None:
+            return None
+        now_s = self._clock()
+        report = self._client.clocks(now_s)
+        self._notice_clock(report.steps)
+        return check_clocks(report, now_s, self._config.max_frame_age_s, self._old_path_ends_s)
 
     def _joints_age_s(self, joints: StampedJoints, now_s: float) -> float:
         """Return the greater of both ages, by arrival and by the robot's stamp."""
@@ -313,8 +357,10 @@ class InferenceLoop:
         hold = self._check_robot(joints)
         moment = self._moment()
         if hold is not None or joints is None or moment is None:
-            return hold or Hold(HoldReason.LINK_DOWN, "the robot's time is not known yet")
-        return self._shaper.shape(chunk, frame.stamp_s, joints, moment)
+            return hold or Hold(HoldReason.CLOCK_UNKNOWN, "the robot's time is not known yet")
+        age_s = self._client.frame_age_s(frame, moment.now_s)
+        stamp_s = answered_stamp_s(frame.stamp_s, age_s, moment.robot_s)
+        return self._shaper.shape(chunk, stamp_s, joints, moment)
 
     def _moment(self) -> Moment | None:
         now_s = self._clock()
@@ -342,12 +388,21 @@ class InferenceLoop:
                 self._peers.withdrawn(trajectory.sequence)
                 return Hold(HoldReason.SEND_DROPPED, "the client could not take the trajectory")
             self._shaper.sent(shaped)
+            self._following.sent(trajectory)
+            self._path_ends_s = self._ends_s(trajectory)
             self.metrics.lead.add(shaped.lead_s)
             if gripper_goal is not None:
                 self._outgoing.gripper_goal_rad = gripper_goal
                 self.metrics.counters["gripper_goals"] += 1
         at_s = self._clock()
         return Sent(trajectory, frame, at_s, self._client.frame_age_s(frame, at_s), policy_s)
+
+    def _ends_s(self, trajectory: Trajectory) -> float:
+        """Return when the trajectory ends, on our clock."""
+        now_s = self._clock()
+        robot_s = self._client.robot_time(now_s)
+        ends_s = trajectory.stamp_s + float(trajectory.time_from_start_s[-1])
+        return now_s + (trajectory.valid_s if robot_s is None else ends_s - robot_s)
 
     def _follow_instruction(self) -> None:
         instruction = self._client.take_instruction()
@@ -365,6 +420,7 @@ class InferenceLoop:
         self._guard.link_came_up()
         self._pacer.link_came_up()
         self._shaper.forget()
+        self._following.restart()
         self._dialect = None
         if not is_first:
             self._worker.reset_next()
@@ -388,6 +444,23 @@ class InferenceLoop:
         """Note the guard's state; called on the client's thread."""
         self._guard.hear(message, self._clock())
 
+    def _notice_clock(self, steps: int) -> None:
+        """Start afresh behind a step of a clock: stamps before and after mean different times."""
+        if steps != self._clock_steps:
+            self._clock_steps = steps
+            self._old_path_ends_s = self._path_ends_s
+            self._shaper.forget()
+            self._following.restart()
+
+    def _watch_arm(self, outcome: Sent | Hold | None) -> None:
+        """See whether the arm goes where it was sent; joints that are no ground to act on are no
+        ground to judge it, either."""
+        joints = self._client.joints()
+        if isinstance(outcome, Hold) and outcome.reason in UNUSABLE_JOINTS:
+            return
+        if joints is not None and joints.stamp_s > 0:
+            self._following.observe(joints.state, joints.stamp_s)
+
     def _hear_trajectory(self, message: Mapping[str, Any]) -> None:
         """Note whose trajectory came by; called on the client's thread."""
         header = message.get("header")
@@ -395,13 +468,18 @@ class InferenceLoop:
         match = messages.FRAME_ID.fullmatch(frame_id) if isinstance(frame_id, str) else None
         if match is None:
             return
-        if match["retimed"] and match["session"] == self._config.session:
+        now_s, is_ours = self._clock(), match["session"] == self._config.session
+        if match["retimed"] and is_ours:
             with contextlib.suppress(messages.MessageError):
                 self._retimed = messages.trajectory(message)
-        self._peers.heard(match["session"], int(match["sequence"]), self._clock())
+        self._peers.heard(match["session"], int(match["sequence"]), now_s)
+        robot_s = self._client.robot_time(now_s)
+        if is_ours and robot_s is not None:
+            self._following.heard(int(match["sequence"]), robot_s)
 
     def _come_to_rest(self) -> None:
         """Brake the running trajectory now; where it has ended already, the arm holds."""
+        self._notice_clock(self._client.clocks(self._clock()).steps)
         joints, moment = self._client.joints(), self._moment()
         dialect = self._dialect
         if joints is None or moment is None or dialect is None:

@@ -15,6 +15,7 @@ from enum import StrEnum
 
 import numpy as np
 
+from crane_x7_remote.rosbridge.joint_watch import JointFault
 from crane_x7_vla_rl import robot
 from crane_x7_vla_rl.types import ActionChunk, Array, JointState, Trajectory
 
@@ -38,6 +39,20 @@ class HoldReason(StrEnum):
     JOINTS_STALE = "joints_stale"
     JOINTS_NOT_FINITE = "joints_not_finite"
     JOINTS_OUT_OF_LIMITS = "joints_out_of_limits"
+    JOINTS_IMPOSSIBLE = "joints_impossible"
+    """Measured positions change faster than the joints can."""
+    JOINTS_CONFLICT = "joints_conflict"
+    """Joint states contradict each other: several publishers, velocities against positions."""
+    NOT_FOLLOWING = "not_following"
+    """The arm did not go where it was sent for a second."""
+    CLOCK_UNKNOWN = "clock_unknown"
+    """Joint states carry no stamp, or too few have come: the controller's time is not known."""
+    CLOCK_STEPPED = "clock_stepped"
+    """One of the robot's clocks was set, or the newest stamps look like it."""
+    CLOCKS_DIFFER = "clocks_differ"
+    """Camera and joint states are stamped by clocks that are too far apart."""
+    CLOCK_RATE = "clock_rate"
+    """The robot's clock does not run in real time."""
     POLICY_RAISED = "policy_raised"
     POLICY_TIMEOUT = "policy_timeout"
     POLICY_BUSY = "policy_busy"
@@ -142,9 +157,17 @@ def check_frame(
 
 
 def check_joints(
-    joints: JointState | None, age_s: float, limits: Limits, max_age_s: float
+    joints: JointState | None,
+    age_s: float,
+    limits: Limits,
+    max_age_s: float,
+    *,
+    fault: JointFault | None = None,
 ) -> Hold | None:
-    """Return why the measured joints are no ground to act on, or None."""
+    """Return why the measured joints are no ground to act on, or None.
+
+    `fault` is what contradicts them in those before.
+    """
     if joints is None:
         return Hold(HoldReason.NO_JOINTS, "no usable joint state has come yet")
     if not age_s <= max_age_s:
@@ -158,6 +181,8 @@ def check_joints(
             HoldReason.JOINTS_NOT_FINITE,
             f"measured positions are {position.tolist()}, velocities {velocity.tolist()}",
         )
+    if fault is not None:
+        return Hold(HoldReason(f"joints_{fault.kind}"), fault.detail)
     outside = np.maximum(limits.lower_rad - position, position - limits.upper_rad)
     if (outside > limits.measured_slack_rad).any():
         return Hold(HoldReason.JOINTS_OUT_OF_LIMITS, _worst(position, outside, "measured at"))

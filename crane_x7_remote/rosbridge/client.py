@@ -29,7 +29,9 @@ from crane_x7_remote.rosbridge import protocol
 from crane_x7_remote.rosbridge.config import ClientConfig, LinkStatus, Subscription
 from crane_x7_remote.rosbridge.connection import close_link, explain, open_link, pause_s, watch
 from crane_x7_remote.rosbridge.inbox import Callback, Inbox, Topics
+from crane_x7_remote.rosbridge.joint_watch import JointFault
 from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
+from crane_x7_remote.rosbridge.robot_clocks import ClockReport
 from crane_x7_remote.rosbridge.silence import Change, describe
 from crane_x7_vla_rl.log_text import shown
 
@@ -195,8 +197,16 @@ class RosbridgeClient:
         return max(by_arrival, self._inbox.age_s(frame.stamp_s, now))
 
     def robot_time(self, now: float) -> float | None:
-        """Return the robot's clock at our `now`; None until a stamped message has come."""
+        """Return the clock of the joint states at our `now`; None until a stamped one has come."""
         return self._inbox.robot_time(now)
+
+    def clocks(self, now: float) -> ClockReport:
+        """Return what is known about the robot's clocks at our `now`."""
+        return self._inbox.clocks(now)
+
+    def joint_fault(self, now: float) -> JointFault | None:
+        """Return why joint states are not believed at our `now`, or None."""
+        return self._inbox.joint_fault(now)
 
     def subscribe(self, topic: str, type_name: str, callback: Callback) -> None:
         """Call `callback` with each message of `topic`, on the network thread."""
@@ -391,8 +401,8 @@ class RosbridgeClient:
                 if self._inbox.take(payload, self._clock()):
                     link.transport.abort()
                     raise ConnectionError(
-                        "everything that came was old for seconds: a backlog at the server, or the"
-                        " robot's clocks differ (camera and joint states must share one)"
+                        "every frame that came was old for seconds: a backlog at the server, or the"
+                        " camera's clock was set back while it was silent"
                     )
         except ConnectionClosed as closed:
             if closed.rcvd is None or closed.rcvd.code != 1000:

@@ -1,70 +1,293 @@
-"""The robot's clock, seen through a link with changing delay: pure, fed with stamps and arrivals.
+"""A robot's clock, seen through a link with changing delay: pure, fed with stamps and arrivals.
 
-The robot's clock may be hours off, so a stamp alone says nothing about age. What can be known is
-how much later than the fastest message another one came: `offset` is the largest stamp − arrival
-seen, and ages count from there. The one-way delay of that fastest message stays unknown, and is
-not added.
+`ClockOffset` takes the header stamp and the arrival of each message of one topic; out come the
+clock's offset to ours, the age of a stamp, whether a message can be trusted, and steps of the
+clock. The clock may be hours off, so a stamp alone says nothing about age. What can be known is how
+much later than the fastest message another one came: ages count from there. The one-way delay of
+that fastest message stays unknown, and is not added.
+
+What moves the estimate, with offset = stamp − arrival of one message:
+
+- *Up, a little*: two of the last messages were faster than the estimate. One alone never moves it.
+- *Up, by a step*: no delay makes a message faster than the fastest. Several in a row that agree
+  mean that the clock was set forward (or that the estimate was made while the link stalled).
+- *Down, by a step*: a longer delay looks the same, be it a stall, a backlog or a longer route, and
+  to take one for a clock set back would make every frame look younger than it is. What tells them
+  apart: messages come in order, so a delay, whatever it does, never makes a *stamp* smaller than
+  the one before. The estimate goes down only behind a stamp that went back, once the messages after
+  it have kept their new offset for a while. The round trip would tell less: a queue inside the
+  robot delays frames, not pings.
+- *Down, slowly*: by `DRIFT`, as two quartz clocks part.
+
+So a delay that stays longer makes frames look as old as they are, for ever; a clock set back within
+a pause of its topic looks like such a delay until the link is made anew (see `Staleness`), or until
+another topic shows the same step (see `expect`). Both err on the side of frames that look older.
 """
 
 from __future__ import annotations
 
+from collections import deque
+from dataclasses import dataclass
+from statistics import median
+
 DRIFT = 200e-6
 """Two quartz clocks part by up to this rate (±100 ppm each); the estimate relaxes by as much."""
-JUMP_S = 0.5
+AHEAD_S = 0.05
+"""A stamp this much ahead of the estimate is doubted; smaller raises are taken as they come."""
+BEHIND_S = 0.05
+"""A clock set back by less is not looked for: it costs as much of the frames' lifetime."""
+STAMP_BACK_S = 0.01
+"""A stamp that went back by less is jitter."""
 CONFIRMATIONS = 3
-"""A stamp further ahead than JUMP_S moves the estimate only when so many in a row agree: one wrong
-stamp must not make every right one look old."""
+"""A step is believed when so many messages in a row agree: one wrong stamp moves nothing."""
+AHEAD_CONFIRM_S, BACK_CONFIRM_S = 0.1, 0.3
+"""Over how long a time they must agree."""
+LONG_CONFIRMATIONS, LONG_CONFIRM_S = 8, 0.6
+"""The same where the stamps before scatter by as much, be it by jitter or by a stall."""
+JITTER_S = 0.2
+"""Where stamps scatter, one ahead by up to this is none to doubt."""
+AGREE_S = 0.5
+"""Stamps ahead by amounts further apart than this agree on nothing."""
+SETTLING, SETTLING_S = 5, 0.3
+"""The first so many messages, over at least this time, only make the estimate."""
+RECENT = 20
+RAISE_S = 1.0
+"""Raises within this time are taken together."""
+EXPECT_S = 3.0
+"""A step that another topic showed is expected for this long."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """The clock was set: when we believed it, on our monotonic clock, and by how much."""
+
+    at_s: float
+    by_s: float
+
+
+@dataclass(frozen=True)
+class _Seen:
+    """One message: its stamp (robot's clock) and its arrival (ours)."""
+
+    stamp_s: float
+    arrival_s: float
+
+    @property
+    def offset_s(self) -> float:
+        return self.stamp_s - self.arrival_s
 
 
 class ClockOffset:
-    """Estimates the robot's clock minus our monotonic clock."""
+    """Estimates one topic's clock minus our monotonic clock. Fed by one thread; any may read."""
 
     def __init__(self) -> None:
-        self._offset_s: float | None = None
-        self._seen_s = 0.0
-        self._ahead = 0
+        self.steps = 0
+        """Steps believed so far."""
+        self.step: Step | None = None
+        """The last of them."""
+        self.reset()
 
-    def observe(self, stamp_s: float, arrival_s: float) -> None:
-        """Take in one message: its stamp (robot's clock) and its arrival (ours)."""
-        candidate = stamp_s - arrival_s
-        current = self.offset_s(arrival_s)
-        if current is not None and candidate <= current:
-            self._ahead = 0
-            return
-        if current is not None and candidate > current + JUMP_S:
-            self._ahead += 1
-            if self._ahead < CONFIRMATIONS:
-                return
-        self._ahead = 0
-        self._offset_s, self._seen_s = candidate, arrival_s
+    def reset(self) -> None:
+        """Forget everything: behind a new link the clock may be another."""
+        self._estimate: tuple[float, float] | None = None
+        self._expected: Step | None = None
+        self._settling: list[float] = []
+        self._since_s = 0.0
+        self._recent: deque[float] = deque(maxlen=RECENT)
+        self._raises: list[Step] = []
+        self._newest_s = float("-inf")
+        self._ahead: list[_Seen] = []
+        self._behind: deque[_Seen] = deque(maxlen=400)
+        self.is_settled = False
+        """Whether enough messages have come to trust the estimate."""
+        self.doubt: tuple[float, int] | None = None
+        """By how much the last messages disagree with the estimate, s, and how many; None: not."""
+
+    def observe(self, stamp_s: float, arrival_s: float) -> bool:
+        """Take in one message; False when its stamp must not be used (yet)."""
+        seen = _Seen(stamp_s, arrival_s)
+        self.doubt = None
+        offset_s = self.offset_s(arrival_s)
+        if offset_s is None or not self.is_settled:
+            return self._settle(seen)
+        if self._is_expected(seen, offset_s):
+            self._take_step([seen], known=self._expected)
+            return True
+        if seen.offset_s > offset_s + max(AHEAD_S, min(self._scatter_s(offset_s) / 4, JITTER_S)):
+            return self._doubt_ahead(seen, offset_s)
+        self._ahead.clear()
+        if self._is_set_back(seen, offset_s):
+            return self._doubt_behind(seen, offset_s)
+        self._recent.extend(each.offset_s for each in self._behind)
+        self._behind.clear()
+        self._agree(seen, offset_s)
+        return True
+
+    def expect(self, by_s: float, now_s: float) -> None:
+        """Note a step that another topic of the same robot showed: one message will confirm it."""
+        if self.step is None or now_s - self.step.at_s > EXPECT_S:
+            self._expected = Step(now_s, by_s)
 
     def offset_s(self, now_s: float) -> float | None:
-        """Return robot's clock − ours at `now_s`; None before the first message."""
-        if self._offset_s is None:
+        """Return the robot's clock − ours at `now_s`; None before the first message."""
+        estimate = self._estimate
+        if estimate is None:
             return None
-        return self._offset_s - DRIFT * max(0.0, now_s - self._seen_s)
+        offset_s, seen_s = estimate
+        return offset_s - DRIFT * max(0.0, now_s - seen_s)
 
     def robot_time(self, now_s: float) -> float | None:
         """Return the robot's clock at our `now_s`; None before the first message."""
-        offset = self.offset_s(now_s)
-        return None if offset is None else now_s + offset
+        offset_s = self.offset_s(now_s)
+        return None if offset_s is None else now_s + offset_s
 
     def age_s(self, stamp_s: float, now_s: float) -> float:
         """Return how old a message with this stamp is at `now_s`, at least 0."""
         robot_s = self.robot_time(now_s)
         return 0.0 if robot_s is None else max(0.0, robot_s - stamp_s)
 
-    def reset(self) -> None:
-        """Forget everything: after a reconnect the robot's clock may have been set."""
-        self._offset_s = None
-        self._ahead = 0
+    # --- the estimate ----------------------------------------------------------------------------
+
+    def _settle(self, seen: _Seen) -> bool:
+        """Make the first estimate: the second fastest of at least three, as one may be wrong."""
+        if not self._settling:
+            self._since_s = seen.arrival_s
+        offsets = self._settling
+        offsets.append(seen.offset_s)
+        offset_s = sorted(offsets)[-2] if len(offsets) >= CONFIRMATIONS else max(offsets)
+        self._estimate = (offset_s, seen.arrival_s)
+        is_right = seen.offset_s <= offset_s + AHEAD_S
+        if is_right:
+            self._newest_s = max(self._newest_s, seen.stamp_s)
+        if self._newest_s > seen.arrival_s + offset_s + AHEAD_S:  # it was the wrong one's
+            self._newest_s = seen.stamp_s
+        if len(offsets) >= SETTLING and seen.arrival_s - self._since_s >= SETTLING_S:
+            self._recent.extend(each for each in offsets if each <= offset_s + AHEAD_S)
+            self.is_settled = True
+        return is_right
+
+    def _agree(self, seen: _Seen, offset_s: float) -> None:
+        self._recent.append(seen.offset_s)
+        self._newest_s = max(self._newest_s, seen.stamp_s)
+        if seen.offset_s > offset_s and len(self._recent) > 1:
+            second_s = sorted(self._recent)[-2]
+            if second_s > offset_s:
+                self._raise(second_s - offset_s, seen.arrival_s)
+                self._estimate = (second_s, seen.arrival_s)
+
+    def _raise(self, by_s: float, now_s: float) -> None:
+        """Note a raise; many within a moment are a step that a draining backlog has smoothed."""
+        self._raises = [each for each in self._raises if now_s - each.at_s < RAISE_S]
+        self._raises.append(Step(now_s, by_s))
+        total_s = sum(each.by_s for each in self._raises)
+        if total_s > 2 * AHEAD_S:
+            self._raises = []
+            self.step = Step(now_s, total_s)
+            self.steps += 1
+
+    def _take_step(self, seen: list[_Seen], known: Step | None = None) -> None:
+        """Go over to what these messages agree on; `known` is a step that was told already."""
+        last = seen[-1]
+        offsets = sorted(each.offset_s for each in seen)
+        offset_s = offsets[-2] if len(offsets) > 1 else offsets[-1]
+        before_s = self.offset_s(last.arrival_s)
+        self._estimate = (offset_s, last.arrival_s)
+        self._recent.clear()
+        self._recent.extend(offsets)
+        self._newest_s = last.stamp_s
+        self._ahead, self._expected, self.doubt = [], None, None
+        self._behind.clear()
+        if known is not None:
+            return
+        self.step = Step(last.arrival_s, offset_s - (before_s or 0.0))
+        self.steps += 1
+
+    def _scatter_s(self, offset_s: float) -> float:
+        """Return how far below the estimate messages usually lie, generously."""
+        return 3 * (offset_s - median(self._recent)) if self._recent else 0.0
+
+    def _is_expected(self, seen: _Seen, offset_s: float) -> bool:
+        expected = self._expected
+        if expected is None or seen.arrival_s - expected.at_s > EXPECT_S:
+            return False
+        return abs(seen.offset_s - offset_s - expected.by_s) <= min(AHEAD_S, abs(expected.by_s) / 2)
+
+    # --- set forward -----------------------------------------------------------------------------
+
+    def _doubt_ahead(self, seen: _Seen, offset_s: float) -> bool:
+        self._ahead = [
+            each for each in self._ahead if abs(each.offset_s - seen.offset_s) <= AGREE_S
+        ]
+        self._ahead.append(seen)
+        if _covers(self._ahead, CONFIRMATIONS, AHEAD_CONFIRM_S):
+            self._take_step(self._ahead)
+            return True
+        self.doubt = (seen.offset_s - offset_s, len(self._ahead))
+        return False
+
+    # --- set back --------------------------------------------------------------------------------
+
+    def _is_set_back(self, seen: _Seen, offset_s: float) -> bool:
+        """Whether this message lies behind a stamp that went back, and not on the old clock."""
+        behind_s = offset_s - seen.offset_s
+        if behind_s <= BEHIND_S:
+            return False
+        if not self._behind:
+            return seen.stamp_s < self._newest_s - STAMP_BACK_S
+        least_s = offset_s - max(each.offset_s for each in self._behind)
+        return behind_s >= least_s / 2
+
+    def _doubt_behind(self, seen: _Seen, offset_s: float) -> bool:
+        if self._behind and seen.stamp_s < self._behind[-1].stamp_s - STAMP_BACK_S:
+            self._behind.clear()  # went back once more
+        self._behind.append(seen)
+        offsets = sorted(each.offset_s for each in self._behind)
+        by_s = offset_s - offsets[-2 if len(offsets) > 1 else -1]
+        scatter_s = self._scatter_s(offset_s)
+        if self._has_stayed(by_s, scatter_s):
+            self._take_step(list(self._behind))
+            return True
+        if by_s <= scatter_s:
+            return True
+        self.doubt = (-by_s, len(self._behind))
+        return False
+
+    def _has_stayed(self, by_s: float, scatter_s: float) -> bool:
+        """Whether the messages since the stamp went back keep one offset, as delays do not."""
+        if by_s <= BEHIND_S:
+            return False
+        seen = list(self._behind)
+        if by_s > scatter_s and _covers(seen, CONFIRMATIONS, BACK_CONFIRM_S):
+            most_s = max(BEHIND_S, scatter_s / 2, by_s / 3)
+            if _spread_s(seen, BACK_CONFIRM_S) <= most_s:
+                return True
+        return _covers(seen, LONG_CONFIRMATIONS, LONG_CONFIRM_S) and (
+            _spread_s(seen, LONG_CONFIRM_S) <= max(BEHIND_S, by_s / 3)
+        )
+
+
+def _covers(seen: list[_Seen], count: int, duration_s: float) -> bool:
+    """Whether there are so many messages over such a time, and their stamps advance with it."""
+    first, last = seen[0], seen[-1]
+    return (
+        len(seen) >= count
+        and last.arrival_s - first.arrival_s >= duration_s
+        and last.stamp_s - first.stamp_s >= duration_s / 2
+    )
+
+
+def _spread_s(seen: list[_Seen], duration_s: float) -> float:
+    """Return how far the offsets of the last `duration_s` lie apart."""
+    until_s = seen[-1].arrival_s - duration_s
+    offsets = [each.offset_s for each in seen if each.arrival_s >= until_s]
+    return max(offsets) - min(offsets)
 
 
 class Staleness:
     """Tells when everything that arrives has been old for so long that only a reconnect helps.
 
-    A steady stream of old messages has two causes that look alike: a backlog at the server, which
-    dies with the connection, or a robot's clock set back, which a fresh estimate cures.
+    A steady stream of old messages is a backlog at the server, which dies with the connection; or a
+    clock that was set back while nothing came, which a fresh estimate cures.
     """
 
     def __init__(self, limit_s: float = 0.5, patience_s: float = 5.0) -> None:
@@ -82,5 +305,5 @@ class Staleness:
         return now_s - self._since_s >= self._patience_s
 
     def reset(self) -> None:
-        """Begin anew, with a new connection."""
+        """Start again, with a new connection."""
         self._since_s = None

@@ -15,15 +15,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from crane_x7_remote.rosbridge import messages, protocol
-from crane_x7_remote.rosbridge.clock import ClockOffset, Staleness
+from crane_x7_remote.rosbridge.clock import Staleness
 from crane_x7_remote.rosbridge.envelopes import Fragments, unpack_png
+from crane_x7_remote.rosbridge.joint_watch import JointFault, JointWatch, Layout
 from crane_x7_remote.rosbridge.messages import EncodedFrame, RosVersion, StampedJoints
+from crane_x7_remote.rosbridge.robot_clocks import ClockReport, RobotClocks
 from crane_x7_remote.rosbridge.silence import Silence
 from crane_x7_remote.rosbridge.throttle import Throttle
 from crane_x7_remote.rosbridge.version import VersionWatch
 from crane_x7_vla_rl.log_text import shown
 
 logger = logging.getLogger(__name__)
+
+COMPLAIN_AGAIN_S = 60.0
+"""A topic's messages are complained about at most this often, whatever is wrong with them."""
+STATUS_AGAIN_S = 1.0
+"""The same for what the server itself complains about."""
 
 Callback = Callable[[Mapping[str, Any]], None]
 MAX_NAMED = 16
@@ -58,24 +65,24 @@ class Inbox:
         self._frame: EncodedFrame | None = None
         self._joints: StampedJoints | None = None
         self._instruction: str | None = None
-        self._offset = ClockOffset()
+        self._clocks = RobotClocks(topics.camera, topics.joint_states)
+        self._watch = JointWatch(topics.joint_states or "")
         self._staleness = Staleness()
         self._throttle = Throttle()
         self._callbacks: dict[str, Callback] = {}
         self._refused: Counter[str] = Counter()
-        self._complaints: dict[str, str] = {}
         self._fragments = Fragments(max_bytes, self._lose_fragments)
         self._versions = VersionWatch()
         self._unknown_to_server: set[str] = set()
         self._named_operations: set[str] = set()
-        self._reading: str | None = None
-        """The topic of the message at hand, where it is camera or joint states."""
         self._refusals: dict[str, str] = {}
         """Topic → why its last message could not be used; no entry after one that could."""
         self._unreadable: tuple[str, float] | None = None
         """The last payload without a topic that could not be used: why, and when."""
         self.silence = Silence()
         """Which subscriptions bring nothing."""
+        self._complaints: dict[str, tuple[float, str]] = {}
+        self._now_s = 0.0
 
     # --- from any thread -------------------------------------------------------------------------
 
@@ -135,12 +142,20 @@ class Inbox:
             return instruction
 
     def age_s(self, stamp_s: float, now_s: float) -> float:
-        """Return how old a message with this stamp of the robot is."""
-        return self._offset.age_s(stamp_s, now_s)
+        """Return how old a frame with this stamp is, by the camera's own clock."""
+        return self._clocks.camera.age_s(stamp_s, now_s)
 
     def robot_time(self, now_s: float) -> float | None:
-        """Return the robot's clock at our `now_s`; None until a stamped message has come."""
-        return self._offset.robot_time(now_s)
+        """Return the clock of the joint states at our `now_s`; None until a stamped one came."""
+        return self._clocks.report(now_s).robot_s
+
+    def clocks(self, now_s: float) -> ClockReport:
+        """Return what is known about the robot's clocks at our `now_s`."""
+        return self._clocks.report(now_s)
+
+    def joint_fault(self, now_s: float) -> JointFault | None:
+        """Return why joint states are not believed at our `now_s`, or None."""
+        return self._watch.fault(now_s)
 
     def listen(self, topic: str, callback: Callback) -> None:
         """Hand each message of `topic` to `callback`, on the network thread."""
@@ -152,7 +167,8 @@ class Inbox:
         """Begin anew: behind a new link the robot's clock may be another."""
         self._staleness.reset()
         self._throttle.reset_link()
-        self._offset.reset()
+        self._clocks.reset()
+        self._watch.reset()
         self._fragments.clear()
         self._versions.reset()
         self._unknown_to_server.clear()
@@ -165,7 +181,7 @@ class Inbox:
 
     def take(self, payload: str | bytes, arrival_s: float) -> bool:
         """Take in one payload; True when the connection should be made anew."""
-        self._reading = None
+        self._now_s = arrival_s
         try:
             operation = self._unwrap(protocol.decode(payload, self._max_bytes), arrival_s)
             if operation is None:
@@ -173,17 +189,10 @@ class Inbox:
             topic = operation.get("topic")
             if operation["op"] == "publish" and isinstance(topic, str):
                 self.silence.heard(topic, arrival_s, isinstance(payload, bytes))
-            reconnects = self._dispatch(operation, arrival_s)
-            if self._reading is not None:
-                self._refusals.pop(self._reading, None)
-            return reconnects
+            return self._dispatch(operation, arrival_s)
         except protocol.ProtocolError as error:
             self._unreadable = str(error), arrival_s
             self._refuse("payload", str(error))
-        except messages.MessageError as error:
-            if self._reading is not None:
-                self._refusals[self._reading] = str(error)
-            self._refuse("message", str(error))
         return False
 
     def _unwrap(self, operation: protocol.Operation, arrival_s: float) -> protocol.Operation | None:
@@ -225,7 +234,7 @@ class Inbox:
         if name == "status":
             level, text = operation.get("level"), operation.get("msg")
             told = text if isinstance(text, str) else protocol.brief(text)
-            self._complain(f"status {protocol.brief(level)}", told)
+            self._complain(f"status {protocol.brief(level)}", told, STATUS_AGAIN_S)
             unknown = protocol.unknown_operation(text) if isinstance(text, str) else None
             if unknown is not None and len(self._unknown_to_server) < MAX_NAMED:
                 self._unknown_to_server.add(unknown)
@@ -235,22 +244,32 @@ class Inbox:
                 self._refuse_operation(name, arrival_s)
             return False
         topic, message = operation.get("topic"), operation.get("msg")
-        topics = self._topics
         if not isinstance(topic, str) or not isinstance(message, Mapping):
             self._refuse("message", f"no message on topic {protocol.brief(topic)}")
-        elif topic == topics.camera:
-            self._reading = topic
-            return self._take_frame(message, arrival_s)
-        elif topic == topics.joint_states:
-            self._reading = topic
-            self._take_joints(message, arrival_s)
-        elif topic == topics.instruction:
-            self._hear_instruction(message)
-        elif topic in self._callbacks:
-            self._callbacks[topic](message)
         else:
-            self._refuse("message", f"nothing was asked of topic {topic[:60]!r}")
+            return self._take_message(topic, message, arrival_s)
         return False
+
+    def _take_message(self, topic: str, message: Mapping[str, Any], arrival_s: float) -> bool:
+        topics, reconnects = self._topics, False
+        try:
+            if topic == topics.camera:
+                reconnects = self._take_frame(message, arrival_s)
+            elif topic == topics.joint_states:
+                self._take_joints(message, arrival_s)
+            elif topic == topics.instruction:
+                self._hear_instruction(message)
+            elif topic in self._callbacks:
+                self._callbacks[topic](message)
+            else:
+                self._refuse("message", f"nothing was asked of topic {topic[:60]!r}")
+        except messages.MessageError as error:
+            self._refusals[topic] = str(error)
+            self._refused["message"] += 1
+            self._complain(f"message on {topic}", str(error))
+        else:
+            self._refusals.pop(topic, None)
+        return reconnects
 
     def _take_frame(self, message: Mapping[str, Any], arrival_s: float) -> bool:
         topic = self._topics.camera
@@ -263,21 +282,23 @@ class Inbox:
         if last is not None and frame.stamp_s != 0 and frame.stamp_s == last.stamp_s:
             self._refused["repeated frame"] += 1
             return False
-        if frame.stamp_s == 0:
-            age_s = 0.0
-        else:
-            self._offset.observe(frame.stamp_s, arrival_s)
-            age_s = self._offset.age_s(frame.stamp_s, arrival_s)
+        is_trusted, age_s = True, 0.0
+        if frame.stamp_s != 0:
+            is_trusted = self._clocks.take_frame(frame.stamp_s, arrival_s)
+            age_s = self._clocks.camera.age_s(frame.stamp_s, arrival_s)
         with self._changed:
             self._frame = frame
             self._changed.notify_all()
-        self._complaints.pop("message", None)
+        if not is_trusted:  # its stamp tells nothing about the link
+            return False
         if self._adapts_throttle and self._throttle.observe(age_s, arrival_s):
             rate_ms = self._throttle.rate_ms
             logger.info(
                 "camera throttled to %d ms (frames come %.0f ms late)", rate_ms, age_s * 1e3
             )
             self._on_throttle(rate_ms)
+        if self._clocks.rate is not None:  # ages grow whatever the link does
+            return False
         return self._staleness.observe(age_s, arrival_s)
 
     def _take_joints(self, message: Mapping[str, Any], arrival_s: float) -> None:
@@ -286,9 +307,12 @@ class Inbox:
         topic = self._topics.joint_states
         assert topic is not None
         self._versions.observe(messages.stamp_version(message), topic, arrival_s)
-        if stamp_s != 0:
-            self._offset.observe(stamp_s, arrival_s)
-        self._joints = StampedJoints(state, stamp_s, arrival_s)
+        is_trusted = self._clocks.take_joints(stamp_s, arrival_s)
+        stamped = is_trusted and stamp_s > 0
+        measured_s = self._clocks.measured_s(stamp_s, arrival_s) if stamped else arrival_s
+        self._watch.take(state, measured_s, arrival_s, self._layout(message), stamped)
+        if is_trusted:
+            self._joints = StampedJoints(state, stamp_s, arrival_s)
 
     def _hear_instruction(self, message: Mapping[str, Any]) -> None:
         try:
@@ -298,16 +322,22 @@ class Inbox:
             return
         with self._changed:
             self._instruction = text
-        self._complaints.pop("instruction", None)
         logger.info("instruction: %s", shown(text))
 
     def _refuse(self, kind: str, text: str) -> None:
         self._refused[kind] += 1
         self._complain(kind, text)
 
-    def _complain(self, kind: str, text: str) -> None:
-        """Log once per change; `text` is a peer's."""
+    def _complain(self, kind: str, text: str, again_s: float = COMPLAIN_AGAIN_S) -> None:
+        """Log the first of a kind, and another one at most every `again_s`."""
         text = shown(text)
-        if self._complaints.get(kind) != text:
-            self._complaints[kind] = text
+        logged_s, logged = self._complaints.get(kind, (float("-inf"), ""))
+        if text != logged and self._now_s - logged_s >= again_s:
+            self._complaints[kind] = (self._now_s, text)
             logger.warning("%s from rosbridge: %s", kind, text)
+
+    @staticmethod
+    def _layout(message: Mapping[str, Any]) -> Layout:
+        """Return what the joint states of one publisher have in common."""
+        names = tuple(str(name) for name in message["name"])
+        return names, bool(message.get("velocity")), bool(message.get("effort"))

@@ -290,8 +290,8 @@ def _places(names: Sequence[Any], count: int) -> list[int]:
     missing = [name for name in JOINT_NAMES if name not in names]
     if missing:
         raise MessageError(
-            f"JointState lacks {', '.join(missing)}; it has {brief(list(names))}. Is this the"
-            " CRANE-X7's joint_state_broadcaster?"
+            f"JointState has {brief(list(names))}, not from the CRANE-X7's joint_state_broadcaster?"
+            f" It lacks {', '.join(missing)}"
         )
     places = [list(names).index(name) for name in JOINT_NAMES]
     twice = [name for name in JOINT_NAMES if list(names).count(name) > 1]

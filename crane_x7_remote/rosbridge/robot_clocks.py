@@ -1,0 +1,115 @@
+"""The clocks of one robot: one estimate per stamped topic, and what both tell together. Pure.
+
+Stamps and arrivals of camera frames and joint states come in; a `ClockReport` goes out. The robot's
+time is that of the joint states, which the arm's controller shares; a camera may sit on a machine
+with a clock of its own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from crane_x7_remote.rosbridge.clock import ClockOffset, Step
+from crane_x7_remote.rosbridge.clock_rate import ClockRate
+
+
+@dataclass(frozen=True)
+class ClockReport:
+    """What is known about the robot's clocks at one moment."""
+
+    robot_s: float | None
+    """The robot's time, on the clock of the joint states; None: not known (yet)."""
+    is_settled: bool = True
+    """Whether enough joint states have come to trust `robot_s`."""
+    joints_are_unstamped: bool = False
+    """Joint states come with stamp 0."""
+    difference_s: float | None = None
+    """The camera's clock minus that of the joint states, as far as both are known."""
+    camera_doubt_s: float | None = None
+    """By how much the newest frame's stamp is off the camera's clock; None: it is not."""
+    joints_doubt_s: float | None = None
+    """The same for the joint states, where more than one is off."""
+    step: Step | None = None
+    """The last step of one of the clocks."""
+    steps: int = 0
+    """How many steps there were."""
+    rate: float | None = None
+    """Seconds that the stamps of joint states advance per second; None: about 1."""
+    camera_topic: str = "the camera"
+    joints_topic: str = "the joint states"
+
+
+class RobotClocks:
+    """Camera and joint states. Fed by one thread; any may read."""
+
+    def __init__(self, camera_topic: str | None, joints_topic: str | None) -> None:
+        self.camera = ClockOffset()
+        self.joints = ClockOffset()
+        self._rate = ClockRate()
+        self._unstamped = False
+        self._topics = camera_topic or "(no camera)", joints_topic or "(no joint states)"
+
+    @property
+    def rate(self) -> float | None:
+        """See ClockReport."""
+        return self._rate.rate
+
+    def reset(self) -> None:
+        """Begin with a new link: the robot may be another."""
+        self.camera.reset()
+        self.joints.reset()
+        self._rate.restart()
+
+    def take_frame(self, stamp_s: float, arrival_s: float) -> bool:
+        """Take in a frame; False when its stamp must not be used."""
+        return self._observe(self.camera, self.joints, stamp_s, arrival_s)
+
+    def take_joints(self, stamp_s: float, arrival_s: float) -> bool:
+        """Take in a joint state; False when its stamp must not be used (yet)."""
+        self._unstamped = stamp_s <= 0
+        if self._unstamped:
+            return True
+        is_trusted = self._observe(self.joints, self.camera, stamp_s, arrival_s)
+        if is_trusted:
+            self._rate.observe(stamp_s, arrival_s)
+        return is_trusted
+
+    def measured_s(self, stamp_s: float, arrival_s: float) -> float:
+        """Return when a trusted joint state was measured, on our monotonic clock."""
+        offset_s = self.joints.offset_s(arrival_s)
+        if stamp_s <= 0 or offset_s is None:
+            return arrival_s
+        return min(arrival_s, stamp_s - offset_s)
+
+    def report(self, now_s: float) -> ClockReport:
+        """Return what is known at our `now_s`."""
+        camera, joints = self.camera, self.joints
+        camera_s, joints_s = camera.offset_s(now_s), joints.offset_s(now_s)
+        difference_s = None
+        if camera_s is None or joints_s is None:
+            pass
+        elif camera.is_settled and joints.is_settled:
+            difference_s = camera_s - joints_s
+        known = [each.step for each in (camera, joints) if each.step is not None]
+        camera_doubt, joints_doubt = camera.doubt, joints.doubt
+        return ClockReport(
+            robot_s=None if self._unstamped else joints.robot_time(now_s),
+            is_settled=joints.is_settled,
+            joints_are_unstamped=self._unstamped,
+            difference_s=difference_s,
+            camera_doubt_s=None if camera_doubt is None else camera_doubt[0],
+            joints_doubt_s=joints_doubt[0] if joints_doubt and joints_doubt[1] > 1 else None,
+            step=max(known, key=lambda step: step.at_s, default=None),
+            steps=camera.steps + joints.steps,
+            rate=self.rate,
+            camera_topic=self._topics[0],
+            joints_topic=self._topics[1],
+        )
+
+    @staticmethod
+    def _observe(own: ClockOffset, other: ClockOffset, stamp_s: float, arrival_s: float) -> bool:
+        steps = own.steps
+        is_trusted = own.observe(stamp_s, arrival_s)
+        if own.steps != steps and own.step is not None:
+            other.expect(own.step.by_s, arrival_s)
+        return is_trusted
