@@ -16,8 +16,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-import numpy as np
-
 from crane_x7_remote.inference import peers as peers_module
 from crane_x7_remote.inference.journal import Journal, Sent
 from crane_x7_remote.inference.metrics import Metrics
@@ -26,12 +24,12 @@ from crane_x7_remote.inference.pacing import Pacer
 from crane_x7_remote.inference.peers import Peers
 from crane_x7_remote.inference.safety import Hold, HoldReason, Limits, check_frame, check_joints
 from crane_x7_remote.inference.shaping import Moment, Shaped, Shaper
+from crane_x7_remote.inference.warm_up import warm_up
 from crane_x7_remote.inference.worker import PolicyWorker, Prediction
 from crane_x7_remote.rosbridge import messages
 from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
 from crane_x7_vla_rl.policies.base import Policy
-from crane_x7_vla_rl.robot import HOME_RAD
-from crane_x7_vla_rl.types import Image, JointState, Observation
+from crane_x7_vla_rl.types import Image, Observation
 
 logger = logging.getLogger(__name__)
 
@@ -125,12 +123,9 @@ class InferenceLoop:
             )
 
     def warm_up(self) -> None:
-        """Let the policy predict once on a made-up observation; raises what it raises."""
+        """Let the policy answer made-up pictures, see `warm_up`; raises what it raises."""
         started_s = self._clock()
-        image = np.full((480, 640, 3), 128, dtype=np.uint8)
-        joints = JointState(HOME_RAD, np.zeros_like(HOME_RAD))
-        self._policy.predict([Observation(image, joints, self._instruction, started_s)])
-        self._policy.reset()
+        warm_up(self._policy, self._instruction, started_s)
         self.metrics.warm_up_s = self._clock() - started_s
         logger.info("policy is warm after %.2f s", self.metrics.warm_up_s)
 
