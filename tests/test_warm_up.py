@@ -1,4 +1,4 @@
-"""The first answers: NaN ends the start, and a policy that does not look at the picture is named."""
+"""The first answers: NaN ends the start, and a policy that does not look is named."""
 
 from __future__ import annotations
 
@@ -94,11 +94,11 @@ def test_targets_that_are_no_numbers_end_it(value: float, picture: int) -> None:
         warm_up(Fake(answer), RED, 1.0)
 
 
-def test_what_the_policy_raises_leaves(caplog: pytest.LogCaptureFixture) -> None:
-    for fails_at in (0, 1):
-        policy = Fake(lambda seen, at=fails_at: 1 / 0 if len(policy.seen) > at else still(seen))
-        with pytest.raises(ZeroDivisionError):
-            warm_up(policy, RED, 1.0)
+@pytest.mark.parametrize("fails_at", [0, 1])
+def test_what_the_policy_raises_leaves(fails_at: int, caplog: pytest.LogCaptureFixture) -> None:
+    policy = Fake(lambda seen: 1 / 0 if len(policy.seen) > fails_at else still(seen))
+    with pytest.raises(ZeroDivisionError):
+        warm_up(policy, RED, 1.0)
     assert not caplog.records
 
 
