@@ -84,16 +84,20 @@ def not_finite(found: Sequence[Odd], source: object) -> NotFiniteError:
 
 
 def marked(tokens: Tensor, logits: Tensor) -> Tensor:
-    """Return tokens (B, D), NO_TOKEN in rows whose logits (B, D, V) are not all numbers."""
-    sound = torch.isfinite(logits).flatten(1).all(1, keepdim=True)
-    return tokens.masked_fill(~sound, NO_TOKEN)
+    """Return tokens (B, D), NO_TOKEN in rows whose logits (B, D, V) are not all numbers.
+
+    0 times what is no number is NaN, and so is a sum with it: half the operations of `isfinite`.
+    """
+    wrong = (logits * 0).sum((1, 2)) != 0  # (B,)
+    return tokens.masked_fill(wrong[:, None], NO_TOKEN)
 
 
 def check_tokens(tokens: Tensor, module: nn.Module) -> None:
     """Raise NotFiniteError where tokens (B, D) on the CPU, chosen by `module`, are marked."""
+    if int(tokens.min()) != NO_TOKEN:
+        return
     rows = (tokens == NO_TOKEN).any(1).nonzero().flatten().tolist()
-    if rows:
-        raise unanswered(rows, len(tokens), module)
+    raise unanswered(rows, len(tokens), module)
 
 
 def unanswered(rows: Sequence[int], batch: int, module: nn.Module) -> NotFiniteError:
