@@ -24,6 +24,8 @@ ACTION_BINS: Final = 256
 VOCABULARY: Final = 32000
 """Llama's own tokens; OpenVLA's 64 rows beyond them are padding."""
 FIRST_ACTION_TOKEN: Final = VOCABULARY - ACTION_BINS
+NO_TOKEN: Final = -1
+"""Stands for a token that could not be chosen, because its logits were no numbers."""
 EDGES: Final = np.linspace(-1.0, 1.0, ACTION_BINS)
 CENTRES: Final = (EDGES[:-1] + EDGES[1:]) / 2
 """(255,) normalised value of each bin."""
@@ -129,8 +131,17 @@ def find_statistics(
 
 
 def tokens_to_normalised(tokens: npt.ArrayLike) -> Array:
-    """Return (…, D) in [−1, 1] for action tokens (…, D); ids beyond the bins take the nearest."""
-    bins = np.clip(VOCABULARY - np.asarray(tokens, dtype=np.int64) - 1, 0, len(CENTRES) - 1)
+    """Return (…, D) in [−1, 1] for action tokens (…, D); ids beyond the bins take the nearest.
+
+    Raises ValueError for NO_TOKEN, and whatever else is below 0.
+    """
+    ids = np.asarray(tokens, dtype=np.int64)
+    if (ids < 0).any():
+        raise ValueError(
+            f"tokens hold {ids.min()}, which is no token: the logits that it was chosen from were"
+            " NaN or infinite"
+        )
+    bins = np.clip(VOCABULARY - ids - 1, 0, len(CENTRES) - 1)
     return np.asarray(CENTRES[bins], dtype=np.float64)
 
 

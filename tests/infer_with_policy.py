@@ -7,11 +7,12 @@ import time
 from collections.abc import Sequence
 from unittest import mock
 
+import numpy as np
 from loop_rig import SwingingPolicy
 
 from crane_x7_remote import cli
 from crane_x7_vla_rl.policies.base import PolicyLoadError
-from crane_x7_vla_rl.types import Observation
+from crane_x7_vla_rl.types import ActionChunk, Observation
 
 
 class SlowPolicy(SwingingPolicy):
@@ -32,7 +33,18 @@ def _failing(*_: object, **__: object) -> SwingingPolicy:
     return policy
 
 
-POLICIES = {"slow": lambda *_, **__: SlowPolicy(), "broken": _broken, "failing": _failing}
+def _nan(*_: object, **__: object) -> SwingingPolicy:
+    policy = SwingingPolicy()
+    policy.fault = lambda _: ActionChunk(np.full((2, 8), np.nan), 0.1)
+    return policy
+
+
+POLICIES = {
+    "slow": lambda *_, **__: SlowPolicy(),
+    "broken": _broken,
+    "failing": _failing,
+    "nan": _nan,
+}
 
 
 if __name__ == "__main__":

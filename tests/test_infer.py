@@ -201,6 +201,14 @@ def test_a_policy_that_fails_in_the_warm_up_has_its_own_exit_code() -> None:
     assert "ZeroDivisionError" in errors
 
 
+def test_a_policy_that_answers_nan_in_the_warm_up_does_not_drive(robot: FaultyRobot) -> None:
+    process = _infer("nan", *_at(robot))
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 5
+    assert "is nan for crane_x7_shoulder_fixed_part_pan_joint in step 1 of 2" in errors
+    assert "Traceback" not in errors
+
+
 def test_a_model_that_no_policy_can_load_is_an_error() -> None:
     result = _command(
         "--vla-model-path", "someone/model", "--vla-device", "cpu", HF_HUB_OFFLINE="1"

@@ -34,7 +34,13 @@ from crane_x7_remote.rosbridge.client import RosbridgeClient
 from crane_x7_remote.rosbridge.config import ClientConfig
 from crane_x7_remote.settings import Settings
 from crane_x7_remote.tunnel.peer import Lookout, StatusCommand
-from crane_x7_vla_rl.policies.base import ModelOptions, Policy, PolicyLoadError, load_policy
+from crane_x7_vla_rl.policies.base import (
+    ModelOptions,
+    NotFiniteError,
+    Policy,
+    PolicyLoadError,
+    load_policy,
+)
 
 logger = logging.getLogger(__name__)
 
@@ -181,9 +187,11 @@ def _load(name: str, settings: Settings) -> Policy:
 def _warm_up(loop: InferenceLoop, name: str) -> None:
     try:
         loop.warm_up()
+    except NotFiniteError as error:
+        raise PolicyError(f"policy {name}: {error}") from error
     except Exception as error:
         raise PolicyError(
-            f"policy {name} failed on its first, made-up picture: {type(error).__name__}: {error}"
+            f"policy {name} failed on a made-up picture: {type(error).__name__}: {error}"
         ) from error
 
 

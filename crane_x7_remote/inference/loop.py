@@ -17,8 +17,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
-import numpy as np
-
 from crane_x7_remote.inference import peers as peers_module
 from crane_x7_remote.inference.clock_check import answered_stamp_s, check_clocks
 from crane_x7_remote.inference.following import FollowWatch
@@ -31,14 +29,14 @@ from crane_x7_remote.inference.pacing import Pacer
 from crane_x7_remote.inference.peers import Peers
 from crane_x7_remote.inference.safety import Hold, HoldReason, Limits, check_frame, check_joints
 from crane_x7_remote.inference.shaping import Moment, Shaped, Shaper
+from crane_x7_remote.inference.warm_up import warm_up
 from crane_x7_remote.inference.worker import PolicyWorker, Prediction
 from crane_x7_remote.rosbridge import messages
 from crane_x7_remote.rosbridge.joint_watch import JointFault
 from crane_x7_remote.rosbridge.messages import EncodedFrame, RosVersion, StampedJoints
 from crane_x7_remote.rosbridge.robot_clocks import ClockReport
 from crane_x7_vla_rl.policies.base import Policy
-from crane_x7_vla_rl.robot import HOME_RAD
-from crane_x7_vla_rl.types import Image, JointState, Observation, Trajectory
+from crane_x7_vla_rl.types import Image, Observation, Trajectory
 
 logger = logging.getLogger(__name__)
 
@@ -172,12 +170,9 @@ class InferenceLoop:
             client.subscribe(STATE_TOPIC, "std_msgs/String", self._hear_guard)
 
     def warm_up(self) -> None:
-        """Let the policy predict once on a made-up observation; raises what it raises."""
+        """Let the policy answer made-up pictures, see `warm_up`; raises what it raises."""
         started_s = self._clock()
-        image = np.full((480, 640, 3), 128, dtype=np.uint8)
-        joints = JointState(HOME_RAD, np.zeros_like(HOME_RAD))
-        self._policy.predict([Observation(image, joints, self._instruction, started_s)])
-        self._policy.reset()
+        warm_up(self._policy, self._instruction, started_s)
         self.metrics.warm_up_s = self._clock() - started_s
         logger.info("policy is warm after %.2f s", self.metrics.warm_up_s)
 

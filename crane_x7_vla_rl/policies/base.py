@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Protocol
 
+import numpy as np
+
+from crane_x7_vla_rl.robot import JOINT_NAMES
 from crane_x7_vla_rl.types import ActionChunk, Observation
 
 POLICY_NAMES = ("color-servo", "openvla")
@@ -24,8 +27,16 @@ class PolicyLoadError(Exception):
     """A policy could not be made ready; says what was asked for, what was found, what to do."""
 
 
+class NotFiniteError(PolicyLoadError):
+    """Weights, or what comes of them, hold NaN or infinities; names the weights, or the input."""
+
+
 class Policy(Protocol):
-    """Turns observations into chunks of joint targets."""
+    """Turns observations into chunks of joint targets.
+
+    One that rightly answers the same whatever the picture, as where it sees nothing to grasp, has
+    an attribute `may_answer_alike` that is true; of any other, the loop says so at its start.
+    """
 
     def predict(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         """Return one chunk per observation; slot i of every call belongs to robot i."""
@@ -85,6 +96,18 @@ def _load_openvla(options: ModelOptions) -> Policy:
             " install 'crane-x7-remote[train]', or build the image without EXTRAS="
         ) from error
     return policy.load(options)
+
+
+def only_numbers(chunk: ActionChunk, instruction: str) -> ActionChunk:
+    """Return the chunk; raises NotFiniteError where a target is NaN or infinite."""
+    if not np.isfinite(chunk.position_rad).all():
+        step, joint = np.argwhere(~np.isfinite(chunk.position_rad))[0]
+        raise NotFiniteError(
+            f"the answer to {instruction!r} is {chunk.position_rad[step, joint]} for"
+            f" {JOINT_NAMES[joint]} in step {step + 1} of {len(chunk.position_rad)}, expected"
+            " numbers"
+        )
+    return chunk
 
 
 def has_random_weights(model_path: str) -> bool:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from crane_x7_vla_rl.camera import BASE_CAMERA, Camera
+from crane_x7_vla_rl.policies.base import only_numbers
 from crane_x7_vla_rl.policies.motion import Motion
 from crane_x7_vla_rl.policies.pick_place import PickPlace
 from crane_x7_vla_rl.policies.vision import Picture
@@ -19,12 +20,18 @@ from crane_x7_vla_rl.types import ActionChunk, Observation
 class ColorServo:
     """Closed loop on the image of `camera`; sees nothing but the observation."""
 
+    may_answer_alike = True
+    """It stays where it is, whatever the picture, while it has no task or sees no cube."""
+
     def __init__(self, camera: Camera = BASE_CAMERA) -> None:
         self._camera = camera
         self._slots: list[tuple[PickPlace, Motion]] = []
 
     def predict(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        """Return one chunk per observation; slot i of every call belongs to robot i."""
+        """Return one chunk per observation; slot i of every call belongs to robot i.
+
+        Raises ValueError for measured joints that are not finite, and NotFiniteError.
+        """
         while len(self._slots) < len(observations):
             self._slots.append((PickPlace(), Motion()))
         return [
@@ -42,4 +49,5 @@ class ColorServo:
         wanted, velocity = motion.state(observation.joints, observation.time_s)
         picture = Picture(observation.image, self._camera)
         goal = task.decide(observation, picture, wanted, velocity)
-        return motion.chunk(goal, observation.joints, observation.time_s)
+        chunk = motion.chunk(goal, observation.joints, observation.time_s)
+        return only_numbers(chunk, observation.instruction)

@@ -138,7 +138,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
-    """Return what `results.json` then holds; raises PolicyLoadError, DataError, SimError."""
+    """Return what `results.json` then holds; raises PolicyLoadError, DataError, SimError.
+
+    A model whose answers are no numbers is no rate of 0: NotFiniteError is a PolicyLoadError.
+    """
     from crane_x7_vla_rl.data.files import write_json
     from crane_x7_vla_rl.policies.base import load_policy
     from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy

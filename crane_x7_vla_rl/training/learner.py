@@ -28,7 +28,7 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from crane_x7_vla_rl.actions import ACTION_BINS, FIRST_ACTION_TOKEN
-from crane_x7_vla_rl.policies.openvla import OpenVLA, loading
+from crane_x7_vla_rl.policies.openvla import OpenVLA, finite, loading
 from crane_x7_vla_rl.policies.openvla.language import DecoderLayer
 from crane_x7_vla_rl.policies.openvla.loading import Loaded
 from crane_x7_vla_rl.policies.openvla.lora import ALL_LINEAR, LoraSettings, add_lora
@@ -193,8 +193,8 @@ class Wanted:
 def build(config: SftConfig, accelerator: Accelerator, resumed: Path | None) -> Learner:
     """Return a learner with the weights of the base, or of the resumed checkpoint.
 
-    Raises CheckpointError or HubError for a base that does not load, ConfigError and ResumeError
-    for one that does not fit the configuration.
+    Raises CheckpointError or HubError for a base that does not load, NotFiniteError for weights
+    that are no numbers, ConfigError and ResumeError for one that does not fit the configuration.
     """
     training = config.training
     wanted = Wanted(
@@ -282,6 +282,7 @@ def _add_adapters(model: OpenVLA, lora: LoraConfig, resumed: Path | None) -> Non
     with torch.no_grad():
         for name, tensor in stored.items():
             learning[name].copy_(tensor)
+    finite.check(stored.items(), resumed)
 
 
 def _free(model: OpenVLA) -> None:

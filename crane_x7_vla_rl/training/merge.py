@@ -37,7 +37,7 @@ def merge(path_or_repo_id: str, output: Path, dtype: object) -> Path:
     """Write what `path_or_repo_id` means, adapters added to the weights, in the torch `dtype`.
 
     Sums are made in float32. Raises OutputError where `output` exists or cannot be written, and
-    PolicyLoadError.
+    PolicyLoadError; NotFiniteError is one, for weights that are no numbers in `dtype`.
     """
     import torch
 

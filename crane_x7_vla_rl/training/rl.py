@@ -26,12 +26,16 @@ from accelerate.utils import broadcast_object_list, gather_object
 from crane_x7_vla_rl.log_text import MANY_LINES
 from crane_x7_vla_rl.sim.errors import SimError
 from crane_x7_vla_rl.training import (
+    agent as agents,
+)
+from crane_x7_vla_rl.training import (
     checkpoint,
     config_tree,
     memory,
     policy_files,
     rl_evaluation,
     rl_tracking,
+    spoilt,
     training_state,
     value,
 )
@@ -242,7 +246,10 @@ class _Loop:
         return float(success or 0.0)
 
     def _save(self, name: str) -> None:
-        """Save a checkpoint; every process takes part, the first one writes."""
+        """Save a checkpoint; every process takes part, the first one writes.
+
+        Raises SpoiltError where weights are no numbers.
+        """
         run = self.run
         if name == FINAL or name == named(self.progress.step):
             self.saved = self.progress.step
@@ -251,6 +258,8 @@ class _Loop:
         randoms = gather_object([training_state.random_state()])
         scenes = gather_object([self.scenes])
         if run.is_first:
+            learned = tensors | {f"{agents.VALUE}{key}": tensor for key, tensor in head.items()}
+            spoilt.check_saved(learned, run.folder / name, "ppo.learning_rate")
             wandb_run = run.tracker.wandb_run
             known = replace(
                 self.progress,

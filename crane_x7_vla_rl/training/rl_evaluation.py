@@ -10,9 +10,10 @@ from dataclasses import replace
 from typing import Final
 
 from crane_x7_vla_rl.data.files import write_json
-from crane_x7_vla_rl.policies.base import ModelOptions
+from crane_x7_vla_rl.policies.base import ModelOptions, NotFiniteError
 from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy
+from crane_x7_vla_rl.training import spoilt
 from crane_x7_vla_rl.training.evaluate import VIDEOS, EvaluateConfig
 from crane_x7_vla_rl.training.evaluate_report import summary
 from crane_x7_vla_rl.training.rl_run import RlRun
@@ -21,7 +22,10 @@ EVALUATION: Final = "evaluation"
 
 
 def success(run: RlRun, policy: OpenVLA, step: int) -> float:
-    """Evaluate in this process; write results and videos, show the latter to W&B; return 0 to 1."""
+    """Evaluate in this process; write results and videos, show the latter to W&B; return 0 to 1.
+
+    Raises SpoiltError where the policy's answers are no numbers.
+    """
     from crane_x7_vla_rl.training.evaluate_rollout import roll_out
 
     config = run.config
@@ -43,7 +47,12 @@ def success(run: RlRun, policy: OpenVLA, step: int) -> float:
     )
     evaluation.output.mkdir(parents=True, exist_ok=True)
     acting = OpenVLAPolicy(replace(run.loaded, model=policy), model)
-    results = summary(evaluation, roll_out(acting, evaluation))
+    try:
+        rollouts = roll_out(acting, evaluation)
+    except NotFiniteError as error:
+        where = f"update {step}, evaluation"
+        raise spoilt.answer(where, run.agent.core, error) from error
+    results = summary(evaluation, rollouts)
     write_json(evaluation.output / "results.json", results)
     if run.tracker.wandb_run is not None:
         run.tracker.wandb_run.show(sorted((evaluation.output / VIDEOS).glob("*.mp4")), step)

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final
 
 import numpy as np
@@ -22,6 +22,7 @@ from PIL import Image as Pil
 from torch import Tensor
 
 from crane_x7_vla_rl.kinematics import UnreachableError
+from crane_x7_vla_rl.policies import base
 from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.codec import Codec
 from crane_x7_vla_rl.policies.openvla.image import View, cut
@@ -29,7 +30,7 @@ from crane_x7_vla_rl.policies.openvla.resample import resize
 from crane_x7_vla_rl.policies.openvla.rollout import Rollout, Sampling
 from crane_x7_vla_rl.policies.openvla.targets import joint_targets
 from crane_x7_vla_rl.sim.vector import Episode, Steps, VectorEnv, Views
-from crane_x7_vla_rl.training import grpo, ppo
+from crane_x7_vla_rl.training import grpo, ppo, spoilt
 from crane_x7_vla_rl.training.agent import Agent
 from crane_x7_vla_rl.training.errors import NotFiniteError
 from crane_x7_vla_rl.training.ppo_config import PpoConfig
@@ -81,7 +82,8 @@ def collect(
 ) -> Collected | None:
     """Return the rollout of update `number` (from 0), or None where `stop` ended it early.
 
-    Raises SimError, and NotFiniteError for what the simulation says that is not a number.
+    Raises SimError, NotFiniteError for what the simulation says that is not a number, and
+    SpoiltError for logits and values that are none.
     """
     with cast.agent.acting() as policy:
         return _Collection(cast, policy, number, clock).run(stop)
@@ -152,12 +154,12 @@ class _Collection:
         if self.cast.keep_patches:
             seen = self._keep(step, part, seen)
         how = Sampling(self.cast.config.temperature, self.generators[part])
-        chosen = self._ask(seen, prompts, self.cast.codec.answer_length, how)
+        chosen = self._ask(step, seen, prompts, self.cast.codec.answer_length, how)
         self.prompts[step][part] = prompts
         self.instructions[step][part] = views.instructions
-        self.tokens[step, part] = chosen.tokens.cpu()
+        self.tokens[step, part] = chosen.tokens
         self.log_probs[step, part] = chosen.log_probs.cpu()
-        self.values[step, part] = self._worth(chosen)
+        self.values[step, part] = self._worth(step, chosen)
         targets = self._targets(self.tokens[step, part], measured)
         self.infer_s += self.clock() - started_s
         self.cast.env.send(group, targets)
@@ -222,12 +224,20 @@ class _Collection:
             shown = torch.cat([shown, shown[:1].expand(usual - count, -1, -1, -1)])
             prompts = [*prompts, *[prompts[0]] * (usual - count)]
         seen = self.policy.normalise(shown)
-        return self._worth(self._ask(seen, prompts, 1, VALUED))[:count]
+        return self._worth(step, self._ask(step, seen, prompts, 1, VALUED))[:count]
 
     # --- the policy ------------------------------------------------------------------------------
 
-    def _ask(self, seen: Tensor, prompts: Sequence[Tensor], length: int, how: Sampling) -> Rollout:
-        return self.policy.roll_out(seen, prompts, length, how)
+    def _ask(
+        self, step: int, seen: Tensor, prompts: Sequence[Tensor], length: int, how: Sampling
+    ) -> Rollout:
+        """Return what the policy chose, tokens on the CPU; raises SpoiltError."""
+        try:
+            chosen = self.policy.roll_out(seen, prompts, length, how)
+            return replace(chosen, tokens=self.policy.on_host(chosen.tokens))
+        except base.NotFiniteError as error:
+            where = f"update {self.number + 1}: log_probs of step {step} are no numbers"
+            raise spoilt.answer(where, self.cast.agent.core, error) from error
 
     @torch.no_grad()
     def _keep(self, step: int, part: slice, pixels: Tensor) -> Tensor:
@@ -239,10 +249,15 @@ class _Collection:
         self.patches[step, part] = seen
         return seen
 
-    def _worth(self, chosen: Rollout) -> Tensor:
+    def _worth(self, step: int, chosen: Rollout) -> Tensor:
+        """Return values (n,) on the CPU; raises SpoiltError."""
         if self.cast.config.algorithm != "ppo":
             return torch.zeros(len(chosen.hidden))
-        return self.cast.agent.worth(chosen.hidden).float().cpu()
+        values = self.cast.agent.worth(chosen.hidden).float().cpu()
+        if not bool(torch.isfinite(values).all()):
+            where = f"update {self.number + 1}: values of step {step} are no numbers"
+            raise spoilt.answer(where, self.cast.agent.core)
+        return values
 
     def _targets(self, tokens: Tensor, measured: Array) -> Array:
         """Return (n, T, 8) rad; an arm whose step is out of reach stays where it is."""

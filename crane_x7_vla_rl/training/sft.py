@@ -20,7 +20,8 @@ from accelerate.utils import gather_object
 
 from crane_x7_vla_rl.data.loader import Batch
 from crane_x7_vla_rl.log_text import MANY_LINES
-from crane_x7_vla_rl.training import checkpoint, config_tree, policy_files, training_state
+from crane_x7_vla_rl.policies.openvla import finite
+from crane_x7_vla_rl.training import checkpoint, config_tree, policy_files, spoilt, training_state
 from crane_x7_vla_rl.training.config import SftConfig
 from crane_x7_vla_rl.training.errors import NotFiniteError
 from crane_x7_vla_rl.training.interrupt import Interrupt
@@ -166,20 +167,26 @@ def _not_finite(
     ]
     more = f" and {len(frames) - NAMED} more" if len(frames) > NAMED else ""
     last = checkpoint.newest(run.folder)
+    broken = finite.broken(run.learner.model)
+    state = f", and spoilt already: {broken}" if broken else ""
     return NotFiniteError(
         f"update {progress.step + 1}: the loss is {outcome.loss}, its gradient {outcome.grad_norm},"
         f" expected numbers. It was trained on {', '.join(listed)}{more} of {run.source.name}; the"
-        f" weights are still those of update {progress.step}. The last good checkpoint is"
+        f" weights are still those of update {progress.step}{state}. The last good checkpoint is"
         f" {last or 'none'}; lower --learning-rate, or look at these episodes with"
         " `crane-x7-vla-rl validate`"
     )
 
 
 def _save(run: Run, progress: Progress, name: str) -> None:
-    """Save a checkpoint; every process takes part, the first one writes."""
+    """Save a checkpoint; every process takes part, the first one writes.
+
+    Raises SpoiltError where weights are no numbers.
+    """
     tensors, optimizer = run.learner.tensors(), run.learner.optimizer_state()
     randoms = gather_object([training_state.random_state()])
     if run.is_first:
+        spoilt.check_saved(tensors, run.folder / name, "--learning-rate")
         wandb_run = run.tracker.wandb_run
         known = replace(progress, wandb_run=wandb_run.id if wandb_run else progress.wandb_run)
         target = run.folder / name

@@ -15,6 +15,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from crane_x7_vla_rl.policies.openvla import finite
 from crane_x7_vla_rl.training.errors import ResumeError
 from crane_x7_vla_rl.training.ppo_config import ValueConfig
 
@@ -63,7 +64,10 @@ def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
 
 
 def read(folder: Path, head: ValueHead) -> None:
-    """Give the head the weights that `write` wrote; raises ResumeError where they do not fit."""
+    """Give the head the weights that `write` wrote; raises ResumeError where they do not fit.
+
+    Raises NotFiniteError where they are no numbers.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 
@@ -74,3 +78,4 @@ def read(folder: Path, head: ValueHead) -> None:
             f"{folder / FILE}: is not this run's value head (ppo.value.hidden, ppo.value.layers):"
             f" {error}"
         ) from error
+    finite.check(head.named_parameters(), folder / FILE)

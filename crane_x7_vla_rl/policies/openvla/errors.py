@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from crane_x7_vla_rl.policies import base
 from crane_x7_vla_rl.policies.base import PolicyLoadError
 
 
@@ -27,6 +28,10 @@ class ActionTokenError(OpenVLAError):
 
 class CheckpointError(OpenVLAError, PolicyLoadError):
     """A checkpoint cannot be loaded as it is; names file, key, found, expected, what to do."""
+
+
+class NotFiniteError(OpenVLAError, base.NotFiniteError):
+    """Weights or logits hold NaN or infinities; see `finite`, which finds and names them."""
 
 
 class AdapterError(OpenVLAError):

@@ -18,7 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from crane_x7_vla_rl.policies.openvla import adapters, layout
+from crane_x7_vla_rl.policies.openvla import adapters, finite, layout
 from crane_x7_vla_rl.policies.openvla.adapters import Adapter
 from crane_x7_vla_rl.policies.openvla.checkpoint_files import Stored, read_json, stored_tensors
 from crane_x7_vla_rl.policies.openvla.config import OpenVLAConfig
@@ -58,7 +58,8 @@ def load(
     """Return the model with its statistics.
 
     `path_or_repo_id` is a folder or a Hub id, which an @ and a revision may follow. Raises
-    CheckpointError or HubError for whatever is wrong with it.
+    CheckpointError or HubError for whatever is wrong with it, and NotFiniteError, which names the
+    weights, where they are not all numbers.
     """
     started_s = time.monotonic()
     found = layout.find(path_or_repo_id, revision, token)
@@ -112,6 +113,28 @@ def _fill(
                 values = values.clone()  # else the model would change with the file
             owner, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(owner), leaf, nn.Parameter(values))
+    _check_numbers(model, stored, pairs, device)
+
+
+def _check_numbers(
+    model: OpenVLA,
+    stored: Mapping[str, Stored],
+    pairs: Mapping[str, adapters.Pair],
+    device: torch.device,
+) -> None:
+    """Raise NotFiniteError where weights are no numbers; names those in the files, not the sums."""
+    found: list[finite.Odd] = []
+    file = Path()
+    for one in finite.odd(model.named_parameters()):
+        named, source = [one], stored[one.name].file
+        if (pair := pairs.get(one.name)) is not None and (
+            halves := finite.odd(_halves(pair, device))
+        ):
+            named, source = halves, pair.a.file
+        file = file if found else source
+        found += named
+    if found:
+        raise finite.not_finite(found, file)
 
 
 def _check(shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, Stored]) -> None:
@@ -175,9 +198,15 @@ def _read(
 
 
 def _merge(weight: Tensor, pair: adapters.Pair, device: torch.device) -> Tensor:
-    ((_, a),) = _read(pair.a.file, [("a", pair.a)], device)
-    ((_, b),) = _read(pair.b.file, [("b", pair.b)], device)
+    (_, a), (_, b) = _halves(pair, device)
     return adapters.merged(weight, a, b, pair.scale)
+
+
+def _halves(pair: adapters.Pair, device: torch.device) -> list[tuple[str, Tensor]]:
+    """Return A and B by their keys in the adapter's file."""
+    return [
+        one for half in (pair.a, pair.b) for one in _read(half.file, [(half.key, half)], device)
+    ]
 
 
 def _apply(model: OpenVLA, adapter: Adapter) -> None:
@@ -200,3 +229,4 @@ def _apply(model: OpenVLA, adapter: Adapter) -> None:
             with torch.no_grad():
                 weight.copy_(values)
         assert abs(wrapped.scaling["default"] - pair.scale) <= 1e-6 * abs(pair.scale), name
+        finite.check(_halves(pair, torch.device("cpu")), pair.a.file)

@@ -86,7 +86,10 @@ class ActionError:
 def compare(
     model: OpenVLA, kind: Kind, images: Tensor, input_ids: Sequence[Tensor], action_dim: int
 ) -> ActionError:
-    """Return the error of `kind` on these samples; the model's setting is as before afterwards."""
+    """Return the error of `kind` on these samples; the model's setting is as before afterwards.
+
+    Raises NotFiniteError.
+    """
     before = model.decode_weights
     try:
         model.set_decode_weights(None)
@@ -95,7 +98,7 @@ def compare(
         coarse = model.roll_out(images, input_ids, action_dim)
     finally:
         model.set_decode_weights(before)
-    ours, theirs = (tokens_to_normalised(r.tokens.cpu().numpy()) for r in (coarse, exact))
+    ours, theirs = (tokens_to_normalised(model.on_host(r.tokens)) for r in (coarse, exact))
     alike = (coarse.tokens == exact.tokens).cumprod(dim=1).bool()
     drift = (coarse.log_probs - exact.log_probs).abs()[alike]
     return ActionError(

@@ -27,7 +27,7 @@ from crane_x7_vla_rl.actions import (
     tokens_to_normalised,
 )
 from crane_x7_vla_rl.policies.openvla import evaluate as evaluation
-from crane_x7_vla_rl.policies.openvla import low_bit
+from crane_x7_vla_rl.policies.openvla import finite, low_bit
 from crane_x7_vla_rl.policies.openvla.config import OpenVLAConfig
 from crane_x7_vla_rl.policies.openvla.errors import ImageError
 from crane_x7_vla_rl.policies.openvla.image import Picture, normalised, pixel_values
@@ -124,7 +124,10 @@ class OpenVLA(nn.Module):
         action_dim: int,
         temperature: float = 0.0,
     ) -> Tensor:
-        """Return tokens (B, D) for pixels (B, 6·I, S, S) and B prompts; see `roll_out`."""
+        """Return tokens (B, D) for pixels (B, 6·I, S, S) and B prompts; see `roll_out`.
+
+        `decode_actions` tells what they mean, and checks them where they came from a GPU.
+        """
         return self.roll_out(pixel_values, input_ids, action_dim, Sampling(temperature)).tokens
 
     @torch.no_grad()
@@ -139,11 +142,24 @@ class OpenVLA(nn.Module):
 
         `images` are pixels (B, 6·I, S, S) or patches (B, I·N, H) from `encode`; `input_ids`
         are B 1-D tensors of ids, BOS first, the final 29871 left out. What repeats from the call
-        before is not computed again. Raises ImageError and PromptError.
+        before is not computed again. Raises ImageError and PromptError; on a CPU, where nothing
+        has to be waited for, NotFiniteError, too. On a GPU `on_host` raises that.
         """
         if action_dim < 1:
             raise ValueError(f"action_dim is {action_dim}, expected 1 or more")
-        return self.runner()(images, input_ids, action_dim, sampling or Sampling())
+        chosen = self.runner()(images, input_ids, action_dim, sampling or Sampling())
+        if not chosen.tokens.is_cuda:
+            self.on_host(chosen.tokens)
+        return chosen
+
+    def on_host(self, tokens: Tensor) -> Tensor:
+        """Return what `roll_out` chose, (B, D), on the CPU.
+
+        Raises NotFiniteError, which names the weights, where logits were NaN or infinite.
+        """
+        found = tokens.detach().cpu()
+        finite.check_tokens(found, self)
+        return found
 
     def set_decode_weights(self, kind: low_bit.Kind | None) -> None:
         """Decode small batches with int8 or fp8 weights from now on, or None with the model's own.
@@ -182,10 +198,11 @@ class OpenVLA(nn.Module):
     ) -> npt.NDArray[np.float64]:
         """Return (B, D) in the units of the statistics `unnorm_key` for tokens (B, D).
 
-        Raises StatisticsError for an unknown key, or statistics with other dimensions.
+        Raises StatisticsError for an unknown key, or statistics with other dimensions, and
+        NotFiniteError for tokens of logits that were no numbers.
         """
         if isinstance(tokens, Tensor):
-            tokens = tokens.detach().cpu().numpy()
+            tokens = self.on_host(tokens).numpy()
         statistics = find_statistics(self.norm_stats, unnorm_key)
         return statistics.unnormalise(tokens_to_normalised(tokens))
 

@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from crane_x7_vla_rl.actions import QUANTILES, Statistics, find_statistics
+from crane_x7_vla_rl.policies.openvla import finite
 from crane_x7_vla_rl.policies.openvla.inference import infer
 from crane_x7_vla_rl.policies.openvla.language import Pass
 from crane_x7_vla_rl.policies.openvla.model import OpenVLA
@@ -115,19 +116,22 @@ class OpenVLAOft(nn.Module):
 
         `images` are pixels (B, 6·I, 224, 224), the images in the order of training; `state` (B, P)
         is the robot's, in the units of the statistics, where the checkpoint has a projector.
-        Raises StatisticsError, ImageError, PromptError, and ValueError for a state that is missing,
-        unexpected or of another shape.
+        Raises StatisticsError, ImageError, PromptError, NotFiniteError, and ValueError for a state
+        that is missing, unexpected, of another shape or no number.
         """
         statistics = self._statistics(unnorm_key, "action")
         normalised_state = self._normalised(state, len(input_ids), unnorm_key)
         actions = self.predict_normalised(images, input_ids, normalised_state)
-        return statistics.unnormalise(actions.double().cpu().numpy())
+        return statistics.unnormalise(self.on_host(actions).double().numpy())
 
     @torch.no_grad()
     def predict_normalised(
         self, images: Tensor, input_ids: Sequence[Tensor], state: Tensor
     ) -> Tensor:
-        """Return (B, T, D) as the head gives them, for a normalised state (B, P)."""
+        """Return (B, T, D) as the head gives them, for a normalised state (B, P).
+
+        On a CPU, raises NotFiniteError; on a GPU, which is not waited for, `on_host` does.
+        """
         runner = self.base.runner()
         prefix = 1 + self.base.count_patches(images, len(input_ids)) + bool(self.proprio)
         after = self.placeholders + 1
@@ -139,7 +143,17 @@ class OpenVLAOft(nn.Module):
         buffers = self._held
         buffers.take(images.to(runner.like), prompts, state.to(runner.like))
         buffers.replay()
+        if not buffers.actions.is_cuda:
+            self.on_host(buffers.actions)
         return buffers.actions.clone()
+
+    def on_host(self, actions: Tensor) -> Tensor:
+        """Return actions (B, T, D) on the CPU; raises NotFiniteError, which names the weights."""
+        found = actions.detach().cpu()
+        sound = torch.isfinite(found).flatten(1).all(1)
+        if not bool(sound.all()):
+            raise finite.unanswered((~sound).nonzero().flatten().tolist(), len(found), self)
+        return found
 
     def fill(self, buffers: ChunkBuffers) -> None:
         """Compute the actions from what the buffers hold, and nothing else: may be captured."""
@@ -181,6 +195,8 @@ class OpenVLAOft(nn.Module):
             expected = "no state" if self.proprio is None else f"shape {wanted}"
             came = None if found is None else found.shape
             raise ValueError(f"state has shape {came}, expected {expected} by this checkpoint")
+        if not np.isfinite(found).all():
+            raise ValueError(f"state is {found.tolist()}, expected numbers")
         return torch.from_numpy(self._statistics(key, "proprio").normalise(found))
 
     def _statistics(self, key: str, kind: str) -> Statistics:

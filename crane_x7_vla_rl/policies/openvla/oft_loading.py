@@ -14,6 +14,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from crane_x7_vla_rl.policies.openvla import finite
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
 from crane_x7_vla_rl.policies.openvla.loading import Loaded, load
 from crane_x7_vla_rl.policies.openvla.oft import LIBERO, ChunkSettings, OpenVLAOft
@@ -46,7 +47,7 @@ def is_oft(folder: Path) -> bool:
 
 
 def with_heads(loaded: Loaded, settings: ChunkSettings) -> OpenVLAOft:
-    """Return a loaded base with the heads beside it; raises CheckpointError."""
+    """Return a loaded base with the heads beside it; raises CheckpointError, NotFiniteError."""
     folder, hidden = loaded.layout.folder, loaded.model.config.text.hidden_size
     for kind, what in UNSUPPORTED.items():
         if found := _file(folder, kind):
@@ -100,3 +101,4 @@ def _fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
         if shape != tuple(value.shape):
             raise CheckpointError(f"{path}: {key} has shape {shape}, expected {tuple(value.shape)}")
     module.load_state_dict(weights)
+    finite.check(module.named_parameters(), path)

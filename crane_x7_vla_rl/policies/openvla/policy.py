@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crane_x7_vla_rl.policies.base import ModelOptions
+from crane_x7_vla_rl.policies.base import ModelOptions, only_numbers
 from crane_x7_vla_rl.policies.openvla import loading, oft_loading
 from crane_x7_vla_rl.policies.openvla.codec import Codec
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
@@ -39,22 +39,36 @@ class Actor(Protocol):
     """Which of the two kinds decides."""
 
     def act(self, pixels: Tensor, ids: Sequence[Tensor], joints: Array) -> Array:
-        """Return (B, T, D) for pixels (B, 6, 224, 224), prompts, and joints (B, 8) in rad."""
+        """Return (B, T, D) for pixels (B, 6, 224, 224), prompts, and joints (B, 8) in rad.
+
+        Raises NotFiniteError.
+        """
+        ...
+
+    def reset(self) -> None:
+        """Answer from now on as if nothing had been answered before."""
         ...
 
 
 class TokenActor:
     """Action tokens, greedy or sampled; the joints that they may depend on are in the prompt."""
 
-    def __init__(self, model: OpenVLA, codec: Codec, sampling: Sampling) -> None:
-        self._model, self._codec, self._sampling = model, codec, sampling
+    def __init__(self, model: OpenVLA, codec: Codec, options: ModelOptions) -> None:
+        self._model, self._codec, self._seed = model, codec, options.seed
+        self._sampling = _sampling(model, options)
 
     def act(self, pixels: Tensor, ids: Sequence[Tensor], joints: Array) -> Array:
         """See Actor."""
         del joints
         length = self._codec.answer_length
         chosen = self._model.roll_out(pixels, ids, length, self._sampling)
-        return self._codec.actions(chosen.tokens)
+        return self._codec.actions(self._model.on_host(chosen.tokens))
+
+    def reset(self) -> None:
+        """See Actor."""
+        generator = self._sampling.generator
+        if isinstance(generator, torch.Generator):
+            generator.manual_seed(self._seed)
 
 
 class ChunkActor:
@@ -67,6 +81,9 @@ class ChunkActor:
         """See Actor."""
         state = joints if self._model.proprio_dim else None
         return self._model.predict(pixels, ids, self._key, state)
+
+    def reset(self) -> None:
+        """See Actor; nothing is remembered."""
 
 
 class OpenVLAPolicy:
@@ -83,7 +100,7 @@ class OpenVLAPolicy:
         if oft_loading.is_oft(source):
             self._actor = _chunk_actor(loaded, options, self._codec.action.dimensions)
         else:
-            self._actor = TokenActor(loaded.model, self._codec, _sampling(loaded.model, options))
+            self._actor = TokenActor(loaded.model, self._codec, options)
         if loaded.raw_config.get("random_weights"):
             logger.warning("%s has random weights: it cannot do any task", source)
 
@@ -94,19 +111,26 @@ class OpenVLAPolicy:
 
     @torch.no_grad()
     def predict(self, observations: Sequence[Observation]) -> list[ActionChunk]:
-        """Return targets per observation; raises UnreachableError for a step out of reach."""
+        """Return targets per observation.
+
+        Raises UnreachableError for a step out of reach, and NotFiniteError where weights or
+        logits are no numbers.
+        """
         view = self._codec.inputs.view
         pixels = self._model.preprocess([cut(each.image, view) for each in observations])
         joints = np.stack([observation.joints.position_rad for observation in observations])
         ids = self._codec.prompts([observation.instruction for observation in observations], joints)
         actions = self._actor.act(pixels, ids, joints)  # (B, T, 7 or 8)
         return [
-            ActionChunk(joint_targets(steps, measured), self.period_s)
-            for steps, measured in zip(actions, joints, strict=True)
+            only_numbers(
+                ActionChunk(joint_targets(steps, measured), self.period_s), seen.instruction
+            )
+            for steps, measured, seen in zip(actions, joints, observations, strict=True)
         ]
 
     def reset(self) -> None:
-        """Nothing is remembered that would change an answer."""
+        """Begin sampled tokens anew; nothing else is remembered that would change an answer."""
+        self._actor.reset()
 
 
 def _sampling(model: OpenVLA, options: ModelOptions) -> Sampling:

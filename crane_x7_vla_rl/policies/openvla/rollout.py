@@ -2,6 +2,8 @@
 
 `Runner` holds what one model needs for inference: joined weights, rotary tables, and for each batch
 size its buffers with the steps that work on them (`Replay`: CUDA graphs, plain calls elsewhere).
+Logits that are no numbers would be an action like any other to argmax: the last step marks the
+tokens that came of them, on the device, see `finite`.
 What came in last stays in the buffers: the same images again skip vision and the image's part of
 the prefill, the same prompt with them skips the rest of it. Both are exact: keys and values of the
 image depend on nothing after it.
@@ -22,6 +24,7 @@ from torch.nn import functional
 
 from crane_x7_vla_rl.actions import ACTION_BINS, FIRST_ACTION_TOKEN
 from crane_x7_vla_rl.policies.openvla.bindings import Bindings
+from crane_x7_vla_rl.policies.openvla.finite import marked
 from crane_x7_vla_rl.policies.openvla.inference import infer
 from crane_x7_vla_rl.policies.openvla.language import Cache, Pass, rotary_table
 from crane_x7_vla_rl.policies.openvla.low_bit import reduced
@@ -47,7 +50,7 @@ class Rollout:
     """What the model chose; on CUDA, still being computed."""
 
     tokens: Tensor
-    """(B, D) int64, 31744…31999."""
+    """(B, D) int64, 31744…31999; NO_TOKEN in rows of which a logit is NaN or infinite."""
     log_probs: Tensor
     """(B, D) float32, of each token among the 256 at the temperature (at 1 where that is 0)."""
     hidden: Tensor
@@ -299,6 +302,7 @@ class Runner:
         log_probs = functional.log_softmax(buffers.logits[:, :steps] / buffers.temperature, -1)
         chosen = (buffers.tokens[:, :steps] - FIRST_ACTION_TOKEN).unsqueeze(-1)
         buffers.log_probs[:, :steps] = log_probs.gather(-1, chosen).squeeze(-1)
+        buffers.tokens[:, :steps] = marked(buffers.tokens[:, :steps], buffers.logits[:, :steps])
 
     def _rotary(self, span: Span, pads: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return cos and sin of the span's slots, each (B or 1, T, 1, d)."""

@@ -1,0 +1,84 @@
+"""The policy's first answers, to made-up pictures: it gets ready, and shows whether it looks.
+
+A policy and an instruction come in; what leaves is what the policy raises, NotFiniteError for
+targets that are no numbers, and one warning where the answer is the same whatever the picture. As a
+rule two answers are enough to know that it is not; only where they are alike are there more.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import numpy as np
+
+from crane_x7_vla_rl.kinematics import UnreachableError
+from crane_x7_vla_rl.policies.base import Policy, only_numbers
+from crane_x7_vla_rl.robot import HOME_RAD
+from crane_x7_vla_rl.types import ActionChunk, Array, Image, JointState, Observation
+
+logger = logging.getLogger(__name__)
+
+HEIGHT, WIDTH = 480, 640
+BLOCK_PX = 60
+TABLE_RGB = (170, 140, 110)
+BLOCKS = {(300, 150): (200, 30, 30), (340, 420): (30, 60, 200), (230, 290): (40, 160, 60)}
+"""Colours, RGB, of blocks on a table, by row and column of their corner."""
+
+
+def warm_up(policy: Policy, instruction: str, time_s: float) -> None:
+    """Let the policy answer made-up pictures and forget them; raises what it raises.
+
+    Joints, instruction and time are the same for all, and so are the random numbers of a policy
+    that draws them from its last `reset` on: only pictures differ. Raises NotFiniteError.
+    """
+    found: list[Array] = []
+    for picture in pictures():
+        answer = _ask(policy, picture, instruction, time_s, is_first=not found)
+        policy.reset()
+        if answer is None or getattr(policy, "may_answer_alike", False):
+            return
+        if found and not np.array_equal(answer, found[0]):
+            return
+        found.append(answer)
+    logger.warning(
+        "the policy's answer does not depend on the picture: %d very different made-up pictures"
+        " gave the same targets, from %s to %s rad; if it should see, check its vision weights, or"
+        " take an earlier checkpoint",
+        len(found), *(np.round(found[0][row], 3).tolist() for row in (0, -1)),
+    )  # fmt: skip
+
+
+def pictures() -> Iterator[Image]:
+    """Yield (480, 640, 3) uint8: grey, stripes with noise, blocks on a table, noise alone."""
+    yield np.full((HEIGHT, WIDTH, 3), 128, dtype=np.uint8)
+    draw = np.random.default_rng(0)
+    rows, columns = np.mgrid[0:HEIGHT, 0:WIDTH]
+    waves = np.stack([rows / 40, columns / 25, (rows + columns) / 60], axis=-1)
+    noise = draw.normal(0, 25, (HEIGHT, WIDTH, 3))
+    yield np.clip(128 + 100 * np.sin(waves) + noise, 0, 255).astype(np.uint8)
+    table = np.full((HEIGHT, WIDTH, 3), TABLE_RGB, dtype=np.uint8)
+    for (row, column), colour in BLOCKS.items():
+        table[row : row + BLOCK_PX, column : column + BLOCK_PX] = colour
+    yield table
+    yield draw.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+
+
+def _ask(
+    policy: Policy, picture: Image, instruction: str, time_s: float, is_first: bool
+) -> Array | None:
+    """Return the targets (T, 8), None where there are none to be compared.
+
+    That a step for a made-up picture is out of reach is an answer like another, after the first.
+    """
+    joints = JointState(HOME_RAD, np.zeros_like(HOME_RAD))
+    try:
+        chunks: object = policy.predict([Observation(picture, joints, instruction, time_s)])
+    except UnreachableError:
+        if is_first:
+            raise
+        return None
+    chunk = chunks[0] if isinstance(chunks, list) and len(chunks) == 1 else None
+    if not isinstance(chunk, ActionChunk):
+        return None  # the safety check will refuse it
+    return only_numbers(chunk, instruction).position_rad

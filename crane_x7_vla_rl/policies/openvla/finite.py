@@ -1,0 +1,120 @@
+"""NaN and infinities in weights and answers: found, marked and named.
+
+Tensors by name, modules and logits come in; nothing leaves where all are numbers, else the words
+that name the weights, or NotFiniteError. `marked` runs on the model's device, waits for nothing and
+may be captured: the tokens themselves carry what it found to the host, where `check_tokens` reads
+it. Weights are looked through when they are loaded, and when an answer is no number.
+
+The −inf that this package writes itself stand in attention masks alone (`sequence.mask`). Logits
+are those of the 256 action rows, of which none is ever masked: each has to be a number.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import torch
+from torch import Tensor, nn
+
+from crane_x7_vla_rl.actions import NO_TOKEN
+from crane_x7_vla_rl.policies.openvla.errors import NotFiniteError
+
+NAMED: Final = 3
+"""So many tensors are named in an error."""
+
+
+@dataclass(frozen=True)
+class Odd:
+    """A tensor that does not hold numbers alone."""
+
+    name: str
+    nan: int
+    """Values that are NaN."""
+    infinite: int
+    total: int
+
+
+def odd(tensors: Iterable[tuple[str, Tensor]]) -> list[Odd]:
+    """Return those tensors that hold NaN or infinities; of sharded ones, this process's part.
+
+    A sum is no number where one of its terms is none, so each tensor is read once, without a copy.
+    A device is waited for once.
+    """
+    known = [(name, _local(x)) for name, x in tensors if x.is_floating_point() and x.numel()]
+    if not known:
+        return []
+    device = known[0][1].device
+    sums = torch.stack([tensor.sum().to(device, torch.float64) for _, tensor in known])
+    suspects = (~torch.isfinite(sums)).nonzero().flatten().tolist()
+    found = (_counted(*known[index]) for index in suspects)
+    return [one for one in found if one.nan or one.infinite]  # a sum may overflow
+
+
+def describe(found: Sequence[Odd]) -> str:
+    """Return "weights hold NaN: lm_head.weight (12 of 4096 values)" for some, "" for none."""
+    if not found:
+        return ""
+    kinds = {"NaN": any(one.nan for one in found), "Inf": any(one.infinite for one in found)}
+    listed = ", ".join(
+        f"{one.name} ({one.nan + one.infinite} of {one.total} values)" for one in found[:NAMED]
+    )
+    more = f" and {len(found) - NAMED} more tensors" if len(found) > NAMED else ""
+    return f"weights hold {' and '.join(kind for kind in kinds if kinds[kind])}: {listed}{more}"
+
+
+def broken(module: nn.Module) -> str:
+    """Return what is to be said about the module's weights, "" where all are numbers."""
+    return describe(odd(module.named_parameters()))
+
+
+def check(tensors: Iterable[tuple[str, Tensor]], source: object) -> None:
+    """Raise NotFiniteError where a tensor that came from `source` does not hold numbers alone."""
+    if found := odd(tensors):
+        raise not_finite(found, source)
+
+
+def not_finite(found: Sequence[Odd], source: object) -> NotFiniteError:
+    """Return the error for weights that came from `source`."""
+    return NotFiniteError(
+        f"{source}: {describe(found)}; the training that made them has diverged: take an earlier"
+        " checkpoint"
+    )
+
+
+def marked(tokens: Tensor, logits: Tensor) -> Tensor:
+    """Return tokens (B, D), NO_TOKEN in rows whose logits (B, D, V) are not all numbers.
+
+    0 times what is no number is NaN, and so is a sum with it: half the operations of `isfinite`.
+    """
+    wrong = (logits * 0).sum((1, 2)) != 0  # (B,)
+    return tokens.masked_fill(wrong[:, None], NO_TOKEN)
+
+
+def check_tokens(tokens: Tensor, module: nn.Module) -> None:
+    """Raise NotFiniteError where tokens (B, D) on the CPU, chosen by `module`, are marked."""
+    if int(tokens.min()) != NO_TOKEN:
+        return
+    rows = (tokens == NO_TOKEN).any(1).nonzero().flatten().tolist()
+    raise unanswered(rows, len(tokens), module)
+
+
+def unanswered(rows: Sequence[int], batch: int, module: nn.Module) -> NotFiniteError:
+    """Return the error for samples `rows` of a batch, for which `module` gave no numbers."""
+    what = broken(module) or "weights are finite, but too large or wrongly multiplied"
+    which = ", ".join(str(row) for row in rows[:NAMED]) + (", …" if len(rows) > NAMED else "")
+    return NotFiniteError(
+        f"{what}; the answer to sample {which} of {batch} (from 0) is NaN or infinite"
+    )
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """Return this process's part of a tensor: summing up a sharded one would need all of them."""
+    part: Any = tensor.detach()
+    return part.to_local() if hasattr(part, "to_local") else part  # type: ignore[no-any-return]
+
+
+def _counted(name: str, tensor: Tensor) -> Odd:
+    nan = int(tensor.isnan().sum())
+    return Odd(name, nan, int(tensor.isinf().sum()), tensor.numel())
