@@ -24,6 +24,7 @@ from crane_x7_remote.inference.metrics import Metrics
 from crane_x7_remote.inference.outgoing import Outgoing, Topics
 from crane_x7_remote.inference.pacing import Pacer
 from crane_x7_remote.inference.peers import Peers
+from crane_x7_remote.inference.rate import RateWatch
 from crane_x7_remote.inference.safety import Hold, HoldReason, Limits, check_frame, check_joints
 from crane_x7_remote.inference.shaping import Moment, Shaped, Shaper
 from crane_x7_remote.inference.worker import PolicyWorker, Prediction
@@ -116,6 +117,7 @@ class InferenceLoop:
         self._instruction = config.instruction
         self.metrics.instruction = config.instruction
         self._pacer = Pacer(1 / config.rate_hz, clock())
+        self._rate = RateWatch(self.metrics)
         self._used: EncodedFrame | None = None
         self._shaper = Shaper(config.session, config.validity_s, limits, self._peers)
         self._reconnects: int | None = None
@@ -171,12 +173,14 @@ class InferenceLoop:
         """Do one deadline's work: at most one trajectory. None when `stop` came meanwhile."""
         now_s = self._clock()
         self.metrics.tick(now_s)
-        self.metrics.lateness.add(now_s - self._pacer.deadline_s)
+        self.metrics.lateness.add(now_s - self._pacer.aim_s)
         self._follow_instruction()
         self._notice_link(now_s)
         outcome = self._decide()
         if outcome is not None:
             self._journal.note(outcome, self._clock())
+            self._rate.note(outcome)
+            self._pacer.overdue_periods = 2 if self._rate.limit == "policy" else 1
         return outcome
 
     def _decide(self) -> Sent | Hold | None:
@@ -206,17 +210,17 @@ class InferenceLoop:
 
     def _next_frame(self) -> EncodedFrame | None:
         """Return the newest frame not yet used, waiting a moment for one that is on its way."""
-        frame = self._client.latest_frame()
-        soon_s = self._pacer.deadline_s + self._pacer.grace_s - self._clock()
-        is_recent = (
-            frame is not None and frame.arrival_s >= self._pacer.deadline_s - self._pacer.grace_s
-        )
-        if soon_s > 0 and (frame is self._used or not is_recent):
-            newer = self._client.wait_frame(frame, soon_s)
+        pacer, frame = self._pacer, self._client.latest_frame()
+        is_unused = frame is not None and frame is not self._used
+        is_recent = frame is not None and frame.arrival_s >= pacer.deadline_s - pacer.grace_s
+        patience_s = pacer.patience_s(self._clock(), is_unused)
+        if patience_s > 0 and not (is_unused and is_recent):
+            newer = self._client.wait_frame(frame, patience_s)
             frame = frame if newer is None else newer
         if frame is None or frame is self._used:
             return None
-        self.metrics.counters["resyncs"] += self._pacer.observe(frame.arrival_s)
+        self._rate.took_frame(self._clock(), pacer.is_behind, is_unused)
+        self.metrics.counters["resyncs"] += pacer.observe(frame.arrival_s)
         return frame
 
     def _check_frame(self, frame: EncodedFrame | None) -> Hold | None:
@@ -304,7 +308,7 @@ class InferenceLoop:
             return
         is_first, self._reconnects = self._reconnects is None, link.reconnects
         self._peers.link_came_up(now_s)
-        self._pacer.link_came_up()
+        self._pacer.settle()
         self._shaper.forget()
         self._outgoing.gripper_goal_rad = None
         if not is_first:
