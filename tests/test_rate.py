@@ -281,14 +281,27 @@ class _SlowPolicy(SwingingPolicy):
         return answer
 
 
+class _Counted:
+    def __init__(self, function: Callable[..., object]) -> None:
+        self.calls = 0
+        self._function = function
+
+    def __call__(self, *arguments: object) -> None:
+        self.calls += 1
+        self._function(*arguments)
+
+
 def test_a_real_loop_asks_a_slow_policy_again_as_soon_as_it_has_answered() -> None:
     """Waiting for every second deadline would leave 31 ms between the answers and the questions."""
     policy = _SlowPolicy()
     with _StampedRobot() as robot, RunningLoop(robot.port, policy, rate_hz=30.0) as running:
+        ahead = _Counted(running.loop._reader.decode_ahead)
+        running.loop._reader.decode_ahead = ahead  # type: ignore[method-assign]
         running.wait_driving(ticks=100, timeout_s=30.0)
         wait_until(lambda: len(robot.stamps) >= 100, 5.0, "trajectories at the robot")
     idle_s = [after[0] - before[1] for before, after in itertools.pairwise(policy.calls_s)]
     assert statistics.median(idle_s) < 0.015
+    assert ahead.calls > 25
     assert len(set(robot.stamps)) == len(robot.stamps)
     assert running.sent() >= 0.9 * len(policy.calls_s)
     robot.assert_nothing_bad_arrived()

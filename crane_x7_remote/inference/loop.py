@@ -25,9 +25,10 @@ from crane_x7_remote.inference.outgoing import Outgoing, Topics
 from crane_x7_remote.inference.pacing import Pacer
 from crane_x7_remote.inference.peers import Peers
 from crane_x7_remote.inference.rate import RateWatch
+from crane_x7_remote.inference.reading import FrameReader
 from crane_x7_remote.inference.safety import Hold, HoldReason, Limits, check_frame, check_joints
 from crane_x7_remote.inference.shaping import Moment, Shaped, Shaper
-from crane_x7_remote.inference.worker import PolicyWorker, Prediction
+from crane_x7_remote.inference.worker import Meanwhile, PolicyWorker, Prediction
 from crane_x7_remote.rosbridge import messages
 from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
 from crane_x7_vla_rl.policies.base import Policy
@@ -118,6 +119,8 @@ class InferenceLoop:
         self.metrics.instruction = config.instruction
         self._pacer = Pacer(1 / config.rate_hz, clock())
         self._rate = RateWatch(self.metrics)
+        self._reader = FrameReader(clock)
+        self._policy_s = 0.0
         self._used: EncodedFrame | None = None
         self._shaper = Shaper(config.session, config.validity_s, limits, self._peers)
         self._reconnects: int | None = None
@@ -200,9 +203,12 @@ class InferenceLoop:
         now_s = self._clock()
         taken_s = now_s - self._client.frame_age_s(frame, now_s)
         observation = Observation(image, joints.state, self._instruction, taken_s)
-        prediction = self._worker.predict(observation, self._config.policy_timeout_s)
+        prediction = self._worker.predict(
+            observation, self._config.policy_timeout_s, self._meanwhile()
+        )
         if not isinstance(prediction, Prediction):
             return prediction
+        self._policy_s = prediction.duration_s
         shaped = self._shape(frame, prediction.chunk)
         if isinstance(shaped, Hold):
             return shaped
@@ -251,15 +257,23 @@ class InferenceLoop:
         return max(age_s, robot_s - joints.stamp_s)
 
     def _decode(self, frame: EncodedFrame) -> Image | Hold:
-        started_s = self._clock()
         try:
-            image = messages.decode_image(frame)
+            image, took_s = self._reader.decode(frame)
         except messages.MessageError as error:
             self.metrics.counters["refused_frames"] += 1
             return Hold(HoldReason.FRAME_UNREADABLE, str(error))
-        self.metrics.decode.add(self._clock() - started_s)
+        self.metrics.decode.add(took_s)
         self.metrics.counters["frames_used"] += 1
         return image
+
+    def _meanwhile(self) -> Meanwhile | None:
+        """Return what to do while the policy computes: where that takes longer than the period,
+        decode the next frame shortly before the answer."""
+        after_s = self._policy_s - self._reader.lead_s
+        if not self._pacer.is_behind or after_s <= 0:
+            return None
+        reader, client, used = self._reader, self._client, self._used
+        return Meanwhile(after_s, lambda: reader.decode_ahead(client.latest_frame(), used))
 
     def _shape(self, frame: EncodedFrame, chunk: object) -> Shaped | Hold:
         """Return the trajectory; the joints are read anew, because the policy took its time."""

@@ -35,6 +35,14 @@ class Prediction:
     duration_s: float
 
 
+@dataclass(frozen=True)
+class Meanwhile:
+    """What the loop's thread does once while it waits for a policy that takes longer."""
+
+    after_s: float
+    work: Callable[[], object]
+
+
 class PolicyWorker:
     """Asks `policy` on a daemon thread, which is left behind if it never returns."""
 
@@ -60,7 +68,9 @@ class PolicyWorker:
         """Let the policy forget everything before the next prediction."""
         self._reset_pending = True
 
-    def predict(self, observation: Observation, timeout_s: float) -> Prediction | Hold | None:
+    def predict(
+        self, observation: Observation, timeout_s: float, meanwhile: Meanwhile | None = None
+    ) -> Prediction | Hold | None:
         """Return the policy's answer, or a Hold; None when `interrupt` came first."""
         job = _Job(observation, self._reset_pending)
         with self._changed:
@@ -69,7 +79,11 @@ class PolicyWorker:
             self._reset_pending = False
             self._job, self._done = job, None
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._done is job or self._interrupted, timeout_s)
+        if meanwhile is not None and not self._wait(job, min(meanwhile.after_s, timeout_s)):
+            meanwhile.work()
+            timeout_s = max(timeout_s - meanwhile.after_s, 0.0)
+        self._wait(job, timeout_s)
+        with self._changed:
             if self._done is not job:
                 if self._interrupted:
                     return None
@@ -79,6 +93,11 @@ class PolicyWorker:
                 HoldReason.POLICY_RAISED, f"policy raised {type(job.error).__name__}: {job.error}"
             )
         return Prediction(job.result, job.duration_s)
+
+    def _wait(self, job: _Job, timeout_s: float) -> bool:
+        """Return whether `job` was answered, or `interrupt` called, within `timeout_s`."""
+        with self._changed:
+            return self._changed.wait_for(lambda: self._done is job or self._interrupted, timeout_s)
 
     def interrupt(self) -> None:
         """Make a waiting `predict` return None; called from another thread."""
