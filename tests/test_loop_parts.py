@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import json
 import threading
 import time
@@ -11,15 +10,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import simplejpeg
 
 from crane_x7_remote.inference.metrics import Distribution, Metrics, MetricsWriter
 from crane_x7_remote.inference.pacing import ATTEMPTS, LONGEST_WAIT_S, MAX_SLEW, Pacer
 from crane_x7_remote.inference.peers import ECHO_S, Peers
-from crane_x7_remote.inference.reading import FrameReader
 from crane_x7_remote.inference.safety import Hold, HoldReason
 from crane_x7_remote.inference.worker import Meanwhile, PolicyWorker, Prediction
-from crane_x7_remote.rosbridge.messages import EncodedFrame, MessageError
 from crane_x7_vla_rl import robot
 from crane_x7_vla_rl.types import ActionChunk, JointState, Observation
 
@@ -263,14 +259,22 @@ def test_the_result_of_a_stalled_prediction_is_never_given_to_the_next() -> None
     assert policy.calls == ["predict", "predict"]
 
 
+def _answer(
+    worker: PolicyWorker, timeout_s: float, meanwhile: Meanwhile
+) -> Prediction | Hold | None:
+    job = worker.ask(OBSERVATION)
+    assert not isinstance(job, Hold)
+    return worker.answer(job, timeout_s, meanwhile)
+
+
 def test_work_is_done_while_a_slow_policy_computes() -> None:
     policy = _Policy()
     worker = PolicyWorker(policy, time.monotonic)
     policy.release.clear()
-    prediction = worker.predict(OBSERVATION, 4.0, Meanwhile(0.01, policy.release.set))
+    prediction = _answer(worker, 4.0, Meanwhile(0.01, policy.release.set))
     assert isinstance(prediction, Prediction)
     policy.release.clear()
-    hold = worker.predict(OBSERVATION, 0.05, Meanwhile(0.01, lambda: policy.calls.append("work")))
+    hold = _answer(worker, 0.05, Meanwhile(0.01, lambda: policy.calls.append("work")))
     policy.release.set()
     worker.close()
     assert isinstance(hold, Hold)
@@ -281,48 +285,56 @@ def test_work_is_done_while_a_slow_policy_computes() -> None:
 def test_no_work_is_done_once_a_quick_policy_has_answered() -> None:
     policy = _Policy()
     worker = PolicyWorker(policy, time.monotonic)
-    worker.predict(OBSERVATION, 5.0, Meanwhile(4.0, lambda: policy.calls.append("work")))
+    _answer(worker, 5.0, Meanwhile(4.0, lambda: policy.calls.append("work")))
     worker.close()
     assert policy.calls == ["predict"]
 
 
-def _frame(shade: int, size: int = 2000) -> EncodedFrame:
-    picture = simplejpeg.encode_jpeg(np.full((48, 64, 3), shade, np.uint8))
-    return EncodedFrame(picture[:size], "jpeg", 1.0, 2.0)
+def test_the_policy_goes_on_with_the_next_observation_by_itself() -> None:
+    policy = _Policy()
+    worker = PolicyWorker(policy, time.monotonic)
+    policy.release.clear()
+    first = worker.ask(OBSERVATION)
+    assert not isinstance(first, Hold)
+    second = worker.ask_next(OBSERVATION, begin_by_s=float("inf"))
+    assert not second.has_begun
+    policy.release.set()
+    assert isinstance(worker.answer(first, 4.0), Prediction)
+    assert second.has_begun
+    assert isinstance(worker.answer(second, 4.0), Prediction)
+    worker.close()
+    assert policy.calls == ["predict", "predict"]
 
 
-def test_a_frame_decoded_ahead_is_not_decoded_again() -> None:
-    clock = itertools.count()
-    reader = FrameReader(lambda: float(next(clock)))
-    used, new = _frame(10), _frame(90)
-    reader.decode_ahead(new, used)
-    assert next(clock) == 2
-    image, took_s = reader.decode(new)
-    assert next(clock) == 3
-    assert took_s == 1.0
-    assert abs(int(image.mean()) - 90) <= 2
+def test_an_observation_that_has_waited_too_long_is_dropped() -> None:
+    policy = _Policy()
+    worker = PolicyWorker(policy, time.monotonic)
+    policy.release.clear()
+    first = worker.ask(OBSERVATION)
+    assert not isinstance(first, Hold)
+    second = worker.ask_next(OBSERVATION, begin_by_s=time.monotonic() - 0.001)
+    policy.release.set()
+    assert isinstance(worker.answer(first, 4.0), Prediction)
+    assert not second.has_begun
+    assert isinstance(worker.predict(OBSERVATION, 4.0), Prediction)
+    worker.close()
+    assert policy.calls == ["predict", "predict"]
 
 
-def test_a_newer_frame_than_the_one_decoded_ahead_is_decoded_itself() -> None:
-    reader = FrameReader(time.monotonic)
-    ahead, newer = _frame(90), _frame(200)
-    reader.decode_ahead(ahead, None)
-    assert abs(int(reader.decode(newer)[0].mean()) - 200) <= 2
-
-
-def test_a_used_frame_and_none_are_not_decoded_ahead() -> None:
-    reader = FrameReader(lambda: pytest.fail("decoded"))
-    used = _frame(90)
-    reader.decode_ahead(used, used)
-    reader.decode_ahead(None, used)
-
-
-def test_an_unreadable_frame_is_refused_when_it_is_used_not_ahead() -> None:
-    reader = FrameReader(time.monotonic)
-    broken = _frame(90, size=200)
-    reader.decode_ahead(broken, None)
-    with pytest.raises(MessageError):
-        reader.decode(broken)
+def test_a_policy_that_timed_out_does_not_go_on_with_the_next_observation() -> None:
+    policy = _Policy()
+    worker = PolicyWorker(policy, time.monotonic)
+    policy.release.clear()
+    first = worker.ask(OBSERVATION)
+    assert not isinstance(first, Hold)
+    second = worker.ask_next(OBSERVATION, begin_by_s=float("inf"))
+    assert isinstance(worker.answer(first, 0.01), Hold)
+    policy.release.set()
+    while worker.is_busy:
+        time.sleep(0.001)
+    worker.close()
+    assert not second.has_begun
+    assert policy.calls == ["predict"]
 
 
 def test_a_reset_comes_before_the_next_prediction() -> None:

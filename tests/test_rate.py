@@ -6,13 +6,17 @@ import itertools
 import statistics
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pytest
 from loop_rig import FaultyRobot, RunningLoop, SwingingPolicy, wait_until
 from test_loop import TRAVEL_S, FakeClient, Rig
 
+from crane_x7_remote.inference.journal import Sent
+from crane_x7_remote.inference.loop import _Asked
+from crane_x7_remote.inference.safety import Hold, HoldReason
+from crane_x7_remote.inference.worker import Job
 from crane_x7_remote.rosbridge.messages import EncodedFrame
 from crane_x7_vla_rl.types import Observation
 
@@ -49,6 +53,8 @@ class Drive:
         self.rig.client = Camera(self.rig.clock, camera_hz=camera_hz, phase_s=phase_s)
         self.rig.loop._client = self.rig.client
         self.rig.policy.answer = self._answer
+        # It would begin while the loop's thread computes, on the same fake clock.
+        self.rig.loop._meanwhile = lambda: None  # type: ignore[method-assign]
         self.started_s = self.rig.clock.now_s
         self.took_s: list[float] = []
         self.began_s: list[float] = []
@@ -252,6 +258,71 @@ def test_holds_for_other_reasons_are_no_slow_policy(said: Callable[[], list[str]
     assert not said()
 
 
+def _asked_ahead(rig: Rig) -> EncodedFrame:
+    """Let the policy have been asked about the next frame while it computed the last answer."""
+    rig.tick()
+    rig.clock.sleep(0.05)
+    frame = rig.client.latest_frame()
+    assert frame is not None
+    asked = rig.loop._ask(frame)
+    assert not isinstance(asked, Hold)
+    rig.loop._asked = asked
+    rig.clock.sleep(0.04)
+    return frame
+
+
+def test_what_was_asked_ahead_is_answered_by_the_next_tick() -> None:
+    rig = Rig()
+    frame = _asked_ahead(rig)
+    outcome = rig.tick()
+    assert isinstance(outcome, Sent)
+    assert outcome.frame is frame
+    assert len(rig.policy.observations) == 2
+    assert rig.loop._asked is None
+
+
+def test_what_was_asked_before_a_new_link_is_not_answered_behind_it() -> None:
+    rig = Rig()
+    frame = _asked_ahead(rig)
+    rig.client.link.reconnects += 1
+    while rig.loop._worker.is_busy:
+        time.sleep(0.001)
+    outcome = rig.tick()
+    assert isinstance(outcome, Sent)
+    assert outcome.frame is not frame
+    assert rig.policy.resets == 1
+
+
+def test_a_link_that_went_down_forgets_what_was_asked_ahead() -> None:
+    rig = Rig()
+    _asked_ahead(rig)
+    rig.client.link.connected = False
+    assert rig.reason() is HoldReason.LINK_DOWN
+    assert rig.loop._asked is None
+
+
+def test_the_gates_hold_for_an_answer_that_was_asked_ahead() -> None:
+    rig = Rig()
+    _asked_ahead(rig)
+    joints = rig.client.joints()
+    assert joints is not None
+    rig.client.measured = replace(joints, arrival_s=joints.arrival_s - 1.0)
+    assert rig.reason() is HoldReason.JOINTS_STALE
+
+
+def test_an_observation_that_waited_too_long_makes_way_for_a_new_frame() -> None:
+    rig = Rig()
+    rig.tick()
+    frame = rig.client.latest_frame()
+    assert frame is not None
+    image = rig.policy.observations[-1].image
+    joints = rig.policy.observations[-1].joints
+    rig.loop._asked = _Asked(frame, Job(Observation(image, joints, "wave", 0.0)))
+    outcome = rig.tick()
+    assert isinstance(outcome, Sent)
+    assert outcome.frame is not frame
+
+
 class _StampedRobot(FaultyRobot):
     """Notes which frame each trajectory answers."""
 
@@ -282,21 +353,21 @@ class _SlowPolicy(SwingingPolicy):
 
 
 class _Counted:
-    def __init__(self, function: Callable[..., object]) -> None:
+    def __init__(self, function: Callable[..., Any]) -> None:
         self.calls = 0
         self._function = function
 
-    def __call__(self, *arguments: object) -> None:
+    def __call__(self, *arguments: Any) -> Any:
         self.calls += 1
-        self._function(*arguments)
+        return self._function(*arguments)
 
 
 def test_a_real_loop_asks_a_slow_policy_again_as_soon_as_it_has_answered() -> None:
     """Waiting for every second deadline would leave 31 ms between the answers and the questions."""
     policy = _SlowPolicy()
     with _StampedRobot() as robot, RunningLoop(robot.port, policy, rate_hz=30.0) as running:
-        ahead = _Counted(running.loop._reader.decode_ahead)
-        running.loop._reader.decode_ahead = ahead  # type: ignore[method-assign]
+        ahead = _Counted(running.loop._worker.ask_next)
+        running.loop._worker.ask_next = ahead  # type: ignore[method-assign, assignment]
         running.wait_driving(ticks=100, timeout_s=30.0)
         wait_until(lambda: len(robot.stamps) >= 100, 5.0, "trajectories at the robot")
     idle_s = [after[0] - before[1] for before, after in itertools.pairwise(policy.calls_s)]

@@ -25,10 +25,9 @@ from crane_x7_remote.inference.outgoing import Outgoing, Topics
 from crane_x7_remote.inference.pacing import Pacer
 from crane_x7_remote.inference.peers import Peers
 from crane_x7_remote.inference.rate import RateWatch
-from crane_x7_remote.inference.reading import FrameReader
 from crane_x7_remote.inference.safety import Hold, HoldReason, Limits, check_frame, check_joints
 from crane_x7_remote.inference.shaping import Moment, Shaped, Shaper
-from crane_x7_remote.inference.worker import Meanwhile, PolicyWorker, Prediction
+from crane_x7_remote.inference.worker import Job, Meanwhile, PolicyWorker, Prediction
 from crane_x7_remote.rosbridge import messages
 from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
 from crane_x7_vla_rl.policies.base import Policy
@@ -37,6 +36,9 @@ from crane_x7_vla_rl.types import Image, JointState, Observation
 
 logger = logging.getLogger(__name__)
 
+AHEAD_S = 0.002
+"""How much earlier than decoding needs the next frame of a slow policy is taken: waiting is not
+exact."""
 GOODBYE_S = 0.2
 """How long the last trajectory may wait for its turn on the socket."""
 
@@ -90,6 +92,14 @@ class LoopConfig:
     silence_s: float = peers_module.SILENCE_S
 
 
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """A frame that the policy was asked about."""
+
+    frame: EncodedFrame
+    job: Job
+
+
 class InferenceLoop:
     """Drives one robot through `client` with `policy`."""
 
@@ -119,8 +129,9 @@ class InferenceLoop:
         self.metrics.instruction = config.instruction
         self._pacer = Pacer(1 / config.rate_hz, clock())
         self._rate = RateWatch(self.metrics)
-        self._reader = FrameReader(clock)
-        self._policy_s = 0.0
+        self._policy_s = self._decode_s = 0.0
+        self._asked: _Asked | Hold | None = None
+        """What the policy was asked ahead; its answer is the next tick's."""
         self._used: EncodedFrame | None = None
         self._shaper = Shaper(config.session, config.validity_s, limits, self._peers)
         self._reconnects: int | None = None
@@ -187,9 +198,28 @@ class InferenceLoop:
         return outcome
 
     def _decide(self) -> Sent | Hold | None:
+        asked, self._asked = self._asked, None
         if not self._client.link.connected:
             return Hold(HoldReason.LINK_DOWN, "not connected to rosbridge")
-        frame = self._next_frame()
+        if isinstance(asked, _Asked) and asked.job.has_begun:
+            self._rate.took_frame(self._clock(), is_behind=True, was_there=True)
+        else:
+            asked = asked if isinstance(asked, Hold) else self._ask(self._next_frame())
+        if isinstance(asked, Hold):
+            return asked
+        timeout_s = self._config.policy_timeout_s
+        prediction = self._worker.answer(asked.job, timeout_s, self._meanwhile())
+        if not isinstance(prediction, Prediction):
+            return prediction
+        self._policy_s = prediction.duration_s
+        shaped = self._shape(asked.frame, prediction.chunk)
+        if isinstance(shaped, Hold):
+            return shaped
+        return self._send(shaped, asked.frame, prediction.duration_s)
+
+    def _ask(self, frame: EncodedFrame | None, begin_by_s: float | None = None) -> _Asked | Hold:
+        """Ask the policy about `frame`, if nothing forbids to drive; with `begin_by_s`, after what
+        it computes now."""
         joints = self._client.joints()
         hold = self._check_frame(frame) or self._check_robot(joints)
         if hold is not None:
@@ -203,16 +233,34 @@ class InferenceLoop:
         now_s = self._clock()
         taken_s = now_s - self._client.frame_age_s(frame, now_s)
         observation = Observation(image, joints.state, self._instruction, taken_s)
-        prediction = self._worker.predict(
-            observation, self._config.policy_timeout_s, self._meanwhile()
-        )
-        if not isinstance(prediction, Prediction):
-            return prediction
-        self._policy_s = prediction.duration_s
-        shaped = self._shape(frame, prediction.chunk)
-        if isinstance(shaped, Hold):
-            return shaped
-        return self._send(shaped, frame, prediction.duration_s)
+        if begin_by_s is not None:
+            return _Asked(frame, self._worker.ask_next(observation, begin_by_s))
+        job = self._worker.ask(observation)
+        return job if isinstance(job, Hold) else _Asked(frame, job)
+
+    def _meanwhile(self) -> Meanwhile | None:
+        """Return what to do while a policy that is slower than the period computes: shortly before
+        its answer, ask it about the next frame, so that it goes on while this one's trajectory is
+        made and sent."""
+        lead_s = 2 * self._decode_s + AHEAD_S
+        if not self._pacer.is_behind or self._policy_s <= lead_s:
+            return None
+        return Meanwhile(self._policy_s - lead_s, lambda: self._ask_ahead(lead_s))
+
+    def _ask_ahead(self, lead_s: float) -> None:
+        """Ask about the newest frame, `lead_s` before the policy should be free. What forbids it,
+        the next tick finds itself, unless it is the frame, which is used up then."""
+        now_s, due_s = self._clock(), self._pacer.next_deadline_s
+        if now_s + lead_s < due_s:
+            return
+        frame = self._client.latest_frame()
+        if frame is self._used or (frame and frame.arrival_s < due_s - self._pacer.grace_s):
+            frame = self._client.wait_frame(frame, lead_s - self._decode_s) or frame
+        if frame is None or frame is self._used:
+            return
+        asked = self._ask(frame, now_s + 2 * lead_s)
+        if isinstance(asked, _Asked) or self._used is frame:
+            self._asked = asked
 
     def _next_frame(self) -> EncodedFrame | None:
         """Return the newest frame not yet used, waiting a moment for one that is on its way."""
@@ -257,23 +305,16 @@ class InferenceLoop:
         return max(age_s, robot_s - joints.stamp_s)
 
     def _decode(self, frame: EncodedFrame) -> Image | Hold:
+        started_s = self._clock()
         try:
-            image, took_s = self._reader.decode(frame)
+            image = messages.decode_image(frame)
         except messages.MessageError as error:
             self.metrics.counters["refused_frames"] += 1
             return Hold(HoldReason.FRAME_UNREADABLE, str(error))
-        self.metrics.decode.add(took_s)
+        self._decode_s = self._clock() - started_s
+        self.metrics.decode.add(self._decode_s)
         self.metrics.counters["frames_used"] += 1
         return image
-
-    def _meanwhile(self) -> Meanwhile | None:
-        """Return what to do while the policy computes: where that takes longer than the period,
-        decode the next frame shortly before the answer."""
-        after_s = self._policy_s - self._reader.lead_s
-        if not self._pacer.is_behind or after_s <= 0:
-            return None
-        reader, client, used = self._reader, self._client, self._used
-        return Meanwhile(after_s, lambda: reader.decode_ahead(client.latest_frame(), used))
 
     def _shape(self, frame: EncodedFrame, chunk: object) -> Shaped | Hold:
         """Return the trajectory; the joints are read anew, because the policy took its time."""
@@ -323,6 +364,7 @@ class InferenceLoop:
         is_first, self._reconnects = self._reconnects is None, link.reconnects
         self._peers.link_came_up(now_s)
         self._pacer.settle()
+        self._asked = None
         self._shaper.forget()
         self._outgoing.gripper_goal_rad = None
         if not is_first:

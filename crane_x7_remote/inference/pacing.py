@@ -68,6 +68,11 @@ class Pacer:
         overdue_s = self.deadline_s + self.overdue_periods * self.period_s
         return min(overdue_s - now_s, LONGEST_WAIT_S)
 
+    @property
+    def next_deadline_s(self) -> float:
+        """When the tick after this one is due."""
+        return self.deadline_s + self.period_s
+
     def advance(self, now_s: float) -> int:
         """Go to the next deadline, or a passed one that is not yet overdue; return how many were
         skipped."""
