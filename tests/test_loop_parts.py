@@ -13,10 +13,10 @@ import pytest
 
 from crane_x7_remote.inference.link_delay import HEADROOM, MARGIN_S, WINDOW_S, LinkDelay
 from crane_x7_remote.inference.metrics import Distribution, Metrics, MetricsWriter
-from crane_x7_remote.inference.pacing import ATTEMPTS, MAX_SLEW, Pacer
+from crane_x7_remote.inference.pacing import ATTEMPTS, LONGEST_WAIT_S, MAX_SLEW, Pacer
 from crane_x7_remote.inference.peers import Peers
 from crane_x7_remote.inference.safety import Hold, HoldReason
-from crane_x7_remote.inference.worker import PolicyWorker, Prediction
+from crane_x7_remote.inference.worker import Meanwhile, PolicyWorker, Prediction
 from crane_x7_vla_rl import robot
 from crane_x7_vla_rl.types import ActionChunk, JointState, Observation
 
@@ -25,8 +25,55 @@ def test_a_late_tick_does_not_move_the_ones_after_it() -> None:
     pacer = Pacer(0.1, 50.0)
     assert pacer.advance(50.07) == 0
     assert pacer.deadline_s == pytest.approx(50.1)
-    assert pacer.advance(50.45) == 3
+    assert pacer.advance(50.45) == 2
+    assert pacer.deadline_s == pytest.approx(50.4)
+    assert pacer.advance(50.47) == 0
     assert pacer.deadline_s == pytest.approx(50.5)
+
+
+def test_a_tick_that_overran_runs_the_next_at_once_and_is_not_late_for_it() -> None:
+    pacer = Pacer(0.1, 50.0)
+    assert pacer.advance(50.115) == 0
+    assert pacer.is_behind
+    assert pacer.deadline_s == pytest.approx(50.1)
+    assert pacer.aim_s == 50.115
+    pacer.advance(50.15)
+    assert not pacer.is_behind
+    assert pacer.aim_s == pytest.approx(50.2)
+
+
+def test_only_deadlines_that_are_overdue_are_skipped() -> None:
+    pacer = Pacer(0.1, 50.0)
+    pacer.overdue_periods = 2
+    assert pacer.advance(50.25) == 0
+    assert pacer.deadline_s == pytest.approx(50.1)
+    assert pacer.advance(50.45) == 1
+    assert pacer.deadline_s == pytest.approx(50.3)
+
+
+def test_behind_a_frame_at_hand_is_used_and_a_missing_one_waited_for() -> None:
+    pacer = Pacer(0.1, 50.0)
+    pacer.advance(50.13)
+    assert pacer.patience_s(50.13, has_frame=True) < 0
+    assert pacer.patience_s(50.13, has_frame=False) == pytest.approx(0.07)
+    slow = Pacer(5.0, 50.0)
+    slow.advance(56.0)
+    assert slow.patience_s(56.0, has_frame=False) == LONGEST_WAIT_S
+
+
+def test_the_phase_may_be_set_anew_after_the_loop_was_behind_for_long() -> None:
+    pacer = Pacer(1 / 30, 0.0)
+    pacer.observe(0.002)
+    for tick in range(1, 61):
+        pacer.advance(tick * 0.035)
+        assert pacer.is_behind
+        assert not pacer.observe(pacer.deadline_s + 0.002)
+    pacer.advance(pacer.deadline_s + 0.02)
+    assert pacer.observe(pacer.deadline_s - 0.016)
+    pacer.advance(pacer.deadline_s + 0.02)
+    assert not pacer.observe(pacer.deadline_s + 0.002)
+    pacer.advance(pacer.deadline_s + 0.02)
+    assert not pacer.observe(pacer.deadline_s - 0.016)
 
 
 @pytest.mark.parametrize("drift", [-200e-6, 0.0, 200e-6])
@@ -64,13 +111,13 @@ def test_slewing_keeps_the_rate_within_its_bound() -> None:
     assert ticks / 300 == pytest.approx(30, rel=MAX_SLEW + (ATTEMPTS + 1) / 9000)
 
 
-def test_the_phase_is_set_anew_only_after_the_link_came_up() -> None:
+def test_the_phase_is_set_anew_only_while_it_settles() -> None:
     pacer = Pacer(0.1, 0.0)
     assert pacer.observe(-0.05)
     pacer.advance(0.0)
     assert not pacer.observe(pacer.deadline_s + 0.002)
     assert not pacer.observe(pacer.deadline_s - 0.05)
-    pacer.link_came_up()
+    pacer.settle()
     assert pacer.observe(pacer.deadline_s - 0.05)
 
 
@@ -271,6 +318,84 @@ def test_the_result_of_a_stalled_prediction_is_never_given_to_the_next() -> None
     assert second.reason is HoldReason.POLICY_BUSY
     assert isinstance(third, Prediction)
     assert policy.calls == ["predict", "predict"]
+
+
+def _answer(
+    worker: PolicyWorker, timeout_s: float, meanwhile: Meanwhile
+) -> Prediction | Hold | None:
+    job = worker.ask(OBSERVATION)
+    assert not isinstance(job, Hold)
+    return worker.answer(job, timeout_s, meanwhile)
+
+
+def test_work_is_done_while_a_slow_policy_computes() -> None:
+    policy = _Policy()
+    worker = PolicyWorker(policy, time.monotonic)
+    policy.release.clear()
+    prediction = _answer(worker, 4.0, Meanwhile(0.01, policy.release.set))
+    assert isinstance(prediction, Prediction)
+    policy.release.clear()
+    hold = _answer(worker, 0.05, Meanwhile(0.01, lambda: policy.calls.append("work")))
+    policy.release.set()
+    worker.close()
+    assert isinstance(hold, Hold)
+    assert hold.reason is HoldReason.POLICY_TIMEOUT
+    assert policy.calls[:2] == ["predict", "work"]
+
+
+def test_no_work_is_done_once_a_quick_policy_has_answered() -> None:
+    policy = _Policy()
+    worker = PolicyWorker(policy, time.monotonic)
+    _answer(worker, 5.0, Meanwhile(4.0, lambda: policy.calls.append("work")))
+    worker.close()
+    assert policy.calls == ["predict"]
+
+
+def test_the_policy_goes_on_with_the_next_observation_by_itself() -> None:
+    policy = _Policy()
+    worker = PolicyWorker(policy, time.monotonic)
+    policy.release.clear()
+    first = worker.ask(OBSERVATION)
+    assert not isinstance(first, Hold)
+    second = worker.ask_next(OBSERVATION, begin_by_s=float("inf"))
+    assert not second.has_begun
+    policy.release.set()
+    assert isinstance(worker.answer(first, 4.0), Prediction)
+    assert second.has_begun
+    assert isinstance(worker.answer(second, 4.0), Prediction)
+    worker.close()
+    assert policy.calls == ["predict", "predict"]
+
+
+def test_an_observation_that_has_waited_too_long_is_dropped() -> None:
+    policy = _Policy()
+    worker = PolicyWorker(policy, time.monotonic)
+    policy.release.clear()
+    first = worker.ask(OBSERVATION)
+    assert not isinstance(first, Hold)
+    second = worker.ask_next(OBSERVATION, begin_by_s=time.monotonic() - 0.001)
+    policy.release.set()
+    assert isinstance(worker.answer(first, 4.0), Prediction)
+    assert not second.has_begun
+    assert isinstance(worker.predict(OBSERVATION, 4.0), Prediction)
+    worker.close()
+    assert policy.calls == ["predict", "predict"]
+
+
+def test_a_policy_that_timed_out_does_not_go_on_with_the_next_observation() -> None:
+    policy = _Policy()
+    worker = PolicyWorker(policy, time.monotonic)
+    policy.release.clear()
+    first = worker.ask(OBSERVATION)
+    assert not isinstance(first, Hold)
+    second = worker.ask_next(OBSERVATION, begin_by_s=float("inf"))
+    assert isinstance(worker.answer(first, 0.01), Hold)
+    policy.release.set()
+    while worker.is_busy:
+        time.sleep(0.001)
+    worker.close()
+    assert not second.has_begun
+    assert policy.calls == ["predict"]
 
 
 def test_a_reset_comes_before_the_next_prediction() -> None:

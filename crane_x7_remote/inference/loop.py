@@ -27,10 +27,11 @@ from crane_x7_remote.inference.metrics import Metrics
 from crane_x7_remote.inference.outgoing import GRIPPER_GOAL_TYPE, Dialect, Outgoing, Topics
 from crane_x7_remote.inference.pacing import Pacer
 from crane_x7_remote.inference.peers import Peers
+from crane_x7_remote.inference.rate import RateWatch
 from crane_x7_remote.inference.safety import Hold, HoldReason, Limits, check_frame, check_joints
 from crane_x7_remote.inference.shaping import Moment, Shaped, Shaper
 from crane_x7_remote.inference.warm_up import warm_up
-from crane_x7_remote.inference.worker import PolicyWorker, Prediction
+from crane_x7_remote.inference.worker import Job, Meanwhile, PolicyWorker, Prediction
 from crane_x7_remote.rosbridge import messages
 from crane_x7_remote.rosbridge.joint_watch import JointFault
 from crane_x7_remote.rosbridge.messages import EncodedFrame, RosVersion, StampedJoints
@@ -40,6 +41,9 @@ from crane_x7_vla_rl.types import Image, Observation, Trajectory
 
 logger = logging.getLogger(__name__)
 
+AHEAD_S = 0.002
+"""How much earlier than decoding needs the next frame of a slow policy is taken: waiting is not
+exact."""
 GOODBYE_S = 0.2
 """How long the last trajectory may wait for its turn on the socket."""
 
@@ -123,6 +127,14 @@ class LoopConfig:
     silence_s: float = peers_module.SILENCE_S
 
 
+@dataclass(frozen=True, eq=False)
+class _Asked:
+    """A frame that the policy was asked about."""
+
+    frame: EncodedFrame
+    job: Job
+
+
 class InferenceLoop:
     """Drives one robot through `client` with `policy`."""
 
@@ -157,6 +169,10 @@ class InferenceLoop:
         self._instruction = config.instruction
         self.metrics.instruction = config.instruction
         self._pacer = Pacer(1 / config.rate_hz, clock())
+        self._rate = RateWatch(self.metrics)
+        self._policy_s = self._decode_s = 0.0
+        self._asked: _Asked | Hold | None = None
+        """What the policy was asked ahead; its answer is the next tick's."""
         self._used: EncodedFrame | None = None
         self._shaper = Shaper(config.session, config.validity_s, limits, self._peers)
         self._following = FollowWatch(limits.tracking_rad, bool(config.topics.echo))
@@ -213,7 +229,7 @@ class InferenceLoop:
         """Do one deadline's work: at most one trajectory. None when `stop` came meanwhile."""
         now_s = self._clock()
         self.metrics.tick(now_s)
-        self.metrics.lateness.add(now_s - self._pacer.deadline_s)
+        self.metrics.lateness.add(now_s - self._pacer.aim_s)
         self._follow_instruction()
         self._notice_link(now_s)
         self._notice_clock(self._client.clocks(now_s).steps)
@@ -222,13 +238,34 @@ class InferenceLoop:
         outcome = self._decide()
         if outcome is not None:
             self._journal.note(outcome, self._clock())
+            self._rate.note(outcome)
+            self._pacer.overdue_periods = 2 if self._rate.limit == "policy" else 1
         self._watch_arm(outcome)
         return outcome
 
     def _decide(self) -> Sent | Hold | None:
+        asked, self._asked = self._asked, None
         if not self._client.link.connected:
             return Hold(HoldReason.LINK_DOWN, "not connected to rosbridge")
-        frame = self._next_frame()
+        if isinstance(asked, _Asked) and asked.job.has_begun:
+            self._rate.took_frame(self._clock(), is_behind=True, was_there=True)
+        else:
+            asked = asked if isinstance(asked, Hold) else self._ask(self._next_frame())
+        if isinstance(asked, Hold):
+            return asked
+        timeout_s = self._config.policy_timeout_s
+        prediction = self._worker.answer(asked.job, timeout_s, self._meanwhile())
+        if not isinstance(prediction, Prediction):
+            return prediction
+        self._policy_s = prediction.duration_s
+        shaped = self._shape(asked.frame, prediction.chunk)
+        if isinstance(shaped, Hold):
+            return shaped
+        return self._send(shaped, asked.frame, prediction.duration_s)
+
+    def _ask(self, frame: EncodedFrame | None, begin_by_s: float | None = None) -> _Asked | Hold:
+        """Ask the policy about `frame`, if nothing forbids to drive; with `begin_by_s`, after what
+        it computes now."""
         joints = self._client.joints()
         hold = self._check_frame(frame) or self._check_robot(joints)
         if hold is not None:
@@ -242,27 +279,48 @@ class InferenceLoop:
         now_s = self._clock()
         taken_s = now_s - self._client.frame_age_s(frame, now_s)
         observation = Observation(image, joints.state, self._instruction, taken_s)
-        prediction = self._worker.predict(observation, self._config.policy_timeout_s)
-        if not isinstance(prediction, Prediction):
-            return prediction
-        shaped = self._shape(frame, prediction.chunk)
-        if isinstance(shaped, Hold):
-            return shaped
-        return self._send(shaped, frame, prediction.duration_s)
+        if begin_by_s is not None:
+            return _Asked(frame, self._worker.ask_next(observation, begin_by_s))
+        job = self._worker.ask(observation)
+        return job if isinstance(job, Hold) else _Asked(frame, job)
+
+    def _meanwhile(self) -> Meanwhile | None:
+        """Return what to do while a policy that is slower than the period computes: shortly before
+        its answer, ask it about the next frame, so that it goes on while this one's trajectory is
+        made and sent."""
+        lead_s = 2 * self._decode_s + AHEAD_S
+        if not self._pacer.is_behind or self._policy_s <= lead_s:
+            return None
+        return Meanwhile(self._policy_s - lead_s, lambda: self._ask_ahead(lead_s))
+
+    def _ask_ahead(self, lead_s: float) -> None:
+        """Ask about the newest frame, `lead_s` before the policy should be free. What forbids it,
+        the next tick finds itself, unless it is the frame, which is used up then."""
+        now_s, due_s = self._clock(), self._pacer.next_deadline_s
+        if now_s + lead_s < due_s:
+            return
+        frame = self._client.latest_frame()
+        if frame is self._used or (frame and frame.arrival_s < due_s - self._pacer.grace_s):
+            frame = self._client.wait_frame(frame, lead_s - self._decode_s) or frame
+        if frame is None or frame is self._used:
+            return
+        asked = self._ask(frame, now_s + 2 * lead_s)
+        if isinstance(asked, _Asked) or self._used is frame:
+            self._asked = asked
 
     def _next_frame(self) -> EncodedFrame | None:
         """Return the newest frame not yet used, waiting a moment for one that is on its way."""
-        frame = self._client.latest_frame()
-        soon_s = self._pacer.deadline_s + self._pacer.grace_s - self._clock()
-        is_recent = (
-            frame is not None and frame.arrival_s >= self._pacer.deadline_s - self._pacer.grace_s
-        )
-        if soon_s > 0 and (frame is self._used or not is_recent):
-            newer = self._client.wait_frame(frame, soon_s)
+        pacer, frame = self._pacer, self._client.latest_frame()
+        is_unused = frame is not None and frame is not self._used
+        is_recent = frame is not None and frame.arrival_s >= pacer.deadline_s - pacer.grace_s
+        patience_s = pacer.patience_s(self._clock(), is_unused)
+        if patience_s > 0 and not (is_unused and is_recent):
+            newer = self._client.wait_frame(frame, patience_s)
             frame = frame if newer is None else newer
         if frame is None or frame is self._used:
             return None
-        self.metrics.counters["resyncs"] += self._pacer.observe(frame.arrival_s)
+        self._rate.took_frame(self._clock(), pacer.is_behind, is_unused)
+        self.metrics.counters["resyncs"] += pacer.observe(frame.arrival_s)
         return frame
 
     def _check_frame(self, frame: EncodedFrame | None) -> Hold | None:
@@ -342,7 +400,8 @@ class InferenceLoop:
         except messages.MessageError as error:
             self.metrics.counters["refused_frames"] += 1
             return Hold(HoldReason.FRAME_UNREADABLE, str(error))
-        self.metrics.decode.add(self._clock() - started_s)
+        self._decode_s = self._clock() - started_s
+        self.metrics.decode.add(self._decode_s)
         self.metrics.counters["frames_used"] += 1
         return image
 
@@ -413,7 +472,8 @@ class InferenceLoop:
         is_first, self._reconnects = self._reconnects is None, link.reconnects
         self._peers.link_came_up(now_s)
         self._guard.link_came_up()
-        self._pacer.link_came_up()
+        self._pacer.settle()
+        self._asked = None
         self._shaper.forget()
         self._following.restart()
         self._dialect = None

@@ -14,9 +14,11 @@ import os
 import threading
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 logger = logging.getLogger(__name__)
+
+RateLimit = Literal["policy", "camera"]
 
 _FINEST_MS = 0.001
 _RATIO = 1.02
@@ -84,7 +86,7 @@ class Metrics:
         self.holds: Counter[str] = Counter()
         """HoldReason → ticks."""
         self.lateness = Distribution()
-        """Waking up after a deadline."""
+        """Waking up after a deadline; after the tick before, where that took longer."""
         self.latency = Distribution()
         """Frame received → trajectory handed to the socket."""
         self.latency_without_policy = Distribution()
@@ -95,6 +97,10 @@ class Metrics:
         self.lead = Distribution()
         """What the link costs in reaction: trajectory made → it leaves the running one."""
         self.warm_up_s: float | None = None
+        self.rate_limit: RateLimit | None = None
+        """What has kept the loop below the asked rate for the last seconds."""
+        self.rate_lost_hz = 0.0
+        """What that costs: the asked rate minus the one of the last seconds."""
         self.state = "starting"
         self.instruction = ""
         self._ticks_s: list[float] = []
@@ -120,6 +126,8 @@ class Metrics:
             "asked_rate_hz": self.asked_rate_hz,
             "rate_hz": _rate(ticks, self._ticks_s),
             "trajectory_rate_hz": _rate(trajectories, self._trajectories_s),
+            "rate_limit": self.rate_limit,
+            "rate_lost_hz": self.rate_lost_hz,
             "duration_s": self._ticks_s[1] - self._ticks_s[0] if self._ticks_s else 0.0,
             "warm_up_s": self.warm_up_s,
             **{name: self.counters[name] for name in sorted({*self.counters, *_ALWAYS})},

@@ -4,6 +4,10 @@ Pure arithmetic on monotonic seconds. Deadlines are start + k·period: a late ti
 ones after it. A free-running loop would find each frame up to one camera period old; so right after
 the link came up the phase is set to just before a frame's arrival, and from then on it is slewed so
 gently that the rate stays within `MAX_SLEW`.
+
+A tick that takes longer than the period leaves the loop behind: the next one runs at once, for the
+deadline that has passed, and only what is overdue by a whole period is skipped. So a slow policy
+drives at its own pace, and a fast one is back on the deadlines as soon as it has caught up.
 """
 
 from __future__ import annotations
@@ -20,6 +24,8 @@ GAIN = 0.1
 ATTEMPTS = 3
 """How often the phase is set anew after the link came up; a camera whose rate does not fit the
 loop's is then left alone."""
+LONGEST_WAIT_S = 0.1
+"""A tick that is behind waits no longer than this for a frame: the loop also has to stop."""
 
 
 class Pacer:
@@ -28,31 +34,74 @@ class Pacer:
     def __init__(self, period_s: float, start_s: float) -> None:
         self.period_s = period_s
         self.deadline_s = start_s
+        self.is_behind = False
+        """The deadline had passed when the loop became free: its tick runs at once."""
+        self.overdue_periods = 1
+        """Deadlines overdue by so many periods are skipped. One, so that a stall is not made up
+        for by a burst; two for a policy whose mean is too slow, so that a quick answer between slow
+        ones does not bring the loop to wait for a deadline."""
+        self._free_s = start_s
+        self._ticks_behind = 0
         self._attempts = ATTEMPTS
         self._settling = SETTLING_TICKS
+
+    @property
+    def aim_s(self) -> float:
+        """When the tick should begin: at its deadline, or when the loop became free after it."""
+        return self._free_s if self.is_behind else self.deadline_s
 
     @property
     def grace_s(self) -> float:
         """How long after its deadline a tick may wait for the frame that is on its way."""
         return min(0.5 * self.period_s, 0.015)
 
+    def patience_s(self, now_s: float, has_frame: bool) -> float:
+        """Return how long a tick may wait for a newer frame; `has_frame`: there is an unused one.
+
+        Behind, a frame at hand is better than a newer one, unless that is due now; without a frame
+        the tick waits until it arrives.
+        """
+        if not self.is_behind:
+            return self.deadline_s + self.grace_s - now_s
+        if has_frame:
+            return self.deadline_s + min(2 * EARLY_S, self.grace_s) - now_s
+        overdue_s = self.deadline_s + self.overdue_periods * self.period_s
+        return min(overdue_s - now_s, LONGEST_WAIT_S)
+
+    @property
+    def next_deadline_s(self) -> float:
+        """When the tick after this one is due."""
+        return self.deadline_s + self.period_s
+
     def advance(self, now_s: float) -> int:
-        """Go to the first deadline after `now_s`; return how many were skipped."""
-        due = int((now_s - self.deadline_s) // self.period_s)
-        steps = max(due, 0) + 1
+        """Go to the next deadline, or a passed one that is not yet overdue; return how many were
+        skipped."""
+        passed = int((now_s - self.deadline_s) // self.period_s)
+        steps = max(passed - self.overdue_periods + 1, 1)
         self.deadline_s += steps * self.period_s
+        self._free_s = now_s
+        self.is_behind = self.deadline_s <= now_s
+        if self.is_behind:
+            self._ticks_behind += 1
+        else:
+            if self._ticks_behind >= SETTLING_TICKS:
+                self.settle()
+            self._ticks_behind = 0
         return steps - 1
 
-    def link_came_up(self) -> None:
-        """Allow the phase to be set anew: the camera behind a new link has another one."""
+    def settle(self) -> None:
+        """Allow the phase to be set anew: the camera behind a new link has another one, and while
+        the loop was behind nothing steered."""
         self._attempts = ATTEMPTS
         self._settling = SETTLING_TICKS
 
     def observe(self, arrival_s: float) -> bool:
         """Steer by when this tick's frame arrived; return whether the phase was set anew.
 
-        Call it before `advance`.
+        Call it before `advance`. Behind, the newest frame says nothing about the phase.
         """
+        if self.is_behind:
+            return False
         early_s = arrival_s - self.deadline_s
         if abs(early_s) <= self.grace_s:
             self._attempts = 0

@@ -1,7 +1,8 @@
 """Runs the policy on a thread of its own, so that a stalled one cannot stall the loop.
 
 One observation goes in at a time, its chunk comes back within a time-out or never: a late result
-is thrown away.
+is thrown away. While the policy computes, the one that follows may wait, so that a policy which is
+the slowest part never waits itself.
 """
 
 from __future__ import annotations
@@ -19,12 +20,26 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(eq=False)
-class _Job:
+class Job:
+    """One observation that the policy is asked about, and what came of it."""
+
     observation: Observation
-    reset_first: bool
+    reset_first: bool = False
+    begin_by_s: float = float("inf")
+    """After that it is too old: it is dropped if the policy has not begun."""
+    has_begun: bool = False
+    is_done: bool = False
     result: object = None
     duration_s: float = 0.0
     error: BaseException | None = None
+
+
+@dataclass(frozen=True)
+class Meanwhile:
+    """What the waiting thread does once, if the policy has not answered after so long."""
+
+    after_s: float
+    work: Callable[[], object]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,8 +57,8 @@ class PolicyWorker:
         self._policy = policy
         self._clock = clock
         self._changed = threading.Condition()
-        self._job: _Job | None = None
-        self._done: _Job | None = None
+        self._job: Job | None = None
+        self._next: Job | None = None
         self._closed = False
         self._interrupted = False
         self._reset_pending = False
@@ -62,15 +77,40 @@ class PolicyWorker:
 
     def predict(self, observation: Observation, timeout_s: float) -> Prediction | Hold | None:
         """Return the policy's answer, or a Hold; None when `interrupt` came first."""
-        job = _Job(observation, self._reset_pending)
+        job = self.ask(observation)
+        return job if isinstance(job, Hold) else self.answer(job, timeout_s)
+
+    def ask(self, observation: Observation) -> Job | Hold:
+        """Let the policy begin; a Hold while it computes something else."""
+        job = Job(observation, self._reset_pending, has_begun=True)
         with self._changed:
             if self._job is not None:
                 return Hold(HoldReason.POLICY_BUSY, "policy has not returned from before")
             self._reset_pending = False
-            self._job, self._done = job, None
+            self._job = job
             self._changed.notify_all()
-            self._changed.wait_for(lambda: self._done is job or self._interrupted, timeout_s)
-            if self._done is not job:
+        return job
+
+    def ask_next(self, observation: Observation, begin_by_s: float) -> Job:
+        """Let the policy begin as soon as it has answered what it computes now, unless that is
+        after `begin_by_s`; whether it has is known once `answer` has returned that answer."""
+        job = Job(observation, begin_by_s=begin_by_s)
+        with self._changed:
+            self._next = job if self._job is not None else None
+        return job
+
+    def answer(
+        self, job: Job, timeout_s: float, meanwhile: Meanwhile | None = None
+    ) -> Prediction | Hold | None:
+        """Wait for what `ask` or `ask_next` began; returns as `predict` does."""
+        left_s = timeout_s
+        if meanwhile is not None and not self._wait(job, min(meanwhile.after_s, timeout_s)):
+            meanwhile.work()
+            left_s = max(timeout_s - meanwhile.after_s, 0.0)
+        self._wait(job, left_s)
+        with self._changed:
+            if not job.is_done:
+                self._next = None
                 if self._interrupted:
                     return None
                 return Hold(HoldReason.POLICY_TIMEOUT, f"policy took longer than {timeout_s:g} s")
@@ -79,6 +119,11 @@ class PolicyWorker:
                 HoldReason.POLICY_RAISED, f"policy raised {type(job.error).__name__}: {job.error}"
             )
         return Prediction(job.result, job.duration_s)
+
+    def _wait(self, job: Job, timeout_s: float) -> bool:
+        """Return whether `job` is done, or `interrupt` was called, within `timeout_s`."""
+        with self._changed:
+            return self._changed.wait_for(lambda: job.is_done or self._interrupted, timeout_s)
 
     def interrupt(self) -> None:
         """Make a waiting `predict` return None; called from another thread."""
@@ -111,10 +156,15 @@ class PolicyWorker:
                 logger.debug("policy raised", exc_info=True)
             job.duration_s = self._clock() - started_s
             with self._changed:
-                self._job, self._done = None, job
+                job.is_done = True
+                self._job, self._next = self._next, None
+                if self._job is not None and self._clock() > self._job.begin_by_s:
+                    self._job = None
+                if self._job is not None:
+                    self._job.has_begun = True
                 self._changed.notify_all()
 
-    def _answer(self, job: _Job) -> object:
+    def _answer(self, job: Job) -> object:
         if job.reset_first:
             self._policy.reset()
         chunks = self._policy.predict([job.observation])

@@ -1,0 +1,144 @@
+"""What keeps the loop below the asked rate: the policy or the camera; said once.
+
+The outcomes of the ticks come in, with whether the loop was behind its deadlines and whether it had
+to wait for a frame; the limit goes into the metrics and the log. Times are handed in.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from statistics import fmean, median
+
+from crane_x7_remote.inference.journal import Sent
+from crane_x7_remote.inference.metrics import Metrics, RateLimit
+from crane_x7_remote.inference.safety import Hold, HoldReason
+
+logger = logging.getLogger(__name__)
+
+WINDOW_S = 3.0
+FEWEST = 10
+"""Trajectories that are looked at together: those of the last `WINDOW_S`, but at least so many."""
+SLOW, FAST = 1.02, 1.01
+"""Mean interval over the period above which the loop counts as limited, and below which it no
+longer does: what costs less than 2 % is not worth a line."""
+OUTLIERS = 2
+"""One slow answer (a garbage collection, a page fault) is no slow policy: so many intervals are
+left out, if they are longer than twice the period and twice the median."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One trajectory that left."""
+
+    taken_s: float
+    """When its frame was in hand."""
+    interval_s: float | None
+    """Since the one before; None after a hold that has another cause."""
+    busy_s: float
+    """From the frame in hand to the trajectory."""
+    policy_s: float
+    cause: RateLimit | None
+    """What it waited for: the policy's answer before, or a frame; None: its deadline."""
+
+
+class RateWatch:
+    """Watches the rate of one loop; writes `rate_limit` and `rate_lost_hz` into its metrics."""
+
+    def __init__(self, metrics: Metrics) -> None:
+        self._metrics = metrics
+        self._answers: deque[Answer] = deque()
+        self._before_s: float | None = None
+        self._taken_s = 0.0
+        self._is_behind = False
+        self._starved = False
+
+    @property
+    def limit(self) -> RateLimit | None:
+        """What limits the rate now."""
+        return self._metrics.rate_limit
+
+    def took_frame(self, now_s: float, is_behind: bool, was_there: bool) -> None:
+        """Note that a tick took its frame at `now_s`; `was_there`: without waiting for it."""
+        self._taken_s, self._is_behind = now_s, is_behind
+        self._starved |= not was_there
+
+    def note(self, outcome: Sent | Hold) -> None:
+        """Take one tick's outcome."""
+        if isinstance(outcome, Sent):
+            self._add(outcome)
+            self._judge()
+        elif outcome.reason is HoldReason.NO_NEW_FRAME:
+            self._starved = True
+        else:
+            self._before_s, self._starved = None, False
+
+    def _add(self, sent: Sent) -> None:
+        taken_s = self._taken_s
+        interval_s = None if self._before_s is None else taken_s - self._before_s
+        late: RateLimit | None = "policy" if self._is_behind else None
+        cause: RateLimit | None = "camera" if self._starved else late
+        busy_s = sent.at_s - taken_s
+        self._answers.append(Answer(taken_s, interval_s, busy_s, sent.policy_s, cause))
+        self._before_s, self._starved = taken_s, False
+        while len(self._answers) > FEWEST and self._answers[0].taken_s < taken_s - WINDOW_S:
+            self._answers.popleft()
+
+    def _judge(self) -> None:
+        answers, asked_hz = self._answers, self._metrics.asked_rate_hz
+        intervals_s = [seen.interval_s for seen in answers if seen.interval_s is not None]
+        span_s = answers[-1].taken_s - answers[0].taken_s
+        if len(intervals_s) < FEWEST - 1 or span_s < 0.9 * WINDOW_S:
+            return
+        share = fmean(_without_outliers(intervals_s, 1 / asked_hz)) * asked_hz
+        limit = self._cause() if share > (SLOW if self.limit is None else FAST) else None
+        rate_hz = 1 / fmean(intervals_s)
+        self._metrics.rate_lost_hz = max(asked_hz - rate_hz, 0.0) if limit else 0.0
+        if limit != self.limit:
+            self._say(limit, rate_hz)
+            self._metrics.rate_limit = limit
+            answers.clear()  # the next change needs proof of its own
+
+    def _say(self, limit: RateLimit | None, rate_hz: float) -> None:
+        asked = f"the asked {self._metrics.asked_rate_hz:g} Hz"
+        if limit is None:
+            logger.info("driving at %s again", asked)
+            return
+        cause = f"camera and link bring {rate_hz:.1f} frames per second"
+        if limit == "policy":
+            cause = _say_policy(self._answers)
+        driving = f"driving at {rate_hz:.1f} Hz instead of {asked} (VLA_INFERENCE_RATE)"
+        logger.warning("%s: %s", cause, driving)
+
+    def _cause(self) -> RateLimit | None:
+        """Return what cost more time; what was named before, unless the other costs twice that."""
+        policy_s, camera_s = self._lost_s("policy"), self._lost_s("camera")
+        if policy_s == camera_s == 0:
+            return None
+        if self.limit is not None and max(policy_s, camera_s) < 2 * min(policy_s, camera_s):
+            return self.limit
+        return "policy" if policy_s >= camera_s else "camera"
+
+    def _lost_s(self, cause: RateLimit) -> float:
+        intervals_s = [seen.interval_s for seen in self._answers if seen.cause == cause]
+        known_s = [interval_s for interval_s in intervals_s if interval_s is not None]
+        return max(sum(known_s) - len(known_s) / self._metrics.asked_rate_hz, 0.0)
+
+
+def _without_outliers(intervals_s: Sequence[float], period_s: float) -> Sequence[float]:
+    ordered = sorted(intervals_s)
+    long_s = 2 * max(period_s, median(ordered))
+    return ordered[:-OUTLIERS] + [one for one in ordered[-OUTLIERS:] if one <= long_s]
+
+
+def _say_policy(answers: Collection[Answer]) -> str:
+    ordered_ms = sorted(seen.policy_s * 1e3 for seen in answers)
+    least_ms, most_ms = ordered_ms[OUTLIERS], ordered_ms[-1 - OUTLIERS]
+    steady = most_ms - least_ms <= 0.2 * most_ms
+    took = f"{fmean(ordered_ms):.0f}" if steady else f"{least_ms:.0f} to {most_ms:.0f}"
+    busy_ms = 1e3 * fmean(seen.busy_s for seen in answers)
+    rest_ms = busy_ms - fmean(ordered_ms)
+    rest = f", the rest of a tick {rest_ms:.0f} ms" if rest_ms > 0.05 * busy_ms else ""
+    return f"policy takes {took} ms{rest}"
