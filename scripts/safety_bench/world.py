@@ -26,7 +26,9 @@ from crane_x7_remote.inference.outgoing import Topics
 from crane_x7_remote.inference.safety import Limits
 from crane_x7_remote.rosbridge import inbox as inbox_module
 from crane_x7_remote.rosbridge import messages, protocol
+from crane_x7_remote.rosbridge.joint_watch import JointFault
 from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
+from crane_x7_remote.rosbridge.robot_clocks import ClockReport
 from crane_x7_remote.sim_robot.controller import TrajectoryController, TrajectoryRefused
 from crane_x7_remote.sim_robot.executed import Executed, Measured
 from crane_x7_vla_rl.robot import (
@@ -44,7 +46,8 @@ ARM = Topics().arm
 PREDICTION = Topics().trajectory
 GUARD = "/vla/guard"
 UPDATE_S = 0.005
-LOCAL_HOP_S = 0.0004
+LOCAL_HOP_S = (0.0002, 0.002)
+"""Shortest and longest way between guard and rosbridge."""
 ROBOT_EPOCH_S = 1_700_000_000.0
 
 
@@ -306,6 +309,15 @@ class Client:
     def frame_age_s(self, frame: EncodedFrame, now: float) -> float:
         return max(now - frame.arrival_s, self._inbox.age_s(frame.stamp_s, now))
 
+    def clocks(self, now: float) -> ClockReport:
+        return self._inbox.clocks(now)
+
+    def joint_fault(self, now: float) -> JointFault | None:
+        return self._inbox.joint_fault(now)
+
+    def advertise(self, topic: str, type_name: str) -> None:
+        """Its robot takes what comes."""
+
     def robot_time(self, now: float) -> float | None:
         return self._inbox.robot_time(now)
 
@@ -488,7 +500,7 @@ class _Guard:
 
         self._world = world
         self.core = GuardCore(CoreConfig())
-        hop: Callable[[], float] = lambda: LOCAL_HOP_S  # noqa: E731
+        hop: Callable[[], float] = lambda: float(world.rng.uniform(*LOCAL_HOP_S))  # noqa: E731
         guard, robot = world.guard_stops, world.robot.stops
         self._to_robot = Way(world.timeline, hop, [robot], world.robot.receive)
         self.robot_says = Way(world.timeline, hop, [guard], self._from_robot)
