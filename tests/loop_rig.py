@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from websockets.sync.client import connect
 
-from crane_x7_remote.inference.loop import InferenceLoop, LoopConfig
+from crane_x7_remote.inference.config import LoopConfig
+from crane_x7_remote.inference.loop import InferenceLoop
 from crane_x7_remote.inference.outgoing import Topics
 from crane_x7_remote.inference.safety import Limits
 from crane_x7_remote.rosbridge import messages

@@ -14,8 +14,9 @@ import pytest
 import simplejpeg
 
 from crane_x7_remote.errors import PolicyFailingError
+from crane_x7_remote.inference.config import LoopConfig
 from crane_x7_remote.inference.journal import Sent
-from crane_x7_remote.inference.loop import InferenceLoop, LoopConfig
+from crane_x7_remote.inference.loop import InferenceLoop
 from crane_x7_remote.inference.metrics import Distribution
 from crane_x7_remote.inference.outgoing import Topics
 from crane_x7_remote.inference.safety import Hold, HoldReason, Limits
@@ -177,9 +178,11 @@ class MovingPolicy:
 class Rig:
     """A loop with everything around it; `tick` moves fake time to the next deadline."""
 
-    def __init__(self, **config: Any) -> None:
+    def __init__(
+        self, make_client: Callable[[Clock], FakeClient] = FakeClient, **config: Any
+    ) -> None:
         self.clock = Clock()
-        self.client = FakeClient(self.clock)
+        self.client = make_client(self.clock)
         self.policy = MovingPolicy()
         values = {"session": "0a1b2c3d", "rate_hz": 10.0, "listen_s": 0.0} | config
         self.loop = InferenceLoop(
@@ -341,7 +344,7 @@ def test_a_step_of_the_clock_forgets_the_running_path_and_holds_until_it_has_end
     )
     assert rig.reason() is HoldReason.CLOCK_STEPPED
     assert rig.loop._shaper._running is None
-    ends_s = rig.loop._old_path_ends_s
+    ends_s = rig.loop._ready.old_path_ends_s
     assert stepped_s < ends_s < stepped_s + 0.5
     while isinstance(rig.tick(), Hold):
         assert rig.clock.now_s < ends_s + 0.2
@@ -674,7 +677,7 @@ def test_a_trajectory_that_comes_back_late_is_built_on_again(rig: Rig) -> None:
     rig.client.listener(rig.client.published[-1][1]["msg"])
     sent = rig.tick()
     assert isinstance(sent, Sent)
-    assert rig.loop._delay.lead_s(0.5) > 0.1  # the link is known to be that slow from now on
+    assert rig.loop._echoes.delay.lead_s(0.5) > 0.1  # the link is known to be that slow from now on
     assert sent.trajectory.time_from_start_s[0] + sent.trajectory.stamp_s < rig.clock.now_s + (
         ROBOT_CLOCK_S
     )
@@ -699,8 +702,8 @@ def test_a_stopped_guard_holds_with_its_reason_until_it_resumes(rig: Rig) -> Non
 def test_behind_a_guard_the_lead_is_that_of_a_usual_round_trip(rig: Rig) -> None:
     """What comes late is re-timed beside the robot: stalls of the link cost no reaction."""
     for second in range(10):
-        rig.loop._delay.observe(0.01, float(second))
-    rig.loop._delay.observe(0.15, 10.0)
+        rig.loop._echoes.delay.observe(0.01, float(second))
+    rig.loop._echoes.delay.observe(0.15, 10.0)
     sent = rig.tick()
     assert isinstance(sent, Sent)
     rig.tick(3)
@@ -722,7 +725,7 @@ def test_a_guard_that_guards_others_is_not_counted_on(rig: Rig) -> None:
     for message in ({"data": json.dumps({"stopped": "x"})}, {"data": 5}, {}, {"data": "[" * 5000}):
         rig.client.guard_says(message)
     assert isinstance(rig.tick(), Sent)
-    assert not rig.loop._guard.is_there(rig.clock.now_s)
+    assert not rig.loop._echoes.guard.is_there(rig.clock.now_s)
 
 
 def test_what_the_guard_retimed_is_what_runs(rig: Rig) -> None:

@@ -49,11 +49,9 @@ class Drive:
         camera_hz: float = 30.0,
         phase_s: float = 0.0,
     ) -> None:
-        self.rig = Rig(rate_hz=rate_hz)
-        listener = self.rig.client.listener
-        self.rig.client = Camera(self.rig.clock, camera_hz=camera_hz, phase_s=phase_s)
-        self.rig.client.listener = listener
-        self.rig.loop._client = self.rig.client
+        self.rig = Rig(
+            lambda clock: Camera(clock, camera_hz=camera_hz, phase_s=phase_s), rate_hz=rate_hz
+        )
         self.rig.policy.answer = self._answer
         # It would begin while the loop's thread computes, on the same fake clock.
         self.rig.loop._meanwhile = lambda: None  # type: ignore[method-assign]

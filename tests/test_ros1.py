@@ -147,7 +147,7 @@ def test_silent_topics_are_named_once_and_in_the_hold(caplog: pytest.LogCaptureF
         for topic, because in ((CAMERA, link.no_frame_because), (JOINTS, link.no_joints_because)):
             assert f"ros2 topic hz {topic}" in (because or "")
             assert f"rostopic hz {topic}" in (because or "")
-        hold = running.loop._check_frame(None)
+        hold = running.loop._ready.frame(None, False)
         assert hold is not None
         assert f"nothing came on {CAMERA}" in hold.detail
         assert [s["compression"] for s in server.of("subscribe", JOINTS)] == ["none"]
@@ -271,7 +271,7 @@ def test_a_camera_that_is_none_is_not_driven_with_and_the_hold_says_why(
         because = running.client.link.no_frame_because or ""
         assert words in because
         assert "/camera/color/image_raw/compressed" in because
-        hold = running.loop._check_frame(None)
+        hold = running.loop._ready.frame(None, False)
         assert hold is not None
         assert words in hold.detail
         sent = running.sent()

@@ -26,7 +26,8 @@ from crane_x7_remote.errors import (
     PolicyError,
     SettingsError,
 )
-from crane_x7_remote.inference.loop import InferenceLoop, LoopConfig
+from crane_x7_remote.inference.config import LoopConfig
+from crane_x7_remote.inference.loop import InferenceLoop
 from crane_x7_remote.inference.metrics import Metrics, MetricsWriter
 from crane_x7_remote.inference.outgoing import Topics
 from crane_x7_remote.inference.safety import Limits

@@ -69,6 +69,7 @@ class Outgoing:
         self._session = session
         self.gripper_goal_rad: float | None = None
         """The goal that the gripper has; None when it is not known."""
+        self._dialect: Dialect | None = None
 
     def bundle(
         self, trajectory: Trajectory, target: Array, dialect: Dialect
@@ -77,6 +78,8 @@ class Outgoing:
 
         `target` (8,) is the step of the chunk that is due next.
         """
+        if dialect != self._dialect:  # a goal sent otherwise may not have been understood
+            self._dialect, self.gripper_goal_rad = dialect, None
         operations = self.brake(trajectory, dialect)
         topics = self._topics
         if topics.action:

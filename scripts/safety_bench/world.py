@@ -21,7 +21,8 @@ from typing import Any
 import numpy as np
 import simplejpeg
 
-from crane_x7_remote.inference.loop import InferenceLoop, LoopConfig
+from crane_x7_remote.inference.config import LoopConfig
+from crane_x7_remote.inference.loop import InferenceLoop
 from crane_x7_remote.inference.outgoing import Topics
 from crane_x7_remote.inference.safety import Limits
 from crane_x7_remote.rosbridge import inbox as inbox_module
@@ -558,7 +559,7 @@ class _Guard:
 
 def _as_before(loop: InferenceLoop) -> None:
     """Let the loop lead by the round trip + 20 ms and build on what has not come back, as once."""
-    delay: Any = loop._delay
+    delay: Any = loop._echoes.delay
     peers: Any = loop._peers
     delay.lead_s = lambda *_: min(delay.typical_s + 0.02, 0.2)
     peers.overdue_s = lambda _: None

@@ -1,0 +1,27 @@
+"""How the loop drives."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from crane_x7_remote.inference import peers
+from crane_x7_remote.inference.outgoing import Topics
+
+
+@dataclass(frozen=True)
+class LoopConfig:
+    """How the loop drives; defaults are those of settings.Settings."""
+
+    session: str
+    """8 hex digits that name this loop."""
+    rate_hz: float = 10.0
+    instruction: str = "pick up the object"
+    max_frame_age_s: float = 0.5
+    policy_timeout_s: float = 1.0
+    validity_s: float = 0.5
+    dry_run: bool = False
+    topics: Topics = field(default_factory=Topics)
+    policy_failing_s: float = 60.0
+    """After so many seconds without one good prediction the loop ends with PolicyFailingError."""
+    listen_s: float = peers.LISTEN_S
+    silence_s: float = peers.SILENCE_S

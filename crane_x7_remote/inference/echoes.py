@@ -1,0 +1,79 @@
+"""What comes back from the robot's topics. Trajectories heard, guard states → delay, peers, path.
+
+`hear_*` run on the client's thread, the rest on the loop's.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from crane_x7_remote.inference.following import FollowWatch
+from crane_x7_remote.inference.guard_state import STATE_TOPIC, GuardState
+from crane_x7_remote.inference.link_delay import LinkDelay
+from crane_x7_remote.inference.peers import Peers
+from crane_x7_remote.inference.ports import Client
+from crane_x7_remote.rosbridge import messages
+
+
+class Echoes:
+    """Listens for one loop, which is called `session`."""
+
+    def __init__(
+        self,
+        client: Client,
+        session: str,
+        peers: Peers,
+        following: FollowWatch,
+        clock: Callable[[], float],
+    ) -> None:
+        self.guard = GuardState()
+        self.delay = LinkDelay()
+        self._client = client
+        self._session = session
+        self._peers = peers
+        self._following = following
+        self._clock = clock
+        self._rtt_s: float | None = None
+        self._retimed: messages.ParsedTrajectory | None = None
+        """Our newest trajectory as the guard had to change it."""
+
+    def listen(self, topic: str) -> None:
+        """Listen to the topic on which all loops are heard, and to the guard."""
+        self._client.subscribe(topic, "trajectory_msgs/JointTrajectory", self.hear_trajectory)
+        self._client.subscribe(STATE_TOPIC, "std_msgs/String", self.hear_guard)
+
+    def measure(self, now_s: float) -> None:
+        """Feed the delay with pings and with trajectories that came back."""
+        rtt_s = self._client.link.rtt_s
+        if rtt_s is not None and rtt_s != self._rtt_s:
+            self._rtt_s = rtt_s
+            self.delay.observe(rtt_s, now_s)
+        for echo_s in self._peers.take_echoes_s():
+            self.delay.observe(echo_s, now_s)
+
+    def take_retimed(self) -> messages.ParsedTrajectory | None:
+        """Return what the guard made of a trajectory of ours since the last call."""
+        retimed, self._retimed = self._retimed, None
+        return retimed
+
+    def hear_guard(self, message: Mapping[str, Any]) -> None:
+        """Note the guard's state; called on the client's thread."""
+        self.guard.hear(message, self._clock())
+
+    def hear_trajectory(self, message: Mapping[str, Any]) -> None:
+        """Note whose trajectory came by; called on the client's thread."""
+        header = message.get("header")
+        frame_id = header.get("frame_id") if isinstance(header, Mapping) else None
+        match = messages.FRAME_ID.fullmatch(frame_id) if isinstance(frame_id, str) else None
+        if match is None:
+            return
+        now_s, is_ours = self._clock(), match["session"] == self._session
+        if match["retimed"] and is_ours:
+            with contextlib.suppress(messages.MessageError):
+                self._retimed = messages.trajectory(message)
+        self._peers.heard(match["session"], int(match["sequence"]), now_s)
+        robot_s = self._client.robot_time(now_s)
+        if is_ours and robot_s is not None:
+            self._following.heard(int(match["sequence"]), robot_s)

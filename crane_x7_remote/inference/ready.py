@@ -1,0 +1,153 @@
+"""Whether the robot may be driven now. Newest frame, joints, clocks, peers, guard → Hold or None.
+
+Asked before the policy is asked, and again when it has answered.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+
+from crane_x7_remote.inference.clock_check import check_clocks
+from crane_x7_remote.inference.config import LoopConfig
+from crane_x7_remote.inference.following import FollowWatch
+from crane_x7_remote.inference.guard_state import GuardState
+from crane_x7_remote.inference.outgoing import GRIPPER_GOAL_TYPE, Dialect
+from crane_x7_remote.inference.peers import Peers
+from crane_x7_remote.inference.ports import Client, LinkState
+from crane_x7_remote.inference.safety import Hold, HoldReason, Limits, check_frame, check_joints
+from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
+
+logger = logging.getLogger(__name__)
+
+UNUSABLE_JOINTS = frozenset(
+    {
+        HoldReason.LINK_DOWN,
+        HoldReason.NO_JOINTS,
+        HoldReason.JOINTS_STALE,
+        HoldReason.JOINTS_NOT_FINITE,
+        HoldReason.JOINTS_IMPOSSIBLE,
+        HoldReason.JOINTS_CONFLICT,
+        HoldReason.CLOCK_UNKNOWN,
+        HoldReason.CLOCK_STEPPED,
+        HoldReason.CLOCK_RATE,
+    }
+)
+"""Behind these holds the measured joints, or their times, say nothing about the arm."""
+
+
+class Readiness:
+    """Asks all that can forbid to drive."""
+
+    def __init__(
+        self,
+        client: Client,
+        config: LoopConfig,
+        limits: Limits,
+        peers: Peers,
+        guard: GuardState,
+        following: FollowWatch,
+        clock: Callable[[], float],
+        on_step: Callable[[], None],
+    ) -> None:
+        """`on_step` is called when a clock of the robot's was stepped."""
+        self._client = client
+        self._config = config
+        self._limits = limits
+        self._peers = peers
+        self._guard = guard
+        self._following = following
+        self._clock = clock
+        self._on_step = on_step
+        self._clock_steps = 0
+        self.dialect: Dialect | None = None
+        """How to write to this server; None until it is known."""
+        self.path_ends_s = float("-inf")
+        """When what was sent last ends, on our clock; set by the loop."""
+        self.old_path_ends_s = float("-inf")
+        """The same for what was sent before the last step of a clock."""
+
+    def frame(self, frame: EncodedFrame | None, any_used: bool) -> Hold | None:
+        """Return why `frame`, the newest that was not used, must not be acted on."""
+        if frame is None:
+            hold = check_frame(None, 0.0, any_used, self._config.max_frame_age_s)
+            return _explained(hold, self._client.link.no_frame_because)
+        hold = self._check_clocks()
+        if hold is not None:
+            return hold
+        age_s = self._client.frame_age_s(frame, self._clock())
+        return check_frame(age_s, frame.stamp_s, True, self._config.max_frame_age_s)
+
+    def robot(self, joints: StampedJoints | None) -> Hold | None:
+        """Return what forbids to drive, apart from the frame; looked at before the policy is asked
+        and again afterwards."""
+        now_s = self._clock()
+        link = self._client.link
+        if not link.connected:
+            return Hold(HoldReason.LINK_DOWN, "the link went down meanwhile")
+        state = None if joints is None else joints.state
+        age_s = 0.0 if joints is None else self._joints_age_s(joints, now_s)
+        hold = check_joints(
+            state,
+            age_s,
+            self._limits,
+            self._config.max_frame_age_s,
+            fault=self._client.joint_fault(now_s),
+        )
+        if hold is not None and hold.reason in (HoldReason.NO_JOINTS, HoldReason.JOINTS_STALE):
+            hold = _explained(hold, link.no_joints_because)
+        hold = hold or self._learn_dialect(link) or self._check_clocks() or self._following.hold
+        if hold is None and not self._config.dry_run:
+            hold = self._peers.verdict(now_s)
+        stopped = self._guard.stopped(now_s)
+        if hold is None and stopped is not None:
+            hold = Hold(HoldReason.STOPPED, f"{stopped}; `crane-x7-remote resume` lets it go on")
+        return hold
+
+    def _learn_dialect(self, link: LinkState) -> Hold | None:
+        """Learn how to write to this server; a Hold as long as that is not known."""
+        if link.ros_version is None:
+            return Hold(HoldReason.ROS_VERSION_UNKNOWN, link.ros_version_doubt or "no stamp yet")
+        has_actions = link.ros_version == 2 and "send_action_goal" not in link.unknown_operations
+        dialect = Dialect(link.ros_version, has_actions)
+        if dialect == self.dialect:
+            return None
+        self.dialect = dialect
+        topic = self._config.topics.gripper_goal
+        way = "as action" if has_actions else f"on {topic}"
+        logger.info("the robot speaks ROS %d; gripper goals go out %s", dialect.version, way)
+        if topic and not has_actions and not self._config.dry_run:
+            self._client.advertise(topic, GRIPPER_GOAL_TYPE)
+        return None
+
+    def _check_clocks(self) -> Hold | None:
+        """Return what the robot's clocks forbid; without a joint state that is another matter."""
+        if self._client.joints() is None:
+            return None
+        now_s = self._clock()
+        report = self._client.clocks(now_s)
+        self.notice_clock(report.steps)
+        return check_clocks(report, now_s, self._config.max_frame_age_s, self.old_path_ends_s)
+
+    def _joints_age_s(self, joints: StampedJoints, now_s: float) -> float:
+        """Return the greater of both ages, by arrival and by the robot's stamp."""
+        age_s = now_s - joints.arrival_s
+        robot_s = self._client.robot_time(now_s)
+        if robot_s is None or joints.stamp_s <= 0:
+            return age_s
+        return max(age_s, robot_s - joints.stamp_s)
+
+    def notice_clock(self, steps: int) -> None:
+        """Start afresh behind a step of a clock: stamps before and after mean different times."""
+        if steps != self._clock_steps:
+            self._clock_steps = steps
+            self.old_path_ends_s = self.path_ends_s
+            self._on_step()
+
+
+def _explained(hold: Hold | None, because: str | None) -> Hold | None:
+    """Return the hold with what the client knows about its cause."""
+    if hold is None or because is None:
+        return hold
+    return replace(hold, detail=f"{hold.detail}: {because}")
