@@ -19,10 +19,10 @@ from crane_x7_remote.inference.trajectory import Timing, build, state_at
 from crane_x7_vla_rl.robot import ARM_DOF
 from crane_x7_vla_rl.types import Array, JointState, Trajectory
 
-SAME_RAD = 1e-4
-"""A step of this size at an update of 5 ms is 4 rad/s²; paths that repeat each other agree to
+SAME_RAD = 2e-5
+"""A step of this size at an update of 5 ms is 0.8 rad/s²; paths that repeat each other agree to
 1e-6 rad."""
-SAME_RAD_S = 0.01
+SAME_RAD_S = 0.002
 SHORTEST_HORIZON_S = 0.1
 """A trajectory that would have to be at rest sooner than this is not worth starting."""
 ROUNDING_S = 1e-6
