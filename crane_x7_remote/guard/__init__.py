@@ -1,0 +1,1 @@
+"""A gate before rosbridge, beside the robot: the last word on what may move the arm."""
