@@ -121,12 +121,14 @@ class Client:
         bound_unsent(self.link)
         try:
             async with contextlib.AsyncExitStack() as stack:
-                jobs = [self._read(), self._out.send_to(self.link), self._watch()]
+                jobs: list[Any] = []
                 if self.upstream is not None:
                     upstream = await open_link(self.upstream)
                     stack.push_async_callback(close_link, upstream)
-                    jobs += [self._listen(upstream), self._up.send_to(upstream)]
-                await _until_one_ends(jobs)
+                    jobs = [self._listen(upstream), self._up.send_to(upstream)]
+                await _until_one_ends(
+                    [self._read(), self._out.send_to(self.link), self._watch(), *jobs]
+                )
         except DeadLinkError as error:
             logger.warning("client %d went silent: %s", self.number, error)
         except (OSError, WebSocketException) as error:

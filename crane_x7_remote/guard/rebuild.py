@@ -20,6 +20,9 @@ MAX_NAME = 128
 MAX_REASON = 200
 MAX_SECONDS = 2**31 - 1
 """builtin_interfaces/Time.sec is an int32."""
+ROS_1_KEYS, ROS_2_KEYS = ("secs", "nsecs"), ("sec", "nanosec")
+NUMBERS = frozenset({int, float})
+"""bool is neither, though an int to isinstance."""
 
 
 def operation_name(operation: Operation) -> str | None:
@@ -40,25 +43,21 @@ def name(value: object, where: str) -> str:
 def count(operation: Operation, field: str, most: int) -> int:
     """Return a whole number of `subscribe`, rounded up; a field that is missing is 0."""
     value = operation.get(field) or 0
-    if not _is_real(value) or not 0 <= value <= most:
+    if type(value) not in NUMBERS or not 0 <= value <= most:
         raise MessageError(
             f"subscribe: {field} is {brief(value)}, expected a number from 0 to {most}"
         )
     return math.ceil(value)
 
 
-def _is_real(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
-
-
 def numbers(value: object, where: str, most: int) -> list[float]:
-    """Return finite floats."""
-    if isinstance(value, list) and len(value) <= most and all(map(_is_real, value)):
+    """Return finite floats, of which the sum is finite as well."""
+    if isinstance(value, list) and len(value) <= most and NUMBERS.issuperset(map(type, value)):
         try:
             found = [float(number) for number in value]
         except OverflowError:  # an integer of 400 digits
             found = [math.nan]
-        if all(map(math.isfinite, found)):
+        if math.isfinite(sum(found)):
             return found
     raise MessageError(f"{where} is {brief(value)}, expected up to {most} numbers, all finite")
 
@@ -66,15 +65,10 @@ def numbers(value: object, where: str, most: int) -> list[float]:
 def _time(value: object, where: str) -> dict[str, int]:
     """Return a stamp or duration with the keys that it came with."""
     if isinstance(value, Mapping):
-        for keys in (("sec", "nanosec"), ("secs", "nsecs")):
-            seconds, rest = (value.get(key) for key in keys)
-            if (
-                type(seconds) is int
-                and type(rest) is int
-                and 0 <= seconds <= MAX_SECONDS
-                and 0 <= rest < 10**9
-            ):
-                return dict(zip(keys, (seconds, rest), strict=True))
+        keys = ROS_1_KEYS if "secs" in value else ROS_2_KEYS
+        seconds, rest = value.get(keys[0]), value.get(keys[1])
+        if type(seconds) is type(rest) is int and 0 <= seconds <= MAX_SECONDS and 0 <= rest < 10**9:
+            return {keys[0]: seconds, keys[1]: rest}
     raise MessageError(f"{where} is {brief(value)}, expected sec and nanosec (or secs and nsecs)")
 
 

@@ -199,6 +199,7 @@ def _client_config(settings: Settings) -> ClientConfig:
         host=settings.rosbridge_host,
         port=settings.rosbridge_port,
         proxy=settings.rosbridge_proxy,
+        token=settings_module.token_text(settings.rosbridge_token, "ROSBRIDGE_TOKEN"),
         camera_topic=settings.camera_topic,
         joint_states_topic=settings.joint_states_topic,
         instruction_topic=settings.instruction_topic,
