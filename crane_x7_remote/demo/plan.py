@@ -180,7 +180,8 @@ def robot_command(plan: Plan) -> list[str]:
     skills = plan.skills
     return [
         "sim-robot", "--port", "0", "--guard", "0", "--seed", str(plan.scene_seed),
-        "--task", skills.task, "--colours", *skills.colours, "--spawn-range-m", f"{skills.spawn_range_m:g}",
+        "--task", skills.task, "--colours", *skills.colours,
+        "--spawn-range-m", f"{skills.spawn_range_m:g}",
         "--image-size", plan.image_size, "--camera-rate", f"{plan.camera_rate_hz:g}",
         "--control-rate", f"{max(30.0, plan.camera_rate_hz):g}",
     ]  # fmt: skip

@@ -24,6 +24,7 @@ from crane_x7_remote.guard.core import CoreConfig, GuardCore
 from crane_x7_remote.guard.door import DoorConfig
 from crane_x7_remote.guard.gate import Gate, GateConfig
 from crane_x7_remote.guard.rules import Names, Rules
+from crane_x7_remote.real_time import ask_for_real_time
 from crane_x7_remote.rosbridge.connection import LinkConfig
 from crane_x7_remote.settings import Settings
 
@@ -88,6 +89,7 @@ async def _guard(
     await gate.start(listeners)
     places = ", ".join(_place(listener) for listener in listeners)
     print(f"ready: guard on {places}, before {config.upstream.uri}", flush=True)
+    ask_for_real_time()
     gc.collect()
     gc.freeze()  # what was imported is never looked at again, so that collections are short
     name = await ended
