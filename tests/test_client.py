@@ -63,7 +63,7 @@ def test_a_new_connection_advertises_and_subscribes_to_the_robot() -> None:
         camera = server.of("subscribe", CAMERA)[0]
         assert (camera["compression"], camera["queue_length"]) == ("cbor", 1)
         assert camera["type"] == "sensor_msgs/CompressedImage"
-        assert server.of("subscribe", JOINTS)[0]["compression"] == "cbor"
+        assert server.of("subscribe", JOINTS)[0]["compression"] == "none"
         assert server.of("advertise", ARM)[0]["type"] == STRING
 
 

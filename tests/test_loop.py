@@ -18,7 +18,7 @@ from crane_x7_remote.inference.loop import InferenceLoop, LoopConfig
 from crane_x7_remote.inference.outgoing import Topics
 from crane_x7_remote.inference.safety import Hold, HoldReason, Limits
 from crane_x7_remote.inference.trajectory import state_at
-from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
+from crane_x7_remote.rosbridge.messages import EncodedFrame, RosVersion, StampedJoints
 from crane_x7_vla_rl import robot
 from crane_x7_vla_rl.types import ActionChunk, JointState, Observation, Trajectory
 
@@ -50,6 +50,11 @@ class Link:
     connected: bool = True
     reconnects: int = 0
     rtt_s: float | None = 0.008
+    ros_version: RosVersion | None = 2
+    ros_version_doubt: str | None = None
+    no_frame_because: str | None = None
+    no_joints_because: str | None = None
+    unknown_operations: Sequence[str] = ()
 
 
 @dataclass
@@ -59,10 +64,12 @@ class FakeClient:
     clock: Clock
     link: Link = field(default_factory=Link)
     published: list[list[dict[str, Any]]] = field(default_factory=list)
+    advertised: dict[str, str] = field(default_factory=dict)
     camera_runs: bool = True
     jpeg: bytes = field(default_factory=_jpeg)
     stamp_offset_s: float = ROBOT_CLOCK_S
     accepts: bool = True
+    echoes: bool = True
     instructions: list[str] = field(default_factory=list)
     listener: Callable[[Mapping[str, Any]], None] | None = None
     trajectory: Trajectory | None = None
@@ -104,10 +111,19 @@ class FakeClient:
     def robot_time(self, now: float) -> float | None:
         return now + ROBOT_CLOCK_S
 
-    def publish(self, operations: Sequence[dict[str, Any]]) -> bool:
-        if self.accepts and self.link.connected:
-            self.published.append(list(operations))
-        return self.accepts and self.link.connected
+    def publish(
+        self, operations: Sequence[dict[str, Any]], leave_by_s: float | None = None
+    ) -> bool:
+        del leave_by_s
+        if not self.accepts or not self.link.connected:
+            return False
+        self.published.append(list(operations))
+        if self.echoes and self.listener is not None:
+            self.listener(operations[1]["msg"])
+        return True
+
+    def advertise(self, topic: str, type_name: str) -> None:
+        self.advertised[topic] = type_name
 
     def subscribe(
         self, topic: str, type_name: str, callback: Callable[[Mapping[str, Any]], None]
@@ -162,8 +178,6 @@ class Rig:
             self.loop._pacer.advance(self.clock.now_s)
             if isinstance(outcome, Sent):
                 self.client.trajectory = outcome.trajectory
-                if self.client.listener is not None:
-                    self.client.listener(self.client.published[-1][1]["msg"])
         return outcome
 
     def reason(self) -> HoldReason:
@@ -393,6 +407,111 @@ def test_a_gripper_goal_is_sent_when_its_target_changes(rig: Rig) -> None:
     assert goals == [pytest.approx(0.0), pytest.approx(0.8)]
 
 
+def test_nothing_is_published_before_the_robots_ros_version_is_known(rig: Rig) -> None:
+    rig.client.link.ros_version = None
+    rig.client.link.ros_version_doubt = "stamps of both"
+    outcome = rig.tick(5)
+    assert isinstance(outcome, Hold)
+    assert (outcome.reason, outcome.detail) == (HoldReason.ROS_VERSION_UNKNOWN, "stamps of both")
+    assert not rig.client.published
+    assert not rig.client.advertised
+    rig.client.link.ros_version = 2
+    assert isinstance(rig.tick(), Sent)
+
+
+def test_a_version_that_becomes_doubtful_while_the_policy_thinks_holds(rig: Rig) -> None:
+    def doubtful(observation: Observation) -> object:
+        rig.client.link.ros_version = None
+        return rig.policy._further(observation)
+
+    rig.policy.answer = doubtful
+    assert rig.reason() is HoldReason.ROS_VERSION_UNKNOWN
+    assert not rig.client.published
+
+
+def test_ros_1_gets_its_own_keys_in_every_time_also_when_braking(rig: Rig) -> None:
+    rig.client.link.ros_version = 1
+    rig.tick(3)
+    rig.loop._come_to_rest()
+    assert len(rig.client.published) == 4
+    for bundle in rig.client.published:
+        for operation in bundle[:2]:
+            message = operation["msg"]
+            stamps = [point["time_from_start"] for point in message["points"]]
+            for stamp in (message["header"]["stamp"], *stamps):
+                assert set(stamp) == {"secs", "nsecs"}
+
+
+def test_the_gripper_of_ros_1_moves_by_the_goal_topic_of_its_action(rig: Rig) -> None:
+    rig.client.link.ros_version = 1
+    rig.tick(3)
+    rig.policy.answer = lambda _: ActionChunk(np.append(robot.HOME_RAD[:7], 0.8)[None], 0.1)
+    rig.tick(3)
+    topic = "/crane_x7_gripper_controller/gripper_cmd/goal"
+    assert rig.client.advertised == {topic: "control_msgs/GripperCommandActionGoal"}
+    operations = [operation for bundle in rig.client.published for operation in bundle]
+    assert not [operation for operation in operations if operation["op"] != "publish"]
+    goals = [operation["msg"] for operation in operations if operation["topic"] == topic]
+    commands = [goal["goal"]["command"]["position"] for goal in goals]
+    assert commands == [pytest.approx(0.0), pytest.approx(0.8)]
+    assert goals[0]["goal_id"] == {"stamp": {"secs": 0, "nsecs": 0}, "id": "vla/0a1b2c3d/1"}
+    assert set(goals[0]["header"]["stamp"]) == {"secs", "nsecs"}
+    assert set(goals[0]["goal"]["command"]) == {"position", "max_effort"}
+
+
+def test_a_server_that_knows_no_actions_gets_the_goal_again_by_topic(rig: Rig) -> None:
+    rig.tick(2)
+    assert not rig.client.advertised
+    rig.client.link.unknown_operations = ("send_action_goal",)
+    rig.tick(3)
+    last = [bundle[-1] for bundle in rig.client.published]
+    assert [operation["op"] for operation in last].count("send_action_goal") == 1
+    goals = [operation for operation in last if operation.get("topic", "").endswith("/goal")]
+    assert len(goals) == 1
+    assert set(goals[0]["msg"]["header"]["stamp"]) == {"sec", "nanosec"}
+
+
+def test_a_new_link_may_lead_to_another_ros(rig: Rig) -> None:
+    rig.client.link.ros_version = 1
+    rig.tick(2)
+    rig.client.advertised.clear()
+    rig.client.link.reconnects += 1
+    rig.client.link.ros_version = 2
+    assert isinstance(rig.tick(), Sent)
+    assert not rig.client.advertised
+    assert rig.client.published[-1][-1]["op"] == "send_action_goal"
+    rig.client.link.reconnects += 1
+    rig.client.link.ros_version = 1
+    assert isinstance(rig.tick(), Sent)
+    assert rig.client.advertised
+    assert rig.client.published[-1][-1]["topic"].endswith("/goal")
+
+
+def test_without_a_gripper_action_nothing_is_advertised_for_it() -> None:
+    rig = Rig(topics=Topics(gripper_action=""))
+    rig.client.link.ros_version = 1
+    assert isinstance(rig.tick(3), Sent)
+    assert not rig.client.advertised
+
+
+def test_a_hold_tells_what_the_client_knows_of_its_cause(rig: Rig) -> None:
+    rig.client.camera_runs = False
+    rig.client.link.no_frame_because = "the camera sends a picture of distances"
+    outcome = rig.tick()
+    assert isinstance(outcome, Hold)
+    assert outcome.reason is HoldReason.NO_FRAME
+    assert outcome.detail.endswith(": the camera sends a picture of distances")
+    rig.client.camera_runs = True
+    rig.client.link.no_joints_because = "nothing came on /joint_states"
+    state = JointState(robot.HOME_RAD, np.zeros(8))
+    now_s = rig.clock.now_s
+    rig.client.measured = StampedJoints(state, now_s + ROBOT_CLOCK_S, now_s - 1)
+    outcome = rig.tick()
+    assert isinstance(outcome, Hold)
+    assert outcome.reason is HoldReason.JOINTS_STALE
+    assert "nothing came on /joint_states" in outcome.detail
+
+
 def _foreign(session: str) -> dict[str, Any]:
     return {"header": {"frame_id": f"vla/{session}/7/500"}}
 
@@ -422,17 +541,66 @@ def test_of_two_driving_loops_the_smaller_name_goes_on() -> None:
 
 def test_a_trajectory_that_never_came_back_is_no_running_one(rig: Rig) -> None:
     rig.tick(2)
-    rig.client.listener = None  # the echo is lost from now on
+    rig.client.echoes = False
     rig.tick()
     lost = rig.loop._shaper._running
     rig.client.camera_runs = False
     rig.tick(8)
     rig.client.camera_runs = True
+    rig.client.echoes = True
     rig.client.trajectory = None  # the robot never moved
     sent = rig.tick()
     assert lost is not None
     assert isinstance(sent, Sent)
     np.testing.assert_allclose(sent.trajectory.position_rad[0], robot.HOME_RAD, atol=1e-6)
+
+
+def test_no_trajectory_is_built_on_one_that_may_arrive_late(rig: Rig) -> None:
+    """While one that has not come back may still start, the running path is not known."""
+    rig.tick(2)
+    rig.client.echoes = False
+    assert isinstance(rig.tick(), Sent)
+    sequence = len(rig.client.published)
+    outcomes = [rig.tick() for _ in range(4)]
+    assert [each.reason for each in outcomes if isinstance(each, Hold)] == ["unconfirmed"] * 4
+    assert len(rig.client.published) == sequence
+    rig.client.echoes = True
+    outcomes = [rig.tick() for _ in range(3)]
+    assert isinstance(outcomes[-1], Sent)  # it has expired: the arm rests, and is measured
+
+
+def test_a_trajectory_that_comes_back_late_is_built_on_again(rig: Rig) -> None:
+    rig.tick(2)
+    rig.client.echoes = False
+    assert isinstance(rig.tick(), Sent)
+    assert rig.reason() is HoldReason.UNCONFIRMED
+    assert rig.client.listener is not None
+    rig.client.listener(rig.client.published[-1][1]["msg"])
+    sent = rig.tick()
+    assert isinstance(sent, Sent)
+    assert rig.loop._delay.lead_s(0.5) > 0.1  # the link is known to be that slow from now on
+    assert sent.trajectory.time_from_start_s[0] + sent.trajectory.stamp_s < rig.clock.now_s + (
+        ROBOT_CLOCK_S
+    )
+
+
+def test_a_slow_link_is_named_with_a_validity_that_would_do(rig: Rig) -> None:
+    rig.client.link.rtt_s = 0.4
+    outcome = rig.tick()
+    assert isinstance(outcome, Hold)
+    assert outcome.reason is HoldReason.TOO_LATE
+    assert "link's round trip of 0.40 s needs TRAJECTORY_VALIDITY=0.7" in outcome.detail
+
+
+def test_a_slow_policy_is_named_with_a_validity_that_would_do(rig: Rig) -> None:
+    def slow(observation: Observation) -> object:
+        rig.clock.sleep(0.45)
+        return rig.policy._further(observation)
+
+    rig.policy.answer = slow
+    outcome = rig.tick()
+    assert isinstance(outcome, Hold)
+    assert "policy, or the camera before it needs TRAJECTORY_VALIDITY=0.8" in outcome.detail
 
 
 def test_stopping_brakes_the_running_trajectory(rig: Rig) -> None:

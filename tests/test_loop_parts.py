@@ -11,9 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from crane_x7_remote.inference.link_delay import HEADROOM, MARGIN_S, WINDOW_S, LinkDelay
 from crane_x7_remote.inference.metrics import Distribution, Metrics, MetricsWriter
 from crane_x7_remote.inference.pacing import ATTEMPTS, MAX_SLEW, Pacer
-from crane_x7_remote.inference.peers import ECHO_S, Peers
+from crane_x7_remote.inference.peers import Peers
 from crane_x7_remote.inference.safety import Hold, HoldReason
 from crane_x7_remote.inference.worker import PolicyWorker, Prediction
 from crane_x7_vla_rl import robot
@@ -86,7 +87,7 @@ def test_a_new_link_is_listened_to_first() -> None:
 def test_a_loop_that_drives_is_not_stopped_by_a_larger_name() -> None:
     peers = Peers("0a1b2c3d", listen_s=0.0)
     peers.link_came_up(0.0)
-    peers.published(1, 5.0)
+    peers.published(1, 5.0, lead_s=0.05, expires_s=5.5)
     peers.heard("ffffffff", 1, 5.1)
     assert peers.verdict(5.2) is None
     peers.heard("00000000", 1, 5.3)
@@ -100,16 +101,76 @@ def test_own_trajectories_do_not_count_as_another_loop() -> None:
     assert peers.verdict(5.1) is None
 
 
-def test_an_echo_that_comes_late_counts_as_lost() -> None:
+def test_a_trajectory_is_overdue_from_its_lead_until_it_comes_back() -> None:
     peers = Peers("0a1b2c3d")
-    peers.published(1, 5.0)
-    assert peers.has_arrived(1, 5.1)
-    assert not peers.has_arrived(1, 5.1 + ECHO_S)
-    peers.heard("0a1b2c3d", 1, 5.2 + ECHO_S)
-    assert not peers.has_arrived(1, 5.3 + ECHO_S)
-    peers.published(2, 6.0)
-    peers.heard("0a1b2c3d", 2, 6.1)
-    assert peers.has_arrived(2, 60.0)
+    peers.published(1, 5.0, lead_s=0.05, expires_s=5.5)
+    assert peers.overdue_s(5.04) is None
+    assert peers.overdue_s(5.1) == pytest.approx(0.1)
+    peers.heard("0a1b2c3d", 1, 5.2)
+    assert peers.overdue_s(5.3) is None
+    assert not peers.is_lost(1)
+    assert peers.take_echoes_s() == [pytest.approx(0.2)]
+
+
+def test_a_trajectory_that_expired_before_it_came_back_is_lost() -> None:
+    peers = Peers("0a1b2c3d")
+    peers.published(1, 5.0, lead_s=0.05, expires_s=5.5)
+    assert not peers.is_lost(1)
+    assert peers.overdue_s(5.51) is None
+    assert peers.is_lost(1)
+    peers.published(2, 6.0, lead_s=0.05, expires_s=6.5)
+    peers.heard("0a1b2c3d", 2, 6.01)
+    assert not peers.is_lost(2)
+
+
+def test_the_oldest_that_is_missing_counts_until_a_newer_one_comes_back() -> None:
+    """A link keeps the order: one that came back shows that those before it arrived or were
+    refused."""
+    peers = Peers("0a1b2c3d")
+    peers.published(1, 5.0, lead_s=0.05, expires_s=5.5)
+    peers.published(2, 5.04, lead_s=0.05, expires_s=5.54)
+    assert peers.overdue_s(5.06) == pytest.approx(0.06)
+    peers.heard("0a1b2c3d", 2, 5.07)
+    assert peers.overdue_s(5.4) is None
+
+
+def test_the_lead_rises_at_once_and_sinks_slowly() -> None:
+    delay = LinkDelay()
+    for second in range(60):
+        delay.observe(0.01, float(second))
+    assert delay.lead_s(0.5) == pytest.approx(HEADROOM * 0.01 + MARGIN_S)
+    delay.observe(0.12, 60.0)
+    raised_s = delay.lead_s(0.5)
+    assert raised_s == pytest.approx(HEADROOM * 0.12 + MARGIN_S)
+    for second in range(61, int(60 + WINDOW_S)):
+        delay.observe(0.01, float(second))
+    assert delay.lead_s(0.5) == raised_s
+    for second in range(int(60 + WINDOW_S), int(60 + WINDOW_S) + 20):
+        delay.observe(0.01, float(second))
+    assert 0.1 < delay.lead_s(0.5) < raised_s
+    for second in range(int(80 + WINDOW_S), int(300 + WINDOW_S)):
+        delay.observe(0.01, float(second))
+    assert delay.lead_s(0.5) == pytest.approx(HEADROOM * 0.01 + MARGIN_S, rel=0.02)
+
+
+def test_an_answer_that_is_still_missing_raises_the_lead() -> None:
+    delay = LinkDelay()
+    delay.observe(0.01, 0.0)
+    delay.observe_missing(0.1, 0.2)
+    assert delay.lead_s(0.5) == pytest.approx(HEADROOM * 0.1 + MARGIN_S)
+    assert delay.typical_s == 0.01
+
+
+def test_the_lead_is_bounded_by_the_validity_but_covers_a_usual_round_trip() -> None:
+    delay = LinkDelay()
+    for second in range(10):
+        delay.observe(0.05, float(second))
+    delay.observe(2.0, 10.0)
+    assert delay.lead_s(0.5) == 0.25
+    assert delay.lead_s(1.0) == 0.5
+    for second in range(11, 60):
+        delay.observe(0.4, float(second))
+    assert delay.lead_s(0.5) == pytest.approx(0.4 + MARGIN_S)
 
 
 def test_quantiles_are_exact_to_two_percent() -> None:

@@ -60,6 +60,22 @@ def test_a_stamp_survives_the_way_there_and_back(version: messages.RosVersion) -
 
 
 @pytest.mark.parametrize(
+    ("stamp", "version"),
+    [({"secs": 1, "nsecs": 0}, 1), ({"sec": 1, "nanosec": 0}, 2), ({"secs": 0, "nsecs": 0}, 1)],
+)
+def test_the_keys_of_a_stamp_tell_the_version(stamp: dict[str, int], version: int) -> None:
+    assert messages.stamp_version({"header": {"stamp": stamp}}) == version
+
+
+@pytest.mark.parametrize(
+    "stamp", [None, 7, {}, {"secs": 1, "nsecs": 0, "sec": 1, "nanosec": 0}, {"sec": 1, "nsecs": 0}]
+)
+def test_a_stamp_with_the_keys_of_both_versions_or_none_tells_no_version(stamp: object) -> None:
+    with pytest.raises(MessageError, match=r"ROS 1.*ROS 2"):
+        messages.stamp_version({"header": {"stamp": stamp}})
+
+
+@pytest.mark.parametrize(
     "stamp", [None, 5, {}, {"sec": "1", "nanosec": 0}, {"sec": float("nan"), "nanosec": 0},
               {"sec": 10**400, "nanosec": 0}, {"sec": True, "nanosec": 0}],
 )  # fmt: skip
@@ -128,6 +144,80 @@ def test_what_is_no_picture_is_refused(content: object) -> None:
         messages.frame({"header": STAMP, "data": content}, 0.0)
 
 
+DEPTH = np.tile(np.arange(400, 464, dtype=np.uint16), (48, 1))
+DEPTH_PNG = cv2.imencode(".png", DEPTH)[1].tobytes()
+GREY_JPEG = cv2.imencode(".jpg", PICTURE[..., 0])[1].tobytes()
+GREY_PNG = cv2.imencode(".png", PICTURE[..., 0])[1].tobytes()
+
+
+@pytest.mark.parametrize(
+    "picture_format",
+    [
+        "16UC1; png compressed ",
+        "16UC1; compressedDepth",
+        "16UC1; compressedDepth png",
+        "16UC1; compressedDepth rvl",
+        "32FC1; compressedDepth png",
+        "32FC1",
+        "16SC1; png compressed",
+        " 16uc1;png",
+        "mono16; png compressed ",
+        "rgb8; compressedDepth",
+        "mono8; jpeg compressed ",
+        "8UC1; png compressed",
+    ],
+)
+def test_what_is_no_picture_in_colour_is_refused_by_its_format(picture_format: str) -> None:
+    with pytest.raises(MessageError, match=r"CAMERA_TOPIC.*/color/image_raw/") as caught:
+        encoded(JPEG, picture_format)
+    assert repr(picture_format) in str(caught.value)
+
+
+@pytest.mark.parametrize("picture_format", ["", "jpeg", "png", "rgb8; png compressed bgr8"])
+@pytest.mark.parametrize(
+    "content", [DEPTH_PNG, b"\x01" + bytes(11) + DEPTH_PNG, GREY_PNG, GREY_JPEG]
+)
+def test_what_is_no_picture_in_colour_is_refused_whatever_its_format_says(
+    content: bytes, picture_format: str
+) -> None:
+    with pytest.raises(MessageError, match=r"/color/image_raw/compressed"):
+        messages.decode_image(encoded(content, picture_format))
+    direct = messages.EncodedFrame(content, picture_format, 1.0, 1.0)
+    with pytest.raises(MessageError):
+        messages.decode_image(direct)
+
+
+@pytest.mark.parametrize(
+    ("content", "picture_format"),
+    [
+        (JPEG, "rgb8; jpeg compressed bgr8"),
+        (JPEG, "bgr8; jpeg compressed bgr8"),
+        (JPEG, "bayer_rggb8; jpeg compressed bgr8"),
+        (JPEG, "8UC3; jpeg compressed bgr8"),
+        (JPEG, ""),
+        (PNG, "bgr8; png compressed bgr8"),
+        (cv2.imencode(".png", PICTURE.astype(np.uint16) * 257)[1].tobytes(), "rgb16; png"),
+    ],
+)
+def test_pictures_in_colour_are_taken_under_every_format_of_image_transport(
+    content: bytes, picture_format: str
+) -> None:
+    image = messages.decode_image(encoded(content, picture_format))
+    assert np.abs(image.astype(int) - PICTURE).max() <= 4
+
+
+def test_a_raw_image_names_the_compressed_topic() -> None:
+    raw = {"header": STAMP, "height": 2, "width": 2, "encoding": "rgb8", "is_bigendian": 0,
+           "step": 6, "data": bytes(12)}  # fmt: skip
+    with pytest.raises(MessageError, match=r"raw sensor_msgs/Image.*image_raw/compressed"):
+        messages.frame(raw, 0.0)
+
+
+def test_a_depth_topic_is_known_by_its_name() -> None:
+    assert messages.is_depth_topic("/camera/depth/image_rect_raw/compressedDepth")
+    assert not messages.is_depth_topic("/camera/color/image_raw/compressed")
+
+
 # --- joints --------------------------------------------------------------------------------------
 
 
@@ -148,6 +238,18 @@ def test_velocities_that_are_not_reported_are_unknown(velocity: object) -> None:
     state = messages.joint_state(joints(velocity=velocity))
     assert np.isnan(state.velocity_rad_s).all()
     assert np.isfinite(state.position_rad).all()
+
+
+def test_null_as_json_carries_not_a_number_spoils_only_its_own_joint() -> None:
+    message = joints(
+        name=[*JOINT_NAMES, "wheel"],
+        position=[0.1 * k for k in range(8)] + [None],
+        velocity=[None, *[0.0] * 7, None],
+    )
+    state = messages.joint_state(message)
+    np.testing.assert_allclose(state.position_rad, 0.1 * np.arange(8))
+    assert np.isnan(state.velocity_rad_s).tolist() == [True] + [False] * 7
+    assert np.isnan(messages.joint_state(joints(position=[None] * 8)).position_rad).all()
 
 
 def test_missing_joints_are_named() -> None:
@@ -271,6 +373,17 @@ def test_somebody_elses_trajectory_has_no_sequence_and_no_validity() -> None:
 def test_what_is_no_trajectory_is_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(MessageError):
         messages.trajectory(messages.to_ros(path()) | changes)
+
+
+@pytest.mark.parametrize(("version", "keys"), [(1, {"secs", "nsecs"}), (2, {"sec", "nanosec"})])
+def test_every_time_in_a_trajectory_has_the_keys_of_the_version(
+    version: messages.RosVersion, keys: set[str]
+) -> None:
+    message = messages.to_ros(path(), JOINT_NAMES, version)
+    assert set(message["header"]["stamp"]) == keys
+    assert ("seq" in message["header"]) == (version == 1)
+    for point in message["points"]:
+        assert set(point["time_from_start"]) == keys
 
 
 def test_an_array_of_floats_says_its_size() -> None:

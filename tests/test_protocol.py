@@ -110,3 +110,23 @@ def test_requests_have_the_fields_that_rosbridge_reads() -> None:
     )
     assert "id" not in protocol.status("info", "hello")
     assert json.loads(protocol.encode_json(protocol.status("error", "no", "7")))["id"] == "7"
+
+
+@pytest.mark.parametrize(
+    ("text", "operation"),
+    [
+        (
+            "Unknown operation: send_action_goal.  Allowed operations: ['publish']",
+            "send_action_goal",
+        ),
+        ("operation 'send_action_goal' is unknown; known: publish", "send_action_goal"),
+        ("unknown op send_action_goal", "send_action_goal"),
+        ("Unknown operation: x.  Allowed operations: ['send_action_goal']", "x"),
+        ("send_action_goal: no action server", None),
+        ("", None),
+    ],
+)
+def test_which_operation_a_server_does_not_know_is_read_from_its_status(
+    text: str, operation: str | None
+) -> None:
+    assert protocol.unknown_operation(text) == operation

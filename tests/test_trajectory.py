@@ -60,10 +60,12 @@ def _dense(trajectory: Trajectory, per_piece: int = 20) -> tuple[Array, Array, A
     )
 
 
-def _assert_within_limits(trajectory: Trajectory) -> None:
+def _assert_within_limits(trajectory: Trajectory, measured: JointState | None = None) -> None:
+    """Every limit is kept; a joint measured outside its limits goes no further out."""
     position, velocity, acceleration = _dense(trajectory)
-    assert (position >= robot.LOWER_RAD - 1e-6).all()
-    assert (position <= robot.UPPER_RAD + 1e-6).all()
+    start = robot.HOME_RAD if measured is None else measured.position_rad
+    assert (position >= np.minimum(robot.LOWER_RAD, start) - 1e-6).all()
+    assert (position <= np.maximum(robot.UPPER_RAD, start) + 1e-6).all()
     assert (np.abs(velocity) <= LIMITS.velocity_rad_s + 1e-6).all()
     assert (np.abs(acceleration) <= LIMITS.acceleration_rad_s2 + 0.05).all()
     assert not trajectory.velocity_rad_s[-1].any()
@@ -90,8 +92,19 @@ def test_any_chunk_from_any_measured_state_keeps_all_limits(seed: int) -> None:
     timing = _timing(
         age_s=rng.uniform(0, 0.6), lead_s=rng.uniform(0, 0.3), validity_s=rng.choice([0.3, 0.5, 3])
     )
-    _assert_within_limits(_build(_random_targets(rng), measured, timing=timing))
-    _assert_within_limits(_build(None, measured, timing=timing))
+    _assert_within_limits(_build(_random_targets(rng), measured, timing=timing), measured)
+    _assert_within_limits(_build(None, measured, timing=timing), measured)
+
+
+def test_a_joint_measured_outside_its_limits_comes_back_without_a_step() -> None:
+    """It used to start from the limit itself: 0.06 rad within a lead of 0.1 s, 36 rad/s²."""
+    outside = robot.HOME_RAD + (robot.UPPER_RAD[1] + 0.06 - robot.HOME_RAD[1]) * np.eye(8)[1]
+    target = robot.HOME_RAD[None] + (robot.UPPER_RAD[1] - 0.1 - robot.HOME_RAD[1]) * np.eye(8)[1]
+    path = _build(_command(target, 0.3), _state(outside, np.zeros(8)))
+    assert path.position_rad[0, 1] == pytest.approx(outside[1])
+    assert (np.diff(path.position_rad[:, 1]) <= 1e-9).all()
+    assert path.position_rad[-1, 1] < robot.UPPER_RAD[1]
+    _assert_within_limits(path, _state(outside, np.zeros(8)))
 
 
 @pytest.mark.parametrize("seed", range(30))

@@ -89,7 +89,7 @@ class Recorder:
             names.camera_topic, "sensor_msgs/CompressedImage", self._on_frame, camera_period_ms,
             "cbor",
         )  # fmt: skip
-        subscribe(names.joint_states_topic, "sensor_msgs/JointState", self._on_joints, 0, "cbor")
+        subscribe(names.joint_states_topic, "sensor_msgs/JointState", self._on_joints)
         subscribe(names.trajectory_topic, "trajectory_msgs/JointTrajectory", self._on_trajectory)
         subscribe(SIM_STATE_TOPIC, "std_msgs/String", self._on_scene)
         subscribe(STATE_TOPIC, "std_msgs/String", self._on_guard)

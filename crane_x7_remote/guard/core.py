@@ -1,15 +1,62 @@
-"""The guard's decisions. Messages and times → what to send on, what to tell whom. Pure: no I/O, no clock.
+"""The guard's decisions. Messages and times → what to send on, what to tell whom. Pure: no I/O.
 
-INTERFACE ONLY: the implementation is written elsewhere at the same time and replaces this file.
+A trajectory passes when it is in time, from the one loop that drives, within every limit, and on
+the path that the controller runs; one that comes late is re-timed onto that path (`join`). It waits
+for the next joint state, so that it is judged by where the arm is now, on the robot's clock as it
+is now, and only while the robot's side runs.
+
+What was sent is known to have arrived when it comes back on the arm's topic. Where it has not come
+back in time, rosbridge stands still with it: the running path is sent after it, which takes it back
+before it is executed (`join.staying`). Until that has come back, nothing passes.
+
+Nothing passes either while the running path is not known: at the start, when the robot's clock was
+stepped, when somebody else drives, when rosbridge was lost. It is known again once the arm rests.
+
+Every method takes `now_s`, the guard's monotonic clock, and returns what to carry out, in order, at
+once.
 """
 
 from __future__ import annotations
 
+from collections import Counter, OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
+from crane_x7_remote.guard import join
+from crane_x7_remote.guard.join import Situation
+from crane_x7_remote.guard.robot_state import RobotState
+from crane_x7_remote.inference.link_delay import LinkDelay
+from crane_x7_remote.inference.safety import Hold, Limits, check_joints
+from crane_x7_remote.inference.trajectory import flown, is_followed
+from crane_x7_remote.rosbridge import messages
+from crane_x7_remote.rosbridge.messages import MessageError, ParsedTrajectory
+from crane_x7_vla_rl.robot import ARM_DOF, ARM_JOINT_NAMES, JOINT_NAMES, LOWER_RAD, UPPER_RAD
+from crane_x7_vla_rl.types import Trajectory
+
 Message = Mapping[str, Any]
+
+AT_ONCE_S = 0.003
+"""A joint state that came so lately is as good as the next one."""
+PATIENCE_S = 0.1
+"""A trajectory that no joint state follows for so long is refused."""
+VALIDITY_S = 0.5
+"""Bounds the guard's own lead as the loop's validity bounds the loop's."""
+TAKE_BACK_SHARE = 0.5
+"""Of the lead: what has not come back by then is taken back."""
+OVERSLEPT_S = 0.004
+"""Woken later than this, the guard itself stood still: what has come meanwhile is read first."""
+LOOK_AGAIN_S = 0.01
+RESTART_LEAD_S = 0.2
+"""See shaping.RESTART_LEAD_S."""
+FUTURE_S = 0.1
+"""A trajectory may be stamped so far ahead of the robot's clock."""
+DRIVER_S = 2.0
+"""A loop that was not heard for so long has given up the arm."""
+REMEMBERED = 64
+OWN_FRAME_ID = "guard/"
 
 
 @dataclass(frozen=True)
@@ -18,8 +65,10 @@ class CoreConfig:
 
     arm_topic: str = "/crane_x7_arm_controller/joint_trajectory"
     trajectory_topic: str = "/vla/predicted_trajectory"
-    link_timeout_s: float = 1.0
-    """Once a loop drives, the path is braked when nothing was heard from it for so long."""
+    link_timeout_s: float = 5.0
+    """A driving loop whose connection broke and that does not come back for so long stops the arm
+    until `resume`."""
+    max_joints_age_s: float = 0.2
 
 
 @dataclass(frozen=True)
@@ -40,66 +89,466 @@ class Tell:
 
 
 Output = Send | Tell
+Key = tuple[str, int]
+"""Session and sequence number."""
+
+
+@dataclass(frozen=True, eq=False)
+class _Waiting:
+    """A trajectory that waits for a joint state."""
+
+    driver: int
+    key: Key
+    parsed: ParsedTrajectory
+    came_s: float
+
+
+@dataclass(frozen=True, eq=False)
+class _Flight:
+    """What was sent and has not come back."""
+
+    frame_id: str
+    sent_s: float
+    look_s: float
+    before: Trajectory
+    """What runs if it never arrives."""
+    takes_back: bool
 
 
 class GuardCore:
-    """One arm's guard. Every method takes `now_s`, our monotonic clock; the gate carries out what is
-    returned, in order, at once. Not thread-safe: call it from the gate's event loop alone."""
+    """One arm's guard. Not thread-safe: call it from the gate's event loop alone."""
 
-    def __init__(self, config: CoreConfig) -> None: ...
+    def __init__(self, config: CoreConfig, limits: Limits | None = None) -> None:
+        self._config = config
+        self._limits = limits or Limits()
+        self._robot = RobotState()
+        self._delay = LinkDelay()
+        self._running: Trajectory | None = None
+        self._is_certain = False
+        self._unknown: str | None = "the arm has not been seen at rest yet"
+        self._stopped: str | None = None
+        self._wants_brake = False
+        self._waiting: _Waiting | None = None
+        self._flight: _Flight | None = None
+        self._sent_ids: OrderedDict[str, None] = OrderedDict()
+        self._newest: OrderedDict[str, int] = OrderedDict()
+        self._outcomes: OrderedDict[Key, Trajectory | None] = OrderedDict()
+        """What was sent for a trajectory, stamped on the robot's clock; None: refused."""
+        self._predictions: OrderedDict[Key, Message] = OrderedDict()
+        self._driver: tuple[str, int] | None = None
+        """Session and client of the loop that drives."""
+        self._driver_s = 0.0
+        self._left_s: float | None = None
+        self._own = 0
+        self._version: messages.RosVersion = 2
+        self._counts: Counter[str] = Counter()
+        self._refused: Counter[str] = Counter()
+        self._told: dict[int, tuple[str, float]] = {}
 
-    # from the robot
+    # --- from the robot --------------------------------------------------------------------------
+
     def hear_joints(self, message: Message, now_s: float) -> list[Output]:
-        """A sensor_msgs/JointState from JOINT_STATES_TOPIC; raises MessageError if unreadable."""
-        raise NotImplementedError
+        """Take a sensor_msgs/JointState; raises MessageError if it is not one of the arm's."""
+        if self._robot.hear(message, now_s):
+            self._lose_track("the robot's clock was stepped", now_s)
+        self._find_track(now_s)
+        return self._release(now_s)
 
     def hear_echo(self, message: Message, now_s: float) -> list[Output]:
-        """A JointTrajectory seen on the arm's topic, upstream: ours coming back, or a stranger's."""
-        raise NotImplementedError
+        """Take a JointTrajectory seen on the arm's topic: ours coming back, or a stranger's."""
+        header = message.get("header")
+        frame_id = header.get("frame_id") if isinstance(header, Mapping) else None
+        flight = self._flight
+        if flight is not None and frame_id == flight.frame_id:
+            self._delay.observe(now_s - flight.sent_s, now_s)
+            self._flight = None
+            return self._release(now_s)
+        if frame_id not in self._sent_ids:
+            self._counts["strangers"] += 1
+            self._lose_track(
+                f"another node publishes on {self._config.arm_topic}, frame_id"
+                f" {str(frame_id)[:40]!r}",
+                now_s,
+            )
+        return []
 
     def upstream_changed(self, is_up: bool, now_s: float) -> list[Output]:
-        """The link to rosbridge came up or went down."""
-        raise NotImplementedError
+        """Note that the link to rosbridge came up or went down."""
+        self._flight = None
+        self._lose_track(
+            "rosbridge was lost" if not is_up else "rosbridge has just answered", now_s
+        )
+        return self._refuse_waiting("rosbridge_lost", "the guard has no link to rosbridge", now_s)
 
-    # from clients; `driver` is the gate's number of the connection
+    # --- from clients ----------------------------------------------------------------------------
+
     def take_trajectory(self, driver: int, message: Message, now_s: float) -> list[Output]:
-        """A JointTrajectory published on the arm's topic."""
-        raise NotImplementedError
+        """Take a JointTrajectory that client `driver` published on the arm's topic."""
+        outputs = self._refuse_waiting("superseded", "a newer one came before a joint state", now_s)
+        try:
+            parsed = messages.trajectory(message)
+            key = _key(parsed)
+            _check_numbers(parsed)
+        except (MessageError, OverflowError) as error:
+            return [*outputs, *self._refuse(driver, None, "malformed", str(error), now_s)]
+        self._version = 1 if "secs" in message["header"]["stamp"] else 2
+        self._waiting = _Waiting(driver, key, parsed, now_s)
+        newest = self._robot.newest
+        if newest is not None and now_s - newest.arrival_s <= AT_ONCE_S:
+            outputs += self._release(now_s)
+        return outputs
 
     def take_prediction(self, driver: int, message: Message, now_s: float) -> list[Output]:
-        """The same over 8 joints, published on the trajectory topic, which loops listen to."""
-        raise NotImplementedError
+        """Take the same over 8 joints: loops listen to it, so it tells what really runs."""
+        try:
+            key = _key(messages.trajectory(message))
+        except MessageError as error:
+            return self._refuse(driver, None, "malformed", str(error), now_s)
+        self._predictions[key] = message
+        _forget(self._predictions)
+        return self._release_prediction(key)
 
     def take_goal(self, driver: int, position_rad: object, now_s: float) -> str | None:
-        """A gripper goal: None if it may pass, else why it is refused."""
-        raise NotImplementedError
+        """Return why a gripper goal is refused, None where it may pass."""
+        if self._stopped is not None:
+            return f"stopped: {self._stopped}"
+        if not isinstance(position_rad, int | float) or isinstance(position_rad, bool):
+            return f"gripper position is {str(position_rad)[:40]!r}, expected radians"
+        lower, upper = float(LOWER_RAD[-1]), float(UPPER_RAD[-1])
+        if not lower - 1e-3 <= position_rad <= upper + 1e-3:
+            return f"gripper position is {position_rad} rad, expected {lower:g} to {upper:g}"
+        owner = self._driver if now_s - self._driver_s <= DRIVER_S else None
+        if owner is not None and owner[1] != driver:
+            return f"loop {owner[0]} drives the arm"
+        return None
 
-    def client_left(self, driver: int, now_s: float) -> list[Output]:
-        """A client's connection ended."""
-        raise NotImplementedError
+    def client_left(self, driver: int, now_s: float, clean: bool = False) -> list[Output]:
+        """Note that a client's connection ended; `clean`: it took its leave in order."""
+        self._told.pop(driver, None)
+        if self._driver is None or self._driver[1] != driver:
+            return []
+        if clean:
+            self._driver = None
+        elif now_s - self._driver_s <= DRIVER_S:
+            self._left_s = now_s
+        return []
 
-    # stop
+    # --- stop ------------------------------------------------------------------------------------
+
     @property
     def stopped(self) -> str | None:
         """Why everything is stopped, or None."""
-        raise NotImplementedError
+        return self._stopped
 
     def stop(self, why: str, now_s: float) -> list[Output]:
-        """Brake the running path within limits and pass nothing until `resume`; idempotent."""
-        raise NotImplementedError
+        """Brake the running path within limits and pass nothing until `resume`."""
+        if self._stopped is not None:
+            return []
+        self._stopped, self._wants_brake = why, True
+        self._counts["stops"] += 1
+        outputs = self._refuse_waiting("stopped", why, now_s)
+        return outputs + self._brake(now_s)
 
     def resume(self, now_s: float) -> list[Output]:
-        raise NotImplementedError
+        """Let trajectories pass again; the loop that drives is chosen afresh."""
+        del now_s
+        self._stopped, self._wants_brake, self._driver, self._left_s = None, False, None, None
+        return []
 
-    # time
+    # --- time ------------------------------------------------------------------------------------
+
     @property
     def wake_s(self) -> float | None:
-        """When `wake` must be called next, on our monotonic clock; None: not needed."""
-        raise NotImplementedError
+        """When `wake` must be called next; None: not needed."""
+        times = [
+            self._flight.look_s if self._flight is not None else None,
+            self._waiting.came_s + PATIENCE_S if self._waiting is not None else None,
+            self._left_s + self._config.link_timeout_s if self._left_s is not None else None,
+        ]
+        return min((each for each in times if each is not None), default=None)
 
     def wake(self, now_s: float) -> list[Output]:
-        raise NotImplementedError
+        """Do what is due by now."""
+        outputs: list[Output] = []
+        if self._left_s is not None and now_s >= self._left_s + self._config.link_timeout_s:
+            self._left_s = None
+            outputs += self.stop(
+                f"the loop's link was lost for {self._config.link_timeout_s:g} s", now_s
+            )
+        if self._waiting is not None and now_s >= self._waiting.came_s + PATIENCE_S:
+            outputs += self._refuse_waiting(
+                "robot_silent", f"no joint state, or no echo, for {PATIENCE_S:g} s", now_s
+            )
+        if self._flight is not None and now_s >= self._flight.look_s:
+            outputs += self._look(self._flight, now_s)
+        return outputs
 
     def report(self, now_s: float) -> dict[str, Any]:
-        """Counters and state, ready for JSON."""
-        raise NotImplementedError
+        """Return counters and state, ready for JSON."""
+        running = self._running
+        left_s = 0.0 if running is None else join.moves_until_s(running) - now_s
+        return {
+            "stopped": self._stopped,
+            "unknown": self._unknown,
+            "driver": None if self._driver is None else self._driver[0],
+            "passed": self._counts["passed"],
+            "retimed": self._counts["retimed"],
+            "taken_back": self._counts["taken_back"],
+            "strangers": self._counts["strangers"],
+            "stops": self._counts["stops"],
+            "refused": dict(sorted(self._refused.items())),
+            "ends_s": max(left_s, 0.0),
+            "lead_ms": self._lead_s * 1e3,
+        }
+
+    # --- what the controller runs ----------------------------------------------------------------
+
+    @property
+    def _lead_s(self) -> float:
+        return self._delay.lead_s(VALIDITY_S)
+
+    def _lose_track(self, why: str, now_s: float) -> None:
+        """Note that the running path is not known; the arm must come to rest before anything."""
+        del now_s
+        self._unknown = why
+
+    def _find_track(self, now_s: float) -> None:
+        """Take the arm's place for the running path where that is not known and the arm rests."""
+        newest = self._robot.newest
+        assert newest is not None
+        running = self._running
+        if self._unknown is None:
+            assert running is not None
+            if is_followed(running, newest.state, newest.taken_s, self._limits):
+                return
+            if now_s < join.end_s(running):
+                return  # refused while it lasts, see _judge
+        if self._flight is not None or not self._robot.is_at_rest(now_s):
+            return
+        if running is not None and now_s < join.moves_until_s(running):
+            return
+        self._running = join.rest(newest.state.position_rad, now_s)
+        self._is_certain, self._unknown = False, None
+
+    def _situation(self, now_s: float) -> Situation:
+        newest, running = self._robot.newest, self._running
+        assert newest is not None
+        assert running is not None
+        lead_s = self._lead_s if self._is_certain else max(self._lead_s, RESTART_LEAD_S)
+        return Situation(now_s, running, self._is_certain, newest.state, newest.taken_s, lead_s)
+
+    # --- judging ---------------------------------------------------------------------------------
+
+    def _release(self, now_s: float) -> list[Output]:
+        """Judge the trajectory that waits, if what is needed for it is known."""
+        if self._wants_brake:
+            return self._brake(now_s)
+        waiting = self._waiting
+        if waiting is None or self._flight is not None or not self._robot.is_fresh(now_s):
+            return []
+        self._waiting = None
+        verdict = self._judge(waiting, now_s)
+        if not isinstance(verdict, tuple):
+            return self._refuse(waiting.driver, waiting.key, verdict.reason, verdict.detail, now_s)
+        path, is_retimed = verdict
+        self._note_driver(waiting, now_s)
+        self._counts["retimed" if is_retimed else "passed"] += 1
+        mark = "/retimed" if is_retimed else ""
+        frame_id = f"vla/{path.session}/{path.sequence}/{round(path.valid_s * 1e3)}{mark}"
+        stamped = replace(path, stamp_s=waiting.parsed.stamp_s)
+        outputs = self._send(path, stamped, frame_id, now_s)
+        self._outcomes[waiting.key] = stamped if is_retimed else None
+        _forget(self._outcomes)
+        return outputs + self._release_prediction(waiting.key)
+
+    def _judge(self, waiting: _Waiting, now_s: float) -> tuple[Trajectory, bool] | Hold | _No:
+        parsed, (session, sequence) = waiting.parsed, waiting.key
+        robot_s = self._robot.robot_time(now_s)
+        if self._stopped is not None:
+            return _No("stopped", self._stopped)
+        if self._unknown is not None:
+            return _No("unknown_path", f"{self._unknown}; waiting for the arm to rest")
+        assert parsed.valid_s is not None
+        if robot_s > parsed.stamp_s + parsed.valid_s:
+            return _No("expired", f"{robot_s - parsed.stamp_s:.3f} s after its frame")
+        if parsed.stamp_s > robot_s + FUTURE_S:
+            return _No("future", f"stamped {parsed.stamp_s - robot_s:.3f} s ahead of the robot")
+        if sequence <= self._newest.get(session, -1):
+            return _No("out_of_order", f"sequence {sequence} of {session} came before")
+        driver = self._driver
+        if driver is not None and driver[0] != session and now_s - self._driver_s <= DRIVER_S:
+            return _No("other_driver", f"loop {driver[0]} drives the arm")
+        at = self._situation(now_s)
+        age_s = now_s - at.measured_s
+        hold = check_joints(at.measured, age_s, self._limits, self._config.max_joints_age_s)
+        if hold is not None:
+            return hold
+        if not is_followed(at.running, at.measured, at.measured_s, self._limits):
+            return _No(
+                "off_path", "the arm is not where its path is: pushed, blocked or powered off"
+            )
+        return join.joined(_on_our_clock(parsed, at, robot_s - now_s), at, self._limits)
+
+    def _note_driver(self, waiting: _Waiting, now_s: float) -> None:
+        session, sequence = waiting.key
+        self._driver, self._driver_s, self._left_s = (session, waiting.driver), now_s, None
+        self._newest[session] = sequence
+        _forget(self._newest)
+
+    def _release_prediction(self, key: Key) -> list[Output]:
+        """Send the prediction on once its trajectory has passed, with what was changed in it."""
+        if key not in self._outcomes or key not in self._predictions:
+            return []
+        path, message = self._outcomes[key], self._predictions.pop(key)
+        if path is not None:
+            message = _retold(messages.trajectory(message), path, self._version)
+        return [Send(self._config.trajectory_topic, message)]
+
+    def _refuse_waiting(self, reason: str, detail: str, now_s: float) -> list[Output]:
+        waiting, self._waiting = self._waiting, None
+        if waiting is None:
+            return []
+        return self._refuse(waiting.driver, waiting.key, reason, detail, now_s)
+
+    def _refuse(
+        self, driver: int, key: Key | None, reason: str, detail: str, now_s: float
+    ) -> list[Output]:
+        """Count a refusal; tell the client once per change, and every few seconds."""
+        self._refused[reason] += 1
+        if key is not None:
+            self._predictions.pop(key, None)
+        told, told_s = self._told.get(driver, ("", 0.0))
+        if told == reason and now_s - told_s < 5.0:
+            return []
+        self._told[driver] = (reason, now_s)
+        return [Tell(driver, "error", f"guard refused a trajectory, {reason}: {detail}")]
+
+    # --- sending ---------------------------------------------------------------------------------
+
+    def _send(
+        self,
+        path: Trajectory,
+        stamped: Trajectory,
+        frame_id: str,
+        now_s: float,
+        takes_back: bool = False,
+    ) -> list[Output]:
+        """Send `stamped`, which is `path` on the robot's clock, and wait for it to come back."""
+        assert self._running is not None
+        lead_s = self._lead_s
+        look_s = now_s + (lead_s if takes_back else TAKE_BACK_SHARE * lead_s)
+        self._flight = _Flight(frame_id, now_s, look_s, self._running, takes_back)
+        self._sent_ids[frame_id] = None
+        _forget(self._sent_ids)
+        self._running = flown(self._running, path)
+        self._is_certain = True
+        message = messages.to_ros(stamped, ARM_JOINT_NAMES, self._version)
+        message["header"]["frame_id"] = frame_id
+        return [Send(self._config.arm_topic, message)]
+
+    def _send_own(self, path: Trajectory, now_s: float, takes_back: bool) -> list[Output]:
+        self._own += 1
+        stamped = replace(path, stamp_s=self._robot.robot_time(path.stamp_s))
+        return self._send(path, stamped, f"{OWN_FRAME_ID}{self._own}", now_s, takes_back)
+
+    def _brake(self, now_s: float) -> list[Output]:
+        """Bring the running path to rest, once it is known; where it is not, it ends anyway."""
+        if self._flight is not None or self._running is None or self._unknown is not None:
+            return []
+        self._wants_brake = False
+        at = self._situation(now_s)
+        if now_s + at.lead_s >= join.moves_until_s(at.running):
+            return []
+        return self._send_own(join.brake(at, self._limits), now_s, takes_back=False)
+
+    def _look(self, flight: _Flight, now_s: float) -> list[Output]:
+        """What was sent has not come back in time: take it back, by sending what ran before it."""
+        self._delay.observe_missing(now_s - flight.sent_s, now_s)
+        if flight.takes_back:
+            if now_s - flight.sent_s > join.STAY_S:
+                self._flight = None
+                self._lose_track("rosbridge does not answer", now_s)
+            else:
+                self._flight = replace(flight, look_s=now_s + self._lead_s)
+            return []
+        if now_s - flight.look_s > OVERSLEPT_S:
+            self._flight = replace(flight, look_s=now_s + LOOK_AGAIN_S)
+            return []
+        self._counts["taken_back"] += 1
+        self._running = flight.before
+        return self._send_own(join.staying(flight.before, now_s), now_s, takes_back=True)
+
+
+@dataclass(frozen=True)
+class _No:
+    """A refusal of the guard's own."""
+
+    reason: str
+    detail: str
+
+
+def _key(parsed: ParsedTrajectory) -> Key:
+    if parsed.session is None or parsed.sequence is None or parsed.valid_s is None:
+        raise MessageError(
+            "trajectory has no frame_id vla/<session>/<sequence>/<valid_ms>, so its age and order"
+            " cannot be checked"
+        )
+    return parsed.session, parsed.sequence
+
+
+def _check_numbers(parsed: ParsedTrajectory) -> None:
+    """Raise MessageError unless the arm's joints have finite points at increasing times."""
+    times, velocity = parsed.time_from_start_s, parsed.velocity_rad_s
+    if sorted(parsed.joint_names) != sorted(ARM_JOINT_NAMES):
+        raise MessageError(f"trajectory moves {len(parsed.joint_names)} joints, not the arm's 7")
+    if len(times) == 0 or velocity is None:
+        raise MessageError("trajectory has no points with positions and velocities")
+    if not all(np.isfinite(each).all() for each in (times, parsed.position_rad, velocity)):
+        raise MessageError("trajectory holds numbers that are not finite")
+    if times[0] < 0 or (np.diff(times) <= 0).any() or times[-1] > 60.0:
+        raise MessageError(
+            "times of the trajectory's points do not increase from 0 to 60 s at most"
+        )
+    if np.abs(parsed.position_rad).max() > 10 or np.abs(velocity).max() > 100:
+        raise MessageError("trajectory holds positions above 10 rad or velocities above 100 rad/s")
+    if not 0 < parsed.stamp_s < 1e11:
+        raise MessageError(f"trajectory's header stamp is {parsed.stamp_s}, expected its frame's")
+
+
+def _on_our_clock(parsed: ParsedTrajectory, at: Situation, offset_s: float) -> Trajectory:
+    """Return the trajectory stamped on our clock; the gripper stays where it is measured."""
+    columns = [parsed.joint_names.index(name) for name in ARM_JOINT_NAMES]
+    assert parsed.velocity_rad_s is not None
+    count = len(parsed.time_from_start_s)
+    grip = np.full((count, 1), at.running.position_rad[-1, ARM_DOF])
+    assert parsed.session is not None
+    assert parsed.sequence is not None
+    assert parsed.valid_s is not None
+    return Trajectory(
+        position_rad=np.hstack([parsed.position_rad[:, columns], grip]),
+        velocity_rad_s=np.hstack([parsed.velocity_rad_s[:, columns], np.zeros((count, 1))]),
+        time_from_start_s=parsed.time_from_start_s,
+        stamp_s=parsed.stamp_s - offset_s,
+        sequence=parsed.sequence,
+        session=parsed.session,
+        valid_s=parsed.valid_s,
+    )
+
+
+def _retold(
+    prediction: ParsedTrajectory, path: Trajectory, version: messages.RosVersion
+) -> dict[str, Any]:
+    """Return `path` over 8 joints, its gripper as in the prediction, marked as re-timed."""
+    gripper = JOINT_NAMES[-1]
+    position = path.position_rad.copy()
+    if gripper in prediction.joint_names:
+        column = prediction.position_rad[:, prediction.joint_names.index(gripper)]
+        position[:, -1] = np.interp(path.time_from_start_s, prediction.time_from_start_s, column)
+    message = messages.to_ros(replace(path, position_rad=position), JOINT_NAMES, version)
+    message["header"]["frame_id"] += "/retimed"
+    return message
+
+
+def _forget(memory: OrderedDict[Any, Any]) -> None:
+    while len(memory) > REMEMBERED:
+        memory.popitem(last=False)

@@ -9,26 +9,28 @@ Legend: H, W image; T steps; 8 joints in the order of `robot.JOINT_NAMES`, rad.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
 
 from crane_x7_remote.inference import peers as peers_module
 from crane_x7_remote.inference.journal import Journal, Sent
+from crane_x7_remote.inference.link_delay import LinkDelay
 from crane_x7_remote.inference.metrics import Metrics
-from crane_x7_remote.inference.outgoing import Outgoing, Topics
+from crane_x7_remote.inference.outgoing import GRIPPER_GOAL_TYPE, Dialect, Outgoing, Topics
 from crane_x7_remote.inference.pacing import Pacer
 from crane_x7_remote.inference.peers import Peers
 from crane_x7_remote.inference.safety import Hold, HoldReason, Limits, check_frame, check_joints
 from crane_x7_remote.inference.shaping import Moment, Shaped, Shaper
 from crane_x7_remote.inference.worker import PolicyWorker, Prediction
 from crane_x7_remote.rosbridge import messages
-from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
+from crane_x7_remote.rosbridge.messages import EncodedFrame, RosVersion, StampedJoints
 from crane_x7_vla_rl.policies.base import Policy
 from crane_x7_vla_rl.robot import HOME_RAD
 from crane_x7_vla_rl.types import Image, JointState, Observation
@@ -48,6 +50,16 @@ class LinkState(Protocol):
     def reconnects(self) -> int: ...
     @property
     def rtt_s(self) -> float | None: ...
+    @property
+    def ros_version(self) -> RosVersion | None: ...
+    @property
+    def ros_version_doubt(self) -> str | None: ...
+    @property
+    def no_frame_because(self) -> str | None: ...
+    @property
+    def no_joints_because(self) -> str | None: ...
+    @property
+    def unknown_operations(self) -> Sequence[str]: ...
 
 
 class Client(Protocol):
@@ -63,7 +75,10 @@ class Client(Protocol):
     def take_instruction(self) -> str | None: ...
     def frame_age_s(self, frame: EncodedFrame, now: float) -> float: ...
     def robot_time(self, now: float) -> float | None: ...
-    def publish(self, operations: Sequence[dict[str, Any]]) -> bool: ...
+    def publish(
+        self, operations: Sequence[dict[str, Any]], leave_by_s: float | None = None
+    ) -> bool: ...
+    def advertise(self, topic: str, type_name: str) -> None: ...
     def subscribe(
         self, topic: str, type_name: str, callback: Callable[[Mapping[str, Any]], None]
     ) -> None: ...
@@ -111,8 +126,13 @@ class InferenceLoop:
         self.metrics = Metrics(config.session, config.rate_hz)
         self._journal = Journal(self.metrics, config.policy_failing_s, config.dry_run)
         self._worker = PolicyWorker(policy, clock)
+        self._retimed: messages.ParsedTrajectory | None = None
+        """Our newest trajectory as the guard had to change it; set on the client's thread."""
         self._peers = Peers(config.session, config.listen_s, config.silence_s)
+        self._delay = LinkDelay()
+        self._rtt_s: float | None = None
         self._outgoing = Outgoing(config.topics, config.session)
+        self._dialect: Dialect | None = None
         self._instruction = config.instruction
         self.metrics.instruction = config.instruction
         self._pacer = Pacer(1 / config.rate_hz, clock())
@@ -174,6 +194,8 @@ class InferenceLoop:
         self.metrics.lateness.add(now_s - self._pacer.deadline_s)
         self._follow_instruction()
         self._notice_link(now_s)
+        self._measure_link(now_s)
+        self._take_retimed()
         outcome = self._decide()
         if outcome is not None:
             self._journal.note(outcome, self._clock())
@@ -221,7 +243,8 @@ class InferenceLoop:
 
     def _check_frame(self, frame: EncodedFrame | None) -> Hold | None:
         if frame is None:
-            return check_frame(None, 0.0, self._used is not None, self._config.max_frame_age_s)
+            hold = check_frame(None, 0.0, self._used is not None, self._config.max_frame_age_s)
+            return _explained(hold, self._client.link.no_frame_because)
         age_s = self._client.frame_age_s(frame, self._clock())
         return check_frame(age_s, frame.stamp_s, True, self._config.max_frame_age_s)
 
@@ -229,14 +252,35 @@ class InferenceLoop:
         """Return what forbids to drive, apart from the frame; looked at before the policy is asked
         and again afterwards."""
         now_s = self._clock()
-        if not self._client.link.connected:
+        link = self._client.link
+        if not link.connected:
             return Hold(HoldReason.LINK_DOWN, "the link went down meanwhile")
         state = None if joints is None else joints.state
         age_s = 0.0 if joints is None else self._joints_age_s(joints, now_s)
         hold = check_joints(state, age_s, self._limits, self._config.max_frame_age_s)
+        if hold is not None and hold.reason in (HoldReason.NO_JOINTS, HoldReason.JOINTS_STALE):
+            hold = _explained(hold, link.no_joints_because)
+        hold = hold or self._learn_dialect(link)
         if hold is None and not self._config.dry_run:
             hold = self._peers.verdict(now_s)
         return hold
+
+    def _learn_dialect(self, link: LinkState) -> Hold | None:
+        """Learn how to write to this server; a Hold as long as that is not known."""
+        if link.ros_version is None:
+            return Hold(HoldReason.ROS_VERSION_UNKNOWN, link.ros_version_doubt or "no stamp yet")
+        has_actions = link.ros_version == 2 and "send_action_goal" not in link.unknown_operations
+        dialect = Dialect(link.ros_version, has_actions)
+        if dialect == self._dialect:
+            return None
+        self._dialect = dialect
+        self._outgoing.gripper_goal_rad = None  # one sent otherwise may not have been understood
+        topic = self._config.topics.gripper_goal
+        way = "as action" if has_actions else f"on {topic}"
+        logger.info("the robot speaks ROS %d; gripper goals go out %s", dialect.version, way)
+        if topic and not has_actions and not self._config.dry_run:
+            self._client.advertise(topic, GRIPPER_GOAL_TYPE)
+        return None
 
     def _joints_age_s(self, joints: StampedJoints, now_s: float) -> float:
         """Return the greater of both ages, by arrival and by the robot's stamp."""
@@ -271,8 +315,8 @@ class InferenceLoop:
         robot_s = self._client.robot_time(now_s)
         if robot_s is None:
             return None
-        rtt_s = self._client.link.rtt_s
-        return Moment(now_s, robot_s, None if rtt_s is None else max(rtt_s, self._peers.echo_s))
+        lead_s = self._delay.lead_s(self._config.validity_s)
+        return Moment(now_s, robot_s, self._delay.typical_s, lead_s)
 
     def _send(self, shaped: Shaped, frame: EncodedFrame, policy_s: float) -> Sent | Hold:
         trajectory = shaped.trajectory
@@ -280,11 +324,18 @@ class InferenceLoop:
         if late_s > 0:
             return Hold(HoldReason.TOO_LATE, f"this machine stalled {late_s:.3f} s too long")
         if not self._config.dry_run:
-            operations, gripper_goal = self._outgoing.bundle(trajectory, shaped.target_rad)
-            if not self._client.publish(operations):
+            dialect = self._dialect
+            assert dialect is not None  # _check_robot held otherwise
+            operations, gripper_goal = self._outgoing.bundle(trajectory, shaped.target_rad, dialect)
+            # Noted first: it may be heard on the network thread before `publish` returns.
+            self._peers.published(
+                trajectory.sequence, self._clock(), shaped.lead_s, shaped.expires_s
+            )
+            if not self._client.publish(operations, shaped.leave_by_s):
+                self._peers.withdrawn(trajectory.sequence)
                 return Hold(HoldReason.SEND_DROPPED, "the client could not take the trajectory")
-            self._shaper.sent(trajectory)
-            self._peers.published(trajectory.sequence, self._clock())
+            self._shaper.sent(shaped)
+            self.metrics.lead.add(shaped.lead_s)
             if gripper_goal is not None:
                 self._outgoing.gripper_goal_rad = gripper_goal
                 self.metrics.counters["gripper_goals"] += 1
@@ -306,30 +357,57 @@ class InferenceLoop:
         self._peers.link_came_up(now_s)
         self._pacer.link_came_up()
         self._shaper.forget()
-        self._outgoing.gripper_goal_rad = None
+        self._dialect = None
         if not is_first:
             self._worker.reset_next()
+
+    def _measure_link(self, now_s: float) -> None:
+        """Feed the link's delay with pings and with trajectories that came back."""
+        rtt_s = self._client.link.rtt_s
+        if rtt_s is not None and rtt_s != self._rtt_s:
+            self._rtt_s = rtt_s
+            self._delay.observe(rtt_s, now_s)
+        for echo_s in self._peers.take_echoes_s():
+            self._delay.observe(echo_s, now_s)
+
+    def _take_retimed(self) -> None:
+        """Go on from what the guard made of our newest trajectory."""
+        retimed, self._retimed = self._retimed, None
+        if retimed is not None and self._shaper.retimed(retimed):
+            self.metrics.counters["retimed"] += 1
 
     def _hear_trajectory(self, message: Mapping[str, Any]) -> None:
         """Note whose trajectory came by; called on the client's thread."""
         header = message.get("header")
         frame_id = header.get("frame_id") if isinstance(header, Mapping) else None
         match = messages.FRAME_ID.fullmatch(frame_id) if isinstance(frame_id, str) else None
-        if match is not None:
-            self._peers.heard(match["session"], int(match["sequence"]), self._clock())
+        if match is None:
+            return
+        if match["retimed"] and match["session"] == self._config.session:
+            with contextlib.suppress(messages.MessageError):
+                self._retimed = messages.trajectory(message)
+        self._peers.heard(match["session"], int(match["sequence"]), self._clock())
 
     def _come_to_rest(self) -> None:
         """Brake the running trajectory now; where it has ended already, the arm holds."""
         joints, moment = self._client.joints(), self._moment()
-        if joints is None or moment is None:
+        dialect = self._dialect
+        if joints is None or moment is None or dialect is None:
             return
         brake = self._shaper.brake(joints, moment)
         if brake is None:
             return
         deadline_s = moment.now_s + GOODBYE_S
-        while not self._client.publish(self._outgoing.brake(brake)):
+        while not self._client.publish(self._outgoing.brake(brake, dialect)):
             if self._clock() >= deadline_s or not self._client.link.connected:
                 logger.warning("could not send the last trajectory; the arm ends the one before")
                 return
             time.sleep(0.005)
         logger.info("the arm comes to rest (sequence %d)", brake.sequence)
+
+
+def _explained(hold: Hold | None, because: str | None) -> Hold | None:
+    """Return the hold with what the client knows about its cause."""
+    if hold is None or because is None:
+        return hold
+    return replace(hold, detail=f"{hold.detail}: {because}")

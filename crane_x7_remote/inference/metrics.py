@@ -92,6 +92,8 @@ class Metrics:
         self.decode = Distribution()
         self.frame_age = Distribution()
         """Age of a frame, by the robot's stamp, when its trajectory leaves."""
+        self.lead = Distribution()
+        """What the link costs in reaction: trajectory made → it leaves the running one."""
         self.warm_up_s: float | None = None
         self.state = "starting"
         self.instruction = ""
@@ -128,13 +130,14 @@ class Metrics:
             "policy_ms": self.policy.summary(),
             "decode_ms": self.decode.summary(),
             "frame_age_ms": self.frame_age.summary(),
+            "lead_ms": self.lead.summary(),
             "link": link or {},
         }
 
 
 _ALWAYS = (
     "ticks", "skipped_ticks", "trajectories", "frames_used", "refused_frames", "gripper_goals",
-    "policy_failures", "resyncs",
+    "policy_failures", "resyncs", "retimed",
 )  # fmt: skip
 
 

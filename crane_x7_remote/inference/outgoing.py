@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crane_x7_remote.rosbridge import messages, protocol
+from crane_x7_remote.rosbridge.messages import RosVersion
 from crane_x7_vla_rl.robot import ARM_JOINT_NAMES, JOINT_NAMES
 from crane_x7_vla_rl.types import Array, Trajectory
 
@@ -16,6 +17,17 @@ GRIPPER_STEP_RAD = 0.02
 """A gripper goal is sent when its target changed by more than this."""
 GRIPPER_EFFORT = 1.0
 """max_effort of a gripper goal; the CRANE-X7's controller is position only and ignores it."""
+GRIPPER_GOAL_TYPE = "control_msgs/GripperCommandActionGoal"
+"""What a ROS 1 action server takes on `<action>/goal`."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How this robot's rosbridge wants to be spoken to."""
+
+    version: RosVersion = 2
+    has_actions: bool = True
+    """Whether it knows `send_action_goal`; ROS 1 does not, its actions are topics."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +55,11 @@ class Topics:
         }
         return {topic: kind for topic, kind in kinds.items() if topic}
 
+    @property
+    def gripper_goal(self) -> str:
+        """Where the gripper's goals go when the server knows no actions."""
+        return f"{self.gripper_action}/goal" if self.gripper_action else ""
+
 
 class Outgoing:
     """Makes the bundles of one loop."""
@@ -54,13 +71,13 @@ class Outgoing:
         """The goal that the gripper has; None when it is not known."""
 
     def bundle(
-        self, trajectory: Trajectory, target: Array
+        self, trajectory: Trajectory, target: Array, dialect: Dialect
     ) -> tuple[list[dict[str, Any]], float | None]:
         """Return the operations for one tick, and the gripper's goal if they hold a new one.
 
         `target` (8,) is the step of the chunk that is due next.
         """
-        operations = self.brake(trajectory)
+        operations = self.brake(trajectory, dialect)
         topics = self._topics
         if topics.action:
             operations.append(protocol.publish(topics.action, messages.float32_array(target)))
@@ -70,23 +87,27 @@ class Outgoing:
             known is not None and abs(goal_rad - known) <= GRIPPER_STEP_RAD
         ):
             return operations, None
-        goal = {"command": {"position": goal_rad, "max_effort": GRIPPER_EFFORT}}
-        operations.append(
-            protocol.send_action_goal(
-                topics.gripper_action,
-                "control_msgs/action/GripperCommand",
-                goal,
-                id=f"vla/{self._session}/{trajectory.sequence}",
-            )
-        )
+        operations.append(self._gripper_goal(goal_rad, trajectory, dialect))
         return operations, goal_rad
 
-    def brake(self, trajectory: Trajectory) -> list[dict[str, Any]]:
+    def _gripper_goal(
+        self, goal_rad: float, trajectory: Trajectory, dialect: Dialect
+    ) -> dict[str, Any]:
+        topics, name = self._topics, f"vla/{self._session}/{trajectory.sequence}"
+        goal = {"command": {"position": goal_rad, "max_effort": GRIPPER_EFFORT}}
+        if dialect.has_actions:
+            return protocol.send_action_goal(
+                topics.gripper_action, "control_msgs/action/GripperCommand", goal, id=name
+            )
+        message = messages.action_goal(goal, name, trajectory.stamp_s, dialect.version)
+        return protocol.publish(topics.gripper_goal, message)
+
+    def brake(self, trajectory: Trajectory, dialect: Dialect) -> list[dict[str, Any]]:
         """Return the operations that carry the trajectory alone."""
         topics = self._topics
         operations = []
         for topic, names in ((topics.arm, ARM_JOINT_NAMES), (topics.trajectory, JOINT_NAMES)):
             if topic:
-                message = messages.to_ros(trajectory, names)
+                message = messages.to_ros(trajectory, names, dialect.version)
                 operations.append(protocol.publish(topic, message))
         return operations

@@ -1,7 +1,7 @@
-"""Who drives the arm: listens to the trajectories that reach the robot's topic, ours and others'.
+"""Whose trajectories reach the robot. Names, sequence numbers, times → Hold, arrival. Pure.
 
-Session names and sequence numbers come in with the time they were heard; out go a `Hold` while
-another loop drives, and whether our own newest trajectory is known to have arrived.
+The loop listens to the topic on which all loops of a robot can be heard. That tells two things:
+whether another loop drives, and which of its own trajectories have arrived.
 
 Two loops never drive for long: a loop first listens; one that hears another stays quiet until that
 one was silent for `silence_s`; should both have begun at once, the smaller session name goes on.
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from dataclasses import dataclass
 
 from crane_x7_remote.inference.safety import Hold, HoldReason
 
@@ -18,10 +19,19 @@ LISTEN_S = 1.0
 """How long a new link is listened to before the first trajectory."""
 SILENCE_S = 2.0
 """Another loop that was not heard for this long has given up the arm."""
-ECHO_DECAY = 0.97
-"""Per trajectory; a stall of a busy machine is remembered for some seconds."""
-ECHO_S = 0.4
-"""A trajectory that has not come back from its topic after this is taken for lost."""
+LONGEST_S = 5.0
+"""An echo that comes later than this says nothing about the link of now."""
+
+
+@dataclass(frozen=True)
+class _Flight:
+    """A trajectory of ours that has not come back yet."""
+
+    sent_s: float
+    lead_s: float
+    """So long after `sent_s` it leaves the one before: coming later, the arm steps."""
+    expires_s: float
+    """From then on no controller starts it."""
 
 
 class Peers:
@@ -38,21 +48,19 @@ class Peers:
         self._other: str | None = None
         self._other_s = 0.0
         self._published_s: float | None = None
-        self._sent_s: OrderedDict[int, float] = OrderedDict()
-        self._in_time = -1
-        self._echo_s = 0.0
-
-    @property
-    def echo_s(self) -> float:
-        """How long our trajectories lately took there and back, the slowest counting most."""
-        return self._echo_s
+        self._in_flight: OrderedDict[int, _Flight] = OrderedDict()
+        self._expired: OrderedDict[int, _Flight] = OrderedDict()
+        """Those whose echo would only tell how slow the link is."""
+        self._arrived = -1
+        self._echoes_s: list[float] = []
 
     def link_came_up(self, now_s: float) -> None:
-        """Start listening anew; what was sent through the old link may be lost."""
+        """Start listening again; what was sent through the old link may be lost."""
         with self._lock:
             self._listening_since_s = now_s
             self._published_s = None
-            self._sent_s.clear()
+            self._in_flight.clear()
+            self._arrived = -1
 
     def heard(self, session: str, sequence: int, now_s: float) -> None:
         """Note a trajectory that came from the robot's topic."""
@@ -60,24 +68,59 @@ class Peers:
             if session != self._session:
                 self._other, self._other_s = session, now_s
                 return
-            sent_s = self._sent_s.get(sequence)
-            if sent_s is not None and now_s - sent_s <= ECHO_S:
-                self._in_time = max(self._in_time, sequence)
-                self._echo_s = max(now_s - sent_s, ECHO_DECAY * self._echo_s)
+            late = self._expired.pop(sequence, None)
+            flight = self._in_flight.get(sequence, late)
+            if flight is None:
+                return
+            if late is None:
+                self._arrived = sequence
+                for older in [key for key in self._in_flight if key <= sequence]:
+                    del self._in_flight[older]  # a link keeps the order: those before were refused
+            if now_s - flight.sent_s < LONGEST_S:
+                self._echoes_s.append(now_s - flight.sent_s)
 
-    def published(self, sequence: int, now_s: float) -> None:
-        """Note a trajectory of ours that was handed to the socket."""
+    def take_echoes_s(self) -> list[float]:
+        """Return how long our trajectories took there and back since the last call."""
+        with self._lock:
+            echoes_s, self._echoes_s = self._echoes_s, []
+            return echoes_s
+
+    def published(self, sequence: int, now_s: float, lead_s: float, expires_s: float) -> None:
+        """Note a trajectory of ours that was handed to the socket, its lead and its expiry."""
         with self._lock:
             self._published_s = now_s
-            self._sent_s[sequence] = now_s
-            while len(self._sent_s) > 256:
-                self._sent_s.popitem(last=False)
+            self._in_flight[sequence] = _Flight(now_s, lead_s, expires_s)
 
-    def has_arrived(self, sequence: int, now_s: float) -> bool:
-        """Whether this trajectory of ours came back in time, or still may."""
+    def withdrawn(self, sequence: int) -> None:
+        """Note that a trajectory did not leave after all."""
         with self._lock:
-            sent_s = self._sent_s.get(sequence)
-            return sent_s is not None and (self._in_time >= sequence or now_s - sent_s <= ECHO_S)
+            self._in_flight.pop(sequence, None)
+
+    def overdue_s(self, now_s: float) -> float | None:
+        """Return how long our oldest trajectory that may still start late has been under way.
+
+        None when all that is under way is in time. What has expired counts as lost from now on.
+        """
+        with self._lock:
+            self._drop_expired(now_s)
+            flights = self._in_flight
+            waits_s = [
+                now_s - each.sent_s
+                for each in flights.values()
+                if now_s - each.sent_s > each.lead_s
+            ]
+            return max(waits_s, default=None)
+
+    def _drop_expired(self, now_s: float) -> None:
+        for sequence in [key for key, each in self._in_flight.items() if now_s > each.expires_s]:
+            self._expired[sequence] = self._in_flight.pop(sequence)
+        while len(self._expired) > 64:
+            self._expired.popitem(last=False)
+
+    def is_lost(self, sequence: int) -> bool:
+        """Whether this trajectory of ours neither came back nor still can."""
+        with self._lock:
+            return sequence > self._arrived and sequence not in self._in_flight
 
     def verdict(self, now_s: float) -> Hold | None:
         """Return why this loop must not drive now, or None."""

@@ -32,6 +32,9 @@ class HoldReason(StrEnum):
     FRAME_STALE = "frame_stale"
     FRAME_UNREADABLE = "frame_unreadable"
     NO_JOINTS = "no_joints"
+    ROS_VERSION_UNKNOWN = "ros_version_unknown"
+    """The stamps that come in do not tell ROS 1 from ROS 2: times would be written with keys that
+    the server drops."""
     JOINTS_STALE = "joints_stale"
     JOINTS_NOT_FINITE = "joints_not_finite"
     JOINTS_OUT_OF_LIMITS = "joints_out_of_limits"
@@ -43,6 +46,8 @@ class HoldReason(StrEnum):
     JOINT_LIMIT = "joint_limit"
     GRIPPER_RANGE = "gripper_range"
     JUMP = "jump"
+    UNCONFIRMED = "unconfirmed"
+    """A trajectory is on its way for so long that it may arrive late."""
     TOO_LATE = "too_late"
     """So much time has passed since the frame that its trajectory could not run any more."""
     POSITION = "position"
@@ -231,9 +236,14 @@ def check_motion(
         return Hold(HoldReason.ACTION_NOT_FINITE, "trajectory holds values that are not finite")
     if v[-1].any():
         return Hold(HoldReason.NOT_AT_REST, f"last point moves with {v[-1].tolist()} rad/s")
-    outside = np.maximum(limits.lower_rad - p, p - limits.upper_rad)
-    if outside.max() > MARGIN_RAD:
-        step = int(outside.max(axis=1).argmax())
+    outside = np.maximum(limits.lower_rad - p, p - limits.upper_rad)  # (T, 8)
+    # An arm that was measured a little outside goes back in from there, and no further out.
+    m = measured.position_rad
+    allowed = MARGIN_RAD + np.clip(
+        np.maximum(limits.lower_rad - m, m - limits.upper_rad), 0.0, limits.measured_slack_rad
+    )
+    if (outside > allowed).any():
+        step = int((outside - allowed).max(axis=1).argmax())
         return Hold(HoldReason.POSITION, _worst(p[step], outside[step], "trajectory reaches"))
     return _check_pieces(times, p, v, limits) or _check_start(
         trajectory, measured, measured_s, limits

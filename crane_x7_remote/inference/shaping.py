@@ -1,11 +1,19 @@
-"""From what the policy wants to a trajectory that may leave: keeps what is running, asks the gates.
+"""From a policy's chunk to a trajectory that may leave. Chunk, joints, moment → `Shaped` or `Hold`.
 
-A chunk, the measured joints and the moment come in; a `Shaped` trajectory or a `Hold` goes out. No
-I/O; the clocks' readings are handed in.
+Keeps the path that the arm runs, and starts each trajectory on it. No I/O; the clocks' readings are
+handed in.
+
+                        stamp        now      now + lead             stamp + validity
+    robot's clock  ───────┼───────────┼────────────┼────────────────────────┼──────▶
+    trajectory            ·           repeats the  leaves it, follows       at rest,
+                                      running one  the chunk                refused from here on
+
+A trajectory is in time when it reaches the robot before `now + lead`.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,18 +28,18 @@ from crane_x7_remote.inference.safety import (
     check_motion,
     first_step,
 )
-from crane_x7_remote.inference.trajectory import Timing, build, flown, is_followed
-from crane_x7_remote.rosbridge.messages import StampedJoints
+from crane_x7_remote.inference.trajectory import Timing, build, flown, is_followed, state_at
+from crane_x7_remote.rosbridge.messages import ParsedTrajectory, StampedJoints, as_trajectory
 from crane_x7_vla_rl.robot import ARM_DOF
 from crane_x7_vla_rl.types import Array, JointState, Trajectory
 
-LEAD_MARGIN_S = 0.02
-"""On top of the round trip: what a busy machine adds now and then."""
-RESTART_LEAD_S = 0.1
+RESTART_LEAD_S = 0.2
 """Lead of a path that starts from the measured state: time for the controller to come there from
-what it wanted before, a servo's sag away, without haste."""
-MAX_LEAD_S = 0.2
-UNKNOWN_RTT_S = 0.03
+what it wanted before. A servo's sag of 0.04 rad takes 6 · 0.04 / 0.2² = 6 rad/s²."""
+SHORTEST_RESTART_LEAD_S = 0.1
+"""A slow policy leaves no more; 0.01 rad of sag then takes as much."""
+SAME_RAD = 0.001
+"""Two paths that are nearer than this at a moment are one path there."""
 SHORTEST_HORIZON_S = 0.1
 """A trajectory that would have to be at rest sooner than this is not worth starting."""
 
@@ -44,14 +52,11 @@ class Moment:
     """Our monotonic clock."""
     robot_s: float
     """The robot's time, as far as known."""
-    rtt_s: float | None
-
-    @property
-    def lead_s(self) -> float:
-        """Time to the robot: half a round trip, and as much again because the robot's time is only
-        known from messages that took the other half to come."""
-        rtt_s = UNKNOWN_RTT_S if self.rtt_s is None else self.rtt_s
-        return min(rtt_s + LEAD_MARGIN_S, MAX_LEAD_S)
+    round_trip_s: float
+    """A usual one: half of it to the robot, and as much again because the robot's time is only
+    known from messages that took the other half to come."""
+    lead_s: float
+    """See `link_delay.LinkDelay`."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,9 +66,14 @@ class Shaped:
     trajectory: Trajectory
     target_rad: Array
     """(8,)."""
+    followed: Trajectory | None
+    """The running path that it leaves; None where it starts from the measured state."""
+    lead_s: float
     leave_by_s: float
     """Our monotonic clock: sent later, it would arrive after it has left the running path, and the
     arm's controller would step from one to the other."""
+    expires_s: float
+    """Our monotonic clock: arriving later, no controller starts it."""
 
 
 class Shaper:
@@ -75,38 +85,58 @@ class Shaper:
         self._limits = limits
         self._peers = peers
         self._running: Trajectory | None = None
+        self._before: Trajectory | None = None
+        """What ran before the newest one."""
         self._sequence = 0
 
-    def sent(self, trajectory: Trajectory) -> None:
+    def sent(self, shaped: Shaped) -> None:
         """Note that this one left: the next goes on from it."""
-        self._running = flown(self._running, trajectory)
-        self._sequence = trajectory.sequence
+        self._before = shaped.followed
+        self._running = flown(shaped.followed, shaped.trajectory)
+        self._sequence = shaped.trajectory.sequence
+
+    def retimed(self, parsed: ParsedTrajectory) -> bool:
+        """Take what the guard made of our trajectories for what runs, unless a newer one left."""
+        path = as_trajectory(parsed)
+        if path is None or self._running is None or path.sequence != self._running.sequence:
+            return False
+        before, first_s = self._before, path.stamp_s + path.time_from_start_s[0]
+        if before is not None:
+            apart = np.abs(state_at(before, first_s)[0] - path.position_rad[0])[:ARM_DOF].max()
+            before = before if apart <= SAME_RAD else None
+        self._running = flown(before, path)
+        return True
 
     def forget(self) -> None:
         """Start the next trajectory from the measured state."""
-        self._running = None
+        self._running = self._before = None
 
     def shape(
         self, chunk: object, stamp_s: float, joints: StampedJoints, moment: Moment
     ) -> Shaped | Hold:
         """Return the trajectory that answers the frame stamped `stamp_s`, or why there is none."""
+        overdue_s = self._peers.overdue_s(moment.now_s)
+        if overdue_s is not None:
+            return Hold(
+                HoldReason.UNCONFIRMED,
+                f"a trajectory has not come back from its topic for {overdue_s:.3f} s; another is"
+                " sent when it has come back or expired",
+            )
         measured_s = _measured_s(joints, moment)
-        running = self._followed(joints.state, measured_s, moment.now_s)
-        lead_s = moment.lead_s if running else max(moment.lead_s, RESTART_LEAD_S)
-        robot_s = max(moment.robot_s, stamp_s)
-        if running is None and self._is_moving(joints.state, robot_s - measured_s):
+        running = self._followed(joints.state, measured_s)
+        lead_s = moment.lead_s
+        if running is None:
+            left_s = self._validity_s - 2 * SHORTEST_HORIZON_S - (moment.robot_s - stamp_s)
+            lead_s = max(lead_s, min(RESTART_LEAD_S, left_s), SHORTEST_RESTART_LEAD_S)
+        if running is None and self._is_moving(joints.state, moment.robot_s - measured_s):
             return Hold(
                 HoldReason.JOINTS_STALE,
-                f"arm moves and was measured {robot_s - measured_s:.3f} s ago: where to start from"
-                " is not known",
+                f"arm moves and was measured {moment.robot_s - measured_s:.3f} s ago: where to"
+                " start from is not known",
             )
-        timing = Timing(stamp_s, robot_s, lead_s, self._validity_s, measured_s)
+        timing = Timing(stamp_s, moment.robot_s, lead_s, self._validity_s, measured_s)
         if timing.takeover_s + SHORTEST_HORIZON_S > timing.validity_s:
-            return Hold(
-                HoldReason.TOO_LATE,
-                f"trajectory would begin {timing.takeover_s:.3f} s after its frame, valid for"
-                f" {timing.validity_s:g} s; a slow policy needs a longer TRAJECTORY_VALIDITY",
-            )
+            return Hold(HoldReason.TOO_LATE, _too_late(timing, moment))
         command = check_chunk(chunk, joints.state, timing.takeover_s, self._limits)
         if isinstance(command, Hold):
             return command
@@ -114,19 +144,24 @@ class Shaper:
         hold = check_motion(trajectory, joints.state, measured_s, self._limits)
         if hold is not None:
             return hold
-        target = command.position_rad[first_step(command, timing.takeover_s)]
-        leave_by_s = moment.now_s + lead_s - (moment.rtt_s or 0.0) / 2
-        return Shaped(trajectory, target, leave_by_s)
+        return Shaped(
+            trajectory,
+            followed=running,
+            target_rad=command.position_rad[first_step(command, timing.takeover_s)],
+            lead_s=lead_s,
+            leave_by_s=moment.now_s + lead_s - moment.round_trip_s / 2,
+            expires_s=moment.now_s + stamp_s + trajectory.valid_s - moment.robot_s,
+        )
 
     def brake(self, joints: StampedJoints, moment: Moment) -> Trajectory | None:
         """Return the shortest way to rest; None when the arm is not moving by our doing."""
         running = self._running
-        if running is None:
+        if running is None or self._peers.overdue_s(moment.now_s) is not None:
             return None
         if moment.robot_s >= running.stamp_s + running.time_from_start_s[-1]:
             return None
         measured_s = _measured_s(joints, moment)
-        followed = self._followed(joints.state, measured_s, moment.now_s)
+        followed = self._followed(joints.state, measured_s)
         robot_s = moment.robot_s
         timing = Timing(robot_s, robot_s, moment.lead_s, self._validity_s, measured_s)
         return self._build(None, joints.state, followed, timing)
@@ -153,12 +188,28 @@ class Shaper:
         speed = np.nan_to_num(np.abs(measured.velocity_rad_s[:ARM_DOF]), nan=0.0)
         return bool(speed.max() * age_s > self._limits.tracking_rad)
 
-    def _followed(self, measured: JointState, measured_s: float, now_s: float) -> Trajectory | None:
-        """Return the running trajectory if it arrived and the arm is on it."""
+    def _followed(self, measured: JointState, measured_s: float) -> Trajectory | None:
+        """Return the running trajectory unless it was lost or the arm is off it."""
         running = self._running
-        if running is None or not self._peers.has_arrived(running.sequence, now_s):
+        if running is None or self._peers.is_lost(running.sequence):
             return None
         return running if is_followed(running, measured, measured_s, self._limits) else None
+
+
+def _too_late(timing: Timing, moment: Moment) -> str:
+    """Say what takes the time, the link or what comes before it, and which setting would do."""
+    before_s = timing.now_s - timing.stamp_s
+    would_do_s = math.ceil((timing.takeover_s + 2 * SHORTEST_HORIZON_S) * 10) / 10
+    cause = (
+        f"link's round trip of {moment.round_trip_s:.2f} s"
+        if moment.lead_s > before_s
+        else "policy, or the camera before it"
+    )
+    return (
+        f"trajectory would begin {timing.takeover_s:.3f} s after its frame ({before_s:.3f} s to"
+        f" here, {timing.lead_s:.3f} s to the robot), valid for {timing.validity_s:g} s; the"
+        f" {cause} needs TRAJECTORY_VALIDITY={would_do_s:g} or more"
+    )
 
 
 def _measured_s(joints: StampedJoints, moment: Moment) -> float:

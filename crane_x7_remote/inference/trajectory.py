@@ -164,9 +164,11 @@ def _start(
         return _start_measured(measured, timing, limits, spacing_s)
     shift_s = running.stamp_s - timing.stamp_s
     knots = running.time_from_start_s + shift_s
-    if takeover_s >= knots[-1]:  # at rest where the running trajectory ended
+    if takeover_s >= knots[-1]:  # at rest where the running trajectory ends
         rest = np.zeros_like(running.position_rad[-1])
-        return _Start(takeover_s, running.position_rad[-1], rest, None, shift_s)
+        has_ended = timing.now_s - timing.stamp_s >= knots[-1]
+        before = None if has_ended else running
+        return _Start(takeover_s, running.position_rad[-1], rest, before, shift_s)
     index = int(np.searchsorted(knots, takeover_s - SHORTEST_PIECE_S, side="right"))
     if knots[index] < takeover_s + SHORTEST_PIECE_S:
         takeover_s = float(knots[index])
@@ -177,12 +179,17 @@ def _start(
 def _start_measured(
     measured: JointState, timing: Timing, limits: Limits, spacing_s: float
 ) -> _Start:
-    """Begin where the measured state will be, made such that it can stop inside the limits."""
+    """Begin where the measured state will be, made such that it can stop inside the limits.
+
+    A joint that was measured outside starts there: a start inside would be a step.
+    """
     ahead_s = min(max(timing.now_s + timing.lead_s - timing.measured_s, 0.0), LAG_S)
     velocity = np.nan_to_num(measured.velocity_rad_s, nan=0.0)
     velocity = np.clip(velocity, -limits.velocity_rad_s, limits.velocity_rad_s)
     position = measured.position_rad + velocity * ahead_s
-    position = np.clip(position, limits.lower_rad, limits.upper_rad)
+    lowest = np.minimum(limits.lower_rad, measured.position_rad)
+    highest = np.maximum(limits.upper_rad, measured.position_rad)
+    position = np.clip(position, lowest, highest)
     upwards = _stoppable_speed(limits.upper_rad - position, limits, spacing_s)
     downwards = _stoppable_speed(position - limits.lower_rad, limits, spacing_s)
     return _Start(timing.takeover_s, position, np.clip(velocity, -downwards, upwards), None, 0.0)
@@ -192,7 +199,8 @@ def _stoppable_speed(distance: Array, limits: Limits, spacing_s: float) -> Array
     """Return the speed from which braking in steps of `spacing_s` still stops in `distance`."""
     acceleration = limits.acceleration_rad_s2
     lost = acceleration * spacing_s
-    return np.asarray(np.sqrt(lost**2 / 4 + 2 * acceleration * distance) - lost / 2)
+    room = np.maximum(distance, 0.0)
+    return np.asarray(np.sqrt(lost**2 / 4 + 2 * acceleration * room) - lost / 2)
 
 
 def _reference(command: SafeCommand, start: _Start, times: Array) -> Array:

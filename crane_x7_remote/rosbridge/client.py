@@ -30,6 +30,7 @@ from crane_x7_remote.rosbridge.config import ClientConfig, LinkStatus, Subscript
 from crane_x7_remote.rosbridge.connection import close_link, explain, open_link, pause_s, watch
 from crane_x7_remote.rosbridge.inbox import Callback, Inbox, Topics
 from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
+from crane_x7_remote.rosbridge.silence import Change, describe
 
 logger = logging.getLogger(__name__)
 
@@ -72,7 +73,8 @@ class RosbridgeClient:
         throttle_ms = config.camera_throttle_ms or 0
         wanted: list[tuple[str | None, str, protocol.Compression, int]] = [
             (config.camera_topic, "sensor_msgs/CompressedImage", "cbor", throttle_ms),
-            (config.joint_states_topic, "sensor_msgs/JointState", "cbor", 0),
+            # A released ROS 1 server cannot put JointState's string[] into CBOR, and sends nothing.
+            (config.joint_states_topic, "sensor_msgs/JointState", "none", 0),
             (config.instruction_topic, "std_msgs/String", "none", 0),
         ]
         for topic, kind, compression, throttle in wanted:
@@ -120,7 +122,23 @@ class RosbridgeClient:
             dropped_publishes=self._dropped,
             refused_messages=self._inbox.refused,
             last_error=self._last_error,
+            ros_version=self._inbox.ros_version,
+            ros_version_doubt=self._inbox.ros_version_doubt,
+            no_frame_because=self._because(self._config.camera_topic),
+            no_joints_because=self._because(self._config.joint_states_topic),
+            unknown_operations=self._inbox.unknown_to_server,
         )
+
+    def _because(self, topic: str | None) -> str | None:
+        """Return why nothing usable comes on a topic, as far as that is known."""
+        if topic is None:
+            return None
+        refusal = self._inbox.refusal(topic)
+        silence = self._describe_silence(topic) if self._inbox.silence.is_silent(topic) else None
+        return "; ".join(text for text in (refusal, silence) if text) or None
+
+    def _describe_silence(self, topic: str) -> str:
+        return describe(topic, self._subscriptions[topic].type_name, self._inbox.ros_version)
 
     def wait_connected(self, timeout_s: float) -> None:
         """Wait until the server answers; raises PeerUnreachableError with the cause."""
@@ -175,12 +193,21 @@ class RosbridgeClient:
         subscription = Subscription(f"vla:{topic}", type_name, compression, throttle_ms)
         self._inbox.listen(topic, callback)
         self._subscriptions[topic] = subscription
+        self._inbox.silence.expect(topic, compression, self._clock())
         self._request(protocol.encode_json(subscription.request(topic, throttle_ms)))
 
-    def publish(self, operations: Sequence[Mapping[str, Any]]) -> bool:
+    def advertise(self, topic: str, type_name: str) -> None:
+        """Announce a topic on this connection; one that is made anew does not repeat it."""
+        operation = protocol.advertise(topic, type_name, id=f"vla:advertise:{topic}")
+        self._request(protocol.encode_json(operation))
+
+    def publish(
+        self, operations: Sequence[Mapping[str, Any]], leave_by_s: float | None = None
+    ) -> bool:
         """Send the operations as one bundle now, or drop them: False means dropped and counted.
 
-        True means that the bundle was handed to the network thread, not that it arrived.
+        True means that the bundle was handed to the network thread, not that it arrived. Where that
+        thread comes to it after `leave_by_s`, on our monotonic clock, it is dropped, too.
         """
         with self._sending:
             if not self._connected or self._in_flight:
@@ -189,7 +216,7 @@ class RosbridgeClient:
             self._in_flight = True
         try:
             payloads = [protocol.encode_json(operation) for operation in operations]
-            self._loop.call_soon_threadsafe(self._start_sending, payloads)
+            self._loop.call_soon_threadsafe(self._start_sending, payloads, leave_by_s)
         except BaseException:
             self._in_flight = False
             raise
@@ -257,6 +284,7 @@ class RosbridgeClient:
         for topic, subscription in list(self._subscriptions.items()):
             throttle_ms = self._throttle_ms(topic, subscription)
             await link.send(protocol.encode_json(subscription.request(topic, throttle_ms)))
+            self._inbox.silence.expect(topic, subscription.compression, self._clock())
         self._link = link
         self._connections += 1
         self._since_s = self._clock()
@@ -282,7 +310,33 @@ class RosbridgeClient:
         self._last_error = text
 
     def _note_rtt(self, seconds: float) -> None:
+        """A ping was answered, about once a second: the link is up, silence has another cause."""
         self._rtt_s = seconds
+        now_s = self._clock()
+        self._inbox.expire(now_s)
+        for change in self._inbox.silence.look(now_s):
+            self._follow_silence(change)
+
+    def _follow_silence(self, change: Change) -> None:
+        topic = change.topic
+        if change.compression is not None:
+            self._subscribe_anew(topic, change.compression)
+        is_required = topic in (self._config.camera_topic, self._config.joint_states_topic)
+        if change.kind == "cbor_failed":
+            logger.warning("%s comes only without cbor: this rosbridge cannot send it so", topic)
+        elif change.is_news and (is_required or change.compression is not None):
+            again = "; asked for it again without cbor" if change.compression else ""
+            logger.warning("%s%s", self._describe_silence(topic), again)
+
+    def _subscribe_anew(self, topic: str, compression: protocol.Compression) -> None:
+        """Subscribe from the beginning: in some servers an error ended the old subscription."""
+        subscription = self._subscriptions[topic]
+        throttle_ms = self._throttle_ms(topic, subscription)
+        for operation in (
+            protocol.unsubscribe(topic, id=subscription.id),
+            subscription.request(topic, throttle_ms, compression),
+        ):
+            self._request(protocol.encode_json(operation))
 
     async def _receive(self, link: ClientConnection) -> None:
         """Take messages until the server closes in order; a broken link raises."""
@@ -301,13 +355,13 @@ class RosbridgeClient:
 
     # --- network thread: out ---------------------------------------------------------------------
 
-    def _start_sending(self, payloads: list[str]) -> None:
-        task = self._loop.create_task(self._send(payloads))
+    def _start_sending(self, payloads: list[str], leave_by_s: float | None) -> None:
+        task = self._loop.create_task(self._send(payloads, leave_by_s))
         task.add_done_callback(self._sent)
 
-    async def _send(self, payloads: list[str]) -> None:
+    async def _send(self, payloads: list[str], leave_by_s: float | None) -> None:
         link = self._link
-        if link is None:
+        if link is None or (leave_by_s is not None and self._clock() > leave_by_s):
             self._dropped += 1
             return
         for payload in payloads:
@@ -319,7 +373,7 @@ class RosbridgeClient:
             self._dropped += 1
 
     def _request(self, payload: str) -> None:
-        """Send an operation about subscriptions, which a reconnect would repeat."""
+        """Send an operation that whoever asks for it repeats after a reconnect."""
 
         async def send() -> None:
             link = self._link
@@ -333,7 +387,9 @@ class RosbridgeClient:
     def _ask_for_throttle(self, rate_ms: int) -> None:
         topic = self._config.camera_topic
         assert topic is not None
-        operation = self._subscriptions[topic].request(topic, rate_ms)
+        subscription = self._subscriptions[topic]
+        compression = self._inbox.silence.compression(topic, subscription.compression)
+        operation = subscription.request(topic, rate_ms, compression)
         self._request(protocol.encode_json(operation))
 
     def _throttle_ms(self, topic: str, subscription: Subscription) -> int:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from crane_x7_remote.rosbridge import protocol
 from crane_x7_remote.rosbridge.connection import LinkConfig
+from crane_x7_remote.rosbridge.messages import RosVersion
 
 
 @dataclass(frozen=True)
@@ -57,6 +58,16 @@ class LinkStatus:
     """Messages that came and could not be used, by kind."""
     last_error: str | None
     """Why the connection is down, or why it last was."""
+    ros_version: RosVersion | None = None
+    """Which ROS the server belongs to, by the stamps that come in; None: not known."""
+    ros_version_doubt: str | None = None
+    """Why it is not known."""
+    no_frame_because: str | None = None
+    """Why no camera frame comes although the link is up: refused, or silent and what to check."""
+    no_joints_because: str | None = None
+    """The same for the joint states."""
+    unknown_operations: tuple[str, ...] = ()
+    """Operations of ours that the server said it does not know."""
 
 
 @dataclass(frozen=True)
@@ -68,12 +79,14 @@ class Subscription:
     compression: protocol.Compression = "none"
     throttle_ms: int = 0
 
-    def request(self, topic: str, throttle_ms: int) -> protocol.Operation:
-        """Return the operation that asks for it."""
+    def request(
+        self, topic: str, throttle_ms: int, compression: protocol.Compression | None = None
+    ) -> protocol.Operation:
+        """Return the operation that asks for it; `compression` where it is another by now."""
         return protocol.subscribe(
             topic,
             self.type_name,
             id=self.id,
             throttle_rate_ms=throttle_ms,
-            compression=self.compression,
+            compression=compression or self.compression,
         )

@@ -16,12 +16,17 @@ from typing import Any
 
 from crane_x7_remote.rosbridge import messages, protocol
 from crane_x7_remote.rosbridge.clock import ClockOffset, Staleness
-from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
+from crane_x7_remote.rosbridge.envelopes import Fragments, unpack_png
+from crane_x7_remote.rosbridge.messages import EncodedFrame, RosVersion, StampedJoints
+from crane_x7_remote.rosbridge.silence import Silence
 from crane_x7_remote.rosbridge.throttle import Throttle
+from crane_x7_remote.rosbridge.version import VersionWatch
 
 logger = logging.getLogger(__name__)
 
 Callback = Callable[[Mapping[str, Any]], None]
+MAX_NAMED = 16
+"""What a server makes up is remembered and logged for so many names."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,18 @@ class Inbox:
         self._callbacks: dict[str, Callback] = {}
         self._refused: Counter[str] = Counter()
         self._complaints: dict[str, str] = {}
+        self._fragments = Fragments(max_bytes, self._lose_fragments)
+        self._versions = VersionWatch()
+        self._unknown_to_server: set[str] = set()
+        self._named_operations: set[str] = set()
+        self._reading: str | None = None
+        """The topic of the message at hand, where it is camera or joint states."""
+        self._refusals: dict[str, str] = {}
+        """Topic → why its last message could not be used; no entry after one that could."""
+        self._unreadable: tuple[str, float] | None = None
+        """The last payload without a topic that could not be used: why, and when."""
+        self.silence = Silence()
+        """Which subscriptions bring nothing."""
 
     # --- from any thread -------------------------------------------------------------------------
 
@@ -75,6 +92,29 @@ class Inbox:
     def refused(self) -> dict[str, int]:
         """Messages that came and could not be used, by kind."""
         return dict(self._refused)
+
+    @property
+    def ros_version(self) -> RosVersion | None:
+        """Which ROS the server belongs to; None while that is not known."""
+        return self._versions.version
+
+    @property
+    def ros_version_doubt(self) -> str | None:
+        """Why the version is not known."""
+        return self._versions.doubt
+
+    @property
+    def unknown_to_server(self) -> tuple[str, ...]:
+        """Operations that the server said it does not know."""
+        return tuple(sorted(self._unknown_to_server))
+
+    def refusal(self, topic: str) -> str | None:
+        """Return why what came last for `topic` could not be used; None where it could."""
+        if topic in self._refusals or self._unreadable is None:
+            return self._refusals.get(topic)
+        good = self._frame if topic == self._topics.camera else self._joints
+        text, at_s = self._unreadable
+        return text if good is None or good.arrival_s < at_s else None
 
     @property
     def throttle_ms(self) -> int:
@@ -112,16 +152,72 @@ class Inbox:
         self._staleness.reset()
         self._throttle.reset_link()
         self._offset.reset()
+        self._fragments.clear()
+        self._versions.reset()
+        self._unknown_to_server.clear()
+        self._refusals.clear()
+        self._unreadable = None
+
+    def expire(self, now_s: float) -> None:
+        """Give up fragments whose rest has not come; called about once a second."""
+        self._fragments.expire(now_s)
 
     def take(self, payload: str | bytes, arrival_s: float) -> bool:
         """Take in one payload; True when the connection should be made anew."""
+        self._reading = None
         try:
-            return self._dispatch(protocol.decode(payload, self._max_bytes), arrival_s)
+            operation = self._unwrap(protocol.decode(payload, self._max_bytes), arrival_s)
+            if operation is None:
+                return False
+            topic = operation.get("topic")
+            if operation["op"] == "publish" and isinstance(topic, str):
+                self.silence.heard(topic, arrival_s, isinstance(payload, bytes))
+            reconnects = self._dispatch(operation, arrival_s)
+            if self._reading is not None:
+                self._refusals.pop(self._reading, None)
+            return reconnects
         except protocol.ProtocolError as error:
+            self._unreadable = str(error), arrival_s
             self._refuse("payload", str(error))
         except messages.MessageError as error:
+            if self._reading is not None:
+                self._refusals[self._reading] = str(error)
             self._refuse("message", str(error))
         return False
+
+    def _unwrap(self, operation: protocol.Operation, arrival_s: float) -> protocol.Operation | None:
+        """Return the operation inside fragments, a png or a png in fragments, once it is whole."""
+        for kind in ("fragment", "png"):
+            if operation["op"] != kind:
+                continue
+            try:
+                if kind == "png":
+                    text: str | None = unpack_png(operation, self._max_bytes)
+                else:
+                    text = self._fragments.add(operation, arrival_s)
+            except protocol.ProtocolError as error:
+                self._refuse_wrapped(kind, str(error), arrival_s)
+                return None
+            if text is None:
+                return None
+            operation = protocol.decode(text, self._max_bytes)
+        return operation
+
+    def _lose_fragments(self, why: str, now_s: float) -> None:
+        self._refuse_wrapped("fragment", f"a message in fragments was dropped: {why}", now_s)
+
+    def _refuse_wrapped(self, kind: str, text: str, now_s: float) -> None:
+        self._unreadable = f"{kind}: {text}", now_s
+        self._refuse(kind, text)
+
+    def _refuse_operation(self, name: str, now_s: float) -> None:
+        """Count an operation that no rosbridge server sends to a client; a few are named."""
+        text = f"operation {protocol.brief(name)} is not known here"
+        self._unreadable = text, now_s
+        self._refused["operation"] += 1
+        if name not in self._named_operations and len(self._named_operations) < MAX_NAMED:
+            self._named_operations.add(name[:200])
+            logger.warning("from rosbridge: %s", text)
 
     def _dispatch(self, operation: protocol.Operation, arrival_s: float) -> bool:
         name = operation["op"]
@@ -129,16 +225,23 @@ class Inbox:
             level, text = operation.get("level"), operation.get("msg")
             told = text[:200] if isinstance(text, str) else protocol.brief(text)
             self._complain(f"status {protocol.brief(level)}", told)
+            unknown = protocol.unknown_operation(text) if isinstance(text, str) else None
+            if unknown is not None and len(self._unknown_to_server) < MAX_NAMED:
+                self._unknown_to_server.add(unknown)
             return False
         if name != "publish":
+            if name not in protocol.ANSWERS:
+                self._refuse_operation(name, arrival_s)
             return False
         topic, message = operation.get("topic"), operation.get("msg")
         topics = self._topics
         if not isinstance(topic, str) or not isinstance(message, Mapping):
             self._refuse("message", f"no message on topic {protocol.brief(topic)}")
         elif topic == topics.camera:
+            self._reading = topic
             return self._take_frame(message, arrival_s)
         elif topic == topics.joint_states:
+            self._reading = topic
             self._take_joints(message, arrival_s)
         elif topic == topics.instruction:
             self._hear_instruction(message)
@@ -149,7 +252,12 @@ class Inbox:
         return False
 
     def _take_frame(self, message: Mapping[str, Any], arrival_s: float) -> bool:
+        topic = self._topics.camera
+        assert topic is not None
+        if messages.is_depth_topic(topic):
+            raise messages.MessageError(f"{topic} holds distances: {messages.COLOUR_TOPIC}")
         frame = messages.frame(message, arrival_s)
+        self._versions.observe(messages.stamp_version(message), topic, arrival_s)
         last = self._frame
         if last is not None and frame.stamp_s != 0 and frame.stamp_s == last.stamp_s:
             self._refused["repeated frame"] += 1
@@ -174,6 +282,9 @@ class Inbox:
     def _take_joints(self, message: Mapping[str, Any], arrival_s: float) -> None:
         state = messages.joint_state(message)
         stamp_s = messages.read_stamp(message)
+        topic = self._topics.joint_states
+        assert topic is not None
+        self._versions.observe(messages.stamp_version(message), topic, arrival_s)
         if stamp_s != 0:
             self._offset.observe(stamp_s, arrival_s)
         self._joints = StampedJoints(state, stamp_s, arrival_s)

@@ -29,8 +29,25 @@ RosVersion = Literal[1, 2]
 MAX_INSTRUCTION_BYTES = 1024
 MAX_IMAGE_PIXELS = 4096 * 4096
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
-FRAME_ID = re.compile(r"vla/(?P<session>[0-9a-f]{8})/(?P<sequence>\d{1,18})/(?P<valid_ms>\d{1,9})")
-"""How our trajectories carry session, sequence number and validity in `header.frame_id`."""
+DEPTH_FORMAT = re.compile(
+    r"(8S|16[US]|32[SF]|64F)C\d*\b|mono16\b|.*(compressedDepth|\brvl\b)", re.I | re.S
+)
+"""Formats of pictures of distances and the like: OpenCV's encodings of more than 8 bits, and what
+compressed_depth_image_transport writes ("16UC1; compressedDepth png")."""
+GREY_FORMAT = re.compile(r"(mono8|8UC1)\b", re.I)
+DEPTH_HEADER_BYTES = 12
+"""What compressed_depth_image_transport puts before its PNG (ConfigHeader)."""
+GREY_COLOUR_TYPES = (0, 4)
+"""Of a PNG: grey, grey with alpha (byte 25, in IHDR)."""
+COLOUR_TOPIC = (
+    "set CAMERA_TOPIC to the colour picture, such as /camera/color/image_raw/compressed (newer"
+    " realsense2_camera: /camera/camera/color/image_raw/compressed)"
+)
+FRAME_ID = re.compile(
+    r"vla/(?P<session>[0-9a-f]{8})/(?P<sequence>\d{1,18})/(?P<valid_ms>\d{1,9})(?P<retimed>/retimed)?"
+)
+"""How our trajectories carry session, sequence number and validity in `header.frame_id`; the guard
+marks one that it had to build again."""
 
 
 class MessageError(RemoteError):
@@ -114,6 +131,23 @@ def _read_time(value: object, where: str) -> float:
     raise MessageError(f"{where} is {brief(value)}, expected sec and nanosec (or secs and nsecs)")
 
 
+def stamp_version(message: Message) -> RosVersion:
+    """Return which ROS wrote a message's header, told by the keys of its stamp.
+
+    Raises MessageError where there is no stamp or it has the keys of both.
+    """
+    header = message.get("header", message)
+    stamp = header.get("stamp") if isinstance(header, Mapping) else None
+    keys = stamp if isinstance(stamp, Mapping) else {}
+    is_1, is_2 = "secs" in keys or "nsecs" in keys, "sec" in keys or "nanosec" in keys
+    if is_1 == is_2:
+        raise MessageError(
+            f"header.stamp is {brief(stamp)}, expected either secs and nsecs (ROS 1) or sec and"
+            " nanosec (ROS 2)"
+        )
+    return 1 if is_1 else 2
+
+
 def write_stamp(seconds: float, version: RosVersion) -> dict[str, int]:
     """Return a time or duration in s as the ROS version writes it, rounded to ns."""
     total = round(seconds * 1e9)
@@ -132,7 +166,19 @@ def _is_number(value: object) -> TypeGuard[float]:
 
 
 def frame(message: Message, arrival_s: float) -> EncodedFrame:
-    """Return a CompressedImage undecoded; its data may be a byte string or base64 text."""
+    """Return a CompressedImage undecoded; its data may be a byte string or base64 text.
+
+    A raw Image and what is no picture in colour, by its format or its PNG header, raise
+    MessageError: a policy would take a picture of distances for one of the scene.
+    """
+    if "encoding" in message or "step" in message:
+        raise MessageError(
+            f"a raw sensor_msgs/Image came (encoding {brief(message.get('encoding'))}), expected a"
+            f" sensor_msgs/CompressedImage; {COLOUR_TOPIC}"
+        )
+    name = message.get("format")
+    picture_format = name if isinstance(name, str) else ""
+    _check_format(picture_format)
     content = message.get("data")
     if isinstance(content, str):
         try:
@@ -141,9 +187,40 @@ def frame(message: Message, arrival_s: float) -> EncodedFrame:
             raise MessageError(f"CompressedImage.data is no base64 text: {error}") from error
     if not isinstance(content, bytes) or not content:
         raise MessageError(f"CompressedImage.data is {brief(content)}, expected bytes or base64")
-    name = message.get("format")
-    picture_format = name if isinstance(name, str) else ""
+    _check_png_colour(content, picture_format)
     return EncodedFrame(content, picture_format, read_stamp(message), arrival_s)
+
+
+def is_depth_topic(topic: str) -> bool:
+    """Tell whether a topic by its name carries what compressed_depth_image_transport writes."""
+    return topic.rstrip("/").endswith("/compressedDepth")
+
+
+def _check_format(picture_format: str) -> None:
+    text = picture_format[:200].strip()
+    if DEPTH_FORMAT.match(text):
+        raise _no_colour("a picture of distances", picture_format)
+    if GREY_FORMAT.match(text):
+        raise _no_colour("a grey picture", picture_format)
+
+
+def _check_png_colour(content: bytes, picture_format: str) -> None:
+    """Look at the PNG's own header: the format's text may say anything."""
+    if content.startswith(PNG_SIGNATURE, DEPTH_HEADER_BYTES):
+        raise _no_colour("a picture of distances after a depth header", picture_format)
+    if not content.startswith(PNG_SIGNATURE) or len(content) < 26:
+        return
+    bits, colour_type = content[24], content[25]
+    if colour_type in GREY_COLOUR_TYPES:
+        kind = "a picture of distances" if bits > 8 else "a grey picture"
+        raise _no_colour(f"{kind} (PNG of {bits} bits without colour)", picture_format)
+
+
+def _no_colour(what: str, picture_format: str) -> MessageError:
+    return MessageError(
+        f"the camera sends {what}, format {brief(picture_format)}; expected one in colour:"
+        f" {COLOUR_TOPIC}"
+    )
 
 
 def decode_image(encoded: EncodedFrame, max_pixels: int = MAX_IMAGE_PIXELS) -> Image:
@@ -151,14 +228,18 @@ def decode_image(encoded: EncodedFrame, max_pixels: int = MAX_IMAGE_PIXELS) -> I
     for gigabytes; a truncated picture raises MessageError instead of showing grey."""
     content = encoded.image_bytes
     if content.startswith(PNG_SIGNATURE):
+        _check_png_colour(content, encoded.format)
         return _decode_png(content, max_pixels)
     if not content.startswith(b"\xff\xd8"):
         raise MessageError(
-            f"image of format {encoded.format!r} begins with {content[:8]!r}, expected JPEG or PNG"
+            f"image of format {brief(encoded.format)} begins with {content[:8]!r},"
+            " expected JPEG or PNG"
         )
     try:
-        height, width, _, _ = simplejpeg.decode_jpeg_header(content, strict=True)
+        height, width, space, _ = simplejpeg.decode_jpeg_header(content, strict=True)
         _check_size(width, height, max_pixels)
+        if space == "Gray":
+            raise _no_colour("a grey picture (JPEG with one component)", encoded.format)
         image: Image = simplejpeg.decode_jpeg(content, colorspace="RGB", strict=True)
     except ValueError as error:
         raise MessageError(f"JPEG of {len(content)} bytes cannot be decoded: {error}") from error
@@ -187,10 +268,10 @@ def joint_state(message: Message) -> JointState:
     """Return our eight joints from a JointState in any order; other joints are ignored.
 
     A joint that is missing, twice there or without a position raises MessageError. Velocities that
-    are not reported become NaN.
+    are not reported become NaN, and so does null, as which a server writes NaN into JSON.
     """
-    names, positions = message.get("name"), message.get("position")
-    velocities = message.get("velocity") or []
+    names, positions = message.get("name"), _nulls_as_nan(message.get("position"))
+    velocities = _nulls_as_nan(message.get("velocity")) or []
     if not isinstance(names, list | tuple) or not _are_numbers(positions):
         raise MessageError(
             f"JointState has name={brief(names)}, position={brief(positions)}; expected a list of"
@@ -219,6 +300,12 @@ def _places(names: Sequence[Any], count: int) -> list[int]:
     if max(places) >= count:
         raise MessageError(f"JointState has {len(names)} names and {count} positions")
     return places
+
+
+def _nulls_as_nan(values: Any) -> Any:
+    if isinstance(values, list | tuple) and None in values:
+        return [float("nan") if value is None else value for value in values]
+    return values
 
 
 def _are_numbers(values: object) -> TypeGuard[Sequence[float]]:
@@ -290,6 +377,26 @@ def _rows(points: Sequence[Message], key: str, count: int) -> Array:
     return np.array(rows, dtype=np.float64).reshape(len(rows), count)
 
 
+def as_trajectory(parsed: ParsedTrajectory) -> Trajectory | None:
+    """Return one of our own trajectories over all 8 joints; None for any other."""
+    session, sequence, valid_s = parsed.session, parsed.sequence, parsed.valid_s
+    velocity = parsed.velocity_rad_s
+    if session is None or sequence is None or valid_s is None or velocity is None:
+        return None
+    if sorted(parsed.joint_names) != sorted(JOINT_NAMES) or not len(parsed.time_from_start_s):
+        return None
+    columns = [parsed.joint_names.index(name) for name in JOINT_NAMES]
+    return Trajectory(
+        position_rad=parsed.position_rad[:, columns],
+        velocity_rad_s=velocity[:, columns],
+        time_from_start_s=parsed.time_from_start_s,
+        stamp_s=parsed.stamp_s,
+        sequence=sequence,
+        session=session,
+        valid_s=valid_s,
+    )
+
+
 # --- out -----------------------------------------------------------------------------------------
 
 
@@ -351,6 +458,18 @@ def float32_array(values: npt.ArrayLike) -> dict[str, Any]:
     flat = np.asarray(values, dtype=np.float32).ravel()
     layout = {"dim": [{"label": "", "size": flat.size, "stride": flat.size}], "data_offset": 0}
     return {"layout": layout, "data": flat.tolist()}
+
+
+def action_goal(
+    goal: Message, name: str, stamp_s: float, version: RosVersion = 1
+) -> dict[str, Any]:
+    """Return an actionlib goal message, as it is published on `<action>/goal`.
+
+    The stamp of the goal's id is 0: the action server then takes its own time, and does not take
+    the goal for older than one from a node whose clock is ahead (actionlib, StatusTracker).
+    """
+    goal_id = {"stamp": write_stamp(0.0, version), "id": name}
+    return {"header": _header(stamp_s, version, ""), "goal_id": goal_id, "goal": goal}
 
 
 def _header(stamp_s: float, version: RosVersion, frame_id: str) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import base64
 import json
+import re
 from collections.abc import Mapping
 from io import BytesIO
 from typing import Any, Literal
@@ -33,6 +34,16 @@ GOAL_CANCELED = 5
 GOAL_ABORTED = 6
 """action_msgs/GoalStatus.STATUS_ABORTED."""
 
+
+ANSWERS = frozenset(
+    {"service_response", "action_feedback", "action_result", "action_status", "pong"}
+)
+"""Operations from a server that are expected and that nothing here reads."""
+UNKNOWN_OPERATION = re.compile(
+    r"unknown op(?:eration|code)?\W{1,4}(\w{1,40})"
+    r"|op(?:eration|code)?\W{1,4}(\w{1,40})\W{1,4}is (?:unknown|not (?:known|supported))",
+    re.I,
+)
 
 TYPED_ARRAYS = {
     69: "<u2", 70: "<u4", 71: "<u8", 72: "i1", 77: "<i2", 78: "<i4", 79: "<i8",
@@ -114,6 +125,12 @@ def _with_typed_arrays(value: Any) -> Any:
     if value and all(isinstance(item, float) for item in value):
         return cbor2.CBORTag(FLOAT64_ARRAY, np.array(value, "<f8").tobytes())
     return [_with_typed_arrays(item) for item in value]
+
+
+def unknown_operation(text: str) -> str | None:
+    """Return which operation a server does not know, by the text of its `status`."""
+    found = UNKNOWN_OPERATION.search(text[:400])
+    return None if found is None else found[1] or found[2]
 
 
 def subscribe(

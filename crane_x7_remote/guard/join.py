@@ -1,0 +1,159 @@
+"""Whether and how a trajectory may follow the running one. Two paths, a time → a path. Pure.
+
+A controller that starts a trajectory goes on from where that trajectory is at this moment; where
+that is not where the arm is wanted now, it steps. So one that may pass agrees with the running path
+from now until a lead later, when it has surely arrived; any other is re-timed: built again from the
+running path, with its points as targets.
+
+Times are seconds on the guard's monotonic clock, or after the stamp of the trajectory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from crane_x7_remote.inference.safety import Hold, HoldReason, Limits, SafeCommand, check_motion
+from crane_x7_remote.inference.trajectory import Timing, build, state_at
+from crane_x7_vla_rl.robot import ARM_DOF
+from crane_x7_vla_rl.types import Array, JointState, Trajectory
+
+SAME_RAD = 1e-4
+"""A step of this size at an update of 5 ms is 4 rad/s²; paths that repeat each other agree to
+1e-6 rad."""
+SAME_RAD_S = 0.01
+SHORTEST_HORIZON_S = 0.1
+"""A trajectory that would have to be at rest sooner than this is not worth starting."""
+ROUNDING_S = 1e-6
+UPDATE_S = 0.005
+"""Of the controller: it goes so far straight from one point of the path to the next."""
+STAY_S = 2.0
+"""How long a path that takes another one back stays at its end: longer than any stall survived."""
+
+
+@dataclass(frozen=True, eq=False)
+class Situation:
+    """Where a trajectory is to be joined."""
+
+    now_s: float
+    running: Trajectory
+    """What the controller runs, or rests at; stamped on our clock."""
+    is_certain: bool
+    """False: the controller's target is only known from where the arm was measured."""
+    measured: JointState
+    measured_s: float
+    lead_s: float
+
+
+def rest(position_rad: Array, now_s: float) -> Trajectory:
+    """Return the path that stays at (8,) `position_rad`."""
+    return Trajectory(position_rad[None], np.zeros((1, 8)), np.zeros(1), now_s, 0, "", 0.0)
+
+
+def end_s(path: Trajectory) -> float:
+    """Return when `path` is at rest."""
+    return path.stamp_s + float(path.time_from_start_s[-1])
+
+
+def moves_until_s(path: Trajectory) -> float:
+    """Return when `path` moves last."""
+    moving = np.flatnonzero(np.abs(path.velocity_rad_s).max(axis=1) > 1e-6)
+    last = min(int(moving[-1]) + 1, len(path.time_from_start_s) - 1) if len(moving) else 0
+    return path.stamp_s + float(path.time_from_start_s[last])
+
+
+def joined(wanted: Trajectory, at: Situation, limits: Limits) -> tuple[Trajectory, bool] | Hold:
+    """Return what may be sent for `wanted`, and whether it was re-timed; or why nothing may."""
+    if _continues(wanted, at):
+        hold = check_motion(wanted, at.measured, at.measured_s, limits)
+        return (wanted, False) if hold is None else hold
+    hold = _check_points(wanted, limits)
+    if hold is not None:
+        return hold
+    timing = Timing(wanted.stamp_s, at.now_s, at.lead_s, wanted.valid_s, at.measured_s)
+    if timing.takeover_s + SHORTEST_HORIZON_S > timing.validity_s:
+        return Hold(
+            HoldReason.TOO_LATE,
+            f"came {at.now_s - wanted.stamp_s:.3f} s after its frame, valid for"
+            f" {wanted.valid_s:g} s: too late to be re-timed",
+        )
+    targets = np.clip(wanted.position_rad, limits.lower_rad, limits.upper_rad)
+    path = build(
+        SafeCommand(targets, wanted.time_from_start_s),
+        at.measured,
+        at.running if at.is_certain else None,
+        timing,
+        limits,
+        sequence=wanted.sequence,
+        session=wanted.session,
+    )
+    return check_motion(path, at.measured, at.measured_s, limits) or (path, True)
+
+
+def brake(at: Situation, limits: Limits) -> Trajectory:
+    """Return the shortest way to rest from the running path."""
+    timing = Timing(at.now_s, at.now_s, at.lead_s, at.lead_s + 1.0, at.measured_s)
+    return build(None, at.measured, at.running, timing, limits, sequence=0, session="")
+
+
+def staying(path: Trajectory, now_s: float) -> Trajectory:
+    """Return what is left of `path`, stamped now, and a long stay at its end.
+
+    Whenever the controller starts it within STAY_S, it is where `path` is: it takes back whatever
+    came before it.
+    """
+    times = path.time_from_start_s + (path.stamp_s - now_s)
+    first = max(int(np.searchsorted(times, 0.0, side="right")) - 1, 0)
+    begins = np.concatenate([[0.0], times[first:][times[first:] > 0.002]])
+    states = [state_at(path, now_s + float(each)) for each in begins]
+    stay_s = max(float(times[-1]), 0.0) + STAY_S
+    return replace(
+        path,
+        position_rad=np.vstack([*(position for position, _ in states), path.position_rad[-1]]),
+        velocity_rad_s=np.vstack([*(velocity for _, velocity in states), np.zeros(8)]),
+        time_from_start_s=np.append(begins, stay_s),
+        stamp_s=now_s,
+        valid_s=stay_s,
+    )
+
+
+def _continues(wanted: Trajectory, at: Situation) -> bool:
+    """Whether `wanted` agrees with the running path until it has surely arrived."""
+    if not at.is_certain:
+        return False
+    first_s = wanted.stamp_s + float(wanted.time_from_start_s[0])
+    if first_s > at.now_s + UPDATE_S and not _rests(at.running, at.now_s, first_s):
+        return False
+    begin_s = max(at.now_s, first_s + ROUNDING_S)
+    until_s = max(at.now_s + at.lead_s, begin_s)
+    inner = wanted.stamp_s + wanted.time_from_start_s
+    inner = inner[(inner >= begin_s) & (inner <= until_s)]
+    for look_s in np.concatenate([np.linspace(begin_s, until_s, 6), inner]):
+        p, v = state_at(wanted, float(look_s))
+        q, w = state_at(at.running, float(look_s))
+        apart = np.abs(p - q)[:ARM_DOF].max() > SAME_RAD
+        if apart or np.abs(v - w)[:ARM_DOF].max() > SAME_RAD_S:
+            return False
+    return True
+
+
+def _rests(path: Trajectory, from_s: float, until_s: float) -> bool:
+    """Whether `path` stands still all that time: a controller then waits where it is."""
+    looks = [state_at(path, float(each)) for each in np.linspace(from_s, until_s, 5)]
+    positions = np.array([position[:ARM_DOF] for position, _ in looks])
+    velocities = np.array([velocity[:ARM_DOF] for _, velocity in looks])
+    return bool(np.ptp(positions, axis=0).max() <= SAME_RAD and np.abs(velocities).max() == 0.0)
+
+
+def _check_points(wanted: Trajectory, limits: Limits) -> Hold | None:
+    """Look at targets that will only be followed: inside the limits, and at rest at the end."""
+    p = wanted.position_rad
+    outside = np.maximum(limits.lower_rad - p, p - limits.upper_rad)
+    if outside.max() > limits.measured_slack_rad:
+        return Hold(
+            HoldReason.POSITION, f"a point lies {outside.max():.3f} rad outside the joint limits"
+        )
+    if wanted.velocity_rad_s[-1].any():
+        return Hold(HoldReason.NOT_AT_REST, "its last point moves")
+    return None

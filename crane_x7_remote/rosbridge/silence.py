@@ -1,0 +1,135 @@
+"""Subscriptions on which nothing comes although the link is up: pure, fed with arrivals and looks.
+
+A released ROS 1 rosbridge cannot put every message into CBOR, and says nothing when it fails: a
+subscription with compression cbor that stays silent is made again with `none`. Where messages then
+come at once, cbor was the cause; where they come later, the topic was not published, and cbor, the
+cheaper way, gets one more chance. Everything begins anew with each connection.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from crane_x7_remote.rosbridge.messages import RosVersion
+from crane_x7_remote.rosbridge.protocol import Compression
+
+SILENT_S = 3.0
+"""A subscription is silent when nothing came on it for so long while pings were answered."""
+PROMPT_S = 1.0
+"""Messages that come this soon after cbor was given up were there before, too."""
+NAME_AGAIN_S = 60.0
+"""A topic that falls silent again and again is named at most this often."""
+
+Kind = Literal["silent", "cbor_failed", "cbor_again"]
+
+
+@dataclass(frozen=True)
+class Change:
+    """What a look found out about a topic."""
+
+    topic: str
+    kind: Kind
+    compression: Compression | None
+    """With this it is to be asked for again; None: leave it as it is."""
+    is_news: bool
+    """Whether to say so."""
+
+
+@dataclass
+class _Watched:
+    wanted: Compression
+    current: Compression
+    last_s: float
+    """When something came, or when the watch began."""
+    is_silent: bool = False
+    asked_s: float | None = None
+    """When it was asked for without cbor."""
+    first_s: float | None = None
+    """When the first message without cbor came after that."""
+    is_last_trial: bool = False
+    """Cbor is tried once more."""
+
+
+class Silence:
+    """Watches the subscriptions of one client."""
+
+    def __init__(self) -> None:
+        self._topics: dict[str, _Watched] = {}
+        self._named_s: dict[str, float] = {}
+
+    def expect(self, topic: str, wanted: Compression, now_s: float) -> None:
+        """Watch a topic from now on, as after each subscription on a new connection."""
+        self._topics[topic] = _Watched(wanted, wanted, now_s)
+
+    def compression(self, topic: str, wanted: Compression) -> Compression:
+        """Return what to ask for."""
+        watched = self._topics.get(topic)
+        return wanted if watched is None else watched.current
+
+    def heard(self, topic: str, now_s: float, is_cbor: bool) -> None:
+        """Note that a message came, whatever it is worth."""
+        watched = self._topics.get(topic)
+        if watched is None:
+            return
+        watched.last_s, watched.is_silent = now_s, False
+        if is_cbor:
+            watched.is_last_trial = False
+        elif watched.first_s is None:
+            watched.first_s = now_s
+
+    def is_silent(self, topic: str) -> bool:
+        """Whether the last look found it silent, and nothing came since."""
+        watched = self._topics.get(topic)
+        return watched is not None and watched.is_silent
+
+    def look(self, now_s: float) -> list[Change]:
+        """Return what has changed; called while the link is known to be up."""
+        changes = []
+        for topic, watched in list(self._topics.items()):
+            if now_s - watched.last_s > SILENT_S:
+                change = self._fall_silent(topic, watched, now_s)
+            else:
+                change = _judge_cbor(topic, watched)
+            if change is not None:
+                changes.append(change)
+        return changes
+
+    def _fall_silent(self, topic: str, watched: _Watched, now_s: float) -> Change | None:
+        if watched.is_silent:
+            return None
+        watched.is_silent = True
+        compression: Compression | None = None
+        if watched.current == "cbor":
+            compression = watched.current = "none"
+            watched.asked_s, watched.first_s = now_s, None
+        is_news = now_s - self._named_s.get(topic, float("-inf")) >= NAME_AGAIN_S
+        if is_news:
+            self._named_s[topic] = now_s
+        return Change(topic, "silent", compression, is_news)
+
+
+def _judge_cbor(topic: str, watched: _Watched) -> Change | None:
+    """Look whether what came after cbor was given up tells its cause."""
+    if watched.asked_s is None or watched.first_s is None or watched.current == watched.wanted:
+        return None
+    came_at_once = watched.first_s - watched.asked_s <= PROMPT_S
+    watched.asked_s = None
+    if came_at_once or watched.is_last_trial:
+        return Change(topic, "cbor_failed", None, is_news=True)
+    watched.current, watched.is_last_trial = watched.wanted, True
+    return Change(topic, "cbor_again", watched.wanted, is_news=False)
+
+
+def describe(topic: str, type_name: str, version: RosVersion | None) -> str:
+    """Return that a topic is silent, and how to find out why; `version` is the robot's ROS."""
+    commands = {1: f"`rostopic hz {topic}`", 2: f"`ros2 topic hz {topic}`"}
+    both = f"{commands[2]} (ROS 1: {commands[1]})"
+    text = (
+        f"nothing came on {topic} ({type_name}) for {SILENT_S:g} s although the link is up; see on"
+        " the robot whether it is published, and with this type:"
+        f" {both if version is None else commands[version]}"
+    )
+    if type_name.endswith("/CompressedImage") and not topic.endswith("/compressed"):
+        text += "; topics of this type usually end in /compressed"
+    return text

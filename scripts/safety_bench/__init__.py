@@ -1,0 +1,1 @@
+"""What scripts/bench_safety is made of: loop, guard and controller in simulated time."""

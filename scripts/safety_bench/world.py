@@ -1,0 +1,542 @@
+"""Loop, link, guard and robot in one simulated time. Faults → what the arm's controller executed.
+
+The loop, its client's inbox, the guard's core and the arm's controller are the real ones; sockets and
+processes are not. Time passes where the loop sleeps, waits for a frame or for its policy, so an hour
+of driving takes a minute or two, and a run with a seed is the same each time. `processes.py` does
+the same with real processes.
+
+    robot ─ local hop ─ guard (optional) ─ link ─ loop
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Any
+
+import numpy as np
+import simplejpeg
+
+from crane_x7_remote.inference.loop import InferenceLoop, LoopConfig
+from crane_x7_remote.inference.outgoing import Topics
+from crane_x7_remote.inference.safety import Limits
+from crane_x7_remote.rosbridge import inbox as inbox_module
+from crane_x7_remote.rosbridge import messages, protocol
+from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
+from crane_x7_remote.sim_robot.controller import TrajectoryController, TrajectoryRefused
+from crane_x7_vla_rl.robot import (
+    ACCELERATION_RAD_S2,
+    ARM_DOF,
+    HOME_RAD,
+    JOINT_NAMES,
+    LOWER_RAD,
+    UPPER_RAD,
+    VELOCITY_RAD_S,
+)
+from crane_x7_vla_rl.types import ActionChunk, Observation
+
+CAMERA = "/camera/color/image_raw/compressed"
+JOINTS = "/joint_states"
+ARM = Topics().arm
+PREDICTION = Topics().trajectory
+UPDATE_S = 0.005
+LOCAL_HOP_S = 0.0004
+ROBOT_EPOCH_S = 1_700_000_000.0
+
+
+@cache
+def _jpeg() -> bytes:
+    encoded: bytes = simplejpeg.encode_jpeg(np.full((24, 32, 3), 90, np.uint8))
+    return encoded
+
+
+@dataclass(frozen=True)
+class Case:
+    """One row: what the link, the clocks and the processes do."""
+
+    name: str
+    seconds: float = 60.0
+    rate_hz: float = 10.0
+    camera_hz: float = 30.0
+    joints_hz: float = 60.0
+    policy_s: float = 0.01
+    validity_s: float = 0.5
+    delay_s: float = 0.002
+    """Each way."""
+    jitter_s: float = 0.001
+    stall_s: tuple[float, float] | None = None
+    """Shortest and longest stop of `stalled`."""
+    stalled: tuple[str, ...] = ("link",)
+    """Which of link, robot, guard, loop stop, chosen at random each time."""
+    stalls_per_minute: float = 40.0
+    clock_steps_s: tuple[float, ...] = ()
+    """The robot's clock is stepped by each of these in turn, evenly over the run."""
+    loss: float = 0.0
+    """Share of packets lost: each costs a retransmission time-out of 0.2 s, doubled if lost again."""
+    start_outside_rad: float = 0.0
+    """How far outside joint 2's upper limit the arm is at the start."""
+    guard: bool = False
+    fixed_lead: bool = False
+    """The rule of before: round trip + 20 ms, nothing held back."""
+
+
+@dataclass
+class Result:
+    """What the controller executed at its updates of 5 ms."""
+
+    name: str
+    seconds: float
+    guard: bool
+    trajectories: int = 0
+    velocity_ratio: float = 0.0
+    acceleration_rad_s2: float = 0.0
+    worst_step_rad: float = 0.0
+    """Largest change of a joint's movement from one update to the next."""
+    steps: int = 0
+    """Updates with such a change above 0.001 rad."""
+    steps_2mrad: int = 0
+    velocity_violations: int = 0
+    """Updates above 1.02 × the velocity limit."""
+    acceleration_violations: int = 0
+    """Updates above 1.1 × the acceleration limit."""
+    expired_accepted: int = 0
+    """Trajectories that the controller started after their validity."""
+    slowest_return_s: float = 0.0
+    """Longest time from the end of a fault to the next trajectory that the controller took."""
+    holds: dict[str, int] = field(default_factory=dict)
+    lead_p50_ms: float = 0.0
+    stalls: int = 0
+    guard_report: dict[str, Any] = field(default_factory=dict)
+
+
+class Timeline:
+    """Events in order of time; `run_until` is what makes time pass."""
+
+    def __init__(self) -> None:
+        self.now_s = 100.0
+        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._count = itertools.count()
+
+    def at(self, time_s: float, event: Callable[[], None]) -> None:
+        heapq.heappush(self._events, (max(time_s, self.now_s), next(self._count), event))
+
+    def run_until(self, time_s: float, done: Callable[[], bool] = lambda: False) -> None:
+        while self._events and self._events[0][0] <= time_s:
+            self.now_s, _, event = heapq.heappop(self._events)
+            event()
+            if done():
+                return
+        self.now_s = max(self.now_s, time_s)
+
+
+class Stops:
+    """When a process or a link stands still."""
+
+    def __init__(self) -> None:
+        self._until_s = 0.0
+
+    def stop(self, until_s: float) -> None:
+        self._until_s = max(self._until_s, until_s)
+
+    def resumes_s(self, now_s: float) -> float:
+        """Return the first time from `now_s` on at which it runs."""
+        return max(now_s, self._until_s)
+
+
+class Way:
+    """One direction between two parts: keeps the order, delays, stands still with its ends."""
+
+    def __init__(
+        self,
+        timeline: Timeline,
+        delay: Callable[[], float],
+        stops: Sequence[Stops],
+        deliver: Callable[[Any], None],
+    ) -> None:
+        self._timeline = timeline
+        self._delay = delay
+        self._stops = stops
+        self._deliver = deliver
+        self._last_s = 0.0
+
+    def send(self, item: Any) -> None:
+        due_s = max(self._timeline.now_s + self._delay(), self._last_s)
+        self._last_s = due_s
+        self._timeline.at(due_s, lambda: self._arrive(item))
+
+    def _arrive(self, item: Any) -> None:
+        now_s = self._timeline.now_s
+        resumes_s = max(each.resumes_s(now_s) for each in self._stops)
+        if resumes_s > now_s:
+            self._last_s = max(self._last_s, resumes_s)
+            self._timeline.at(resumes_s, lambda: self._arrive(item))
+            return
+        self._deliver(item)
+
+
+class Recorder:
+    """Judges the positions of all updates, one after the other."""
+
+    def __init__(self, result: Result) -> None:
+        self._result = result
+        self._tail: np.ndarray | None = None
+
+    def add(self, positions: np.ndarray) -> None:
+        """Take (N, 7) positions; the first row is the last one of before."""
+        result = self._result
+        before = positions[:1] if self._tail is None else self._tail
+        path = np.vstack([before, positions[1:]])
+        self._tail = path[-2:]
+        if len(path) < 3:
+            return
+        steps = np.diff(path, axis=0)
+        speed = np.abs(steps[-(len(positions) - 1) :]) / (VELOCITY_RAD_S[:ARM_DOF] * UPDATE_S)
+        changes = np.abs(np.diff(steps, axis=0))
+        accelerations = changes / UPDATE_S**2
+        result.velocity_ratio = max(result.velocity_ratio, float(speed.max()))
+        result.worst_step_rad = max(result.worst_step_rad, float(changes.max()))
+        result.acceleration_rad_s2 = max(result.acceleration_rad_s2, float(accelerations.max()))
+        result.steps += int((changes > 0.001).any(axis=1).sum())
+        result.steps_2mrad += int((changes > 0.002).any(axis=1).sum())
+        result.velocity_violations += int((speed > 1.02).any(axis=1).sum())
+        limit = 1.1 * ACCELERATION_RAD_S2[:ARM_DOF]
+        result.acceleration_violations += int((accelerations > limit).any(axis=1).sum())
+
+
+class Controller(TrajectoryController):
+    """The simulated robot's, recorded."""
+
+    def __init__(self, position_rad: np.ndarray, now_s: float, recorder: Recorder) -> None:
+        super().__init__(position_rad, now_s)
+        self._recorder = recorder
+
+    def _measure(self, positions: np.ndarray) -> None:
+        self._recorder.add(positions)
+        super()._measure(positions)
+
+
+class Robot:
+    """The robot's side: controller, joint states, camera, and rosbridge's way of passing on."""
+
+    def __init__(self, world: World) -> None:
+        case, self._world, self._timeline = world.case, world, world.timeline
+        self.stops = Stops()
+        self.clock_s = ROBOT_EPOCH_S
+        start = HOME_RAD.copy()
+        if case.start_outside_rad:
+            start[1] = UPPER_RAD[1] + case.start_outside_rad
+        self._start = start
+        self.controller = Controller(start[:ARM_DOF], self.time_s(), Recorder(world.result))
+        self._grip = start[-1]
+        self._last = (self.time_s(), start[:ARM_DOF])
+        self._every(1 / case.joints_hz, self._publish_joints)
+        self._every(1 / case.camera_hz, self._publish_frame)
+
+    def time_s(self) -> float:
+        return self._timeline.now_s + self.clock_s
+
+    def step_clock(self, seconds: float) -> None:
+        self.clock_s += seconds
+
+    def _every(self, period_s: float, publish: Callable[[], None]) -> None:
+        """Publish at each period; what falls into a stop is not made up for."""
+        start_s = self._timeline.now_s
+
+        def due(count: int) -> None:
+            now_s = self._timeline.now_s
+            resumes_s = self.stops.resumes_s(now_s)
+            if resumes_s > now_s:
+                self._timeline.at(resumes_s, lambda: due(count))
+                return
+            publish()
+            after = max(count, int((now_s - start_s) / period_s)) + 1
+            self._timeline.at(start_s + after * period_s, lambda: due(after))
+
+        self._timeline.at(start_s, lambda: due(0))
+
+    def _publish_joints(self) -> None:
+        now_s = self.time_s()
+        position = self.controller.update(now_s)
+        before_s, before = self._last
+        span_s = max(now_s - before_s, 1e-6)
+        velocity = (position - before) / span_s if span_s < 0.2 else np.zeros(ARM_DOF)
+        velocity = np.clip(velocity, -VELOCITY_RAD_S[:ARM_DOF], VELOCITY_RAD_S[:ARM_DOF])
+        self._last = (now_s, position)
+        message = messages.joint_state_to_ros(
+            JOINT_NAMES, np.append(position, self._grip), np.append(velocity, 0.0), now_s
+        )
+        self._world.from_robot(JOINTS, message)
+
+    def _publish_frame(self) -> None:
+        self._world.from_robot(CAMERA, messages.compressed_image(_jpeg(), self.time_s()))
+
+    def receive(self, item: tuple[str, Mapping[str, Any]]) -> None:
+        """Take one published message, then echo it to who listens."""
+        topic, message = item
+        if topic == ARM:
+            trajectory = messages.trajectory(message)
+            now_s = self.time_s()
+            try:
+                self.controller.accept(trajectory, now_s)
+            except TrajectoryRefused:
+                pass
+            else:
+                self._world.accepted(trajectory, now_s)
+        self._world.from_robot(topic, message)
+
+
+class Client:
+    """What the loop sees of the link; see loop.Client."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.link = self
+        self.connected, self.reconnects = True, 0
+        self.rtt_s: float | None = 2 * world.case.delay_s
+        self._callbacks: dict[str, Callable[[Mapping[str, Any]], None]] = {}
+        self._inbox = inbox_module.Inbox(
+            inbox_module.Topics(CAMERA, JOINTS, "/vla/update_instruction"),
+            protocol.MAX_MESSAGE_BYTES,
+            adapts_throttle=False,
+            on_throttle=lambda _: None,
+        )
+        self._inbox.link_came_up()
+        self.sending = False
+
+    def hear(self, payload: str | bytes) -> None:
+        self._inbox.take(payload, self._world.timeline.now_s)
+
+    def latest_frame(self) -> EncodedFrame | None:
+        return self._inbox.frame
+
+    def wait_frame(self, newer_than: EncodedFrame | None, timeout_s: float) -> EncodedFrame | None:
+        inbox = self._inbox
+        self._world.pass_time(timeout_s, lambda: inbox.frame is not newer_than)
+        return None if inbox.frame is newer_than else inbox.frame
+
+    def joints(self) -> StampedJoints | None:
+        return self._inbox.joints
+
+    def take_instruction(self) -> str | None:
+        return self._inbox.take_instruction()
+
+    def frame_age_s(self, frame: EncodedFrame, now: float) -> float:
+        return max(now - frame.arrival_s, self._inbox.age_s(frame.stamp_s, now))
+
+    def robot_time(self, now: float) -> float | None:
+        return self._inbox.robot_time(now)
+
+    def publish(
+        self, operations: Sequence[dict[str, Any]], leave_by_s: float | None = None
+    ) -> bool:
+        world = self._world
+        now_s = world.timeline.now_s + 0.0002
+        leaves_s = world.loop_stops.resumes_s(now_s)
+        if leave_by_s is not None and leaves_s > leave_by_s and not world.case.fixed_lead:
+            return True  # dropped on the network thread
+        for operation in operations:
+            if operation["op"] == "publish" and operation["topic"] in (ARM, PREDICTION):
+                item = (operation["topic"], operation["msg"])
+                world.timeline.at(leaves_s, lambda item=item: world.up.send(item))
+        return True
+
+    def subscribe(
+        self, topic: str, type_name: str, callback: Callable[[Mapping[str, Any]], None]
+    ) -> None:
+        del type_name
+        self._inbox.listen(topic, callback)
+
+
+class FastPolicy:
+    """Swings four joints at up to half of the velocity limit; takes `policy_s` of simulated time."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+
+    def predict(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        self._world.pass_time(self._world.case.policy_s)
+        due_s = observations[0].time_s + 0.1 * np.arange(1, 7)
+        targets = np.tile(HOME_RAD, (6, 1))
+        for joint, (size, pace) in enumerate(((0.4, 6.0), (0.3, 7.0), (0.4, 5.0), (0.3, 8.0))):
+            targets[:, joint] += size * np.sin(pace * due_s + joint)
+        return [ActionChunk(np.clip(targets, LOWER_RAD, UPPER_RAD), 0.1)]
+
+    def reset(self) -> None:
+        """Nothing is remembered."""
+
+
+class World:
+    """One case, from start to end."""
+
+    def __init__(self, case: Case, seed: int = 0) -> None:
+        self.case = case
+        self.rng = np.random.default_rng(seed)
+        self.timeline = Timeline()
+        self.result = Result(case.name, case.seconds, case.guard)
+        self.loop_stops, self.link_stops, self.guard_stops = Stops(), Stops(), Stops()
+        self.robot = Robot(self)
+        self._fault_ended_s: float | None = None
+        self.guard = _Guard(self) if case.guard else None
+        timeline, link = self.timeline, self.link_stops
+        near = [link, self.guard_stops if case.guard else self.robot.stops]
+        entry = self.guard.from_loop if self.guard else self.robot.receive
+        self.up = Way(timeline, self._delay, near, entry)
+        self.client = Client(self)
+        self.down = Way(timeline, self._delay, [link, self.loop_stops], self.client.hear)
+        config = LoopConfig(
+            "0a1b2c3d", rate_hz=case.rate_hz, validity_s=case.validity_s, listen_s=0.0
+        )
+        self.loop = InferenceLoop(
+            self.client,  # type: ignore[arg-type]
+            FastPolicy(self),
+            config,
+            Limits(),
+            lambda: self.timeline.now_s,
+            self.pass_time,
+        )
+        if case.fixed_lead:
+            _as_before(self.loop)
+        self._plan_faults()
+
+    def run(self) -> Result:
+        self.loop.run(duration_s=self.case.seconds)
+        self.timeline.run_until(self.timeline.now_s + 2.0)
+        self.robot.controller.update(self.robot.time_s())
+        snapshot = self.loop.metrics.snapshot()
+        self.result.trajectories = snapshot["trajectories"]
+        self.result.holds = dict(self.loop.metrics.holds)
+        self.result.lead_p50_ms = snapshot["lead_ms"]["p50"] or 0.0
+        if self.guard is not None:
+            self.result.guard_report = self.guard.core.report(self.timeline.now_s)
+        return self.result
+
+    def pass_time(self, seconds: float, done: Callable[[], bool] = lambda: False) -> None:
+        """Let time pass for the loop's process: it comes back once it runs again."""
+        timeline = self.timeline
+        timeline.run_until(timeline.now_s + max(seconds, 0.0), done)
+        while (resumes_s := self.loop_stops.resumes_s(timeline.now_s)) > timeline.now_s:
+            timeline.run_until(resumes_s)
+
+    def from_robot(self, topic: str, message: Mapping[str, Any]) -> None:
+        if self.guard is not None:
+            self.guard.robot_says.send((topic, message))
+        else:
+            self.to_loop(topic, message)
+
+    def to_loop(self, topic: str, message: Mapping[str, Any]) -> None:
+        if topic in (CAMERA, JOINTS, PREDICTION):
+            operation = protocol.publish(topic, message)
+            encode = protocol.encode_cbor if topic == CAMERA else protocol.encode_json
+            self.down.send(encode(operation))
+
+    def accepted(self, trajectory: messages.ParsedTrajectory, now_s: float) -> None:
+        valid_s = trajectory.valid_s
+        if valid_s is not None and now_s > trajectory.stamp_s + valid_s:
+            self.result.expired_accepted += 1
+        if self._fault_ended_s is not None and trajectory.session is not None:
+            returned_s = self.timeline.now_s - self._fault_ended_s
+            self.result.slowest_return_s = max(self.result.slowest_return_s, returned_s)
+            self._fault_ended_s = None
+
+    def _delay(self) -> float:
+        case = self.case
+        delay_s = case.delay_s + case.jitter_s * float(self.rng.random())
+        time_out_s = 0.2 + 2 * case.delay_s
+        while case.loss and self.rng.random() < case.loss:
+            delay_s += time_out_s
+            time_out_s *= 2
+        return delay_s
+
+    def _plan_faults(self) -> None:
+        case, start_s = self.case, self.timeline.now_s
+        parts = {
+            "link": self.link_stops, "robot": self.robot.stops,
+            "guard": self.guard_stops, "loop": self.loop_stops,
+        }  # fmt: skip
+        if case.stall_s is not None:
+            time_s = start_s + 3.0
+            while time_s < start_s + case.seconds - 3.0:
+                length_s = float(self.rng.uniform(*case.stall_s))
+                part = parts[str(self.rng.choice(case.stalled))]
+                self.timeline.at(time_s, lambda p=part, n=length_s: self._stall(p, n))
+                self.result.stalls += 1
+                time_s += length_s + float(self.rng.exponential(60 / case.stalls_per_minute))
+        for index, step_s in enumerate(case.clock_steps_s):
+            time_s = start_s + case.seconds * (index + 0.5) / len(case.clock_steps_s)
+            self.timeline.at(time_s + float(self.rng.random()), lambda s=step_s: self._step(s))
+
+    def _stall(self, part: Stops, length_s: float) -> None:
+        end_s = self.timeline.now_s + length_s
+        part.stop(end_s)
+        self.timeline.at(end_s, self._fault_over)
+
+    def _step(self, seconds: float) -> None:
+        self.robot.step_clock(seconds)
+        self._fault_over()
+
+    def _fault_over(self) -> None:
+        self._fault_ended_s = self.timeline.now_s
+
+
+class _Guard:
+    """The real core, with hops of a local socket around it."""
+
+    def __init__(self, world: World) -> None:
+        from crane_x7_remote.guard.core import CoreConfig, GuardCore
+
+        self._world = world
+        self.core = GuardCore(CoreConfig())
+        hop: Callable[[], float] = lambda: LOCAL_HOP_S  # noqa: E731
+        guard, robot = world.guard_stops, world.robot.stops
+        self._to_robot = Way(world.timeline, hop, [robot], world.robot.receive)
+        self.robot_says = Way(world.timeline, hop, [guard], self._from_robot)
+        self._planned_s: float | None = None
+        self._carry_out(self.core.upstream_changed(True, world.timeline.now_s))
+
+    def from_loop(self, item: tuple[str, Mapping[str, Any]]) -> None:
+        topic, message = item
+        now_s = self._world.timeline.now_s
+        take = self.core.take_trajectory if topic == ARM else self.core.take_prediction
+        self._carry_out(take(1, message, now_s))
+
+    def _from_robot(self, item: tuple[str, Mapping[str, Any]]) -> None:
+        topic, message = item
+        now_s = self._world.timeline.now_s
+        self._world.to_loop(topic, message)
+        if topic == JOINTS:
+            self._carry_out(self.core.hear_joints(message, now_s))
+        elif topic == ARM:
+            self._carry_out(self.core.hear_echo(message, now_s))
+
+    def _carry_out(self, outputs: Sequence[Any]) -> None:
+        from crane_x7_remote.guard.core import Send
+
+        for output in outputs:
+            if isinstance(output, Send):
+                self._to_robot.send((output.topic, output.message))
+        wake_s = self.core.wake_s
+        if wake_s is not None and wake_s != self._planned_s:
+            self._planned_s = wake_s
+            self._world.timeline.at(wake_s, self._wake)
+
+    def _wake(self) -> None:
+        now_s = self._world.timeline.now_s
+        resumes_s = self._world.guard_stops.resumes_s(now_s)
+        if resumes_s > now_s:
+            self._world.timeline.at(resumes_s, self._wake)
+            return
+        self._planned_s = None
+        if self.core.wake_s is not None and now_s >= self.core.wake_s:
+            self._carry_out(self.core.wake(now_s))
+        else:
+            self._carry_out(())
+
+
+def _as_before(loop: InferenceLoop) -> None:
+    """Let the loop lead by the round trip + 20 ms and build on what has not come back, as it did."""
+    delay = loop._delay
+    delay.lead_s = lambda validity_s: min(delay.typical_s + 0.02, 0.2)  # type: ignore[method-assign]
+    loop._peers.overdue_s = lambda now_s: None  # type: ignore[method-assign]
