@@ -179,8 +179,9 @@ machine alone nor of the tailnet needs GUARD_TOKEN."""
     """The rosbridge server behind the guard, host:port."""
     guard_token: Annotated[SecretStr | None, EmptyIsNone] = None
     """Token that clients of the guard must send, or file:/path to one; unset: none."""
-    guard_link_timeout: Positive = 1.0
-    """Seconds without a word from the driving loop after which the guard brakes the arm."""
+    guard_link_timeout: Positive = 5.0
+    """Seconds after which a driving loop that lost its link and did not come back stops the arm \
+until `resume`."""
     guard_max_clients: Annotated[int, Field(ge=1, le=100)] = 8
     """Clients that the guard serves at once."""
     guard_topics: str = ""

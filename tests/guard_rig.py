@@ -91,8 +91,8 @@ class FakeCore(GuardCore):
         self._note("take_goal", (driver, position_rad))
         return self.goal_refusal or self._stopped
 
-    def client_left(self, driver: int, now_s: float) -> list[Any]:
-        self._note("client_left", driver)
+    def client_left(self, driver: int, now_s: float, clean: bool = False) -> list[Any]:
+        self._note("client_left", (driver, clean))
         if driver == self._driver:
             self._driver = None
         return []

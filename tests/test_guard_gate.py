@@ -118,7 +118,7 @@ def test_a_whole_loop_drives_through_the_guard(robot: FaultyRobot) -> None:
         assert guard.core.of("take_goal")
         refused = guard.refused
         assert set(refused) <= {"topic"}, "only the action topic"
-        assert guard.core.of("client_left")
+        wait_until(lambda: guard.core.of("client_left"), 5, "the loop has left")
 
 
 def test_a_gripper_goal_is_answered_by_the_robot(robot: FaultyRobot) -> None:
@@ -480,6 +480,17 @@ def test_a_loop_drives_again_after_rosbridge_was_restarted() -> None:
         running.wait_driving(timeout_s=15)
         running.__exit__(None, None, None)
         guard.__exit__(None, None, None)
+
+
+def test_a_client_that_takes_its_leave_is_told_from_one_that_is_lost(guard: RunningGuard) -> None:
+    with guard.connect():
+        pass
+    wait_until(lambda: len(guard.core.of("client_left")) == 1, 5, "the first has left")
+    lost = guard.connect()
+    lost.link.socket.shutdown(2)
+    wait_until(lambda: len(guard.core.of("client_left")) == 2, 5, "the second is lost")
+    assert [clean for _, clean in guard.core.of("client_left")] == [True, False]
+    lost.close()
 
 
 def test_a_client_whose_link_is_dead_is_closed(guard: RunningGuard) -> None:

@@ -188,7 +188,8 @@ class Gate:
             reason = connection.flooded or _why_closed(connection)
             logger.info("client %d left (%s)", number, reason)
             if is_driver:
-                self._ask(lambda now_s: self._core.client_left(number, now_s))
+                clean = _is_clean(connection)
+                self._ask(lambda now_s: self._core.client_left(number, now_s, clean))
 
     # --- what clients send -----------------------------------------------------------------------
 
@@ -369,8 +370,10 @@ class Gate:
         for client in self._clients.values():
             refused += client.refused
             dropped += client.dropped
-        return self._report() | {
+        report = self._report()
+        return report | {
             "stopped": self._core.stopped,
+            "running": report.get("ends_s", 0.0) > 0,
             "gate": {
                 "clients": sorted(self._clients),
                 "clients_so_far": self.tally.clients,
@@ -405,6 +408,15 @@ class Gate:
         while True:
             await asyncio.sleep(STATE_PERIOD_S)
             self._tell_state()
+
+
+def _is_clean(connection: ServerConnection) -> bool:
+    """Whether the client itself took its leave, in order."""
+    closed = connection.protocol.close_rcvd
+    by_us = connection.protocol.close_sent is not None and not (
+        connection.protocol.close_rcvd_then_sent
+    )
+    return closed is not None and not by_us and closed.code in (1000, 1001)
 
 
 def _why_closed(connection: ServerConnection) -> str:
