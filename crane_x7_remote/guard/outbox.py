@@ -10,7 +10,7 @@ import asyncio
 from collections import deque
 from dataclasses import dataclass
 
-from websockets.asyncio.connection import Connection
+from websockets.asyncio.connection import Connection, broadcast
 
 Payload = str | bytes
 
@@ -31,11 +31,21 @@ class Outbox:
         self._waiting: deque[Payload] = deque()
         self._bytes = 0
         self._changed = asyncio.Event()
+        self._link: Connection | None = None
         self.dropped = 0
         """Payloads that newer ones pushed out."""
 
     def put(self, payload: Payload) -> None:
-        """Queue a payload, in place of the oldest ones where there is no room."""
+        """Send a payload at once if the link is free; else queue it, in place of the oldest ones
+        where there is no room."""
+        link = self._link
+        if (
+            link is not None
+            and not self._waiting
+            and link.transport.get_write_buffer_size() == 0  # nothing of before is left
+        ):
+            broadcast([link], payload)  # does not wait; skips a link that has been closed
+            return
         self._waiting.append(payload)
         self._bytes += len(payload)
         while len(self._waiting) > 1 and (
@@ -52,10 +62,14 @@ class Outbox:
 
     async def send_to(self, link: Connection) -> None:
         """Send what comes, as fast as `link` takes it, until it breaks (ConnectionClosed)."""
-        while True:
-            while self._waiting:
-                payload = self._waiting.popleft()
-                self._bytes -= len(payload)
-                await link.send(payload)
-            self._changed.clear()
-            await self._changed.wait()
+        self._link = link
+        try:
+            while True:
+                while self._waiting:
+                    payload = self._waiting.popleft()
+                    self._bytes -= len(payload)
+                    await link.send(payload)
+                self._changed.clear()
+                await self._changed.wait()
+        finally:
+            self._link = None
