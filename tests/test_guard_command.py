@@ -85,7 +85,7 @@ def test_a_server_that_is_no_guard_does_not_confirm(server: RecordingServer) -> 
     assert "did not confirm" in done.stderr
 
 
-def test_signals_stop_and_resume(guard: GuardProcess, server: RecordingServer) -> None:
+def test_signals_stop_and_resume(guard: GuardProcess) -> None:
     guard.process.send_signal(signal.SIGUSR1)
     wait_until(lambda: guard.state()["stopped"] == "SIGUSR1", 5, "stopped")
     guard.process.send_signal(signal.SIGUSR2)
@@ -104,6 +104,16 @@ def test_it_ends_in_order_with_the_arm_braked(
         sent = [operation["msg"]["header"]["frame_id"] for operation in server.of("publish", ARM)]
         assert sent[-1] == "brake"
         assert driver.end().rcvd is not None
+
+
+def test_a_log_that_nobody_reads_holds_up_nothing(guard: GuardProcess) -> None:
+    """A terminal held by Ctrl-S, a journal that stands still: here a pipe of 64 KB."""
+    for _ in range(800):
+        with guard.connect("/stop", user_agent_header=None) as client:
+            client.send({"op": "call_service", "service": "/x"})
+    assert stop(guard).returncode == 0
+    guard.process.send_signal(signal.SIGTERM)
+    assert guard.process.wait(5) == 0
 
 
 def test_the_token_can_be_a_file_and_is_asked_for(

@@ -23,6 +23,7 @@ from crane_x7_remote.errors import ExitCode, GuardError, SettingsError
 from crane_x7_remote.guard.core import CoreConfig, GuardCore
 from crane_x7_remote.guard.door import DoorConfig
 from crane_x7_remote.guard.gate import Gate, GateConfig
+from crane_x7_remote.guard.logs import unblocked
 from crane_x7_remote.guard.rules import Names, Rules
 from crane_x7_remote.real_time import ask_for_real_time
 from crane_x7_remote.rosbridge.connection import LinkConfig
@@ -62,11 +63,12 @@ def run(args: argparse.Namespace) -> int:
         trajectory_topic=settings.trajectory_topic,
         link_timeout_s=settings.guard_link_timeout,
     ))  # fmt: skip
-    for line in rules.lines():
-        logger.info("passes: %s", line)
     _allow_open_files()
     with contextlib.ExitStack() as stack:
         listeners = [stack.enter_context(one) for one in _listeners(settings)]
+        stack.enter_context(unblocked())
+        for line in rules.lines():
+            logger.info("passes: %s", line)
         asyncio.run(_guard(config, rules, core, listeners))
     return ExitCode.OK
 
