@@ -45,7 +45,7 @@ def server() -> Iterator[RecordingServer]:
 @pytest.fixture
 def guard(server: RecordingServer) -> Iterator[RunningGuard]:
     with RunningGuard(server.port) as guard:
-        wait_until(lambda: guard.gate.uplink.is_up, 5, "rosbridge reached")
+        wait_until(lambda: server.of("subscribe", STOP_TOPIC), 5, "rosbridge reached")
         yield guard
 
 
