@@ -463,6 +463,7 @@ def test_rosbridge_restarted_everything_works_again_and_stopped_stays(free_port:
             closed = client.end()
             assert closed.rcvd is not None
             assert "rosbridge" in closed.rcvd.reason
+        wait_until(lambda: len(guard.core.of("upstream_changed")) == 4, 5, "down again")
         assert guard.core.of("upstream_changed") == [True, False, True, False]
         assert guard.core.stopped == "SIGUSR1"
         assert sent_to(server, ARM) == []
