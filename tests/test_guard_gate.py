@@ -134,10 +134,11 @@ def test_a_gripper_goal_is_answered_by_the_robot(robot: FaultyRobot) -> None:
 
 
 def test_an_instruction_passes_and_say_works_through_the_guard(robot: FaultyRobot) -> None:
-    with RunningGuard(robot.port) as guard, guard.connect() as client:
+    with RunningGuard(robot.port, token="s3cret") as guard, guard.connect() as client:
         client.subscribe(INSTRUCTION, "std_msgs/String")
-        time.sleep(0.2)
-        say("pick up the red cube", "127.0.0.1", guard.port, INSTRUCTION)
+        client.subscribe(JOINTS, "sensor_msgs/JointState")
+        client.next("publish", JOINTS)  # so the subscription before it is there as well
+        say("pick up the red cube", "127.0.0.1", guard.port, INSTRUCTION, "s3cret")
         assert client.next("publish", INSTRUCTION)["msg"] == {"data": "pick up the red cube"}
 
 
