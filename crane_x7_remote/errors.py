@@ -19,6 +19,7 @@ class ExitCode(IntEnum):
     OUTPUT = 8
     DEMO_CHILD = 9
     DEMO_TASK = 10
+    GUARD = 11
     TAILNET_KEY = 20
     TAILNET_KEY_EXPIRED = 21
     CONTROL_UNREACHABLE = 22
@@ -91,6 +92,12 @@ class DemoError(RemoteError):
     """A process that the demo started ended too early."""
 
     exit_code = ExitCode.DEMO_CHILD
+
+
+class GuardError(RemoteError):
+    """The guard cannot listen, or did not confirm a stop."""
+
+    exit_code = ExitCode.GUARD
 
 
 class TailnetKeyError(RemoteError):

@@ -20,6 +20,7 @@ from crane_x7_remote.rosbridge import messages
 if TYPE_CHECKING:
     import roslibpy
 
+FLAGS = ("rosbridge_host", "rosbridge_port", "rosbridge_token", "instruction_topic")
 CONNECT_TIMEOUT_S = 5.0
 TRIES = 3
 CONFIRM_TIMEOUT_S = 1.0
@@ -30,20 +31,22 @@ GOODBYE_TIMEOUT_S = 0.5
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `say`."""
     parser.add_argument("text", help='the task, such as "pick up the blue cube"')
-    settings.add_flags(parser, ("rosbridge_host", "rosbridge_port", "instruction_topic"))
+    settings.add_flags(parser, FLAGS)
 
 
 def run(args: argparse.Namespace) -> int:
     """Send `args.text`; return 0 when the robot has it. Raises PeerUnreachableError."""
     chosen = settings.from_args(args)
     text = messages.instruction({"data": args.text})
-    say(text, chosen.rosbridge_host, chosen.rosbridge_port, chosen.instruction_topic)
+    token = settings.token_text(chosen.rosbridge_token, "ROSBRIDGE_TOKEN")
+    say(text, chosen.rosbridge_host, chosen.rosbridge_port, chosen.instruction_topic, token)
     print(f"said on {chosen.instruction_topic}: {text}")
     return ExitCode.OK
 
 
-def say(text: str, host: str, port: int, topic: str) -> None:
-    """Publish `text` on `topic` and wait until the server has sent it round, to us as well.
+def say(text: str, host: str, port: int, topic: str, token: str | None = None) -> None:
+    """Publish `text` on `topic` and wait until the server has sent it round, to us as well. `token`
+    is for a guard that asks for one.
 
     Raises PeerUnreachableError, and MessageError for a text that the loop would refuse.
     """
@@ -53,7 +56,8 @@ def say(text: str, host: str, port: int, topic: str) -> None:
         logging.getLogger(name).setLevel(logging.ERROR)
     import roslibpy
 
-    ros = roslibpy.Ros(host, port)
+    headers = None if token is None else {"Authorization": f"Bearer {token}"}
+    ros = roslibpy.Ros(host, port, headers=headers)
     came_back = threading.Event()
     try:
         ros.run(CONNECT_TIMEOUT_S)

@@ -36,12 +36,12 @@ from crane_x7_vla_rl.prompt import MAX_INSTRUCTION_BYTES, clean_instruction
 
 OWN_PREFIXES = ("VLA_", "ROSBRIDGE_", "LIFT_")
 """A variable that starts like this and is no field is taken for a typing mistake."""
-SHARED_PREFIXES = ("TS_", "SSH_")
+SHARED_PREFIXES = ("TS_", "SSH_", "GUARD_")
 """Tailscale and OpenSSH have more of these than we read: only a close miss is a mistake."""
 OLD_NAMES = {"TS_AUTH_KEY": "ts_authkey"}
 """What Tailscale's own container still takes."""
-BOOT_PREFIXES = ("ts_", "ssh_", "public_key", "boot_", "hf_home", "wandb_", "lift_")
-"""Fields that `boot` reads, or only hands on: no flags of a role."""
+BOOT_PREFIXES = ("ts_", "ssh_", "public_key", "boot_", "hf_home", "wandb_", "lift_", "guard_")
+"""Fields that `boot` or the robot's side reads, or that are only handed on: no flags of a role."""
 KEY_FIELDS = ("ssh_public_key", "public_key")
 UNSETTABLE = (
     "rosbridge_host", "rosbridge_proxy", "vla_policy", "vla_model_path", "vla_center_crop",
@@ -187,6 +187,25 @@ node leaves the tailnet when the container stops; empty: it is also registered a
     wandb_api_key: Annotated[SecretStr | None, EmptyIsNone] = None
     """Key of W&B; reaches the role and ssh sessions."""
 
+    rosbridge_token: Annotated[SecretStr | None, EmptyIsNone] = None
+    """Token of the guard before rosbridge, or file:/path to one; rosbridge itself asks for none."""
+    guard_listen: str = "127.0.0.1:9091"
+    """Where `guard` listens: address:port, several with commas; one that is neither of this \
+machine alone nor of the tailnet needs GUARD_TOKEN."""
+    guard_upstream: str = "127.0.0.1:9090"
+    """The rosbridge server behind the guard, host:port."""
+    guard_token: Annotated[SecretStr | None, EmptyIsNone] = None
+    """Token that clients of the guard must send, or file:/path to one; unset: none."""
+    guard_link_timeout: Positive = 5.0
+    """Seconds after which a driving loop that lost its link and did not come back stops the arm \
+until `resume`."""
+    guard_max_clients: Annotated[int, Field(ge=1, le=100)] = 8
+    """Clients that the guard serves at once."""
+    guard_topics: str = ""
+    """Further topics that clients of the guard may subscribe, as topic=type, with commas."""
+    guard_pass_action: bool = False
+    """Whether ACTION_TOPIC passes the guard: it commands the arm past every check."""
+
     _notes: tuple[str, ...] = PrivateAttr(())
 
     @property
@@ -228,6 +247,18 @@ node leaves the tailnet when the container stops; empty: it is also registered a
         for word in shlex.split(value):
             if word.lstrip("-").partition("=")[0] in ("authkey", "auth-key"):
                 raise ValueError("holds the auth key, which `ps` would show; use TS_AUTHKEY")
+        return value
+
+    @field_validator("guard_listen", "guard_upstream")
+    @classmethod
+    def _addresses_have_ports(cls, value: str) -> str:
+        listen_addresses(value)
+        return value
+
+    @field_validator("guard_topics")
+    @classmethod
+    def _topics_have_types(cls, value: str) -> str:
+        topic_types(value)
         return value
 
     @field_validator("ts_hostname")
@@ -353,6 +384,47 @@ def split_address(value: str) -> tuple[str, int]:
     if not colon or not port.isdecimal() or not 1 <= int(port) <= 65535:
         raise ValueError("expected address:port, such as 127.0.0.1:1055")
     return host.strip("[]"), int(port)
+
+
+def listen_addresses(value: str) -> list[tuple[str, int]]:
+    """Return hosts and ports of "host:port,…"; port 0 picks a free one. Raises ValueError."""
+    found = []
+    for word in value.replace(",", " ").split():
+        host, _, port = word.rpartition(":")
+        found.append((host.strip("[]"), 0) if host and port == "0" else split_address(word))
+    if not found or not all(host for host, _ in found):
+        raise ValueError("expected address:port, such as 127.0.0.1:9091")
+    return found
+
+
+def topic_types(value: str) -> dict[str, str]:
+    """Return topic → type of "topic=type,…". Raises ValueError."""
+    found = {}
+    for word in value.replace(",", " ").split():
+        topic, _, kind = word.partition("=")
+        if not topic.startswith("/") or "/" not in kind:
+            raise ValueError(
+                f"{word!r}: expected topic=type, such as /camera/info=sensor_msgs/CameraInfo"
+            )
+        found[topic] = kind
+    return found
+
+
+def token_text(value: SecretStr | None, variable: str) -> str | None:
+    """Return a token that is given as it is or as file:/path; raises SettingsError."""
+    if value is None:
+        return None
+    text = value.get_secret_value().strip()
+    path = text.removeprefix("file:")
+    if path != text:
+        try:
+            with open(path) as file:
+                text = file.read().strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise SettingsError(f"{variable}=file:{path} cannot be read: {error}") from error
+    if not text.isascii() or not text.isprintable() or not text or " " in text:
+        raise SettingsError(f"{variable} is empty or holds more than printable ASCII characters")
+    return text
 
 
 def is_loopback(host: str) -> bool:

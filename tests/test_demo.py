@@ -67,6 +67,8 @@ def test_demo_lifts_the_red_cube_and_places_the_blue_one(tmp_path: Path) -> None
     assert made["trajectories"] > 50
     assert made["rate_hz"] == pytest.approx(10, rel=0.02)
     assert made["latency_ms"]["count"] == made["trajectories"]
+    assert made["guard"]["passed"] + made["guard"]["retimed"] > 50
+    assert made["guard"]["gate"]["faults"] == 0
     with av.open(str(folder / "demo.mp4")) as video:
         pictures_seen = sum(1 for _ in video.decode(video=0))
     assert pictures_seen == made["recorded"]["frames"] > 60

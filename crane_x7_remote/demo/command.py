@@ -1,4 +1,4 @@
-"""`crane-x7-remote demo`: a simulated robot and the loop as separate processes, with a report.
+"""`crane-x7-remote demo`: a simulated robot, its guard and the loop as processes, with a report.
 
 The first instruction runs until its cube is lifted and held, then the second one is sent over
 rosbridge, as an operator would. Video, plots and `report.json` are left in a folder of the run's
@@ -93,20 +93,20 @@ def _show(plan: Plan, folder: Path, is_stopped: Callable[[], bool]) -> tuple[rep
             Child("sim-robot", plan_module.robot_command(plan), folder / "robot.log")
         )
         ready = robot.wait_for_line("ready", SIM_START_S, is_stopped)
-        found = re.search(r"port (\d+)", ready)
-        recording, scene = Recording(), {}
+        found = re.search(r" port (\d+), guard on port (\d+)", ready)
+        recording, scene, guard = Recording(), {}, {}
         outcome = _outcome(plan, {}, _Stage(), 0.0)
         if found:
             recorder = stack.enter_context(Recorder(int(found[1]), topics))
             recording = recorder.recording
-            command = plan_module.loop_command(plan, int(found[1]), metrics_path)
+            command = plan_module.loop_command(plan, int(found[2]), metrics_path)
             loop = stack.enter_context(Child("infer", command, folder / "loop.log"))
             outcome = _watch(plan, recorder, (robot, loop), progress, is_stopped)
             loop.stop()
-            scene = recorder.scene
+            scene, guard = recorder.scene, recorder.guard
         progress.end()
     metrics = json.loads(metrics_path.read_text()) if metrics_path.exists() else {}
-    built = report.build(outcome, metrics, scene, recording)
+    built = report.build(outcome, metrics, scene, recording) | {"guard": guard}
     return outcome, Made(recording, metrics, built)
 
 

@@ -176,18 +176,19 @@ def _model(policy: str) -> Model | None:
 
 
 def robot_command(plan: Plan) -> list[str]:
-    """Return the words that start the robot."""
+    """Return the words that start the robot, behind its guard."""
     skills = plan.skills
     return [
-        "sim-robot", "--port", "0", "--seed", str(plan.scene_seed), "--task", skills.task,
-        "--colours", *skills.colours, "--spawn-range-m", f"{skills.spawn_range_m:g}",
+        "sim-robot", "--port", "0", "--guard", "0", "--seed", str(plan.scene_seed),
+        "--task", skills.task, "--colours", *skills.colours,
+        "--spawn-range-m", f"{skills.spawn_range_m:g}",
         "--image-size", plan.image_size, "--camera-rate", f"{plan.camera_rate_hz:g}",
         "--control-rate", f"{max(30.0, plan.camera_rate_hz):g}",
     ]  # fmt: skip
 
 
 def loop_command(plan: Plan, port: int, metrics: Path) -> list[str]:
-    """Return the words that start the loop."""
+    """Return the words that start the loop; `port` is the guard's."""
     command = [
         "infer", "--rosbridge-host", "127.0.0.1", "--rosbridge-port", str(port),
         "--vla-policy", plan.policy, "--vla-task-instruction", plan.instruction,

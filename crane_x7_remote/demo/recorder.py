@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from crane_x7_remote.guard.rules import STATE_TOPIC
 from crane_x7_remote.rosbridge import messages, protocol
 from crane_x7_remote.rosbridge.client import RosbridgeClient
 from crane_x7_remote.rosbridge.config import ClientConfig
@@ -68,6 +69,7 @@ class Recorder:
         """`names` gives the topics; a picture is kept at most each `camera_period_ms`."""
         self.recording = Recording()
         self._scene: dict[str, Any] = {}
+        self._guard: dict[str, Any] = {}
         self._lock = threading.Lock()
         self._names = names
         config = ClientConfig(
@@ -90,6 +92,7 @@ class Recorder:
         subscribe(names.joint_states_topic, "sensor_msgs/JointState", self._on_joints)
         subscribe(names.trajectory_topic, "trajectory_msgs/JointTrajectory", self._on_trajectory)
         subscribe(SIM_STATE_TOPIC, "std_msgs/String", self._on_scene)
+        subscribe(STATE_TOPIC, "std_msgs/String", self._on_guard)
 
     def __enter__(self) -> Recorder:
         self.client.start()
@@ -104,6 +107,12 @@ class Recorder:
         """The newest /sim/state; empty before the first."""
         with self._lock:
             return self._scene
+
+    @property
+    def guard(self) -> dict[str, Any]:
+        """The newest state of the guard; empty before the first."""
+        with self._lock:
+            return self._guard
 
     def say(self, instruction: str, put_back: Sequence[str] = ()) -> bool:
         """Publish an instruction, and let a hand put cubes of these colours back where they lay;
@@ -134,9 +143,19 @@ class Recorder:
         self.recording.trajectories.append(messages.trajectory(message))
 
     def _on_scene(self, message: Mapping[str, Any]) -> None:
-        try:
-            scene = json.loads(message["data"])
-        except (KeyError, TypeError, ValueError) as error:
-            raise MessageError(f"{SIM_STATE_TOPIC} holds no JSON: {error}") from error
+        scene = _json(SIM_STATE_TOPIC, message)
         with self._lock:
             self._scene = scene
+
+    def _on_guard(self, message: Mapping[str, Any]) -> None:
+        state = _json(STATE_TOPIC, message)
+        with self._lock:
+            self._guard = state
+
+
+def _json(topic: str, message: Mapping[str, Any]) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = json.loads(message["data"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise MessageError(f"{topic} holds no JSON: {error}") from error
+    return found

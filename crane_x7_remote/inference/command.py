@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import secrets
 import signal
 import sys
@@ -31,6 +30,7 @@ from crane_x7_remote.inference.loop import InferenceLoop
 from crane_x7_remote.inference.metrics import Metrics, MetricsWriter
 from crane_x7_remote.inference.outgoing import Topics
 from crane_x7_remote.inference.safety import Limits
+from crane_x7_remote.real_time import ask_for_real_time
 from crane_x7_remote.rosbridge.client import RosbridgeClient
 from crane_x7_remote.rosbridge.config import ClientConfig
 from crane_x7_remote.settings import Settings
@@ -48,7 +48,6 @@ logger = logging.getLogger(__name__)
 SWITCH_INTERVAL_S = 0.0005
 """How long a thread may keep the interpreter while another waits; Python's default of 5 ms would
 be the largest part of the latency."""
-FIFO_PRIORITY = 10
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -208,6 +207,7 @@ def _client_config(settings: Settings) -> ClientConfig:
         host=settings.rosbridge_host,
         port=settings.rosbridge_port,
         proxy=settings.rosbridge_proxy,
+        token=settings_module.token_text(settings.rosbridge_token, "ROSBRIDGE_TOKEN"),
         camera_topic=settings.camera_topic,
         joint_states_topic=settings.joint_states_topic,
         instruction_topic=settings.instruction_topic,
@@ -235,17 +235,6 @@ def _topics(settings: Settings) -> Topics:
         action=settings.action_topic,
         gripper_action=settings.gripper_action,
     )
-
-
-def ask_for_real_time() -> None:
-    """Let this thread go before others, where the machine allows it."""
-    try:
-        policy = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
-        os.sched_setscheduler(0, policy, os.sched_param(FIFO_PRIORITY))
-    except (OSError, AttributeError) as error:
-        logger.info("no real-time priority (%s); ticks may be late on a busy machine", error)
-    else:
-        logger.info("the loop's thread has real-time priority")
 
 
 def _seconds(text: str) -> float:

@@ -26,12 +26,18 @@ class ClientConfig:
     camera_throttle_ms: int | None = None
     """Fixed throttle of the camera; None: adapted to the link."""
     max_message_bytes: int = protocol.MAX_MESSAGE_BYTES
+    token: str | None = field(default=None, repr=False)
+    """What the guard before rosbridge asks for, if it does."""
 
     @property
     def link(self) -> LinkConfig:
         """The part that opens a connection."""
         return LinkConfig(
-            self.host, self.port, self.proxy, max_message_bytes=self.max_message_bytes
+            self.host,
+            self.port,
+            self.proxy,
+            max_message_bytes=self.max_message_bytes,
+            token=self.token,
         )
 
 

@@ -8,15 +8,17 @@ import socket
 import ssl
 import struct
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from python_socks import ProxyConnectionError, ProxyError, ProxyTimeoutError
 from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.connection import Connection
 from websockets.exceptions import (
     ConnectionClosed,
     InvalidHandshake,
     InvalidMessage,
     InvalidProxy,
+    InvalidStatus,
     InvalidURI,
 )
 from websockets.exceptions import ProxyError as WebSocketProxyError
@@ -42,12 +44,20 @@ class LinkConfig:
     ping_timeout_s: float = 0.9
     """With the interval, a dead link is found within 1.9 s."""
     max_message_bytes: int = MAX_MESSAGE_BYTES
+    token: str | None = field(default=None, repr=False)
+    """What the guard before rosbridge asks for, if it does."""
+    path: str = "/"
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What is sent with the opening request."""
+        return {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
 
     @property
     def uri(self) -> str:
         """The server's address; IPv6 in brackets."""
         host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"ws://{host}:{self.port}"
+        return f"ws://{host}:{self.port}{self.path.rstrip('/')}"
 
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
@@ -76,6 +86,7 @@ async def open_link(config: LinkConfig) -> ClientConnection:
     link = await connect(
         config.uri,
         proxy=config.proxy,
+        additional_headers=config.headers,
         compression=None,  # pictures are compressed already
         open_timeout=config.open_timeout_s,
         close_timeout=0.5,
@@ -83,16 +94,23 @@ async def open_link(config: LinkConfig) -> ClientConnection:
         max_size=config.max_message_bytes,
         write_limit=4096,
     )
+    bound_unsent(link)
     raw = link.transport.get_extra_info("socket")
     if raw is not None:
-        raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
         # Closing resets: what a dead link still held must not arrive when it comes back.
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     return link
 
 
+def bound_unsent(link: Connection) -> None:
+    """Let the kernel hold little of what the other end does not take."""
+    raw = link.transport.get_extra_info("socket")
+    if raw is not None:
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
+
+
 async def watch(
-    link: ClientConnection, config: LinkConfig, on_round_trip: Callable[[float], None]
+    link: Connection, config: LinkConfig, on_round_trip: Callable[[float], None]
 ) -> None:
     """Ping at the interval until the link is dead, then abort it and raise DeadLinkError.
 
@@ -111,7 +129,7 @@ async def watch(
         await asyncio.sleep(max(0.0, started_s + config.ping_interval_s - clock()))
 
 
-async def close_link(link: ClientConnection) -> None:
+async def close_link(link: Connection) -> None:
     """Close in order, and by force where that fails."""
     with contextlib.suppress(TimeoutError, ConnectionError):
         async with asyncio.timeout(1.0):
@@ -128,6 +146,8 @@ def explain(error: BaseException, config: LinkConfig) -> str:
 def _explain(error: BaseException, config: LinkConfig) -> str:
     if isinstance(error, BaseExceptionGroup):
         return _explain(error.exceptions[0], config)
+    if isinstance(error, InvalidStatus):
+        return _explain_status(error, config)
     if "refused" in str(error):  # asyncio folds the failures of several addresses into one text
         error = ConnectionRefusedError(str(error))
     for kinds, text in _causes(config):
@@ -136,6 +156,15 @@ def _explain(error: BaseException, config: LinkConfig) -> str:
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}; check the network and that {config.host} is up"
     return f"{type(error).__name__}: {error}"
+
+
+def _explain_status(error: InvalidStatus, config: LinkConfig) -> str:
+    """A server that speaks HTTP and wants no WebSocket now; the guard says why in its answer."""
+    response = error.response
+    said = (response.body or b"").decode(errors="replace")[:300]
+    words = " ".join("".join(x if x.isprintable() else " " for x in said).split())
+    hint = "; check ROSBRIDGE_PORT" if response.status_code not in (401, 403, 503) else ""
+    return f"the server on port {config.port} answers HTTP {response.status_code}: {words}{hint}"
 
 
 def _causes(config: LinkConfig) -> list[tuple[tuple[type[BaseException], ...], str]]:

@@ -1,21 +1,27 @@
 """`crane-x7-remote sim-robot`: a simulated CRANE-X7 behind rosbridge, until it is told to stop.
 
 Prints one line that starts with `ready` and names host and port once clients are served and the arm
-moves; SIGTERM and SIGINT end it with exit code 0.
+moves; with `--guard` a guard runs before it, as a process, and its port stands there too. SIGTERM
+and SIGINT end it with exit code 0.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import logging
+import os
 import re
 import signal
+import subprocess
+import sys
 import types
 from collections.abc import Callable
 from functools import partial
 
 from crane_x7_remote import settings
 from crane_x7_remote.errors import ExitCode, SimulationError
+from crane_x7_remote.parent_death import die_with
 from crane_x7_remote.sim_robot.arm import Arm, KinematicArm
 from crane_x7_remote.sim_robot.arm_process import ProcessArm
 from crane_x7_remote.sim_robot.maniskill_arm import ManiSkillArm, SceneConfig
@@ -32,6 +38,7 @@ OWN_FLAGS = (
 """Of the scene's, those that this command does not have, or in its own way."""
 STOP_TIMEOUT_S = 2.0
 POLL_S = 0.05
+TOPICS = ("camera_topic", "joint_states_topic", "arm_topic", "gripper_action")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -61,9 +68,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--path-follows-clock", action="store_true",
         help="sample the running path at the robot's clock, as ros2_control does: a step of that"
         " clock is then a step of the arm")  # fmt: skip
-    settings.add_flags(
-        parser, ("camera_topic", "joint_states_topic", "arm_topic", "gripper_action")
-    )
+    add("--guard", type=_port, nargs="?", const=9091, metavar="PORT",
+        help="run a guard before it, on 127.0.0.1 (9091; 0 picks a free port)")  # fmt: skip
+    settings.add_flags(parser, TOPICS)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -75,17 +82,61 @@ def run(args: argparse.Namespace) -> int:
         )
     stop = _StopOnSignal()
     robot = SimRobot(_config(args), _arm_maker(args))
-    try:
+    with contextlib.ExitStack() as stack:
+        stack.callback(robot.close, STOP_TIMEOUT_S)
         robot.start(is_cancelled=stop)
+        guard, place = None, ""
+        if args.guard is not None and not stop():
+            guard = stack.enter_context(_Guard(args, robot.port))
+            place = f", guard on port {guard.port}"
         if not stop():
-            print(f"ready: sim-robot serves rosbridge on {args.host} port {robot.port}", flush=True)
+            served = f"{args.host} port {robot.port}{place}"
+            print(f"ready: sim-robot serves rosbridge on {served}", flush=True)
         while not stop():
             if robot.ended.wait(POLL_S):
                 raise SimulationError(f"sim-robot failed: {robot.failure}") from robot.failure
+            if guard is not None:
+                guard.check()
         logger.info("stopping on a signal")
-    finally:
-        robot.close(STOP_TIMEOUT_S)
     return ExitCode.OK
+
+
+class _Guard:
+    """`crane-x7-remote guard` before this robot; a context manager that ends it."""
+
+    def __init__(self, args: argparse.Namespace, port: int) -> None:
+        """Start it and wait for its `ready`; raises SimulationError."""
+        host = "127.0.0.1" if args.host in ("0.0.0.0", "::") else args.host
+        flags = {"guard_listen": f"127.0.0.1:{args.guard}", "guard_upstream": f"{host}:{port}"}
+        flags |= {name: getattr(args, name) for name in TOPICS if getattr(args, name) is not None}
+        words = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "crane_x7_remote", "guard", "--log-level=warning", *words],
+            stdout=subprocess.PIPE,
+            text=True,
+            preexec_fn=die_with(os.getpid()),
+        )
+        assert self._process.stdout is not None
+        ready = re.search(r"port (\d+)", self._process.stdout.readline())
+        if ready is None:
+            raise SimulationError(f"the guard ended with exit code {self._process.wait()}")
+        self.port = int(ready[1])
+
+    def check(self) -> None:
+        """Raise SimulationError if it has ended."""
+        code = self._process.poll()
+        if code is not None:
+            raise SimulationError(f"the guard ended with exit code {code}")
+
+    def __enter__(self) -> _Guard:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._process.terminate()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(STOP_TIMEOUT_S)
+        self._process.kill()
+        self._process.communicate()
 
 
 class _StopOnSignal:

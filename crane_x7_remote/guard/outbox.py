@@ -1,0 +1,75 @@
+"""What waits to be sent on one link: bounded by count and bytes, the oldest is dropped and counted.
+
+Payloads enter from the event loop and leave through a WebSocket. What a topic's payload holds is
+not known here, so that it needs no decoding: under a link that is too slow the newest survive.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass
+
+from websockets.asyncio.connection import Connection, broadcast
+
+Payload = str | bytes
+
+
+@dataclass(frozen=True)
+class Bound:
+    """How much may wait; a single payload may always."""
+
+    count: int
+    total_bytes: int
+
+
+class Outbox:
+    """One link's queue; not thread-safe."""
+
+    def __init__(self, bound: Bound) -> None:
+        self._bound = bound
+        self._waiting: deque[Payload] = deque()
+        self._bytes = 0
+        self._changed = asyncio.Event()
+        self._link: Connection | None = None
+        self.dropped = 0
+        """Payloads that newer ones pushed out."""
+
+    def put(self, payload: Payload) -> None:
+        """Send a payload at once if the link is free; else queue it, in place of the oldest ones
+        where there is no room."""
+        link = self._link
+        if (
+            link is not None
+            and not self._waiting
+            and link.transport.get_write_buffer_size() == 0  # nothing of before is left
+        ):
+            broadcast([link], payload)  # does not wait; skips a link that has been closed
+            return
+        self._waiting.append(payload)
+        self._bytes += len(payload)
+        while len(self._waiting) > 1 and (
+            len(self._waiting) > self._bound.count or self._bytes > self._bound.total_bytes
+        ):
+            self._bytes -= len(self._waiting.popleft())
+            self.dropped += 1
+        self._changed.set()
+
+    def clear(self) -> None:
+        """Forget what waits: its link has gone, and it would come too late."""
+        self._waiting.clear()
+        self._bytes = 0
+
+    async def send_to(self, link: Connection) -> None:
+        """Send what comes, as fast as `link` takes it, until it breaks (ConnectionClosed)."""
+        self._link = link
+        try:
+            while True:
+                while self._waiting:
+                    payload = self._waiting.popleft()
+                    self._bytes -= len(payload)
+                    await link.send(payload)
+                self._changed.clear()
+                await self._changed.wait()
+        finally:
+            self._link = None
