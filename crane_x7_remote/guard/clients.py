@@ -20,7 +20,7 @@ from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from crane_x7_remote.guard.limits import Complaints, CountedConnection
 from crane_x7_remote.guard.outbox import Bound, Outbox
-from crane_x7_remote.guard.requests import Forward, Refused
+from crane_x7_remote.guard.requests import ACTION_TOPIC, Forward, Refused
 from crane_x7_remote.rosbridge import protocol
 from crane_x7_remote.rosbridge.connection import (
     DeadLinkError,
@@ -88,6 +88,8 @@ class Client:
         """Count a refusal, and tell and log it if its like was not told just now."""
         self.refused[refusal.kind] += 1
         text, action = str(refusal), refusal.action
+        if refusal.kind == ACTION_TOPIC and self.refused[refusal.kind] > 1:
+            return
         if not self._complaints.may_tell(refusal.kind, self._clock()):
             return
         logger.warning("client %d: refused: %s", self.number, text)

@@ -8,6 +8,9 @@ from typing import Any
 
 Operation = Mapping[str, Any]
 
+ACTION_TOPIC = "action_topic"
+"""Kind of a refusal that each loop meets at every tick, unless told otherwise: told once."""
+
 
 class Refused(Exception):
     """A client's message may not pass; counted by `kind`, a name of ours and never a client's."""

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 
 from crane_x7_remote.guard import rebuild
 from crane_x7_remote.guard.requests import (
+    ACTION_TOPIC,
     Drive,
     Follow,
     Forward,
@@ -297,15 +298,15 @@ class Rules:
         if isinstance(topic, str) and not topic.startswith("/"):
             topic = f"/{topic}"
         if not isinstance(topic, str) or topic not in allowed:
-            hint = ""
+            text = f"{what} {brief(topic)} does not pass the guard"
             if topic == self._names.action and what in ("publish", "advertise"):
-                hint = (
-                    "; it commands the arm past every check, for older controllers:"
-                    " GUARD_PASS_ACTION=true allows it"
+                raise Refused(
+                    ACTION_TOPIC,
+                    f"{text}; it commands the arm past every check, for older controllers:"
+                    " GUARD_PASS_ACTION=true allows it",
+                    operation_id,
                 )
-            raise Refused(
-                "topic", f"{what} {brief(topic)} does not pass the guard{hint}", operation_id
-            )
+            raise Refused("topic", text, operation_id)
         kind = operation.get("type")
         if kind and not (isinstance(kind, str) and messages.same_type(kind, allowed[topic])):
             raise Refused(
