@@ -78,12 +78,37 @@ def test_a_new_connection_starts_afresh() -> None:
 
 def test_steady_old_age_asks_for_a_reconnect_and_a_single_one_does_not() -> None:
     staleness = Staleness(limit_s=0.5, patience_s=5.0)
-    assert not any(staleness.observe(2.0, 0.1 * k) for k in range(45))
+    assert not any(staleness.observe(2.0 + 0.1 * (k % 2), 0.1 * k) for k in range(45))
     assert not staleness.observe(0.1, 4.6)
-    assert not any(staleness.observe(2.0, 5.0 + 0.1 * k) for k in range(49))
+    assert not any(staleness.observe(2.0 + 0.1 * (k % 2), 5.0 + 0.1 * k) for k in range(49))
     assert staleness.observe(2.0, 10.1)
     staleness.reset()
     assert not staleness.observe(2.0, 10.2)
+
+
+def test_everything_late_by_one_amount_asks_for_a_reconnect_at_once_but_not_again_and_again() -> (
+    None
+):
+    """As after a clock was set back by 0.45 s while the link stood still: nothing drains."""
+    staleness = Staleness()
+    asked = [staleness.observe(0.45, k / 30) for k in range(60)]
+    assert asked.index(True) < 30
+    assert sum(asked) == 1
+    staleness.reset()
+    assert not any(staleness.observe(0.45, 2.0 + k / 30) for k in range(100))
+
+
+@pytest.mark.parametrize(
+    "age_s",
+    [
+        lambda k: 0.2,  # a slow link
+        lambda k: max(0.9 - 0.02 * k, 0.0),  # a backlog that drains
+        lambda k: 0.3 if k % 6 else 0.1,
+    ],
+)
+def test_what_drains_or_varies_is_waited_for(age_s: Callable[[int], float]) -> None:
+    staleness = Staleness()
+    assert not any(staleness.observe(age_s(k), k / 30) for k in range(120))
 
 
 # --- outliers, steps and delays ------------------------------------------------------------------

@@ -131,6 +131,19 @@ def test_a_new_link_is_listened_to_first() -> None:
     assert peers.verdict(11.1) is None
 
 
+def test_a_loop_that_was_driving_listens_for_a_moment_only() -> None:
+    """Others wait for two seconds after its last trajectory."""
+    peers = Peers("0a1b2c3d", listen_s=1.0)
+    peers.link_came_up(0.0)
+    peers.published(1, 5.0, lead_s=0.05, expires_s=5.5)
+    peers.link_came_up(6.0)
+    assert peers.verdict(6.2) is not None
+    assert peers.verdict(6.4) is None
+    peers.published(2, 6.4, lead_s=0.05, expires_s=7.0)
+    peers.link_came_up(9.0)
+    assert peers.verdict(9.9) is not None
+
+
 def test_a_loop_that_drives_is_not_stopped_by_a_larger_name() -> None:
     peers = Peers("0a1b2c3d", listen_s=0.0)
     peers.link_came_up(0.0)

@@ -17,6 +17,8 @@ from crane_x7_remote.inference.safety import Hold, HoldReason
 
 LISTEN_S = 1.0
 """How long a new link is listened to before the first trajectory."""
+SHORT_LISTEN_S = 0.3
+"""The same for a loop that was driving until just now."""
 SILENCE_S = 2.0
 """Another loop that was not heard for this long has given up the arm."""
 LONGEST_S = 5.0
@@ -57,7 +59,11 @@ class Peers:
     def link_came_up(self, now_s: float) -> None:
         """Start listening again; what was sent through the old link may be lost."""
         with self._lock:
-            self._listening_since_s = now_s
+            drove_s = self._published_s
+            was_driving = drove_s is not None and now_s - drove_s <= self._silence_s
+            # Any other loop waits for so long after our last one: ours is still the arm.
+            head_start_s = self._listen_s - SHORT_LISTEN_S if was_driving else 0.0
+            self._listening_since_s = now_s - max(head_start_s, 0.0)
             self._published_s = None
             self._in_flight.clear()
             self._arrived = -1

@@ -283,20 +283,47 @@ def _spread_s(seen: list[_Seen], duration_s: float) -> float:
     return max(offsets) - min(offsets)
 
 
+STEADY_S, STEADY_COUNT = 0.7, 8
+"""So long, and at least so many messages, must be late by one amount."""
+STEADY_LAG_S, STEADY_SPREAD_S = 0.25, 0.08
+STEADY_AGAIN_S = 10.0
+"""A reconnect for a steady lag is tried at most this often."""
+
+
 class Staleness:
     """Tells when everything that arrives has been old for so long that only a reconnect helps.
 
     A steady stream of old messages is a backlog at the server, which dies with the connection; or a
-    clock that was set back while nothing came, which a fresh estimate cures.
+    clock that was set back while nothing came, which a fresh estimate cures. One that is late by
+    one and the same amount does not drain: there is no point in waiting for it.
     """
 
     def __init__(self, limit_s: float = 0.5, patience_s: float = 5.0) -> None:
         self._limit_s = limit_s
         self._patience_s = patience_s
         self._since_s: float | None = None
+        self._lags: deque[tuple[float, float]] = deque()
+        """(arrival, age) over the last STEADY_S."""
+        self._reconnected_s = float("-inf")
 
     def observe(self, age_s: float, now_s: float) -> bool:
         """Take in one arrival's age; True when it is time to reconnect."""
+        return self._is_steady(age_s, now_s) or self._is_old(age_s, now_s)
+
+    def _is_steady(self, age_s: float, now_s: float) -> bool:
+        """Whether all came late by one amount lately, and no reconnect was just tried for that."""
+        self._lags.append((now_s, age_s))
+        while now_s - self._lags[0][0] > STEADY_S:
+            self._lags.popleft()
+        ages_s = [age for _, age in self._lags]
+        covers = now_s - self._lags[0][0] >= 0.8 * STEADY_S and len(ages_s) >= STEADY_COUNT
+        late = min(ages_s) > STEADY_LAG_S and max(ages_s) - min(ages_s) < STEADY_SPREAD_S
+        if not (covers and late and now_s - self._reconnected_s >= STEADY_AGAIN_S):
+            return False
+        self._reconnected_s = now_s
+        return True
+
+    def _is_old(self, age_s: float, now_s: float) -> bool:
         if age_s <= self._limit_s:
             self._since_s = None
             return False
@@ -307,3 +334,4 @@ class Staleness:
     def reset(self) -> None:
         """Start again, with a new connection."""
         self._since_s = None
+        self._lags.clear()

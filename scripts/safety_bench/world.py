@@ -49,6 +49,7 @@ GUARD = "/vla/guard"
 UPDATE_S = 0.005
 LOCAL_HOP_S = (0.0002, 0.002)
 """Shortest and longest way between guard and rosbridge."""
+RECONNECT_S = 0.1
 ROBOT_EPOCH_S = 1_700_000_000.0
 
 
@@ -291,7 +292,13 @@ class Client:
         self.sending = False
 
     def hear(self, payload: str | bytes) -> None:
-        self._inbox.take(payload, self._world.timeline.now_s)
+        if self.connected and self._inbox.take(payload, self._world.timeline.now_s):
+            self.connected = False  # as the real client: the connection is made again
+            self._world.timeline.at(self._world.timeline.now_s + RECONNECT_S, self._come_up)
+
+    def _come_up(self) -> None:
+        self._inbox.link_came_up()
+        self.connected, self.reconnects = True, self.reconnects + 1
 
     def latest_frame(self) -> EncodedFrame | None:
         return self._inbox.frame
