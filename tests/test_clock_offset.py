@@ -101,7 +101,7 @@ def test_everything_late_by_one_amount_asks_for_a_reconnect_at_once_but_not_agai
 @pytest.mark.parametrize(
     "age_s",
     [
-        lambda k: 0.2,  # a slow link
+        lambda _: 0.2,  # a slow link
         lambda k: max(0.9 - 0.02 * k, 0.0),  # a backlog that drains
         lambda k: 0.3 if k % 6 else 0.1,
     ],
