@@ -300,6 +300,7 @@ class GuardCore:
             "strangers": self._counts["strangers"],
             "stops": self._counts["stops"],
             "refused": dict(sorted(self._refused.items())),
+            "running": left_s > 0,
             "ends_s": max(left_s, 0.0),
             "lead_ms": self._lead_s * 1e3,
         }

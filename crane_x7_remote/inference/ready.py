@@ -97,13 +97,18 @@ class Readiness:
         )
         if hold is not None and hold.reason in (HoldReason.NO_JOINTS, HoldReason.JOINTS_STALE):
             hold = _explained(hold, link.no_joints_because)
-        hold = hold or self._learn_dialect(link) or self._check_clocks() or self._following.hold
+        hold = hold or self._learn_dialect(link) or self._check_clocks() or self._check_guard(now_s)
+        hold = hold or self._following.hold
         if hold is None and not self._config.dry_run:
             hold = self._peers.verdict(now_s)
-        stopped = self._guard.stopped(now_s)
-        if hold is None and stopped is not None:
-            hold = Hold(HoldReason.STOPPED, f"{stopped}; `crane-x7-remote resume` lets it go on")
         return hold
+
+    def _check_guard(self, now_s: float) -> Hold | None:
+        stopped = self._guard.stopped(now_s)
+        if stopped is None:
+            return None
+        self._following.restart()  # the arm goes where the guard brought it
+        return Hold(HoldReason.STOPPED, f"{stopped}; `crane-x7-remote resume` lets it go on")
 
     def _learn_dialect(self, link: LinkState) -> Hold | None:
         """Learn how to write to this server; a Hold as long as that is not known."""

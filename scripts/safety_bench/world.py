@@ -197,35 +197,34 @@ class Robot:
         if case.start_outside_rad:
             start[1] = UPPER_RAD[1] + case.start_outside_rad
         self._start = start
-        self._judged_from_s = self._steady_s() + case.settle_s
+        self._judged_from_s = self.steady_s() + case.settle_s
         self._executed = Executed(start[:ARM_DOF])
         self._before, self._velocity = start[:ARM_DOF], np.zeros(ARM_DOF)
-        self.controller = TrajectoryController(start[:ARM_DOF], self._steady_s(), self._judge)
+        self.controller = TrajectoryController(start[:ARM_DOF], self.steady_s(), self._judge)
         self._grip = start[-1]
         self._every(1 / case.joints_hz, self._publish_joints)
         self._every(1 / case.camera_hz, self._publish_frame)
 
     @property
     def measured(self) -> Measured:
-        self.controller.update(self._steady_s())
+        self.controller.update(self.steady_s())
         return self._executed.measured
 
     def _judge(self, times_s: np.ndarray, positions: np.ndarray) -> None:
         path = np.vstack([self._before, positions])
         self._velocity, self._before = (path[-1] - path[-2]) / UPDATE_S, path[-1]
-        if times_s[0] >= self._judged_from_s:
-            self._executed.add(positions)
-        else:
-            self._executed = Executed(positions[-1])
+        self._executed.add(positions)
+        if times_s[0] < self._judged_from_s:
+            self._executed.measured = Measured()
 
-    def _steady_s(self) -> float:
+    def steady_s(self) -> float:
         return self._timeline.now_s + ROBOT_EPOCH_S
 
     def time_s(self) -> float:
-        return self._steady_s() + self.stepped_s
+        return self.steady_s() + self.stepped_s
 
     def step_clock(self, seconds: float) -> None:
-        self.controller.step_clock(seconds, self._steady_s())
+        self.controller.step_clock(seconds, self.steady_s())
         self.stepped_s += seconds
 
     def _every(self, period_s: float, publish: Callable[[], None]) -> None:
@@ -246,7 +245,7 @@ class Robot:
 
     def _publish_joints(self) -> None:
         now_s = self.time_s()
-        position = self.controller.update(self._steady_s())
+        position = self.controller.update(self.steady_s())
         velocity = self._velocity
         message = messages.joint_state_to_ros(
             JOINT_NAMES, np.append(position, self._grip), np.append(velocity, 0.0), now_s
@@ -262,7 +261,7 @@ class Robot:
         if topic == ARM:
             trajectory = messages.trajectory(message)
             try:
-                self.controller.accept(trajectory, self._steady_s())
+                self.controller.accept(trajectory, self.steady_s())
             except TrajectoryRefused:
                 pass
             else:
@@ -513,7 +512,7 @@ class _Guard:
         self._to_robot = Way(world.timeline, hop, [robot], world.robot.receive)
         self.robot_says = Way(world.timeline, hop, [guard], self._from_robot)
         self._planned_s: float | None = None
-        self._carry_out(self.core.upstream_changed(True, world.timeline.now_s))
+        self.carry_out(self.core.upstream_changed(True, world.timeline.now_s))
         self._tell_state()
 
     def _tell_state(self) -> None:
@@ -529,18 +528,18 @@ class _Guard:
         topic, message = item
         now_s = self._world.timeline.now_s
         take = self.core.take_trajectory if topic == ARM else self.core.take_prediction
-        self._carry_out(take(1, message, now_s))
+        self.carry_out(take(1, message, now_s))
 
     def _from_robot(self, item: tuple[str, Mapping[str, Any]]) -> None:
         topic, message = item
         now_s = self._world.timeline.now_s
         self._world.to_loop(topic, message)
         if topic == JOINTS:
-            self._carry_out(self.core.hear_joints(message, now_s))
+            self.carry_out(self.core.hear_joints(message, now_s))
         elif topic == ARM:
-            self._carry_out(self.core.hear_echo(message, now_s))
+            self.carry_out(self.core.hear_echo(message, now_s))
 
-    def _carry_out(self, outputs: Sequence[Any]) -> None:
+    def carry_out(self, outputs: Sequence[Any]) -> None:
         from crane_x7_remote.guard.core import Send
 
         for output in outputs:
@@ -559,9 +558,9 @@ class _Guard:
             return
         self._planned_s = None
         if self.core.wake_s is not None and now_s >= self.core.wake_s:
-            self._carry_out(self.core.wake(now_s))
+            self.carry_out(self.core.wake(now_s))
         else:
-            self._carry_out(())
+            self.carry_out(())
 
 
 def _as_before(loop: InferenceLoop) -> None:
