@@ -14,6 +14,8 @@ import pytest
 from containers import MissingToolsError, Network, Workshop
 from tailnet_rig import find_tools
 
+from crane_x7_vla_rl import secret_text
+
 CONTAINER_TIMEOUT_S = 180
 
 
@@ -21,6 +23,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("container") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(CONTAINER_TIMEOUT_S, func_only=True))
+
+
+@pytest.fixture(autouse=True)
+def _own_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What one test told the registry of secrets is not masked in the next one."""
+    monkeypatch.setattr(secret_text, "_forms", set())
+    monkeypatch.setattr(secret_text, "_pattern", None)
 
 
 @pytest.fixture(scope="session")
