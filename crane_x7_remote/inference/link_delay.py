@@ -27,6 +27,8 @@ RECENT = 32
 """Round trips whose median is the typical one."""
 UNKNOWN_S = 0.03
 """Round trip assumed before the first was measured."""
+FIRST_S = 0.06
+"""Slowest round trip assumed at the start; sinks as any other."""
 LARGEST_SHARE = 0.5
 """Of the validity: a longer lead would leave too little of the trajectory. Stalls beyond it are for
 the guard beside the robot."""
@@ -39,7 +41,7 @@ class LinkDelay:
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._buckets: deque[list[float]] = deque()
         """[start, slowest round trip since], both in s; oldest first."""
-        self._slowest_s = 0.0
+        self._slowest_s = FIRST_S
         self._sunk_at_s: float | None = None
 
     def observe(self, round_trip_s: float, now_s: float) -> None:
