@@ -23,16 +23,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
-
-from crane_x7_remote.guard import join
+from crane_x7_remote.guard import join, reading
 from crane_x7_remote.guard.join import Situation
+from crane_x7_remote.guard.reading import Key
 from crane_x7_remote.guard.robot_state import RobotState
 from crane_x7_remote.inference.safety import Hold, Limits, check_joints
 from crane_x7_remote.inference.trajectory import flown, is_followed
 from crane_x7_remote.rosbridge import messages
 from crane_x7_remote.rosbridge.messages import MessageError, ParsedTrajectory
-from crane_x7_vla_rl.robot import ARM_DOF, ARM_JOINT_NAMES, JOINT_NAMES, LOWER_RAD, UPPER_RAD
+from crane_x7_vla_rl.robot import ARM_JOINT_NAMES, LOWER_RAD, UPPER_RAD
 from crane_x7_vla_rl.types import Trajectory
 
 Message = Mapping[str, Any]
@@ -87,8 +86,6 @@ class Tell:
 
 
 Output = Send | Tell
-Key = tuple[str, int]
-"""Session and sequence number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,8 +187,8 @@ class GuardCore:
         outputs = self._refuse_waiting("superseded", "a newer one came before a joint state", now_s)
         try:
             parsed = messages.trajectory(message)
-            key = _key(parsed)
-            _check_numbers(parsed)
+            key = reading.key_of(parsed)
+            reading.check_numbers(parsed)
         except (MessageError, OverflowError) as error:
             return [*outputs, *self._refuse(driver, None, "malformed", str(error), now_s)]
         self._version = 1 if "secs" in message["header"]["stamp"] else 2
@@ -204,7 +201,7 @@ class GuardCore:
     def take_prediction(self, driver: int, message: Message, now_s: float) -> list[Output]:
         """Take the same over 8 joints: loops listen to it, so it tells what really runs."""
         try:
-            key = _key(messages.trajectory(message))
+            key = reading.key_of(messages.trajectory(message))
         except MessageError as error:
             return self._refuse(driver, None, "malformed", str(error), now_s)
         self._predictions[key] = message
@@ -406,7 +403,7 @@ class GuardCore:
             return _No(
                 "off_path", "the arm is not where its path is: pushed, blocked or powered off"
             )
-        return join.joined(_on_our_clock(parsed, at, robot_s - now_s), at, self._limits)
+        return join.joined(reading.on_our_clock(parsed, at, robot_s - now_s), at, self._limits)
 
     def _note_driver(self, waiting: _Waiting, now_s: float) -> None:
         session, sequence = waiting.key
@@ -420,7 +417,7 @@ class GuardCore:
             return []
         path, message = self._outcomes[key], self._predictions.pop(key)
         if path is not None:
-            message = _retold(messages.trajectory(message), path, self._version)
+            message = reading.retold(messages.trajectory(message), path, self._version)
         return [Send(self._config.trajectory_topic, message)]
 
     def _refuse_waiting(self, reason: str, detail: str, now_s: float) -> list[Output]:
@@ -440,7 +437,7 @@ class GuardCore:
         if told == reason and now_s - told_s < 5.0:
             return []
         self._told[driver] = (reason, now_s)
-        return [Tell(driver, "error", f"guard refused a trajectory, {reason}: {detail}")]
+        return [Tell(driver, "error", f"refused a trajectory, {reason}: {detail}")]
 
     # --- sending ---------------------------------------------------------------------------------
 
@@ -503,68 +500,6 @@ class _No:
 
     reason: str
     detail: str
-
-
-def _key(parsed: ParsedTrajectory) -> Key:
-    if parsed.session is None or parsed.sequence is None or parsed.valid_s is None:
-        raise MessageError(
-            "trajectory has no frame_id vla/<session>/<sequence>/<valid_ms>, so its age and order"
-            " cannot be checked"
-        )
-    return parsed.session, parsed.sequence
-
-
-def _check_numbers(parsed: ParsedTrajectory) -> None:
-    """Raise MessageError unless the arm's joints have finite points at increasing times."""
-    times, velocity = parsed.time_from_start_s, parsed.velocity_rad_s
-    if sorted(parsed.joint_names) != sorted(ARM_JOINT_NAMES):
-        raise MessageError(f"trajectory moves {len(parsed.joint_names)} joints, not the arm's 7")
-    if len(times) == 0 or velocity is None:
-        raise MessageError("trajectory has no points with positions and velocities")
-    if not all(np.isfinite(each).all() for each in (times, parsed.position_rad, velocity)):
-        raise MessageError("trajectory holds numbers that are not finite")
-    if times[0] < 0 or (np.diff(times) <= 0).any() or times[-1] > 60.0:
-        raise MessageError(
-            "times of the trajectory's points do not increase from 0 to 60 s at most"
-        )
-    if np.abs(parsed.position_rad).max() > 10 or np.abs(velocity).max() > 100:
-        raise MessageError("trajectory holds positions above 10 rad or velocities above 100 rad/s")
-    if not 0 < parsed.stamp_s < 1e11:
-        raise MessageError(f"trajectory's header stamp is {parsed.stamp_s}, expected its frame's")
-
-
-def _on_our_clock(parsed: ParsedTrajectory, at: Situation, offset_s: float) -> Trajectory:
-    """Return the trajectory stamped on our clock; the gripper stays where it is measured."""
-    columns = [parsed.joint_names.index(name) for name in ARM_JOINT_NAMES]
-    assert parsed.velocity_rad_s is not None
-    count = len(parsed.time_from_start_s)
-    grip = np.full((count, 1), at.running.position_rad[-1, ARM_DOF])
-    assert parsed.session is not None
-    assert parsed.sequence is not None
-    assert parsed.valid_s is not None
-    return Trajectory(
-        position_rad=np.hstack([parsed.position_rad[:, columns], grip]),
-        velocity_rad_s=np.hstack([parsed.velocity_rad_s[:, columns], np.zeros((count, 1))]),
-        time_from_start_s=parsed.time_from_start_s,
-        stamp_s=parsed.stamp_s - offset_s,
-        sequence=parsed.sequence,
-        session=parsed.session,
-        valid_s=parsed.valid_s,
-    )
-
-
-def _retold(
-    prediction: ParsedTrajectory, path: Trajectory, version: messages.RosVersion
-) -> dict[str, Any]:
-    """Return `path` over 8 joints, its gripper as in the prediction, marked as re-timed."""
-    gripper = JOINT_NAMES[-1]
-    position = path.position_rad.copy()
-    if gripper in prediction.joint_names:
-        column = prediction.position_rad[:, prediction.joint_names.index(gripper)]
-        position[:, -1] = np.interp(path.time_from_start_s, prediction.time_from_start_s, column)
-    message = messages.to_ros(replace(path, position_rad=position), JOINT_NAMES, version)
-    message["header"]["frame_id"] += "/retimed"
-    return message
 
 
 def _forget(memory: OrderedDict[Any, Any]) -> None:
