@@ -63,3 +63,17 @@ def test_exit_codes_are_all_documented() -> None:
     text = (ROOT / "docs/exit-codes.md").read_text()
     for code in ExitCode:
         assert f"| {code.value} | {code.name} |" in text
+
+
+@pytest.mark.parametrize("command", ["train", "sft", "evaluate"])
+def test_training_without_its_packages_names_what_to_install(command: str) -> None:
+    """As in an image without the extra `train`: no import may come before that answer."""
+    code = (
+        "import sys; sys.modules |= dict.fromkeys(('yaml', 'pyarrow', 'torch'));"
+        "from crane_x7_vla_rl.training.cli import main;"
+        f"sys.exit(main(['{command}', '--env-id', 'Lift']))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert done.returncode == ExitCode.USAGE
+    assert "is missing: pip install" in done.stderr
+    assert "Traceback" not in done.stderr

@@ -155,11 +155,11 @@ def test_compose_profile_local_drives_its_simulated_robot(
     services = yaml.safe_load((ROOT / "docker" / "compose.yaml").read_text())["services"]
     loop = services["local-infer"]
     assert loop["network_mode"] == "service:sim-robot"
-    assert services["sim-robot"]["entrypoint"][-2:] == ["crane-x7-remote", "sim-robot"]
+    assert services["sim-robot"]["entrypoint"][-2:] == ["sim-robot", "--guard"]
     environ = {name: _default(value) for name, value in loop["environment"].items()}
     # The image without torch has no simulator; the robot of this checkout takes its place.
     with (
-        sim_robot(network, tmp_path, *LIGHT),
+        sim_robot(network, tmp_path, *LIGHT, "--guard"),
         Container(workshop, image, network, loop["command"], environ),
     ):
         watch(network, "obeys", 60)

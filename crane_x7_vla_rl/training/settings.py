@@ -9,10 +9,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from crane_x7_vla_rl import secret_text, variables
-from crane_x7_vla_rl.training.config_tree import Layer
+
+if TYPE_CHECKING:
+    from crane_x7_vla_rl.training.config_tree import Layer
 
 VARIABLES: Final[Mapping[str, str]] = {
     "LIFT_SIMULATOR": "env.simulator",
@@ -24,6 +26,8 @@ VARIABLES: Final[Mapping[str, str]] = {
 
 def layers(environ: Mapping[str, str] | None = None) -> list[Layer]:
     """Return what is set in `environ` (default: the process's); empty and `null` mean unset."""
+    from crane_x7_vla_rl.training.config_tree import Layer  # needs packages of extra `train`
+
     environ = os.environ if environ is None else environ
     found = {name: variables.bare(environ[name]) for name in VARIABLES if name in environ}
     return [
