@@ -65,13 +65,17 @@ def test_exit_codes_are_all_documented() -> None:
         assert f"| {code.value} | {code.name} |" in text
 
 
-@pytest.mark.parametrize("command", ["train", "sft", "evaluate"])
-def test_training_without_its_packages_names_what_to_install(command: str) -> None:
+@pytest.mark.parametrize(
+    "arguments",
+    [["train", "--env-id", "Lift"], ["sft"], ["evaluate", "--checkpoint", "there"]],
+    ids=lambda arguments: arguments[0],
+)
+def test_training_without_its_packages_names_what_to_install(arguments: list[str]) -> None:
     """As in an image without the extra `train`: no import may come before that answer."""
     code = (
         "import sys; sys.modules |= dict.fromkeys(('yaml', 'pyarrow', 'torch'));"
         "from crane_x7_vla_rl.training.cli import main;"
-        f"sys.exit(main(['{command}', '--env-id', 'Lift']))"
+        f"sys.exit(main({arguments}))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert done.returncode == ExitCode.USAGE
