@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from crane_x7_vla_rl.training import checkpoint
+from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 
 FILES = ("adapter_model.safetensors", "train_config.yaml", "training_state/optimizer.pt")
 BLOCK = 40_000

@@ -14,7 +14,7 @@ import numpy as np
 import simplejpeg
 
 from crane_x7_vla_rl import sim
-from crane_x7_vla_rl.policies.color_servo import ColorServo
+from crane_x7_vla_rl.policies.color_servo.policy import ColorServo
 from crane_x7_vla_rl.types import ActionChunk, JointState, Observation
 
 CONTROL_HZ = 20

@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from crane_x7_vla_rl.sim import vector
+from crane_x7_vla_rl.sim.vector import make as vector
 from tests import rl_rig
 
 CHANGES = {"os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.symlink", "os.truncate"}

@@ -14,8 +14,8 @@ from pathlib import Path
 
 from data_rig import FPS, SIZE, episode
 
-from crane_x7_vla_rl.data import lerobot_writer
 from crane_x7_vla_rl.data.lerobot import LeRobotWriter
+from crane_x7_vla_rl.data.lerobot import writer as lerobot_writer
 
 EVENTS = ("open", "os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree")
 GROUP = 2

@@ -16,14 +16,14 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from crane_x7_vla_rl.policies.openvla import OpenVLA
-from crane_x7_vla_rl.policies.openvla.lora import LoraSettings, add_lora
-from crane_x7_vla_rl.policies.openvla.rollout import Sampling
-from crane_x7_vla_rl.training import agent as agents
-from crane_x7_vla_rl.training import ppo
-from crane_x7_vla_rl.training.agent import Agent
-from crane_x7_vla_rl.training.ppo_config import PpoConfig, ValueConfig
-from crane_x7_vla_rl.training.rollout_buffer import Buffer
-from crane_x7_vla_rl.training.update import Turn, update
+from crane_x7_vla_rl.policies.openvla.run.rollout import Sampling
+from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
+from crane_x7_vla_rl.training.rl import agent as agents
+from crane_x7_vla_rl.training.rl import ppo
+from crane_x7_vla_rl.training.rl.agent import Agent
+from crane_x7_vla_rl.training.rl.buffer import Buffer
+from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig, ValueConfig
+from crane_x7_vla_rl.training.rl.update import Turn, update
 from tests import training_rig
 from tests.training_rig import SIDE
 

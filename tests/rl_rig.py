@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from crane_x7_vla_rl.policies.openvla import loading
 from crane_x7_vla_rl.policies.openvla.builder import build
 from crane_x7_vla_rl.policies.openvla.codec import Inputs
+from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.robot import HOME_RAD
-from crane_x7_vla_rl.sim.vector import Episode, Steps, Views
-from crane_x7_vla_rl.training import rl_command, training_state
+from crane_x7_vla_rl.sim.vector.make import Episode, Steps, Views
+from crane_x7_vla_rl.training.checkpoints import training_state
+from crane_x7_vla_rl.training.rl import command as rl_command
 from tests import training_rig
 from tests.training_rig import SIZES
 

@@ -9,10 +9,10 @@ import pytest
 for package in ("torch", "transformers", "peft"):
     pytest.importorskip(package, reason="needs the train extra")
 
-from openvla_bench.limits import Device, generate_limit, vision_flop  # noqa: E402
+from openvla_bench.limits import Device, generate_limit, vision_flop
 
-from crane_x7_vla_rl.policies.openvla import OpenVLAConfig  # noqa: E402
-from tests.bench_rig import SCRIPTS, figures  # noqa: E402
+from crane_x7_vla_rl.policies.openvla import OpenVLAConfig
+from tests.bench_rig import SCRIPTS, figures
 
 WITHOUT = """
 import runpy, sys

@@ -13,15 +13,15 @@ import pytest
 for package in ("torch", "transformers", "peft", "accelerate", "mani_skill"):
     pytest.importorskip(package, reason="needs the train and sim extras")
 
-import numpy as np  # noqa: E402
-import torch  # noqa: E402
-from rl_bench import case, limits, plain  # noqa: E402
-from rl_bench.plain_envs import Seen, View  # noqa: E402
+import numpy as np
+import torch
+from rl_bench import case, limits, plain
+from rl_bench.plain_envs import Seen, View
 
-from crane_x7_vla_rl.policies.openvla import OpenVLA  # noqa: E402
-from crane_x7_vla_rl.policies.openvla.lora import LoraSettings, add_lora  # noqa: E402
-from crane_x7_vla_rl.training.ppo_config import PpoConfig  # noqa: E402
-from tests.bench_rig import SCRIPTS, figures  # noqa: E402
+from crane_x7_vla_rl.policies.openvla import OpenVLA
+from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
+from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig
+from tests.bench_rig import SCRIPTS, figures
 
 PATIENCE_S = 580
 patient = pytest.mark.timeout(PATIENCE_S + 20)

@@ -9,13 +9,13 @@ import pytest
 for package in ("torch", "transformers", "peft", "accelerate"):
     pytest.importorskip(package, reason="needs the train extra")
 
-import torch  # noqa: E402
-from openvla_bench.limits import vision_flop  # noqa: E402
-from sft_bench import flops, world  # noqa: E402
+import torch
+from openvla_bench.limits import vision_flop
+from sft_bench import flops, world
 
-from crane_x7_vla_rl.policies.openvla import OpenVLA, OpenVLAConfig  # noqa: E402
-from crane_x7_vla_rl.policies.openvla.lora import LoraSettings, add_lora  # noqa: E402
-from tests.bench_rig import SCRIPTS, figures  # noqa: E402
+from crane_x7_vla_rl.policies.openvla import OpenVLA, OpenVLAConfig
+from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
+from tests.bench_rig import SCRIPTS, figures
 
 
 def test_both_sides_learn_the_same_and_all_figures_are_written(tmp_path: Path) -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 
 from crane_x7_remote import settings as settings_module
-from crane_x7_remote.boot import robot_link, role, sshd, tailscale_words
+from crane_x7_remote.boot import robot_link, role, sshd
+from crane_x7_remote.boot import tailscale_cli as tailscale_words
 from crane_x7_remote.boot.account import Account
-from crane_x7_remote.boot.board import Board
 from crane_x7_remote.boot.files import Files
 from crane_x7_remote.boot.status import as_text
+from crane_x7_remote.boot.status_board import Board
 from crane_x7_remote.errors import RoleError, SettingsError
 from crane_x7_remote.settings import Settings
 

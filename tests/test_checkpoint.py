@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from crane_x7_vla_rl.training import checkpoint
+from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.errors import OutputError, ResumeError
 from tests import checkpoint_rig as rig
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from crane_x7_vla_rl.policies.base import ModelOptions, load_policy
-from crane_x7_vla_rl.policies.openvla import loading
-from crane_x7_vla_rl.training import ship
+from crane_x7_vla_rl.policies.openvla.weights import loading
+from crane_x7_vla_rl.training.checkpoints import ship
 from crane_x7_vla_rl.types import ActionChunk, Observation
 from tests import rl_rig, training_rig
 from tests.loop_rig import FaultyRobot, RunningLoop, SwingingPolicy

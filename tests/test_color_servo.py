@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from color_servo_rig import CONTROL_HZ, Rig, make_env
 
-from crane_x7_vla_rl.policies.color_servo import ColorServo
+from crane_x7_vla_rl.policies.color_servo.policy import ColorServo
 from crane_x7_vla_rl.robot import HOME_RAD, LOWER_RAD, UPPER_RAD, VELOCITY_RAD_S
 from crane_x7_vla_rl.types import ActionChunk, JointState, Observation
 

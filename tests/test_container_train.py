@@ -10,12 +10,12 @@ import pytest
 for package in ("torch", "pyarrow", "tokenizers", "av"):
     pytest.importorskip(package, reason="needs the train extra")
 
-from containers import Container, Network, Workshop  # noqa: E402
+from containers import Container, Network, Workshop
 
-from crane_x7_vla_rl.policies.base import ModelOptions, load_policy  # noqa: E402
-from crane_x7_vla_rl.training import checkpoint  # noqa: E402
-from crane_x7_vla_rl.training.errors import ExitCode  # noqa: E402
-from tests import training_rig as rig  # noqa: E402
+from crane_x7_vla_rl.policies.base import ModelOptions, load_policy
+from crane_x7_vla_rl.training.checkpoints import save as checkpoint
+from crane_x7_vla_rl.training.errors import ExitCode
+from tests import training_rig as rig
 
 pytestmark = pytest.mark.container
 VLA = 1000

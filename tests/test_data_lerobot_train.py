@@ -23,8 +23,8 @@ pytest.importorskip("av", reason="needs the train extra")
 
 from data_rig import FPS, INSTRUCTIONS, episode
 
-from crane_x7_vla_rl.data import lerobot_writer
 from crane_x7_vla_rl.data.lerobot import LeRobotWriter, open_lerobot
+from crane_x7_vla_rl.data.lerobot import writer as lerobot_writer
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 

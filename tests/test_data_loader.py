@@ -15,7 +15,7 @@ import pytest
 from data_rig import FPS, SIZE, ListSource, episode
 
 from crane_x7_vla_rl.data.episode import DataError, EpisodeError
-from crane_x7_vla_rl.data.loader import POLITE, Batch, Batches, LoaderOptions
+from crane_x7_vla_rl.data.loader.batches import POLITE, Batch, Batches, LoaderOptions
 
 SOURCE = ListSource([episode(number, 3 + number) for number in range(7)])
 FRAMES = int(SOURCE.lengths.sum())

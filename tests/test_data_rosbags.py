@@ -31,8 +31,8 @@ from rosbags_rig import (
 from tfrecord_rig import picture
 
 from crane_x7_vla_rl.data.episode import DataError, EpisodeError
-from crane_x7_vla_rl.data.rosbags import RosbagSource, open_rosbags
-from crane_x7_vla_rl.data.rosbags_align import nearest
+from crane_x7_vla_rl.data.rosbags.align import nearest
+from crane_x7_vla_rl.data.rosbags.source import RosbagSource, open_rosbags
 from crane_x7_vla_rl.data.source import open_source
 from crane_x7_vla_rl.robot import ARM_JOINT_NAMES, JOINT_NAMES
 

@@ -24,7 +24,7 @@ from tfrecord_rig import (
 
 from crane_x7_vla_rl.data.episode import DataError, EpisodeError
 from crane_x7_vla_rl.data.source import open_source
-from crane_x7_vla_rl.data.tfrecord import open_tfrecord
+from crane_x7_vla_rl.data.tfrecord.source import open_tfrecord
 
 DEFAULT = "do what the log does not tell"
 

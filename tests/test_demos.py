@@ -15,12 +15,12 @@ import pytest
 
 pytest.importorskip("pyarrow", reason="needs the train extra")
 
-from crane_x7_vla_rl.data.demo_recorder import make_recorder
-from crane_x7_vla_rl.data.demos import (
+from crane_x7_vla_rl.data.demos.command import (
     DemosConfig,
     DemosReport,
     generate,
 )
+from crane_x7_vla_rl.data.demos.recorder import make_recorder
 from crane_x7_vla_rl.data.episode import DataError, Episode
 from crane_x7_vla_rl.data.lerobot import open_lerobot
 from crane_x7_vla_rl.robot import HOME_RAD

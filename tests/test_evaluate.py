@@ -12,25 +12,25 @@ import pytest
 for package in ("torch", "pyarrow", "tokenizers", "av"):
     pytest.importorskip(package, reason="needs the train extra")
 
-import av  # noqa: E402
-import pyarrow.parquet as pq  # noqa: E402
+import av
+import pyarrow.parquet as pq
 
-from crane_x7_vla_rl.data.demo_recorder import make_recorder  # noqa: E402
-from crane_x7_vla_rl.data.demos import DemosConfig, generate  # noqa: E402
-from crane_x7_vla_rl.policies.base import ModelOptions  # noqa: E402
-from crane_x7_vla_rl.policies.openvla import builder  # noqa: E402
-from crane_x7_vla_rl.policies.openvla.codec import Inputs  # noqa: E402
-from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy, load  # noqa: E402
-from crane_x7_vla_rl.robot import JOINT_NAMES  # noqa: E402
-from crane_x7_vla_rl.scenes import EVALUATION_SEED, WorldConfig  # noqa: E402
-from crane_x7_vla_rl.sim.expert import Expert  # noqa: E402
-from crane_x7_vla_rl.sim.world import World  # noqa: E402
-from crane_x7_vla_rl.training import cli  # noqa: E402
-from crane_x7_vla_rl.training.errors import ConfigError  # noqa: E402
-from crane_x7_vla_rl.training.evaluate import EvaluateConfig, evaluate  # noqa: E402
-from crane_x7_vla_rl.training.evaluate_report import describe, wilson  # noqa: E402
-from crane_x7_vla_rl.training.evaluate_rollout import roll_out  # noqa: E402
-from crane_x7_vla_rl.types import ActionChunk, Observation  # noqa: E402
+from crane_x7_vla_rl.data.demos.command import DemosConfig, generate
+from crane_x7_vla_rl.data.demos.recorder import make_recorder
+from crane_x7_vla_rl.policies.base import ModelOptions
+from crane_x7_vla_rl.policies.openvla import builder
+from crane_x7_vla_rl.policies.openvla.codec import Inputs
+from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy, load
+from crane_x7_vla_rl.robot import JOINT_NAMES
+from crane_x7_vla_rl.scenes import EVALUATION_SEED, WorldConfig
+from crane_x7_vla_rl.sim.expert import Expert
+from crane_x7_vla_rl.sim.world import World
+from crane_x7_vla_rl.training import cli
+from crane_x7_vla_rl.training.errors import ConfigError
+from crane_x7_vla_rl.training.evaluate.command import EvaluateConfig, evaluate
+from crane_x7_vla_rl.training.evaluate.report import describe, wilson
+from crane_x7_vla_rl.training.evaluate.rollout import roll_out
+from crane_x7_vla_rl.types import ActionChunk, Observation
 
 HZ = 5
 WORLD = WorldConfig(control_hz=HZ, image_size=(64, 64), colours=("red", "blue"))
@@ -167,7 +167,7 @@ def test_offline_errors_are_the_policy_minus_the_recording(
     checkpoint: Path, tmp_path: Path
 ) -> None:
     from crane_x7_vla_rl.data.lerobot import LeRobotWriter
-    from crane_x7_vla_rl.training.evaluate_offline import compare
+    from crane_x7_vla_rl.training.evaluate.offline import compare
 
     episode = make_recorder(DemosConfig(tmp_path, world=WORLD))(1)
     with LeRobotWriter(tmp_path / "d", HZ, (64, 64)) as writer:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from crane_x7_vla_rl.policies.instruction import NotUnderstood, Task, Verb, parse
+from crane_x7_vla_rl.policies.color_servo.instruction import NotUnderstood, Task, Verb, parse
 
 
 @pytest.mark.parametrize(

@@ -15,11 +15,11 @@ import simplejpeg
 
 from crane_x7_remote.errors import PolicyFailingError
 from crane_x7_remote.inference.config import LoopConfig
-from crane_x7_remote.inference.journal import Sent
 from crane_x7_remote.inference.loop import InferenceLoop
 from crane_x7_remote.inference.metrics import Distribution
 from crane_x7_remote.inference.outgoing import Topics
 from crane_x7_remote.inference.safety import Hold, HoldReason, Limits
+from crane_x7_remote.inference.tick_log import Sent
 from crane_x7_remote.inference.trajectory import state_at
 from crane_x7_remote.rosbridge.clock import Step
 from crane_x7_remote.rosbridge.joint_watch import FaultKind, JointFault

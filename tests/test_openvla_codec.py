@@ -15,14 +15,15 @@ torch = pytest.importorskip("torch")
 for package in ("safetensors", "tokenizers"):
     pytest.importorskip(package, reason="needs the train extra")
 
-from crane_x7_vla_rl.actions import FIRST_ACTION_TOKEN, VOCABULARY  # noqa: E402
-from crane_x7_vla_rl.policies.base import ModelOptions, load_policy  # noqa: E402
-from crane_x7_vla_rl.policies.openvla import builder, loading  # noqa: E402
-from crane_x7_vla_rl.policies.openvla.codec import Codec, Inputs  # noqa: E402
-from crane_x7_vla_rl.policies.openvla.config import OpenVLAConfig  # noqa: E402
-from crane_x7_vla_rl.policies.openvla.errors import CheckpointError, ConfigError  # noqa: E402
-from crane_x7_vla_rl.robot import HOME_RAD  # noqa: E402
-from crane_x7_vla_rl.types import JointState, Observation  # noqa: E402
+from crane_x7_vla_rl.actions import FIRST_ACTION_TOKEN, VOCABULARY
+from crane_x7_vla_rl.policies.base import ModelOptions, load_policy
+from crane_x7_vla_rl.policies.openvla import builder
+from crane_x7_vla_rl.policies.openvla.codec import Codec, Inputs
+from crane_x7_vla_rl.policies.openvla.errors import CheckpointError, ConfigError
+from crane_x7_vla_rl.policies.openvla.model.config import OpenVLAConfig
+from crane_x7_vla_rl.policies.openvla.weights import loading
+from crane_x7_vla_rl.robot import HOME_RAD
+from crane_x7_vla_rl.types import JointState, Observation
 
 INPUTS = Inputs(state_tokens=True, chunk_steps=3, period_s=0.2)
 SMALL = builder.Sizes(image=64, patch=8)

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.errors import ActionTokenError, AdapterError
-from crane_x7_vla_rl.policies.openvla.lora import LoraSettings, add_lora
-from crane_x7_vla_rl.policies.openvla.rollout import Rollout, Runner, Sampling
+from crane_x7_vla_rl.policies.openvla.run.rollout import Rollout, Runner, Sampling
+from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
 from tests import openvla_rig as rig
 
 EQUAL = 1e-4

@@ -17,29 +17,31 @@ torch = pytest.importorskip("torch")
 for package in ("safetensors", "tokenizers", "peft"):
     pytest.importorskip(package, reason="needs the train extra")
 
-from safetensors.torch import load_file, save_file  # noqa: E402
+from safetensors.torch import load_file, save_file
 
-from crane_x7_remote.inference.safety import HoldReason  # noqa: E402
-from crane_x7_vla_rl.actions import FIRST_ACTION_TOKEN, NO_TOKEN, tokens_to_normalised  # noqa: E402
-from crane_x7_vla_rl.policies import base  # noqa: E402
-from crane_x7_vla_rl.policies.base import ModelOptions, PolicyLoadError, load_policy  # noqa: E402
-from crane_x7_vla_rl.policies.openvla import builder, finite, loading  # noqa: E402
-from crane_x7_vla_rl.policies.openvla.codec import Inputs  # noqa: E402
-from crane_x7_vla_rl.policies.openvla.errors import NotFiniteError  # noqa: E402
-from crane_x7_vla_rl.policies.openvla.lora import LoraSettings, add_lora  # noqa: E402
-from crane_x7_vla_rl.policies.openvla.merged import Merged  # noqa: E402
-from crane_x7_vla_rl.policies.openvla.oft import ChunkSettings  # noqa: E402
-from crane_x7_vla_rl.policies.openvla.oft_loading import load_oft  # noqa: E402
-from crane_x7_vla_rl.policies.openvla.rollout import Sampling  # noqa: E402
-from crane_x7_vla_rl.robot import HOME_RAD  # noqa: E402
-from crane_x7_vla_rl.training import cli, ship  # noqa: E402
-from crane_x7_vla_rl.training.config import LoraConfig  # noqa: E402
-from crane_x7_vla_rl.training.policy_files import Base, write_adapter  # noqa: E402
-from crane_x7_vla_rl.types import ActionChunk, JointState, Observation  # noqa: E402
-from tests import oft_rig, spoilt_rig, training_rig  # noqa: E402
-from tests import openvla_rig as rig  # noqa: E402
-from tests.loop_rig import FaultyRobot, RunningLoop  # noqa: E402
-from tests.spoilt_rig import PARTS, VALUES, spoil  # noqa: E402
+from crane_x7_remote.inference.safety import HoldReason
+from crane_x7_vla_rl.actions import FIRST_ACTION_TOKEN, NO_TOKEN, tokens_to_normalised
+from crane_x7_vla_rl.policies import base
+from crane_x7_vla_rl.policies.base import ModelOptions, PolicyLoadError, load_policy
+from crane_x7_vla_rl.policies.openvla import builder, finite
+from crane_x7_vla_rl.policies.openvla.codec import Inputs
+from crane_x7_vla_rl.policies.openvla.errors import NotFiniteError
+from crane_x7_vla_rl.policies.openvla.run.oft import ChunkSettings
+from crane_x7_vla_rl.policies.openvla.run.rollout import Sampling
+from crane_x7_vla_rl.policies.openvla.weights import loading
+from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
+from crane_x7_vla_rl.policies.openvla.weights.merged import Merged
+from crane_x7_vla_rl.policies.openvla.weights.oft_loading import load_oft
+from crane_x7_vla_rl.robot import HOME_RAD
+from crane_x7_vla_rl.training import cli
+from crane_x7_vla_rl.training.checkpoints import ship
+from crane_x7_vla_rl.training.checkpoints.policy_files import Base, write_adapter
+from crane_x7_vla_rl.training.sft.config import LoraConfig
+from crane_x7_vla_rl.types import ActionChunk, JointState, Observation
+from tests import oft_rig, spoilt_rig, training_rig
+from tests import openvla_rig as rig
+from tests.loop_rig import FaultyRobot, RunningLoop
+from tests.spoilt_rig import PARTS, VALUES, spoil
 
 Q_PROJ = "language_model.model.layers.0.self_attn.q_proj"
 SIDE = training_rig.SIDE

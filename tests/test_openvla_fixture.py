@@ -12,7 +12,7 @@ from torch import Tensor
 
 from crane_x7_vla_rl.policies.openvla import OpenVLA, OpenVLAConfig
 from crane_x7_vla_rl.policies.openvla.errors import ConfigError
-from crane_x7_vla_rl.policies.openvla.language import rotary_table
+from crane_x7_vla_rl.policies.openvla.model.language import rotary_table
 from tests import openvla_rig as rig
 
 ROUNDING = 1e-6

@@ -15,7 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.errors import ImageError, PromptError
-from crane_x7_vla_rl.policies.openvla.rollout import Rollout, Runner, Sampling
+from crane_x7_vla_rl.policies.openvla.run.rollout import Rollout, Runner, Sampling
 from tests import openvla_rig as rig
 
 LOGITS = 2e-4

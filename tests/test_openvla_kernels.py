@@ -13,7 +13,7 @@ AGAINST_TORCH = """
 import torch
 from torch.nn import functional
 from crane_x7_vla_rl.policies.openvla import kernels
-from crane_x7_vla_rl.policies.openvla.language import rotate
+from crane_x7_vla_rl.policies.openvla.model.language import rotate
 
 def equal(ours, theirs):
     assert torch.allclose(ours, theirs, atol=1e-5), (ours - theirs).abs().max()
@@ -44,9 +44,9 @@ print("equal")
 
 LOW_BIT = """
 import torch
-from crane_x7_vla_rl.policies.openvla.low_bit import LowBit
-from crane_x7_vla_rl.policies.openvla.low_bit_kernel import product
-from crane_x7_vla_rl.policies.openvla.matrices import Dense
+from crane_x7_vla_rl.policies.openvla.run.low_bit import LowBit
+from crane_x7_vla_rl.policies.openvla.run.low_bit_kernel import product
+from crane_x7_vla_rl.policies.openvla.model.matrices import Dense
 
 for rows, inputs, outputs in ((1, 300, 40), (7, 256, 16), (16, 88, 33)):
     coarse = LowBit(Dense(torch.randn(outputs, inputs)), "int8")

@@ -16,13 +16,13 @@ torch = pytest.importorskip("torch")
 for package in ("safetensors", "peft", "tokenizers"):
     pytest.importorskip(package, reason="needs the train extra")
 
-from peft import LoraConfig, get_peft_model  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
+from peft import LoraConfig, get_peft_model
+from safetensors.torch import load_file, save_file
 
-from crane_x7_vla_rl.policies.base import PolicyLoadError  # noqa: E402
-from crane_x7_vla_rl.policies.openvla import OpenVLA  # noqa: E402
-from crane_x7_vla_rl.policies.openvla.errors import CheckpointError, OpenVLAError  # noqa: E402
-from crane_x7_vla_rl.policies.openvla.loading import load  # noqa: E402
+from crane_x7_vla_rl.policies.base import PolicyLoadError
+from crane_x7_vla_rl.policies.openvla import OpenVLA
+from crane_x7_vla_rl.policies.openvla.errors import CheckpointError, OpenVLAError
+from crane_x7_vla_rl.policies.openvla.weights.loading import load
 
 FIXTURE = Path(__file__).parent / "fixtures/openvla_tiny"
 CHECKPOINT = FIXTURE / "checkpoint"
@@ -462,7 +462,7 @@ def test_python_code_in_a_checkpoint_is_never_opened_compiled_or_run(copy: Path)
 MEASURE = """
 import sys, torch
 from pathlib import Path
-from crane_x7_vla_rl.policies.openvla.loading import load
+from crane_x7_vla_rl.policies.openvla.weights.loading import load
 
 def peak(name):
     return int(next(line.split()[1] for line in Path("/proc/self/status").read_text().splitlines()

@@ -10,11 +10,11 @@ import pytest
 torch = pytest.importorskip("torch", reason="needs the train extra")
 pytest.importorskip("peft", reason="needs the train extra")
 
-from peft import LoraConfig  # noqa: E402
-from peft.tuners.lora import layer as peft  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+from peft import LoraConfig
+from peft.tuners.lora import layer as peft
+from torch import Tensor, nn
 
-from crane_x7_vla_rl.policies.openvla.lora_layers import (  # noqa: E402
+from crane_x7_vla_rl.policies.openvla.weights.lora_layers import (
     AdaptedConv2d,
     AdaptedLinear,
 )

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 
 from crane_x7_vla_rl.policies.openvla import OpenVLA
-from crane_x7_vla_rl.policies.openvla.low_bit import Kind, LowBit, compare
-from crane_x7_vla_rl.policies.openvla.matrices import Dense
+from crane_x7_vla_rl.policies.openvla.model.matrices import Dense
+from crane_x7_vla_rl.policies.openvla.run.low_bit import Kind, LowBit, compare
 from tests import openvla_rig as rig
 
 KINDS: tuple[tuple[Kind, float], ...] = (("int8", 0.01), ("fp8", 0.04))

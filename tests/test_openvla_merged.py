@@ -7,19 +7,19 @@ import pytest
 for package in ("torch", "transformers", "peft"):
     pytest.importorskip(package, reason="needs the train extra")
 
-import torch  # noqa: E402
-from accelerate import Accelerator  # noqa: E402
-from torch import Tensor  # noqa: E402
+import torch
+from accelerate import Accelerator
+from torch import Tensor
 
-from crane_x7_vla_rl.policies.openvla import OpenVLA  # noqa: E402
-from crane_x7_vla_rl.policies.openvla.errors import AdapterError  # noqa: E402
-from crane_x7_vla_rl.policies.openvla.lora import LoraSettings, add_lora  # noqa: E402
-from crane_x7_vla_rl.policies.openvla.merged import Merged  # noqa: E402
-from crane_x7_vla_rl.policies.openvla.rollout import Rollout, Sampling  # noqa: E402
-from crane_x7_vla_rl.training import agent as agents  # noqa: E402
-from crane_x7_vla_rl.training.ppo_config import PpoConfig  # noqa: E402
-from tests import training_rig  # noqa: E402
-from tests.training_rig import SIDE  # noqa: E402
+from crane_x7_vla_rl.policies.openvla import OpenVLA
+from crane_x7_vla_rl.policies.openvla.errors import AdapterError
+from crane_x7_vla_rl.policies.openvla.run.rollout import Rollout, Sampling
+from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
+from crane_x7_vla_rl.policies.openvla.weights.merged import Merged
+from crane_x7_vla_rl.training.rl import agent as agents
+from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig
+from tests import training_rig
+from tests.training_rig import SIDE
 
 
 @pytest.fixture

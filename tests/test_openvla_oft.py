@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
-from crane_x7_vla_rl.policies.openvla.oft import ChunkSettings, OpenVLAOft
-from crane_x7_vla_rl.policies.openvla.oft_loading import load_oft
+from crane_x7_vla_rl.policies.openvla.run.oft import ChunkSettings, OpenVLAOft
+from crane_x7_vla_rl.policies.openvla.weights.oft_loading import load_oft
 from tests import openvla_rig as rig
 from tests.oft_rig import (
     ACTION_DIM,

@@ -13,10 +13,10 @@ from crane_x7_vla_rl.kinematics import tool_frame
 from crane_x7_vla_rl.policies.base import ModelOptions, load_policy
 from crane_x7_vla_rl.policies.openvla import builder
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
-from crane_x7_vla_rl.policies.openvla.oft import ChunkSettings
-from crane_x7_vla_rl.policies.openvla.oft_loading import load_oft
+from crane_x7_vla_rl.policies.openvla.run.oft import ChunkSettings
 from crane_x7_vla_rl.policies.openvla.targets import joint_targets
 from crane_x7_vla_rl.policies.openvla.tokenizer import PromptTokenizer
+from crane_x7_vla_rl.policies.openvla.weights.oft_loading import load_oft
 from crane_x7_vla_rl.robot import HOME_RAD
 from crane_x7_vla_rl.types import ActionChunk, JointState, Observation
 from tests.oft_rig import KEY, STEPS, proprio_weights, write

@@ -17,16 +17,17 @@ torch = pytest.importorskip("torch")
 for package in ("safetensors", "tokenizers"):
     pytest.importorskip(package, reason="needs the train extra")
 
-from crane_x7_vla_rl.kinematics import UnreachableError, tool_frame  # noqa: E402
-from crane_x7_vla_rl.policies.base import ModelOptions, PolicyLoadError, load_policy  # noqa: E402
-from crane_x7_vla_rl.policies.openvla import OpenVLA, builder, loading  # noqa: E402
-from crane_x7_vla_rl.policies.openvla.errors import CheckpointError  # noqa: E402
-from crane_x7_vla_rl.policies.openvla.image import pixel_values  # noqa: E402
-from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy  # noqa: E402
-from crane_x7_vla_rl.policies.openvla.tokenizer import PromptTokenizer  # noqa: E402
-from crane_x7_vla_rl.prompt import prompt  # noqa: E402
-from crane_x7_vla_rl.robot import HOME_RAD, LOWER_RAD, UPPER_RAD  # noqa: E402
-from crane_x7_vla_rl.types import JointState, Observation  # noqa: E402
+from crane_x7_vla_rl.kinematics import UnreachableError, tool_frame
+from crane_x7_vla_rl.policies.base import ModelOptions, PolicyLoadError, load_policy
+from crane_x7_vla_rl.policies.openvla import OpenVLA, builder
+from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
+from crane_x7_vla_rl.policies.openvla.image import pixel_values
+from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy
+from crane_x7_vla_rl.policies.openvla.tokenizer import PromptTokenizer
+from crane_x7_vla_rl.policies.openvla.weights import loading
+from crane_x7_vla_rl.prompt import prompt
+from crane_x7_vla_rl.robot import HOME_RAD, LOWER_RAD, UPPER_RAD
+from crane_x7_vla_rl.types import JointState, Observation
 
 CHECKPOINT = Path(__file__).parent / "fixtures/openvla_tiny/checkpoint"
 RED, BLUE = "pick up the red cube", "place the blue cube on the plate"

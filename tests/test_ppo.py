@@ -13,12 +13,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from crane_x7_vla_rl.training import config_tree, ppo
-from crane_x7_vla_rl.training.config_tree import Layer
+from crane_x7_vla_rl.training.config import loader as config_tree
+from crane_x7_vla_rl.training.config.loader import Layer
 from crane_x7_vla_rl.training.errors import ConfigError, PpoError
-from crane_x7_vla_rl.training.grpo import group_advantages
-from crane_x7_vla_rl.training.ppo import Judged, Taken
-from crane_x7_vla_rl.training.ppo_config import PpoConfig, ValueConfig
+from crane_x7_vla_rl.training.rl import ppo
+from crane_x7_vla_rl.training.rl.grpo import group_advantages
+from crane_x7_vla_rl.training.rl.ppo import Judged, Taken
+from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig, ValueConfig
 
 GAMMA, LAM = 0.97, 0.9
 Floats = npt.NDArray[np.float64]
@@ -364,7 +365,7 @@ def test_a_gradient_of_exactly_0_is_an_error_only_if_there_was_something_to_lear
 
 
 def test_every_detail_has_a_number_and_a_test() -> None:
-    from crane_x7_vla_rl.training import grpo, update
+    from crane_x7_vla_rl.training.rl import grpo, update
     from tests import test_ppo_update
 
     docs = "\n".join(str(module.__doc__) for module in (ppo, update, grpo))

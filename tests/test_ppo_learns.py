@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from crane_x7_vla_rl.training.ppo_config import PpoConfig, ValueConfig
+from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig, ValueConfig
 from tests import ppo_rig as rig
 
 UPDATES = 20

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from crane_x7_vla_rl.training.update import Turn, update
+from crane_x7_vla_rl.training.rl.update import Turn, update
 from tests import ppo_rig as rig
 from tests import training_rig
 

@@ -15,17 +15,17 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from crane_x7_vla_rl.policies.openvla.errors import ImageError
-from crane_x7_vla_rl.policies.openvla.evaluate import Evaluation
-from crane_x7_vla_rl.policies.openvla.lora import LoraSettings, add_lora
-from crane_x7_vla_rl.policies.openvla.model import OpenVLA
-from crane_x7_vla_rl.training import agent as agents
-from crane_x7_vla_rl.training import value
-from crane_x7_vla_rl.training.agent import Agent
+from crane_x7_vla_rl.policies.openvla.model.openvla import OpenVLA
+from crane_x7_vla_rl.policies.openvla.run.evaluate import Evaluation
+from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
 from crane_x7_vla_rl.training.errors import NotFiniteError, PpoError, ResumeError
-from crane_x7_vla_rl.training.ppo_config import ValueConfig
-from crane_x7_vla_rl.training.rollout_buffer import Buffer, shuffled
-from crane_x7_vla_rl.training.update import Turn, update
-from crane_x7_vla_rl.training.value import ValueHead
+from crane_x7_vla_rl.training.rl import agent as agents
+from crane_x7_vla_rl.training.rl import value_head as value
+from crane_x7_vla_rl.training.rl.agent import Agent
+from crane_x7_vla_rl.training.rl.buffer import Buffer, shuffled
+from crane_x7_vla_rl.training.rl.ppo_config import ValueConfig
+from crane_x7_vla_rl.training.rl.update import Turn, update
+from crane_x7_vla_rl.training.rl.value_head import ValueHead
 from tests import ppo_rig as rig
 from tests import training_rig
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from crane_x7_vla_rl.sim.vector import Episode
-from crane_x7_vla_rl.training.outcomes import ENOUGH, Outcomes, Recent
+from crane_x7_vla_rl.sim.vector.make import Episode
+from crane_x7_vla_rl.training.rl.episode_stats import ENOUGH, Outcomes, Recent
 
 LONGEST, CHUNK, ENVIRONMENTS, STEPS = 20, 2, 16, 6
 

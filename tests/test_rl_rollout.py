@@ -10,15 +10,15 @@ import pytest
 import torch
 from accelerate import Accelerator
 
-from crane_x7_vla_rl.policies.openvla import loading
 from crane_x7_vla_rl.policies.openvla.codec import Codec
 from crane_x7_vla_rl.policies.openvla.image import cut
-from crane_x7_vla_rl.policies.openvla.lora import LoraSettings, add_lora
-from crane_x7_vla_rl.training import agent as agents
+from crane_x7_vla_rl.policies.openvla.weights import loading
+from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
 from crane_x7_vla_rl.training.errors import NotFiniteError
-from crane_x7_vla_rl.training.ppo_config import PpoConfig, ValueConfig
-from crane_x7_vla_rl.training.rollout import Cast, Collected, collect, squash
-from crane_x7_vla_rl.training.update import Turn, update
+from crane_x7_vla_rl.training.rl import agent as agents
+from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig, ValueConfig
+from crane_x7_vla_rl.training.rl.rollout import Cast, Collected, collect, squash
+from crane_x7_vla_rl.training.rl.update import Turn, update
 from tests import rl_rig
 from tests.rl_rig import Scripted
 

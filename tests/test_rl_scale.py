@@ -14,8 +14,8 @@ import pytest
 import torch
 
 from crane_x7_vla_rl.policies.base import ModelOptions, load_policy
-from crane_x7_vla_rl.policies.openvla import loading
-from crane_x7_vla_rl.training import checkpoint
+from crane_x7_vla_rl.policies.openvla.weights import loading
+from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from tests import rl_rig, training_rig
 from tests.processes import children, is_alive
 from tests.warm_process import WarmProcess

@@ -22,14 +22,18 @@ import pytest
 import torch
 
 from crane_x7_vla_rl.policies.base import ModelOptions, load_policy
-from crane_x7_vla_rl.policies.openvla import loading
-from crane_x7_vla_rl.sim import vector, vector_gpu
+from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.sim.errors import SimError
-from crane_x7_vla_rl.sim.vector import Views
-from crane_x7_vla_rl.sim.vector_gpu import Machine
-from crane_x7_vla_rl.training import checkpoint, cli, rl, rl_command
-from crane_x7_vla_rl.training.agent import Agent
+from crane_x7_vla_rl.sim.vector import make as vector
+from crane_x7_vla_rl.sim.vector import maniskill_gpu as vector_gpu
+from crane_x7_vla_rl.sim.vector.make import Views
+from crane_x7_vla_rl.sim.vector.maniskill_gpu import Machine
+from crane_x7_vla_rl.training import cli
+from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.errors import ExitCode, ResumeError
+from crane_x7_vla_rl.training.rl import command as rl_command
+from crane_x7_vla_rl.training.rl import loop as rl
+from crane_x7_vla_rl.training.rl.agent import Agent
 from tests import rl_rig, training_rig
 from tests.rl_rig import Scripted
 from tests.warm_process import WarmProcess

@@ -12,9 +12,12 @@ import torch
 import wandb
 
 from crane_x7_vla_rl.policies.base import ModelOptions, load_policy
-from crane_x7_vla_rl.policies.openvla import loading
-from crane_x7_vla_rl.training import checkpoint, cli, rl_command, training_state
+from crane_x7_vla_rl.policies.openvla.weights import loading
+from crane_x7_vla_rl.training import cli
+from crane_x7_vla_rl.training.checkpoints import save as checkpoint
+from crane_x7_vla_rl.training.checkpoints import training_state
 from crane_x7_vla_rl.training.errors import ExitCode, OutputError
+from crane_x7_vla_rl.training.rl import command as rl_command
 from crane_x7_vla_rl.types import JointState, Observation
 from tests import rl_rig, training_rig
 
@@ -59,7 +62,7 @@ def test_files_tell_the_whole_story(whole: Path) -> None:
 def test_a_run_whose_time_is_up_ends_as_any_other(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("crane_x7_vla_rl.sim.vector.make", lambda _: rl_rig.Scripted({}))
+    monkeypatch.setattr("crane_x7_vla_rl.sim.vector.make.make", lambda _: rl_rig.Scripted({}))
     more = ("--num-updates", "9999", "--time-limit-minutes", "0.001", "--save-every", "9999")
     rl_rig.train(tmp_path / "run", *more)
     assert checkpoint.problem(tmp_path / "run/checkpoint_final") is None
@@ -69,7 +72,7 @@ def test_a_run_whose_time_is_up_ends_as_any_other(
 def test_learning_rates_sink_from_update_to_update_where_they_are_annealed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("crane_x7_vla_rl.sim.vector.make", lambda _: rl_rig.Scripted({}))
+    monkeypatch.setattr("crane_x7_vla_rl.sim.vector.make.make", lambda _: rl_rig.Scripted({}))
     run = tmp_path / "run"
     rl_rig.train(run, "--anneal", "--learning-rate", "1e-3", "--num-updates", "4")
     rates = [one["learning_rate"] for one in rl_rig.figures(run)]
@@ -84,7 +87,7 @@ def test_w_and_b_gets_figures_and_checkpoints(
     wandb.teardown()  # it reads variables once
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
-    monkeypatch.setattr("crane_x7_vla_rl.sim.vector.make", lambda _: rl_rig.Scripted({}))
+    monkeypatch.setattr("crane_x7_vla_rl.sim.vector.make.make", lambda _: rl_rig.Scripted({}))
     run = tmp_path / "run"
     try:
         rl_rig.train(run, "--num-updates", "1", "--use-wandb", "--wandb-artifacts", "every-save")

@@ -10,9 +10,10 @@ from typing import Any
 
 import pytest
 
-from crane_x7_vla_rl.training import checkpoint, lineage
-from crane_x7_vla_rl.training.lineage import Lineage
-from crane_x7_vla_rl.training.publish import Artifacts
+from crane_x7_vla_rl.training.checkpoints import lineage
+from crane_x7_vla_rl.training.checkpoints import save as checkpoint
+from crane_x7_vla_rl.training.checkpoints.lineage import Lineage
+from crane_x7_vla_rl.training.checkpoints.publish import Artifacts
 from tests import rl_rig, training_rig
 
 pytestmark = pytest.mark.timeout(3 * training_rig.PATIENCE_S + 100)
@@ -55,7 +56,7 @@ def test_an_offline_run_holds_figures_videos_and_checkpoints_with_their_origin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     scripted = rl_rig.Scripted({(2, 0): "terminated"})
-    monkeypatch.setattr("crane_x7_vla_rl.sim.vector.make", lambda _: scripted)
+    monkeypatch.setattr("crane_x7_vla_rl.sim.vector.make.make", lambda _: scripted)
     run, begun = tmp_path / "run", start(tmp_path / "sft")
     rl_rig.train(
         run, "--sft-checkpoint", str(begun), "--num-updates", "1", "--use-wandb",
@@ -100,7 +101,7 @@ def test_an_offline_run_holds_figures_videos_and_checkpoints_with_their_origin(
 def test_a_run_without_w_and_b_says_where_its_checkpoints_come_from_too(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("crane_x7_vla_rl.sim.vector.make", lambda _: rl_rig.Scripted({}))
+    monkeypatch.setattr("crane_x7_vla_rl.sim.vector.make.make", lambda _: rl_rig.Scripted({}))
     rl_rig.train(tmp_path / "run", "--num-updates", "1")
     told = lineage.read(tmp_path / "run/last")
     assert told["start"] == str(rl_rig.base())

@@ -16,11 +16,13 @@ from crane_x7_remote.boot.account import Account
 from crane_x7_remote.boot.files import Files
 from crane_x7_remote.boot.sshd import session_environment
 from crane_x7_remote.errors import ExitCode, SettingsError
-from crane_x7_vla_rl.training import cli, config_tree, rl_command
+from crane_x7_vla_rl.training import cli
 from crane_x7_vla_rl.training import settings as training_settings
+from crane_x7_vla_rl.training.config import loader as config_tree
 from crane_x7_vla_rl.training.errors import ConfigError
 from crane_x7_vla_rl.training.errors import ExitCode as TrainingExit
-from crane_x7_vla_rl.training.rl_config import RlConfig
+from crane_x7_vla_rl.training.rl import command as rl_command
+from crane_x7_vla_rl.training.rl.config import RlConfig
 
 ROOT = Path(__file__).parent.parent
 

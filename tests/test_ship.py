@@ -10,10 +10,10 @@ import torch
 
 from crane_x7_vla_rl.actions import FIRST_ACTION_TOKEN, VOCABULARY
 from crane_x7_vla_rl.policies.base import ModelOptions, PolicyLoadError, load_policy
-from crane_x7_vla_rl.policies.openvla import loading
+from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.policies.skills import Skills
 from crane_x7_vla_rl.robot import HOME_RAD
-from crane_x7_vla_rl.training import ship
+from crane_x7_vla_rl.training.checkpoints import ship
 from crane_x7_vla_rl.training.errors import OutputError
 from crane_x7_vla_rl.types import JointState, Observation
 from tests import rl_rig, training_rig

@@ -15,7 +15,7 @@ from crane_x7_vla_rl.policies.openvla import policy as openvla
 from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy
 from crane_x7_vla_rl.policies.skills import Skills
 from crane_x7_vla_rl.scenes import EVALUATION_SEED, WorldConfig
-from crane_x7_vla_rl.training.ship import MOST_BYTES
+from crane_x7_vla_rl.training.checkpoints.ship import MOST_BYTES
 
 ROOT = Path(__file__).parent.parent
 SEEDS = range(EVALUATION_SEED, EVALUATION_SEED + 6)

@@ -16,8 +16,8 @@ from processes import is_alive
 from tailnet_rig import free_port
 
 from crane_x7_remote.boot import landlock
-from crane_x7_remote.boot.board import PARTS, Board
 from crane_x7_remote.boot.status import as_text
+from crane_x7_remote.boot.status_board import PARTS, Board
 from crane_x7_remote.boot.supervisor import (
     FIRST_BACKOFF_S,
     LONGEST_BACKOFF_S,

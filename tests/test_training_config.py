@@ -10,9 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from crane_x7_vla_rl.training import cli, config_tree, sft_command
-from crane_x7_vla_rl.training.config import SftConfig
+from crane_x7_vla_rl.training import cli
+from crane_x7_vla_rl.training.config import loader as config_tree
 from crane_x7_vla_rl.training.errors import ConfigError, ExitCode
+from crane_x7_vla_rl.training.sft import command as sft_command
+from crane_x7_vla_rl.training.sft.config import SftConfig
 
 SEED_FLAGS = """
     --data-root data.root /workspace/data/tfrecord_logs

@@ -14,13 +14,13 @@ torch = pytest.importorskip("torch")
 for package in ("safetensors", "tokenizers", "accelerate", "peft"):
     pytest.importorskip(package, reason="needs the train extra")
 
-from crane_x7_vla_rl.actions import FIRST_ACTION_TOKEN  # noqa: E402
-from crane_x7_vla_rl.data.lerobot_writer import LeRobotWriter  # noqa: E402
-from crane_x7_vla_rl.policies.openvla import loading  # noqa: E402
-from crane_x7_vla_rl.policies.openvla.codec import POLICY, Inputs  # noqa: E402
-from crane_x7_vla_rl.training.learner import TokenLoss, bell  # noqa: E402
-from crane_x7_vla_rl.training.schedule import smoothing  # noqa: E402
-from tests import training_rig as rig  # noqa: E402
+from crane_x7_vla_rl.actions import FIRST_ACTION_TOKEN
+from crane_x7_vla_rl.data.lerobot.writer import LeRobotWriter
+from crane_x7_vla_rl.policies.openvla.codec import POLICY, Inputs
+from crane_x7_vla_rl.policies.openvla.weights import loading
+from crane_x7_vla_rl.training.learner import TokenLoss, bell
+from crane_x7_vla_rl.training.schedule import smoothing
+from tests import training_rig as rig
 
 
 def test_the_bell_stands_over_the_demonstrated_bin() -> None:

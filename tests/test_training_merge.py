@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from crane_x7_vla_rl.policies.base import ModelOptions, load_policy
-from crane_x7_vla_rl.policies.openvla import loading
+from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.training import cli
 from crane_x7_vla_rl.training.errors import ExitCode
 from tests import training_rig as rig

@@ -14,9 +14,15 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from crane_x7_vla_rl.training import checkpoint
+from crane_x7_vla_rl.training.checkpoints import save as checkpoint
+from crane_x7_vla_rl.training.checkpoints.publish import (
+    LAST_TRIES,
+    WAITING,
+    Lane,
+    UploadError,
+    Uploads,
+)
 from crane_x7_vla_rl.training.errors import ExitCode
-from crane_x7_vla_rl.training.publish import LAST_TRIES, WAITING, Lane, UploadError, Uploads
 from tests import training_rig as rig
 from tests.fake_hub import FakeHub
 from tests.fake_hub_upload import Taker, UploadHub

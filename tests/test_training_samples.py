@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 import torch
 
-from crane_x7_vla_rl.data.loader import Batch, Batches, LoaderOptions
+from crane_x7_vla_rl.data.loader.batches import Batch, Batches, LoaderOptions
 from crane_x7_vla_rl.data.source import open_source
 from crane_x7_vla_rl.data.statistics import compute
-from crane_x7_vla_rl.policies.openvla import loading
 from crane_x7_vla_rl.policies.openvla.codec import Codec, Inputs
 from crane_x7_vla_rl.policies.openvla.image import WHOLE, centre_crop, cut
-from crane_x7_vla_rl.training.augment import augment
-from crane_x7_vla_rl.training.config import AugmentationConfig
-from crane_x7_vla_rl.training.samples import lesson, show
+from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.training.schedule import learning_rate
+from crane_x7_vla_rl.training.sft.augment import augment
+from crane_x7_vla_rl.training.sft.config import AugmentationConfig
+from crane_x7_vla_rl.training.sft.samples import lesson, show
 from crane_x7_vla_rl.types import Image
 from tests import training_rig as rig
 

@@ -13,7 +13,7 @@ import psutil
 import pytest
 
 from crane_x7_vla_rl.policies.base import ModelOptions, load_policy
-from crane_x7_vla_rl.training import checkpoint
+from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from tests import training_rig as rig
 from tests.processes import children
 from tests.warm_process import WarmProcess

@@ -21,9 +21,10 @@ import torch
 import yaml
 
 from crane_x7_vla_rl.policies.base import ModelOptions, load_policy
-from crane_x7_vla_rl.policies.openvla import loading
 from crane_x7_vla_rl.policies.openvla.codec import Inputs
-from crane_x7_vla_rl.training import checkpoint, learner
+from crane_x7_vla_rl.policies.openvla.weights import loading
+from crane_x7_vla_rl.training import learner
+from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.errors import (
     ConfigError,
     DataProblemError,

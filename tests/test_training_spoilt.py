@@ -12,23 +12,25 @@ import pytest
 
 torch = pytest.importorskip("torch", reason="needs the train extra")
 
-from accelerate import Accelerator  # noqa: E402
-from safetensors.torch import load_file, save_file  # noqa: E402
-from torch import Tensor, nn  # noqa: E402
+from accelerate import Accelerator
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
 
-from crane_x7_vla_rl.policies.openvla import loading  # noqa: E402
-from crane_x7_vla_rl.policies.openvla.codec import Codec  # noqa: E402
-from crane_x7_vla_rl.policies.openvla.lora import LoraSettings, add_lora  # noqa: E402
-from crane_x7_vla_rl.sim import vector  # noqa: E402
-from crane_x7_vla_rl.training import agent as agents  # noqa: E402
-from crane_x7_vla_rl.training import checkpoint, cli, rl_evaluation  # noqa: E402
-from crane_x7_vla_rl.training.agent import Agent  # noqa: E402
-from crane_x7_vla_rl.training.errors import ExitCode, SpoiltError  # noqa: E402
-from crane_x7_vla_rl.training.learner import Learner  # noqa: E402
-from crane_x7_vla_rl.training.ppo_config import PpoConfig, ValueConfig  # noqa: E402
-from crane_x7_vla_rl.training.rollout import Cast, collect  # noqa: E402
-from tests import rl_rig, spoilt_rig, training_rig  # noqa: E402
-from tests.rl_rig import Scripted  # noqa: E402
+from crane_x7_vla_rl.policies.openvla.codec import Codec
+from crane_x7_vla_rl.policies.openvla.weights import loading
+from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
+from crane_x7_vla_rl.sim.vector import make as vector
+from crane_x7_vla_rl.training import cli
+from crane_x7_vla_rl.training.checkpoints import save as checkpoint
+from crane_x7_vla_rl.training.errors import ExitCode, SpoiltError
+from crane_x7_vla_rl.training.learner import Learner
+from crane_x7_vla_rl.training.rl import agent as agents
+from crane_x7_vla_rl.training.rl import evaluation as rl_evaluation
+from crane_x7_vla_rl.training.rl.agent import Agent
+from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig, ValueConfig
+from crane_x7_vla_rl.training.rl.rollout import Cast, collect
+from tests import rl_rig, spoilt_rig, training_rig
+from tests.rl_rig import Scripted
 
 CONFIG = PpoConfig(minibatch_size=4, micro_batch_size=4, epochs=1, value=ValueConfig(hidden=16))
 SHORT = (

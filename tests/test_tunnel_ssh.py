@@ -34,7 +34,7 @@ from crane_x7_remote.errors import (
     SshUnreachableError,
 )
 from crane_x7_remote.tunnel.ssh import SshTunnel
-from crane_x7_remote.tunnel.ssh_words import Patience, SshConfig, arguments, complaint
+from crane_x7_remote.tunnel.ssh_cli import Patience, SshConfig, arguments, complaint
 
 Direction = Literal["local", "remote"]
 both_directions = pytest.mark.parametrize("direction", ["local", "remote"])

@@ -12,10 +12,10 @@ import vector_rig
 from vector_rig import ALONE, FOUR, WORLD, expert_targets, run, still, waving
 
 from crane_x7_vla_rl.sim.errors import SimError
-from crane_x7_vla_rl.sim.vector import VectorEnv, Views, make
-from crane_x7_vla_rl.sim.vector_cpu import CpuVectorEnv
-from crane_x7_vla_rl.sim.vector_shared import SharedPlan, release, reserve
-from crane_x7_vla_rl.sim.vector_stage import Order, Outcome, Stage, Task
+from crane_x7_vla_rl.sim.vector.cpu import CpuVectorEnv
+from crane_x7_vla_rl.sim.vector.make import VectorEnv, Views, make
+from crane_x7_vla_rl.sim.vector.shared_memory import SharedPlan, release, reserve
+from crane_x7_vla_rl.sim.vector.stage import Order, Outcome, Stage, Task
 from crane_x7_vla_rl.vector_config import RewardKind, Rewards, VectorConfig, episode_seed
 
 WAIT_S = 60.0

@@ -10,7 +10,7 @@ from vector_rig import FOUR, WORLD, expert_targets, run, still, waving
 
 from crane_x7_vla_rl.scenes import WorldConfig
 from crane_x7_vla_rl.sim.errors import SimError
-from crane_x7_vla_rl.sim.vector import make
+from crane_x7_vla_rl.sim.vector.make import make
 from crane_x7_vla_rl.vector_config import VectorConfig, episode_seed
 
 INSTALLED = importlib.util.find_spec("genesis") is not None

@@ -15,7 +15,7 @@ import vector_rig
 from vector_rig import FOUR, run, still, waving
 
 from crane_x7_vla_rl.sim.errors import SimError
-from crane_x7_vla_rl.sim.vector_cpu import LOSSES, CpuVectorEnv
+from crane_x7_vla_rl.sim.vector.cpu import LOSSES, CpuVectorEnv
 from crane_x7_vla_rl.vector_config import VectorConfig, episode_seed
 
 DEADLINE_S = 5.0

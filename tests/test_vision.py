@@ -12,8 +12,14 @@ import simplejpeg
 from color_servo_rig import Rig, make_env
 
 from crane_x7_vla_rl.camera import BASE_CAMERA
-from crane_x7_vla_rl.policies.scene_memory import SceneMemory
-from crane_x7_vla_rl.policies.vision import CUBE_EDGE_M, HUES, CubeSight, Picture, _corners
+from crane_x7_vla_rl.policies.color_servo.memory import SceneMemory
+from crane_x7_vla_rl.policies.color_servo.vision import (
+    CUBE_EDGE_M,
+    HUES,
+    CubeSight,
+    Picture,
+    _corners,
+)
 
 SEEDS = range(12)
 

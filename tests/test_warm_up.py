@@ -11,8 +11,8 @@ import pytest
 from crane_x7_remote.inference.warm_up import pictures, warm_up
 from crane_x7_vla_rl.kinematics import UnreachableError
 from crane_x7_vla_rl.policies.base import NotFiniteError
-from crane_x7_vla_rl.policies.color_servo import ColorServo
-from crane_x7_vla_rl.policies.scene_memory import COLOURS
+from crane_x7_vla_rl.policies.color_servo.memory import COLOURS
+from crane_x7_vla_rl.policies.color_servo.policy import ColorServo
 from crane_x7_vla_rl.robot import HOME_RAD
 from crane_x7_vla_rl.types import ActionChunk, Observation
 

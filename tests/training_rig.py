@@ -25,7 +25,7 @@ from crane_x7_vla_rl.data.lerobot import LeRobotWriter
 from crane_x7_vla_rl.policies.openvla.builder import Sizes, build
 from crane_x7_vla_rl.policies.openvla.codec import Inputs
 from crane_x7_vla_rl.robot import HOME_RAD
-from crane_x7_vla_rl.training import sft_command
+from crane_x7_vla_rl.training.sft import command as sft_command
 from tests.warm_process import ONE_THREAD, WarmProcess
 
 SIDE = 32

@@ -33,7 +33,7 @@ from tempfile import mkdtemp, mkstemp
 from typing import Any, NoReturn
 
 ROOT = Path(__file__).parent.parent
-PRELOADED = ("crane_x7_vla_rl.training.sft", "crane_x7_vla_rl.training.rl", "peft")
+PRELOADED = ("crane_x7_vla_rl.training.sft.loop", "crane_x7_vla_rl.training.rl.loop", "peft")
 """Without pyarrow, which starts a thread."""
 ONE_THREAD = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 PR_SET_PDEATHSIG = 1

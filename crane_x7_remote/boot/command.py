@@ -22,11 +22,11 @@ from crane_x7_remote.boot import files as files_module
 from crane_x7_remote.boot import health, robot_link
 from crane_x7_remote.boot import role as role_module
 from crane_x7_remote.boot.account import Account, hand_over, role_account
-from crane_x7_remote.boot.board import Board, State
 from crane_x7_remote.boot.files import Files
 from crane_x7_remote.boot.init import become_init_if_first
 from crane_x7_remote.boot.role import Role
 from crane_x7_remote.boot.sshd import Sshd, SshdConfig
+from crane_x7_remote.boot.status_board import Board, State
 from crane_x7_remote.boot.supervisor import Child, Service
 from crane_x7_remote.boot.tailscale import Tailscaled
 from crane_x7_remote.errors import ExitCode, RemoteError, RoleError, SettingsError

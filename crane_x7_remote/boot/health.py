@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from crane_x7_remote.boot.board import Board
+from crane_x7_remote.boot.status_board import Board
 from crane_x7_remote.errors import SettingsError
 
 REQUEST_TIMEOUT_S = 5.0

@@ -7,7 +7,7 @@ import json
 import time
 from pathlib import Path
 
-from crane_x7_remote.boot.board import Board, State
+from crane_x7_remote.boot.status_board import Board, State
 from crane_x7_remote.settings import Settings
 
 POLL_S = 1.0

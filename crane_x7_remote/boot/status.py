@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from crane_x7_remote import settings as settings_module
-from crane_x7_remote.boot.board import PARTS
 from crane_x7_remote.boot.files import run_dirs, status_socket
+from crane_x7_remote.boot.status_board import PARTS
 from crane_x7_remote.errors import ExitCode, UnhealthyError
 from crane_x7_remote.outside import shown
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from crane_x7_remote.boot.account import Account
-from crane_x7_remote.boot.board import Board
+from crane_x7_remote.boot.status_board import Board
 from crane_x7_remote.errors import RemoteError
 from crane_x7_remote.outside import Lines, shown
 from crane_x7_remote.parent_death import die_with

@@ -19,7 +19,6 @@ from crane_x7_remote.inference.clock_check import answered_stamp_s
 from crane_x7_remote.inference.config import LoopConfig
 from crane_x7_remote.inference.echoes import Echoes
 from crane_x7_remote.inference.following import FollowWatch
-from crane_x7_remote.inference.journal import Journal, Sent
 from crane_x7_remote.inference.metrics import Metrics
 from crane_x7_remote.inference.outgoing import Outgoing
 from crane_x7_remote.inference.pacing import Pacer
@@ -29,6 +28,7 @@ from crane_x7_remote.inference.rate import RateWatch
 from crane_x7_remote.inference.ready import UNUSABLE_JOINTS, Readiness
 from crane_x7_remote.inference.safety import Hold, HoldReason, Limits
 from crane_x7_remote.inference.shaping import Moment, Shaped, Shaper
+from crane_x7_remote.inference.tick_log import Journal, Sent
 from crane_x7_remote.inference.warm_up import warm_up
 from crane_x7_remote.inference.worker import Job, Meanwhile, PolicyWorker, Prediction
 from crane_x7_remote.rosbridge import messages

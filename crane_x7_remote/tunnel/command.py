@@ -25,7 +25,7 @@ from crane_x7_remote.settings import Settings
 from crane_x7_remote.tunnel import peer
 from crane_x7_remote.tunnel.forward import ForwardConfig, Forwarder
 from crane_x7_remote.tunnel.ssh import SshTunnel
-from crane_x7_remote.tunnel.ssh_words import SshConfig
+from crane_x7_remote.tunnel.ssh_cli import SshConfig
 
 logger = logging.getLogger(__name__)
 

@@ -24,7 +24,7 @@ from crane_x7_remote.parent_death import die_with
 from crane_x7_remote.rosbridge.connection import LinkConfig
 from crane_x7_remote.tunnel.forward import LISTEN_HOST
 from crane_x7_remote.tunnel.probe import probe
-from crane_x7_remote.tunnel.ssh_words import (
+from crane_x7_remote.tunnel.ssh_cli import (
     LOGGED_IN,
     NO_SESSION,
     NOTHING_BEHIND,

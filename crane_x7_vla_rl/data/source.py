@@ -50,10 +50,10 @@ class EpisodeSource(Protocol):
 
 READERS: Final = (
     ("meta/info.json", "lerobot", "open_lerobot"),
-    ("**/*.tfrecord*", "tfrecord", "open_tfrecord"),
-    ("**/*.db3", "rosbags", "open_rosbags"),
-    ("**/*.mcap", "rosbags", "open_rosbags"),
-    ("**/metadata.yaml", "rosbags", "open_rosbags"),  # files compressed as a whole
+    ("**/*.tfrecord*", "tfrecord.source", "open_tfrecord"),
+    ("**/*.db3", "rosbags.source", "open_rosbags"),
+    ("**/*.mcap", "rosbags.source", "open_rosbags"),
+    ("**/metadata.yaml", "rosbags.source", "open_rosbags"),  # files compressed as a whole
 )
 """(pattern in the folder, module of this package, function); the first that matches reads it."""
 

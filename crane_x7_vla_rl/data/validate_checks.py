@@ -18,7 +18,7 @@ from typing import Final
 import numpy as np
 
 from crane_x7_vla_rl.data.episode import Array, DataError, Episode
-from crane_x7_vla_rl.data.recording import IncompleteError, RecordingError
+from crane_x7_vla_rl.data.reader_options import IncompleteError, RecordingError
 from crane_x7_vla_rl.data.source import EpisodeSource, open_source
 from crane_x7_vla_rl.robot import ARM_DOF, JOINT_NAMES, LOWER_RAD, UPPER_RAD, VELOCITY_RAD_S
 

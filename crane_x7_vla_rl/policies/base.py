@@ -75,7 +75,7 @@ def load_policy(name: str, options: ModelOptions | None = None) -> Policy:
     `options` matter to policies with weights alone. Raises PolicyLoadError.
     """
     if name == "color-servo":
-        from crane_x7_vla_rl.policies.color_servo import ColorServo
+        from crane_x7_vla_rl.policies.color_servo.policy import ColorServo
 
         return ColorServo()
     if name == "openvla":

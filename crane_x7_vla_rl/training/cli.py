@@ -19,16 +19,16 @@ from crane_x7_vla_rl.training import settings
 from crane_x7_vla_rl.training.errors import ConfigError, ExitCode, TrainingError
 
 COMMANDS = {
-    "sft": ("crane_x7_vla_rl.training.sft_command", "teach a policy by demonstrations"),
-    "train": ("crane_x7_vla_rl.training.rl_command", "let a policy learn by trying in simulation"),
-    "config": ("crane_x7_vla_rl.training.config_command", "write a configuration for train"),
-    "demos": ("crane_x7_vla_rl.data.demos", "make demonstrations in simulation"),
-    "validate": ("crane_x7_vla_rl.data.validate", "say what is wrong in a data set"),
-    "convert": ("crane_x7_vla_rl.data.convert", "recordings into a LeRobot data set"),
-    "evaluate": ("crane_x7_vla_rl.training.evaluate", "success of a checkpoint in simulation"),
-    "merge": ("crane_x7_vla_rl.training.merge", "write an adapter and its base as one model"),
+    "sft": ("training.sft.command", "teach a policy by demonstrations"),
+    "train": ("training.rl.command", "let a policy learn by trying in simulation"),
+    "config": ("training.rl.config_command", "write a configuration for train"),
+    "demos": ("data.demos.command", "make demonstrations in simulation"),
+    "validate": ("data.validate", "say what is wrong in a data set"),
+    "convert": ("data.convert", "recordings into a LeRobot data set"),
+    "evaluate": ("training.evaluate.command", "success of a checkpoint in simulation"),
+    "merge": ("training.checkpoints.merge", "write an adapter and its base as one model"),
 }
-"""Name → module with `add_arguments(parser)` and `run(args) -> int`, and its line of help."""
+"""Name → module (in `crane_x7_vla_rl`) with `add_arguments(parser)` and `run(args) -> int`, and its line of help."""
 LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -48,7 +48,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
         if name == chosen:
             try:
-                module = importlib.import_module(module_name)
+                module = importlib.import_module(f"crane_x7_vla_rl.{module_name}")
             except ModuleNotFoundError as error:
                 return _missing(name, error)
             command.add_argument(

@@ -28,15 +28,16 @@ from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from crane_x7_vla_rl.actions import ACTION_BINS, FIRST_ACTION_TOKEN
-from crane_x7_vla_rl.policies.openvla import OpenVLA, finite, loading
-from crane_x7_vla_rl.policies.openvla.language import DecoderLayer
-from crane_x7_vla_rl.policies.openvla.loading import Loaded
-from crane_x7_vla_rl.policies.openvla.lora import ALL_LINEAR, LoraSettings, add_lora
-from crane_x7_vla_rl.policies.openvla.vision import Block
-from crane_x7_vla_rl.training import policy_files
-from crane_x7_vla_rl.training.config import LoraConfig, SftConfig
+from crane_x7_vla_rl.policies.openvla import OpenVLA, finite
+from crane_x7_vla_rl.policies.openvla.model.language import DecoderLayer
+from crane_x7_vla_rl.policies.openvla.model.vision import Block
+from crane_x7_vla_rl.policies.openvla.weights import loading
+from crane_x7_vla_rl.policies.openvla.weights.loading import Loaded
+from crane_x7_vla_rl.policies.openvla.weights.lora import ALL_LINEAR, LoraSettings, add_lora
+from crane_x7_vla_rl.training.checkpoints import policy_files
 from crane_x7_vla_rl.training.errors import ConfigError, ResumeError
-from crane_x7_vla_rl.training.rl_config import RlConfig
+from crane_x7_vla_rl.training.rl.config import RlConfig
+from crane_x7_vla_rl.training.sft.config import LoraConfig, SftConfig
 
 WRAPPED: Final = "model."
 """What stands before the names of the model's own parameters in `TokenLoss`."""

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final
 from crane_x7_vla_rl import secret_text, variables
 
 if TYPE_CHECKING:
-    from crane_x7_vla_rl.training.config_tree import Layer
+    from crane_x7_vla_rl.training.config.loader import Layer
 
 VARIABLES: Final[Mapping[str, str]] = {
     "LIFT_SIMULATOR": "env.simulator",
@@ -26,7 +26,7 @@ VARIABLES: Final[Mapping[str, str]] = {
 
 def layers(environ: Mapping[str, str] | None = None) -> list[Layer]:
     """Return what is set in `environ` (default: the process's); empty and `null` mean unset."""
-    from crane_x7_vla_rl.training.config_tree import Layer  # needs packages of extra `train`
+    from crane_x7_vla_rl.training.config.loader import Layer  # needs packages of extra `train`
 
     environ = os.environ if environ is None else environ
     found = {name: variables.bare(environ[name]) for name in VARIABLES if name in environ}

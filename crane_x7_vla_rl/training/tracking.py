@@ -20,9 +20,9 @@ from types import TracebackType
 from typing import IO, Any, Final, Protocol, Self
 
 from crane_x7_vla_rl.log_text import shown
-from crane_x7_vla_rl.training import config_tree
-from crane_x7_vla_rl.training.config import LoggingConfig
+from crane_x7_vla_rl.training.config import loader as config_tree
 from crane_x7_vla_rl.training.errors import ConfigError
+from crane_x7_vla_rl.training.sft.config import LoggingConfig
 
 logger = logging.getLogger(__name__)
 

@@ -73,7 +73,7 @@ def parts(bench: Bench) -> None:
 
 def low_bit(kind: str) -> Callable[[Bench], None]:
     def case(bench: Bench) -> None:
-        from crane_x7_vla_rl.policies.openvla.low_bit import compare
+        from crane_x7_vla_rl.policies.openvla.run.low_bit import compare
 
         batches = inputs(bench, 1)
         (dense,) = in_turn(bench, batches, lambda one: bench.model.generate(*one, 7).cpu())
@@ -113,7 +113,7 @@ def evaluate_backward(bench: Bench) -> None:
     """The last case: it leaves adapters in the model."""
     from peft import LoraConfig, inject_adapter_in_model
 
-    from crane_x7_vla_rl.policies.openvla.lora import LoraSettings, add_lora
+    from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
 
     batch, steps = (64, 7) if bench.device.type == "cuda" else (4, 7)
     batches, tokens = inputs(bench, batch), actions(bench, batch, steps)

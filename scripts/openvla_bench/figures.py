@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 
 from crane_x7_vla_rl.policies.openvla import OpenVLA
-from crane_x7_vla_rl.policies.openvla.config import PATCHES
+from crane_x7_vla_rl.policies.openvla.model.config import PATCHES
 from openvla_bench.baseline import Baseline
 from openvla_bench.limits import Device, synchronise
 

@@ -14,7 +14,12 @@ from dataclasses import dataclass
 
 import torch
 
-from crane_x7_vla_rl.policies.openvla.config import PATCH_SIZE, PATCHES, OpenVLAConfig, TowerConfig
+from crane_x7_vla_rl.policies.openvla.model.config import (
+    PATCH_SIZE,
+    PATCHES,
+    OpenVLAConfig,
+    TowerConfig,
+)
 
 SECONDS = 0.5
 """How long each measurement of the device lasts at most."""

@@ -15,9 +15,9 @@ import torch
 from crane_x7_vla_rl.policies.openvla import builder
 from crane_x7_vla_rl.policies.openvla.codec import Inputs
 from crane_x7_vla_rl.scenes import WorldConfig
-from crane_x7_vla_rl.training import config_tree
-from crane_x7_vla_rl.training.config_tree import Layer
-from crane_x7_vla_rl.training.rl_config import RlConfig
+from crane_x7_vla_rl.training.config import loader as config_tree
+from crane_x7_vla_rl.training.config.loader import Layer
+from crane_x7_vla_rl.training.rl.config import RlConfig
 
 RECIPE = Path(__file__).resolve().parents[2] / "configs" / "rl_tiny.yaml"
 VIEW = (0.29, 0.45, 0.67, 0.85)

@@ -15,9 +15,9 @@ from dataclasses import dataclass, replace
 import torch
 from openvla_bench.limits import synchronise
 
-from crane_x7_vla_rl.training.rl_run import RlRun, open_run
-from crane_x7_vla_rl.training.rollout import collect
-from crane_x7_vla_rl.training.update import Turn, update
+from crane_x7_vla_rl.training.rl.rollout import collect
+from crane_x7_vla_rl.training.rl.run import RlRun, open_run
+from crane_x7_vla_rl.training.rl.update import Turn, update
 from rl_bench.case import Case, Round
 
 WARM_STEPS = 2

@@ -32,11 +32,11 @@ from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.codec import Codec
 from crane_x7_vla_rl.policies.openvla.image import cut
 from crane_x7_vla_rl.policies.openvla.targets import joint_targets
-from crane_x7_vla_rl.training import ppo
-from crane_x7_vla_rl.training.ppo import Judged, Taken
-from crane_x7_vla_rl.training.ppo_config import PpoConfig
-from crane_x7_vla_rl.training.rl_config import RlConfig
-from crane_x7_vla_rl.training.value import ValueHead
+from crane_x7_vla_rl.training.rl import ppo
+from crane_x7_vla_rl.training.rl.config import RlConfig
+from crane_x7_vla_rl.training.rl.ppo import Judged, Taken
+from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig
+from crane_x7_vla_rl.training.rl.value_head import ValueHead
 from rl_bench.case import Case, Round
 from rl_bench.plain_envs import Processes, Seen, View
 

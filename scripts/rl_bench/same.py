@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from crane_x7_vla_rl.actions import ACTION_BINS, FIRST_ACTION_TOKEN
-from crane_x7_vla_rl.training.ppo import Taken, ppo_loss
+from crane_x7_vla_rl.training.rl.ppo import Taken, ppo_loss
 from rl_bench.ours import Ours
 from rl_bench.plain import Policy
 from rl_bench.plain_envs import View

@@ -12,7 +12,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from crane_x7_vla_rl.training.rl import train
+from crane_x7_vla_rl.training.rl.loop import train
 from crane_x7_vla_rl.training.tracking import METRICS
 from rl_bench.case import Case
 

@@ -16,7 +16,7 @@ from torch import nn
 
 from crane_x7_vla_rl.actions import ACTION_BINS
 from crane_x7_vla_rl.policies.openvla import OpenVLA
-from crane_x7_vla_rl.policies.openvla.config import TowerConfig
+from crane_x7_vla_rl.policies.openvla.model.config import TowerConfig
 
 
 def update_flop(model: OpenVLA, text: int, answer: int) -> float:

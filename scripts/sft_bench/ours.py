@@ -22,7 +22,9 @@ from typing import Any
 import torch
 from openvla_bench.limits import synchronise
 
-from crane_x7_vla_rl.training.config import (
+from crane_x7_vla_rl.training.checkpoints.training_state import Progress
+from crane_x7_vla_rl.training.interrupt import Interrupt
+from crane_x7_vla_rl.training.sft.config import (
     DataConfig,
     LoggingConfig,
     OutputConfig,
@@ -30,11 +32,9 @@ from crane_x7_vla_rl.training.config import (
     SftConfig,
     TrainingConfig,
 )
-from crane_x7_vla_rl.training.interrupt import Interrupt
-from crane_x7_vla_rl.training.run import Run, open_run
-from crane_x7_vla_rl.training.sft import _update
+from crane_x7_vla_rl.training.sft.loop import _update
+from crane_x7_vla_rl.training.sft.run import Run, open_run
 from crane_x7_vla_rl.training.tracking import METRICS
-from crane_x7_vla_rl.training.training_state import Progress
 from sft_bench.world import Scale
 
 WAIT_S = 60.0

@@ -26,8 +26,8 @@ from crane_x7_vla_rl.data.source import open_source
 from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.codec import Codec
 from crane_x7_vla_rl.policies.openvla.image import MEAN, STD
-from crane_x7_vla_rl.training.augment import augment
-from crane_x7_vla_rl.training.config import SftConfig
+from crane_x7_vla_rl.training.sft.augment import augment
+from crane_x7_vla_rl.training.sft.config import SftConfig
 from sft_bench.ours import Case
 
 

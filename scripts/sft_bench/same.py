@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crane_x7_vla_rl.training.samples import lesson
+from crane_x7_vla_rl.training.sft.samples import lesson
 from sft_bench.ours import Ours
 from sft_bench.plain import Frames, collate
 

@@ -17,8 +17,8 @@ from safetensors.torch import save_file
 from crane_x7_vla_rl.data.episode import Episode
 from crane_x7_vla_rl.data.lerobot import LeRobotWriter
 from crane_x7_vla_rl.policies.openvla import OpenVLA, OpenVLAConfig, builder
-from crane_x7_vla_rl.policies.openvla.checkpoint_files import SINGLE, read_json
-from crane_x7_vla_rl.policies.openvla.layout import CONFIG
+from crane_x7_vla_rl.policies.openvla.weights.files import SINGLE, read_json
+from crane_x7_vla_rl.policies.openvla.weights.layout import CONFIG
 from crane_x7_vla_rl.robot import HOME_RAD
 
 WIDTH, HEIGHT, FPS = 640, 480, 10.0

@@ -26,13 +26,13 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import nn
 
 from crane_x7_vla_rl.actions import ACTION_BINS, FIRST_ACTION_TOKEN, VOCABULARY
-from crane_x7_vla_rl.policies.openvla.checkpoint_files import SINGLE, has_weights, read_json
 from crane_x7_vla_rl.policies.openvla.codec import PERIOD_S, Inputs
-from crane_x7_vla_rl.policies.openvla.config import IMAGE_SIZE, PATCH_SIZE, OpenVLAConfig
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError, ConfigError
 from crane_x7_vla_rl.policies.openvla.image import WHOLE
-from crane_x7_vla_rl.policies.openvla.layout import CONFIG, STATISTICS, TOKENIZER
-from crane_x7_vla_rl.policies.openvla.model import OpenVLA
+from crane_x7_vla_rl.policies.openvla.model.config import IMAGE_SIZE, PATCH_SIZE, OpenVLAConfig
+from crane_x7_vla_rl.policies.openvla.model.openvla import OpenVLA
+from crane_x7_vla_rl.policies.openvla.weights.files import SINGLE, has_weights, read_json
+from crane_x7_vla_rl.policies.openvla.weights.layout import CONFIG, STATISTICS, TOKENIZER
 from crane_x7_vla_rl.prompt import prompt
 from crane_x7_vla_rl.robot import HOME_RAD, LOWER_RAD, UPPER_RAD
 

@@ -30,12 +30,12 @@ from crane_x7_vla_rl.actions import (
     normalised_to_tokens,
     tokens_to_normalised,
 )
-from crane_x7_vla_rl.policies.openvla.checkpoint_files import read_json
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
 from crane_x7_vla_rl.policies.openvla.image import WHOLE, View
-from crane_x7_vla_rl.policies.openvla.layout import TOKENIZER, Layout
 from crane_x7_vla_rl.policies.openvla.targets import DIMENSIONS
 from crane_x7_vla_rl.policies.openvla.tokenizer import PromptTokenizer
+from crane_x7_vla_rl.policies.openvla.weights.files import read_json
+from crane_x7_vla_rl.policies.openvla.weights.layout import TOKENIZER, Layout
 from crane_x7_vla_rl.robot import DOF
 
 POLICY: Final = "policy.json"

@@ -19,8 +19,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from crane_x7_vla_rl.policies.openvla.config import IMAGE_SIZE
 from crane_x7_vla_rl.policies.openvla.errors import ImageError
+from crane_x7_vla_rl.policies.openvla.model.config import IMAGE_SIZE
 from crane_x7_vla_rl.policies.openvla.resample import resize
 
 Array = npt.NDArray[np.uint8]

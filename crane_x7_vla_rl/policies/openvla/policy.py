@@ -16,15 +16,15 @@ import torch
 from torch import Tensor
 
 from crane_x7_vla_rl.policies.base import ModelOptions, only_numbers
-from crane_x7_vla_rl.policies.openvla import loading, oft_loading
 from crane_x7_vla_rl.policies.openvla.codec import Codec
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
 from crane_x7_vla_rl.policies.openvla.image import cut
-from crane_x7_vla_rl.policies.openvla.loading import Loaded
-from crane_x7_vla_rl.policies.openvla.model import OpenVLA
-from crane_x7_vla_rl.policies.openvla.oft import LIBERO, OpenVLAOft
-from crane_x7_vla_rl.policies.openvla.rollout import Sampling
+from crane_x7_vla_rl.policies.openvla.model.openvla import OpenVLA
+from crane_x7_vla_rl.policies.openvla.run.oft import LIBERO, OpenVLAOft
+from crane_x7_vla_rl.policies.openvla.run.rollout import Sampling
 from crane_x7_vla_rl.policies.openvla.targets import joint_targets
+from crane_x7_vla_rl.policies.openvla.weights import loading, oft_loading
+from crane_x7_vla_rl.policies.openvla.weights.loading import Loaded
 from crane_x7_vla_rl.robot import DOF
 from crane_x7_vla_rl.types import ActionChunk, Array, Observation
 

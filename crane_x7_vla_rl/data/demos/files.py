@@ -1,0 +1,116 @@
+"""Where demonstrations lie: the data set, the failures' own, and what was asked for."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from crane_x7_vla_rl.data.demos.command import (
+    CONFIG,
+    FAILURES,
+    PATIENCE,
+    DemosConfig,
+    DemosReport,
+)
+from crane_x7_vla_rl.data.episode import DataError, Episode
+from crane_x7_vla_rl.data.files import read_json, write_json
+from crane_x7_vla_rl.data.lerobot import LeRobotWriter
+from crane_x7_vla_rl.scenes import EVALUATION_SEED
+
+
+class DemoFiles:
+    """Takes episodes by rising seed; knows after a kill which seeds are left."""
+
+    def __init__(self, config: DemosConfig, *, resume: bool) -> None:
+        """Raises DataError where there is a data set that is not to be, or cannot be, resumed."""
+        self._config = config
+        self._resume = resume
+        _check_seed(config.first_seed)
+        if resume:
+            _check_content(config)
+        self._good = self._writer(config.output)
+        self._bad: LeRobotWriter | None = None
+        if self._failures_folder.exists():
+            self._bad = self._writer(self._failures_folder)
+        write_json(config.output / CONFIG, config.content())
+
+    @property
+    def _failures_folder(self) -> Path:
+        return self._config.output.with_name(self._config.output.name + FAILURES)
+
+    def _writer(self, folder: Path) -> LeRobotWriter:
+        world = self._config.world
+        return LeRobotWriter(folder, world.control_hz, world.image_size, resume=self._resume)
+
+    @property
+    def successes(self) -> int:
+        """Episodes in the data set."""
+        return len(self._good)
+
+    @property
+    def report(self) -> DemosReport:
+        """What there is so far."""
+        return DemosReport(len(self._good), 0 if self._bad is None else len(self._bad))
+
+    def next_seed(self) -> int:
+        """The first seed that has not been tried."""
+        seeds = self._good.seeds | (frozenset() if self._bad is None else self._bad.seeds)
+        return max(seeds, default=self._config.first_seed - 1) + 1
+
+    def add(self, seed: int, episode: Episode) -> None:
+        """Write the episode where it belongs; raises DataError where most fail."""
+        _check_seed(seed)
+        if episode.success:
+            self._good.add(episode)
+            return
+        if self._bad is None:
+            self._bad = self._writer(self._failures_folder)
+        self._bad.add(episode)
+        report = self.report
+        if report.failures > report.successes + PATIENCE:
+            self._bad.close()  # whoever looks for the cause needs them readable
+            raise DataError(
+                f"{self._config.output}: the expert failed in {report.failures} of"
+                f" {report.failures + report.successes} scenes, seed {seed} the last; use less"
+                f" noise. The failures are in {self._failures_folder}"
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        for writer in (self._good, self._bad):
+            if writer is not None:
+                writer.__exit__(kind, error, trace)
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < EVALUATION_SEED:
+        raise DataError(
+            f"seed {seed} is no seed for demonstrations: they are 0 to {EVALUATION_SEED - 1},"
+            " those above belong to evaluation"
+        )
+
+
+def _check_content(config: DemosConfig) -> None:
+    """Raise DataError unless the data set to resume was made with this configuration."""
+    path = config.output / CONFIG
+    if not path.exists():
+        return
+    before, now = read_json(path), config.content()
+    changed = [
+        f"{key} was {before.get(key)!r}, now {now[key]!r}"
+        for key in now
+        if before.get(key) != now[key]
+    ]
+    if changed:
+        raise DataError(
+            f"{path}: the data set was begun otherwise: {'; '.join(changed)}. Resume it with the"
+            " same options, or give another folder"
+        )

@@ -1,0 +1,79 @@
+"""One demonstration: from a seed to an `Episode`, inside a process with a simulation of its own."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import numpy as np
+
+from crane_x7_vla_rl.data.demos.command import DemosConfig
+from crane_x7_vla_rl.data.episode import Episode
+from crane_x7_vla_rl.kinematics import UnreachableError
+from crane_x7_vla_rl.sim.expert import Expert, Manner, Phase
+from crane_x7_vla_rl.sim.layout import Arrangement
+from crane_x7_vla_rl.sim.world import World
+from crane_x7_vla_rl.types import Image
+
+NOISE_STREAM: Final = 2
+"""Of a seed's random numbers; the scene's own and the camera's are others."""
+ON_THE_WAY: Final = (Phase.HOVER, Phase.DESCEND)
+LESSONS: Final = (
+    Arrangement.ALONE, Arrangement.SORTED, Arrangement.ANY, Arrangement.EXCHANGED
+)  # fmt: skip
+"""In turn. One cube alone teaches what cubes look like; sorted ones, that words tell where to go;
+the others, that colours do. From the last two only, a small model learned none of it as soon."""
+REARRANGED: Final = 0.7
+"""How likely a scene is rearranged after a step of the arm on its way, while it may be."""
+
+
+def make_recorder(config: DemosConfig) -> Recorder:
+    """Start the simulation; raises SimError."""
+    return Recorder(config)
+
+
+def _manner(config: DemosConfig) -> Manner:
+    return Manner(arm_rad_s=config.arm_rad_s, turns_wrist=not config.keep_wrist)
+
+
+class Recorder:
+    """Lets the expert solve the scene of one seed after the other."""
+
+    def __init__(self, config: DemosConfig) -> None:
+        self._config = config
+        self._world = World(config.world)
+        self._expert = Expert(self._world, _manner(config))
+
+    def __call__(self, seed: int) -> Episode:
+        """Return the episode, ended by success or for want of time."""
+        world, expert = self._world, self._expert
+        noise = np.random.default_rng([seed, NOISE_STREAM])
+        level_rad = self._config.joint_noise_rad * noise.uniform()
+        world.reset(seed)
+        expert.reset()
+        rearranged = 0
+        images: list[bytes | Image] = []
+        states, actions = [], []
+        while not world.ended:
+            image, state = world.image(), world.position_rad()
+            try:
+                action = expert.act()
+            except UnreachableError:
+                break  # a cube pushed out of reach: a failure like any other
+            images.append(image)
+            states.append(state)
+            actions.append(action)
+            world.step(action + noise.normal(0, level_rad, len(action)))
+            free = expert.phase in ON_THE_WAY and rearranged < self._config.rearrange
+            if free and noise.uniform() < REARRANGED:
+                world.rearrange(noise, LESSONS[rearranged % len(LESSONS)])
+                rearranged += 1
+        return Episode(
+            images=images,
+            state=np.array(states, dtype=np.float32),
+            action=np.array(actions, dtype=np.float32),
+            instruction=world.instruction,
+            fps=world.config.control_hz,
+            success=world.success,
+            source=f"{world.config.task} seed {seed}",
+            seed=seed,
+        )

@@ -1,0 +1,6 @@
+"""LeRobotDataset v3 on disk: written episode by episode, read back as an `EpisodeSource`."""
+
+from crane_x7_vla_rl.data.lerobot.reader import LeRobotSource, open_lerobot
+from crane_x7_vla_rl.data.lerobot.writer import LeRobotWriter
+
+__all__ = ["LeRobotSource", "LeRobotWriter", "open_lerobot"]

@@ -1,0 +1,154 @@
+"""One ROS 2 bag: its topics, and its messages in the order in which they were received.
+
+A bag is a folder with `metadata.yaml`, or a lone `.db3` or `.mcap` file. The package `rosbags`
+reads both; whatever it stumbles over in a damaged bag leaves as one RecordingError that names the
+bag.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import sys
+from collections.abc import Collection, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import apsw
+from rosbags.highlevel import AnyReader, AnyReaderError
+from rosbags.rosbag2 import ReaderError
+from rosbags.serde import SerdeError
+from rosbags.typesys import Stores, TypesysError, get_typestore
+
+from crane_x7_vla_rl.data.reader_options import RecordingError
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+METADATA: Final = "metadata.yaml"
+SQLITE_MAGIC: Final = b"SQLite format 3\0"
+STORAGES: Final = (".db3", ".mcap")
+PART: Final = re.compile(r"(.+)_\d+")
+
+DAMAGE: Final = (
+    AnyReaderError, ReaderError, SerdeError, TypesysError, apsw.Error, struct.error, OSError,
+    EOFError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError,
+    AssertionError, zstd.ZstdError,
+)  # fmt: skip
+"""What `rosbags`, SQLite and the decompressors raise over bytes that are not as they should be."""
+
+
+@dataclass(frozen=True)
+class Received:
+    """One message of a bag."""
+
+    topic: str
+    time_ns: int
+    """When the recorder received it."""
+    message: Any
+    """With the fields of its ROS type."""
+
+
+def find_bags(path: Path) -> list[Path]:
+    """Return the bags in a folder, sorted; raises RecordingError where there are none, or where a
+    bag in several parts has lost the file that orders them."""
+    if path.is_file() or (path / METADATA).exists():
+        return [path]
+    folders = [file.parent for file in path.rglob(METADATA)]
+    lone = [
+        file
+        for storage in STORAGES
+        for file in path.rglob(f"*{storage}")
+        if not (file.parent / METADATA).exists()
+    ]
+    if not folders and not lone:
+        raise RecordingError(
+            str(path), "bags", f"are missing; expected folders with {METADATA}, or {STORAGES} files"
+        )
+    parts: dict[Path, Path] = {}
+    for file in sorted(lone):
+        match = PART.fullmatch(file.stem)
+        first = parts.setdefault(file.with_name(match[1] if match else file.name), file)
+        if first is not file:
+            raise RecordingError(
+                str(file.parent), METADATA, f"is missing, so {first.name} and {file.name} may be"
+                " one bag or two; run `ros2 bag reindex`, or give each its own folder",
+            )  # fmt: skip
+    return sorted([*folders, *lone])
+
+
+def read_topics(path: Path) -> dict[str, str]:
+    """Return topic → ROS type of the bag at `path`; raises RecordingError where it is damaged."""
+    reader = _open(path)
+    try:
+        return {connection.topic: connection.msgtype for connection in reader.connections}
+    finally:
+        reader.close()
+
+
+def read_messages(path: Path, topics: Collection[str]) -> Iterator[Received]:
+    """Yield the messages on `topics`; raises RecordingError where the bag is damaged."""
+    reader = _open(path)
+    try:
+        wanted = [connection for connection in reader.connections if connection.topic in topics]
+        stream = reader.messages(connections=wanted) if wanted else iter(())
+        count = 0
+        while True:
+            try:
+                connection, time_ns, raw = next(stream)
+                message = reader.deserialize(raw, connection.msgtype)
+            except StopIteration:
+                break
+            except DAMAGE as error:
+                raise _damaged(path, f"after {count} messages", error) from error
+            count += 1
+            yield Received(connection.topic, time_ns, message)
+        expected = sum(connection.msgcount for connection in wanted)
+        if count != expected:
+            raise RecordingError(
+                str(path), "bag", f"holds {count} messages on {', '.join(sorted(topics))}, but"
+                f" counts {expected}: part of it is lost",
+            )  # fmt: skip
+    finally:
+        reader.close()
+
+
+def _open(path: Path) -> AnyReader:
+    for file in [path] if path.is_file() else path.glob("*.db3"):
+        if file.suffix == ".db3":
+            _check_size(file)
+    try:
+        reader = AnyReader([path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
+        reader.open()
+    except DAMAGE as error:
+        raise _damaged(path, "when it is opened", error) from error
+    return reader
+
+
+def _check_size(file: Path) -> None:
+    """Refuse an SQLite file that is shorter than its header says; SQLite may not notice.
+
+    Source: sqlite.org/fileformat.html, "The Database Header".
+    """
+    with file.open("rb") as stream:
+        header = stream.read(100)
+    if len(header) < 100 or not header.startswith(SQLITE_MAGIC):
+        raise _damaged(file, "when it is opened", ReaderError("it is no SQLite file"))
+    page_size = int.from_bytes(header[16:18], "big")
+    page_size = 65536 if page_size == 1 else page_size
+    counted = header[24:28] == header[92:96]
+    expected = page_size * int.from_bytes(header[28:32], "big") if counted else 0
+    if file.stat().st_size < expected:
+        short = f"it has {file.stat().st_size} of {expected} bytes"
+        raise _damaged(file, "when it is opened", ReaderError(short))
+
+
+def _damaged(path: Path, when: str, error: Exception) -> RecordingError:
+    return RecordingError(
+        str(path), "bag", f"cannot be read {when} ({type(error).__name__}: {error}); a recording"
+        " that was cut off can often be repaired: `mcap recover` or `sqlite3 .recover`, then"
+        " `ros2 bag reindex`",
+    )  # fmt: skip

@@ -1,0 +1,1 @@
+"""TFRecord logs and RLDS data sets, without TensorFlow."""

@@ -1,0 +1,208 @@
+"""Folders of TFRecord logs as an `EpisodeSource`: the teleop logger's, and RLDS data sets of tfds.
+
+A folder or file enters; each file is indexed when the folder is opened, an episode read when it is
+asked for, and then a picture at a time, so the data may be larger than memory. Logs of one step per
+record are indexed without reading their pictures; of records that hold an episode each, every one
+is read once to count steps. Gzipped files cannot be entered in the middle: an episode is read from
+the file's beginning each time and its pictures kept in memory; for training, unpack them.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final, cast
+
+import numpy as np
+import numpy.typing as npt
+
+from crane_x7_vla_rl.data.episode import DataError, Episode
+from crane_x7_vla_rl.data.reader_options import IncompleteError, RecordingError, read_options
+from crane_x7_vla_rl.data.tfrecord.example import Example
+from crane_x7_vla_rl.data.tfrecord.images import FilePictures, Swapped, places_of
+from crane_x7_vla_rl.data.tfrecord.records import RecordFile, index_records
+from crane_x7_vla_rl.data.tfrecord.rlds import (
+    LOGGER_FPS,
+    Columns,
+    TfrecordOptions,
+    build_episode,
+    recorded_fps,
+    steps_of,
+)
+
+NAME: Final = re.compile(r"(?P<stem>.+)\.tfrecords?(?P<shard>-\d+-of-\d+)?(\.gz)?")
+SHARD: Final = re.compile(r"-(\d+)-of-(\d+)")
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Where one episode lies."""
+
+    file: RecordFile
+    record: int | None
+    """The record that holds it; None: every record of the file is one of its steps."""
+    steps: int
+
+    @property
+    def where(self) -> str:
+        return str(self.file.path) if self.record is None else self.file.where(self.record)
+
+    def columns(self) -> Columns:
+        if self.record is not None:
+            where = self.file.where(self.record)
+            return Columns([Example(self.file.read(self.record), where)], where)
+        examples = [
+            Example(content, self.file.where(index))
+            for index, content in enumerate(self.file.read_all())
+        ]
+        return Columns(examples, str(self.file.path))
+
+
+class TfrecordSource:
+    """Episodes in TFRecord files; reading opens and closes its file, so threads may share this."""
+
+    def __init__(
+        self, name: str, slots: Iterable[_Slot], options: TfrecordOptions, instruction: str
+    ) -> None:
+        self._name, self._slots = name, tuple(slots)
+        self._options, self._instruction = options, instruction
+        self._fps = options.fps or self._first_fps() or LOGGER_FPS
+        self._kept: dict[int, Episode] = {}
+        """Episodes read before, whose pictures stay in their files: 80 bytes per frame."""
+
+    def __len__(self) -> int:
+        return len(self._slots)
+
+    def __getitem__(self, index: int) -> Episode:
+        """Return episode `index`; raises EpisodeError naming file, record and feature."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"{self._name}: episode {index} of {len(self)}")
+        kept = self._kept.get(index)
+        if kept is not None:
+            return kept
+        slot = self._slots[index]
+        columns = slot.columns()
+        episode = build_episode(columns, self._options, self._fps, self._instruction)
+        images = cast(Sequence[bytes], episode.images)
+        if not slot.file.gzipped:
+            places = places_of(images, slot.file, slot.record, columns.contents)
+            images = FilePictures(slot.file.path, places)
+        episode = replace(
+            episode, images=Swapped(images) if self._options.swap_red_blue else images
+        )
+        if not slot.file.gzipped:
+            self._kept[index] = episode
+        return episode
+
+    @property
+    def fps(self) -> float:
+        return self._fps
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        return np.array([slot.steps for slot in self._slots], dtype=np.int64)
+
+    @property
+    def name(self) -> str:
+        return self._name
+
+    def where(self, index: int) -> str:
+        """Return file and record of episode `index`, for messages."""
+        return self._slots[index].where
+
+    def _first_fps(self) -> float | None:
+        """Return the rate that the first episode tells, None where it is broken."""
+        try:
+            return recorded_fps(self._slots[0].columns()) if self._slots else None
+        except RecordingError:
+            return None  # The episode itself will say so when it is read.
+
+
+def open_tfrecord(path: Path, *, instruction: str) -> TfrecordSource:
+    """Return the episodes of a folder (searched through) or of one TFRecord file.
+
+    `instruction` is for records that have none. `reader.yaml` beside them may set TfrecordOptions.
+    Raises IncompleteError that names every file and record that cannot be indexed, and DataError
+    where there is none at all or `reader.yaml` is wrong.
+    """
+    options = read_options(path, TfrecordOptions)
+    files = _files(path, options.split)
+    problems: list[DataError] = list(_missing_shards(files))
+    slots: list[_Slot] = []
+    for file in files:
+        found, wrong = _slots(file, options)
+        slots += found
+        problems += wrong
+    source = TfrecordSource(str(path), slots, options, instruction)
+    if problems:
+        raise IncompleteError(str(path), problems, source if slots else None)
+    return source
+
+
+def _files(path: Path, split: str) -> list[Path]:
+    candidates = [path] if path.is_file() else path.rglob("*.tfrecord*")
+    files = sorted(file for file in candidates if file.is_file() and NAME.fullmatch(file.name))
+    if not files:
+        raise RecordingError(
+            str(path), "files", "are missing; expected NAME.tfrecord or NAME.tfrecord-*"
+        )
+    splits = {file: _split(file) for file in files}
+    chosen = [file for file in files if splits[file] in (None, split)]
+    if not chosen:
+        known = ", ".join(sorted({str(name) for name in splits.values()}))
+        raise RecordingError(
+            str(path), "split", f"{split} is in no file's name, but {known}; choose in reader.yaml"
+        )
+    return chosen
+
+
+def _split(file: Path) -> str | None:
+    """Return the split in a tfds shard's name, such as crane_x7-train.tfrecord-00000-of-00008."""
+    match = NAME.fullmatch(file.name)
+    if match is None or match["shard"] is None or "-" not in match["stem"]:
+        return None
+    return match["stem"].rpartition("-")[2]
+
+
+def _missing_shards(files: Iterable[Path]) -> Iterable[DataError]:
+    shards: dict[tuple[str, int], set[int]] = {}
+    for file in files:
+        if match := SHARD.search(file.name):
+            stem = str(file.with_name(file.name[: match.start()]))
+            shards.setdefault((stem, int(match[2])), set()).add(int(match[1]))
+    for (stem, count), found in shards.items():
+        missing = sorted(set(range(count)) - found)
+        if missing:
+            names = ", ".join(f"{number:05d}" for number in missing[:10])
+            yield RecordingError(
+                stem, "shards", f"{names} of {count} are missing; copy or download them again"
+            )
+
+
+def _slots(file: Path, options: TfrecordOptions) -> tuple[list[_Slot], list[DataError]]:
+    """Return the episodes of one file, and what is wrong with it."""
+    slots: list[_Slot] = []
+    problems: list[DataError] = []
+    try:
+        index = index_records(file)
+    except RecordingError as error:
+        return [], [error]
+    for record, content in enumerate(index.read_each()):
+        try:
+            if isinstance(content, RecordingError):
+                raise content
+            steps = steps_of(Example(content, index.where(record)), options)
+        except RecordingError as error:
+            problems.append(error)
+            continue
+        if steps is not None:
+            slots.append(_Slot(index, record, steps))
+        elif not slots:
+            # A log of steps: its other records are looked at when the episode is read.
+            return [_Slot(index, None, len(index))], []
+        else:
+            what = "is a step, those before it are episodes; expected one kind per file"
+            problems.append(RecordingError(index.where(record), "layout", what))
+    return slots, problems

@@ -1,0 +1,1 @@
+"""A hand-written policy: finds coloured cubes in the image and drives to them."""

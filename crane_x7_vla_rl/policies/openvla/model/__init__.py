@@ -1,0 +1,1 @@
+"""The network: towers, projector, language model, OFT heads."""

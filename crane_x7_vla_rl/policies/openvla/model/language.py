@@ -1,0 +1,228 @@
+"""Llama, as OpenVLA uses it: embeddings in, final hidden states out; its static key-value cache.
+
+Written here because inference needs what transformers' Llama does not give: joined projections, a
+cache written in place at slots known when a CUDA graph is captured, a last layer that computes only
+the positions that are read, and a head cut to the action rows. The pass here goes through the
+modules, with gradients; the one without them is in `inference`. Names of parameters are those of
+the checkpoint. Rotary frequencies are kept in float32 whatever the model's dtype: in bfloat16 they
+move the logits by up to 1.4.
+
+Legend: B batch, T positions of this pass, S positions seen so far, H hidden size, h heads,
+g key-value heads, d channels of a head.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
+
+from crane_x7_vla_rl.policies.openvla.model.config import LlamaConfig
+from crane_x7_vla_rl.policies.openvla.model.matrices import LayerMatrices, matrix
+
+
+class Cache:
+    """Keys and values of every layer, in memory that stays where it is."""
+
+    def __init__(self, config: LlamaConfig, batch: int, length: int, like: Tensor) -> None:
+        size = (2, batch, length, config.num_key_value_heads, config.head_dim)
+        self.length = length
+        self._all = like.new_zeros(config.num_hidden_layers, *size)
+        self.layers = self._all.unbind(0)
+        """Of each layer, keys and values: (2, B, length, g, d)."""
+
+    def write(self, layer: int, start: int, key: Tensor, value: Tensor) -> None:
+        """Put (B, T, g, d) into the slots from `start`."""
+        end = start + key.shape[1]
+        self.layers[layer][0][:, start:end] = key
+        self.layers[layer][1][:, start:end] = value
+
+    def seen(self, layer: int, end: int, window: int | None) -> tuple[Tensor, Tensor]:
+        """Return keys and values of the first `window` slots, else of those up to `end`."""
+        keys, values = self.layers[layer]
+        return keys[:, : window or end], values[:, : window or end]
+
+    def blank(self, start: int, end: int) -> None:
+        """Zero slots that a mask hides: what is not a number there would spread through it."""
+        self._all[:, :, :, start:end] = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Pass:
+    """What the layers need to know about one pass over T positions."""
+
+    cos: Tensor
+    """(B or 1, T, 1, d)."""
+    sin: Tensor
+    """(B or 1, T, 1, d), the first half negated."""
+    mask: Tensor | None
+    """(B or 1, 1, T, S) additive; None where each position sees all before it, or T is 1."""
+    causal: bool = True
+    """False: each position sees all others, before and after it, but for what the mask hides."""
+    keep: int | None = None
+    """How many of the last positions are read; None for all."""
+    keep_mask: Tensor | None = None
+    """(B or 1, 1, keep, S) additive."""
+    cache: Cache | None = None
+    start: int = 0
+    """Slot of the first position in the cache."""
+    window: int | None = None
+    """How many slots of the cache the mask is for; None for those up to the last position."""
+
+
+def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Turn (B, T, heads, d) by its position; `sin` carries the sign of the half that it meets."""
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+class RmsNorm(nn.Module):
+    """Root-mean-square norm, computed in float32 inside."""
+
+    def __init__(self, dim: int, eps: float) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(dim))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(…, H) → (…, H)."""
+        return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class SelfAttention(nn.Module):
+    """Causal attention with rotary positions."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.heads, self.key_heads = config.num_attention_heads, config.num_key_value_heads
+        self.head_dim = config.head_dim
+        inner, keys = self.heads * self.head_dim, self.key_heads * self.head_dim
+        self.q_proj = nn.Linear(config.hidden_size, inner, bias=False)
+        self.k_proj = nn.Linear(config.hidden_size, keys, bias=False)
+        self.v_proj = nn.Linear(config.hidden_size, keys, bias=False)
+        self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
+
+    def turned(self, x: Tensor, this: Pass) -> tuple[Tensor, Tensor, Tensor]:
+        """Return query (B, T, h, d), key and value (B, T, g, d), the first two turned."""
+        query, key, value = (
+            module(x).view(*x.shape[:2], -1, self.head_dim)
+            for module in (self.q_proj, self.k_proj, self.v_proj)
+        )
+        return rotate(query, this.cos, this.sin), rotate(key, this.cos, this.sin), value
+
+    def mix(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool
+    ) -> Tensor:
+        """Return (B, T, h·d): what each query (B, T, h, d) reads from (B, S, g, d)."""
+        mixed = functional.scaled_dot_product_attention(
+            query.transpose(1, 2),
+            key.transpose(1, 2),
+            value.transpose(1, 2),
+            attn_mask=mask,
+            is_causal=causal and mask is None and query.shape[1] > 1,
+            enable_gqa=self.heads != self.key_heads,
+        )
+        return mixed.transpose(1, 2).flatten(2)
+
+
+class Mlp(nn.Module):
+    """Gated linear unit with SiLU."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.gate_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.up_proj = nn.Linear(config.hidden_size, config.intermediate_size, bias=False)
+        self.down_proj = nn.Linear(config.intermediate_size, config.hidden_size, bias=False)
+
+
+class DecoderLayer(nn.Module):
+    """Attention and MLP, each behind a norm and around a residual."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.self_attn = SelfAttention(config)
+        self.mlp = Mlp(config)
+        self.input_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)
+        self.post_attention_layernorm = RmsNorm(config.hidden_size, config.rms_norm_eps)
+
+    def joined(self, move: bool) -> LayerMatrices:
+        """Return this layer's products for inference; may `move` weights, see `join_weights`."""
+        attention, mlp = self.self_attn, self.mlp
+        return LayerMatrices(
+            qkv=matrix(attention.q_proj, attention.k_proj, attention.v_proj, move=move),
+            out=matrix(attention.o_proj),
+            gate_up=matrix(mlp.gate_proj, mlp.up_proj, move=move),
+            down=matrix(mlp.down_proj),
+        )
+
+    def forward(self, x: Tensor, this: Pass, last: bool) -> Tensor:
+        """(B, T, H) → (B, T, H), or the last `keep` positions in the last layer."""
+        query, key, value = self.self_attn.turned(self.input_layernorm(x), this)
+        mask = this.mask
+        if last and this.keep is not None:
+            x, query, mask = x[:, -this.keep :], query[:, -this.keep :], this.keep_mask
+        x = x + self.self_attn.o_proj(self.self_attn.mix(query, key, value, mask, this.causal))
+        hidden = self.post_attention_layernorm(x)
+        gated = functional.silu(self.mlp.gate_proj(hidden)) * self.mlp.up_proj(hidden)
+        summed: Tensor = x + self.mlp.down_proj(gated)
+        return summed
+
+
+class LlamaModel(nn.Module):
+    """Embeddings, layers and final norm."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embed_tokens = nn.Embedding(config.vocab_size, config.hidden_size)
+        self.layers = nn.ModuleList(DecoderLayer(config) for _ in range(config.num_hidden_layers))
+        self.norm = RmsNorm(config.hidden_size, config.rms_norm_eps)
+        self.checkpointing = False
+
+    def joined(self, move: bool = True) -> list[LayerMatrices]:
+        """Return the products of every layer for inference; may `move` weights."""
+        return [layer.joined(move) for layer in self.layers if isinstance(layer, DecoderLayer)]
+
+    def forward(self, x: Tensor, this: Pass) -> Tensor:
+        """Embeddings (B, T, H) → without a cache, final hidden states (B, T or keep, H)."""
+        count = len(self.layers)
+        for index, layer in enumerate(self.layers):
+            run = partial(layer, this=this, last=index == count - 1)
+            if self.checkpointing and torch.is_grad_enabled():
+                x = checkpoint(run, x, use_reentrant=False)
+            else:
+                x = run(x)
+        normed: Tensor = self.norm(x)
+        return normed
+
+
+@runtime_checkable
+class Rows(Protocol):
+    """A head that computes some of its outputs alone."""
+
+    def rows(self, x: Tensor, start: int, end: int) -> Tensor:
+        """(…, H) → (…, end − start) float32."""
+        ...
+
+
+class Llama(nn.Module):
+    """The language model with its head."""
+
+    def __init__(self, config: LlamaConfig) -> None:
+        super().__init__()
+        self.model = LlamaModel(config)
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+
+
+def rotary_table(config: LlamaConfig, length: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Return cos and signed sin, each (length, d) in the dtype of `like`, computed in float32."""
+    exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=like.device)
+    frequencies = 1.0 / (config.rope_theta ** (exponents / config.head_dim))
+    positions = torch.arange(length, dtype=torch.float32, device=like.device)
+    angles = torch.outer(positions, frequencies)
+    cos, sin = angles.cos(), angles.sin()
+    return torch.cat([cos, cos], -1).to(like.dtype), torch.cat([-sin, sin], -1).to(like.dtype)

@@ -1,0 +1,18 @@
+"""What a tensor's device can run: Triton kernels on CUDA where they compile, nothing elsewhere."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+
+def kernels_for(x: Tensor) -> Any:
+    """Return the module `kernels` where it can be used on the device of `x`, else None."""
+    if not x.is_cuda:
+        return None
+    try:
+        from crane_x7_vla_rl.policies.openvla.run import kernels
+    except ImportError:  # torch for CUDA comes with Triton on Linux, not everywhere
+        return None
+    return kernels if kernels.usable(x.device) else None

@@ -1,0 +1,103 @@
+"""Probabilities of given actions, with gradients: what PPO and its value head read.
+
+Images, prompts and action tokens come in; log-probabilities, entropies and a hidden state leave.
+The whole sequence goes through the modules in one causal pass, so that adapters apply and gradients
+flow; the figures equal those that `rollout` reported when it chose the tokens.
+
+Legend: B batch, D action dimensions, H hidden size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from crane_x7_vla_rl.actions import FIRST_ACTION_TOKEN
+from crane_x7_vla_rl.policies.openvla.model.language import Pass, rotary_table
+from crane_x7_vla_rl.policies.openvla.run.sequence import (
+    Prompts,
+    Span,
+    check_actions,
+    mask,
+    pack,
+    positions,
+)
+from crane_x7_vla_rl.prompt import BOS_TOKEN
+
+if TYPE_CHECKING:
+    from crane_x7_vla_rl.policies.openvla.model.openvla import OpenVLA
+
+
+class Evaluation(NamedTuple):
+    """What the model thinks of given actions."""
+
+    log_probs: Tensor
+    """(B, D) float32, of each token among the 256 action rows."""
+    entropy: Tensor
+    """(B, D) float32, nats, of the distribution that each token was drawn from."""
+    hidden: Tensor
+    """(B, H), final hidden state at the prompt's end: depends on image and instruction alone."""
+    distribution: Tensor
+    """(B, D, 256) float32, log-probabilities of tokens 31744…31999."""
+
+
+def evaluate(
+    model: OpenVLA,
+    images: Tensor,
+    instructions: Sequence[Tensor],
+    action_tokens: Tensor,
+    temperature: float = 1.0,
+) -> Evaluation:
+    """Return the figures for `action_tokens` (B, D), ids 31744…31999, at `temperature`.
+
+    `images` are pixels (B, 6·I, S, S) or patches (B, I·N, H) from `encode`, worth keeping
+    where vision is frozen; `instructions` are B 1-D tensors of prompt ids. Raises PromptError,
+    ActionTokenError, ImageError, and ValueError for a temperature that is not above 0.
+    """
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature is {temperature}, expected a positive number")
+    prefix = 1 + model.count_patches(images, len(instructions))
+    tokens = check_actions(action_tokens, len(instructions))
+    steps = tokens.shape[1]
+    prompts = pack(instructions, model.config, prefix, steps)
+    hidden = _hidden(model, images, prompts, tokens, prefix)
+    logits = model.action_logits(hidden) / temperature
+    distribution = functional.log_softmax(logits, dim=-1)
+    chosen = (tokens.to(logits.device) - FIRST_ACTION_TOKEN).unsqueeze(-1)
+    return Evaluation(
+        log_probs=distribution.gather(-1, chosen).squeeze(-1),
+        entropy=-(distribution.exp() * distribution).sum(-1),
+        hidden=hidden[:, 0],
+        distribution=distribution,
+    )
+
+
+def _hidden(
+    model: OpenVLA, images: Tensor, prompts: Prompts, tokens: Tensor, prefix: int
+) -> Tensor:
+    """Return (B, D, H): final hidden states from which each action token is read."""
+    language = model.language_model.model
+    like = model.projector.fc3.bias
+    steps = tokens.shape[1]
+    patches = images.to(like) if images.ndim == 3 else model.encode(images.to(like))
+    ids = torch.cat([prompts.ids.to(like.device), tokens[:, :-1].to(like.device)], dim=1)
+    bos = language.embed_tokens(ids.new_full((len(ids), 1), BOS_TOKEN))
+    x = torch.cat([bos, patches, language.embed_tokens(ids)], dim=1)
+    span = Span(prefix, 0, x.shape[1])
+    pads = prompts.pads.to(like.device) if prompts.padded else None
+    cos, sin = rotary_table(model.config.text, span.end, like)
+    at = positions(span, pads, like.device)
+    seen = mask(span, pads, like)
+    this = Pass(
+        cos=cos[at].unsqueeze(2),
+        sin=sin[at].unsqueeze(2),
+        mask=seen if prompts.padded else None,
+        keep=steps,
+        keep_mask=seen[:, :, -steps:],
+    )
+    hidden: Tensor = language(x, this)
+    return hidden

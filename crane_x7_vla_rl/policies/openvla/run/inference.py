@@ -1,0 +1,88 @@
+"""The language model without gradients: joined products, a cache in place, few kernels.
+
+The same function as `LlamaModel.forward`, which training and `evaluate` use; embeddings come in,
+final hidden states leave, keys and values go into the cache. On CUDA what lies between the products
+runs in the kernels of `kernels`, elsewhere in torch's operations.
+
+Legend: as in `language`.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from crane_x7_vla_rl.policies.openvla.model.language import (
+    DecoderLayer,
+    LlamaModel,
+    Pass,
+    RmsNorm,
+    SelfAttention,
+    rotate,
+)
+from crane_x7_vla_rl.policies.openvla.model.matrices import LayerMatrices, Matrix
+from crane_x7_vla_rl.policies.openvla.run.device import kernels_for
+
+
+def infer(model: LlamaModel, x: Tensor, this: Pass, matrices: list[LayerMatrices]) -> Tensor:
+    """Embeddings (B, T, H) → final hidden states (B, T or keep, H)."""
+    kernels = kernels_for(x)
+    layers = cast(list[DecoderLayer], list(model.layers))
+    normed: Tensor = layers[0].input_layernorm(x)
+    for index, (layer, products) in enumerate(zip(layers, matrices, strict=True)):
+        last = index + 1 == len(layers)
+        following = model.norm if last else layers[index + 1].input_layernorm
+        query, key, value = _attend_to(layer.self_attn, products.qkv(normed), this, index, kernels)
+        mask = this.mask
+        if last and this.keep is not None:
+            x, query, mask = x[:, -this.keep :], query[:, -this.keep :], this.keep_mask
+        mixed = layer.self_attn.mix(query, key, value, mask, this.causal)
+        x, normed = _add_norm(products.out, x, mixed, layer.post_attention_layernorm, kernels)
+        inner = _gated(products.gate_up(normed), kernels)
+        x, normed = _add_norm(products.down, x, inner, following, kernels)
+    return normed
+
+
+def _attend_to(
+    attention: SelfAttention, joined: Tensor, this: Pass, index: int, kernels: Any
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return query (B, T, h, d), keys and values (B, S, g, d), the first two turned."""
+    batch, length, _ = joined.shape
+    qkv = joined.view(batch, length, -1, attention.head_dim)
+    if kernels is not None and this.cache is not None:
+        layer = this.cache.layers[index]
+        query = kernels.turn_into(qkv, this.cos, this.sin, layer, this.start)
+        return query, *this.cache.seen(index, this.start + length, this.window)
+    both = attention.heads + attention.key_heads
+    turned = rotate(qkv[:, :, :both], this.cos, this.sin)
+    query, key, value = (
+        turned[:, :, : attention.heads],
+        turned[:, :, attention.heads :],
+        qkv[:, :, both:],
+    )
+    if this.cache is None:
+        return query, key, value
+    this.cache.write(index, this.start, key, value)
+    return query, *this.cache.seen(index, this.start + length, this.window)
+
+
+def _add_norm(
+    product: Matrix, x: Tensor, inner: Tensor, norm: RmsNorm, kernels: Any
+) -> tuple[Tensor, Tensor]:
+    """Return x + product(inner), and its norm."""
+    if kernels is not None:
+        total, normed = kernels.add_norm(x, product(inner), norm.weight, norm.eps)
+        return total, normed
+    x = product.onto(x, inner)
+    return x, norm(x)
+
+
+def _gated(gate_up: Tensor, kernels: Any) -> Tensor:
+    """Return silu(gate) · up."""
+    if kernels is not None:
+        return torch.as_tensor(kernels.gated(gate_up))
+    gate, up = gate_up.chunk(2, dim=-1)
+    return functional.silu(gate) * up

@@ -1,0 +1,110 @@
+"""Decode with 8-bit weights: half the bytes that a small batch has to read at each token.
+
+Weights only, one scale per output row, int8 or fp8 (e4m3); activations keep their dtype. Prefill
+and batches over `ROWS` keep the model's own weights, since arithmetic binds them, not memory. What
+this changes in the actions is for `compare` to say: probabilities no longer equal `evaluate`'s, so
+rollouts that PPO learns from should not use it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Literal
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from crane_x7_vla_rl.actions import tokens_to_normalised
+from crane_x7_vla_rl.policies.openvla.model.matrices import Dense, LayerMatrices, Matrix
+from crane_x7_vla_rl.policies.openvla.run.device import kernels_for
+
+if TYPE_CHECKING:
+    from crane_x7_vla_rl.policies.openvla.model.openvla import OpenVLA
+
+Kind = Literal["int8", "fp8"]
+ROWS: Final = 16
+"""Batch × tokens up to which the 8-bit product is used: one tile of the tensor cores."""
+_TYPES: Final = {"int8": (torch.int8, 127.0), "fp8": (torch.float8_e4m3fn, 448.0)}
+
+
+class LowBit:
+    """A weight in 8 bits, beside the dense one for large batches."""
+
+    def __init__(self, dense: Dense, kind: Kind) -> None:
+        dtype, largest = _TYPES[kind]
+        weight = dense.weight.detach().float()
+        scale = weight.abs().amax(dim=1).clamp_min(torch.finfo(torch.float32).tiny) / largest
+        scaled = weight / scale[:, None]
+        self.dense = dense
+        self.weight = (scaled.round() if kind == "int8" else scaled).to(dtype)
+        self.scale = scale
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, T, in) → (B, T, out)."""
+        rows = x.shape[0] * x.shape[1]
+        if rows > ROWS:
+            return self.dense(x)
+        if kernels_for(x) is not None:
+            from crane_x7_vla_rl.policies.openvla.run.low_bit_kernel import product
+
+            return product(x.flatten(0, 1), self.weight, self.scale).view(*x.shape[:2], -1)
+        return functional.linear(x, self.weight.to(x.dtype)) * self.scale.to(x.dtype)
+
+    def onto(self, residual: Tensor, x: Tensor) -> Tensor:
+        """(B, T, out), (B, T, in) → residual + product."""
+        return residual + self(x)
+
+
+def reduced(layers: Sequence[LayerMatrices], kind: Kind) -> list[LayerMatrices]:
+    """Return the layers with 8-bit weights; products that PEFT has wrapped stay as they are."""
+
+    def one(matrix: Matrix) -> Matrix:
+        return LowBit(matrix, kind) if isinstance(matrix, Dense) else matrix
+
+    return [
+        LayerMatrices(one(layer.qkv), one(layer.out), one(layer.gate_up), one(layer.down))
+        for layer in layers
+    ]
+
+
+@dataclass(frozen=True)
+class ActionError:
+    """How far 8-bit decode moves greedy actions from those of the model's own weights."""
+
+    kind: str
+    same_tokens: float
+    """Share of tokens that stay the same."""
+    mean: float
+    """Mean absolute difference of normalised actions, which span −1 to 1."""
+    largest: float
+    log_prob: float
+    """Largest difference of log-probability among the tokens before the first that differs."""
+
+
+def compare(
+    model: OpenVLA, kind: Kind, images: Tensor, input_ids: Sequence[Tensor], action_dim: int
+) -> ActionError:
+    """Return the error of `kind` on these samples; the model's setting is as before afterwards.
+
+    Raises NotFiniteError.
+    """
+    before = model.decode_weights
+    try:
+        model.set_decode_weights(None)
+        exact = model.roll_out(images, input_ids, action_dim)
+        model.set_decode_weights(kind)
+        coarse = model.roll_out(images, input_ids, action_dim)
+    finally:
+        model.set_decode_weights(before)
+    ours, theirs = (tokens_to_normalised(model.on_host(r.tokens)) for r in (coarse, exact))
+    alike = (coarse.tokens == exact.tokens).cumprod(dim=1).bool()
+    drift = (coarse.log_probs - exact.log_probs).abs()[alike]
+    return ActionError(
+        kind=kind,
+        same_tokens=float((coarse.tokens == exact.tokens).float().mean()),
+        mean=float(abs(ours - theirs).mean()),
+        largest=float(abs(ours - theirs).max()),
+        log_prob=float(drift.max()) if len(drift) else 0.0,
+    )

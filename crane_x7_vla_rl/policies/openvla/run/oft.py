@@ -1,0 +1,203 @@
+"""OpenVLA-OFT: a whole chunk of continuous actions in one pass (https://arxiv.org/abs/2502.19645).
+
+Pixels of one or several images, prompts and the robot's state come in; actions in the robot's units
+leave. The sequence is `[BOS] [image tokens] [state] [pads] [text] [29871] [placeholders] [</s>]`
+with T·D placeholders of zeros, and every token sees every other. A head reads each action from the
+position before its placeholder, as next-token prediction would.
+
+Departures from the released evaluation code: batches, and a dimension whose statistics have no
+span counts as 0, as in training, where that code says −1.
+
+Legend: B batch, I images, T steps of a chunk, D action dimensions, P dimensions of the state, H
+hidden size, L text slots.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor, nn
+
+from crane_x7_vla_rl.actions import QUANTILES, Statistics, find_statistics
+from crane_x7_vla_rl.policies.openvla import finite
+from crane_x7_vla_rl.policies.openvla.model.language import Pass
+from crane_x7_vla_rl.policies.openvla.model.oft_heads import ActionHead, ProprioProjector
+from crane_x7_vla_rl.policies.openvla.model.openvla import OpenVLA
+from crane_x7_vla_rl.policies.openvla.run.inference import infer
+from crane_x7_vla_rl.policies.openvla.run.replay import Replay
+from crane_x7_vla_rl.policies.openvla.run.rollout import Runner
+from crane_x7_vla_rl.policies.openvla.run.sequence import Prompts, Span, mask, pack, positions
+from crane_x7_vla_rl.prompt import BOS_TOKEN, STOP_TOKEN
+
+
+@dataclass(frozen=True)
+class ChunkSettings:
+    """What a checkpoint's training fixed but its files do not say."""
+
+    steps: int = 8
+    """T."""
+    bounds: tuple[str, str] = QUANTILES
+    """Entries of the statistics that −1 and 1 stand for."""
+
+
+LIBERO: Final = ChunkSettings()
+ALOHA: Final = ChunkSettings(25, ("min", "max"))
+BRIDGE: Final = ChunkSettings(5)
+
+
+Key = tuple[Runner, int, int, int, int, bool]
+"""What buffers are made for: runner, dimensions of images, B, slots before the text, L, pads."""
+
+
+class ChunkBuffers:
+    """Fixed tensors of one shape, with the step that works on them."""
+
+    def __init__(self, policy: OpenVLAOft, key: Key) -> None:
+        runner, _, batch, prefix, length, self.padded = self.key = key
+        like, steps = runner.like, policy.settings.steps
+        self.runner = runner
+        self.span = Span(prefix, 0, prefix + length + policy.placeholders + 1)
+        self.images: Tensor | None = None
+        self.state = like.new_zeros(batch, policy.proprio_dim)
+        self.ids = torch.zeros(batch, length, dtype=torch.int64, device=like.device)
+        self.pads = torch.zeros(batch, dtype=torch.int64, device=like.device)
+        self.actions = like.new_zeros(batch, steps, policy.head.action_dim)
+        pool = torch.cuda.graph_pool_handle() if like.is_cuda else None
+        self.replay = Replay(lambda: policy.fill(self), like.device, pool)
+
+    def take(self, images: Tensor, prompts: Prompts, state: Tensor) -> None:
+        """Copy what a step reads."""
+        if self.images is None:
+            self.images = torch.empty_like(images, memory_format=torch.contiguous_format)
+        self.images.copy_(images)
+        self.ids.copy_(prompts.ids)
+        self.pads.copy_(prompts.pads)
+        self.state.copy_(state)
+
+
+class OpenVLAOft(nn.Module):
+    """An OpenVLA whose actions come from a regression head."""
+
+    def __init__(
+        self,
+        base: OpenVLA,
+        head: ActionHead,
+        proprio: ProprioProjector | None,
+        settings: ChunkSettings = LIBERO,
+    ) -> None:
+        super().__init__()
+        self.base, self.head, self.proprio, self.settings = base, head, proprio, settings
+        self._held: ChunkBuffers | None = None
+
+    @property
+    def placeholders(self) -> int:
+        """T·D."""
+        return self.settings.steps * self.head.action_dim
+
+    @property
+    def proprio_dim(self) -> int:
+        """P, 0 where the checkpoint reads no state."""
+        return 0 if self.proprio is None else self.proprio.fc1.in_features
+
+    @torch.no_grad()
+    def predict(
+        self,
+        images: Tensor,
+        input_ids: Sequence[Tensor],
+        unnorm_key: str,
+        state: npt.ArrayLike | None = None,
+    ) -> npt.NDArray[np.float64]:
+        """Return (B, T, D) in the units of the statistics `unnorm_key`.
+
+        `images` are pixels (B, 6·I, 224, 224), the images in the order of training; `state` (B, P)
+        is the robot's, in the units of the statistics, where the checkpoint has a projector.
+        Raises StatisticsError, ImageError, PromptError, NotFiniteError, and ValueError for a state
+        that is missing, unexpected, of another shape or no number.
+        """
+        statistics = self._statistics(unnorm_key, "action")
+        normalised_state = self._normalised(state, len(input_ids), unnorm_key)
+        actions = self.predict_normalised(images, input_ids, normalised_state)
+        return statistics.unnormalise(self.on_host(actions).double().numpy())
+
+    @torch.no_grad()
+    def predict_normalised(
+        self, images: Tensor, input_ids: Sequence[Tensor], state: Tensor
+    ) -> Tensor:
+        """Return (B, T, D) as the head gives them, for a normalised state (B, P).
+
+        On a CPU, raises NotFiniteError; on a GPU, which is not waited for, `on_host` does.
+        """
+        runner = self.base.runner()
+        prefix = 1 + self.base.count_patches(images, len(input_ids)) + bool(self.proprio)
+        after = self.placeholders + 1
+        prompts = pack(input_ids, self.base.config, prefix, after, runner.bucket)
+        key = (runner, images.ndim, len(images), prefix, prompts.length, prompts.padded)
+        if self._held is None or self._held.key != key:
+            self._held = None
+            self._held = ChunkBuffers(self, key)
+        buffers = self._held
+        buffers.take(images.to(runner.like), prompts, state.to(runner.like))
+        buffers.replay()
+        if not buffers.actions.is_cuda:
+            self.on_host(buffers.actions)
+        return buffers.actions.clone()
+
+    def on_host(self, actions: Tensor) -> Tensor:
+        """Return actions (B, T, D) on the CPU; raises NotFiniteError, which names the weights."""
+        found = actions.detach().cpu()
+        sound = torch.isfinite(found).flatten(1).all(1)
+        if not bool(sound.all()):
+            raise finite.unanswered((~sound).nonzero().flatten().tolist(), len(found), self)
+        return found
+
+    def fill(self, buffers: ChunkBuffers) -> None:
+        """Compute the actions from what the buffers hold, and nothing else: may be captured."""
+        assert buffers.images is not None
+        language, span = self.base.language_model.model, buffers.span
+        x = self._embeddings(buffers.images, buffers)
+        pads = buffers.pads if buffers.padded else None
+        at = positions(span, pads, x.device)
+        seen = None if pads is None else mask(span, pads, x, causal=False)
+        keep = self.placeholders + 2
+        this = Pass(
+            cos=buffers.runner.cos[at].unsqueeze(2),
+            sin=buffers.runner.sin[at].unsqueeze(2),
+            mask=seen,
+            causal=False,
+            keep=keep,
+            keep_mask=None if seen is None else seen[:, :, -keep:],
+        )
+        hidden = infer(language, x, this, buffers.runner.matrices)
+        buffers.actions.copy_(self.head(hidden[:, : self.placeholders]))
+
+    def _embeddings(self, images: Tensor, buffers: ChunkBuffers) -> Tensor:
+        """Return (B, everything, H)."""
+        embed, ids = self.base.language_model.model.embed_tokens, buffers.ids
+        patches = images if images.ndim == 3 else self.base.encode(images)
+        parts = [embed(ids.new_full((len(ids), 1), BOS_TOKEN)), patches]
+        if self.proprio is not None:
+            parts.append(self.proprio(buffers.state)[:, None])
+        blank = patches.new_zeros(len(ids), self.placeholders, patches.shape[2])
+        parts += [embed(ids), blank, embed(ids.new_full((len(ids), 1), STOP_TOKEN))]
+        return torch.cat(parts, dim=1)
+
+    def _normalised(self, state: npt.ArrayLike | None, batch: int, key: str) -> Tensor:
+        if self.proprio is None and state is None:
+            return torch.zeros(batch, 0)
+        found = None if state is None else np.asarray(state, dtype=np.float64)
+        wanted = (batch, self.proprio_dim)
+        if self.proprio is None or found is None or found.shape != wanted:
+            expected = "no state" if self.proprio is None else f"shape {wanted}"
+            came = None if found is None else found.shape
+            raise ValueError(f"state has shape {came}, expected {expected} by this checkpoint")
+        if not np.isfinite(found).all():
+            raise ValueError(f"state is {found.tolist()}, expected numbers")
+        return torch.from_numpy(self._statistics(key, "proprio").normalise(found))
+
+    def _statistics(self, key: str, kind: str) -> Statistics:
+        return find_statistics(self.base.norm_stats, key, kind, bounds=self.settings.bounds)

@@ -1,0 +1,337 @@
+"""From images and prompts to action tokens, over static buffers: vision, prefill, decode.
+
+`Runner` holds what one model needs for inference: joined weights, rotary tables, and for each batch
+size its buffers with the steps that work on them (`Replay`: CUDA graphs, plain calls elsewhere).
+Logits that are no numbers would be an action like any other to argmax: the last step marks the
+tokens that came of them, on the device, see `finite`.
+What came in last stays in the buffers: the same images again skip vision and the image's part of
+the prefill, the same prompt with them skips the rest of it. Both are exact: keys and values of the
+image depend on nothing after it.
+
+Legend: B batch, I images, N 256 patches, P = 1 + I·N prefix slots, L text slots, D steps.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from crane_x7_vla_rl.actions import ACTION_BINS, FIRST_ACTION_TOKEN
+from crane_x7_vla_rl.policies.openvla.finite import marked
+from crane_x7_vla_rl.policies.openvla.model.language import Cache, Pass, rotary_table
+from crane_x7_vla_rl.policies.openvla.run.bindings import Bindings
+from crane_x7_vla_rl.policies.openvla.run.inference import infer
+from crane_x7_vla_rl.policies.openvla.run.low_bit import reduced
+from crane_x7_vla_rl.policies.openvla.run.replay import Replay
+from crane_x7_vla_rl.policies.openvla.run.sequence import Prompts, Span, mask, pack, positions
+from crane_x7_vla_rl.prompt import BOS_TOKEN
+
+if TYPE_CHECKING:
+    from crane_x7_vla_rl.policies.openvla.model.openvla import OpenVLA
+
+CUDA_BUCKET = 16
+"""Prompt lengths share a graph in steps of so many tokens; each pad costs 0.3 % of a prefill."""
+MASK_STEP = 16
+"""Attention on CUDA copies a mask, in each layer, whose width is no multiple of this."""
+SLACK = 64
+"""Slots that a cache has beyond its first prompt, so that a longer one seldom moves it."""
+MAX_STEPS_KEPT = 32
+"""Captured steps per batch size; the one used longest ago makes room."""
+
+
+@dataclass(frozen=True, eq=False)
+class Rollout:
+    """What the model chose; on CUDA, still being computed."""
+
+    tokens: Tensor
+    """(B, D) int64, 31744…31999; NO_TOKEN in rows of which a logit is NaN or infinite."""
+    log_probs: Tensor
+    """(B, D) float32, of each token among the 256 at the temperature (at 1 where that is 0)."""
+    hidden: Tensor
+    """(B, H), final hidden state at the prompt's end, before any action: for a value head."""
+    logits: Tensor
+    """(B, D, 256) float32, of tokens 31744…31999, before the temperature."""
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are chosen."""
+
+    temperature: float = 0.0
+    """0 takes the likeliest; above, samples from softmax(logits / temperature)."""
+    generator: torch.Generator | Sequence[torch.Generator] | None = None
+    """On the model's device: one for all samples, or one for each, which then does not depend on
+    the others; None takes torch's own."""
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.temperature < float("inf"):
+            raise ValueError(f"temperature is {self.temperature}, expected 0 or a positive number")
+
+
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Prompts as they came last, and what became of them."""
+
+    ids: Sequence[Tensor]
+    room: tuple[int, int]
+    """Slots before and after the text."""
+    prompts: Prompts
+
+
+class Buffers:
+    """Fixed tensors of one batch size; everything that a graph reads or writes."""
+
+    def __init__(self, runner: Runner, batch: int, prefix: int, length: int, steps: int) -> None:
+        like, config = runner.like, runner.model.config
+        self.batch, self.prefix, self.steps = batch, prefix, steps
+        self.length = min(prefix + length + steps + SLACK, config.context)
+        self.pixels: Tensor | None = None
+        self.patches = like.new_zeros(batch, prefix - 1, config.text.hidden_size)
+        self.ids = torch.zeros(batch, length + SLACK, dtype=torch.int64, device=like.device)
+        self.pads = torch.zeros(batch, dtype=torch.int64, device=like.device)
+        self.cache = Cache(config.text, batch, self.length, like)
+        self.hidden = like.new_zeros(batch, config.text.hidden_size)
+        self.logits = torch.zeros(batch, steps, ACTION_BINS, device=like.device)
+        self.noise = torch.zeros_like(self.logits)
+        self.temperature = torch.ones((), device=like.device)
+        self.tokens = torch.zeros(batch, steps, dtype=torch.int64, device=like.device)
+        self.log_probs = torch.zeros(batch, steps, device=like.device)
+        self.replays: OrderedDict[Hashable, Replay] = OrderedDict()
+        self.pool: Any = torch.cuda.graph_pool_handle() if like.is_cuda else None
+        self.held_prefix: Hashable = None
+        """What the prefix slots were computed from besides `pixels` or `patches`; None: nothing."""
+        self.held_prompt: Prompts | None = None
+
+    def fits(self, length: int, steps: int) -> bool:
+        """Whether prompts of `length` and `steps` tokens go in."""
+        return (
+            length <= self.ids.shape[1]
+            and steps <= self.steps
+            and self.prefix + length + steps <= self.length
+        )
+
+
+class Runner:
+    """Runs one model without gradients, as it was when the runner was made; see `current`."""
+
+    def __init__(self, model: OpenVLA, bucket: int | None = None) -> None:
+        self.model = model
+        self.like = model.projector.fc3.bias.detach()
+        self.bucket = bucket or (CUDA_BUCKET if self.like.is_cuda else 1)
+        self.matrices = model.language_model.model.joined(move=model.owns_memory)
+        self.decode_matrices = self.matrices
+        self._copied: Hashable = None
+        self.cos, self.sin = rotary_table(model.config.text, model.config.context, self.like)
+        self.bindings = Bindings(model)
+        if model.decode_weights is not None:
+            self.decode_matrices = reduced(self.matrices, model.decode_weights)
+            self._copied = self.bindings.version()
+        self._buffers: OrderedDict[tuple[int, int], Buffers] = OrderedDict()
+        self._packed: Packed | None = None
+
+    def current(self) -> bool:
+        """Whether modules and memory are still those that graphs and joined weights point at.
+
+        Weights in 8 bits are copies, so there the values must be the same, too.
+        """
+        fresh = self._copied is None or self._copied == self.bindings.version()
+        return fresh and self.bindings.hold()
+
+    def __call__(
+        self, images: Tensor, input_ids: Sequence[Tensor], steps: int, sampling: Sampling
+    ) -> Rollout:
+        """Return `steps` tokens for images: pixels (B, 6·I, S, S) or patches (B, I·N, H)."""
+        prefix = 1 + self.model.count_patches(images, len(input_ids))
+        prompts = self._pack(input_ids, prefix, steps)
+        buffers = self._take_buffers(len(images), prefix, prompts.length, steps)
+        held = self._take_images(buffers, images)
+        self._take_prompts(buffers, prompts, held)
+        self._decode(buffers, prompts, steps, sampling)
+        return Rollout(
+            tokens=buffers.tokens[:, :steps].clone(),
+            log_probs=buffers.log_probs[:, :steps].clone(),
+            hidden=buffers.hidden.clone(),
+            logits=buffers.logits[:, :steps].clone(),
+        )
+
+    def _pack(self, input_ids: Sequence[Tensor], prefix: int, steps: int) -> Prompts:
+        """Return the prompts; those of the call before where they came again."""
+        last = self._packed
+        if last is not None and last.room == (prefix, steps) and _all_equal(last.ids, input_ids):
+            return last.prompts
+        prompts = pack(input_ids, self.model.config, prefix, steps, self.bucket)
+        self._packed = Packed([ids.clone() for ids in input_ids], (prefix, steps), prompts)
+        return prompts
+
+    def _take_buffers(self, batch: int, prefix: int, length: int, steps: int) -> Buffers:
+        key = (batch, prefix)
+        found = self._buffers.get(key)
+        if found is None or not found.fits(length, steps):
+            self._buffers.pop(key, None)
+            while len(self._buffers) > 1:
+                self._buffers.popitem(last=False)
+            found = self._buffers[key] = Buffers(self, batch, prefix, length, steps)
+        self._buffers.move_to_end(key)
+        return found
+
+    def _take_images(self, buffers: Buffers, images: Tensor) -> bool:
+        """Put patches into the buffers; return whether the prefix slots already hold them."""
+        images = images.detach().to(self.like)
+        weights = self.bindings.version()
+        kind = (images.ndim, weights)
+        known = buffers.pixels if images.ndim == 4 else buffers.patches
+        if buffers.held_prefix == kind and known is not None and torch.equal(known, images):
+            return True
+        buffers.held_prefix = None
+        if images.ndim == 4:
+            if buffers.pixels is None:
+                buffers.pixels = torch.empty_like(images, memory_format=torch.contiguous_format)
+            buffers.pixels.copy_(images)
+            self._replay(buffers, "vision", lambda: self._see(buffers))
+        else:
+            buffers.patches.copy_(images)
+        buffers.held_prefix = kind
+        return False
+
+    def _take_prompts(self, buffers: Buffers, prompts: Prompts, prefix_held: bool) -> None:
+        """Fill the cache up to the prompt's end, from the prefix's end where that is held."""
+        same = buffers.held_prompt is not None and _same(buffers.held_prompt, prompts)
+        if prefix_held and same:
+            return
+        buffers.held_prompt = None
+        if not same:
+            buffers.ids[:, : prompts.length].copy_(prompts.ids)
+            buffers.pads.copy_(prompts.pads)
+        start = buffers.prefix if prefix_held else 0
+        span = Span(buffers.prefix, start, buffers.prefix + prompts.length)
+        self._replay(
+            buffers,
+            ("prefill", span, prompts.padded),
+            lambda: self._prefill(buffers, span, prompts.padded),
+        )
+        buffers.held_prompt = prompts
+
+    def _decode(self, buffers: Buffers, prompts: Prompts, steps: int, how: Sampling) -> None:
+        noisy = how.temperature > 0
+        if noisy:
+            _draw(buffers.noise[:, :steps], how.generator)
+        buffers.temperature.fill_(how.temperature if noisy else 1.0)
+        span = Span(buffers.prefix, 0, buffers.prefix + prompts.length)
+        self._replay(
+            buffers,
+            ("decode", span, prompts.padded, steps, noisy, id(self.decode_matrices)),
+            lambda: self._choose_all(buffers, span, prompts.padded, steps, noisy),
+        )
+
+    def _replay(self, buffers: Buffers, key: Hashable, run: Any) -> None:
+        if not self.model.owns_memory:  # a graph would point at memory that is gone tomorrow
+            run()
+            return
+        replay = buffers.replays.get(key)
+        if replay is None:
+            if len(buffers.replays) >= MAX_STEPS_KEPT:
+                buffers.replays.popitem(last=False)
+            replay = buffers.replays[key] = Replay(run, self.like.device, buffers.pool)
+        buffers.replays.move_to_end(key)
+        replay()
+
+    # What follows may be captured: it reads and writes buffers alone, and never waits.
+
+    def _see(self, buffers: Buffers) -> None:
+        assert buffers.pixels is not None
+        buffers.patches.copy_(self.model.encode(buffers.pixels))
+
+    def _prefill(self, buffers: Buffers, span: Span, padded: bool) -> None:
+        pads = buffers.pads if padded else None
+        embed = self.model.language_model.model.embed_tokens
+        x = embed(buffers.ids[:, : span.end - span.prefix])
+        if span.start == 0:
+            bos = embed(buffers.ids.new_full((buffers.batch, 1), BOS_TOKEN))
+            x = torch.cat([bos, buffers.patches, x], dim=1)
+        seen = mask(span, pads, self.like) if padded or span.start > 0 else None
+        cos, sin = self._rotary(span, pads)
+        this = Pass(
+            cos=cos,
+            sin=sin,
+            mask=seen,
+            keep=1,
+            keep_mask=None if seen is None else seen[:, :, -1:],
+            cache=buffers.cache,
+            start=span.start,
+        )
+        hidden = infer(self.model.language_model.model, x, this, self.matrices)
+        buffers.hidden.copy_(hidden[:, -1])
+        buffers.logits[:, 0] = self.model.action_logits(hidden)[:, -1]
+
+    def _choose_all(
+        self, buffers: Buffers, span: Span, padded: bool, steps: int, noisy: bool
+    ) -> None:
+        pads = buffers.pads if padded else None
+        embed = self.model.language_model.model.embed_tokens
+        after = Span(span.prefix, span.end, span.end + steps)
+        cos, sin = self._rotary(after, pads)
+        window, seen = None, None
+        if pads is not None:
+            window = min(-(-after.end // MASK_STEP) * MASK_STEP, buffers.length)
+            seen = mask(after, pads, self.like, window=window)
+            buffers.cache.blank(span.end, window)
+        for step in range(steps):
+            if step:
+                before = slice(step - 1, step)
+                this = Pass(
+                    cos=cos[:, before].contiguous(),
+                    sin=sin[:, before].contiguous(),
+                    mask=None if seen is None else seen[:, :, before],
+                    cache=buffers.cache,
+                    start=span.end + step - 1,
+                    window=window,
+                )
+                x = embed(buffers.tokens[:, before])
+                hidden = infer(self.model.language_model.model, x, this, self.decode_matrices)
+                buffers.logits[:, step] = self.model.action_logits(hidden)[:, 0]
+            scores = buffers.logits[:, step]
+            if noisy:
+                scores = scores / buffers.temperature + buffers.noise[:, step]
+            buffers.tokens[:, step] = scores.argmax(-1) + FIRST_ACTION_TOKEN
+        log_probs = functional.log_softmax(buffers.logits[:, :steps] / buffers.temperature, -1)
+        chosen = (buffers.tokens[:, :steps] - FIRST_ACTION_TOKEN).unsqueeze(-1)
+        buffers.log_probs[:, :steps] = log_probs.gather(-1, chosen).squeeze(-1)
+        buffers.tokens[:, :steps] = marked(buffers.tokens[:, :steps], buffers.logits[:, :steps])
+
+    def _rotary(self, span: Span, pads: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Return cos and sin of the span's slots, each (B or 1, T, 1, d)."""
+        if pads is None:
+            cos, sin = self.cos[None, span.start : span.end], self.sin[None, span.start : span.end]
+        else:
+            at = positions(span, pads, self.like.device)
+            cos, sin = self.cos[at], self.sin[at]
+        return cos.unsqueeze(2), sin.unsqueeze(2)
+
+
+def _all_equal(held: Sequence[Tensor], new: Sequence[Tensor]) -> bool:
+    return len(held) == len(new) and all(
+        a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
+        for a, b in zip(held, new, strict=True)
+    )
+
+
+def _draw(noise: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> None:
+    """Fill (B, D, 256) with Gumbel noise."""
+    if isinstance(generator, Sequence):
+        for sample, own in zip(noise, generator, strict=True):
+            sample.exponential_(generator=own)
+    else:
+        noise.exponential_(generator=generator)
+    noise.log_().neg_()
+
+
+def _same(held: Prompts, new: Prompts) -> bool:
+    if held is new:
+        return True
+    return torch.equal(held.pads, new.pads) and torch.equal(held.ids, new.ids)

@@ -1,0 +1,1 @@
+"""Checkpoints of it: layouts, loading, adapters, LoRA."""

@@ -1,0 +1,147 @@
+"""LoRA adapters on disk: which tensors change which weights of the model, and by what scale.
+
+An adapter folder comes in; a description leaves that `loading` either merges into the weights while
+it reads them, or hands to PEFT for further training. Shapes: a linear weight is (out, in), its A
+(r, in), its B (out, r); a convolution's A is (r, in, h, w), its B (out, r, 1, 1).
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Final
+
+from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
+from crane_x7_vla_rl.policies.openvla.weights.files import Stored, read_header, read_json
+
+if TYPE_CHECKING:
+    import torch
+
+CONFIG: Final = "adapter_config.json"
+WEIGHTS: Final = "adapter_model.safetensors"
+PREFIX: Final = "base_model.model."
+"""What PEFT puts before the names of the model's own modules."""
+PEFT_ALPHA: Final = 8
+"""What PEFT takes for a lora_alpha that is not given."""
+_PAIR: Final = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])(\.default)?\.weight")
+_WRAPPED: Final = re.compile(r"\.(base_layer|modules_to_save(\.default)?)(?=\.(weight|bias)$)")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The low-rank change of one module's weight: scale · B @ A."""
+
+    a: Stored
+    b: Stored
+    rank: int
+    alpha: float
+    scale: float
+
+    def check(self, module: str, weight_shape: tuple[int, ...]) -> None:
+        """Raise CheckpointError unless the pair fits a weight of this shape."""
+        out, *rest = weight_shape
+        ones = (1,) * len(rest[1:])
+        for half, expected in ((self.a, (self.rank, *rest)), (self.b, (out, self.rank, *ones))):
+            if half.shape != expected:
+                raise CheckpointError(
+                    f"{half.file}: {half.key} has shape {half.shape}, expected {expected} for rank"
+                    f" {self.rank} on {module} {weight_shape}: the adapter was made for another"
+                    " base model"
+                )
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """All that an adapter folder changes."""
+
+    folder: Path
+    base: str
+    """Folder or Hub id of the model that it adapts."""
+    base_revision: str | None
+    pairs: Mapping[str, Pair]
+    """By the name of the module."""
+    full: Mapping[str, Stored]
+    """Whole tensors that replace the model's, by the name of the parameter."""
+
+
+def read(folder: Path) -> Adapter:
+    """Return what the adapter in `folder` changes; raises CheckpointError."""
+    config = read_json(folder / CONFIG)
+    _check_kind(config, folder / CONFIG)
+    if not (folder / WEIGHTS).exists():
+        raise CheckpointError(
+            f"{folder / WEIGHTS} is missing; an adapter saved as adapter_model.bin is not loaded:"
+            " save it again with safe_serialization"
+        )
+    halves: dict[str, dict[str, Stored]] = {}
+    full: dict[str, Stored] = {}
+    for key, stored in read_header(folder / WEIGHTS).items():
+        name = key.removeprefix(PREFIX)
+        match = _PAIR.fullmatch(name)
+        if match is not None:
+            halves.setdefault(match["module"], {})[match["half"]] = stored
+        elif "lora_" in name:
+            raise CheckpointError(
+                f"{stored.file}: {key} belongs to a kind of adapter that is not loaded; expected"
+                " plain LoRA on linear layers and convolutions (lora_A and lora_B)"
+            )
+        else:
+            full[_WRAPPED.sub("", name)] = stored
+    pairs = {
+        module: _pair(module, both, config, folder / CONFIG) for module, both in halves.items()
+    }
+    if not pairs and not full:
+        raise CheckpointError(f"{folder / WEIGHTS} holds no tensor, expected lora_A and lora_B")
+    base = config.get("base_model_name_or_path")
+    return Adapter(folder, str(base or ""), config.get("revision"), pairs, full)
+
+
+def _check_kind(config: Mapping[str, Any], path: Path) -> None:
+    kind = config.get("peft_type")
+    if kind != "LORA":
+        raise CheckpointError(f"{path}: peft_type is {kind!r}, expected 'LORA'")
+    for option in ("use_dora", "fan_in_fan_out", "layer_replication", "alora_invocation_tokens"):
+        if config.get(option):
+            raise CheckpointError(f"{path}: {option} is {config[option]!r}; this is not loaded")
+    rank = config.get("r")
+    if not isinstance(rank, int) or rank < 1:
+        raise CheckpointError(f"{path}: r is {rank!r}, expected a rank of 1 or more")
+
+
+def _pair(module: str, halves: Mapping[str, Stored], config: Mapping[str, Any], path: Path) -> Pair:
+    known = next(iter(halves.values()))
+    for half in "AB":
+        if half not in halves:
+            raise CheckpointError(
+                f"{known.file}: {module} has no lora_{half}, expected both halves"
+            )
+    rank = int(_by_pattern(config.get("rank_pattern"), module, config["r"]))
+    alpha = float(
+        _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", PEFT_ALPHA))
+    )
+    found = halves["A"].shape[0] if halves["A"].shape else 0
+    if found != rank:
+        raise CheckpointError(
+            f"{known.file}: {halves['A'].key} has rank {found}, expected {rank} as in {path.name}"
+        )
+    if rank < 1:
+        raise CheckpointError(f"{path}: rank of {module} is {rank}, expected 1 or more")
+    scale = alpha / (math.sqrt(rank) if config.get("use_rslora") else rank)
+    return Pair(halves["A"], halves["B"], rank, alpha, scale)
+
+
+def _by_pattern(patterns: Mapping[str, Any] | None, module: str, otherwise: Any) -> Any:
+    """Return the value of the first pattern that matches the end of the name, as PEFT does."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return otherwise
+
+
+def merged(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
+    """Return weight + scale · B @ A in float32, wherever `weight` lies."""
+    change = b.float().flatten(1) @ a.float().flatten(1)
+    return weight.float().add(change.reshape(weight.shape), alpha=scale)

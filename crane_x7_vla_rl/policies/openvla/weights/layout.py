@@ -1,0 +1,121 @@
+"""Which files of a checkpoint folder are to be loaded: a whole model, or an adapter and its base.
+
+A folder that holds weights of its own is a whole model, whatever lies beside them: trainers that
+merge at every save leave the adapter next to the result. Otherwise the adapter is looked for in the
+folder itself, in `lora_adapters/` (statistics in the folder above it) and in `lora_adapter/`.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from crane_x7_vla_rl.actions import StatisticsError, find_statistics
+from crane_x7_vla_rl.policies import hub
+from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
+from crane_x7_vla_rl.policies.openvla.weights import adapters
+from crane_x7_vla_rl.policies.openvla.weights.adapters import Adapter
+from crane_x7_vla_rl.policies.openvla.weights.files import has_weights, read_json
+
+logger = logging.getLogger(__name__)
+
+CONFIG: Final = "config.json"
+STATISTICS: Final = "dataset_statistics.json"
+TOKENIZER: Final = "tokenizer.json"
+PREPROCESSOR: Final = "preprocessor_config.json"
+CENTER_CROP: Final = "center_crop"
+"""Our own key in it: training used random crops, so the policy must see the centre alone."""
+ADAPTER_FOLDERS: Final = ("lora_adapters", "lora_adapter")
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Where the parts of one checkpoint lie."""
+
+    folder: Path
+    """What was asked for."""
+    base: Path
+    """The folder with config.json and all weights."""
+    adapter: Adapter | None
+
+    def first(self, name: str) -> Path | None:
+        """Return the nearest file of this name: the adapter's, its run's, the base's."""
+        return next((path for path in reversed(self.all(name))), None)
+
+    def all(self, name: str) -> list[Path]:
+        """Return the files of this name, what counts most last."""
+        folders = [self.base]
+        if self.adapter is not None:
+            own = self.adapter.folder
+            folders += [own.parent, own] if own.name in ADAPTER_FOLDERS else [own]
+        paths = [folder / name for folder in folders]
+        return [path for path in paths if path.is_file()]
+
+
+def find(
+    path_or_repo_id: str | Path, revision: str | None = None, token: str | None = None
+) -> Layout:
+    """Return the layout of a checkpoint, for an adapter with its base; raises CheckpointError."""
+    folder = hub.resolve(path_or_repo_id, revision, token)
+    beside = [folder / name for name in ADAPTER_FOLDERS if (folder / name).is_dir()]
+    if has_weights(folder):
+        if beside:
+            logger.info("%s holds a whole model; %s is left alone", folder, beside[0].name)
+        return Layout(folder, folder, None)
+    for candidate in (folder, *beside):
+        if (candidate / adapters.CONFIG).is_file():
+            adapter = adapters.read(candidate)
+            base = _base_of(adapter, token)
+            logger.info("%s adapts %s", candidate, base)
+            return Layout(folder, base, adapter)
+    if (folder / CONFIG).is_file():
+        return Layout(folder, folder, None)  # reading the weights says what is missing
+    raise CheckpointError(
+        f"{folder} holds no checkpoint: expected {CONFIG} with model.safetensors, or"
+        f" {adapters.CONFIG} here, in {' or in '.join(ADAPTER_FOLDERS)}; found"
+        f" {', '.join(sorted(path.name for path in folder.iterdir())[:10]) or 'nothing'}"
+    )
+
+
+def _base_of(adapter: Adapter, token: str | None) -> Path:
+    source = adapter.folder / adapters.CONFIG
+    if not adapter.base:
+        raise CheckpointError(f"{source} names no base_model_name_or_path; write its base there")
+    here = adapter.folder / adapter.base
+    try:
+        base = here if here.is_dir() else hub.resolve(adapter.base, adapter.base_revision, token)
+    except hub.HubError as error:
+        raise CheckpointError(
+            f"{source}: the base of this adapter cannot be had; write another folder or Hub id into"
+            f" base_model_name_or_path if it lies elsewhere: {error}"
+        ) from error
+    if not has_weights(base):
+        raise CheckpointError(f"{source}: its base {base} is no whole model of its own")
+    return base
+
+
+def center_crop(layout: Layout) -> bool:
+    """Return whether training used random crops, as the nearest preprocessor_config.json says."""
+    path = layout.first(PREPROCESSOR)
+    wanted = False if path is None else read_json(path).get(CENTER_CROP, False)
+    if not isinstance(wanted, bool):
+        raise CheckpointError(f"{path}: {CENTER_CROP} is {wanted!r}, expected true or false")
+    return wanted
+
+
+def norm_stats(layout: Layout) -> dict[str, Any]:
+    """Return the statistics by dataset: config.json's, updated by dataset_statistics.json."""
+    found: dict[str, Any] = {}
+    config = layout.base / CONFIG
+    sources = [(config, read_json(config).get("norm_stats") or {})]
+    sources += [(path, read_json(path)) for path in layout.all(STATISTICS)]
+    for path, statistics in sources:
+        for dataset in statistics:
+            try:
+                find_statistics(statistics, dataset, source=str(path))
+            except StatisticsError as error:
+                raise CheckpointError(str(error)) from error
+        found |= statistics
+    return found

@@ -1,0 +1,104 @@
+"""Released OpenVLA-OFT checkpoints: a folder or Hub id comes in, an `OpenVLAOft` leaves.
+
+Beside a merged OpenVLA lie `action_head--<step>_checkpoint.pt` and, where training used the robot's
+state, `proprio_projector--<step>_checkpoint.pt`; sizes follow from the weights. They are pickles:
+only tensors are read from them, never code.
+"""
+
+from __future__ import annotations
+
+import pickle
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor, nn
+
+from crane_x7_vla_rl.policies.openvla import finite
+from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
+from crane_x7_vla_rl.policies.openvla.model.oft_heads import ActionHead, ProprioProjector
+from crane_x7_vla_rl.policies.openvla.run.oft import LIBERO, ChunkSettings, OpenVLAOft
+from crane_x7_vla_rl.policies.openvla.weights.loading import Loaded, load
+
+HEAD: Final = "action_head"
+UNSUPPORTED: Final = {
+    "vision_backbone": "FiLM conditioning",
+    "noisy_action_projector": "the diffusion head",
+}
+"""Extra files that mean another architecture."""
+_WRAPPED: Final = "module."
+"""Before every key, where training was distributed."""
+
+
+def load_oft(
+    path_or_repo_id: str | Path,
+    *,
+    settings: ChunkSettings = LIBERO,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> OpenVLAOft:
+    """Return the policy, ready to predict; raises CheckpointError, which names file and key."""
+    return with_heads(load(path_or_repo_id, device=device, dtype=dtype), settings)
+
+
+def is_oft(folder: Path) -> bool:
+    """Return whether an action head lies in the folder: its tokens would mean nothing."""
+    return any(folder.glob(f"{HEAD}--*_checkpoint.pt"))
+
+
+def with_heads(loaded: Loaded, settings: ChunkSettings) -> OpenVLAOft:
+    """Return a loaded base with the heads beside it; raises CheckpointError, NotFiniteError."""
+    folder, hidden = loaded.layout.folder, loaded.model.config.text.hidden_size
+    for kind, what in UNSUPPORTED.items():
+        if found := _file(folder, kind):
+            raise CheckpointError(f"{found}: {what} is not implemented, expected an L1 head alone")
+    path = _file(folder, HEAD)
+    if path is None:
+        raise CheckpointError(f"{folder} holds no {HEAD}--<step>_checkpoint.pt")
+    weights = _read(path)
+    head = ActionHead(hidden, len(_get(weights, "model.fc2.bias", path)))
+    _fill(head, weights, path)
+    proprio = None
+    if path := _file(folder, "proprio_projector"):
+        weights = _read(path)
+        proprio = ProprioProjector(_get(weights, "fc1.weight", path).shape[1], hidden)
+        _fill(proprio, weights, path)
+    like = loaded.model.projector.fc3.bias
+    policy = OpenVLAOft(loaded.model, head, proprio, settings)
+    return policy.to(device=like.device, dtype=like.dtype).eval()
+
+
+def _file(folder: Path, kind: str) -> Path | None:
+    found = sorted(folder.glob(f"{kind}--*_checkpoint.pt"))
+    if len(found) > 1:
+        names = ", ".join(path.name for path in found)
+        raise CheckpointError(f"{folder} holds {names}, expected one {kind}; remove the others")
+    return found[0] if found else None
+
+
+def _read(path: Path) -> dict[str, Tensor]:
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
+        raise CheckpointError(f"{path}: no readable file of tensors: {error}") from error
+    if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
+        raise CheckpointError(f"{path} holds {type(found).__name__}, expected tensors by name")
+    return {str(key).removeprefix(_WRAPPED): value for key, value in found.items()}
+
+
+def _get(weights: dict[str, Tensor], key: str, path: Path) -> Tensor:
+    if key not in weights:
+        raise CheckpointError(f"{path}: {key} is missing; found {', '.join(sorted(weights))}")
+    return weights[key]
+
+
+def _fill(module: nn.Module, weights: dict[str, Tensor], path: Path) -> None:
+    own = module.state_dict()
+    if extra := sorted(set(weights) - set(own)):
+        raise CheckpointError(f"{path}: {', '.join(extra)} are unknown, expected {', '.join(own)}")
+    for key, value in own.items():
+        shape = tuple(_get(weights, key, path).shape)
+        if shape != tuple(value.shape):
+            raise CheckpointError(f"{path}: {key} has shape {shape}, expected {tuple(value.shape)}")
+    module.load_state_dict(weights)
+    finite.check(module.named_parameters(), path)

@@ -1,0 +1,1 @@
+"""Many simulated arms behind one protocol."""

@@ -1,0 +1,238 @@
+"""Environments on CPU cores: scenes in processes, their views in shared memory.
+
+Every process holds environments of every group, so that all cores step whichever group was sent.
+What a process does is in vector_stage; over pipes go orders and answers of some hundred bytes.
+
+A process that dies or hangs is reported, killed and replaced. Its environments, of all groups,
+begin their next episodes; the next `receive` of each group says which of its rows were discarded.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Iterable
+from functools import partial
+from typing import Any, Final
+
+import numpy as np
+
+from crane_x7_vla_rl.sim.errors import SimError, WorkerLostError
+from crane_x7_vla_rl.sim.vector.make import Episode, Steps, Views, checked_state, checked_targets
+from crane_x7_vla_rl.sim.vector.shared_memory import SharedArrays, release, reserve
+from crane_x7_vla_rl.sim.vector.stage import Answer, Order, Outcome, Task, make_stage
+from crane_x7_vla_rl.sim.workers import ANSWER_S, Workers
+from crane_x7_vla_rl.vector_config import VectorConfig, episode_seed, spread
+
+logger = logging.getLogger(__name__)
+
+LOSSES: Final = 3
+"""A process that is lost this often in a row, without one answer, is not started again."""
+
+
+class CpuVectorEnv:
+    """A VectorEnv; see the module's docstring."""
+
+    def __init__(self, config: VectorConfig) -> None:
+        """Start the processes; their scenes start at `reset`. Raises SimError."""
+        self.config = config
+        self.num_envs = config.num_envs
+        self.groups = spread(config.num_envs, config.groups)
+        count = min(config.processes or os.cpu_count() or 1, max(map(len, self.groups)))
+        self._plan = reserve(config.num_envs, config.world.image_size)
+        self._shared: SharedArrays = self._plan.map()
+        self._workers = Workers(count, partial(make_stage, config, self._plan))
+        self._held = [_shares(group, count) for group in self.groups]
+        """By group and worker: the environments."""
+        self._seed, self._episodes = config.first_seed, [0] * config.num_envs
+        self._instructions = [""] * config.num_envs
+        self._sent: set[tuple[int, int]] = set()
+        """(worker, group) whose answer has not been taken."""
+        self._early: dict[tuple[int, int], Answer] = {}
+        """Answers that came before those that were waited for."""
+        self._lost: set[int] = set()
+        """Environments whose episode was discarded, and nobody has been told yet."""
+        self._new = set(range(count))
+        """Workers that have not answered yet: starting a simulation takes its time."""
+        self._closed = False
+
+    @property
+    def process_ids(self) -> list[int]:
+        """Of the workers, now."""
+        return [self._workers.process_id(worker) for worker in range(len(self._workers))]
+
+    def envs_of(self, worker: int) -> list[int]:
+        """Return the environments that a process holds, of all groups."""
+        return [env for shares in self._held for env in shares[worker]]
+
+    # --- the interface ---------------------------------------------------------------------------
+
+    def reset(self, seed: int | None = None) -> None:
+        """See VectorEnv."""
+        base = self._seed if seed is None else seed
+        self.load_state_dict({"seed": base, "episodes": [0] * self.num_envs})
+
+    def state_dict(self) -> dict[str, Any]:
+        """See VectorEnv."""
+        return {"seed": self._seed, "episodes": list(self._episodes)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """See VectorEnv."""
+        for worker, group in sorted(self._sent):
+            self._take(worker, group)
+        self._seed, self._episodes = checked_state(state, self.num_envs)
+        self._lost = set(range(self.num_envs))  # nothing is running that a dead process could lose
+        everywhere = [(w, g) for g in range(len(self.groups)) for w in self._holders(g)]
+        for worker, group in everywhere:
+            self._order(worker, group, steps=0)
+        for worker, group in everywhere:
+            self._note(self._take(worker, group).outcomes)
+        self._lost.clear()
+
+    def look(self, group: int) -> Views:
+        """See VectorEnv; the arrays are views of shared memory."""
+        self._check_idle(group)
+        envs = self.groups[group]
+        part = slice(envs.start, envs.stop)
+        return Views(
+            np.arange(len(envs)),
+            self._shared.images[part],
+            self._shared.state_rad[part],
+            self._instructions[part],
+        )
+
+    def send(self, group: int, targets_rad: Any) -> None:
+        """See VectorEnv."""
+        self._check_idle(group)
+        envs = self.groups[group]
+        targets = checked_targets(np.asarray(targets_rad, dtype=np.float32), envs)
+        self._shared.targets_rad[envs.start : envs.stop, : targets.shape[1]] = targets
+        for worker in self._holders(group):
+            self._order(worker, group, targets.shape[1])
+
+    def receive(self, group: int) -> Steps:
+        """See VectorEnv."""
+        workers = self._holders(group)
+        if not all((worker, group) in self._sent for worker in workers):
+            raise SimError(f"group {group} was sent nothing; send comes before receive")
+        envs = self.groups[group]
+        before = self._instructions[envs.start : envs.stop]
+        answers = [self._take(worker, group) for worker in workers]
+        outcomes = [outcome for answer in answers for outcome in answer.outcomes]
+        self._note(outcomes)
+        steps = self._steps(envs, outcomes, before)
+        self._lost.difference_update(envs)
+        return steps
+
+    def close(self) -> None:
+        """End the processes; views that somebody holds stay readable. A second time is harmless."""
+        if not self._closed:
+            self._closed = True
+            self._workers.close()
+            release(self._plan)
+
+    # --- orders and answers ----------------------------------------------------------------------
+
+    def _holders(self, group: int) -> list[int]:
+        """The workers that hold environments of the group."""
+        return [worker for worker, envs in enumerate(self._held[group]) if envs]
+
+    def _check_idle(self, group: int) -> None:
+        if any(sent == group for _, sent in self._sent):
+            raise SimError(f"group {group} has been sent targets; receive comes next")
+
+    def _task(self, env: int, steps: int) -> Task:
+        """Environments whose episode was lost begin; the others step, and then begin the next."""
+        begins = not steps or env in self._lost
+        episode = self._episodes[env] + (0 if begins else 1)
+        seed = episode_seed(self._seed, self.config.first_env + env, episode)
+        return Task(env, seed, 0 if begins else steps)
+
+    def _order(self, worker: int, group: int, steps: int) -> None:
+        """Send; a worker that turns out to be dead is left to `_take`."""
+        tasks = tuple(self._task(env, steps) for env in self._held[group][worker])
+        self._sent.add((worker, group))
+        try:
+            self._workers.send(worker, Order(group, tasks))
+        except WorkerLostError:
+            logger.debug("an order did not reach simulation %d", worker)
+
+    def _take(self, worker: int, group: int) -> Answer:
+        """Return the answer, after a restart where the worker was lost; raises SimError."""
+        for _ in range(LOSSES):
+            try:
+                answer = self._wait(worker, group)
+            except WorkerLostError as error:
+                lost = error
+                self._replace(worker, str(error))
+            else:
+                self._sent.discard((worker, group))
+                return answer
+        raise SimError(f"simulation {worker} was lost {LOSSES} times in a row: {lost}")
+
+    def _wait(self, worker: int, group: int) -> Answer:
+        while (worker, group) not in self._early:
+            timeout_s = ANSWER_S if worker in self._new else self.config.deadline_s
+            answer: Answer = self._workers.receive(worker, timeout_s)
+            self._new.discard(worker)
+            self._early[worker, answer.group] = answer
+        return self._early.pop((worker, group))
+
+    def _replace(self, worker: int, why: str) -> None:
+        """Start the worker anew; its episodes are discarded, and groups that wait begin others.
+
+        A group that does not wait may be looked at just now, so its environments begin later.
+        """
+        envs = self.envs_of(worker)
+        logger.warning("%s; started anew, episodes of environments %s discarded", why, envs)
+        self._workers.restart(worker)
+        self._new.add(worker)
+        for env in envs:
+            self._episodes[env] += 0 if env in self._lost else 1
+        self._lost.update(envs)
+        for group in range(len(self.groups)):
+            self._early.pop((worker, group), None)
+            if (worker, group) in self._sent:
+                self._order(worker, group, steps=0)
+
+    # --- results ---------------------------------------------------------------------------------
+
+    def _note(self, outcomes: Iterable[Outcome]) -> None:
+        for outcome in outcomes:
+            self._instructions[outcome.env] = outcome.instruction
+            self._episodes[outcome.env] += outcome.ended is not None
+
+    def _steps(self, envs: range, outcomes: list[Outcome], before: list[str]) -> Steps:
+        """Put outcomes into rows; `before` are the instructions of the episodes that were run."""
+        rows = sorted(outcomes, key=lambda outcome: outcome.env)
+        truncated = np.array([outcome.truncated for outcome in rows])
+        ended = np.array([outcome.ended is not None for outcome in rows])
+        episodes: list[Episode] = [row.ended for row in rows if row.ended is not None]
+        return Steps(
+            reward=np.array([outcome.reward for outcome in rows], dtype=np.float32),
+            steps=np.array([outcome.steps for outcome in rows], dtype=np.int64),
+            terminated=ended & ~truncated,
+            truncated=truncated,
+            final=self._final(envs, np.flatnonzero(truncated), before),
+            discarded=np.array([env in self._lost for env in envs]),
+            episodes=tuple(episodes),
+        )
+
+    def _final(self, envs: range, rows: Any, before: list[str]) -> Views | None:
+        if not len(rows):
+            return None
+        whole = len(rows) == len(envs)  # the usual case, for which nothing is copied
+        part = slice(envs.start, envs.stop) if whole else rows + envs.start
+        return Views(
+            rows,
+            self._shared.final_images[part],
+            self._shared.final_state_rad[part],
+            [before[row] for row in rows],
+        )
+
+
+def _shares(group: range, count: int) -> list[range]:
+    """Return the environments of a group that each of `count` workers holds."""
+    parts = spread(len(group), count)
+    empty = [range(0)] * (count - len(parts))
+    return [group[part.start : part.stop] for part in parts] + empty

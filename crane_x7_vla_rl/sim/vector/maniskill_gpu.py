@@ -1,0 +1,172 @@
+"""ManiSkill scenes on a GPU, for `--backend gpu`: joints and pictures never leave it.
+
+UNVERIFIED on a GPU: SAPIEN's GPU PhysX library could not be had where this was written. The same
+code runs there over a single ManiSkill scene on the CPU, whose tensors have the same shapes; so the
+bookkeeping is tested, GPU PhysX and its partial resets are not.
+
+Legend: N scenes.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import sapien
+import torch
+
+from crane_x7_vla_rl import sim
+from crane_x7_vla_rl.robot import DOF, LOWER_RAD, UPPER_RAD
+from crane_x7_vla_rl.sim.errors import SimError
+from crane_x7_vla_rl.sim.vector.batched import BatchedVectorEnv, Progress
+from crane_x7_vla_rl.vector_config import Backend, VectorConfig
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What GPU simulation needs, and whether this machine has it."""
+
+    cuda: bool
+    """torch sees a GPU."""
+    physx_library: Path
+    """Where SAPIEN looks for GPU PhysX."""
+    vulkan: bool
+    """SAPIEN can draw on that GPU."""
+
+    def check(self) -> None:
+        """Raise SimError for the first thing that is missing."""
+        if not self.cuda:
+            raise SimError(
+                "--backend gpu: torch sees no CUDA GPU. Check `nvidia-smi`, start the container"
+                " with --gpus all, and install a CUDA build of torch; or use --backend cpu"
+            )
+        if not self.physx_library.exists():
+            version = self.physx_library.parent.name
+            raise SimError(
+                f"--backend gpu: SAPIEN's GPU PhysX library {self.physx_library} is missing. Fetch"
+                " it once, where the network allows: python -c 'import sapien.physx;"
+                " sapien.physx.enable_gpu()'; or unpack linux-so.zip of release"
+                f" {version} of sapien-sim/physx-precompiled into"
+                f" {self.physx_library.parent}; or use --backend cpu"
+            )
+        if not self.vulkan:
+            raise SimError(
+                "--backend gpu: the GPU offers no Vulkan device, so SAPIEN cannot draw on it. Start"
+                " the container with NVIDIA_DRIVER_CAPABILITIES=all, check that"
+                " /usr/share/vulkan/icd.d/nvidia_icd.json is there and that `vulkaninfo --summary`"
+                " lists the GPU; or use --backend cpu"
+            )
+
+
+def this_machine() -> Machine:
+    """Return what this machine has."""
+    folder = Path.home() / ".sapien" / "physx" / sapien.physx.version()
+    name = "PhysXGpu_64.dll" if platform.system() == "Windows" else "libPhysXGpu_64.so"
+    cuda = torch.cuda.is_available()
+    return Machine(cuda, folder / name, cuda and _can_render())
+
+
+def _can_render() -> bool:
+    try:
+        return bool(sapien.Device("cuda").can_render())
+    except RuntimeError:  # SAPIEN's answer where it knows no such device
+        return False
+
+
+def make(config: VectorConfig) -> BatchedVectorEnv:
+    """Return the environments; raises SimError for what the machine lacks."""
+    this_machine().check()
+    return BatchedVectorEnv(config, ManiSkillScenes(config, "gpu"))
+
+
+class ManiSkillScenes:
+    """N scenes of one ManiSkill environment; on the CPU N is 1, for tests."""
+
+    def __init__(self, config: VectorConfig, backend: Backend) -> None:
+        """Build; raises SimError."""
+        world = config.world
+        self._config, self._dense = config, config.rewards.kind == "dense"
+        self._scene: Any = sim.make(
+            world.task,
+            backend=backend,
+            num_envs=config.num_envs,
+            obs_mode="none",
+            reward_mode="none",
+            control_mode="pd_joint_pos",
+            image_size=world.image_size,
+            colours=world.colours,
+            spawn_range_m=world.spawn_range_m,
+            home_noise_rad=world.home_noise_rad,
+            control_freq=world.control_hz,
+        ).unwrapped
+        self.device: torch.device = self._scene.device
+        self._lower = torch.tensor(LOWER_RAD, dtype=torch.float32, device=self.device)
+        self._upper = torch.tensor(UPPER_RAD, dtype=torch.float32, device=self.device)
+        self._noise = torch.Generator(self.device)
+        self._seeds = [0] * config.num_envs
+        self._info: dict[str, Any] = {}
+        if world.camera_shift_m:
+            raise SimError(
+                "camera_shift_m is set: this backend has one camera for all scenes; set it to 0 or"
+                " use --backend cpu"
+            )
+
+    def begin(self, envs: list[int], seeds: list[int]) -> None:
+        """See Scenes. ManiSkill wants the seeds of all scenes, also for a partial reset."""
+        for env, seed in zip(envs, seeds, strict=True):
+            self._seeds[env] = seed
+        index = torch.tensor(envs, device=self.device)
+        _, self._info = self._scene.reset(seed=list(self._seeds), options={"env_idx": index})
+        self._noise.manual_seed(sum(self._seeds))
+
+    def step(self, targets_rad: torch.Tensor) -> None:
+        """See Scenes."""
+        *_, self._info = self._scene.step(targets_rad.clamp(self._lower, self._upper))
+
+    def progress(self) -> Progress:
+        """See Scenes; progress is computed for dense rewards alone."""
+        success = self._info["success"]
+        if not self._dense:
+            return Progress(success, torch.zeros_like(success, dtype=torch.float32))
+        reward = self._scene.compute_normalized_dense_reward(None, None, self._info)
+        return Progress(success, reward)
+
+    def state_rad(self) -> torch.Tensor:
+        """See Scenes."""
+        state: torch.Tensor = self._scene.agent.robot.get_qpos()[:, :DOF].clone()
+        return state
+
+    def images(self) -> torch.Tensor:
+        """See Scenes."""
+        scene = self._scene.scene
+        scene.update_render(update_sensors=True, update_human_render_cameras=False)
+        camera = scene.sensors["base_camera"]
+        camera.capture()
+        seen = camera.get_obs(rgb=True, depth=False, position=False, segmentation=False)
+        picture: torch.Tensor = seen["rgb"]  # (N, H, W, 3) uint8
+        noise = self._config.world.camera_noise
+        if not noise:
+            return picture.clone()
+        drawn = torch.randn(picture.shape, generator=self._noise, device=self.device)
+        return (picture + noise * drawn).round().clamp(0, 255).to(torch.uint8)
+
+    def instructions(self) -> list[str]:
+        """See Scenes."""
+        words: list[str] = self._scene.instruction
+        return words
+
+    def close(self) -> None:
+        """See Scenes."""
+        self._scene.close()
+
+
+def lone_scene(config: VectorConfig) -> BatchedVectorEnv:
+    """Return one environment of this kind on the CPU: what tests compare with other backends."""
+    if config.num_envs != 1:
+        raise SimError(f"num_envs is {config.num_envs}: ManiSkill on a CPU holds one scene")
+    return BatchedVectorEnv(config, ManiSkillScenes(config, "cpu"))
+
+
+__all__ = ["Machine", "ManiSkillScenes", "lone_scene", "make", "this_machine"]

@@ -1,0 +1,63 @@
+"""`merge`: an adapter and its base become one whole model that needs neither.
+
+A checkpoint folder or Hub id comes in; a folder with `model.safetensors`, `config.json` and all
+that a policy reads beside them leaves, whole or not at all.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from crane_x7_vla_rl.training.checkpoints import save as checkpoint
+from crane_x7_vla_rl.training.errors import OutputError
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `merge`."""
+    parser.add_argument("checkpoint", help="folder or Hub id of an adapter, or of any model")
+    parser.add_argument("output", type=Path, help="folder to write; must not exist")
+    parser.add_argument(
+        "--dtype", choices=("bf16", "fp32"), default="bf16", help="of the weights (%(default)s)"
+    )
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the merged model; raises PolicyLoadError and OutputError."""
+    import torch
+
+    dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype]
+    folder = merge(args.checkpoint, args.output, dtype)
+    print(f"{folder}: one model; set VLA_MODEL_PATH to it")
+    return 0
+
+
+def merge(path_or_repo_id: str, output: Path, dtype: object) -> Path:
+    """Write what `path_or_repo_id` means, adapters added to the weights, in the torch `dtype`.
+
+    Sums are made in float32. Raises OutputError where `output` exists or cannot be written, and
+    PolicyLoadError; NotFiniteError is one, for weights that are no numbers in `dtype`.
+    """
+    import torch
+
+    from crane_x7_vla_rl.policies.openvla.codec import POLICY
+    from crane_x7_vla_rl.policies.openvla.weights import loading
+    from crane_x7_vla_rl.policies.openvla.weights.layout import PREPROCESSOR, STATISTICS, TOKENIZER
+    from crane_x7_vla_rl.training.checkpoints import policy_files
+
+    assert isinstance(dtype, torch.dtype)
+    output = output.expanduser().absolute()
+    if output.exists():
+        raise OutputError(f"{output} exists; merge writes a new folder, choose another")
+    loaded = loading.load(path_or_repo_id, dtype=dtype)
+
+    def write(folder: Path) -> None:
+        statistics = loaded.model.norm_stats
+        policy_files.write_weights(folder, loaded.model.state_dict(), loaded.raw_config, statistics)
+        policy_files.write_json(folder / STATISTICS, statistics)
+        for name in (TOKENIZER, PREPROCESSOR, POLICY, checkpoint.CONFIG):
+            if (source := loaded.layout.first(name)) is not None:
+                shutil.copyfile(source, folder / name)
+
+    return checkpoint.write_whole(output, {"step": 0, "serial": 1}, write)

@@ -1,0 +1,149 @@
+"""What makes a folder loadable as VLA_MODEL_PATH: weights or an adapter, and what is around them.
+
+Tensors and descriptions come in, files leave: `model.safetensors` (or shards) with `config.json`,
+or `adapter_model.safetensors` with `adapter_config.json`, which names the base; beside them the
+statistics, the tokenizer, `policy.json`, and whether images must be cropped. Nothing here decides
+when or where to write; see `checkpoint`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from torch import Tensor
+
+from crane_x7_vla_rl.policies import hub
+from crane_x7_vla_rl.policies.openvla.codec import Inputs
+from crane_x7_vla_rl.policies.openvla.weights import adapters
+from crane_x7_vla_rl.policies.openvla.weights.layout import (
+    CENTER_CROP,
+    CONFIG,
+    PREPROCESSOR,
+    STATISTICS,
+    TOKENIZER,
+    Layout,
+)
+from crane_x7_vla_rl.training.sft.config import LoraConfig
+
+SHARD_BYTES: Final = 5_000_000_000
+"""Of one file of weights at most, as Hub models usually have it."""
+READABLE: Final = 0o644
+"""safetensors writes files that others may not read."""
+HALVES: Final = (".lora_A.default.weight", ".lora_B.default.weight")
+
+
+@dataclass(frozen=True)
+class Surroundings:
+    """What a policy needs beside its weights."""
+
+    statistics: Mapping[str, Any]
+    """By data set, as in dataset_statistics.json."""
+    tokenizer: Path
+    center_crop: bool
+    """Whether training used random crops."""
+    inputs: Inputs
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that an adapter adapts, as its adapter_config.json shall name it."""
+
+    folder: Path
+    """Where it lies here."""
+    name: str
+    """Hub id; empty for a folder, which is named relatively."""
+    revision: str | None
+
+    @classmethod
+    def of(cls, model: str, layout: Layout) -> Base:
+        """Return the base that `model`, folder or Hub id, named; an id is pinned to its commit."""
+        match = hub.REPO_ID.fullmatch(model)
+        if match is None or Path(model).expanduser().is_dir():
+            return cls(layout.base, "", None)
+        is_snapshot = layout.base.parent.name == "snapshots"  # of the Hub's cache, by commit
+        return cls(layout.base, match["name"], layout.base.name if is_snapshot else None)
+
+    def named_from(self, folder: Path) -> str:
+        """Return its name for an adapter in `folder`."""
+        return self.name or os.path.relpath(self.folder.resolve(), folder.resolve())
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write a JSON object."""
+    path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def write_surroundings(folder: Path, around: Surroundings) -> None:
+    """Write all that is not weights."""
+    write_json(folder / STATISTICS, around.statistics)
+    write_json(folder / PREPROCESSOR, {CENTER_CROP: around.center_crop})
+    around.inputs.write(folder)
+    shutil.copyfile(around.tokenizer, folder / TOKENIZER)
+
+
+def write_weights(
+    folder: Path, tensors: Mapping[str, Tensor], raw_config: Mapping[str, Any],
+    statistics: Mapping[str, Any],
+) -> None:  # fmt: skip
+    """Write a whole model; `raw_config` is its base's, and weights that were random are no more."""
+    from huggingface_hub import save_torch_state_dict
+
+    owned = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    save_torch_state_dict(owned, folder, max_shard_size=SHARD_BYTES)
+    for path in folder.glob("*.safetensors"):
+        path.chmod(READABLE)
+    config = {key: value for key, value in raw_config.items() if key != "random_weights"}
+    write_json(folder / CONFIG, config | {"norm_stats": dict(statistics)})
+
+
+def write_adapter(
+    folder: Path, place: Path, tensors: Mapping[str, Tensor], lora: LoraConfig, base: Base
+) -> None:
+    """Write adapters as PEFT does. `place` is where `folder` will lie when it is finished.
+
+    `tensors` are those of a model with injected adapters, by the names of its parameters.
+    """
+    from safetensors.torch import save_file
+
+    stored = {}
+    for name, tensor in tensors.items():
+        half = next((half for half in HALVES if name.endswith(half)), None)
+        if half is None:
+            raise ValueError(f"{name} is no LoRA matrix, expected a name ending with {HALVES}")
+        key = adapters.PREFIX + name.removesuffix(half) + half.replace(".default", "")
+        stored[key] = tensor.detach().cpu().contiguous()
+    path = folder / adapters.WEIGHTS
+    save_file(stored, path, metadata={"format": "pt"})
+    path.chmod(READABLE)
+    modules = {name.removesuffix(half) for name in tensors for half in HALVES if half in name}
+    write_json(
+        folder / adapters.CONFIG,
+        {
+            "peft_type": "LORA",
+            "task_type": None,
+            "base_model_name_or_path": base.named_from(place),
+            "revision": base.revision,
+            "r": lora.rank,
+            "lora_alpha": lora.alpha,
+            "lora_dropout": lora.dropout,
+            "bias": "none",
+            "target_modules": sorted(modules),
+            "inference_mode": True,
+        },
+    )
+
+
+def read_adapter(folder: Path) -> dict[str, Tensor]:
+    """Return what `write_adapter` wrote, by the names of the model's parameters."""
+    from safetensors.torch import load_file
+
+    return {
+        key.removeprefix(adapters.PREFIX).removesuffix(".weight") + ".default.weight": tensor
+        for key, tensor in load_file(folder / adapters.WEIGHTS).items()
+    }

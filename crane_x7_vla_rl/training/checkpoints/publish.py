@@ -1,0 +1,301 @@
+"""Uploads of checkpoints, beside the training and never in its way.
+
+Complete checkpoints come in; a thread brings one after the other to the Hub or to W&B, and tries
+again while they cannot be reached. What could not be uploaded is listed at the end. On the Hub a
+checkpoint is the repository's content, its files in one commit and its marker in the next, then a
+tag of its name: `owner/name` is the newest, `owner/name@checkpoint-500` stays what it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Protocol
+
+from crane_x7_vla_rl import secret_text
+from crane_x7_vla_rl.log_text import shown
+from crane_x7_vla_rl.training.checkpoints import lineage
+from crane_x7_vla_rl.training.checkpoints.save import CONFIG, MARKER
+from crane_x7_vla_rl.training.errors import ConfigError
+
+logger = logging.getLogger(__name__)
+
+FIRST_PAUSE_S: Final = 5.0
+LONGEST_PAUSE_S: Final = 300.0
+LAST_TRIES: Final = 3
+LAST_PAUSE_S: Final = 1.0
+"""Once training has ended."""
+WAITING: Final = 2
+"""So many checkpoints wait for a place that cannot be reached; the oldest beyond are given up, or
+the disk would fill."""
+WANDB_S: Final = 1800.0
+REFUSED: Final = (401, 403)
+
+
+class UploadError(Exception):
+    """An upload failed; says where to and why."""
+
+
+class Place(Protocol):
+    """Where checkpoints are uploaded to."""
+
+    def __str__(self) -> str: ...
+
+    def upload(self, folder: Path) -> None:
+        """Bring a complete checkpoint there; raises UploadError."""
+        ...
+
+
+class Hub:
+    """A model repository on the Hub; private where it has to be made."""
+
+    def __init__(self, repo_id: str) -> None:
+        from huggingface_hub import HfApi, get_token
+
+        secret_text.remember(get_token())
+        self._name, self._api = repo_id, HfApi()
+
+    def __str__(self) -> str:
+        return f"Hub {self._name}"
+
+    def check(self) -> None:
+        """Make the repository, before hours of training; raises ConfigError where it is refused.
+
+        A Hub that does not answer is no reason to stop: it may do so later.
+        """
+        import httpx2
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            self._api.create_repo(self._name, private=True, exist_ok=True)
+        except HfHubHTTPError as error:
+            if error.response.status_code in REFUSED:
+                raise ConfigError(
+                    f"publish.hub_model_id is {self._name}: the Hub answered"
+                    f" {error.response.status_code}; set HF_TOKEN to a token that may write there"
+                ) from error
+            logger.warning("%s: not ready (%s); uploads will be tried later", self, shown(error))
+        except (httpx2.HTTPError, OSError) as error:
+            logger.warning(
+                "%s: does not answer (%s); uploads will be tried later", self, shown(error)
+            )
+
+    def upload(self, folder: Path) -> None:
+        """See Place."""
+        import httpx2
+
+        try:
+            self._upload(folder)
+        except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
+            # Errors of HTTP, of the connection, of large files, of what the Hub answered.
+            raise UploadError(f"{self}: {type(error).__name__}: {shown(error)}") from error
+
+    def _upload(self, folder: Path) -> None:
+        from huggingface_hub import CommitOperationAdd, CommitOperationDelete
+
+        self._api.create_repo(self._name, private=True, exist_ok=True)
+        files = {
+            path.relative_to(folder).as_posix(): path
+            for path in sorted(folder.rglob("*"))
+            if path.is_file()
+        }
+        there = set(self._api.list_repo_files(self._name))
+        stale = {name for name in there - files.keys() if not name.startswith(".git")}
+        adds = [CommitOperationAdd(n, p) for n, p in files.items() if n != MARKER]
+        drops = [CommitOperationDelete(name) for name in sorted(stale | ({MARKER} & there))]
+        self._api.create_commit(self._name, [*adds, *drops], commit_message=f"{folder.name}: files")
+        whole = self._api.create_commit(
+            self._name,
+            [CommitOperationAdd(MARKER, files[MARKER])],
+            commit_message=f"{folder.name}: complete",
+        )
+        self._tag(folder.name, whole.oid)
+
+    def _tag(self, tag: str, commit: str) -> None:
+        from huggingface_hub.errors import HfHubHTTPError
+
+        try:
+            self._api.create_tag(self._name, tag=tag, revision=commit)
+        except HfHubHTTPError as error:
+            if error.response.status_code != 409:
+                raise
+            self._api.delete_tag(self._name, tag=tag)
+            self._api.create_tag(self._name, tag=tag, revision=commit)
+
+
+@dataclass(frozen=True)
+class Artifacts:
+    """Model artifacts of a W&B run, each with its lineage and configuration as metadata."""
+
+    run: Any
+    """What wandb.init returned."""
+    name: str
+    """Of the artifact; each upload is a version of it."""
+    offline: bool
+    used: set[str] = field(default_factory=set)
+    """The artifacts that the run has said it uses."""
+
+    def __str__(self) -> str:
+        return f"W&B artifact {self.name}"
+
+    def called(self, folder: str) -> str:
+        """Return entity/project/name:alias of the checkpoint in a folder of this name."""
+        whole = [self.run.entity, self.run.project, f"{self.name}:{self._alias(folder)}"]
+        return "/".join(part for part in whole if part)
+
+    def _alias(self, folder: str) -> str:
+        """Return what no other run calls a version: `folder` alone may move to a newer run's."""
+        return f"{self.run.id}.{folder}"
+
+    def upload(self, folder: Path) -> None:
+        """See Place. Offline it is copied beside the run, for `wandb sync`."""
+        import wandb
+
+        origin = lineage.read(folder)
+        self._use(origin.get("made_from"))
+        # W&B takes 100 keys at most, so the configuration is one text.
+        config = (folder / CONFIG).read_text()
+        about = {"folder": folder.name, **origin, "config": config}
+        try:
+            artifact = wandb.Artifact(self.name, type="model", metadata=about)
+            # Not copied before it is sent: this folder stays until then.
+            artifact.add_dir(str(folder), policy="mutable" if self.offline else "immutable")
+            aliases = ["latest", folder.name, self._alias(folder.name)]
+            logged = self.run.log_artifact(artifact, aliases=aliases)
+            if not self.offline:
+                logged.wait(timeout=int(WANDB_S))
+        except (wandb.errors.Error, OSError, ValueError, RuntimeError) as error:
+            raise UploadError(f"{self}: {type(error).__name__}: {shown(error)}") from error
+
+    def _use(self, source: str | None) -> None:
+        """Let W&B draw a line from what training started from; offline, the metadata names it."""
+        import wandb
+
+        if source is None or source in self.used or self.offline:
+            return
+        self.used.add(source)
+        try:
+            self.run.use_artifact(source)
+        except (wandb.errors.Error, OSError, ValueError, RuntimeError) as error:
+            logger.warning("%s: no line from %s at W&B: %s", self, source, shown(error))
+
+
+def artifact_in(places: Sequence[Place], folder: str) -> str | None:
+    """Return what a checkpoint in a folder of this name will be called at W&B, if it goes there."""
+    return next((place.called(folder) for place in places if isinstance(place, Artifacts)), None)
+
+
+class Lane:
+    """The thread that brings checkpoints to one place, in their order."""
+
+    def __init__(
+        self, place: Place, clock: Callable[[], float], first_pause_s: float = FIRST_PAUSE_S
+    ) -> None:
+        self.place = place
+        self._clock, self._first_pause_s = clock, first_pause_s
+        self._waiting: list[Path] = []
+        self._failed: dict[Path, str] = {}
+        """Why the last try did not work."""
+        self._last_tries: Counter[Path] = Counter()
+        self._given_up: list[Path] = []
+        self._finishing = False
+        self._changed = threading.Condition()
+        threading.Thread(target=self._work, name=f"to {place}", daemon=True).start()
+
+    def offer(self, folder: Path) -> None:
+        """Upload this checkpoint as soon as may be."""
+        with self._changed:
+            if len(self._waiting) > WAITING:
+                self._given_up.append(self._waiting.pop(1))  # the first may be on its way
+            self._waiting.append(folder)
+            self._changed.notify_all()
+
+    def pending(self) -> list[Path]:
+        """Return the checkpoints that must stay on the disk for now."""
+        with self._changed:
+            return list(self._waiting)
+
+    def begin_last_tries(self) -> None:
+        """From now on, try each checkpoint LAST_TRIES more times."""
+        with self._changed:
+            self._finishing = True
+            self._changed.notify_all()
+
+    def finish(self, end_s: float) -> list[str]:
+        """Wait for the last tries until `end_s`; return what was not uploaded, with reasons."""
+        with self._changed:
+            while self._open() and (left_s := end_s - self._clock()) > 0:
+                self._changed.wait(left_s)
+            undone = [f"{folder} → {self.place}: given up for newer" for folder in self._given_up]
+            return undone + [
+                f"{folder} → {self.place}: {self._failed.get(folder, 'not within the time')}"
+                for folder in self._waiting
+            ]
+
+    def _open(self) -> list[Path]:
+        """Return what is to be tried."""
+        if not self._finishing:
+            return self._waiting
+        return [folder for folder in self._waiting if self._last_tries[folder] < LAST_TRIES]
+
+    def _work(self) -> None:
+        pause_s = self._first_pause_s
+        while True:
+            with self._changed:
+                self._changed.wait_for(lambda: bool(self._open()))
+                folder = self._open()[0]
+            try:
+                self.place.upload(folder)
+            except UploadError as error:
+                logger.warning("%s: not uploaded, will be tried again: %s", folder, error)
+                self._note(folder, str(error), pause_s)
+                pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
+                continue
+            logger.info("%s is at %s", folder, self.place)
+            pause_s = self._first_pause_s
+            with self._changed:
+                self._waiting.remove(folder)
+                self._changed.notify_all()
+
+    def _note(self, folder: Path, why: str, pause_s: float) -> None:
+        """Remember a try that failed, and pause, shortly when training has ended."""
+        with self._changed:
+            self._failed[folder] = why
+            if self._finishing:
+                self._last_tries[folder] += 1
+                self._changed.notify_all()
+                self._changed.wait(LAST_PAUSE_S if self._open() else 0)
+            else:
+                self._changed.wait_for(lambda: self._finishing, pause_s)
+
+
+class Uploads:
+    """All places that a run uploads to; none of them waits for another."""
+
+    def __init__(
+        self, places: Sequence[Place], clock: Callable[[], float] = time.monotonic
+    ) -> None:
+        self._clock = clock
+        self._lanes = [Lane(place, clock) for place in places]
+
+    def offer(self, folder: Path, places: Sequence[Place]) -> None:
+        """Upload a complete checkpoint to these places."""
+        for lane in self._lanes:
+            if lane.place in places:
+                lane.offer(folder)
+
+    def pending(self) -> set[Path]:
+        """Return the checkpoints that must stay on the disk for now."""
+        return {folder for lane in self._lanes for folder in lane.pending()}
+
+    def finish(self, deadline_s: float) -> list[str]:
+        """Try what is left some more times; return what could not be uploaded, with reasons."""
+        end_s = self._clock() + deadline_s
+        for lane in self._lanes:
+            lane.begin_last_tries()
+        return [line for lane in self._lanes for line in lane.finish(end_s)]

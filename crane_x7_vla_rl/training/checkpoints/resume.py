@@ -1,0 +1,51 @@
+"""Where a run goes on, and what may change on the way: for fine-tuning and reinforcement learning.
+
+Two configurations come in, the checkpoint's and the one wanted now; what differs leaves, in words.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from crane_x7_vla_rl.training.config import loader as config_tree
+from crane_x7_vla_rl.training.errors import ResumeError
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """Where a run goes on."""
+
+    folder: Path
+    """A complete checkpoint."""
+    changes: tuple[str, ...]
+    """What is configured differently than it was, one line each."""
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Which keys may change."""
+
+    fixed: tuple[str, ...]
+    """Those that may not, since they decide what is in a checkpoint."""
+    free: tuple[str, ...]
+    """Beginnings of those that do not touch what is learnt, and are not worth a word."""
+    decided: str
+    """What the fixed ones decide, in words."""
+
+
+def resume(folder: Path, old: Any, new: Any, rules: Rules) -> Resumption:
+    """Return how a run goes on from `folder`; raises ResumeError for what cannot change."""
+    changed = {
+        key: f"{key}: {before!r} → {after!r}"
+        for key, (before, after) in config_tree.differences(old, new).items()
+        if not key.startswith(rules.free)
+    }
+    fixed = [text for key, text in changed.items() if key in rules.fixed]
+    if fixed:
+        raise ResumeError(
+            f"{folder} was made with {rules.decided}; these cannot change on the way:"
+            f" {'; '.join(fixed)}. Leave them as they were, or start a new run"
+        )
+    return Resumption(folder, tuple(changed.values()))

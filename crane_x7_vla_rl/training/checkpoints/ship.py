@@ -1,0 +1,79 @@
+"""A small checkpoint made smaller still, to ship with the project: the same policy in fewer bytes.
+
+A checkpoint folder, adapter or whole, comes in; a folder that the ordinary loader reads leaves.
+Weights become float16, whose 11 bits round less than bfloat16's 8. Rows of the vocabulary that no
+prompt can reach, and head rows of tokens that are no actions, are never read: they become zeros,
+which a package or a Git object stores in next to nothing.
+"""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from crane_x7_vla_rl.actions import FIRST_ACTION_TOKEN, VOCABULARY
+from crane_x7_vla_rl.policies.openvla.codec import POLICY, Inputs
+from crane_x7_vla_rl.policies.openvla.tokenizer import PromptTokenizer
+from crane_x7_vla_rl.policies.openvla.weights import loading
+from crane_x7_vla_rl.policies.openvla.weights.layout import PREPROCESSOR, STATISTICS, TOKENIZER
+from crane_x7_vla_rl.training.checkpoints import policy_files
+from crane_x7_vla_rl.training.errors import OutputError
+
+MOST_BYTES: Final = 15_000_000
+"""Of all files together."""
+EMBEDDINGS: Final = "language_model.model.embed_tokens.weight"
+HEAD: Final = "language_model.lm_head.weight"
+LARGEST: Final = float(torch.finfo(torch.float16).max)
+
+
+def write(checkpoint: str, folder: Path) -> Inputs:
+    """Write the checkpoint's policy into the empty `folder`; return how it is to be asked.
+
+    Raises OutputError where it does not fit in MOST_BYTES or float16, and PolicyLoadError.
+    """
+    loaded = loading.load(checkpoint, dtype=torch.float32)
+    tokenizer = loaded.layout.first(TOKENIZER)
+    if tokenizer is None:
+        raise OutputError(f"{checkpoint}: there is no {TOKENIZER}; a policy cannot do without")
+    tensors = dict(loaded.model.state_dict())
+    actions = torch.arange(FIRST_ACTION_TOKEN, VOCABULARY)
+    read = torch.cat([torch.tensor(PromptTokenizer(tokenizer).reachable()), actions])
+    for name, rows in ((EMBEDDINGS, read), (HEAD, actions)):
+        tensors[name] = only(tensors[name], rows)
+    small = {name: halved(name, tensor) for name, tensor in tensors.items()}
+    policy_files.write_weights(folder, small, loaded.raw_config, loaded.model.norm_stats)
+    policy_files.write_json(folder / STATISTICS, loaded.model.norm_stats)
+    for name in (TOKENIZER, PREPROCESSOR, POLICY):
+        if (source := loaded.layout.first(name)) is not None:
+            shutil.copyfile(source, folder / name)
+    check_size(folder)
+    return Inputs.of(loaded.layout)
+
+
+def only(matrix: Tensor, rows: Tensor) -> Tensor:
+    """Return the matrix with zeros in all but these rows."""
+    kept = torch.zeros_like(matrix)
+    kept[rows] = matrix[rows]
+    return kept
+
+
+def halved(name: str, tensor: Tensor) -> Tensor:
+    """Return the tensor in float16; raises OutputError for values that do not fit."""
+    largest = float(tensor.abs().max())
+    if not largest <= LARGEST:
+        raise OutputError(f"{name} holds {largest:g}, beyond float16's {LARGEST:g}")
+    return tensor.to(torch.float16)
+
+
+def check_size(folder: Path) -> int:
+    """Return how many bytes the folder's files have; raises OutputError above MOST_BYTES."""
+    total = sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    if total > MOST_BYTES:
+        raise OutputError(
+            f"{folder} has {total:,} bytes, expected at most {MOST_BYTES:,}: ship a smaller model"
+        )
+    return total

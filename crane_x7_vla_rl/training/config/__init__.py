@@ -1,0 +1,1 @@
+"""One loader for every configuration, and what both trainers share of it."""

@@ -1,0 +1,1 @@
+"""Success of a checkpoint in simulation, errors on recordings."""

@@ -1,0 +1,103 @@
+"""Episodes in, rates of success with their confidence leave: numbers for files, words for people.
+
+Two hundred episodes leave a rate uncertain by some 7 points either way; a rate without its interval
+says little.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, Final
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from crane_x7_vla_rl.training.evaluate.command import EvaluateConfig
+    from crane_x7_vla_rl.training.evaluate.rollout import Result, Rollouts
+
+Z_95: Final = 1.959964
+"""Of the normal distribution: 95 % lie within so many standard deviations."""
+
+
+def wilson(successes: int, trials: int) -> tuple[float, float]:
+    """Return the 95 % interval of a rate (Wilson 1927, without continuity correction).
+
+    Unlike the usual ± it stays inside 0…1 and keeps its promise near both ends.
+    """
+    if not 0 <= successes <= trials or not trials:
+        raise ValueError(f"{successes} successes in {trials} trials are no rate")
+    rate, weight = successes / trials, Z_95**2 / trials
+    centre = (rate + weight / 2) / (1 + weight)
+    spread = Z_95 * ((rate * (1 - rate) + weight / 4) / trials) ** 0.5 / (1 + weight)
+    return (
+        centre - spread if successes else 0.0,
+        centre + spread if successes < trials else 1.0,
+    )
+
+
+def rate(results: Sequence[Result]) -> dict[str, Any]:
+    """Return the rate of success with its interval, as JSON has it."""
+    successes = sum(result.success for result in results)
+    low, high = wilson(successes, len(results))
+    return {
+        "rate": successes / len(results),
+        "low": low,
+        "high": high,
+        "successes": successes,
+        "episodes": len(results),
+    }
+
+
+def summary(config: EvaluateConfig, rollouts: Rollouts) -> dict[str, Any]:
+    """Return what results.json holds about the simulation."""
+    results = rollouts.results
+    told = sorted({result.instruction for result in results})
+    steps = [result.steps for result in results if result.success]
+    total = sum(result.steps for result in results)
+    return {
+        "task": config.world.task,
+        "world": config.world.as_dict() | {"control_hz": rollouts.control_hz},
+        "temperature": config.model.temperature,
+        "seed": config.model.seed,
+        "swapped": config.swapped,
+        "execute_steps": config.execute_steps,
+        "first_seed": config.first_seed,
+        "success": rate(results),
+        "instructions": {
+            text: rate([result for result in results if result.instruction == text])
+            for text in told
+        },
+        "seconds_to_success": float(np.mean(steps)) / rollouts.control_hz if steps else None,
+        "wall_s": rollouts.wall_s,
+        "policy_s": rollouts.policy_s,
+        "control_steps_per_s": total / rollouts.wall_s,
+        "episodes": [asdict(result) | {"lifted": list(result.lifted)} for result in results],
+    }
+
+
+def describe(results: Mapping[str, Any]) -> str:
+    """Return some lines for people."""
+    lines = []
+    if "success" in results:
+        how = f"temperature {results['temperature']:g}" if results["temperature"] else "greedy"
+        swapped = ", instructions swapped" if results["swapped"] else ""
+        lines.append(f"{results['task']} ({how}{swapped}): {_percent(results['success'])}")
+        for text, one in results["instructions"].items():
+            lines.append(f"  {text}: {_percent(one)}")
+    if "offline" in results:
+        offline = results["offline"]
+        errors = ", ".join(f"{value:.3f}" for value in offline["mean_error_rad"].values())
+        lines.append(f"{offline['frames']} recorded frames: mean error per joint {errors} rad")
+        lines.append(
+            f"  one answer takes {offline['latency_ms']['p50']:.1f} ms,"
+            f" {offline['latency_ms']['p95']:.1f} ms at the 95th percentile"
+        )
+    return "\n".join(lines)
+
+
+def _percent(one: Mapping[str, Any]) -> str:
+    return (
+        f"{one['rate']:.1%} ({one['low']:.1%} to {one['high']:.1%}),"
+        f" {one['successes']} of {one['episodes']} episodes"
+    )

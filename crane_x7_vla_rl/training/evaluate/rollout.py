@@ -1,0 +1,195 @@
+"""Rollouts of a policy in simulation: seeds come in, one result per episode leaves.
+
+Scenes run in processes, the policy here, on one process's scenes at a time while the others step.
+The processes take turns in a fixed order, so that a sampling policy draws the same numbers for the
+same scenes in every run.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy
+from crane_x7_vla_rl.sim.errors import SimError
+from crane_x7_vla_rl.sim.workers import Workers
+from crane_x7_vla_rl.training.evaluate.command import VIDEOS, EvaluateConfig
+from crane_x7_vla_rl.training.evaluate.scene_worker import Act, Begin, Look, make_rooms
+from crane_x7_vla_rl.training.evaluate.video import write_video
+from crane_x7_vla_rl.types import Observation
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Result:
+    """One episode."""
+
+    seed: int
+    instruction: str
+    """As the policy was told."""
+    named: str
+    """Colour of the cube that counts."""
+    success: bool
+    steps: int
+    """Control steps until success or the end."""
+    lifted: tuple[str, ...]
+    """Colours in the air at the end."""
+
+
+@dataclass(frozen=True)
+class Rollouts:
+    """All episodes, by seed, and what they took."""
+
+    results: tuple[Result, ...]
+    control_hz: int
+    wall_s: float
+    policy_s: float
+    """Of which the policy computed."""
+
+
+@dataclass(eq=False)
+class _Episode:
+    """One that is running."""
+
+    seed: int
+    instruction: str = ""
+
+
+class _Turns:
+    """All scenes of all processes, and the seeds that are left for them."""
+
+    def __init__(self, policy: OpenVLAPolicy, config: EvaluateConfig, workers: Workers) -> None:
+        self.policy, self.config, self.workers = policy, config, workers
+        self.seeds = iter(range(config.first_seed, config.first_seed + config.num_episodes))
+        self.running: list[dict[int, _Episode]] = [{} for _ in range(len(workers))]
+        self.results: list[Result] = []
+        self.policy_s = 0.0
+
+    def begin(self, worker: int) -> None:
+        """Send the first orders."""
+        orders = dict(self._begins(worker, range(self.config.slots)))
+        if orders:
+            self.workers.send(worker, orders)
+
+    def take(self, worker: int) -> None:
+        """Take one turn: receive looks, note what ended, let the policy choose, send orders."""
+        looks: dict[int, Look] = self.workers.receive(worker)
+        ended = [slot for slot, look in looks.items() if look.observation is None]
+        for slot in ended:
+            self._finish(self.running[worker].pop(slot), looks[slot])
+        orders: dict[int, Begin | Act] = dict(self._choose(worker, looks))
+        orders |= dict(self._begins(worker, ended))
+        if orders:
+            self.workers.send(worker, orders)
+
+    def _begins(self, worker: int, slots: Any) -> Iterator[tuple[int, Begin]]:
+        for slot in slots:
+            seed = next(self.seeds, None)
+            if seed is None:
+                return
+            self.running[worker][slot] = _Episode(seed)
+            yield slot, Begin(seed, seed - self.config.first_seed < self.config.videos)
+
+    def _choose(self, worker: int, looks: dict[int, Look]) -> Iterator[tuple[int, Act]]:
+        slots, seen = [], []
+        for slot, look in looks.items():
+            if look.observation is not None:
+                told = _told(look.observation, look.named, self.config)
+                self.running[worker][slot].instruction = told.instruction
+                slots.append(slot)
+                seen.append(told)
+        if not seen:
+            return
+        started_s = time.monotonic()
+        chunks = self.policy.predict(seen)
+        self.policy_s += time.monotonic() - started_s
+        for slot, chunk in zip(slots, chunks, strict=True):
+            yield slot, Act(np.array(chunk.position_rad[: self.config.execute_steps]))
+
+    def _finish(self, episode: _Episode, look: Look) -> None:
+        result = Result(
+            episode.seed, episode.instruction, look.named, look.success, look.steps, look.lifted
+        )
+        self.results.append(result)
+        if look.film:
+            word = "success" if look.success else "failure"
+            path = self.config.output / VIDEOS / f"seed-{episode.seed}-{word}.mp4"
+            write_video(path, look.film, 1 / self.policy.period_s)
+
+
+def roll_out(policy: OpenVLAPolicy, config: EvaluateConfig) -> Rollouts:
+    """Return the result of every seed; raises SimError."""
+    world = replace(config.world, control_hz=_control_hz(policy, str(config.model.path)))
+    _clear_videos(config.output / VIDEOS)
+    policy.reset()
+    count = min(config.processes or os.cpu_count() or 1, config.num_episodes)
+    started_s = time.monotonic()
+    with Workers(count, partial(make_rooms, world)) as workers, _bar(config) as bar:
+        turns = _Turns(policy, config, workers)
+        for worker in range(count):
+            turns.begin(worker)
+        while any(turns.running):
+            for worker in range(count):
+                if turns.running[worker]:
+                    turns.take(worker)
+            bar.show(turns.results)
+    results = tuple(sorted(turns.results, key=lambda result: result.seed))
+    return Rollouts(results, world.control_hz, time.monotonic() - started_s, turns.policy_s)
+
+
+def _control_hz(policy: OpenVLAPolicy, source: str) -> int:
+    rate = 1 / policy.period_s
+    if abs(rate - round(rate)) > 1e-6:
+        raise SimError(
+            f"{source}: its period_s of {policy.period_s} makes {rate:.3f} steps/s, but the"
+            " simulation takes whole rates only"
+        )
+    return round(rate)
+
+
+def _told(observation: Observation, named: str, config: EvaluateConfig) -> Observation:
+    """Return the observation with the instruction that the policy shall be given."""
+    if not config.swapped:
+        return observation
+    colours = config.world.colours
+    other = colours[(colours.index(named) + 1) % len(colours)]
+    return replace(observation, instruction=observation.instruction.replace(named, other))
+
+
+def _clear_videos(folder: Path) -> None:
+    """Remove those of an evaluation before; they would lie beside this one's."""
+    for path in folder.glob("seed-*.mp4"):
+        path.unlink()
+
+
+class _bar:
+    """A progress bar of episodes, with the rate of success so far."""
+
+    def __init__(self, config: EvaluateConfig) -> None:
+        from rich import progress
+
+        columns = (*progress.Progress.get_default_columns(), progress.MofNCompleteColumn())
+        self._bar = progress.Progress(*columns)
+        self._task = self._bar.add_task(config.world.task, total=config.num_episodes)
+
+    def __enter__(self) -> _bar:
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def show(self, results: list[Result]) -> None:
+        """Show how many there are and how many succeeded."""
+        good = sum(result.success for result in results)
+        text = f"{good} of {len(results)} succeeded"
+        self._bar.update(self._task, completed=len(results), description=text)

@@ -1,0 +1,41 @@
+"""A policy that learning has spoilt: named where its answers are no numbers, and never saved.
+
+A module, or the tensors of a checkpoint that is to be written, come in; a SpoiltError that names
+weights, and the way back, leaves. Its exit code is 6.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from crane_x7_vla_rl.policies.openvla import finite
+from crane_x7_vla_rl.training.checkpoints import save as checkpoint
+from crane_x7_vla_rl.training.errors import SpoiltError
+
+
+def answer(where: str, module: nn.Module, error: Exception | None = None) -> SpoiltError:
+    """Return the error for answers of `module`, policy and value head, that are no numbers.
+
+    `error` tells more where all weights are finite.
+    """
+    what = finite.broken(module) or str(error or "weights are finite, but too large")
+    return SpoiltError(
+        f"{where}: {what}. The update before has spoilt the policy, which is not saved; go on from"
+        " the last checkpoint with a lower ppo.learning_rate"
+    )
+
+
+def check_saved(tensors: Mapping[str, Tensor], target: Path, rate: str) -> None:
+    """Raise SpoiltError where what is to be saved as `target` does not hold numbers alone.
+
+    `rate` is the setting to lower.
+    """
+    if found := finite.odd(tensors.items()):
+        last = checkpoint.newest(target.parent)
+        raise SpoiltError(
+            f"{target} is not saved: {finite.describe(found)}; the last good checkpoint is"
+            f" {last or 'none'}: go on from that with a lower {rate}"
+        )

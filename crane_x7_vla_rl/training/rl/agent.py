@@ -1,0 +1,294 @@
+"""Policy and value head while they learn: one module, spread over processes, and its optimizer.
+
+A loaded OpenVLA, with adapters or freed, and a value head come in; judged actions, steps of the
+optimizer and the tensors worth keeping leave. What a rollout asks is the same model and the same
+head: `Agent.policy` and `Agent.worth`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Final, Literal
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
+
+from crane_x7_vla_rl.policies.openvla import OpenVLA
+from crane_x7_vla_rl.policies.openvla.weights.merged import Merged
+from crane_x7_vla_rl.training import learner
+from crane_x7_vla_rl.training.errors import PpoError
+from crane_x7_vla_rl.training.rl.ppo import Judged
+from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig
+from crane_x7_vla_rl.training.rl.value_head import ValueHead
+
+POLICY: Final = "policy."
+VALUE: Final = "value_head."
+RATE: Final = "base_lr"
+"""Key of an optimizer's group: its learning rate before any schedule."""
+
+
+class ActorCritic(nn.Module):
+    """A policy and the head that values what it sees."""
+
+    def __init__(self, policy: OpenVLA, value_head: ValueHead | None) -> None:
+        super().__init__()
+        self.policy = policy
+        self.value_head = value_head
+
+    def forward(
+        self, pixels: Tensor, prompts: Sequence[Tensor], tokens: Tensor, temperature: float,
+        detach: bool,
+    ) -> Judged:  # fmt: skip
+        """Judge actions; see `OpenVLA.evaluate` for the shapes. `detach`: values move no policy."""
+        found = self.policy.evaluate(pixels, prompts, tokens, temperature)
+        values = None
+        if self.value_head is not None:
+            values = self.value_head(found.hidden.detach() if detach else found.hidden)
+        return Judged(found.log_probs, found.entropy, values)
+
+    def ready(self) -> None:
+        """Do nothing, as a first pass forward: FSDP then knows which module is the whole."""
+
+
+@dataclass(frozen=True, eq=False)
+class Agent:
+    """What an update needs of models and processes."""
+
+    accelerator: Accelerator
+    module: nn.Module
+    """An ActorCritic, wrapped for several processes."""
+    core: ActorCritic
+    """The same one."""
+    optimizer: torch.optim.Optimizer
+    """Groups: policy, and value head where there is one."""
+    max_grad_norm: float
+    merged: Merged | None
+    """The policy that acts, where that is another model than the one that learns."""
+
+    @property
+    def policy(self) -> OpenVLA:
+        """The model that acts, adapters included."""
+        return self.core.policy
+
+    @contextmanager
+    def acting(self) -> Iterator[OpenVLA]:
+        """Yield the policy, ready to act; every process must enter, none must wait.
+
+        FSDP's parts are gathered once for a whole rollout: gathering each layer for each token
+        would take hundreds of times as long, and processes would have to act in step.
+        """
+        if self.merged is not None:
+            yield self.merged.refresh()
+            return
+        self.core.ready()
+        with learner.gathered(self.module):
+            yield self.policy
+        if not self.policy.owns_memory:
+            self.policy.forget_rollouts()
+
+    @torch.no_grad()
+    def worth(self, hidden: Tensor) -> Tensor:
+        """Return values (B,) float32 for a rollout's hidden states (B, H)."""
+        if self.core.value_head is None:
+            raise PpoError("this agent has no value head; grpo needs no values")
+        values: Tensor = self.core.value_head(hidden)
+        return values
+
+    def step(self, policy_scale: float, value_scale: float) -> None:
+        """Move the weights at these shares of their learning rates; forget the gradients."""
+        scales = (policy_scale, value_scale)
+        for group, scale in zip(self.optimizer.param_groups, scales, strict=False):
+            group["lr"] = group[RATE] * scale
+        self.optimizer.step()
+        self.forget()
+
+    def forget(self) -> None:
+        """Drop all gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def snapshot(self) -> Callable[[], None]:
+        """Copy what learns, and what the optimizer knows of it, to the CPU; return the way back.
+
+        Each process copies its own part, and takes the way back alone.
+        """
+        learning = [p for group in self.optimizer.param_groups for p in group["params"]]
+        weights = [_copied(p) for p in learning]
+        states = [
+            {key: _copied(x) if isinstance(x, Tensor) else x for key, x in state.items()}
+            for state in (self.optimizer.state.get(p, {}) for p in learning)
+        ]
+
+        @torch.no_grad()
+        def rewind() -> None:
+            self.forget()
+            for parameter, weight, before in zip(learning, weights, states, strict=True):
+                _local(parameter).copy_(weight)
+                if not before:  # it had not made a step yet
+                    self.optimizer.state.pop(parameter, None)
+                    continue
+                for key, x in self.optimizer.state[parameter].items():
+                    if isinstance(x, Tensor):
+                        _local(x).copy_(before[key])
+
+        return rewind
+
+    def clip(self) -> float:
+        """Shorten the gradient; return its length before, over all processes."""
+        return learner.clip(self.module, self.max_grad_norm)
+
+    def sum(self, figures: Tensor) -> Tensor:
+        """Return the sum over all processes; every one of them must call it."""
+        total: Tensor = self.accelerator.reduce(figures, reduction="sum")
+        return total
+
+    def largest(self, figure: float) -> float:
+        """Return the largest of all processes; every one of them must call it."""
+        mine = torch.tensor([figure], device=self.accelerator.device)
+        return float(self.accelerator.gather(mine).max())
+
+    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Return what is to be kept, on the CPU: the policy's weights or adapters; the value head.
+
+        By the names of their parameters. Every process must call it; the first one gets them.
+        """
+        options = StateDictOptions(
+            full_state_dict=True, cpu_offload=True, ignore_frozen_params=has_adapters(self.policy)
+        )
+        found = {
+            name: learner.own_memory(tensor)
+            for name, tensor in get_model_state_dict(self.module, options=options).items()
+            if isinstance(tensor, Tensor)
+        }
+        policy, head = (
+            {name.removeprefix(start): x for name, x in found.items() if name.startswith(start)}
+            for start in (POLICY, VALUE)
+        )
+        return policy, head
+
+    def optimizer_state(self) -> Mapping[str, Any]:
+        """Return the optimizer's state by names of parameters; see `tensors`."""
+        if not self.optimizer.state:
+            # torch fills it by a step without gradients, which counts as one to AdamW.
+            get_optimizer_state_dict(self.module, self.optimizer, options=learner.WHOLE)
+            for state in self.optimizer.state.values():
+                state["step"].zero_()
+        return get_optimizer_state_dict(self.module, self.optimizer, options=learner.WHOLE)
+
+    def restore_optimizer(self, state: Mapping[str, Any]) -> None:
+        """Set what `optimizer_state` returned, maybe on another number of processes.
+
+        Learning rates stay as configured now.
+        """
+        rates = [(group["lr"], group[RATE]) for group in self.optimizer.param_groups]
+        set_optimizer_state_dict(self.module, self.optimizer, dict(state), options=learner.WHOLE)
+        for group, (rate, base) in zip(self.optimizer.param_groups, rates, strict=True):
+            group["lr"], group[RATE] = rate, base
+
+
+def build(
+    policy: OpenVLA, config: PpoConfig, accelerator: Accelerator,
+    sharding: Literal["ddp", "fsdp"] = "ddp", value_head: ValueHead | None = None,
+) -> Agent:  # fmt: skip
+    """Return an agent of a policy that is on its device, with its adapters or freed weights.
+
+    The value head is made from torch's random state where none comes and PPO needs one. Raises
+    PpoError where dropout would make updates see other probabilities than rollouts.
+    """
+    _refuse_dropout(policy)
+    if value_head is None and config.algorithm == "ppo":
+        value_head = ValueHead(policy.config.text.hidden_size, config.value)
+    core = ActorCritic(policy, value_head).to(accelerator.device)
+    learning = [name for name, p in policy.named_parameters() if p.requires_grad]
+    if not learning:
+        raise PpoError("no weight of the policy may learn; add adapters, or free its weights")
+    module = learner.spread(core, sharding, accelerator)
+    policy.owns_memory = not isinstance(module, FSDPModule)
+    register_fsdp_forward_method(module, "ready")  # FSDP alone does anything here
+    merged = Merged(policy) if policy.owns_memory and _mergeable(policy) else None
+    optimizer = _optimizer(core, config)
+    return Agent(accelerator, module, core, optimizer, config.max_grad_norm, merged)
+
+
+def _local(tensor: Tensor) -> Tensor:
+    """Return this process's part of a tensor, in the same memory."""
+    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    return _local(tensor.detach()).to("cpu", copy=True)
+
+
+def _mergeable(policy: OpenVLA) -> bool:
+    """Whether a copy with adapters added answers as the policy does."""
+    exact = all(parameter.dtype == torch.float32 for parameter in policy.parameters())
+    return exact and has_adapters(policy)
+
+
+def _optimizer(core: ActorCritic, config: PpoConfig) -> torch.optim.Optimizer:
+    """Return AdamW with a group for the policy and one for the value head.
+
+    Made of the parameters as they are after spreading: those before would be moved in vain.
+    """
+    parts: list[tuple[nn.Module, float, float]] = [
+        (core.policy, config.learning_rate, config.weight_decay)
+    ]
+    if core.value_head is not None:
+        parts.append((core.value_head, config.value.learning_rate, 0.0))
+    return torch.optim.AdamW(
+        [
+            {
+                "params": [p for p in part.parameters() if p.requires_grad],
+                "lr": rate,
+                RATE: rate,
+                "weight_decay": decay,
+            }
+            for part, rate, decay in parts
+        ]
+    )
+
+
+def _refuse_dropout(policy: OpenVLA) -> None:
+    for name, module in policy.named_modules():
+        if isinstance(module, nn.Dropout) and module.p > 0:
+            raise PpoError(
+                f"{name} drops {module.p:g} of its inputs; updates would then see other"
+                " probabilities than the rollout that they learn from: set lora.dropout to 0"
+            )
+
+
+def has_adapters(policy: OpenVLA) -> bool:
+    """Whether some layer has LoRA matrices beside it."""
+    return any(hasattr(module, "active_adapters") for module in policy.modules())
+
+
+@contextmanager
+def adapters_off(policy: OpenVLA) -> Iterator[None]:
+    """Make the policy the one that training started from, for a while.
+
+    Raises PpoError for one without adapters.
+    """
+    # PEFT's own switch would freeze the matrices, too, which DDP and FSDP keep books about.
+    layers: list[Any] = [m for m in policy.modules() if hasattr(m, "active_adapters")]
+    if not layers:
+        raise PpoError(
+            "ppo.kl_coefficient is above 0, but the policy has no adapters to switch off: its"
+            " starting weights are gone; use adapters, or set ppo.kl_coefficient to 0"
+        )
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False

@@ -1,0 +1,98 @@
+"""`train`: from variables, files, flags and a checkpoint to one `RlConfig`, and to exit codes.
+
+A resumed run starts from the configuration that its checkpoint holds; files, flags and overrides
+given now count more, and what they change is listed. A checkpoint that is not whole gives way to
+the newest one of its run that is.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import logging
+from pathlib import Path
+from typing import Final
+
+from crane_x7_vla_rl.training import settings
+from crane_x7_vla_rl.training.checkpoints import save as checkpoint
+from crane_x7_vla_rl.training.checkpoints.resume import Resumption, Rules, resume
+from crane_x7_vla_rl.training.config import loader as config_tree
+from crane_x7_vla_rl.training.config.loader import Layer
+from crane_x7_vla_rl.training.errors import OutputError, ResumeError, SimulationError
+from crane_x7_vla_rl.training.rl.config import RlConfig
+
+logger = logging.getLogger(__name__)
+
+RULES: Final = Rules(
+    fixed=(
+        "start.pretrained", "start.sft_checkpoint", "lora.enabled", "lora.rank", "lora.alpha",
+        "lora.targets", "ppo.algorithm", "ppo.value.hidden", "ppo.value.layers",
+        "env.num_parallel_envs",
+    ),
+    free=("output.", "logging.", "publish.", "training.device", "env.processes"),
+    decided="another model or other environments",
+)  # fmt: skip
+"""The tensors and environments that there are stay."""
+
+FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""What a disk says that takes no more."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `train`."""
+    config_tree.add_arguments(parser, RlConfig)
+    parser.add_argument(
+        "--resume", type=Path, metavar="FOLDER",
+        help="go on from checkpoint_<update>, or from a run's newest checkpoint; the configuration"
+        " comes from there, flags count more",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; returns 0 also after SIGTERM, once everything is saved. Raises TrainingError."""
+    config, resumption = read(args)
+    from crane_x7_vla_rl.sim.errors import SimError
+    from crane_x7_vla_rl.training.rl.loop import train
+
+    try:
+        train(config, resumption)
+    except SimError as error:
+        raise SimulationError(str(error)) from error
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        folder = config.output_dir
+        raise OutputError(
+            f"{folder}: cannot be written: {error} ({checkpoint.free_gb(folder)}); the last"
+            f" complete checkpoint is {checkpoint.newest(folder) or 'none'}; make room, then go on"
+            " with --resume"
+        ) from error
+    return 0
+
+
+def read(args: argparse.Namespace) -> tuple[RlConfig, Resumption | None]:
+    """Return the configuration and where to go on; raises ConfigError, ResumeError."""
+    wanted = config_tree.layers(args, RlConfig)
+    if args.resume is None:
+        return config_tree.build(RlConfig, [*settings.layers(), *wanted]), None
+    folder = locate(args.resume)
+    before = config_tree.read_file(folder / checkpoint.CONFIG)
+    old = config_tree.build(RlConfig, [before])
+    place = {"output.dir": str(folder.parent.parent), "output.experiment_name": folder.parent.name}
+    new = config_tree.build(RlConfig, [before, Layer(str(folder), place), *wanted])
+    return new, resume(folder, old, new, RULES)
+
+
+def locate(path: Path) -> Path:
+    """Return the complete checkpoint that `path` means, or the newest beside it, and say so.
+
+    Raises ResumeError where there is none.
+    """
+    try:
+        return checkpoint.locate(path)
+    except ResumeError as error:
+        other = checkpoint.newest(path.expanduser().absolute().parent)
+        if other is None:
+            raise
+        logger.warning("%s; going on from that one", error)
+        return other

@@ -1,0 +1,309 @@
+"""What a run of reinforcement learning is told: every value, default and unit in one place.
+
+`config_tree` makes an `RlConfig` of a YAML file, flags and overrides; `template` writes one. Names
+of flags are those of the trainer that this one replaces; what it did not have follows its manner.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from crane_x7_vla_rl.policies.base import DEFAULT_UNNORM_KEY
+from crane_x7_vla_rl.scenes import COLOUR_NAMES, EVALUATION_SEED, PICK_PLACE_ID, WorldConfig
+from crane_x7_vla_rl.training.config import loader as config_tree
+from crane_x7_vla_rl.training.config.loader import Layer
+from crane_x7_vla_rl.training.errors import ConfigError
+from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig
+from crane_x7_vla_rl.training.sft.config import (
+    LoggingConfig,
+    LoraConfig,
+    PublishConfig,
+    at_least,
+    flag,
+)
+from crane_x7_vla_rl.vector_config import (
+    Backend,
+    RewardKind,
+    Rewards,
+    Simulator,
+    VectorConfig,
+    VectorConfigError,
+)
+
+OUTPUTS: Final = "/workspace/vla-rl/outputs"
+NAME: Final = "crane_x7_vla_rl"
+
+
+@dataclass(frozen=True)
+class StartConfig:
+    """Which policy learns."""
+
+    pretrained: str = "openvla/openvla-7b"
+    """Folder or Hub id (owner/name@revision) of the weights to start from."""
+    sft_checkpoint: str | None = None
+    """Folder or Hub id of a fine-tuned policy to start from, instead of pretrained; the usual
+    case."""
+    unnorm_key: str = DEFAULT_UNNORM_KEY
+    """Of the statistics that its actions are in."""
+
+    @property
+    def model(self) -> str:
+        """The one that counts."""
+        return self.sft_checkpoint or self.pretrained
+
+
+@dataclass(frozen=True)
+class EnvConfig:
+    """What is simulated, how often, and by what. Steps per second are the policy's own."""
+
+    simulator: Simulator = "maniskill"
+    """What simulates."""
+    env_id: str = PICK_PLACE_ID
+    """The task: Lift-CRANE-X7 or PickPlace-CRANE-X7."""
+    backend: Backend = "gpu"
+    """gpu: all scenes in one simulation there; cpu: scenes in processes."""
+    num_parallel_envs: int = 4
+    """Environments of each process of the training. Lower it where memory runs out."""
+    processes: int = flag("--env-processes", 0)
+    """That the scenes of the CPU backend are spread over; 0 for one per core."""
+    groups: int = flag("--env-groups", 2)
+    """In so many groups the environments of the CPU backend take turns: one is simulated while the
+    policy looks at another."""
+    rewards: RewardKind = "binary"
+    """binary: 1 for success, which ends an episode; sparse: 1 where success holds at the end;
+    dense: progress, step by step."""
+    image_size: str = flag("--camera-size", "320x240")
+    """Width and height of the camera's pictures."""
+    colours: str = ",".join(COLOUR_NAMES)
+    """Of the cubes, separated by commas."""
+    spawn_range_m: float = 0.03
+    """Cubes and plate lie at most this far, along x and y, from their four spots."""
+    home_noise_rad: float = 0.02
+    """Standard deviation of the arm's joints in the first step."""
+    camera_shift_m: float = 0.0
+    """Standard deviation of the camera's place, drawn anew for each episode."""
+    camera_noise: float = 0.0
+    """Standard deviation of each pixel's channels, of 255, drawn anew for each picture."""
+    episode_s: float | None = None
+    """How long an episode of the rollouts may take, in simulated seconds; not given, as long as the
+    task's do in evaluation. A shorter one wastes less on tries that have failed."""
+    deadline_s: float = flag("--env-deadline-s", 60.0)
+    """A simulation that has not answered by then counts as hung and is started anew."""
+
+    def __post_init__(self) -> None:
+        at_least(self, "env", 0, "spawn_range_m", "home_noise_rad", "camera_shift_m")
+        if self.episode_s is not None and not self.episode_s > 0:
+            raise ConfigError(f"env.episode_s is {self.episode_s}, expected above 0")
+        width, _, height = self.image_size.partition("x")
+        if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
+            raise ConfigError(f"env.image_size is {self.image_size}, expected as in 320x240")
+        odd = [colour for colour in self.names if colour not in COLOUR_NAMES]
+        if odd:
+            known = ", ".join(COLOUR_NAMES)
+            raise ConfigError(f"env.colours has {odd[0]!r}, known: {known}; separate by commas")
+        self.vector(control_hz=10, seed=0, first_env=0)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The colours."""
+        return tuple(self.colours.replace(",", " ").split())
+
+    def world(self, control_hz: int) -> WorldConfig:
+        """Return what one scene is."""
+        width, _, height = self.image_size.partition("x")
+        return WorldConfig(
+            task=self.env_id,
+            control_hz=control_hz,
+            image_size=(int(width), int(height)),
+            colours=self.names,
+            spawn_range_m=self.spawn_range_m,
+            home_noise_rad=self.home_noise_rad,
+            camera_shift_m=self.camera_shift_m,
+            camera_noise=self.camera_noise,
+            episode_s=self.episode_s,
+        )
+
+    def vector(self, control_hz: int, seed: int, first_env: int) -> VectorConfig:
+        """Return the environments of one process; raises ConfigError, with the nearest names."""
+        try:
+            return VectorConfig(
+                world=self.world(control_hz),
+                num_envs=self.num_parallel_envs,
+                backend=self.backend,
+                simulator=self.simulator,
+                processes=self.processes,
+                first_seed=seed,
+                first_env=first_env,
+                rewards=Rewards(self.rewards),
+                groups=self.groups,
+                deadline_s=self.deadline_s,
+            )
+        except VectorConfigError as error:
+            raise ConfigError(f"env: {error}") from error
+
+
+@dataclass(frozen=True)
+class RlLoraConfig(LoraConfig):
+    """As in fine-tuning, but nothing is dropped: updates must see what rollouts saw."""
+
+    dropout: float = flag("--lora-dropout", 0.0)
+    """Must stay 0 here."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.dropout:
+            raise ConfigError(
+                f"lora.dropout is {self.dropout}, expected 0: an update would see other"
+                " probabilities than the rollout it learns from"
+            )
+
+
+@dataclass(frozen=True)
+class RlTrainingConfig:
+    """How long, and on what."""
+
+    num_updates: int = 1000
+    """Rollouts that are learned from."""
+    rollout_steps: int = 64
+    """Decisions per environment and rollout; an answer of several steps is one."""
+    time_limit_minutes: float | None = None
+    """Save and end after so long, whatever num_updates says."""
+    anneal: bool = False
+    """Lower both learning rates from update to update, to 0 after num_updates."""
+    keep_patches: bool = False
+    """Keep what vision made of the pictures from rollout to update, where vision does not learn:
+    faster, for the memory of rollout_steps × environments × patches × hidden size."""
+    gradient_checkpointing: bool = False
+    """Compute layers again in the backward pass instead of keeping what they computed."""
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
+    """Of the matrix products; auto is bf16 on CUDA, fp32 elsewhere."""
+    device: Literal["auto", "cuda", "cpu"] = "auto"
+    """auto is CUDA where there is one."""
+    sharding: Literal["ddp", "fsdp"] = "ddp"
+    """With several processes: a whole model in each, or its weights spread over all."""
+    seed: int = 0
+    """Of scenes, sampled actions, minibatches and new weights."""
+
+    def __post_init__(self) -> None:
+        at_least(self, "training", 1, "num_updates", "rollout_steps")
+        at_least(self, "training", 0, "seed", "time_limit_minutes")
+
+
+@dataclass(frozen=True)
+class RlEvaluationConfig:
+    """How well the policy does on scenes that it never learns from, on the way."""
+
+    every: int = flag("--evaluate-every", 50)
+    """Updates from evaluation to evaluation; 0 for none, and then no checkpoint_best."""
+    episodes: int = flag("--evaluate-episodes", 50)
+    """Of each evaluation."""
+    temperature: float = flag("--evaluate-temperature", 0.0)
+    """0 takes the likeliest action."""
+    videos: int = flag("--evaluate-videos", 2)
+    """So many of the first episodes are filmed."""
+
+    def __post_init__(self) -> None:
+        at_least(self, "evaluation", 0, "every", "temperature", "videos")
+        at_least(self, "evaluation", 1, "episodes")
+
+    first_seed: int = flag("--evaluate-first-seed", EVALUATION_SEED)
+    """Of the scenes."""
+
+
+@dataclass(frozen=True)
+class RlOutputConfig:
+    """Where results go."""
+
+    dir: str = flag("--output-dir", OUTPUTS)
+    """Folder of runs; this one's has its name."""
+    experiment_name: str = NAME
+    """Name of the run."""
+    save_every: int = 50
+    """Updates from checkpoint to checkpoint."""
+    keep: int | None = None
+    """How many numbered checkpoints stay, the newest; all where it is not given."""
+
+    def __post_init__(self) -> None:
+        at_least(self, "output", 1, "save_every", "keep")
+
+
+@dataclass(frozen=True)
+class RlConfig:
+    """One run."""
+
+    start: StartConfig = field(default_factory=StartConfig)
+    env: EnvConfig = field(default_factory=EnvConfig)
+    training: RlTrainingConfig = field(default_factory=RlTrainingConfig)
+    ppo: PpoConfig = field(default_factory=PpoConfig)
+    lora: RlLoraConfig = field(default_factory=RlLoraConfig)
+    evaluation: RlEvaluationConfig = field(default_factory=RlEvaluationConfig)
+    output: RlOutputConfig = field(default_factory=RlOutputConfig)
+    logging: LoggingConfig = field(default_factory=LoggingConfig)
+    publish: PublishConfig = field(default_factory=PublishConfig)
+
+    def __post_init__(self) -> None:
+        if self.publish.wandb_artifacts != "no" and not self.logging.use_wandb:
+            raise ConfigError("publish.wandb_artifacts needs logging.use_wandb; add --use-wandb")
+
+    @property
+    def experiment_name(self) -> str:
+        """Name of the run."""
+        return self.output.experiment_name
+
+    @property
+    def output_dir(self) -> Path:
+        """Folder of the run."""
+        return Path(self.output.dir).expanduser() / self.output.experiment_name
+
+    @property
+    def wandb_project(self) -> str:
+        """Project at W&B."""
+        return self.logging.wandb_project or "crane-x7-vla-rl"
+
+
+TEMPLATES: Final[Mapping[str, Mapping[str, Any]]] = {
+    "default": {},
+    "fast": {
+        "env.env_id": "Lift-CRANE-X7",
+        "env.backend": "cpu",
+        "env.num_parallel_envs": 2,
+        "training.num_updates": 10,
+        "training.rollout_steps": 16,
+        "ppo.minibatch_size": 16,
+        "ppo.micro_batch_size": 4,
+        "ppo.epochs": 1,
+        "lora.rank": 8,
+        "lora.alpha": 16,
+        "evaluation.every": 5,
+        "evaluation.episodes": 4,
+        "output.save_every": 5,
+        "logging.log_steps": 1,
+    },
+    "full": {
+        "env.num_parallel_envs": 64,
+        "training.num_updates": 2000,
+        "training.rollout_steps": 80,
+        "training.gradient_checkpointing": True,
+        "ppo.minibatch_size": 640,
+        "ppo.micro_batch_size": 20,
+        "ppo.epochs": 1,
+        "ppo.old_log_probs": "recomputed",
+        "ppo.value.learning_rate": 3e-3,
+        "evaluation.every": 25,
+        "evaluation.episodes": 200,
+        "output.save_every": 25,
+        "logging.log_steps": 1,
+        "logging.use_wandb": True,
+    },
+}
+"""What `config --template` writes differently from the defaults: to see that all works, in minutes;
+to learn in earnest, on a GPU with 80 GB."""
+
+
+def template(name: str, below: Sequence[Layer] = ()) -> str:
+    """Return a whole configuration as YAML; what it leaves at its default, `below` may change."""
+    wanted = [*below, Layer(name, TEMPLATES[name])]
+    return config_tree.to_yaml(config_tree.build(RlConfig, wanted))

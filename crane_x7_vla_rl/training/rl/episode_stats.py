@@ -1,0 +1,111 @@
+"""How episodes end while a policy learns, and success free of the haste of short ones.
+
+Of the episodes that have ended soon after all environments began anew, too many are short, and
+those are the successes: a failure runs into its time limit. Here an episode counts when its time
+limit has passed, however early it ended, so whether it counts depends on its beginning alone. What
+ended in rollouts comes in; how many episodes count now, and how they ended, leaves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+
+from crane_x7_vla_rl.sim.vector.make import Episode
+from crane_x7_vla_rl.training.rl.agent import Agent
+from crane_x7_vla_rl.training.rl.rollout import Collected
+
+ENOUGH: Final = 100
+"""Episodes that a running share is taken over, where there have been so many."""
+
+
+class Outcomes:
+    """The episodes of one process that do not count yet; time is in decisions."""
+
+    def __init__(self, longest: int, chunk_steps: int) -> None:
+        """`longest`: decisions until the time limit; `chunk_steps`: control steps of a decision."""
+        self._longest, self._chunk_steps = longest, chunk_steps
+        self._now = 0
+        """Since all environments began anew."""
+        self._waiting: list[tuple[int, bool]] = []
+        """When each episode began, and whether it succeeded."""
+
+    def restart(self) -> None:
+        """All environments have begun anew: nobody will know how the running episodes end."""
+        self._now, self._waiting = 0, []
+
+    def add(self, episodes: Sequence[Episode], ended: Sequence[int], steps: int) -> tuple[int, int]:
+        """Return how many episodes count since the last call, and how many of them succeeded.
+
+        `episodes` ended in the decisions `ended`, from 0, of a rollout of `steps` decisions.
+        """
+        for episode, last in zip(episodes, ended, strict=True):
+            lasted = -(-episode.steps // self._chunk_steps)
+            self._waiting.append((self._now + last + 1 - lasted, episode.success))
+        self._now += steps
+        due = [success for began, success in self._waiting if self._is_due(began)]
+        self._waiting = [one for one in self._waiting if not self._is_due(one[0])]
+        return len(due), sum(due)
+
+    def _is_due(self, began: int) -> bool:
+        return began + self._longest <= self._now
+
+
+class Recent:
+    """The share of successes among the newest episodes of all processes."""
+
+    def __init__(self, updates: Sequence[Sequence[int]] = ()) -> None:
+        """`updates` is what `state` returned."""
+        self._updates = [(int(episodes), int(successes)) for episodes, successes in updates]
+
+    def add(self, episodes: int, successes: int) -> float | None:
+        """Take those of an update; return the share among ENOUGH or a few more, None for none."""
+        self._updates.append((episodes, successes))
+        while sum(count for count, _ in self._updates[1:]) >= ENOUGH:
+            del self._updates[0]
+        total = sum(count for count, _ in self._updates)
+        return sum(successes for _, successes in self._updates) / total if total else None
+
+    def state(self) -> list[tuple[int, int]]:
+        """Return what a resumed run goes on from."""
+        return list(self._updates)
+
+
+@dataclass(frozen=True)
+class Sums:
+    """What all processes found in a rollout together."""
+
+    episodes: int
+    successes: int
+    rewards: float
+    episode_steps: int
+    env_steps: int
+    discarded: int
+    counted: int
+    """Episodes whose time limit has passed, see `Outcomes`."""
+    counted_successes: int
+
+    @classmethod
+    def of(cls, agent: Agent, found: Collected, counted: tuple[int, int]) -> Sums:
+        """Every process must call it."""
+        mine = torch.tensor(
+            [
+                len(found.episodes),
+                sum(one.success for one in found.episodes),
+                sum(one.total_reward for one in found.episodes),
+                sum(one.steps for one in found.episodes),
+                found.env_steps,
+                found.discarded,
+                *counted,
+            ],
+            dtype=torch.float64,
+        )
+        total = agent.sum(mine.to(agent.accelerator.device)).tolist()
+        return cls(int(total[0]), int(total[1]), total[2], *map(int, total[3:]))
+
+    def mean(self, figure: float) -> float | None:
+        """Per episode."""
+        return figure / self.episodes if self.episodes else None

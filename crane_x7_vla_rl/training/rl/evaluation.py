@@ -1,0 +1,59 @@
+"""How well a policy does in the midst of a run, on scenes that the run never learns from.
+
+The policy that acts comes in; `evaluation/update_<n>/` with results and videos, and the rate of
+success leave.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+from crane_x7_vla_rl.data.files import write_json
+from crane_x7_vla_rl.policies.base import ModelOptions, NotFiniteError
+from crane_x7_vla_rl.policies.openvla import OpenVLA
+from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy
+from crane_x7_vla_rl.training import non_finite as spoilt
+from crane_x7_vla_rl.training.evaluate.command import VIDEOS, EvaluateConfig
+from crane_x7_vla_rl.training.evaluate.report import summary
+from crane_x7_vla_rl.training.rl.run import RlRun
+
+EVALUATION: Final = "evaluation"
+
+
+def success(run: RlRun, policy: OpenVLA, step: int) -> float:
+    """Evaluate in this process; write results and videos, show the latter to W&B; return 0 to 1.
+
+    Raises SpoiltError where the policy's answers are no numbers.
+    """
+    from crane_x7_vla_rl.training.evaluate.rollout import roll_out
+
+    config = run.config
+    settings = config.evaluation
+    model = ModelOptions(
+        path=str(run.folder),
+        unnorm_key=config.start.unnorm_key,
+        temperature=settings.temperature,
+        seed=config.training.seed,
+    )
+    evaluation = EvaluateConfig(
+        model=model,
+        output=run.folder / EVALUATION / f"update_{step}",
+        world=replace(config.env.world(round(1 / run.cast.codec.inputs.period_s)), episode_s=None),
+        num_episodes=settings.episodes,
+        first_seed=settings.first_seed,
+        processes=config.env.processes,
+        videos=settings.videos,
+    )
+    evaluation.output.mkdir(parents=True, exist_ok=True)
+    acting = OpenVLAPolicy(replace(run.loaded, model=policy), model)
+    try:
+        rollouts = roll_out(acting, evaluation)
+    except NotFiniteError as error:
+        where = f"update {step}, evaluation"
+        raise spoilt.answer(where, run.agent.core, error) from error
+    results = summary(evaluation, rollouts)
+    write_json(evaluation.output / "results.json", results)
+    if run.tracker.wandb_run is not None:
+        run.tracker.wandb_run.show(sorted((evaluation.output / VIDEOS).glob("*.mp4")), step)
+    return float(results["success"]["rate"])

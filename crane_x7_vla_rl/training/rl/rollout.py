@@ -1,0 +1,366 @@
+"""Rollouts: a policy acts in all environments at once; what it saw, chose and was paid leaves.
+
+Environments take turns in groups: while one group is simulated, the policy looks at the next. Each
+picture is cut and squashed once, into the buffer; the policy acts on those bytes, and updates learn
+from the same ones. Actions are drawn from generators that the numbers of update and environment
+seed, so that a resumed run draws the same, on however many processes the environments are.
+
+Legend: T steps of a rollout, N environments of this process, n of a group, D tokens of an answer,
+S pixels of a side.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Final
+
+import numpy as np
+import torch
+from PIL import Image as Pil
+from torch import Tensor
+
+from crane_x7_vla_rl.kinematics import UnreachableError
+from crane_x7_vla_rl.policies import base
+from crane_x7_vla_rl.policies.openvla import OpenVLA
+from crane_x7_vla_rl.policies.openvla.codec import Codec
+from crane_x7_vla_rl.policies.openvla.image import View, cut
+from crane_x7_vla_rl.policies.openvla.resample import resize
+from crane_x7_vla_rl.policies.openvla.run.rollout import Rollout, Sampling
+from crane_x7_vla_rl.policies.openvla.targets import joint_targets
+from crane_x7_vla_rl.sim.vector.make import Episode, Steps, VectorEnv, Views
+from crane_x7_vla_rl.training import non_finite as spoilt
+from crane_x7_vla_rl.training.errors import NotFiniteError
+from crane_x7_vla_rl.training.rl import grpo, ppo
+from crane_x7_vla_rl.training.rl.agent import Agent
+from crane_x7_vla_rl.training.rl.buffer import Buffer, mixed
+from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig
+from crane_x7_vla_rl.types import Array
+
+Clock = Callable[[], float]
+VALUED: Final = Sampling()
+"""How the one token is chosen that is thrown away, where only a value is wanted."""
+
+
+@dataclass(frozen=True)
+class Cast:
+    """Who acts, where, and by which rules."""
+
+    env: VectorEnv
+    agent: Agent
+    codec: Codec
+    config: PpoConfig
+    steps: int
+    """T."""
+    seed: int
+    """Of the run."""
+    keep_patches: bool = False
+    """Keep what vision made of the pictures; for a policy whose vision does not learn."""
+
+
+@dataclass(frozen=True, eq=False)
+class Collected:
+    """One rollout of this process."""
+
+    buffer: Buffer
+    episodes: tuple[Episode, ...]
+    """Those that ended."""
+    ended: tuple[int, ...]
+    """The step in which each of them did."""
+    env_steps: int
+    """Control steps that were carried out."""
+    discarded: int
+    """Decisions that a crashed simulation lost."""
+    simulate_s: float
+    """Waiting for simulations."""
+    infer_s: float
+    """Looking, choosing, valuing."""
+
+
+def collect(
+    cast: Cast, number: int, stop: Callable[[], bool] = bool, clock: Clock = time.perf_counter
+) -> Collected | None:
+    """Return the rollout of update `number` (from 0), or None where `stop` ended it early.
+
+    Raises SimError, NotFiniteError for what the simulation says that is not a number, and
+    SpoiltError for logits and values that are none.
+    """
+    with cast.agent.acting() as policy:
+        return _Collection(cast, policy, number, clock).run(stop)
+
+
+class _Collection:
+    """A rollout while it is made."""
+
+    def __init__(self, cast: Cast, policy: OpenVLA, number: int, clock: Clock) -> None:
+        self.cast, self.policy, self.number, self.clock = cast, policy, number, clock
+        steps, count = cast.steps, cast.env.num_envs
+        device = cast.agent.accelerator.device
+        side, answer = self.policy.config.image_size, cast.codec.answer_length
+        self.images = torch.empty(steps, count, side, side, 3, dtype=torch.uint8, device=device)
+        self.patches: Tensor | None = None
+        """(T, N, I·patches, H), where they are kept."""
+        self.prompts: list[list[Tensor]] = [[torch.empty(0)] * count for _ in range(steps)]
+        self.instructions: list[list[str]] = [[""] * count for _ in range(steps)]
+        self.tokens = torch.zeros(steps, count, answer, dtype=torch.int64)
+        self.log_probs = torch.zeros(steps, count, answer)
+        self.counted = torch.zeros(steps, count, answer, dtype=torch.bool)
+        self.values, self.final_values, self.rewards = torch.zeros(3, steps, count).unbind()
+        self.terminated, self.truncated, self.lost = torch.zeros(
+            3, steps, count, dtype=torch.bool
+        ).unbind()
+        self.began = [0] * count
+        """Step of this rollout in which each environment's episode began, or 0."""
+        self.episodes: list[Episode] = []
+        self.ended: list[int] = []
+        self.env_steps = 0
+        self.simulate_s = self.infer_s = 0.0
+        first = cast.agent.accelerator.process_index * count
+        self.generators = [
+            torch.Generator(device).manual_seed(mixed(cast.seed, number, first + env))
+            for env in range(count)
+        ]
+        """One for each environment, whichever process it is in."""
+
+    def run(self, stop: Callable[[], bool]) -> Collected | None:
+        """Roll out; the environments are idle afterwards."""
+        groups = range(len(self.cast.env.groups))
+        for step in range(self.cast.steps):
+            for group in groups:
+                if step:
+                    self._receive(step - 1, group)
+                self._decide(step, group)
+            if stop():
+                for group in groups:
+                    self._receive(step, group)
+                return None
+        for group in groups:
+            self._receive(self.cast.steps - 1, group)
+        return self._collected(torch.cat([self._look_ahead(group) for group in groups]))
+
+    # --- one group's turn ------------------------------------------------------------------------
+
+    def _decide(self, step: int, group: int) -> None:
+        """Let the policy look at a group, and send what it chose."""
+        started_s = self.clock()
+        envs = self.cast.env.groups[group]
+        part = slice(envs.start, envs.stop)
+        views = self.cast.env.look(group)
+        measured = self._measured(views, step)
+        shown = self.images[step, part]
+        squash(views.images, self.cast.codec.inputs.view, shown)
+        prompts = self.cast.codec.prompts(views.instructions, measured)
+        seen = self.policy.normalise(shown)
+        if self.cast.keep_patches:
+            seen = self._keep(step, part, seen)
+        how = Sampling(self.cast.config.temperature, self.generators[part])
+        chosen = self._ask(step, seen, prompts, self.cast.codec.answer_length, how)
+        self.prompts[step][part] = prompts
+        self.instructions[step][part] = views.instructions
+        self.tokens[step, part] = chosen.tokens
+        self.log_probs[step, part] = chosen.log_probs.cpu()
+        self.values[step, part] = self._worth(step, chosen)
+        targets = self._targets(self.tokens[step, part], measured)
+        self.infer_s += self.clock() - started_s
+        self.cast.env.send(group, targets)
+
+    def _receive(self, step: int, group: int) -> None:
+        """Note what a group's step came to."""
+        started_s = self.clock()
+        steps = self.cast.env.receive(group)
+        self.simulate_s += self.clock() - started_s
+        envs = self.cast.env.groups[group]
+        part = slice(envs.start, envs.stop)
+        self.rewards[step, part] = torch.as_tensor(steps.reward, dtype=torch.float32)
+        self.terminated[step, part] = torch.as_tensor(steps.terminated)
+        self.truncated[step, part] = torch.as_tensor(steps.truncated)
+        self._check_rewards(step, envs)
+        taken = torch.as_tensor(steps.steps)
+        each = self.cast.codec.answer_length // self.cast.codec.inputs.chunk_steps
+        places = torch.arange(self.cast.codec.answer_length) // each
+        self.counted[step, part] = places < taken[:, None]
+        self.env_steps += int(taken.sum())
+        self.episodes += steps.episodes
+        self.ended += [step] * len(steps.episodes)
+        self._note_ends(step, envs, steps)
+        if steps.final is not None:
+            self._value_final(step, envs, steps.final)
+
+    def _note_ends(self, step: int, envs: range, steps: Steps) -> None:
+        for row, env in enumerate(envs):
+            if steps.discarded[row]:  # its episode so far leads nowhere that is known
+                self.lost[self.began[env] : step + 1, env] = True
+            if steps.discarded[row] or steps.terminated[row] or steps.truncated[row]:
+                self.began[env] = step + 1
+
+    def _value_final(self, step: int, envs: range, final: Views) -> None:
+        """Value the last views of truncated episodes, which belong to no step."""
+        if self.cast.config.algorithm != "ppo":
+            return
+        started_s = self.clock()
+        rows = np.asarray(final.rows)
+        worth = self._value_views(final, step, len(envs))
+        self.final_values[step, torch.as_tensor(rows + envs.start)] = worth
+        self.infer_s += self.clock() - started_s
+
+    def _look_ahead(self, group: int) -> Tensor:
+        """Return (n,): what the observations after the last step are worth."""
+        if self.cast.config.algorithm != "ppo":
+            return torch.zeros(len(self.cast.env.groups[group]))
+        started_s = self.clock()
+        views = self.cast.env.look(group)
+        worth = self._value_views(views, self.cast.steps, len(views.instructions))
+        self.infer_s += self.clock() - started_s
+        return worth
+
+    def _value_views(self, views: Views, step: int, usual: int) -> Tensor:
+        """Return (rows,) values; on CUDA as many rows as usual, for which there are graphs."""
+        measured, count = self._measured(views, step), len(views.instructions)
+        side = self.images.shape[2]
+        shown = self.images.new_empty(count, side, side, 3)
+        squash(views.images, self.cast.codec.inputs.view, shown)
+        prompts = self.cast.codec.prompts(views.instructions, measured)
+        if shown.is_cuda and count < usual:
+            shown = torch.cat([shown, shown[:1].expand(usual - count, -1, -1, -1)])
+            prompts = [*prompts, *[prompts[0]] * (usual - count)]
+        seen = self.policy.normalise(shown)
+        return self._worth(step, self._ask(step, seen, prompts, 1, VALUED))[:count]
+
+    # --- the policy ------------------------------------------------------------------------------
+
+    def _ask(
+        self, step: int, seen: Tensor, prompts: Sequence[Tensor], length: int, how: Sampling
+    ) -> Rollout:
+        """Return what the policy chose, tokens on the CPU; raises SpoiltError."""
+        try:
+            chosen = self.policy.roll_out(seen, prompts, length, how)
+            return replace(chosen, tokens=self.policy.on_host(chosen.tokens))
+        except base.NotFiniteError as error:
+            where = f"update {self.number + 1}: log_probs of step {step} are no numbers"
+            raise spoilt.answer(where, self.cast.agent.core, error) from error
+
+    @torch.no_grad()
+    def _keep(self, step: int, part: slice, pixels: Tensor) -> Tensor:
+        """Return what the language model sees of these pixels, kept for the update."""
+        seen = self.policy.encode(pixels)
+        if self.patches is None:
+            steps, count = self.images.shape[:2]
+            self.patches = seen.new_empty(steps, count, *seen.shape[1:])
+        self.patches[step, part] = seen
+        return seen
+
+    def _worth(self, step: int, chosen: Rollout) -> Tensor:
+        """Return values (n,) on the CPU; raises SpoiltError."""
+        if self.cast.config.algorithm != "ppo":
+            return torch.zeros(len(chosen.hidden))
+        values = self.cast.agent.worth(chosen.hidden).float().cpu()
+        if not bool(torch.isfinite(values).all()):
+            where = f"update {self.number + 1}: values of step {step} are no numbers"
+            raise spoilt.answer(where, self.cast.agent.core)
+        return values
+
+    def _targets(self, tokens: Tensor, measured: Array) -> Array:
+        """Return (n, T, 8) rad; an arm whose step is out of reach stays where it is."""
+        actions = self.cast.codec.actions(tokens)
+        rows = []
+        for steps, here in zip(actions, measured, strict=True):
+            try:
+                rows.append(joint_targets(steps, here))
+            except UnreachableError:
+                rows.append(np.repeat(here[None], len(steps), axis=0))
+        return np.stack(rows).astype(np.float32)
+
+    # --- checks and results ----------------------------------------------------------------------
+
+    def _measured(self, views: Views, step: int) -> Array:
+        """Return (n, 8) rad; raises NotFiniteError."""
+        state: Any = views.state_rad
+        measured = state.cpu().numpy() if isinstance(state, Tensor) else np.array(state)
+        if not np.isfinite(measured).all():
+            row = int(np.argwhere(~np.isfinite(measured))[0, 0])
+            raise NotFiniteError(
+                f"update {self.number + 1}, step {step}: the measured joints of row {row} are"
+                f" {measured[row].tolist()}, expected numbers; the simulation has become unstable."
+                " Nothing has been learned from it; go on from the last checkpoint with --resume"
+            )
+        return measured.astype(np.float64)
+
+    def _check_rewards(self, step: int, envs: range) -> None:
+        rewards = self.rewards[step, envs.start : envs.stop]
+        if not bool(torch.isfinite(rewards).all()):
+            env = envs[int((~torch.isfinite(rewards)).nonzero()[0])]
+            raise NotFiniteError(
+                f"update {self.number + 1}, step {step}: environment {env} paid"
+                f" {float(self.rewards[step, env])}, expected a number. Nothing has been learned"
+                " from it; go on from the last checkpoint with --resume"
+            )
+
+    def _collected(self, last_values: Tensor) -> Collected:
+        advantages, returns, valid = self._judged(last_values)
+        buffer = Buffer(
+            images=self.images if self.patches is None else self.patches,
+            prompts=self.prompts,
+            tokens=self.tokens,
+            log_probs=self.log_probs,
+            advantages=advantages,
+            valid=valid,
+            values=self.values,
+            returns=returns,
+            counted=self.counted,
+        )
+        return Collected(
+            buffer=buffer,
+            episodes=tuple(self.episodes),
+            ended=tuple(self.ended),
+            env_steps=self.env_steps,
+            discarded=int(self.lost.sum()),
+            simulate_s=self.simulate_s,
+            infer_s=self.infer_s,
+        )
+
+    def _judged(self, last_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Return advantages, returns, and which steps may be learned from; each (T, N)."""
+        ended, valid = self.terminated | self.truncated | self.lost, ~self.lost
+        if self.cast.config.algorithm == "ppo":
+            ahead = ppo.next_values(self.values, last_values, self.truncated, self.final_values)
+            config = self.cast.config
+            return *ppo.gae(
+                self.rewards, self.values, ahead, self.terminated, ended, valid, config.gamma,
+                config.gae_lambda,
+            ), valid  # fmt: skip
+        told = sorted({text for row in self.instructions for text in row})
+        groups = torch.tensor([[told.index(text) for text in row] for row in self.instructions])
+        whole = self.terminated | self.truncated
+        advantages, taught = grpo.group_advantages(self.rewards, whole, valid, groups)
+        return advantages, torch.zeros_like(advantages), taught
+
+
+def squash(images: Any, view: View, into: Tensor) -> None:
+    """Write pictures (n, H, W, 3) uint8, cut to `view`, into (n, S, S, 3), as the policy does it.
+
+    Pictures are numpy or tensors; on CUDA they are resized there.
+    """
+    side = into.shape[1]
+    if into.is_cuda:
+        rows = torch.as_tensor(images).to(into.device, non_blocking=True)
+        part = torch.as_tensor(_cut_all(rows, view))
+        if part.shape[1:3] != (side, side):
+            flat = part.permute(0, 3, 1, 2).flatten(0, 1)
+            part = resize(flat, side, side).view(len(into), 3, side, side).permute(0, 2, 3, 1)
+        into.copy_(part)
+        return
+    found = images.cpu().numpy() if isinstance(images, Tensor) else images
+    target = into.numpy()
+    for row, image in enumerate(found):
+        seen = cut(image, view)
+        if seen.shape[:2] != (side, side):
+            small = Pil.fromarray(seen).resize((side, side), Pil.Resampling.BICUBIC)
+            seen = np.asarray(small)
+        target[row] = seen
+
+
+def _cut_all(images: Any, view: View) -> Any:
+    """As `cut`, for (n, H, W, 3)."""
+    seen: Any = cut(images.permute(1, 2, 0, 3), view)
+    return seen.permute(2, 0, 1, 3)

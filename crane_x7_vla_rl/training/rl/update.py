@@ -1,0 +1,387 @@
+"""One update: a rollout comes in, better weights and what happened on the way leave.
+
+`update` reads top to bottom: check → normalise → probe → minibatches, each of them judge → loss →
+gradients → are they numbers? → optimizer. It is told its number and a seed; all that is drawn
+follows from these, so that a resumed run goes on bit for bit on a CPU. Processes do the same steps
+at the same time, and together what one process would do with all of their environments. Numbers go
+on from `ppo`.
+
+17. Minibatches are drawn anew in each epoch from the samples of all processes, each step once; all
+    environments have nearly the same share in each (see `rollout_buffer.shuffled`).
+18. Rollouts and updates look at the same bytes by the same code, so before the first step every
+    ratio is 1 and every value the rollout's; `ratio_error` and `value_error` say how nearly.
+19. An update ends before the step for which KL to the policy that acted exceeds target_kl, as in
+    https://github.com/openai/spinningup (ppo.py), but checked at each minibatch.
+20. Before anything moves, the policy loss alone goes backward for the PROBED samples with the
+    largest advantages: a gradient of exactly 0 ends the run (`ppo.check_gradient`).
+21. Policy and value head have learning rates of their own, which may both sink to 0 over a run;
+    the gradient is shortened as a whole,
+    https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/ (details 4, 11).
+22. What is not a number ends the run before the step that it would spoil, in all processes.
+23. In the first value.warmup updates the value head learns alone.
+24. Old log-probabilities and values can be recomputed by the code that judges, which rounds as
+    it will in the first minibatch; returns and advantages stay.
+25. Micro-batches change memory and speed, not the result (see 15).
+
+Legend: T steps of a rollout, N environments of this process, E of all, B samples, D tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from crane_x7_vla_rl.training import learner
+from crane_x7_vla_rl.training.errors import NotFiniteError, PpoError, SpoiltError
+from crane_x7_vla_rl.training.rl import ppo
+from crane_x7_vla_rl.training.rl.agent import Agent, adapters_off
+from crane_x7_vla_rl.training.rl.buffer import Buffer, mixed, shuffled
+from crane_x7_vla_rl.training.rl.ppo import Judged, Losses, Taken
+from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig
+
+PROBED: Final = 8
+SUMMED: Final = ("policy", "value", "entropy", "ref_kl", "approx_kl", "clip_fraction")
+
+
+@dataclass(frozen=True)
+class Turn:
+    """Which update this is."""
+
+    number: int
+    """Updates done before."""
+    seed: int = 0
+    """Of the run; the same in all processes."""
+    rate: float = 1.0
+    """Share of both learning rates; below 1 where they are annealed."""
+
+
+@dataclass(frozen=True)
+class Metrics:
+    """What happened in an update, over all processes; means over its minibatches."""
+
+    policy_loss: float
+    value_loss: float
+    entropy: float
+    """Nats per token."""
+    approx_kl: float
+    """To the policy that acted, nats per answer; in the last minibatch."""
+    ref_kl: float
+    """To the starting policy, nats per answer; 0 where kl_coefficient is."""
+    clip_fraction: float
+    """Share of ratios outside the clip."""
+    explained_variance: float
+    """Of returns, by the rollout's values: 1 perfect, 0 no better than a constant."""
+    grad_norm: float
+    """Before it was shortened."""
+    policy_grad_norm: float
+    """Of the policy loss alone, for the probed samples; 0 where nothing was to be learned."""
+    ratio_error: float
+    """Largest distance of a ratio from 1 before the first step."""
+    value_error: float
+    """Largest distance of a value from the rollout's before the first step."""
+    advantage_mean: float
+    """Before normalisation."""
+    advantage_std: float
+    samples: int
+    """Valid ones of the rollout."""
+    steps: int
+    """Of the optimizer."""
+    stopped_early: bool
+    """By target_kl."""
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """The samples of this process as an update uses them; flat, S = T·N."""
+
+    buffer: Buffer
+    advantages: Tensor
+    """(S,), normalised."""
+    log_probs: Tensor
+    """(S, D)."""
+    values: Tensor
+    """(S,)."""
+    ref_log_probs: Tensor | None
+    """(S, D)."""
+    valid: Tensor
+    """(T, E) bool, of all processes."""
+
+    def taken(self, samples: Tensor, weights: Tensor, device: torch.device) -> Taken:
+        """Return what is known of flat samples (B,) with weights (B,)."""
+
+        def pick(x: Tensor) -> Tensor:
+            return x[samples.to(x.device)].to(device)
+
+        counted = self.buffer.counted
+        return Taken(
+            log_probs=pick(self.log_probs),
+            advantages=pick(self.advantages),
+            values=pick(self.values),
+            returns=pick(self.buffer.returns.flatten()),
+            weights=weights.to(device),
+            counted=None if counted is None else pick(counted.flatten(0, 1)),
+            ref_log_probs=None if self.ref_log_probs is None else pick(self.ref_log_probs),
+        )
+
+
+def update(agent: Agent, buffer: Buffer, config: PpoConfig, turn: Turn) -> Metrics:
+    """Learn from a rollout; every process must call it with its own.
+
+    Raises NotFiniteError, before the step that would spoil the weights, SpoiltError where the
+    rollout's policy was spoilt already, and PpoError.
+    """
+    where = f"update {turn.number + 1}"
+    valid = _check(agent, buffer, where)
+    advantages, mean, std = _normalised(agent, buffer, config)
+    if turn.number < config.value.warmup:
+        config = _value_alone(config)
+    batch = _prepare(agent, buffer, advantages, valid, config)
+    probed = _probe(agent, batch, config, where)
+    steps, stopped = 0, False
+    sums: list[Tensor] = []
+    norms: list[float] = []
+    errors = (0.0, 0.0)
+    for samples, weight in _minibatches(agent, batch, config, turn):
+        found, first = _minibatch(agent, batch, config, samples, weight)
+        if not sums:
+            errors = (agent.largest(first[0]), agent.largest(first[1]))
+        sums.append(found)
+        norms.append(agent.clip())
+        kl = float(found[SUMMED.index("approx_kl")])
+        if not (math.isfinite(norms[-1]) and bool(torch.isfinite(found).all())):
+            agent.forget()
+            raise _not_finite(where, steps, found, norms[-1])
+        if config.target_kl is not None and kl > config.target_kl:
+            agent.forget()
+            stopped = True
+            break
+        agent.step(0.0 if turn.number < config.value.warmup else turn.rate, turn.rate)
+        steps += 1
+    figures = torch.stack(sums).mean(0).tolist()
+    named = dict(zip(SUMMED, figures, strict=True))
+    return Metrics(
+        policy_loss=named["policy"],
+        value_loss=named["value"],
+        entropy=named["entropy"],
+        approx_kl=float(sums[-1][SUMMED.index("approx_kl")]),
+        ref_kl=named["ref_kl"],
+        clip_fraction=named["clip_fraction"],
+        explained_variance=_explained_variance(agent, buffer),
+        grad_norm=sum(norms) / len(norms),
+        policy_grad_norm=probed,
+        ratio_error=errors[0],
+        value_error=errors[1],
+        advantage_mean=mean,
+        advantage_std=std,
+        samples=int(valid.sum()),
+        steps=steps,
+        stopped_early=stopped,
+    )
+
+
+def _check(agent: Agent, buffer: Buffer, where: str) -> Tensor:
+    """Return which samples of all processes are valid, (T, E), in all of them alike."""
+    device = agent.accelerator.device
+    shapes = agent.accelerator.gather(torch.tensor([buffer.shape], device=device))
+    if not bool((shapes == shapes[0]).all()):
+        raise PpoError(f"{where}: rollouts of processes are {shapes.tolist()}, expected the same")
+    odd = buffer.odd()
+    if agent.largest(float(bool(odd))) > 0:
+        raise SpoiltError(  # what simulations return was checked before
+            f"{where}: {odd or 'a figure in another process'} is not a number, expected numbers in"
+            " all valid steps of a rollout. The update before has spoilt the policy, which is not"
+            " saved; go on from the last checkpoint with a lower ppo.learning_rate"
+        )
+    steps, environments = buffer.shape
+    gathered = agent.accelerator.gather(buffer.valid.to(device, torch.uint8).contiguous())
+    valid: Tensor = gathered.view(-1, steps, environments).permute(1, 0, 2).flatten(1).cpu().bool()
+    if not bool(valid.any()):
+        raise PpoError(f"{where}: no step of the rollout is valid, so there is nothing to learn")
+    return valid
+
+
+def _normalised(agent: Agent, buffer: Buffer, config: PpoConfig) -> tuple[Tensor, float, float]:
+    """Return advantages (T, N) as the loss wants them, and mean and deviation before."""
+    device = agent.accelerator.device
+    total = agent.sum(ppo.moments(buffer.advantages, buffer.valid).to(device))
+    mean, std = ppo.mean_and_std(total)
+    if config.normalise_advantages and config.algorithm == "ppo":
+        return ppo.normalise(buffer.advantages, buffer.valid, total), mean, std
+    return torch.where(buffer.valid, buffer.advantages, 0.0), mean, std
+
+
+def _value_alone(config: PpoConfig) -> PpoConfig:
+    return replace(
+        config,
+        policy_coefficient=0.0,
+        entropy_coefficient=0.0,
+        kl_coefficient=0.0,
+        value=replace(config.value, detach=True),
+    )
+
+
+def _prepare(
+    agent: Agent, buffer: Buffer, advantages: Tensor, valid: Tensor, config: PpoConfig
+) -> Batch:
+    log_probs, values = buffer.log_probs.flatten(0, 1), buffer.values.flatten()
+    if config.old_log_probs == "recomputed":
+        log_probs, found = _judge_all(agent, buffer, config, nullcontext())
+        values = values if found is None else found
+    reference = None
+    if config.kl_coefficient > 0:
+        reference, _ = _judge_all(agent, buffer, config, adapters_off(agent.policy))
+    return Batch(buffer, advantages.flatten(), log_probs, values, reference, valid)
+
+
+@torch.no_grad()
+def _judge_all(
+    agent: Agent, buffer: Buffer, config: PpoConfig, how: AbstractContextManager[None]
+) -> tuple[Tensor, Tensor | None]:
+    """Return log-probabilities (S, D) and values (S,) of all samples of this process."""
+    everything = torch.arange(buffer.advantages.numel())
+    with how:
+        parts = [
+            _judge(agent, buffer, samples, config)
+            for samples in torch.split(everything, config.micro_batch_size)
+        ]
+    values = [part.values for part in parts if part.values is not None]
+    log_probs = torch.cat([part.log_probs for part in parts])
+    return log_probs, torch.cat(values) if values else None
+
+
+def _judge(agent: Agent, buffer: Buffer, samples: Tensor, config: PpoConfig) -> Judged:
+    tokens = buffer.tokens.flatten(0, 1)[samples.to(buffer.tokens.device)]
+    pixels = buffer.pixels(agent.policy, samples)
+    questions = buffer.questions(samples)
+    judged: Judged = agent.module(
+        pixels, questions, tokens, config.temperature, config.value.detach
+    )
+    return judged
+
+
+def _probe(agent: Agent, batch: Batch, config: PpoConfig, where: str) -> float:
+    """Return the length of the policy gradient alone; raises PpoError where it is wrongly 0."""
+    if config.policy_coefficient == 0:
+        return 0.0
+    size = batch.advantages.abs()
+    largest = agent.largest(float(size.max()))
+    if largest == 0:
+        return 0.0
+    samples = size.topk(min(PROBED, len(size))).indices
+    weights = (size[samples] > 0) / (PROBED * agent.accelerator.num_processes)
+    judged = _judge(agent, batch.buffer, samples, config)
+    taken = batch.taken(samples, weights, judged.log_probs.device)
+    loss = ppo.ppo_loss(judged, taken, _policy_alone(config)).total
+    if not loss.requires_grad:
+        ppo.check_gradient(0.0, largest, where)
+    torch.autograd.backward(loss * agent.accelerator.num_processes)  # see `_minibatch`
+    norm = learner.clip(agent.module, math.inf)
+    agent.forget()
+    if not math.isfinite(norm):
+        raise NotFiniteError(
+            f"{where}: the policy gradient is {norm}, expected a number. The weights have not been"
+            " touched; go on from the last checkpoint with a lower ppo.learning_rate"
+        )
+    ppo.check_gradient(norm, largest, where)
+    return norm
+
+
+def _policy_alone(config: PpoConfig) -> PpoConfig:
+    """Weigh all else with 0: every weight still gets a gradient, as DDP expects; clip nothing."""
+    return replace(
+        config,
+        clip_low=1.0,
+        clip_high=math.inf,
+        dual_clip=None,
+        entropy_coefficient=0.0,
+        kl_coefficient=0.0,
+        value=replace(config.value, coefficient=0.0),
+    )
+
+
+def _minibatches(
+    agent: Agent, batch: Batch, config: PpoConfig, turn: Turn
+) -> Iterator[tuple[Sequence[Tensor], float]]:
+    """Yield the samples of this process in each micro-batch of a minibatch, and what one weighs.
+
+    Every process yields as many micro-batches as the others, maybe empty ones.
+    """
+    generator = torch.Generator()
+    steps, environments = batch.valid.shape
+    mine, rank = batch.buffer.shape[1], int(agent.accelerator.process_index)
+    count = -(-steps * environments // config.minibatch_size)
+    for epoch in range(config.epochs):
+        generator.manual_seed(mixed(turn.seed, turn.number, epoch))
+        for samples in shuffled(steps, environments, generator).tensor_split(count):
+            samples = samples[batch.valid.flatten()[samples]]
+            if not len(samples):
+                continue
+            owners = samples % environments // mine
+            busiest = int(owners.bincount().max())
+            own = samples[owners == rank]
+            local = own // environments * mine + own % environments - rank * mine
+            yield local.tensor_split(-(-busiest // config.micro_batch_size)), 1 / len(samples)
+
+
+def _minibatch(
+    agent: Agent, batch: Batch, config: PpoConfig, parts: Sequence[Tensor], weight: float
+) -> tuple[Tensor, tuple[float, float]]:
+    """Add up gradients; return sums over processes (SUMMED), and errors of ratio and value here."""
+    sums: list[Tensor] = []
+    errors = (0.0, 0.0)
+    for index, samples in enumerate(parts):
+        weights = torch.full(samples.shape, weight)
+        if not len(samples):  # the others have something to do, and wait for this one's gradients
+            samples, weights = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
+        last = index == len(parts) - 1
+        with learner.accumulating(agent.module, agent.accelerator, last):
+            judged = _judge(agent, batch.buffer, samples, config)
+            taken = batch.taken(samples, weights, judged.log_probs.device)
+            losses = ppo.ppo_loss(judged, taken, config)
+            # Processes average their gradients, but the weights are made for a sum.
+            torch.autograd.backward(losses.total * agent.accelerator.num_processes)
+        sums.append(_listed(losses))
+        errors = tuple(map(max, errors, _errors(judged, taken)))  # type: ignore[assignment]
+    return agent.sum(torch.stack(sums).sum(0)), errors
+
+
+def _listed(losses: Losses) -> Tensor:
+    return torch.stack([getattr(losses, name).double() for name in SUMMED])
+
+
+@torch.no_grad()
+def _errors(judged: Judged, taken: Taken) -> tuple[float, float]:
+    """Return how far ratios are from 1, and values from the rollout's, at most."""
+    counts = taken.weights > 0
+    log_ratio = judged.log_probs - taken.log_probs
+    if taken.counted is not None:
+        log_ratio = torch.where(taken.counted, log_ratio, 0.0)
+    ratio = log_ratio.sum(-1)[counts].expm1().abs()
+    value = ratio.new_zeros(0)
+    if judged.values is not None:
+        value = (judged.values - taken.values)[counts].abs()
+    return tuple(float(x.max()) if len(x) else 0.0 for x in (ratio, value))  # type: ignore[return-value]
+
+
+def _explained_variance(agent: Agent, buffer: Buffer) -> float:
+    device = agent.accelerator.device
+    left = agent.sum(ppo.moments(buffer.returns - buffer.values, buffer.valid).to(device))
+    whole = agent.sum(ppo.moments(buffer.returns, buffer.valid).to(device))
+    spread = ppo.mean_and_std(whole)[1] ** 2
+    return 1 - ppo.mean_and_std(left)[1] ** 2 / spread if spread > 0 else 0.0
+
+
+def _not_finite(where: str, steps: int, found: Tensor, norm: float) -> NotFiniteError:
+    named = dict(zip(SUMMED, found.tolist(), strict=True))
+    return NotFiniteError(
+        f"{where}, minibatch {steps + 1}: the policy loss is {named['policy']}, the value loss"
+        f" {named['value']} and the gradient {norm}, expected numbers. What"
+        f" this update has learned in {steps} minibatches is given up; go on from the last"
+        " checkpoint with a lower ppo.learning_rate"
+    )

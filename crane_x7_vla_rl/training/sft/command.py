@@ -1,0 +1,72 @@
+"""`sft`: from flags, files and a checkpoint to one `SftConfig`, and from failures to exit codes.
+
+A resumed run starts from the configuration that its checkpoint holds; files, flags and overrides
+given now count more, and what they change is listed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+from typing import Final
+
+from crane_x7_vla_rl.training.checkpoints import save as checkpoint
+from crane_x7_vla_rl.training.checkpoints.resume import Resumption, Rules, resume
+from crane_x7_vla_rl.training.config import loader as config_tree
+from crane_x7_vla_rl.training.config.loader import Layer
+from crane_x7_vla_rl.training.errors import DataProblemError, LaterError
+from crane_x7_vla_rl.training.sft.config import SftConfig
+
+logger = logging.getLogger(__name__)
+
+RULES: Final = Rules(
+    fixed=(
+        "backend", "policy.state_tokens", "policy.chunk_steps", "lora.enabled", "lora.rank",
+        "lora.alpha", "lora.targets",
+    ),
+    free=("output.", "logging.", "publish.", "training.device", "data.workers"),
+    decided="another model",
+)  # fmt: skip
+"""The tensors that there are, and what they mean, stay."""
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of `sft`."""
+    config_tree.add_arguments(parser, SftConfig)
+    parser.add_argument(
+        "--resume-from-checkpoint", type=Path, metavar="FOLDER",
+        help="go on from checkpoint-<step>, from last, or from a run's newest checkpoint; the"
+        " configuration comes from there, flags count more",
+    )  # fmt: skip
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train; returns 0 also after SIGTERM, once everything is saved. Raises TrainingError."""
+    config, resumption = read(args)
+    if config.backend == "openpi":
+        raise LaterError(
+            "backend openpi comes later, with its own issue (see 'Not yet' in CHANGELOG.md); use"
+            " --backend openvla"
+        )
+    from crane_x7_vla_rl.data.episode import DataError
+    from crane_x7_vla_rl.training.sft.loop import train
+
+    try:
+        train(config, resumption)
+    except DataError as error:
+        raise DataProblemError(str(error)) from error
+    return 0
+
+
+def read(args: argparse.Namespace) -> tuple[SftConfig, Resumption | None]:
+    """Return the configuration and where to go on; raises ConfigError, ResumeError."""
+    wanted = config_tree.layers(args, SftConfig)
+    if args.resume_from_checkpoint is None:
+        return config_tree.build(SftConfig, wanted), None
+    folder = checkpoint.locate(args.resume_from_checkpoint)
+    before = config_tree.read_file(folder / checkpoint.CONFIG)
+    old = config_tree.build(SftConfig, [before])
+    here = Layer(str(folder), {"output.dir": str(folder.parent)})
+    new = config_tree.build(SftConfig, [before, here, *wanted])
+    return new, resume(folder, old, new, RULES)

@@ -1,0 +1,217 @@
+"""Fine-tuning by demonstrations: batches in, a run's folder of checkpoints and figures out.
+
+One update reads top to bottom in `_update`: samples → loss → gradients → are they numbers? →
+optimizer. Between updates the run saves and listens to SIGTERM. All processes do the same; the
+first one writes. Every random draw follows from the seed and the sample's place, or from a state
+that checkpoints hold, so that a resumed run goes on bit for bit on a CPU.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Final
+
+import torch
+from accelerate.utils import gather_object
+
+from crane_x7_vla_rl.data.loader.batches import Batch
+from crane_x7_vla_rl.log_text import MANY_LINES
+from crane_x7_vla_rl.policies.openvla import finite
+from crane_x7_vla_rl.training import non_finite as spoilt
+from crane_x7_vla_rl.training.checkpoints import policy_files, training_state
+from crane_x7_vla_rl.training.checkpoints import save as checkpoint
+from crane_x7_vla_rl.training.checkpoints.lineage import Lineage
+from crane_x7_vla_rl.training.checkpoints.publish import artifact_in
+from crane_x7_vla_rl.training.checkpoints.resume import Resumption
+from crane_x7_vla_rl.training.checkpoints.training_state import Progress
+from crane_x7_vla_rl.training.config import loader as config_tree
+from crane_x7_vla_rl.training.errors import NotFiniteError
+from crane_x7_vla_rl.training.interrupt import Interrupt
+from crane_x7_vla_rl.training.schedule import learning_rate, smoothing
+from crane_x7_vla_rl.training.sft.config import SftConfig
+from crane_x7_vla_rl.training.sft.run import Clock, Run, open_run, steps
+from crane_x7_vla_rl.training.sft.samples import lesson
+from crane_x7_vla_rl.training.tracking import Figures
+
+logger = logging.getLogger(__name__)
+
+NAMED: Final = 8
+"""So many episodes are listed in an error."""
+UNDONE: Final = "not-uploaded.txt"
+FINISH_S: Final = 1800.0
+"""So long the end waits for uploads, at least for one more try of each."""
+INTERRUPTED_S: Final = 8.0
+"""The same after SIGTERM: machines are taken away 30 s later."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What all processes agree on after the backward pass of an update."""
+
+    loss: float
+    """Mean over all samples, nats per token."""
+    grad_norm: float
+    finite: bool
+    stop: bool
+    """Whether anybody was asked to stop."""
+
+
+def train(
+    config: SftConfig, resumption: Resumption | None = None, clock: Clock = time.perf_counter
+) -> None:
+    """Train to the end, or until SIGTERM, and save.
+
+    Raises TrainingError, DataError and PolicyLoadError, each of which says what to do.
+    """
+    with Interrupt() as interrupt, open_run(config, resumption, clock) as (run, progress):
+        _loop(run, progress, interrupt)
+        interrupt.training = False  # all is saved: whoever asks again need not wait
+        deadline_s = INTERRUPTED_S if interrupt.wanted else FINISH_S
+        undone = run.uploads.finish(deadline_s) + run.tracker.finish(deadline_s)
+    if undone:
+        (run.folder / UNDONE).write_text("\n".join(undone) + "\n")
+        where, text = run.folder / UNDONE, "\n".join(undone)
+        logger.warning("not uploaded (listed in %s):\n%s", where, text, extra=MANY_LINES)
+
+
+def _loop(run: Run, progress: Progress, interrupt: Interrupt) -> None:
+    """Update until the end or until somebody asks to stop; save on the way and at the end."""
+    end = steps(run.config, run.samples_per_update, run.batches.frames_per_epoch, progress)
+    saved, interrupt.training = progress.step, True
+    stop, pause = interrupt.wanted, run.config.training.stop_after or end
+    if not progress.step < pause < end:  # the latter also where a stopped run goes on
+        pause = end
+    while progress.step < pause and not stop:
+        progress, stop = _update(run, progress, end, interrupt)
+        if progress.step % run.config.output.save_steps == 0 and progress.step < end:
+            _save(run, progress, checkpoint.named(progress.step))
+            saved = progress.step
+    if progress.step >= end:
+        _save(run, progress, checkpoint.FINAL)
+    elif saved < progress.step:
+        _save(run, progress, checkpoint.named(progress.step))
+    word = "done" if progress.step >= end else "stopped"
+    logger.info("%s after %d of %d updates", word, progress.step, end)
+
+
+def _update(run: Run, progress: Progress, end: int, interrupt: Interrupt) -> tuple[Progress, bool]:
+    """Make one update; return the progress after it, and whether to stop."""
+    training, started_s = run.config.training, run.clock()
+    losses, batches, data_s = [], [], 0.0
+    width = smoothing(progress.step, end, training.bin_smoothing)
+    for micro in range(training.grad_accumulation_steps):
+        asked_s = run.clock()
+        batch = next(run.batches)
+        question = lesson(batch, run.codec, run.learner.like)
+        data_s += run.clock() - asked_s
+        inputs = (question.pixels, question.prompts, question.tokens, width)
+        last = micro == training.grad_accumulation_steps - 1
+        losses.append(run.learner.backward(inputs, 1 / training.grad_accumulation_steps, last))
+        batches.append(batch)
+    outcome = _agree(run, torch.stack(losses).mean(), interrupt.wanted)
+    if not outcome.finite:
+        raise _not_finite(run, progress, outcome, batches)
+    rate = learning_rate(progress.step, end, training.warmup_ratio, training.learning_rate)
+    run.learner.update(rate)
+    progress = replace(
+        progress,
+        step=progress.step + 1,
+        samples=progress.samples + run.samples_per_update,
+        position=run.batches.state_dict(),
+    )
+    run.tracker.log(
+        Figures(
+            step=progress.step,
+            samples=progress.samples,
+            epoch=progress.samples / run.batches.frames_per_epoch,
+            loss=outcome.loss,
+            grad_norm=outcome.grad_norm,
+            learning_rate=rate,
+            data_s=data_s,
+            update_s=run.clock() - started_s - data_s,
+        )
+    )
+    return progress, outcome.stop
+
+
+def _agree(run: Run, loss: torch.Tensor, stop: bool) -> Outcome:
+    """Return what all processes found; each of them returns the same."""
+    norm = run.learner.clip()
+    wrong = not (math.isfinite(norm) and bool(torch.isfinite(loss)))
+    mine = torch.stack([loss.float(), loss.new_tensor(float(wrong)), loss.new_tensor(float(stop))])
+    total = run.accelerator.reduce(mine, reduction="sum").tolist()
+    return Outcome(
+        loss=total[0] / run.accelerator.num_processes,
+        grad_norm=norm,
+        finite=total[1] == 0,
+        stop=total[2] > 0,
+    )
+
+
+def _not_finite(
+    run: Run, progress: Progress, outcome: Outcome, batches: list[Batch]
+) -> NotFiniteError:
+    """Return the error that names the update, the episodes of all processes, and the way back."""
+    pairs = {
+        (int(episode), int(frame))
+        for batch in batches
+        for episode, frame in zip(batch.episodes, batch.frames, strict=True)
+    }
+    frames: dict[int, list[int]] = {}
+    for episode, frame in sorted(set(gather_object(sorted(pairs)))):
+        frames.setdefault(episode, []).append(frame)
+    listed = [
+        f"episode {episode} (frames {', '.join(map(str, numbers[:NAMED]))})"
+        for episode, numbers in list(frames.items())[:NAMED]
+    ]
+    more = f" and {len(frames) - NAMED} more" if len(frames) > NAMED else ""
+    last = checkpoint.newest(run.folder)
+    broken = finite.broken(run.learner.model)
+    state = f", and spoilt already: {broken}" if broken else ""
+    return NotFiniteError(
+        f"update {progress.step + 1}: the loss is {outcome.loss}, its gradient {outcome.grad_norm},"
+        f" expected numbers. It was trained on {', '.join(listed)}{more} of {run.source.name}; the"
+        f" weights are still those of update {progress.step}{state}. The last good checkpoint is"
+        f" {last or 'none'}; lower --learning-rate, or look at these episodes with"
+        " `crane-x7-vla-rl validate`"
+    )
+
+
+def _save(run: Run, progress: Progress, name: str) -> None:
+    """Save a checkpoint; every process takes part, the first one writes.
+
+    Raises SpoiltError where weights are no numbers.
+    """
+    tensors, optimizer = run.learner.tensors(), run.learner.optimizer_state()
+    randoms = gather_object([training_state.random_state()])
+    if run.is_first:
+        spoilt.check_saved(tensors, run.folder / name, "--learning-rate")
+        wandb_run = run.tracker.wandb_run
+        known = replace(progress, wandb_run=wandb_run.id if wandb_run else progress.wandb_run)
+        target = run.folder / name
+        places = run.at_end if name == checkpoint.FINAL else run.every_save
+
+        def write(folder: Path) -> None:
+            if run.config.lora.enabled:
+                policy_files.write_adapter(folder, target, tensors, run.config.lora, run.base)
+            else:
+                raw = run.learner.loaded.raw_config
+                policy_files.write_weights(folder, tensors, raw, run.learner.model.norm_stats)
+            policy_files.write_surroundings(folder, run.around)
+            (folder / checkpoint.CONFIG).write_text(config_tree.to_yaml(run.config))
+            training_state.write(folder, known, optimizer, randoms)
+            origin = Lineage(
+                run.config.policy.model, run.made_from, artifact_in(places, name), progress.step,
+                {"base": run.base.name or str(run.base.folder), "data": run.source.name},
+            )  # fmt: skip
+            origin.write(folder)
+
+        checkpoint.save(run.folder, name, progress.step, write)
+        run.uploads.offer(target, places)
+        checkpoint.prune(run.folder, run.config.output.keep, run.uploads.pending())
+        logger.info("saved %s", target)
+    run.accelerator.wait_for_everyone()

@@ -1,0 +1,69 @@
+"""From a batch of demonstrations to what OpenVLA is asked and what it should have answered.
+
+A `data.loader.Batch` comes in; pixels, prompt ids and action tokens leave, made by the codec that
+the policy uses when it drives an arm, so that what is trained is what is rolled out.
+Legend: B batch, S pixels of a side, T steps of a chunk, 8 joints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image as Pil
+from torch import Tensor
+
+from crane_x7_vla_rl.data.loader.batches import Batch
+from crane_x7_vla_rl.policies.openvla.codec import Codec
+from crane_x7_vla_rl.policies.openvla.image import MEAN, STD, View, cut
+from crane_x7_vla_rl.training.sft.augment import augment
+from crane_x7_vla_rl.training.sft.config import AugmentationConfig
+from crane_x7_vla_rl.types import Image
+
+
+@dataclass(frozen=True, eq=False)
+class Lesson:
+    """A batch as the model takes it."""
+
+    pixels: Tensor
+    """(B, 6, S, S)."""
+    prompts: list[Tensor]
+    """B 1-D tensors of ids, the measured joints behind the text where the policy reads them."""
+    tokens: Tensor
+    """(B, T·8) int64, ids 31744…31999: the demonstrated answer, step after step."""
+
+
+def show(
+    size: int, view: View, settings: AugmentationConfig, seed: int
+) -> Callable[[Image, int], Image]:
+    """Return what the loader's threads do to images: cut, squash to (size, size, 3), and vary.
+
+    They are cut and squashed as the policy does it.
+    """
+
+    def shown(image: Image, place: int) -> Image:
+        image = cut(image, view)
+        if image.shape[:2] != (size, size):
+            resized = Pil.fromarray(image).resize((size, size), Pil.Resampling.BICUBIC)
+            image = np.asarray(resized)
+        return augment(image, seed, place, settings)
+
+    return shown
+
+
+def lesson(batch: Batch, codec: Codec, like: Tensor) -> Lesson:
+    """Return the lesson of a batch of shown images, on the device and in the dtype of `like`.
+
+    Images are normalised in float32, whatever the dtype.
+    """
+    images = torch.from_numpy(batch.images).to(like.device, non_blocking=True)
+    scaled = images.permute(0, 3, 1, 2).to(torch.float32) / 255
+    mean, std = (torch.tensor(v, device=like.device).view(1, 6, 1, 1) for v in (MEAN, STD))
+    pixels = (scaled.repeat(1, 2, 1, 1) - mean) / std
+    return Lesson(
+        pixels.to(like.dtype),
+        codec.prompts(batch.instructions, batch.state),
+        torch.from_numpy(codec.tokens(batch.actions)),
+    )
