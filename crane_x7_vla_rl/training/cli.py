@@ -28,7 +28,8 @@ COMMANDS = {
     "evaluate": ("training.evaluate.command", "success of a checkpoint in simulation"),
     "merge": ("training.checkpoints.merge", "write an adapter and its base as one model"),
 }
-"""Name → module (in `crane_x7_vla_rl`) with `add_arguments(parser)` and `run(args) -> int`, and its line of help."""
+"""Name → module below `crane_x7_vla_rl`, with `add_arguments(parser)` and `run(args) -> int`, and
+its line of help."""
 LEVELS = ("debug", "info", "warning", "error")
 
 

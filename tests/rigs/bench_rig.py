@@ -1,0 +1,26 @@
+"""Runs a benchmark as its users do, and reads the figures that it writes."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from places import ROOT
+
+SCRIPTS = ROOT / "scripts"
+ROW = {"name", "value", "unit", "baseline", "ratio", "target", "met"}
+
+
+def figures(path: Path, *command: str, patience_s: float = 110) -> dict[str, dict[str, Any]]:
+    """Run `python COMMAND… --json PATH`; return its rows by name, each whole."""
+    done = subprocess.run(
+        [sys.executable, *command, "--json", str(path)],
+        capture_output=True, text=True, timeout=patience_s, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    rows = json.loads(path.read_text())
+    assert all(set(row) == ROW for row in rows), rows
+    return {row["name"]: row for row in rows}

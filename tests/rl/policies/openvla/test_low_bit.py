@@ -1,0 +1,68 @@
+"""Decode with 8-bit weights: close to the model's own, measured, and never stale."""
+
+from __future__ import annotations
+
+import openvla_rig as rig
+import pytest
+import torch
+from torch import Tensor
+
+from crane_x7_vla_rl.policies.openvla import OpenVLA
+from crane_x7_vla_rl.policies.openvla.model.matrices import Dense
+from crane_x7_vla_rl.policies.openvla.run.low_bit import Kind, LowBit, compare
+
+KINDS: tuple[tuple[Kind, float], ...] = (("int8", 0.01), ("fp8", 0.04))
+"""Relative error of a product: half a step of 1/127 or 1/16, averaged over the inputs."""
+
+
+@pytest.fixture
+def model() -> OpenVLA:
+    return rig.load()
+
+
+def pixels() -> Tensor:
+    return rig.expected()["pixel_values"]
+
+
+@pytest.mark.parametrize(("kind", "error"), KINDS)
+def test_products_are_close_to_the_dense_ones(kind: Kind, error: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    dense = Dense(torch.randn(96, 300, generator=generator))
+    x = torch.randn(3, 1, 300, generator=generator)
+    coarse = LowBit(dense, kind)
+    assert float((coarse(x) - dense(x)).norm() / dense(x).norm()) < error
+    assert coarse.weight.element_size() == 1
+    assert torch.allclose(coarse.onto(dense(x), x), dense(x) + coarse(x))
+
+
+def test_large_batches_keep_the_dense_weights() -> None:
+    dense = Dense(torch.randn(8, 8))
+    x = torch.randn(17, 1, 8)
+    assert torch.equal(LowBit(dense, "int8")(x), dense(x))
+
+
+def test_a_row_of_zeros_stays_zero() -> None:
+    assert not LowBit(Dense(torch.zeros(2, 4)), "fp8")(torch.ones(1, 1, 4)).any()
+
+
+@pytest.mark.parametrize(("kind", "error"), KINDS)
+def test_the_error_in_actions_is_reported(model: OpenVLA, kind: Kind, error: float) -> None:
+    found = compare(model, kind, pixels(), rig.prompts(), 8)
+    assert 0.25 <= found.same_tokens <= 1  # random weights: a differing token upsets all after it
+    assert 0 <= found.mean <= found.largest <= 2
+    assert 0 < found.log_prob < 40 * error
+    assert model.decode_weights is None
+    assert torch.equal(model.generate(pixels(), rig.prompts(), 8), rig.tokens("crane_x7"))
+
+
+def test_weights_changed_in_place_reach_the_8_bit_copies(model: OpenVLA) -> None:
+    model.set_decode_weights("int8")
+    model.roll_out(pixels(), rig.prompts(), 8)
+    with torch.no_grad():
+        for parameter in model.language_model.model.layers.parameters():
+            parameter.mul_(1.3)
+    changed = model.roll_out(pixels(), rig.prompts(), 8)
+    fresh = rig.load()
+    fresh.load_state_dict(model.state_dict())
+    fresh.set_decode_weights("int8")
+    assert torch.equal(changed.logits, fresh.roll_out(pixels(), rig.prompts(), 8).logits)

@@ -1,0 +1,53 @@
+"""Two processes learn what one with all of their environments would, and can take it back."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import ppo_rig as rig
+import pytest
+import torch
+import training_rig
+
+from crane_x7_vla_rl.training.rl.update import Turn, update
+
+PATIENCE_S = 300
+
+
+@pytest.mark.timeout(PATIENCE_S + 30)
+def test_two_processes_equal_one_with_twice_the_environments(tmp_path: Path) -> None:
+    agent = rig.agent(rig.EVERYTHING)
+    buffer = rig.collect(agent)
+    torch.save(buffer, tmp_path / "buffer.pt")
+    torch.save(agent.core.state_dict(), tmp_path / "weights.pt")
+    shutil.copytree(training_rig.base(), tmp_path / "base")
+    alone = [vars(update(agent, buffer, rig.EVERYTHING, Turn(number))) for number in range(2)]
+    wanted = rig.weights(agent)
+    process = subprocess.run(
+        [
+            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
+            rig.__file__, str(tmp_path),
+        ],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=training_rig.ROOT,
+        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
+        timeout=PATIENCE_S, check=False,
+    )  # fmt: skip
+    assert process.returncode == 0, process.stdout
+    for sharding in ("ddp", "fsdp"):
+        together = torch.load(tmp_path / f"{sharding}.pt", weights_only=True)
+        assert together["weights"].keys() == wanted.keys()
+        for name, weights in wanted.items():
+            distance = float((together["weights"][name] - weights).abs().max())
+            assert distance <= 1e-5, (sharding, name, distance)
+            assert not torch.equal(together["moved"][name], together["weights"][name])
+            assert torch.equal(together["rewound"][name], together["weights"][name])
+        before, after = (together[name]["state"] for name in ("optimizer", "rewound optimizer"))
+        for name, state in before.items():
+            assert all(torch.equal(state[key], after[name][key]) for key in state), (sharding, name)
+        for one, two in zip(alone, together["metrics"], strict=True):
+            for name in one.keys() - {"policy_grad_norm"}:  # of other samples
+                assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), (sharding, name)

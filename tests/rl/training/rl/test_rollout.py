@@ -1,0 +1,172 @@
+"""Rollouts leave what updates need: the right bytes, values, masks and times."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import rl_rig
+import torch
+from accelerate import Accelerator
+from rl_rig import Scripted
+
+from crane_x7_vla_rl.policies.openvla.codec import Codec
+from crane_x7_vla_rl.policies.openvla.image import cut
+from crane_x7_vla_rl.policies.openvla.weights import loading
+from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
+from crane_x7_vla_rl.training.errors import NotFiniteError
+from crane_x7_vla_rl.training.rl import agent as agents
+from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig, ValueConfig
+from crane_x7_vla_rl.training.rl.rollout import Cast, Collected, collect, squash
+from crane_x7_vla_rl.training.rl.update import Turn, update
+
+CONFIG = PpoConfig(minibatch_size=4, micro_batch_size=4, epochs=1, value=ValueConfig(hidden=16))
+STEPS = 4
+
+
+@pytest.fixture(scope="module")
+def cast() -> Cast:
+    """Return a cast without environments whose value head says more than 0."""
+    torch.set_num_threads(1)
+    loaded = loading.load(rl_rig.base())
+    torch.manual_seed(0)
+    add_lora(loaded.model, LoraSettings(rank=4, alpha=8))
+    agent = agents.build(loaded.model, CONFIG, Accelerator(cpu=True))
+    assert agent.core.value_head is not None
+    torch.nn.init.normal_(agent.core.value_head.layers[-1].weight)
+    base = Codec.of(loaded.layout, loaded.model.norm_stats, "crane_x7")
+    inputs = replace(base.inputs, chunk_steps=2)
+    codec = Codec.of(loaded.layout, loaded.model.norm_stats, "crane_x7", inputs)
+    return Cast(Scripted({}), agent, codec, CONFIG, STEPS, seed=0)
+
+
+def rolled(cast: Cast, script: dict[tuple[int, int], str], number: int = 0) -> Collected:
+    found = collect(replace(cast, env=Scripted(script)), number)
+    assert found is not None
+    return found
+
+
+def test_groups_take_turns_so_that_one_is_simulated_while_the_other_is_looked_at(
+    cast: Cast,
+) -> None:
+    env = Scripted({})
+    collect(replace(cast, env=env, steps=2), 0)
+    assert rl_rig.words(env.log) == "l0 s0 l1 s1 r0 l0 s0 r1 l1 s1 r0 r1 l0 l1"
+
+
+def test_the_policy_sees_and_keeps_what_it_sees_on_an_arm(cast: Cast) -> None:
+    """The bytes in the buffer make the very pixels that the policy makes of the picture."""
+    found = rolled(cast, {})
+    picture, view = Scripted({}).look(0).images[1], cast.codec.inputs.view
+    policy = cast.agent.policy
+    wanted = policy.preprocess([cut(picture, view)])
+    assert torch.equal(found.buffer.pixels(policy, torch.tensor([1])), wanted)
+    assert found.buffer.images.dtype == torch.uint8
+
+
+def test_pictures_of_the_model_s_size_are_kept_as_they_are() -> None:
+    pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
+    into = torch.empty(2, 32, 32, 3, dtype=torch.uint8)
+    squash(pictures, (0, 0, 1, 1), into)
+    assert np.array_equal(into.numpy(), pictures)
+
+
+def test_the_first_update_sees_ratios_of_1_and_the_rollout_s_values(cast: Cast) -> None:
+    metrics = update(cast.agent, rolled(cast, {}).buffer, CONFIG, Turn(0))
+    assert metrics.ratio_error < 1e-3
+    assert metrics.value_error < 1e-3
+    assert metrics.policy_grad_norm > 0
+
+
+def test_a_truncated_episode_is_worth_what_its_last_view_is(cast: Cast) -> None:
+    ended = rolled(cast, {(1, 2): "truncated"}).buffer
+    terminated = rolled(cast, {(1, 2): "terminated"}).buffer
+    assert ended.returns[1, 2] != terminated.returns[1, 2]
+    assert math.isclose(float(terminated.returns[1, 2]), 1.0, rel_tol=1e-5)
+    worth = (float(ended.returns[1, 2]) - 1.0) / CONFIG.gamma
+    env = Scripted({})
+    env.done = [2, 2]
+    views = env._views(1, np.array([0]), 1)
+    shown = torch.empty(1, 32, 32, 3, dtype=torch.uint8)
+    squash(views.images, cast.codec.inputs.view, shown)
+    policy = cast.agent.policy
+    prompts = cast.codec.prompts(views.instructions, views.state_rad)
+    hidden = policy.roll_out(policy.normalise(shown), prompts, 1).hidden
+    assert math.isclose(worth, float(cast.agent.worth(hidden)), rel_tol=1e-3, abs_tol=1e-4)
+
+
+def test_a_lost_simulation_takes_its_whole_episode_along_and_nothing_else(cast: Cast) -> None:
+    found = rolled(cast, {(0, 1): "terminated", (2, 1): "discarded"})
+    valid = torch.ones(STEPS, 4, dtype=torch.bool)
+    valid[1:3, 1] = False
+    assert torch.equal(found.buffer.valid, valid)
+    assert found.discarded == 2
+    assert not found.buffer.advantages[1:3, 1].any()
+
+
+def test_tokens_of_steps_that_were_not_carried_out_do_not_count(cast: Cast) -> None:
+    found = rolled(cast, {(1, 0): "terminated"})
+    assert found.buffer.counted is not None
+    assert found.buffer.counted[1, 0].tolist() == [True] * 8 + [False] * 8
+    assert found.buffer.counted[0].all()
+    assert found.env_steps == 2 * 4 * STEPS - 1
+    assert [one.env for one in found.episodes] == [0]
+
+
+def test_the_same_update_draws_the_same_actions_and_another_one_others(cast: Cast) -> None:
+    one, same, other = (rolled(cast, {}, number).buffer.tokens for number in (3, 3, 4))
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+def test_a_rollout_ends_early_when_asked_and_leaves_nothing_under_way(cast: Cast) -> None:
+    env = Scripted({})
+    assert collect(replace(cast, env=env), 0, lambda: True) is None
+    assert rl_rig.words(env.log) == "l0 s0 l1 s1 r0 r1"
+
+
+def test_a_reward_that_is_no_number_names_update_step_and_environment(cast: Cast) -> None:
+    with pytest.raises(NotFiniteError, match=r"update 8, step 0: environment 0 paid nan"):
+        collect(replace(cast, env=Scripted({}, reward=math.nan)), 7)
+
+
+def test_grpo_learns_from_whole_episodes_alone(cast: Cast) -> None:
+    config = replace(CONFIG, algorithm="grpo")
+    script = {(2, 0): "terminated", (3, 1): "terminated"}
+    found = collect(replace(cast, env=Scripted(script), config=config), 0)
+    assert found is not None
+    assert not found.buffer.valid[:, 2:].any()
+    assert found.buffer.valid[:3, :2].all()
+    assert not found.buffer.values.any()
+
+
+def test_kept_patches_change_neither_the_rollout_nor_the_update() -> None:
+    found, metrics, moved = [], [], []
+    for keeps in (False, True):
+        made = blind_cast(keeps)
+        rollout = rolled(made, {})
+        found.append(rollout.buffer)
+        metrics.append(update(made.agent, rollout.buffer, CONFIG, Turn(0)))
+        moved.append(made.agent.tensors()[0])
+    pictures, patches = found
+    assert pictures.images.dtype == torch.uint8
+    config = made.agent.policy.config
+    assert patches.images.shape[2:] == (config.patches, config.text.hidden_size)
+    assert torch.equal(patches.tokens, pictures.tokens)
+    assert torch.allclose(patches.log_probs, pictures.log_probs, atol=1e-6)
+    assert math.isclose(metrics[0].policy_grad_norm, metrics[1].policy_grad_norm, rel_tol=1e-4)
+    for name, tensor in moved[0].items():
+        assert torch.allclose(tensor, moved[1][name], atol=1e-5), name
+
+
+def blind_cast(keeps: bool) -> Cast:
+    """Return a cast whose vision does not learn."""
+    torch.set_num_threads(1)
+    loaded = loading.load(rl_rig.base())
+    torch.manual_seed(0)
+    add_lora(loaded.model, LoraSettings(rank=4, alpha=8, targets=["q_proj", "down_proj"]))
+    agent = agents.build(loaded.model, CONFIG, Accelerator(cpu=True))
+    codec = Codec.of(loaded.layout, loaded.model.norm_stats, "crane_x7")
+    return Cast(Scripted({}), agent, codec, CONFIG, STEPS, seed=0, keep_patches=keeps)
