@@ -39,7 +39,7 @@ class Clock:
 
 
 @cache
-def _jpeg() -> bytes:
+def a_jpeg() -> bytes:
     encoded: bytes = simplejpeg.encode_jpeg(np.full((48, 64, 3), 90, np.uint8))
     return encoded
 
@@ -65,7 +65,7 @@ class FakeClient:
     published: list[list[dict[str, Any]]] = field(default_factory=list)
     advertised: dict[str, str] = field(default_factory=dict)
     camera_runs: bool = True
-    jpeg: bytes = field(default_factory=_jpeg)
+    jpeg: bytes = field(default_factory=a_jpeg)
     stamp_offset_s: float = ROBOT_CLOCK_S
     accepts: bool = True
     echoes: bool = True

@@ -13,6 +13,7 @@ from tick_rig import (
     ROBOT_CLOCK_S,
     TRAVEL_S,
     Rig,
+    a_jpeg,
 )
 
 from crane_x7_remote.errors import PolicyFailingError
@@ -89,13 +90,13 @@ def test_stale_frame_holds_by_its_stamp(rig: Rig) -> None:
 
 
 def test_an_unstamped_frame_holds(rig: Rig) -> None:
-    rig.client._frame = EncodedFrame(_jpeg(), "jpeg", 0.0, rig.clock.now_s)
+    rig.client._frame = EncodedFrame(a_jpeg(), "jpeg", 0.0, rig.clock.now_s)
     rig.client.camera_runs = False
     assert rig.reason() is HoldReason.FRAME_UNSTAMPED
 
 
 def test_an_unreadable_frame_holds_and_is_counted(rig: Rig) -> None:
-    rig.client.jpeg = _jpeg()[:200]
+    rig.client.jpeg = a_jpeg()[:200]
     assert rig.reason() is HoldReason.FRAME_UNREADABLE
     assert rig.loop.metrics.counters["refused_frames"] == 1
 
