@@ -14,10 +14,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, Protocol, TypeVar
 
-import yaml
-
 from crane_x7_vla_rl.data.episode import DataError, EpisodeError
 from crane_x7_vla_rl.data.source import EpisodeSource
+from crane_x7_vla_rl.yaml_file import YamlError, read_yaml
 
 OPTIONS_FILE: Final = "reader.yaml"
 
@@ -68,9 +67,9 @@ def read_options(path: Path, kind: type[OptionsT]) -> OptionsT:
     if not file.exists():
         return kind()
     try:
-        raw = yaml.safe_load(file.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise RecordingError(str(file), "text", f"cannot be read as YAML: {error}") from error
+        raw = read_yaml(file)
+    except (YamlError, OSError) as error:
+        raise RecordingError(str(file), "text", str(error)) from error
     if not isinstance(raw, dict):
         raise RecordingError(str(file), "text", f"holds {raw!r}, expected lines of key: value")
     try:

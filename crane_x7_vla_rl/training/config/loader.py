@@ -24,6 +24,7 @@ from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, ge
 import yaml
 
 from crane_x7_vla_rl.training.errors import ConfigError
+from crane_x7_vla_rl.yaml_file import YamlError, parse_yaml, read_yaml
 
 T = TypeVar("T")
 
@@ -144,11 +145,11 @@ def layers(args: argparse.Namespace, cls: type) -> list[Layer]:
 def read_file(path: Path) -> Layer:
     """Return what a YAML file wants; raises ConfigError."""
     try:
-        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+        content = read_yaml(path)
     except OSError as error:
         raise ConfigError(f"{path}: cannot be read: {error.strerror}") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path}: is no YAML: {error}") from error
+    except YamlError as error:
+        raise ConfigError(f"{path}: {error}") from error
     if content is None:
         content = {}
     if not isinstance(content, Mapping):
@@ -165,15 +166,17 @@ def _flatten(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def _overrides(given: Sequence[str]) -> Layer:
-    values = {}
+    values: dict[str, Any] = {}
     for text in given:
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--override {text}: expected KEY=VALUE, as in training.batch_size=4")
+        if (name := key.strip()) in values:
+            raise ConfigError(f"--override {text}: {name} is given twice; keep one")
         try:
-            values[key.strip()] = yaml.safe_load(value)
-        except yaml.YAMLError as error:
-            raise ConfigError(f"--override {text}: the value is no YAML: {error}") from error
+            values[name] = parse_yaml(value)
+        except YamlError as error:
+            raise ConfigError(f"--override {text}: the value {error}") from error
     return Layer("--override", values)
 
 

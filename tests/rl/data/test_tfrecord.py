@@ -376,7 +376,8 @@ def test_a_missing_shard_is_named(tmp_path):
         ("fps: -1", r"fps is -1\.0, expected a positive number"),
         ("swap_red_blue: 1", r"swap_red_blue is 1, expected bool"),
         ("- fps", r"holds \['fps'\], expected lines of key: value"),
-        ("fps: [", r"cannot be read as YAML"),
+        ("fps: [", r"reader\.yaml: text is no YAML"),
+        ("fps: 10\nsplit: val\nfps: 30", r"text holds fps twice, on lines 1 and 3; keep one"),
     ],
 )
 def test_a_wrong_option_is_named(tmp_path, text, message):

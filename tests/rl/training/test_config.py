@@ -128,6 +128,37 @@ def test_the_file_with_the_error_is_named(tmp_path: Path) -> None:
         read("--backend", "openvla", "--override", "lora.rank")
 
 
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("lora:\n  rank: 4\ntraining: {batch_size: 3}\nlora:\n  rank: 8", "lora twice.* 1 and 4;"),
+        ("training:\n  batch_size: 3\n  batch_size: 4", r"training\.batch_size twice.* 2 and 3;"),
+        ("training: {batch_size: 3}\ntraining.batch_size: 4", r"batch_size twice.* 1 and 2;"),
+        ("training: {batch_size: 3, 'batch_size': 4}", r"batch_size twice.* 1 and 1;"),
+    ],
+)  # fmt: skip
+def test_a_section_or_key_given_twice_is_refused_with_both_lines(
+    tmp_path: Path, text: str, said: str
+) -> None:
+    file = written(tmp_path, text)
+    with pytest.raises(ConfigError, match=said) as caught:
+        read("--backend", "openvla", "--config", file)
+    assert str(caught.value).startswith(f"{file}: holds ")
+
+
+def test_an_override_given_twice_is_refused() -> None:
+    twice = ("--override", "lora.rank=4", "--override", "lora.rank = 8")
+    with pytest.raises(ConfigError, match=r"--override lora\.rank = 8: lora\.rank is given twice"):
+        read("--backend", "openvla", *twice)
+    with pytest.raises(ConfigError, match=r"the value holds a twice, on lines 1 and 1"):
+        read("--backend", "openvla", "--override", "lora={a: 1, a: 2}")
+
+
+def test_a_merged_key_may_be_given_again_and_an_alias_may_stand_anywhere(tmp_path: Path) -> None:
+    file = written(tmp_path, "training: &t {batch_size: 3}\nlora: {rank: 4}\n<<: {lora: {rank: 8}}")
+    assert read("--backend", "openvla", "--config", file).lora.rank == 4
+
+
 def test_the_backend_must_be_said() -> None:
     with pytest.raises(ConfigError, match="backend is not set; give --backend"):
         read()

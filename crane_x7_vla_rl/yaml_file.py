@@ -1,0 +1,62 @@
+"""Strict YAML. A file or a text → plain values; a key given twice is an error, not a silent loss.
+
+YAML says that keys are unique, but PyYAML keeps the last one. A section `a: {b: 1}` and the dotted
+key `a.b: 2` name the same value, so that pair is refused as well.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+MERGE: Final = "tag:yaml.org,2002:merge"
+"""Tag of `<<`, whose keys may be given again: that is what it is for."""
+
+
+class YamlError(ValueError):
+    """A text is no YAML, or holds a key twice; the message fits behind a file's name."""
+
+
+def read_yaml(path: Path) -> Any:
+    """Return what the file holds, None where that is nothing; raises YamlError and OSError."""
+    try:
+        return parse_yaml(path.read_text(encoding="utf-8"))
+    except UnicodeDecodeError as error:
+        raise YamlError(f"is no YAML: {error}") from error
+
+
+def parse_yaml(text: str) -> Any:
+    """Return what the text holds, None where that is nothing; raises YamlError."""
+    try:
+        loader = yaml.SafeLoader(text)
+        try:
+            node = loader.get_single_node()
+            _refuse_repeated(node, "", {}, set())
+            return None if node is None else loader.construct_document(node)
+        finally:
+            loader.dispose()
+    except YamlError:
+        raise
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        raise YamlError(f"is no YAML: {error}") from error
+
+
+def _refuse_repeated(
+    node: yaml.Node | None, prefix: str, lines: dict[str, int], visited: set[int]
+) -> None:
+    """Raise YamlError for the second of two equal dotted keys; `lines` has those seen so far."""
+    if isinstance(node, yaml.SequenceNode):
+        for at, item in enumerate(node.value):
+            _refuse_repeated(item, f"{prefix}{at}.", lines, visited)
+    if not isinstance(node, yaml.MappingNode) or id(node) in visited:
+        return
+    visited.add(id(node))  # an alias may lead back to its own anchor
+    for name, value in node.value:
+        key, line = f"{prefix}{name.value}", name.start_mark.line + 1
+        if name.tag != MERGE:
+            if key in lines:
+                raise YamlError(f"holds {key} twice, on lines {lines[key]} and {line}; keep one")
+            lines[key] = line
+        _refuse_repeated(value, f"{key}.", lines, visited)
