@@ -179,7 +179,7 @@ def start_processes(config: SftConfig | RlConfig) -> Accelerator:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class ModelSpec:
     """Which weights learn, and how they are computed."""
 
     model: str
@@ -198,7 +198,7 @@ def build(config: SftConfig, accelerator: Accelerator, resumed: Path | None) -> 
     that are no numbers, ConfigError and ResumeError for one that does not fit the configuration.
     """
     training = config.training
-    wanted = Wanted(
+    wanted = ModelSpec(
         config.policy.model, config.lora, training.precision, training.device,
         training.gradient_checkpointing, training.seed,
     )  # fmt: skip
@@ -219,7 +219,7 @@ def build(config: SftConfig, accelerator: Accelerator, resumed: Path | None) -> 
     return Learner(accelerator, loaded, loss, optimizer, config.lora, max_norm)
 
 
-def prepare(wanted: Wanted, device: torch.device, resumed: Path | None) -> Loaded:
+def prepare(wanted: ModelSpec, device: torch.device, resumed: Path | None) -> Loaded:
     """Return a model ready to learn on the device; see `build` for what it raises.
 
     Sets torch's random state, which new adapters are drawn from, to the seed.
@@ -241,7 +241,7 @@ def prepare(wanted: Wanted, device: torch.device, resumed: Path | None) -> Loade
     return loaded
 
 
-def _load(wanted: Wanted, device: torch.device, halved: bool, resumed: Path | None) -> Loaded:
+def _load(wanted: ModelSpec, device: torch.device, halved: bool, resumed: Path | None) -> Loaded:
     if wanted.lora.enabled:
         frozen = torch.bfloat16 if halved else torch.float32
         loaded = loading.load(wanted.model, device=device, dtype=frozen)

@@ -33,7 +33,7 @@ def check_saved(tensors: Mapping[str, Tensor], target: Path, rate: str) -> None:
 
     `rate` is the setting to lower.
     """
-    if found := finite.odd(tensors.items()):
+    if found := finite.find_non_finite(tensors.items()):
         last = checkpoint.newest(target.parent)
         raise SpoiltError(
             f"{target} is not saved: {finite.describe(found)}; the last good checkpoint is"

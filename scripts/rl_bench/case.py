@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from crane_x7_vla_rl.policies.openvla import builder
-from crane_x7_vla_rl.policies.openvla.codec import Inputs
+from crane_x7_vla_rl.policies.openvla.codec import PolicySpec
 from crane_x7_vla_rl.scenes import WorldConfig
 from crane_x7_vla_rl.training.config import loader as config_tree
 from crane_x7_vla_rl.training.config.loader import Layer
@@ -96,7 +96,7 @@ class Case:
 
 def write_model(folder: Path, scale: Scale) -> Path:
     """Write a checkpoint with random weights, of the size that scripts/teach-tiny teaches."""
-    inputs = Inputs(state_tokens=True, period_s=PERIOD_S, view=VIEW)
+    inputs = PolicySpec(state_tokens=True, period_s=PERIOD_S, view=VIEW)
     return builder.build(folder, scale.sizes, inputs=inputs)
 
 

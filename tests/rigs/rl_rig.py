@@ -14,7 +14,7 @@ import training_rig
 from training_rig import SIZES
 
 from crane_x7_vla_rl.policies.openvla.builder import build
-from crane_x7_vla_rl.policies.openvla.codec import Inputs
+from crane_x7_vla_rl.policies.openvla.codec import PolicySpec
 from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.robot import HOME_RAD
 from crane_x7_vla_rl.sim.vector.make import Episode, Steps, Views
@@ -27,7 +27,7 @@ TIMES = {"env_steps_s", "simulate_s", "infer_s", "learn_s", "update_s"}
 @lru_cache(maxsize=1)
 def base() -> Path:
     """Return a tiny model with random weights that acts 5 times a second."""
-    inputs = Inputs(state_tokens=True, period_s=0.2, view=(0.25, 0.25, 0.75, 0.75))
+    inputs = PolicySpec(state_tokens=True, period_s=0.2, view=(0.25, 0.25, 0.75, 0.75))
     return build(training_rig.workplace() / "rl_base", SIZES, inputs=inputs)
 
 

@@ -25,7 +25,7 @@ from warm_process import ONE_THREAD, WarmProcess
 from crane_x7_vla_rl.data.episode import Episode
 from crane_x7_vla_rl.data.lerobot import LeRobotWriter
 from crane_x7_vla_rl.policies.openvla.builder import Sizes, build
-from crane_x7_vla_rl.policies.openvla.codec import Inputs
+from crane_x7_vla_rl.policies.openvla.codec import PolicySpec
 from crane_x7_vla_rl.robot import HOME_RAD
 from crane_x7_vla_rl.training.sft import command as sft_command
 from crane_x7_vla_rl.types import JointState, Observation
@@ -52,7 +52,7 @@ def workplace() -> Path:
 @lru_cache(maxsize=1)
 def base() -> Path:
     """Return a tiny model with random weights."""
-    return build(workplace() / "base", SIZES, inputs=Inputs(state_tokens=True))
+    return build(workplace() / "base", SIZES, inputs=PolicySpec(state_tokens=True))
 
 
 def episode(number: int, frames: int = FRAMES) -> Episode:

@@ -1,12 +1,12 @@
-"""Makes small OpenVLA checkpoints with random weights, for tests and as a start for learning.
+"""Make small OpenVLA checkpoints with random weights, for tests and as a start for learning.
 
     python -m crane_x7_vla_rl.policies.openvla.builder outputs/tiny [--hidden 96] [--seed 0] …
 
-What leaves is a checkpoint folder like a released one: config.json, model.safetensors,
-dataset_statistics.json, policy.json (see `codec.Inputs`), and a tokenizer.json of its own, trained
-from the instructions that this project knows. Its config.json says `random_weights`, so that nobody
-takes it for a trained model. Its image may be smaller than the released model's: with 96 pixels in
-patches of 12 it learns a simulated task on two CPU cores.
+Sizes and a seed → a checkpoint folder like a released one: config.json, model.safetensors,
+dataset_statistics.json, policy.json (see `codec.PolicySpec`), and a tokenizer.json of its own,
+trained on the instructions that this project knows. Its config.json says `random_weights`, so that
+nobody takes it for a trained model. Its image may be smaller than the released model's: with 96
+pixels in patches of 12 it learns a simulated task on two CPU cores.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import nn
 
 from crane_x7_vla_rl.actions import ACTION_BINS, FIRST_ACTION_TOKEN, VOCABULARY
-from crane_x7_vla_rl.policies.openvla.codec import PERIOD_S, Inputs
+from crane_x7_vla_rl.policies.openvla.codec import PERIOD_S, PolicySpec
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError, ConfigError
 from crane_x7_vla_rl.policies.openvla.image import WHOLE
 from crane_x7_vla_rl.policies.openvla.model.config import IMAGE_SIZE, PATCH_SIZE, OpenVLAConfig
@@ -95,7 +95,7 @@ def instructions() -> Iterator[str]:
 
 
 def build(
-    folder: Path, sizes: Sizes | None = None, seed: int = 0, inputs: Inputs | None = None
+    folder: Path, sizes: Sizes | None = None, seed: int = 0, inputs: PolicySpec | None = None
 ) -> Path:
     """Write a checkpoint into `folder` and return it; one built before is replaced.
 
@@ -113,7 +113,7 @@ def build(
     (folder / SINGLE).chmod(READABLE)
     train_tokenizer().save(str(folder / TOKENIZER))
     _write(folder / STATISTICS, _statistics())
-    (inputs or Inputs()).write(folder)
+    (inputs or PolicySpec()).write(folder)
     _write(folder / CONFIG, raw)
     return folder
 
@@ -256,8 +256,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     sizes = Sizes(**{name: getattr(args, name) for name in asdict(Sizes())})
     try:
-        asked = {name: getattr(args, name) for name in asdict(Inputs())}
-        inputs = Inputs.from_dict(asked, "the flags")
+        asked = {name: getattr(args, name) for name in asdict(PolicySpec())}
+        inputs = PolicySpec.from_dict(asked, "the flags")
         folder = build(args.folder, sizes, args.seed, inputs)
     except (CheckpointError, ConfigError, OSError) as error:
         print(f"builder: {error}", file=sys.stderr)

@@ -3,7 +3,7 @@
 Instructions and measured joints come in and become prompt ids; recorded actions become the tokens
 to learn, and chosen tokens become joint targets. Fine-tuning, reinforcement learning and the policy
 all go through here, so that what is trained is what is rolled out. `policy.json` beside the weights
-holds `Inputs`; a released checkpoint has none, reads no joints and says one action at a time.
+holds `PolicySpec`; a released checkpoint has none, reads no joints and says one action at a time.
 
 Legend: B batch, T steps of a chunk, D dimensions of an action (8 joints, or 7 of a tool's step).
 """
@@ -45,7 +45,7 @@ PERIOD_S: Final = 0.1
 
 
 @dataclass(frozen=True)
-class Inputs:
+class PolicySpec:
     """How a checkpoint was trained to be asked; the content of policy.json."""
 
     state_tokens: bool = False
@@ -58,7 +58,7 @@ class Inputs:
     """What the model sees of an image; the rest is cut off before it is squashed."""
 
     @classmethod
-    def from_dict(cls, raw: Mapping[str, Any], source: str = POLICY) -> Inputs:
+    def from_dict(cls, raw: Mapping[str, Any], source: str = POLICY) -> PolicySpec:
         """Return the inputs in parsed JSON; raises CheckpointError for what is unknown or odd."""
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(raw) - set(known))
@@ -77,7 +77,7 @@ class Inputs:
         return inputs
 
     @classmethod
-    def of(cls, layout: Layout) -> Inputs:
+    def of(cls, layout: Layout) -> PolicySpec:
         """Return what the checkpoint's nearest policy.json says, else what released ones need."""
         path = layout.first(POLICY)
         return cls() if path is None else cls.from_dict(read_json(path), str(path))
@@ -93,7 +93,7 @@ class Codec:
     """Prompts, targets and answers of one checkpoint and robot."""
 
     def __init__(
-        self, tokenizer: PromptTokenizer, inputs: Inputs, action: Statistics, state: Statistics
+        self, tokenizer: PromptTokenizer, inputs: PolicySpec, action: Statistics, state: Statistics
     ) -> None:
         """`action` (D) and `state` (8, unused without state tokens) scale to −1…1."""
         self.inputs = inputs
@@ -106,13 +106,13 @@ class Codec:
         layout: Layout,
         norm_stats: Mapping[str, Any],
         unnorm_key: str,
-        inputs: Inputs | None = None,
+        inputs: PolicySpec | None = None,
     ) -> Codec:
         """Return the codec of a checkpoint; `inputs` replaces what its policy.json says.
 
         Raises CheckpointError for an unknown key, other dimensions, or no tokenizer.
         """
-        inputs = inputs or Inputs.of(layout)
+        inputs = inputs or PolicySpec.of(layout)
         action = _statistics(norm_stats, unnorm_key, layout.folder)
         state = action
         if inputs.state_tokens:
@@ -163,7 +163,7 @@ class Codec:
 
 
 def _view(raw: object, source: str) -> View:
-    """Return a checked `Inputs.view`; raises CheckpointError."""
+    """Return a checked `PolicySpec.view`; raises CheckpointError."""
     if isinstance(raw, list | tuple) and [type(x) in (int, float) for x in raw] == [True] * 4:
         left, top, right, bottom = (float(edge) for edge in raw)
         if 0 <= left < right <= 1 and 0 <= top < bottom <= 1:

@@ -26,7 +26,7 @@ NAMED: Final = 3
 
 
 @dataclass(frozen=True)
-class Odd:
+class NonFinite:
     """A tensor that does not hold numbers alone."""
 
     name: str
@@ -36,7 +36,7 @@ class Odd:
     total: int
 
 
-def odd(tensors: Iterable[tuple[str, Tensor]]) -> list[Odd]:
+def find_non_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[NonFinite]:
     """Return those tensors that hold NaN or infinities; of sharded ones, this process's part.
 
     A sum is no number where one of its terms is none, so each tensor is read once, without a copy.
@@ -52,7 +52,7 @@ def odd(tensors: Iterable[tuple[str, Tensor]]) -> list[Odd]:
     return [one for one in found if one.nan or one.infinite]  # a sum may overflow
 
 
-def describe(found: Sequence[Odd]) -> str:
+def describe(found: Sequence[NonFinite]) -> str:
     """Return "weights hold NaN: lm_head.weight (12 of 4096 values)" for some, "" for none."""
     if not found:
         return ""
@@ -66,16 +66,16 @@ def describe(found: Sequence[Odd]) -> str:
 
 def broken(module: nn.Module) -> str:
     """Return what is to be said about the module's weights, "" where all are numbers."""
-    return describe(odd(module.named_parameters()))
+    return describe(find_non_finite(module.named_parameters()))
 
 
 def check(tensors: Iterable[tuple[str, Tensor]], source: object) -> None:
     """Raise NotFiniteError where a tensor that came from `source` does not hold numbers alone."""
-    if found := odd(tensors):
+    if found := find_non_finite(tensors):
         raise not_finite(found, source)
 
 
-def not_finite(found: Sequence[Odd], source: object) -> NotFiniteError:
+def not_finite(found: Sequence[NonFinite], source: object) -> NotFiniteError:
     """Return the error for weights that came from `source`."""
     return NotFiniteError(
         f"{source}: {describe(found)}; the training that made them has diverged: take an earlier"
@@ -115,6 +115,6 @@ def _local(tensor: Tensor) -> Tensor:
     return part.to_local() if hasattr(part, "to_local") else part  # type: ignore[no-any-return]
 
 
-def _counted(name: str, tensor: Tensor) -> Odd:
+def _counted(name: str, tensor: Tensor) -> NonFinite:
     nan = int(tensor.isnan().sum())
-    return Odd(name, nan, int(tensor.isinf().sum()), tensor.numel())
+    return NonFinite(name, nan, int(tensor.isinf().sum()), tensor.numel())

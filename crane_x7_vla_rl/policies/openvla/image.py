@@ -1,6 +1,6 @@
 """From camera images to the 6-channel pixel values that the towers take.
 
-RGB, squashed to the model's size (224 × 224 in the released one) with PIL's bicubic, optionally
+RGB, resized to the model's size (224 × 224 in the released one) with PIL's bicubic, optionally
 centre-cropped as OpenVLA's evaluation does after training with random crops, scaled to 0…1 and
 normalised twice: channels 0–2 for DINOv2, 3–5 for SigLIP. On CUDA the resize runs on the device
 (see `resample`), elsewhere in PIL, which is faster there. Images come in as PIL images or arrays; a
@@ -54,16 +54,16 @@ def pixel_values(
     """
     if not images:
         raise ImageError("no image came, expected at least one")
-    squashed = torch.stack([_squash(_rgb(image), size, device) for image in images])
-    return normalised(squashed, dtype, crop)
+    resized = torch.stack([_resize(_rgb(image), size, device) for image in images])
+    return normalised(resized, dtype, crop)
 
 
-def normalised(squashed: Tensor, dtype: torch.dtype, crop: bool = False) -> Tensor:
-    """Return (B, 6, S, S) for images (B, 3, S, S) uint8 that are squashed already."""
+def normalised(resized: Tensor, dtype: torch.dtype, crop: bool = False) -> Tensor:
+    """Return (B, 6, S, S) for images (B, 3, S, S) uint8 of the model's size."""
     if crop:
-        squashed = centre_crop(squashed)
-    scaled = squashed.to(torch.float32) / 255
-    mean, std = _normalisation(squashed.device)
+        resized = centre_crop(resized)
+    scaled = resized.to(torch.float32) / 255
+    mean, std = _normalisation(resized.device)
     return ((scaled.repeat(1, 2, 1, 1) - mean) / std).to(dtype)
 
 
@@ -78,15 +78,15 @@ def cut(image: Array, view: View) -> Array:
     return image[y : max(round(bottom * height), y + 1), x : max(round(right * width), x + 1)]
 
 
-def centre_crop(squashed: Tensor) -> Tensor:
+def centre_crop(resized: Tensor) -> Tensor:
     """Return (B, 3, S, S) uint8: the centre's √0.9 of each side, stretched back bilinearly.
 
     Corners of the box fall on pixel centres and values are cut, not rounded, to 8 bits, as
     TensorFlow's `crop_and_resize` and `convert_image_dtype` do in OpenVLA's evaluation.
     """
-    size = squashed.shape[-1]
-    low, high, share = _crop_samples(size, squashed.device)
-    grey = squashed.to(torch.float32) / 255
+    size = resized.shape[-1]
+    low, high, share = _crop_samples(size, resized.device)
+    grey = resized.to(torch.float32) / 255
     rows = grey[:, :, low] + (grey[:, :, high] - grey[:, :, low]) * share[:, None]
     both = rows[..., low] + (rows[..., high] - rows[..., low]) * share
     return (both.clamp(0, 1) * 255.5).to(torch.uint8)
@@ -132,7 +132,7 @@ def _from_array(array: npt.NDArray[np.generic]) -> Image.Image:
     return Image.fromarray(np.ascontiguousarray(array))
 
 
-def _squash(image: Image.Image, size: int, device: torch.device) -> Tensor:
+def _resize(image: Image.Image, size: int, device: torch.device) -> Tensor:
     """Return (3, size, size) uint8 on the device."""
     if device.type == "cuda" and image.width * image.height <= MAX_DEVICE_PIXELS:
         pixels = torch.from_numpy(np.array(image)).to(device)

@@ -19,7 +19,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from crane_x7_vla_rl.policies import hub
-from crane_x7_vla_rl.policies.openvla.codec import Inputs
+from crane_x7_vla_rl.policies.openvla.codec import PolicySpec
 from crane_x7_vla_rl.policies.openvla.weights import adapters
 from crane_x7_vla_rl.policies.openvla.weights.layout import (
     CENTER_CROP,
@@ -39,7 +39,7 @@ HALVES: Final = (".lora_A.default.weight", ".lora_B.default.weight")
 
 
 @dataclass(frozen=True)
-class Surroundings:
+class PolicyAssets:
     """What a policy needs beside its weights."""
 
     statistics: Mapping[str, Any]
@@ -47,7 +47,7 @@ class Surroundings:
     tokenizer: Path
     center_crop: bool
     """Whether training used random crops."""
-    inputs: Inputs
+    inputs: PolicySpec
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
     path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-def write_surroundings(folder: Path, around: Surroundings) -> None:
+def write_assets(folder: Path, around: PolicyAssets) -> None:
     """Write all that is not weights."""
     write_json(folder / STATISTICS, around.statistics)
     write_json(folder / PREPROCESSOR, {CENTER_CROP: around.center_crop})

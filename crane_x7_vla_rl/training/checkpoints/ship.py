@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from crane_x7_vla_rl.actions import FIRST_ACTION_TOKEN, VOCABULARY
-from crane_x7_vla_rl.policies.openvla.codec import POLICY, Inputs
+from crane_x7_vla_rl.policies.openvla.codec import POLICY, PolicySpec
 from crane_x7_vla_rl.policies.openvla.tokenizer import PromptTokenizer
 from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.policies.openvla.weights.layout import PREPROCESSOR, STATISTICS, TOKENIZER
@@ -30,7 +30,7 @@ HEAD: Final = "language_model.lm_head.weight"
 LARGEST: Final = float(torch.finfo(torch.float16).max)
 
 
-def write(checkpoint: str, folder: Path) -> Inputs:
+def write(checkpoint: str, folder: Path) -> PolicySpec:
     """Write the checkpoint's policy into the empty `folder`; return how it is to be asked.
 
     Raises OutputError where it does not fit in MOST_BYTES or float16, and PolicyLoadError.
@@ -51,7 +51,7 @@ def write(checkpoint: str, folder: Path) -> Inputs:
         if (source := loaded.layout.first(name)) is not None:
             shutil.copyfile(source, folder / name)
     check_size(folder)
-    return Inputs.of(loaded.layout)
+    return PolicySpec.of(loaded.layout)
 
 
 def only(matrix: Tensor, rows: Tensor) -> Tensor:

@@ -85,7 +85,7 @@ class Buffer:
         places = (divmod(sample, environments) for sample in samples.tolist())
         return [self.prompts[step][environment] for step, environment in places]
 
-    def odd(self) -> str:
+    def first_non_finite(self) -> str:
         """Return which of the figures of valid steps is not a number, and where; empty if none."""
         for name in ("log_probs", "advantages", "values", "returns"):
             tensor = getattr(self, name)
@@ -99,7 +99,7 @@ class Buffer:
         return ""
 
 
-def mixed(*numbers: int) -> int:
+def derive_seed(*numbers: int) -> int:
     """Return a seed of 63 bits that differs for any other numbers."""
     return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0]) >> 1
 

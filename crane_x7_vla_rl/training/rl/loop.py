@@ -353,7 +353,7 @@ def _write_policy(run: RlRun, folder: Path, target: Path, tensors: dict[str, Any
     else:
         raw = run.loaded.raw_config
         policy_files.write_weights(folder, tensors, raw, run.loaded.model.norm_stats)
-    policy_files.write_surroundings(folder, run.around)
+    policy_files.write_assets(folder, run.around)
 
 
 def _figures(progress: Progress, sums: Sums, metrics: Metrics) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from crane_x7_vla_rl.training import non_finite as spoilt
 from crane_x7_vla_rl.training.errors import NotFiniteError
 from crane_x7_vla_rl.training.rl import grpo, ppo
 from crane_x7_vla_rl.training.rl.agent import Agent
-from crane_x7_vla_rl.training.rl.buffer import Buffer, mixed
+from crane_x7_vla_rl.training.rl.buffer import Buffer, derive_seed
 from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig
 from crane_x7_vla_rl.types import Array
 
@@ -118,7 +118,7 @@ class _Collection:
         self.simulate_s = self.infer_s = 0.0
         first = cast.agent.accelerator.process_index * count
         self.generators = [
-            torch.Generator(device).manual_seed(mixed(cast.seed, number, first + env))
+            torch.Generator(device).manual_seed(derive_seed(cast.seed, number, first + env))
             for env in range(count)
         ]
         """One for each environment, whichever process it is in."""
@@ -149,7 +149,7 @@ class _Collection:
         views = self.cast.env.look(group)
         measured = self._measured(views, step)
         shown = self.images[step, part]
-        squash(views.images, self.cast.codec.inputs.view, shown)
+        crop_and_resize(views.images, self.cast.codec.inputs.view, shown)
         prompts = self.cast.codec.prompts(views.instructions, measured)
         seen = self.policy.normalise(shown)
         if self.cast.keep_patches:
@@ -219,7 +219,7 @@ class _Collection:
         measured, count = self._measured(views, step), len(views.instructions)
         side = self.images.shape[2]
         shown = self.images.new_empty(count, side, side, 3)
-        squash(views.images, self.cast.codec.inputs.view, shown)
+        crop_and_resize(views.images, self.cast.codec.inputs.view, shown)
         prompts = self.cast.codec.prompts(views.instructions, measured)
         if shown.is_cuda and count < usual:
             shown = torch.cat([shown, shown[:1].expand(usual - count, -1, -1, -1)])
@@ -336,7 +336,7 @@ class _Collection:
         return advantages, torch.zeros_like(advantages), taught
 
 
-def squash(images: Any, view: View, into: Tensor) -> None:
+def crop_and_resize(images: Any, view: View, into: Tensor) -> None:
     """Write pictures (n, H, W, 3) uint8, cut to `view`, into (n, S, S, 3), as the policy does it.
 
     Pictures are numpy or tensors; on CUDA they are resized there.

@@ -18,7 +18,7 @@ from accelerate import Accelerator
 
 from crane_x7_vla_rl.log_text import MANY_LINES
 from crane_x7_vla_rl.policies.openvla import OpenVLA
-from crane_x7_vla_rl.policies.openvla.codec import Codec, Inputs
+from crane_x7_vla_rl.policies.openvla.codec import Codec, PolicySpec
 from crane_x7_vla_rl.policies.openvla.policy import SMALL
 from crane_x7_vla_rl.policies.openvla.weights import layout as layouts
 from crane_x7_vla_rl.policies.openvla.weights.layout import TOKENIZER
@@ -29,7 +29,7 @@ from crane_x7_vla_rl.training import learner
 from crane_x7_vla_rl.training.checkpoints import lineage, training_state
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.checkpoints.merge import merge
-from crane_x7_vla_rl.training.checkpoints.policy_files import Base, Surroundings
+from crane_x7_vla_rl.training.checkpoints.policy_files import Base, PolicyAssets
 from crane_x7_vla_rl.training.checkpoints.publish import Place, Uploads
 from crane_x7_vla_rl.training.checkpoints.resume import Resumption
 from crane_x7_vla_rl.training.checkpoints.training_state import Progress
@@ -59,7 +59,7 @@ class RlRun:
     config: RlConfig
     cast: Cast
     loaded: Loaded
-    around: Surroundings
+    around: PolicyAssets
     base: Base
     tracker: Tracker
     uploads: Uploads
@@ -179,7 +179,7 @@ def _whole(config: RlConfig, accelerator: Accelerator) -> str:
 
 def _load(config: RlConfig, model: str, accelerator: Accelerator, resumed: Path | None) -> Loaded:
     training = config.training
-    wanted = learner.Wanted(
+    wanted = learner.ModelSpec(
         model, config.lora, training.precision, training.device,
         training.gradient_checkpointing, training.seed,
     )  # fmt: skip
@@ -222,7 +222,7 @@ def _restore_scenes(env: VectorEnv, progress: Progress, rank: int) -> None:
     env.load_state_dict(states[rank])
 
 
-def _control_hz(inputs: Inputs, source: str) -> int:
+def _control_hz(inputs: PolicySpec, source: str) -> int:
     rate = 1 / inputs.period_s
     if abs(rate - round(rate)) > 1e-6:
         raise ConfigError(
@@ -232,11 +232,11 @@ def _control_hz(inputs: Inputs, source: str) -> int:
     return round(rate)
 
 
-def _around(loaded: Loaded, codec: Codec) -> Surroundings:
+def _around(loaded: Loaded, codec: Codec) -> PolicyAssets:
     tokenizer = loaded.layout.first(TOKENIZER)
     assert tokenizer is not None  # the codec has read it
     statistics: dict[str, Any] = dict(loaded.model.norm_stats)
-    return Surroundings(statistics, tokenizer, bool(loaded.model.crop), codec.inputs)
+    return PolicyAssets(statistics, tokenizer, bool(loaded.model.crop), codec.inputs)
 
 
 def _tracker(config: RlConfig, progress: Progress, first: bool) -> Tracker:

@@ -41,7 +41,7 @@ from crane_x7_vla_rl.training import learner
 from crane_x7_vla_rl.training.errors import NotFiniteError, PpoError, SpoiltError
 from crane_x7_vla_rl.training.rl import ppo
 from crane_x7_vla_rl.training.rl.agent import Agent, adapters_off
-from crane_x7_vla_rl.training.rl.buffer import Buffer, mixed, shuffled
+from crane_x7_vla_rl.training.rl.buffer import Buffer, derive_seed, shuffled
 from crane_x7_vla_rl.training.rl.ppo import Judged, Losses, Taken
 from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig
 
@@ -191,11 +191,11 @@ def _check(agent: Agent, buffer: Buffer, where: str) -> Tensor:
     shapes = agent.accelerator.gather(torch.tensor([buffer.shape], device=device))
     if not bool((shapes == shapes[0]).all()):
         raise PpoError(f"{where}: rollouts of processes are {shapes.tolist()}, expected the same")
-    odd = buffer.odd()
-    if agent.largest(float(bool(odd))) > 0:
+    broken = buffer.first_non_finite()
+    if agent.largest(float(bool(broken))) > 0:
         raise SpoiltError(  # what simulations return was checked before
-            f"{where}: {odd or 'a figure in another process'} is not a number, expected numbers in"
-            " all valid steps of a rollout. The update before has spoilt the policy, which is not"
+            f"{where}: {broken or 'a figure in another process'} is not a number, expected numbers"
+            " in all valid steps of a rollout. The previous update spoilt the policy, which is not"
             " saved; go on from the last checkpoint with a lower ppo.learning_rate"
         )
     steps, environments = buffer.shape
@@ -317,7 +317,7 @@ def _minibatches(
     mine, rank = batch.buffer.shape[1], int(agent.accelerator.process_index)
     count = -(-steps * environments // config.minibatch_size)
     for epoch in range(config.epochs):
-        generator.manual_seed(mixed(turn.seed, turn.number, epoch))
+        generator.manual_seed(derive_seed(turn.seed, turn.number, epoch))
         for samples in shuffled(steps, environments, generator).tensor_split(count):
             samples = samples[batch.valid.flatten()[samples]]
             if not len(samples):

@@ -201,7 +201,7 @@ def _save(run: Run, progress: Progress, name: str) -> None:
             else:
                 raw = run.learner.loaded.raw_config
                 policy_files.write_weights(folder, tensors, raw, run.learner.model.norm_stats)
-            policy_files.write_surroundings(folder, run.around)
+            policy_files.write_assets(folder, run.around)
             (folder / checkpoint.CONFIG).write_text(config_tree.to_yaml(run.config))
             training_state.write(folder, known, optimizer, randoms)
             origin = Lineage(

@@ -24,14 +24,14 @@ from crane_x7_vla_rl.data.source import EpisodeSource, open_source
 from crane_x7_vla_rl.data.statistics import compute
 from crane_x7_vla_rl.log_text import MANY_LINES
 from crane_x7_vla_rl.policies.base import DEFAULT_UNNORM_KEY
-from crane_x7_vla_rl.policies.openvla.codec import POLICY, Codec, Inputs
+from crane_x7_vla_rl.policies.openvla.codec import POLICY, Codec, PolicySpec
 from crane_x7_vla_rl.policies.openvla.image import WHOLE
 from crane_x7_vla_rl.policies.openvla.weights.files import read_json
 from crane_x7_vla_rl.policies.openvla.weights.layout import STATISTICS, TOKENIZER
 from crane_x7_vla_rl.training import learner
 from crane_x7_vla_rl.training.checkpoints import lineage, training_state
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
-from crane_x7_vla_rl.training.checkpoints.policy_files import Base, Surroundings
+from crane_x7_vla_rl.training.checkpoints.policy_files import Base, PolicyAssets
 from crane_x7_vla_rl.training.checkpoints.publish import Artifacts, Hub, Place, Uploads
 from crane_x7_vla_rl.training.checkpoints.resume import Resumption
 from crane_x7_vla_rl.training.checkpoints.training_state import Progress
@@ -64,7 +64,7 @@ class Run:
     batches: Batches
     learner: Learner
     codec: Codec
-    around: Surroundings
+    around: PolicyAssets
     base: Base
     tracker: Tracker
     uploads: Uploads
@@ -125,7 +125,7 @@ def open_run(
     codec = Codec.of(layout, taught.model.norm_stats, DEFAULT_UNNORM_KEY, inputs)
     tokenizer = layout.first(TOKENIZER)
     assert tokenizer is not None  # the codec has read it
-    around = Surroundings(statistics, tokenizer, config.augmentation.crop, inputs)
+    around = PolicyAssets(statistics, tokenizer, config.augmentation.crop, inputs)
     base = Base.of(config.policy.model, layout)
     if config.publish.push_to_hub != "no" and config.lora.enabled and not base.name:
         logger.warning(
@@ -160,11 +160,11 @@ def _announce(config: SftConfig, resumption: Resumption | None) -> None:
 
 def _inputs(
     config: SftConfig, taught: Learner, source: EpisodeSource, resumed: Path | None
-) -> Inputs:
+) -> PolicySpec:
     """Return what the policy reads and says: as resumed, else as configured, else as its base."""
     if resumed is not None:
-        return Inputs.from_dict(read_json(resumed / POLICY), str(resumed / POLICY))
-    base, wanted = Inputs.of(taught.loaded.layout), config.policy
+        return PolicySpec.from_dict(read_json(resumed / POLICY), str(resumed / POLICY))
+    base, wanted = PolicySpec.of(taught.loaded.layout), config.policy
     return replace(
         base,
         state_tokens=base.state_tokens if wanted.state_tokens is None else wanted.state_tokens,
@@ -182,7 +182,9 @@ def _statistics(taught: Learner, source: EpisodeSource, resumed: Path | None) ->
     return dict(statistics)
 
 
-def _batches(config: SftConfig, taught: Learner, source: EpisodeSource, inputs: Inputs) -> Batches:
+def _batches(
+    config: SftConfig, taught: Learner, source: EpisodeSource, inputs: PolicySpec
+) -> Batches:
     data, accelerator = config.data, taught.accelerator
     size, seed = taught.model.config.image_size, config.training.seed
     squash = show(size, inputs.view, UNVARIED, seed)

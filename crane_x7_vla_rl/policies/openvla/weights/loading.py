@@ -124,12 +124,12 @@ def _check_numbers(
     device: torch.device,
 ) -> None:
     """Raise NotFiniteError where weights are no numbers; names those in the files, not the sums."""
-    found: list[finite.Odd] = []
+    found: list[finite.NonFinite] = []
     file = Path()
-    for one in finite.odd(model.named_parameters()):
+    for one in finite.find_non_finite(model.named_parameters()):
         named, source = [one], stored[one.name].file
         if (pair := pairs.get(one.name)) is not None and (
-            halves := finite.odd(_halves(pair, device))
+            halves := finite.find_non_finite(_halves(pair, device))
         ):
             named, source = halves, pair.a.file
         file = file if found else source

@@ -18,14 +18,14 @@ for package in ("safetensors", "tokenizers"):
 from crane_x7_vla_rl.actions import FIRST_ACTION_TOKEN, VOCABULARY
 from crane_x7_vla_rl.policies.base import ModelOptions, load_policy
 from crane_x7_vla_rl.policies.openvla import builder
-from crane_x7_vla_rl.policies.openvla.codec import Codec, Inputs
+from crane_x7_vla_rl.policies.openvla.codec import Codec, PolicySpec
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError, ConfigError
 from crane_x7_vla_rl.policies.openvla.model.config import OpenVLAConfig
 from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.robot import HOME_RAD
 from crane_x7_vla_rl.types import JointState, Observation
 
-INPUTS = Inputs(state_tokens=True, chunk_steps=3, period_s=0.2)
+INPUTS = PolicySpec(state_tokens=True, chunk_steps=3, period_s=0.2)
 SMALL = builder.Sizes(image=64, patch=8)
 
 
@@ -133,8 +133,8 @@ def test_sampled_answers_repeat_with_their_seed(tiny: Path) -> None:
 
 
 def test_a_checkpoint_that_says_nothing_is_asked_as_the_released_ones() -> None:
-    assert Inputs.from_dict({}) == Inputs()
-    assert Inputs() == Inputs(state_tokens=False, chunk_steps=1, period_s=0.1)
+    assert PolicySpec.from_dict({}) == PolicySpec()
+    assert PolicySpec() == PolicySpec(state_tokens=False, chunk_steps=1, period_s=0.1)
 
 
 @pytest.mark.parametrize(
@@ -151,13 +151,13 @@ def test_a_checkpoint_that_says_nothing_is_asked_as_the_released_ones() -> None:
 )
 def test_a_wrong_policy_json_is_named(raw: dict[str, Any], message: str) -> None:
     with pytest.raises(CheckpointError, match=message):
-        Inputs.from_dict(raw)
+        PolicySpec.from_dict(raw)
 
 
 def test_policy_json_holds_what_was_written(tmp_path: Path) -> None:
-    inputs = Inputs(True, 2, 0.2, (0.25, 0.5, 0.75, 1.0))
+    inputs = PolicySpec(True, 2, 0.2, (0.25, 0.5, 0.75, 1.0))
     raw = json.loads(inputs.write(tmp_path).read_text())
-    assert Inputs.from_dict(raw) == inputs
+    assert PolicySpec.from_dict(raw) == inputs
 
 
 def test_state_tokens_without_statistics_of_the_state_are_refused(loaded: loading.Loaded) -> None:

@@ -30,7 +30,7 @@ from crane_x7_vla_rl.actions import FIRST_ACTION_TOKEN, NO_TOKEN, tokens_to_norm
 from crane_x7_vla_rl.policies import base
 from crane_x7_vla_rl.policies.base import ModelOptions, PolicyLoadError, load_policy
 from crane_x7_vla_rl.policies.openvla import builder, finite
-from crane_x7_vla_rl.policies.openvla.codec import Inputs
+from crane_x7_vla_rl.policies.openvla.codec import PolicySpec
 from crane_x7_vla_rl.policies.openvla.errors import NotFiniteError
 from crane_x7_vla_rl.policies.openvla.run.oft import ChunkSettings
 from crane_x7_vla_rl.policies.openvla.run.rollout import Sampling
@@ -54,7 +54,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A checkpoint whose tower's last block, which is never computed, is not the first one."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("finite") / "tiny"
-    inputs = Inputs(state_tokens=True, chunk_steps=2, period_s=0.2)
+    inputs = PolicySpec(state_tokens=True, chunk_steps=2, period_s=0.2)
     return builder.build(folder, training_rig.SIZES, inputs=inputs)
 
 
@@ -112,8 +112,10 @@ def test_a_weight_beyond_the_dtype_it_is_loaded_in_is_named(tiny: Path, tmp_path
 def test_sums_that_overflow_are_no_reason_to_refuse() -> None:
     large = torch.full((8,), torch.finfo(torch.float32).max)
     small = torch.full((9, 9), torch.finfo(torch.float16).max, dtype=torch.float16)
-    assert finite.odd([("large", large), ("small", small), ("none", torch.empty(0))]) == []
-    assert finite.odd([("ids", torch.tensor([1]))]) == []
+    assert (
+        finite.find_non_finite([("large", large), ("small", small), ("none", torch.empty(0))]) == []
+    )
+    assert finite.find_non_finite([("ids", torch.tensor([1]))]) == []
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from crane_x7_vla_rl.data.demos.command import DemosConfig, generate
 from crane_x7_vla_rl.data.demos.recorder import make_recorder
 from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.policies.openvla import builder
-from crane_x7_vla_rl.policies.openvla.codec import Inputs
+from crane_x7_vla_rl.policies.openvla.codec import PolicySpec
 from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy, load
 from crane_x7_vla_rl.robot import JOINT_NAMES
 from crane_x7_vla_rl.scenes import EVALUATION_SEED, WorldConfig
@@ -41,7 +41,7 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Random weights; it can do nothing, in chunks of 10."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     sizes = builder.Sizes(image=32, patch=8, layers=1, dino_depth=2, siglip_depth=2)
-    return builder.build(folder, sizes, inputs=Inputs(True, 10, 1 / HZ))
+    return builder.build(folder, sizes, inputs=PolicySpec(True, 10, 1 / HZ))
 
 
 def config(checkpoint: Path, output: Path, **options: object) -> EvaluateConfig:
@@ -229,7 +229,7 @@ def test_a_rate_that_the_simulation_cannot_keep_is_named(tmp_path: Path) -> None
     from crane_x7_vla_rl.sim.errors import SimError
 
     folder = builder.build(
-        tmp_path / "odd", builder.Sizes(image=32, patch=8), inputs=Inputs(False, 1, 0.3)
+        tmp_path / "odd", builder.Sizes(image=32, patch=8), inputs=PolicySpec(False, 1, 0.3)
     )
     settings = config(folder, tmp_path)
     with pytest.raises(SimError, match=r"period_s of 0\.3 makes 3\.333 steps/s"):

@@ -19,7 +19,7 @@ from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
 from crane_x7_vla_rl.training.errors import NotFiniteError
 from crane_x7_vla_rl.training.rl import agent as agents
 from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig, ValueConfig
-from crane_x7_vla_rl.training.rl.rollout import Cast, Collected, collect, squash
+from crane_x7_vla_rl.training.rl.rollout import Cast, Collected, collect, crop_and_resize
 from crane_x7_vla_rl.training.rl.update import Turn, update
 
 CONFIG = PpoConfig(minibatch_size=4, micro_batch_size=4, epochs=1, value=ValueConfig(hidden=16))
@@ -69,7 +69,7 @@ def test_the_policy_sees_and_keeps_what_it_sees_on_an_arm(cast: Cast) -> None:
 def test_pictures_of_the_model_s_size_are_kept_as_they_are() -> None:
     pictures = np.random.default_rng(0).integers(0, 256, (2, 32, 32, 3), np.uint8)
     into = torch.empty(2, 32, 32, 3, dtype=torch.uint8)
-    squash(pictures, (0, 0, 1, 1), into)
+    crop_and_resize(pictures, (0, 0, 1, 1), into)
     assert np.array_equal(into.numpy(), pictures)
 
 
@@ -90,7 +90,7 @@ def test_a_truncated_episode_is_worth_what_its_last_view_is(cast: Cast) -> None:
     env.done = [2, 2]
     views = env._views(1, np.array([0]), 1)
     shown = torch.empty(1, 32, 32, 3, dtype=torch.uint8)
-    squash(views.images, cast.codec.inputs.view, shown)
+    crop_and_resize(views.images, cast.codec.inputs.view, shown)
     policy = cast.agent.policy
     prompts = cast.codec.prompts(views.instructions, views.state_rad)
     hidden = policy.roll_out(policy.normalise(shown), prompts, 1).hidden

@@ -18,7 +18,7 @@ import training_rig as rig
 
 from crane_x7_vla_rl.actions import FIRST_ACTION_TOKEN
 from crane_x7_vla_rl.data.lerobot.writer import LeRobotWriter
-from crane_x7_vla_rl.policies.openvla.codec import POLICY, Inputs
+from crane_x7_vla_rl.policies.openvla.codec import POLICY, PolicySpec
 from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.training.learner import TokenLoss, bell
 from crane_x7_vla_rl.training.schedule import smoothing
@@ -76,7 +76,7 @@ def test_a_run_aims_at_the_bell_in_its_first_half(tmp_path: Path) -> None:
 def test_a_run_learns_from_the_base_models_view(tmp_path: Path) -> None:
     base = tmp_path / "base"
     shutil.copytree(rig.base(), base)
-    inputs = Inputs.from_dict(json.loads((base / POLICY).read_text()))
+    inputs = PolicySpec.from_dict(json.loads((base / POLICY).read_text()))
     replace(inputs, view=(0.25, 0.5, 0.75, 1.0)).write(base)
     data = tmp_path / "data"
     with LeRobotWriter(data, rig.FPS, (rig.SIDE, rig.SIDE)) as writer:

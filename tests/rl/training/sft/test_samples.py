@@ -13,7 +13,7 @@ import training_rig as rig
 from crane_x7_vla_rl.data.loader.batches import Batch, Batches, LoaderOptions
 from crane_x7_vla_rl.data.source import open_source
 from crane_x7_vla_rl.data.statistics import compute
-from crane_x7_vla_rl.policies.openvla.codec import Codec, Inputs
+from crane_x7_vla_rl.policies.openvla.codec import Codec, PolicySpec
 from crane_x7_vla_rl.policies.openvla.image import WHOLE, centre_crop, cut
 from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.training.schedule import learning_rate
@@ -102,7 +102,7 @@ def first_batch(size: int) -> Batch:
         return next(batches)
 
 
-def codec(inputs: Inputs) -> Codec:
+def codec(inputs: PolicySpec) -> Codec:
     loaded = loading.load(rig.base())
     statistics = compute(open_source(rig.data())).to_dict()
     return Codec.of(loaded.layout, loaded.model.norm_stats | statistics, "crane_x7", inputs)
@@ -114,7 +114,7 @@ def test_the_lesson_is_what_the_policy_will_be_asked(recorded: int) -> None:
     batch = first_batch(recorded)
     shown = np.stack([show(rig.SIDE, WHOLE, NEITHER, 0)(image, 0) for image in batch.images])
     batch = Batch(**{**vars(batch), "images": shown})
-    speaks = codec(Inputs(state_tokens=True, chunk_steps=3))
+    speaks = codec(PolicySpec(state_tokens=True, chunk_steps=3))
     asked = lesson(batch, speaks, model.projector.fc3.bias)
     if recorded == rig.SIDE:
         assert torch.equal(asked.pixels, model.preprocess(list(batch.images)))

@@ -23,7 +23,7 @@ import yaml
 from warm_process import WarmProcess
 
 from crane_x7_vla_rl.policies.base import ModelOptions, load_policy
-from crane_x7_vla_rl.policies.openvla.codec import Inputs
+from crane_x7_vla_rl.policies.openvla.codec import PolicySpec
 from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.training import learner
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
@@ -57,7 +57,9 @@ def test_every_checkpoint_is_a_policy(tmp_path: Path, kind: tuple[str, ...]) -> 
         assert chunk.position_rad.shape == (2, 8)
     loaded = loading.load(run / "last")
     assert loaded.model.crop
-    assert Inputs.of(loaded.layout) == Inputs(state_tokens=True, chunk_steps=2, period_s=0.1)
+    assert PolicySpec.of(loaded.layout) == PolicySpec(
+        state_tokens=True, chunk_steps=2, period_s=0.1
+    )
     assert set(loaded.model.norm_stats["crane_x7"]) >= {"action", "proprio", "num_transitions"}
 
 
