@@ -15,7 +15,7 @@ LINE_BYTES: Final = 1 << 20
 """A line that is longer is cut, and the rest of it thrown away."""
 
 
-class Lines:
+class LineSplitter:
     """Cuts a stream into lines, whatever comes: no line and no rest grows without limit."""
 
     def __init__(self) -> None:

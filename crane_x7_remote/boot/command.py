@@ -26,7 +26,7 @@ from crane_x7_remote.boot.files import Files
 from crane_x7_remote.boot.init import become_init_if_first
 from crane_x7_remote.boot.role import Role
 from crane_x7_remote.boot.sshd import Sshd, SshdConfig
-from crane_x7_remote.boot.status_board import Board, State
+from crane_x7_remote.boot.status_board import State, StatusBoard
 from crane_x7_remote.boot.supervisor import Child, Service
 from crane_x7_remote.boot.tailscale import Tailscaled
 from crane_x7_remote.errors import ExitCode, RemoteError, RoleError, SettingsError
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 @dataclass(frozen=True)
-class Plan:
+class BootPlan:
     """All that is decided before anything is started."""
 
     settings: Settings
@@ -78,7 +78,7 @@ class Plan:
         return tuple(line for line in both.splitlines() if line)
 
 
-def make_plan(words: Sequence[str], settings: Settings) -> Plan:
+def make_plan(words: Sequence[str], settings: Settings) -> BootPlan:
     """Decide and check all that needs no process. Raises RemoteError."""
     for note in settings.notes:
         logger.warning("%s", note)
@@ -89,7 +89,7 @@ def make_plan(words: Sequence[str], settings: Settings) -> Plan:
     role = role_module.resolve(role_module.choose(words, settings, files), environ)
     secrets = settings_module.secret_variables()
     daemon_environ = {name: value for name, value in inherited.items() if name not in secrets}
-    plan = Plan(settings, files, account, role, environ, daemon_environ)
+    plan = BootPlan(settings, files, account, role, environ, daemon_environ)
     folders = {"HF_HOME": settings.hf_home, "WANDB_DIR": settings.wandb_dir}
     problems = hand_over(folders | {"BOOT_RUN_DIR": str(files.for_role)}, account)
     if not role.argv and not plan.keys:
@@ -105,9 +105,9 @@ def make_plan(words: Sequence[str], settings: Settings) -> Plan:
 class Boot:
     """One boot, from the first process to the last."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: BootPlan) -> None:
         self._plan = plan
-        self._board = Board(time.monotonic, time.time)
+        self._board = StatusBoard(time.monotonic, time.time)
         self._tailscaled: Tailscaled | None = None
         self._tailnet: Service | None = None
         self._sshd: Service | None = None

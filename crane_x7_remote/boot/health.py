@@ -10,14 +10,16 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-from crane_x7_remote.boot.status_board import Board
+from crane_x7_remote.boot.status_board import StatusBoard
 from crane_x7_remote.errors import SettingsError
 
 REQUEST_TIMEOUT_S = 5.0
 
 
 @asynccontextmanager
-async def served(board: Board, path: Path, address: tuple[str, int] | None) -> AsyncIterator[None]:
+async def served(
+    board: StatusBoard, path: Path, address: tuple[str, int] | None
+) -> AsyncIterator[None]:
     """Answer from `board` while the context lasts; `address` None: on the Unix socket alone.
 
     200 while all that was asked for is up, else 503. Raises SettingsError for a port in use.
@@ -57,7 +59,7 @@ async def _listen(answer: object, address: tuple[str, int]) -> asyncio.Server:
         ) from error
 
 
-def _response(request: bytes, board: Board) -> bytes:
+def _response(request: bytes, board: StatusBoard) -> bytes:
     words = request.split()
     if len(words) < 2 or words[0] != b"GET" or words[1] not in (b"/", b"/healthz"):
         status, body = "404 Not Found", '{"error": "only GET /healthz is here"}'

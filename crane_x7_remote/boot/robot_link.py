@@ -7,7 +7,7 @@ import json
 import time
 from pathlib import Path
 
-from crane_x7_remote.boot.status_board import Board, State
+from crane_x7_remote.boot.status_board import State, StatusBoard
 from crane_x7_remote.settings import Settings
 
 POLL_S = 1.0
@@ -15,7 +15,7 @@ SILENT_S = 5.0
 """The loop writes every second; one that has not for so long hangs."""
 
 
-async def watch(path: Path, settings: Settings, board: Board) -> None:
+async def watch(path: Path, settings: Settings, board: StatusBoard) -> None:
     """Keep the board's `robot` up to date; runs until it is cancelled."""
     where = f"rosbridge at {settings.rosbridge_host}:{settings.rosbridge_port}"
     board.set(

@@ -32,7 +32,7 @@ class Part:
     """What to do; empty while all is well."""
 
 
-class Board:
+class StatusBoard:
     """The parts, by name; they begin as `off`: not asked for."""
 
     def __init__(self, monotonic: Callable[[], float], now: Callable[[], float]) -> None:

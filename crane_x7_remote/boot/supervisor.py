@@ -17,9 +17,9 @@ from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Protocol
 
 from crane_x7_remote.boot.account import Account
-from crane_x7_remote.boot.status_board import Board
+from crane_x7_remote.boot.status_board import StatusBoard
 from crane_x7_remote.errors import RemoteError
-from crane_x7_remote.outside import Lines, shown
+from crane_x7_remote.outside import LineSplitter, shown
 from crane_x7_remote.parent_death import die_with
 
 logger = logging.getLogger(__name__)
@@ -56,7 +56,7 @@ class _Output(asyncio.Protocol):
         self.lines: deque[str] = deque(maxlen=KEPT_LINES)
         self._name = name
         self._level = level
-        self._cutter = Lines()
+        self._cutter = LineSplitter()
         self._ended = asyncio.Event()
         self._transport: asyncio.ReadTransport | None = None
 
@@ -210,7 +210,7 @@ class Daemon(Protocol):
 class Service:
     """One daemon, kept running."""
 
-    def __init__(self, daemon: Daemon, board: Board) -> None:
+    def __init__(self, daemon: Daemon, board: StatusBoard) -> None:
         self._daemon = daemon
         self._board = board
         self._child: Child | None = None

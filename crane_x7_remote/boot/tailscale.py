@@ -20,7 +20,7 @@ from typing import Any
 from crane_x7_remote.boot import landlock
 from crane_x7_remote.boot import tailscale_cli as tailscale_words
 from crane_x7_remote.boot.files import Files
-from crane_x7_remote.boot.status_board import Board
+from crane_x7_remote.boot.status_board import StatusBoard
 from crane_x7_remote.boot.supervisor import Child, how_it_ended
 from crane_x7_remote.errors import (
     ControlUnreachableError,
@@ -45,7 +45,7 @@ TUN = Path("/dev/net/tun")
 
 
 @dataclass(frozen=True)
-class Answer:
+class CommandResult:
     """How a `tailscale` command ended."""
 
     code: int
@@ -153,7 +153,7 @@ class Tailscaled:
             hint = "; check TS_TAILSCALED_EXTRA_ARGS"
         return TailscaledError(f"tailscaled {text}{hint}")
 
-    async def watch(self, board: Board) -> None:
+    async def watch(self, board: StatusBoard) -> None:
         """Keep the board's `tunnel` up to date while tailscaled runs; until it is cancelled."""
         while True:
             await asyncio.sleep(WATCH_S)
@@ -195,7 +195,7 @@ class Tailscaled:
         if answer.code != 0:
             raise await self._explain_refusal(answer)
 
-    async def _explain_refusal(self, answer: Answer) -> RemoteError:
+    async def _explain_refusal(self, answer: CommandResult) -> RemoteError:
         status = await self._status()
         text = shown(answer.output.strip(), OUTPUT_CHARACTERS)
         if "backend error" in text:
@@ -240,7 +240,7 @@ class Tailscaled:
             raise TailscaledError(f"`tailscale status` failed: {said}") from error
         return status
 
-    async def _tailscale(self, *words: str, timeout_s: float = COMMAND_TIMEOUT_S) -> Answer:
+    async def _tailscale(self, *words: str, timeout_s: float = COMMAND_TIMEOUT_S) -> CommandResult:
         process = await asyncio.create_subprocess_exec(
             str(self._programs["tailscale"]),
             f"--socket={self._files.tailscale_socket}",
@@ -254,12 +254,12 @@ class Tailscaled:
             async with asyncio.timeout(timeout_s):
                 output, _ = await process.communicate()
         except TimeoutError:
-            return Answer(TIMED_OUT, f"no end within {timeout_s:g} s")
+            return CommandResult(TIMED_OUT, f"no end within {timeout_s:g} s")
         finally:
             if process.returncode is None:
                 process.kill()
                 await process.wait()
-        return Answer(process.returncode or 0, output.decode(errors="replace"))
+        return CommandResult(process.returncode or 0, output.decode(errors="replace"))
 
     async def _socket_answers(self) -> bool:
         try:

@@ -18,7 +18,7 @@ from crane_x7_remote.parent_death import die_with
 LAST_LINES = 8
 
 
-class Child:
+class DemoProcess:
     """One `crane-x7-remote` process; a context manager that ends it."""
 
     def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
@@ -35,7 +35,7 @@ class Child:
                 preexec_fn=die_with(os.getpid()),
             )
 
-    def __enter__(self) -> Child:
+    def __enter__(self) -> DemoProcess:
         return self
 
     def __exit__(

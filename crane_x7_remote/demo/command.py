@@ -30,9 +30,9 @@ from rich.text import Text
 from crane_x7_remote import settings
 from crane_x7_remote.demo import pictures, report
 from crane_x7_remote.demo import plan as plan_module
-from crane_x7_remote.demo.children import Child
-from crane_x7_remote.demo.plan import Plan
-from crane_x7_remote.demo.recorder import Recorder, Recording
+from crane_x7_remote.demo.children import DemoProcess
+from crane_x7_remote.demo.plan import DemoPlan
+from crane_x7_remote.demo.recorder import DemoRecorder, Recording
 from crane_x7_remote.errors import ExitCode, OutputError
 
 logger = logging.getLogger(__name__)
@@ -82,7 +82,9 @@ class Made:
     report: dict[str, Any]
 
 
-def _show(plan: Plan, folder: Path, is_stopped: Callable[[], bool]) -> tuple[report.Outcome, Made]:
+def _show(
+    plan: DemoPlan, folder: Path, is_stopped: Callable[[], bool]
+) -> tuple[report.DemoResult, Made]:
     """Run both processes until the tasks are done, time is up or a signal came."""
     metrics_path = folder / "metrics.json"
     topics = settings.load()
@@ -90,17 +92,17 @@ def _show(plan: Plan, folder: Path, is_stopped: Callable[[], bool]) -> tuple[rep
     progress.show("starting the simulated robot")
     with contextlib.ExitStack() as stack:
         robot = stack.enter_context(
-            Child("sim-robot", plan_module.robot_command(plan), folder / "robot.log")
+            DemoProcess("sim-robot", plan_module.robot_command(plan), folder / "robot.log")
         )
         ready = robot.wait_for_line("ready", SIM_START_S, is_stopped)
         found = re.search(r" port (\d+), guard on port (\d+)", ready)
         recording, scene, guard = Recording(), {}, {}
         outcome = _outcome(plan, {}, _Stage(), 0.0)
         if found:
-            recorder = stack.enter_context(Recorder(int(found[1]), topics))
+            recorder = stack.enter_context(DemoRecorder(int(found[1]), topics))
             recording = recorder.recording
             command = plan_module.loop_command(plan, int(found[2]), metrics_path)
-            loop = stack.enter_context(Child("infer", command, folder / "loop.log"))
+            loop = stack.enter_context(DemoProcess("infer", command, folder / "loop.log"))
             outcome = _watch(plan, recorder, (robot, loop), progress, is_stopped)
             loop.stop()
             scene, guard = recorder.scene, recorder.guard
@@ -123,12 +125,12 @@ class _Stage:
 
 
 def _watch(
-    plan: Plan,
-    recorder: Recorder,
-    children: tuple[Child, Child],
+    plan: DemoPlan,
+    recorder: DemoRecorder,
+    children: tuple[DemoProcess, DemoProcess],
     progress: _Progress,
     is_stopped: Callable[[], bool],
-) -> report.Outcome:
+) -> report.DemoResult:
     """Follow the scene, send the second instruction at its time, and say what came of both."""
     stage = _Stage()
     recorder.note_instruction(plan.instruction)
@@ -158,7 +160,9 @@ def _watch(
     return _outcome(plan, recorder.scene, stage, time.monotonic() - started_s)
 
 
-def _is_over(plan: Plan, stage: _Stage, now_s: float, done: bool, recorder: Recorder) -> bool:
+def _is_over(
+    plan: DemoPlan, stage: _Stage, now_s: float, done: bool, recorder: DemoRecorder
+) -> bool:
     """Move the stage on; True when there is nothing left to wait for."""
     if stage.started_s is None:
         return False
@@ -192,9 +196,11 @@ def grasped(scene: dict[str, Any]) -> tuple[str, ...]:
     return tuple(colour for colour, status in cubes.items() if status.get("grasped"))
 
 
-def _outcome(plan: Plan, scene: dict[str, Any], stage: _Stage, duration_s: float) -> report.Outcome:
+def _outcome(
+    plan: DemoPlan, scene: dict[str, Any], stage: _Stage, duration_s: float
+) -> report.DemoResult:
     cubes = scene.get("cubes", {})
-    return report.Outcome(
+    return report.DemoResult(
         seed=plan.seed,
         instruction=plan.instruction,
         then=plan.then,
@@ -252,7 +258,7 @@ def _make_folder(parent: Path) -> Path:
 class _Progress:
     """One live line on a terminal; one plain line per change elsewhere."""
 
-    def __init__(self, plan: Plan) -> None:
+    def __init__(self, plan: DemoPlan) -> None:
         self._plan = plan
         self._console = Console(stderr=True)
         self._live = Live(console=self._console, refresh_per_second=5, transient=True)
@@ -311,7 +317,7 @@ def _hand_out(made: dict[str, Any], path: Path) -> None:
 
 
 def _say_result(
-    outcome: report.Outcome, made: dict[str, Any], folder: Path, *, to_stderr: bool
+    outcome: report.DemoResult, made: dict[str, Any], folder: Path, *, to_stderr: bool
 ) -> None:
     out = sys.stderr if to_stderr else sys.stdout
     latency = made.get("latency_without_policy_ms") or {}

@@ -1,4 +1,4 @@
-"""What the demo shows: flags and what a checkpoint says of itself come in, a `Plan` leaves.
+"""What the demo shows: flags and what a checkpoint says of itself come in, a `DemoPlan` leaves.
 
 The policy decides the scene, the tasks and the rate, as far as no flag does: colour servo those
 below, a checkpoint those of the `skills.json` beside it. Also here: the commands of both processes.
@@ -50,7 +50,7 @@ class Model:
 
 
 @dataclass(frozen=True)
-class Plan:
+class DemoPlan:
     """What is to be shown."""
 
     seed: int
@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="seconds that each task may take (30 45)")  # fmt: skip
 
 
-def read(args: argparse.Namespace) -> Plan:
+def read(args: argparse.Namespace) -> DemoPlan:
     """Return the plan in parsed flags; raises SettingsError and PolicyError."""
     model = _model(args.policy)
     skills = _with_flags(_skills(model), args)
@@ -99,7 +99,7 @@ def read(args: argparse.Namespace) -> Plan:
             f"--timeout is {args.timeout}, expected two positive numbers of seconds"
         )
     first, then = _tasks(skills, args)
-    return Plan(
+    return DemoPlan(
         seed=args.seed,
         scene_seed=args.seed + (0 if model is None else EVALUATION_SEED),
         instruction=first,
@@ -175,7 +175,7 @@ def _model(policy: str) -> Model | None:
     return Model(path, device, has_random_weights(path))
 
 
-def robot_command(plan: Plan) -> list[str]:
+def robot_command(plan: DemoPlan) -> list[str]:
     """Return the words that start the robot, behind its guard."""
     skills = plan.skills
     return [
@@ -187,7 +187,7 @@ def robot_command(plan: Plan) -> list[str]:
     ]  # fmt: skip
 
 
-def loop_command(plan: Plan, port: int, metrics: Path) -> list[str]:
+def loop_command(plan: DemoPlan, port: int, metrics: Path) -> list[str]:
     """Return the words that start the loop; `port` is the guard's."""
     command = [
         "infer", "--rosbridge-host", "127.0.0.1", "--rosbridge-port", str(port),

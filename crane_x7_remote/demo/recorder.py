@@ -62,7 +62,7 @@ class Recording:
         return np.array(times), np.array(positions).reshape(-1, 8)
 
 
-class Recorder:
+class DemoRecorder:
     """Listens on rosbridge; a context manager."""
 
     def __init__(self, port: int, names: Settings, camera_period_ms: int = 66) -> None:
@@ -94,7 +94,7 @@ class Recorder:
         subscribe(SIM_STATE_TOPIC, "std_msgs/String", self._on_scene)
         subscribe(STATE_TOPIC, "std_msgs/String", self._on_guard)
 
-    def __enter__(self) -> Recorder:
+    def __enter__(self) -> DemoRecorder:
         self.client.start()
         self.client.wait_connected(10)
         return self

@@ -25,7 +25,7 @@ FROM_THE_LOOP = (
 
 
 @dataclass(frozen=True)
-class Outcome:
+class DemoResult:
     """What came of the two instructions; seconds count from the loop's start."""
 
     seed: int
@@ -56,7 +56,7 @@ class Outcome:
 
 
 def build(
-    outcome: Outcome, metrics: dict[str, Any], scene: dict[str, Any], recording: Recording
+    outcome: DemoResult, metrics: dict[str, Any], scene: dict[str, Any], recording: Recording
 ) -> dict[str, Any]:
     """Return everything that report.json holds."""
     return {

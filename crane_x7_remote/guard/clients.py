@@ -19,7 +19,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from crane_x7_remote.guard.limits import Complaints, CountedConnection
-from crane_x7_remote.guard.outbox import Bound, Outbox
+from crane_x7_remote.guard.outbox import Bound, LinkOutbox
 from crane_x7_remote.guard.requests import ACTION_TOPIC, Forward, Refused
 from crane_x7_remote.rosbridge import protocol
 from crane_x7_remote.rosbridge.connection import (
@@ -65,8 +65,8 @@ class Client:
         self._handle = handle
         self._subscriptions: set[tuple[str, str]] = set()
         self._complaints = Complaints()
-        self._out = Outbox(TO_CLIENT)
-        self._up = Outbox(TO_ROSBRIDGE)
+        self._out = LinkOutbox(TO_CLIENT)
+        self._up = LinkOutbox(TO_ROSBRIDGE)
         self._clock = asyncio.get_running_loop().time
 
     @property

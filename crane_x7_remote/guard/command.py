@@ -24,7 +24,7 @@ from crane_x7_remote.guard.core import CoreConfig, GuardCore
 from crane_x7_remote.guard.door import DoorConfig
 from crane_x7_remote.guard.gate import Gate, GateConfig
 from crane_x7_remote.guard.logs import unblocked
-from crane_x7_remote.guard.rules import Names, Rules
+from crane_x7_remote.guard.rules import AllowList, Names
 from crane_x7_remote.real_time import ask_for_real_time
 from crane_x7_remote.rosbridge.connection import LinkConfig
 from crane_x7_remote.settings import Settings
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Guard until a signal; raises SettingsError and GuardError."""
     settings = settings_module.from_args(args)
-    rules = Rules(_names(settings))
+    rules = AllowList(_names(settings))
     if args.rules:
         print("\n".join(rules.lines()))
         return ExitCode.OK
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _guard(
-    config: GateConfig, rules: Rules, core: GuardCore, listeners: list[socket.socket]
+    config: GateConfig, rules: AllowList, core: GuardCore, listeners: list[socket.socket]
 ) -> None:
     gate = Gate(config, rules, core)
     loop = asyncio.get_running_loop()

@@ -28,14 +28,14 @@ from crane_x7_remote.guard.requests import (
     Drive,
     Follow,
     Forward,
-    Goal,
+    GripperGoal,
     Nothing,
     Refused,
     Request,
     Say,
     Stop,
 )
-from crane_x7_remote.guard.rules import MAX_BYTES, STATE_TOPIC, STOP_TOPIC, Rules
+from crane_x7_remote.guard.rules import MAX_BYTES, STATE_TOPIC, STOP_TOPIC, AllowList
 from crane_x7_remote.guard.uplink import Uplink, UplinkConfig
 from crane_x7_remote.rosbridge import messages, protocol
 from crane_x7_remote.rosbridge.connection import LinkConfig
@@ -78,7 +78,7 @@ class Tally:
 class Gate:
     """Guards one robot; call everything on its event loop."""
 
-    def __init__(self, config: GateConfig, rules: Rules, core: GuardCore) -> None:
+    def __init__(self, config: GateConfig, rules: AllowList, core: GuardCore) -> None:
         self._config = config
         self._rules = rules
         self._core = core
@@ -216,7 +216,7 @@ class Gate:
             self._carry_out(lambda now_s: take(client.number, message, now_s))
         elif isinstance(request, Forward):
             client.forward(request)
-        elif isinstance(request, Goal):
+        elif isinstance(request, GripperGoal):
             self._take_goal(client, request)
         elif isinstance(request, Say):
             self._say(request)
@@ -225,7 +225,7 @@ class Gate:
         elif isinstance(request, Follow):
             self._follow(client, request)
 
-    def _take_goal(self, client: Client, goal: Goal) -> None:
+    def _take_goal(self, client: Client, goal: GripperGoal) -> None:
         why = self._core.take_goal(client.number, goal.position_rad, self._clock())
         if why is not None:
             raise Refused("goal", f"gripper goal: {why}", goal.operation_id, goal.action)

@@ -23,7 +23,7 @@ class Bound:
     total_bytes: int
 
 
-class Outbox:
+class LinkOutbox:
     """One link's queue; not thread-safe."""
 
     def __init__(self, bound: Bound) -> None:

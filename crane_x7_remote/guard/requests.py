@@ -52,7 +52,7 @@ class Drive:
 
 
 @dataclass(frozen=True)
-class Goal:
+class GripperGoal:
     """A gripper goal; `operations` carry it, once the core agrees."""
 
     position_rad: float
@@ -82,4 +82,4 @@ class Nothing:
     """Allowed, and nothing is to be done."""
 
 
-Request = Forward | Follow | Drive | Goal | Say | Stop | Nothing
+Request = Forward | Follow | Drive | GripperGoal | Say | Stop | Nothing

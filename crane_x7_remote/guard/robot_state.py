@@ -30,7 +30,7 @@ REST_RAD = 0.01
 
 
 @dataclass(frozen=True, eq=False)
-class Measured:
+class MeasuredJoints:
     """The newest joint state."""
 
     state: JointState
@@ -45,7 +45,7 @@ class RobotState:
     def __init__(self) -> None:
         self.offset_s: float | None = None
         """The robot's clock minus ours."""
-        self.newest: Measured | None = None
+        self.newest: MeasuredJoints | None = None
         self._seen_s = 0.0
         self._late: tuple[float, float] | None = None
         """(since when, offset) of states that are late by one amount."""
@@ -65,7 +65,7 @@ class RobotState:
         stepped = self._follow_clock(stamp_s - now_s, now_s)
         assert self.offset_s is not None
         taken_s = min(stamp_s - self.offset_s, now_s)
-        self.newest = Measured(state, taken_s, now_s)
+        self.newest = MeasuredJoints(state, taken_s, now_s)
         self._path.append((now_s, state.position_rad))
         while now_s - self._path[0][0] > REST_S + 0.2:
             self._path.popleft()

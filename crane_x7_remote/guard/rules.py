@@ -16,7 +16,7 @@ from crane_x7_remote.guard.requests import (
     Drive,
     Follow,
     Forward,
-    Goal,
+    GripperGoal,
     Nothing,
     Operation,
     Refused,
@@ -79,7 +79,7 @@ class Names:
     """Further topics → types that may be subscribed."""
 
 
-class Rules:
+class AllowList:
     """The allow-list of one robot."""
 
     def __init__(self, names: Names) -> None:
@@ -252,7 +252,7 @@ class Rules:
             "goal": {"command": {"position": position_rad, "max_effort": effort}},
         }
         publish = protocol.publish(topic, built)
-        return Goal(position_rad, (publish,), self._names.gripper_action, None)
+        return GripperGoal(position_rad, (publish,), self._names.gripper_action, None)
 
     def _send_action_goal(self, operation: Operation, operation_id: str | None) -> Request:
         action = self._action(operation, operation_id)
@@ -278,7 +278,7 @@ class Rules:
             {"command": {"position": position_rad, "max_effort": effort}},
             id=operation_id or "",
         )
-        return Goal(position_rad, (built,), action, operation_id)
+        return GripperGoal(position_rad, (built,), action, operation_id)
 
     def _cancel_action_goal(self, operation: Operation, operation_id: str | None) -> Request:
         action = self._action(operation, operation_id)

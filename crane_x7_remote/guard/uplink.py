@@ -18,7 +18,7 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import WebSocketException
 
-from crane_x7_remote.guard.outbox import Bound, Outbox
+from crane_x7_remote.guard.outbox import Bound, LinkOutbox
 from crane_x7_remote.rosbridge import protocol
 from crane_x7_remote.rosbridge.connection import (
     LinkConfig,
@@ -63,7 +63,7 @@ class Uplink:
         self._config = config
         self._hear = hear
         self._changed = changed
-        self._outbox = Outbox(BOUND)
+        self._outbox = LinkOutbox(BOUND)
         self._statuses: set[str] = set()
         self.is_up = False
         self.up = asyncio.Event()

@@ -27,14 +27,14 @@ from crane_x7_remote.errors import (
 )
 from crane_x7_remote.inference.config import LoopConfig
 from crane_x7_remote.inference.loop import InferenceLoop
-from crane_x7_remote.inference.metrics import Metrics, MetricsWriter
-from crane_x7_remote.inference.outgoing import Topics
+from crane_x7_remote.inference.metrics import LoopMetrics, MetricsWriter
+from crane_x7_remote.inference.outgoing import OutgoingTopics
 from crane_x7_remote.inference.safety import Limits
 from crane_x7_remote.real_time import ask_for_real_time
 from crane_x7_remote.rosbridge.client import RosbridgeClient
 from crane_x7_remote.rosbridge.config import ClientConfig
 from crane_x7_remote.settings import Settings
-from crane_x7_remote.tunnel.peer import Lookout, StatusCommand
+from crane_x7_remote.tunnel.peer import StatusCommand, TailnetDiagnosis
 from crane_x7_vla_rl.policies.base import (
     ModelOptions,
     NotFiniteError,
@@ -99,7 +99,7 @@ def run(args: argparse.Namespace) -> int:
         ends.append(loop)
         try:
             _warm_up(loop, name)
-            if _wait_connected(client, deadline_s, stop, _lookout(settings)):
+            if _wait_connected(client, deadline_s, stop, _tailnet_diagnosis(settings)):
                 _drive(loop, client, args.duration, writer)
         finally:
             if writer is not None:
@@ -114,7 +114,7 @@ def _drive(
     duration_s: float | None,
     writer: MetricsWriter | None,
 ) -> None:
-    def report(metrics: Metrics) -> None:
+    def report(metrics: LoopMetrics) -> None:
         if writer is not None:
             writer.offer(metrics.snapshot(asdict(client.link)))
 
@@ -131,7 +131,10 @@ def _drive(
 
 
 def _wait_connected(
-    client: RosbridgeClient, deadline_s: float, stop: threading.Event, lookout: Lookout | None
+    client: RosbridgeClient,
+    deadline_s: float,
+    stop: threading.Event,
+    diagnosis: TailnetDiagnosis | None,
 ) -> bool:
     """Return whether rosbridge answered; False when a signal came first."""
     while not client.link.connected:
@@ -140,20 +143,20 @@ def _wait_connected(
             client.wait_connected(0)
         except PeerUnreachableError as error:
             if left_s <= 0:
-                raise (error if lookout is None else lookout.explain(error)) from error
-            if lookout is not None:
-                lookout.look(error)
+                raise (error if diagnosis is None else diagnosis.explain(error)) from error
+            if diagnosis is not None:
+                diagnosis.look(error)
         if stop.wait(min(0.05, max(left_s, 0))):
             return False
     return not stop.is_set()
 
 
-def _lookout(settings: Settings) -> Lookout | None:
+def _tailnet_diagnosis(settings: Settings) -> TailnetDiagnosis | None:
     """Boot sets TS_SOCKET once a tailnet is joined, and a proxy if that leads to the robot."""
     if settings.ts_socket is None or settings_module.is_loopback(settings.rosbridge_host):
         return None
     command = StatusCommand(Path(settings.ts_socket))
-    return Lookout(settings.rosbridge_host, command, settings.rosbridge_proxy is not None)
+    return TailnetDiagnosis(settings.rosbridge_host, command, settings.rosbridge_proxy is not None)
 
 
 def _policy_name(settings: Settings) -> str:
@@ -228,8 +231,8 @@ def _loop_config(settings: Settings, session: str) -> LoopConfig:
     )
 
 
-def _topics(settings: Settings) -> Topics:
-    return Topics(
+def _topics(settings: Settings) -> OutgoingTopics:
+    return OutgoingTopics(
         arm=settings.arm_topic,
         trajectory=settings.trajectory_topic,
         action=settings.action_topic,

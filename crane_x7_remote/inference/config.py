@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 
 from crane_x7_remote.inference import peers
-from crane_x7_remote.inference.outgoing import Topics
+from crane_x7_remote.inference.outgoing import OutgoingTopics
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class LoopConfig:
     policy_timeout_s: float = 1.0
     validity_s: float = 0.5
     dry_run: bool = False
-    topics: Topics = field(default_factory=Topics)
+    topics: OutgoingTopics = field(default_factory=OutgoingTopics)
     policy_failing_s: float = 60.0
     """After so many seconds without one good prediction the loop ends with PolicyFailingError."""
     listen_s: float = peers.LISTEN_S

@@ -13,7 +13,7 @@ from crane_x7_remote.inference.following import FollowWatch
 from crane_x7_remote.inference.guard_state import STATE_TOPIC, GuardState
 from crane_x7_remote.inference.link_delay import LinkDelay
 from crane_x7_remote.inference.peers import Peers
-from crane_x7_remote.inference.ports import Client
+from crane_x7_remote.inference.ports import RobotClient
 from crane_x7_remote.rosbridge import messages
 
 
@@ -22,7 +22,7 @@ class Echoes:
 
     def __init__(
         self,
-        client: Client,
+        client: RobotClient,
         session: str,
         peers: Peers,
         following: FollowWatch,

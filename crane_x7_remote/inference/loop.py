@@ -19,16 +19,16 @@ from crane_x7_remote.inference.clock_check import answered_stamp_s
 from crane_x7_remote.inference.config import LoopConfig
 from crane_x7_remote.inference.echoes import Echoes
 from crane_x7_remote.inference.following import FollowWatch
-from crane_x7_remote.inference.metrics import Metrics
+from crane_x7_remote.inference.metrics import LoopMetrics
 from crane_x7_remote.inference.outgoing import Outgoing
 from crane_x7_remote.inference.pacing import Pacer
 from crane_x7_remote.inference.peers import Peers
-from crane_x7_remote.inference.ports import Client
+from crane_x7_remote.inference.ports import RobotClient
 from crane_x7_remote.inference.rate import RateWatch
 from crane_x7_remote.inference.ready import UNUSABLE_JOINTS, Readiness
 from crane_x7_remote.inference.safety import Hold, HoldReason, Limits
-from crane_x7_remote.inference.shaping import Moment, Shaped, Shaper
-from crane_x7_remote.inference.tick_log import Journal, Sent
+from crane_x7_remote.inference.shaping import Moment, Shaped, TrajectoryPlanner
+from crane_x7_remote.inference.tick_log import Sent, TickLog
 from crane_x7_remote.inference.warm_up import warm_up
 from crane_x7_remote.inference.worker import Job, Meanwhile, PolicyWorker, Prediction
 from crane_x7_remote.rosbridge import messages
@@ -58,7 +58,7 @@ class InferenceLoop:
 
     def __init__(
         self,
-        client: Client,
+        client: RobotClient,
         policy: Policy,
         config: LoopConfig,
         limits: Limits,
@@ -73,8 +73,8 @@ class InferenceLoop:
         self._clock = clock
         self._stop = threading.Event()
         self._sleep = sleep or self._stop.wait
-        self.metrics = Metrics(config.session, config.rate_hz)
-        self._journal = Journal(self.metrics, config.policy_failing_s, config.dry_run)
+        self.metrics = LoopMetrics(config.session, config.rate_hz)
+        self._tick_log = TickLog(self.metrics, config.policy_failing_s, config.dry_run)
         self._worker = PolicyWorker(policy, clock)
         self._peers = Peers(config.session, config.listen_s, config.silence_s)
         self._outgoing = Outgoing(config.topics, config.session)
@@ -86,7 +86,7 @@ class InferenceLoop:
         self._asked: _Asked | Hold | None = None
         """What the policy was asked ahead; its answer is the next tick's."""
         self._used: EncodedFrame | None = None
-        self._shaper = Shaper(config.session, config.validity_s, limits, self._peers)
+        self._planner = TrajectoryPlanner(config.session, config.validity_s, limits, self._peers)
         self._following = FollowWatch(limits.tracking_rad, bool(config.topics.echo))
         self._reconnects: int | None = None
         self._echoes = Echoes(client, config.session, self._peers, self._following, clock)
@@ -112,7 +112,7 @@ class InferenceLoop:
     def run(
         self,
         duration_s: float | None = None,
-        each_second: Callable[[Metrics], None] | None = None,
+        each_second: Callable[[LoopMetrics], None] | None = None,
     ) -> None:
         """Drive until `stop`, or for `duration_s`; then bring the arm to rest.
 
@@ -149,7 +149,7 @@ class InferenceLoop:
         self._take_retimed()
         outcome = self._decide()
         if outcome is not None:
-            self._journal.note(outcome, self._clock())
+            self._tick_log.note(outcome, self._clock())
             self._rate.note(outcome)
             self._pacer.overdue_periods = 2 if self._rate.limit == "policy" else 1
         self._watch_arm(outcome)
@@ -256,7 +256,7 @@ class InferenceLoop:
             return hold or Hold(HoldReason.CLOCK_UNKNOWN, "the robot's time is not known yet")
         age_s = self._client.frame_age_s(frame, moment.now_s)
         stamp_s = answered_stamp_s(frame.stamp_s, age_s, moment.robot_s)
-        return self._shaper.shape(chunk, stamp_s, joints, moment)
+        return self._planner.shape(chunk, stamp_s, joints, moment)
 
     def _moment(self) -> Moment | None:
         now_s = self._clock()
@@ -283,7 +283,7 @@ class InferenceLoop:
             if not self._client.publish(operations, shaped.leave_by_s):
                 self._peers.withdrawn(trajectory.sequence)
                 return Hold(HoldReason.SEND_DROPPED, "the client could not take the trajectory")
-            self._shaper.sent(shaped)
+            self._planner.sent(shaped)
             self._following.sent(trajectory)
             self._ready.path_ends_s = self._ends_s(trajectory)
             self.metrics.lead.add(shaped.lead_s)
@@ -324,12 +324,12 @@ class InferenceLoop:
     def _take_retimed(self) -> None:
         """Go on from what the guard made of our newest trajectory."""
         retimed = self._echoes.take_retimed()
-        if retimed is not None and self._shaper.retimed(retimed):
+        if retimed is not None and self._planner.retimed(retimed):
             self.metrics.counters["retimed"] += 1
 
     def _forget_path(self) -> None:
         """Start the next trajectory from the measured state."""
-        self._shaper.forget()
+        self._planner.forget()
         self._following.restart()
 
     def _watch_arm(self, outcome: Sent | Hold | None) -> None:
@@ -348,7 +348,7 @@ class InferenceLoop:
         dialect = self._ready.dialect
         if joints is None or moment is None or dialect is None:
             return
-        brake = self._shaper.brake(joints, moment)
+        brake = self._planner.brake(joints, moment)
         if brake is None:
             return
         deadline_s = moment.now_s + GOODBYE_S

@@ -1,7 +1,7 @@
-"""How the loop does, in figures: counters, distributions of times, holds by reason, as JSON.
+"""Figures of the loop. Counts, durations and holds by reason → a JSON snapshot in a file.
 
-The loop adds to `Metrics`; `MetricsWriter` puts snapshots into a file from a thread of its own, so
-that a slow disk does not delay a tick. Memory stays the same however long the loop runs.
+The loop adds to `LoopMetrics`. `MetricsWriter` writes snapshots on its own thread, so that a slow
+disk does not delay a tick. Memory stays the same however long the loop runs.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def _upper_ms(index: int) -> float:
     return float(_FINEST_MS * _RATIO**index)
 
 
-class Metrics:
+class LoopMetrics:
     """Everything that the loop counts; belongs to the loop's thread."""
 
     def __init__(self, session: str, asked_rate_hz: float) -> None:

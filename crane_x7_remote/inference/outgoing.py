@@ -31,7 +31,7 @@ class Dialect:
 
 
 @dataclass(frozen=True)
-class Topics:
+class OutgoingTopics:
     """Where the loop publishes, as ROS 2 names it; an empty name means: not published. See
     settings.Settings."""
 
@@ -64,7 +64,7 @@ class Topics:
 class Outgoing:
     """Makes the bundles of one loop."""
 
-    def __init__(self, topics: Topics, session: str) -> None:
+    def __init__(self, topics: OutgoingTopics, session: str) -> None:
         self._topics = topics
         self._session = session
         self.gripper_goal_rad: float | None = None

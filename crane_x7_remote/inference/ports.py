@@ -31,7 +31,7 @@ class LinkState(Protocol):
     def unknown_operations(self) -> Sequence[str]: ...
 
 
-class Client(Protocol):
+class RobotClient(Protocol):
     """The part of rosbridge.client.RosbridgeClient that the loop uses."""
 
     @property

@@ -12,7 +12,7 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from crane_x7_remote.inference.metrics import Metrics, RateLimit
+from crane_x7_remote.inference.metrics import LoopMetrics, RateLimit
 from crane_x7_remote.inference.safety import Hold, HoldReason
 from crane_x7_remote.inference.tick_log import Sent
 
@@ -30,7 +30,7 @@ left out, if they are longer than twice the period and twice the median."""
 
 
 @dataclass(frozen=True)
-class Answer:
+class TickTiming:
     """One trajectory that left."""
 
     taken_s: float
@@ -47,9 +47,9 @@ class Answer:
 class RateWatch:
     """Watches the rate of one loop; writes `rate_limit` and `rate_lost_hz` into its metrics."""
 
-    def __init__(self, metrics: Metrics) -> None:
+    def __init__(self, metrics: LoopMetrics) -> None:
         self._metrics = metrics
-        self._answers: deque[Answer] = deque()
+        self._timings: deque[TickTiming] = deque()
         self._before_s: float | None = None
         self._taken_s = 0.0
         self._is_behind = False
@@ -81,15 +81,15 @@ class RateWatch:
         late: RateLimit | None = "policy" if self._is_behind else None
         cause: RateLimit | None = "camera" if self._starved else late
         busy_s = sent.at_s - taken_s
-        self._answers.append(Answer(taken_s, interval_s, busy_s, sent.policy_s, cause))
+        self._timings.append(TickTiming(taken_s, interval_s, busy_s, sent.policy_s, cause))
         self._before_s, self._starved = taken_s, False
-        while len(self._answers) > FEWEST and self._answers[0].taken_s < taken_s - WINDOW_S:
-            self._answers.popleft()
+        while len(self._timings) > FEWEST and self._timings[0].taken_s < taken_s - WINDOW_S:
+            self._timings.popleft()
 
     def _judge(self) -> None:
-        answers, asked_hz = self._answers, self._metrics.asked_rate_hz
-        intervals_s = [seen.interval_s for seen in answers if seen.interval_s is not None]
-        span_s = answers[-1].taken_s - answers[0].taken_s
+        timings, asked_hz = self._timings, self._metrics.asked_rate_hz
+        intervals_s = [seen.interval_s for seen in timings if seen.interval_s is not None]
+        span_s = timings[-1].taken_s - timings[0].taken_s
         if len(intervals_s) < FEWEST - 1 or span_s < 0.9 * WINDOW_S:
             return
         share = fmean(_without_outliers(intervals_s, 1 / asked_hz)) * asked_hz
@@ -99,7 +99,7 @@ class RateWatch:
         if limit != self.limit:
             self._say(limit, rate_hz)
             self._metrics.rate_limit = limit
-            answers.clear()  # the next change needs proof of its own
+            timings.clear()  # the next change needs proof of its own
 
     def _say(self, limit: RateLimit | None, rate_hz: float) -> None:
         asked = f"the asked {self._metrics.asked_rate_hz:g} Hz"
@@ -108,7 +108,7 @@ class RateWatch:
             return
         cause = f"camera and link bring {rate_hz:.1f} frames per second"
         if limit == "policy":
-            cause = _say_policy(self._answers)
+            cause = _say_policy(self._timings)
         driving = f"driving at {rate_hz:.1f} Hz instead of {asked} (VLA_INFERENCE_RATE)"
         logger.warning("%s: %s", cause, driving)
 
@@ -122,7 +122,7 @@ class RateWatch:
         return "policy" if policy_s >= camera_s else "camera"
 
     def _lost_s(self, cause: RateLimit) -> float:
-        intervals_s = [seen.interval_s for seen in self._answers if seen.cause == cause]
+        intervals_s = [seen.interval_s for seen in self._timings if seen.cause == cause]
         known_s = [interval_s for interval_s in intervals_s if interval_s is not None]
         return max(sum(known_s) - len(known_s) / self._metrics.asked_rate_hz, 0.0)
 
@@ -133,12 +133,12 @@ def _without_outliers(intervals_s: Sequence[float], period_s: float) -> Sequence
     return ordered[:-OUTLIERS] + [one for one in ordered[-OUTLIERS:] if one <= long_s]
 
 
-def _say_policy(answers: Collection[Answer]) -> str:
-    ordered_ms = sorted(seen.policy_s * 1e3 for seen in answers)
+def _say_policy(timings: Collection[TickTiming]) -> str:
+    ordered_ms = sorted(seen.policy_s * 1e3 for seen in timings)
     least_ms, most_ms = ordered_ms[OUTLIERS], ordered_ms[-1 - OUTLIERS]
     steady = most_ms - least_ms <= 0.2 * most_ms
     took = f"{fmean(ordered_ms):.0f}" if steady else f"{least_ms:.0f} to {most_ms:.0f}"
-    busy_ms = 1e3 * fmean(seen.busy_s for seen in answers)
+    busy_ms = 1e3 * fmean(seen.busy_s for seen in timings)
     rest_ms = busy_ms - fmean(ordered_ms)
     rest = f", the rest of a tick {rest_ms:.0f} ms" if rest_ms > 0.05 * busy_ms else ""
     return f"policy takes {took} ms{rest}"

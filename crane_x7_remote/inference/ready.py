@@ -15,7 +15,7 @@ from crane_x7_remote.inference.following import FollowWatch
 from crane_x7_remote.inference.guard_state import GuardState
 from crane_x7_remote.inference.outgoing import GRIPPER_GOAL_TYPE, Dialect
 from crane_x7_remote.inference.peers import Peers
-from crane_x7_remote.inference.ports import Client, LinkState
+from crane_x7_remote.inference.ports import LinkState, RobotClient
 from crane_x7_remote.inference.safety import Hold, HoldReason, Limits, check_frame, check_joints
 from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
 
@@ -42,7 +42,7 @@ class Readiness:
 
     def __init__(
         self,
-        client: Client,
+        client: RobotClient,
         config: LoopConfig,
         limits: Limits,
         peers: Peers,

@@ -78,7 +78,7 @@ class Shaped:
     """Our monotonic clock: arriving later, no controller starts it."""
 
 
-class Shaper:
+class TrajectoryPlanner:
     """Makes the trajectories of one loop, each one going on from the one before."""
 
     def __init__(self, session: str, validity_s: float, limits: Limits, peers: Peers) -> None:

@@ -10,7 +10,7 @@ import logging
 from dataclasses import dataclass
 
 from crane_x7_remote.errors import PolicyFailingError
-from crane_x7_remote.inference.metrics import Metrics
+from crane_x7_remote.inference.metrics import LoopMetrics
 from crane_x7_remote.inference.safety import Hold, HoldReason
 from crane_x7_remote.rosbridge.messages import EncodedFrame
 from crane_x7_vla_rl.types import Trajectory
@@ -45,10 +45,10 @@ class Sent:
     policy_s: float
 
 
-class Journal:
+class TickLog:
     """Counts and logs the outcomes of one loop."""
 
-    def __init__(self, metrics: Metrics, policy_failing_s: float, dry_run: bool) -> None:
+    def __init__(self, metrics: LoopMetrics, policy_failing_s: float, dry_run: bool) -> None:
         self.metrics = metrics
         self._policy_failing_s = policy_failing_s
         self._driving = DRY_RUN if dry_run else DRIVING

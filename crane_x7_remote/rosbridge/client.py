@@ -28,7 +28,7 @@ from crane_x7_remote.errors import LinkFailedError, PeerUnreachableError
 from crane_x7_remote.rosbridge import protocol
 from crane_x7_remote.rosbridge.config import ClientConfig, LinkStatus, Subscription
 from crane_x7_remote.rosbridge.connection import close_link, explain, open_link, pause_s, watch
-from crane_x7_remote.rosbridge.inbox import Callback, Inbox, Topics
+from crane_x7_remote.rosbridge.inbox import Callback, Inbox, IncomingTopics
 from crane_x7_remote.rosbridge.joint_watch import JointFault
 from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
 from crane_x7_remote.rosbridge.robot_clocks import ClockReport
@@ -51,7 +51,9 @@ class RosbridgeClient:
         self._clock = clock
         self._changed = threading.Condition()
         self._inbox = Inbox(
-            Topics(config.camera_topic, config.joint_states_topic, config.instruction_topic),
+            IncomingTopics(
+                config.camera_topic, config.joint_states_topic, config.instruction_topic
+            ),
             config.max_message_bytes,
             adapts_throttle=config.camera_throttle_ms is None,
             on_throttle=self._ask_for_throttle,

@@ -58,7 +58,7 @@ EXPECT_S = 3.0
 
 
 @dataclass(frozen=True)
-class Step:
+class ClockStep:
     """The clock was set: when we believed it, on our monotonic clock, and by how much."""
 
     at_s: float
@@ -83,18 +83,18 @@ class ClockOffset:
     def __init__(self) -> None:
         self.steps = 0
         """Steps believed so far."""
-        self.step: Step | None = None
+        self.step: ClockStep | None = None
         """The last of them."""
         self.reset()
 
     def reset(self) -> None:
         """Forget everything: behind a new link the clock may be another."""
         self._estimate: tuple[float, float] | None = None
-        self._expected: Step | None = None
+        self._expected: ClockStep | None = None
         self._settling: list[float] = []
         self._since_s = 0.0
         self._recent: deque[float] = deque(maxlen=RECENT)
-        self._raises: list[Step] = []
+        self._raises: list[ClockStep] = []
         self._newest_s = float("-inf")
         self._ahead: list[_Seen] = []
         self._behind: deque[_Seen] = deque(maxlen=400)
@@ -126,7 +126,7 @@ class ClockOffset:
     def expect(self, by_s: float, now_s: float) -> None:
         """Note a step that another topic of the same robot showed: one message will confirm it."""
         if self.step is None or now_s - self.step.at_s > EXPECT_S:
-            self._expected = Step(now_s, by_s)
+            self._expected = ClockStep(now_s, by_s)
 
     def offset_s(self, now_s: float) -> float | None:
         """Return the robot's clock − ours at `now_s`; None before the first message."""
@@ -178,14 +178,14 @@ class ClockOffset:
     def _raise(self, by_s: float, now_s: float) -> None:
         """Note a raise; many within a moment are a step that a draining backlog has smoothed."""
         self._raises = [each for each in self._raises if now_s - each.at_s < RAISE_S]
-        self._raises.append(Step(now_s, by_s))
+        self._raises.append(ClockStep(now_s, by_s))
         total_s = sum(each.by_s for each in self._raises)
         if total_s > 2 * AHEAD_S:
             self._raises = []
-            self.step = Step(now_s, total_s)
+            self.step = ClockStep(now_s, total_s)
             self.steps += 1
 
-    def _take_step(self, seen: list[_Seen], known: Step | None = None) -> None:
+    def _take_step(self, seen: list[_Seen], known: ClockStep | None = None) -> None:
         """Go over to what these messages agree on; `known` is a step that was told already."""
         last = seen[-1]
         offsets = sorted(each.offset_s for each in seen)
@@ -199,7 +199,7 @@ class ClockOffset:
         self._behind.clear()
         if known is not None:
             return
-        self.step = Step(last.arrival_s, offset_s - (before_s or 0.0))
+        self.step = ClockStep(last.arrival_s, offset_s - (before_s or 0.0))
         self.steps += 1
 
     def _scatter_s(self, offset_s: float) -> float:

@@ -20,7 +20,7 @@ from crane_x7_remote.rosbridge.envelopes import Fragments, unpack_png
 from crane_x7_remote.rosbridge.joint_watch import JointFault, JointWatch, Layout
 from crane_x7_remote.rosbridge.messages import EncodedFrame, RosVersion, StampedJoints
 from crane_x7_remote.rosbridge.robot_clocks import ClockReport, RobotClocks
-from crane_x7_remote.rosbridge.silence import Silence
+from crane_x7_remote.rosbridge.silence import SilenceWatch
 from crane_x7_remote.rosbridge.throttle import Throttle
 from crane_x7_remote.rosbridge.version import VersionWatch
 from crane_x7_vla_rl.log_text import shown
@@ -38,7 +38,7 @@ MAX_NAMED = 16
 
 
 @dataclass(frozen=True)
-class Topics:
+class IncomingTopics:
     """What the inbox reads itself; None: not subscribed."""
 
     camera: str | None
@@ -51,7 +51,7 @@ class Inbox:
 
     def __init__(
         self,
-        topics: Topics,
+        topics: IncomingTopics,
         max_bytes: int,
         *,
         adapts_throttle: bool,
@@ -79,7 +79,7 @@ class Inbox:
         """Topic → why its last message could not be used; no entry after one that could."""
         self._unreadable: tuple[str, float] | None = None
         """The last payload without a topic that could not be used: why, and when."""
-        self.silence = Silence()
+        self.silence = SilenceWatch()
         """Which subscriptions bring nothing."""
         self._complaints: dict[str, tuple[float, str]] = {}
         self._now_s = 0.0

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from crane_x7_remote.rosbridge.clock import ClockOffset, Step
+from crane_x7_remote.rosbridge.clock import ClockOffset, ClockStep
 from crane_x7_remote.rosbridge.clock_rate import ClockRate
 
 
@@ -29,7 +29,7 @@ class ClockReport:
     """By how much the newest frame's stamp is off the camera's clock; None: it is not."""
     joints_doubt_s: float | None = None
     """The same for the joint states, where more than one is off."""
-    step: Step | None = None
+    step: ClockStep | None = None
     """The last step of one of the clocks."""
     steps: int = 0
     """How many steps there were."""

@@ -51,7 +51,7 @@ class _Watched:
     """Cbor is tried once more."""
 
 
-class Silence:
+class SilenceWatch:
     """Watches the subscriptions of one client."""
 
     def __init__(self) -> None:

@@ -23,8 +23,8 @@ import numpy as np
 
 from crane_x7_remote.rosbridge.messages import ParsedTrajectory
 from crane_x7_remote.rosbridge.protocol import brief
-from crane_x7_remote.sim_robot.executed import TICK_S, TOLERANCE, Executed, Measured
-from crane_x7_remote.sim_robot.spline import Array, Sample, Spline
+from crane_x7_remote.sim_robot.executed import TICK_S, TOLERANCE, Executed, ExecutionFigures
+from crane_x7_remote.sim_robot.spline import Array, Spline, SplineSample
 from crane_x7_vla_rl.robot import (
     ARM_DOF,
     ARM_JOINT_NAMES,
@@ -77,7 +77,7 @@ class TrajectoryRefused(Exception):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ControllerReport(Measured):
+class ControllerReport(ExecutionFigures):
     """What the controller took, refused and executed so far."""
 
     accepted: int
@@ -200,12 +200,12 @@ class TrajectoryController:
             )
         return spline
 
-    def _state(self, now: float) -> Sample:
+    def _state(self, now: float) -> SplineSample:
         """Return where the arm is wanted now and how it moves, (1, 7) each."""
         if now >= self._active_from_s:
             return self._spline.sample(np.array([now]))
         rest = np.zeros((1, ARM_DOF))
-        return Sample(self._desired[None], rest, rest)
+        return SplineSample(self._desired[None], rest, rest)
 
     def _check_age(self, trajectory: ParsedTrajectory, age_s: float, over_s: float) -> None:
         """Refuse by time since the stamp, time since the last point, and sequence."""

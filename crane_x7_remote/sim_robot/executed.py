@@ -34,7 +34,7 @@ STEP_RAD = 0.001
 
 
 @dataclass(frozen=True)
-class Measured:
+class ExecutionFigures:
     """Counts and maxima over the updates so far, over all joints."""
 
     max_velocity_ratio: float = 0.0
@@ -60,7 +60,7 @@ class Executed:
 
     def __init__(self, position_rad: Array) -> None:
         self._last_two: Array = np.repeat(position_rad[None], 2, axis=0)
-        self.measured = Measured()
+        self.measured = ExecutionFigures()
 
     def add(self, position_rad: Array) -> None:
         """Measure the next updates (N, 7), N ≥ 1."""
@@ -73,7 +73,7 @@ class Executed:
         beyond = np.maximum(LOWER_RAD[:ARM_DOF] - position_rad, position_rad - UPPER_RAD[:ARM_DOF])
         most = ACCELERATION_MARGIN * ACCELERATION_RAD_S2[:ARM_DOF] * TICK_S**2
         last = self.measured
-        self.measured = Measured(
+        self.measured = ExecutionFigures(
             max_velocity_ratio=max(last.max_velocity_ratio, float(ratios.max())),
             max_step_rad=max(last.max_step_rad, float(changes.max())),
             max_acceleration_rad_s2=max(

@@ -17,7 +17,7 @@ MOST_WAITING_BYTES = 16 * 1024 * 1024
 """Of topic messages with a bounded backlog; the newest one waits whatever its size."""
 
 
-class Outbox:
+class ClientOutbox:
     """A bounded queue of payloads; calls `on_waiting` whenever something was put in."""
 
     def __init__(self, backlog: int | None, on_waiting: Callable[[], None]) -> None:

@@ -25,7 +25,7 @@ from crane_x7_remote.rosbridge import protocol
 from crane_x7_remote.rosbridge.messages import RosVersion, same_type
 from crane_x7_remote.rosbridge.protocol import brief
 from crane_x7_remote.sim_robot import ros_types
-from crane_x7_remote.sim_robot.outbox import Outbox
+from crane_x7_remote.sim_robot.outbox import ClientOutbox
 from crane_x7_remote.sim_robot.session import (
     GoalKey,
     Operation,
@@ -184,7 +184,7 @@ class RosbridgeServer:
         return {**message, "header": {**header, "seq": sequence}}
 
     def establish(self, topic: str, type_name: str | None) -> None:
-        """See session.Hub."""
+        """See session.SessionHost."""
         established = self._type_of(topic)
         if type_name is None and established is None:
             raise OperationError(f"topic {topic} has no type yet and none was given; advertise it")
@@ -202,8 +202,8 @@ class RosbridgeServer:
             )
 
     def publish(self, topic: str, message: Operation) -> None:
-        """See session.Hub: the robot gets the message first, then every subscriber, as ROS has it:
-        with all fields of its type."""
+        """See session.SessionHost: the robot gets the message first, then every subscriber, as ROS
+        has it: with all fields of its type."""
         type_name = self._type_of(topic)
         if type_name is None:
             raise OperationError(f"topic {topic} has no type yet; advertise it")
@@ -217,11 +217,11 @@ class RosbridgeServer:
         self.broadcast(topic, whole)
 
     def start_goal(self, key: GoalKey, action_type: str, args: Operation) -> None:
-        """See session.Hub."""
+        """See session.SessionHost."""
         self._robot.start_goal(key, action_type, args)
 
     def cancel_goal(self, key: GoalKey) -> None:
-        """See session.Hub."""
+        """See session.SessionHost."""
         self._robot.cancel_goal(key)
 
     def _type_of(self, topic: str) -> str | None:
@@ -250,7 +250,7 @@ class RosbridgeServer:
 
     async def _serve_client(self, connection: ServerConnection) -> None:
         waiting = asyncio.Event()
-        outbox = Outbox(self._config.backlog, waiting.set)
+        outbox = ClientOutbox(self._config.backlog, waiting.set)
         session = Session(next(self._numbers), self, outbox, self._clock, self._version)
         self._sessions[session.number] = session
         logger.info("client %d connected from %s", session.number, connection.remote_address)
@@ -270,7 +270,7 @@ class RosbridgeServer:
 
 
 async def _send_waiting(
-    connection: ServerConnection, outbox: Outbox, waiting: asyncio.Event
+    connection: ServerConnection, outbox: ClientOutbox, waiting: asyncio.Event
 ) -> None:
     """Send what waits for one client, as fast as its socket takes it."""
     while True:

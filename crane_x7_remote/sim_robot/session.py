@@ -20,7 +20,7 @@ from crane_x7_remote.errors import RemoteError
 from crane_x7_remote.rosbridge import protocol
 from crane_x7_remote.rosbridge.messages import RosVersion
 from crane_x7_remote.rosbridge.protocol import brief
-from crane_x7_remote.sim_robot.outbox import Outbox, Payload
+from crane_x7_remote.sim_robot.outbox import ClientOutbox, Payload
 from crane_x7_remote.sim_robot.ros_types import cbor_obstacle
 
 logger = logging.getLogger(__name__)
@@ -106,7 +106,7 @@ def _finite_or_null(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-class Hub(Protocol):
+class SessionHost(Protocol):
     """What a session needs from the server that it belongs to."""
 
     def establish(self, topic: str, type_name: str | None) -> None:
@@ -123,7 +123,7 @@ class Hub(Protocol):
 
 
 @dataclass
-class Subscription:
+class TopicSubscriptions:
     """A client's subscriptions to one topic, each under its own id, merged as rosbridge does."""
 
     throttle_s: dict[str | None, float] = field(default_factory=dict)
@@ -146,14 +146,14 @@ class Session:
     def __init__(
         self,
         number: int,
-        hub: Hub,
-        outbox: Outbox,
+        hub: SessionHost,
+        outbox: ClientOutbox,
         clock: Callable[[], float],
         ros_version: RosVersion = 2,
     ) -> None:
         self.number = number
         self.outbox = outbox
-        self.subscriptions: dict[str, Subscription] = {}
+        self.subscriptions: dict[str, TopicSubscriptions] = {}
         self.advertised: dict[str, str] = {}
         """Topic → type name."""
         self._hub = hub
@@ -226,7 +226,7 @@ class Session:
         self._hub.establish(topic, type_name)
         subscription_id = _text(operation, "id", None)
         self._check_room(topic, subscription_id)
-        subscription = self.subscriptions.setdefault(topic, Subscription())
+        subscription = self.subscriptions.setdefault(topic, TopicSubscriptions())
         subscription.type_name = type_name or subscription.type_name
         subscription.throttle_s[subscription_id] = throttle_ms / 1000
         subscription.compression[subscription_id] = compression

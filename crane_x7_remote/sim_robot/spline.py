@@ -17,7 +17,7 @@ Array = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True, eq=False)
-class Sample:
+class SplineSample:
     """Where the path is, (N, n) each."""
 
     position_rad: Array
@@ -38,18 +38,18 @@ class Spline:
     acceleration_rad_s2: Array | None = None
     """(K, n); with it, and velocities, the interpolation is quintic."""
 
-    def sample(self, times_s: Array) -> Sample:
+    def sample(self, times_s: Array) -> SplineSample:
         """Return position, velocity and acceleration at `times_s` (N,)."""
         last = len(self.time_s) - 1
         if last == 0:
             positions = np.repeat(self.position_rad, len(times_s), axis=0)
-            return Sample(positions, np.zeros_like(positions), np.zeros_like(positions))
+            return SplineSample(positions, np.zeros_like(positions), np.zeros_like(positions))
         left = np.clip(np.searchsorted(self.time_s, times_s, side="right") - 1, 0, last - 1)
         span = (self.time_s[left + 1] - self.time_s[left])[:, None]  # (N, 1)
         share = np.clip((times_s[:, None] - self.time_s[left][:, None]) / span, 0, 1)
         value, slope, bend = _polynomial(self._coefficients(left, span), share)
         stands = ((times_s < self.time_s[0]) | (times_s >= self.time_s[-1]))[:, None]
-        return Sample(
+        return SplineSample(
             value, np.where(stands, 0.0, slope / span), np.where(stands, 0.0, bend / span**2)
         )
 
@@ -62,7 +62,7 @@ class Spline:
         coefficients = np.stack(self._coefficients(np.arange(last), span))
         return float(np.abs(coefficients).sum(axis=0).max())
 
-    def prepended(self, time_s: float, start: Sample) -> Spline:
+    def prepended(self, time_s: float, start: SplineSample) -> Spline:
         """Return this path with one more knot in front, taken from `start` (1, n)."""
         velocity, acceleration = self.velocity_rad_s, self.acceleration_rad_s2
         return Spline(

@@ -90,7 +90,7 @@ async def _until_signal(work: Callable[[asyncio.Event], Awaitable[None]]) -> Non
 
 
 async def _forward(args: argparse.Namespace, settings: Settings, stop: asyncio.Event) -> None:
-    wanted = peer.Wanted(
+    spec = peer.PeerSpec(
         settings.rosbridge_host,
         settings.rosbridge_port,
         settings.rosbridge_proxy,
@@ -98,7 +98,7 @@ async def _forward(args: argparse.Namespace, settings: Settings, stop: asyncio.E
         settings.ts_socks5_server and f"socks5h://{settings.ts_socks5_server}",
     )
     socket = None if settings.ts_socket is None else Path(settings.ts_socket)
-    robot = await _wait_for_peer(wanted, peer.StatusCommand(socket), stop)
+    robot = await _wait_for_peer(spec, peer.StatusCommand(socket), stop)
     if robot is None:
         return
     forwarder = Forwarder(ForwardConfig(robot, args.listen_port or settings.rosbridge_port))
@@ -111,13 +111,13 @@ async def _forward(args: argparse.Namespace, settings: Settings, stop: asyncio.E
 
 
 async def _wait_for_peer(
-    wanted: peer.Wanted, read_status: peer.StatusCommand, stop: asyncio.Event
+    spec: peer.PeerSpec, read_status: peer.StatusCommand, stop: asyncio.Event
 ) -> LinkConfig | None:
     given_up = threading.Event()
     watcher = asyncio.create_task(stop.wait())
     watcher.add_done_callback(lambda _: given_up.set())
     try:
-        return await asyncio.to_thread(peer.wait, wanted, read_status, given_up)
+        return await asyncio.to_thread(peer.wait, spec, read_status, given_up)
     finally:
         watcher.cancel()
 

@@ -217,7 +217,7 @@ class StatusCommand:
 
 
 @dataclass(frozen=True)
-class Wanted:
+class PeerSpec:
     """Whom to wait for."""
 
     name: str
@@ -243,7 +243,7 @@ class Wanted:
 
 
 def wait(
-    wanted: Wanted,
+    spec: PeerSpec,
     read_status: Callable[[], Status],
     stop: threading.Event,
     probe: Callable[[LinkConfig], None] = probe_now,
@@ -251,17 +251,17 @@ def wait(
 ) -> LinkConfig | None:
     """Return where the robot is once its rosbridge answers there; None if `stop` came first.
 
-    Every change of what is missing is logged. After `wanted.timeout_s` raises what is missing then:
+    Every change of what is missing is logged. After `spec.timeout_s` raises what is missing then:
     TailnetDownError, PeerUnknownError, PeerOfflineError or PeerUnreachableError. At once raises
     SettingsError where no way leads into the tailnet.
     """
-    deadline_s = clock() + wanted.timeout_s
+    deadline_s = clock() + spec.timeout_s
     missing = ""
     while not stop.is_set():
         try:
             tailnet = read(read_status())
-            peer = find(tailnet, wanted.name)
-            link = wanted.link_to(peer, tailnet)
+            peer = find(tailnet, spec.name)
+            link = spec.link_to(peer, tailnet)
             probe(link)
         except (
             TailnetDownError,
@@ -271,25 +271,25 @@ def wait(
         ) as error:
             left_s = deadline_s - clock()
             if left_s <= 0:
-                raise _gave_up(error, wanted) from error
+                raise _gave_up(error, spec) from error
             if str(error) != missing:
                 missing = str(error)
-                logger.info("waiting for %s: %s", wanted.name, missing)
+                logger.info("waiting for %s: %s", spec.name, missing)
             stop.wait(min(POLL_S, left_s))
         else:
-            logger.info("%s is online, and its rosbridge answers on port %d", peer, wanted.port)
+            logger.info("%s is online, and its rosbridge answers on port %d", peer, spec.port)
             return link
     return None
 
 
-def _gave_up(error: RemoteError, wanted: Wanted) -> RemoteError:
+def _gave_up(error: RemoteError, spec: PeerSpec) -> RemoteError:
     return type(error)(
-        f"gave up on {wanted.name}:{wanted.port} after PEER_WAIT_TIMEOUT = {wanted.timeout_s:g} s:"
+        f"gave up on {spec.name}:{spec.port} after PEER_WAIT_TIMEOUT = {spec.timeout_s:g} s:"
         f" {error}"
     )
 
 
-class Lookout:
+class TailnetDiagnosis:
     """Asks the tailnet why a robot cannot be reached that is not waited for with `wait`."""
 
     def __init__(

@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from crane_x7_remote.errors import ForwardRefusedError, PeerUnreachableError, SshUnreachableError
-from crane_x7_remote.outside import Lines, shown
+from crane_x7_remote.outside import LineSplitter, shown
 from crane_x7_remote.parent_death import die_with
 from crane_x7_remote.rosbridge.connection import LinkConfig
 from crane_x7_remote.tunnel.forward import LISTEN_HOST
@@ -206,7 +206,7 @@ class _Ssh:
 
     async def _listen(self) -> None:
         assert self._process.stderr is not None
-        cutter = Lines()
+        cutter = LineSplitter()
         while chunk := await self._process.stderr.read(CHUNK_BYTES):
             for line in cutter.feed(chunk):
                 self._hear(line)

@@ -23,7 +23,7 @@ import simplejpeg
 
 from crane_x7_remote.inference.config import LoopConfig
 from crane_x7_remote.inference.loop import InferenceLoop
-from crane_x7_remote.inference.outgoing import Topics
+from crane_x7_remote.inference.outgoing import OutgoingTopics
 from crane_x7_remote.inference.safety import Limits
 from crane_x7_remote.rosbridge import inbox as inbox_module
 from crane_x7_remote.rosbridge import messages, protocol
@@ -31,7 +31,7 @@ from crane_x7_remote.rosbridge.joint_watch import JointFault
 from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
 from crane_x7_remote.rosbridge.robot_clocks import ClockReport
 from crane_x7_remote.sim_robot.controller import TrajectoryController, TrajectoryRefused
-from crane_x7_remote.sim_robot.executed import Executed, Measured
+from crane_x7_remote.sim_robot.executed import Executed, ExecutionFigures
 from crane_x7_vla_rl.robot import (
     ARM_DOF,
     HOME_RAD,
@@ -43,8 +43,8 @@ from crane_x7_vla_rl.types import ActionChunk, Observation
 
 CAMERA = "/camera/color/image_raw/compressed"
 JOINTS = "/joint_states"
-ARM = Topics().arm
-PREDICTION = Topics().trajectory
+ARM = OutgoingTopics().arm
+PREDICTION = OutgoingTopics().trajectory
 GUARD = "/vla/guard"
 UPDATE_S = 0.005
 LOCAL_HOP_S = (0.0002, 0.002)
@@ -206,7 +206,7 @@ class Robot:
         self._every(1 / case.camera_hz, self._publish_frame)
 
     @property
-    def measured(self) -> Measured:
+    def measured(self) -> ExecutionFigures:
         self.controller.update(self.steady_s())
         return self._executed.measured
 
@@ -215,7 +215,7 @@ class Robot:
         self._velocity, self._before = (path[-1] - path[-2]) / UPDATE_S, path[-1]
         self._executed.add(positions)
         if times_s[0] < self._judged_from_s:
-            self._executed.measured = Measured()
+            self._executed.measured = ExecutionFigures()
 
     def steady_s(self) -> float:
         return self._timeline.now_s + ROBOT_EPOCH_S
@@ -282,7 +282,7 @@ class Client:
         self.unknown_operations: tuple[str, ...] = ()
         self._callbacks: dict[str, Callable[[Mapping[str, Any]], None]] = {}
         self._inbox = inbox_module.Inbox(
-            inbox_module.Topics(CAMERA, JOINTS, "/vla/update_instruction"),
+            inbox_module.IncomingTopics(CAMERA, JOINTS, "/vla/update_instruction"),
             protocol.MAX_MESSAGE_BYTES,
             adapts_throttle=False,
             on_throttle=lambda _: None,

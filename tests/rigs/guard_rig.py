@@ -25,7 +25,7 @@ from websockets.sync.client import ClientConnection, connect
 from crane_x7_remote.guard.core import CoreConfig, GuardCore, Send, Tell
 from crane_x7_remote.guard.door import DoorConfig
 from crane_x7_remote.guard.gate import Gate, GateConfig
-from crane_x7_remote.guard.rules import STATE_TOPIC, STOP_TOPIC, Names, Rules
+from crane_x7_remote.guard.rules import STATE_TOPIC, STOP_TOPIC, AllowList, Names
 from crane_x7_remote.rosbridge import protocol
 from crane_x7_remote.rosbridge.connection import LinkConfig
 from crane_x7_vla_rl.robot import ARM_JOINT_NAMES, HOME_RAD, JOINT_NAMES
@@ -142,7 +142,7 @@ class RunningGuard:
         self._config = GateConfig(
             LinkConfig("127.0.0.1", upstream_port), JOINTS, ARM, DoorConfig(token, max_clients)
         )
-        self._rules = Rules(names or Names())
+        self._rules = AllowList(names or Names())
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._listener.setblocking(False)
         self.port = int(self._listener.getsockname()[1])

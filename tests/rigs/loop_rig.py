@@ -21,7 +21,7 @@ from websockets.sync.client import connect
 
 from crane_x7_remote.inference.config import LoopConfig
 from crane_x7_remote.inference.loop import InferenceLoop
-from crane_x7_remote.inference.outgoing import Topics
+from crane_x7_remote.inference.outgoing import OutgoingTopics
 from crane_x7_remote.inference.safety import Limits
 from crane_x7_remote.rosbridge import messages
 from crane_x7_remote.rosbridge.client import RosbridgeClient
@@ -147,7 +147,7 @@ class RunningLoop:
     def __init__(self, port: int, policy: SwingingPolicy | None = None, **config: Any) -> None:
         self.policy = policy or SwingingPolicy()
         values = {"session": secrets.token_hex(4), "rate_hz": 20.0, "listen_s": 0.3} | config
-        link = ClientConfig(host="127.0.0.1", port=port, advertise=Topics().published)
+        link = ClientConfig(host="127.0.0.1", port=port, advertise=OutgoingTopics().published)
         self.client = RosbridgeClient(link)
         self.loop = InferenceLoop(
             self.client, self.policy, LoopConfig(**values), Limits(), time.monotonic

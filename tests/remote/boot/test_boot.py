@@ -24,7 +24,7 @@ from crane_x7_remote.boot import files as files_module
 from crane_x7_remote.boot import role as role_module
 from crane_x7_remote.boot import status
 from crane_x7_remote.boot.account import Account
-from crane_x7_remote.boot.command import ROLE_SHARE_S, STOP_BUDGET_S, Boot, Plan
+from crane_x7_remote.boot.command import ROLE_SHARE_S, STOP_BUDGET_S, Boot, BootPlan
 from crane_x7_remote.errors import (
     ExitCode,
     SettingsError,
@@ -35,7 +35,7 @@ from crane_x7_remote.errors import (
 )
 
 
-def _plan(folder: Path, words: Sequence[str], **environ: str) -> Plan:
+def _plan(folder: Path, words: Sequence[str], **environ: str) -> BootPlan:
     """A plan whose role runs as we do; there is no sshd, which would write into our own home."""
     entry = pwd.getpwuid(os.geteuid())
     account = Account(entry.pw_name, entry.pw_uid, entry.pw_gid, folder, "/bin/sh")
@@ -49,7 +49,7 @@ def _plan(folder: Path, words: Sequence[str], **environ: str) -> Plan:
     files = files_module.prepare(settings)
     seen = role_module.environment(environ, settings, files, account)
     role = role_module.resolve(role_module.choose(words, settings, files), seen)
-    return Plan(settings, files, account, role, seen, {"PATH": os.environ["PATH"]})
+    return BootPlan(settings, files, account, role, seen, {"PATH": os.environ["PATH"]})
 
 
 async def _when(path: Path) -> None:

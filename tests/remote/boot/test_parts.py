@@ -15,7 +15,7 @@ from crane_x7_remote.boot import tailscale_cli as tailscale_words
 from crane_x7_remote.boot.account import Account
 from crane_x7_remote.boot.files import Files
 from crane_x7_remote.boot.status import as_text
-from crane_x7_remote.boot.status_board import Board
+from crane_x7_remote.boot.status_board import StatusBoard
 from crane_x7_remote.errors import RoleError, SettingsError
 from crane_x7_remote.settings import Settings
 
@@ -306,7 +306,7 @@ def test_robot_link_follows_the_metrics_file(tmp_path: Path) -> None:
 
 def test_board_keeps_the_time_of_the_last_change_of_state() -> None:
     clock = [100.0]
-    board = Board(lambda: clock[0], lambda: clock[0])
+    board = StatusBoard(lambda: clock[0], lambda: clock[0])
     board.set("sshd", "starting", "a")
     clock[0] = 105.0
     board.set("sshd", "up", "b")
@@ -323,7 +323,7 @@ def test_board_keeps_the_time_of_the_last_change_of_state() -> None:
 
 
 def test_health_is_that_of_what_was_asked_for() -> None:
-    board = Board(time.monotonic, time.time)
+    board = StatusBoard(time.monotonic, time.time)
     assert board.healthy
     board.set("tunnel", "starting", "")
     assert not board.healthy

@@ -21,9 +21,9 @@ from processes import descendants, is_alive, survivors
 from crane_x7_remote import cli
 from crane_x7_remote.demo import pictures, report
 from crane_x7_remote.demo import plan as plan_module
-from crane_x7_remote.demo.children import Child
+from crane_x7_remote.demo.children import DemoProcess
 from crane_x7_remote.demo.command import fulfilled, grasped
-from crane_x7_remote.demo.plan import Plan
+from crane_x7_remote.demo.plan import DemoPlan
 from crane_x7_remote.demo.recorder import Recording
 from crane_x7_remote.errors import (
     DemoError,
@@ -158,7 +158,7 @@ def test_no_process_outlives_a_killed_parent(tmp_path: Path) -> None:
 
 def test_child_that_never_gets_ready_is_an_error(tmp_path: Path) -> None:
     command = ["sim-robot", "--arm", "kinematic", "--port", "0"]
-    with Child("sim-robot", command, tmp_path / "log") as child:
+    with DemoProcess("sim-robot", command, tmp_path / "log") as child:
         child.wait_for_line("ready", 30)
         with pytest.raises(DemoError, match="did not say 'never'"):
             child.wait_for_line("never", 0.2)
@@ -166,7 +166,7 @@ def test_child_that_never_gets_ready_is_an_error(tmp_path: Path) -> None:
 
 def test_child_that_ends_at_once_is_quoted(tmp_path: Path) -> None:
     with (
-        Child("sim-robot", ["sim-robot", "--port", "70000"], tmp_path / "log") as child,
+        DemoProcess("sim-robot", ["sim-robot", "--port", "70000"], tmp_path / "log") as child,
         pytest.raises(DemoError, match="exit code 2"),
     ):
         child.wait_for_line("ready", 30)
@@ -204,7 +204,7 @@ def test_an_instruction_is_fulfilled_by_its_own_cube_alone(
     assert fulfilled(instruction, {}) is False
 
 
-def planned(*flags: str) -> Plan:
+def planned(*flags: str) -> DemoPlan:
     parser = argparse.ArgumentParser()
     plan_module.add_arguments(parser)
     return plan_module.read(parser.parse_args(flags))
@@ -332,7 +332,7 @@ def test_captions_change_with_the_instruction(tmp_path: Path) -> None:
 
 
 def test_report_of_an_empty_run_is_still_whole() -> None:
-    outcome = report.Outcome(3, "a", None, (), (), None, None, 0.0)
+    outcome = report.DemoResult(3, "a", None, (), (), None, None, 0.0)
     built: dict[str, Any] = report.build(outcome, {}, {}, Recording())
     assert built["seed"] == 3
     assert built["succeeded"] is False

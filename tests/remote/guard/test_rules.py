@@ -21,17 +21,26 @@ from guard_rig import (
     trajectory,
 )
 
-from crane_x7_remote.guard.requests import Drive, Follow, Forward, Goal, Nothing, Refused, Say, Stop
-from crane_x7_remote.guard.rules import STATE_TOPIC, STOP_TOPIC, Names, Rules
+from crane_x7_remote.guard.requests import (
+    Drive,
+    Follow,
+    Forward,
+    GripperGoal,
+    Nothing,
+    Refused,
+    Say,
+    Stop,
+)
+from crane_x7_remote.guard.rules import STATE_TOPIC, STOP_TOPIC, AllowList, Names
 
-RULES = Rules(Names())
+RULES = AllowList(Names())
 
 
-def read(operation: Any, rules: Rules = RULES) -> Any:
+def read(operation: Any, rules: AllowList = RULES) -> Any:
     return rules.read(operation if isinstance(operation, str | bytes) else json.dumps(operation))
 
 
-def refused(operation: Any, rules: Rules = RULES) -> Refused:
+def refused(operation: Any, rules: AllowList = RULES) -> Refused:
     with pytest.raises(Refused) as caught:
         read(operation, rules)
     return caught.value
@@ -180,7 +189,7 @@ def test_a_trajectory_of_wrong_fields_is_refused(change: dict[str, Any]) -> None
 
 def test_a_gripper_goal_is_built_again() -> None:
     request = read({**goal(0.5), "feedback": True, "fragment_size": 5})
-    assert request == Goal(0.5, (goal(0.5),), GRIPPER, "goal/1")
+    assert request == GripperGoal(0.5, (goal(0.5),), GRIPPER, "goal/1")
     cancel = read({"op": "cancel_action_goal", "id": "goal/1", "action": GRIPPER, "x": 1})
     assert cancel == Forward({"op": "cancel_action_goal", "id": "goal/1", "action": GRIPPER})
 
@@ -217,7 +226,7 @@ def test_advertising_what_may_be_published_is_taken_by_the_guard() -> None:
 
 
 def test_the_action_topic_passes_only_when_it_is_allowed() -> None:
-    rules = Rules(Names(passes_action=True))
+    rules = AllowList(Names(passes_action=True))
     said = read(publish(ACTION, {"data": [0.5] * 8, "layout": {"x": 1}}), rules)
     assert said.message["data"] == [0.5] * 8
     for data in ([float("nan")] * 8, [0.0] * 9, [1e39] * 8, "x"):
@@ -226,14 +235,14 @@ def test_the_action_topic_passes_only_when_it_is_allowed() -> None:
 
 
 def test_topics_that_are_empty_are_nobodys() -> None:
-    rules = Rules(Names(arm="", trajectory="", gripper_action="", instruction="", camera=""))
+    rules = AllowList(Names(arm="", trajectory="", gripper_action="", instruction="", camera=""))
     for topic in ("", "/", "/goal", ARM):
         assert refused(publish(topic, trajectory()), rules).kind == "topic"
     assert refused({**goal(), "action": ""}, rules).kind == "action"
 
 
 def test_further_topics_can_be_allowed_to_be_read_alone() -> None:
-    rules = Rules(Names(more={"/diagnostics": "diagnostic_msgs/DiagnosticArray"}))
+    rules = AllowList(Names(more={"/diagnostics": "diagnostic_msgs/DiagnosticArray"}))
     assert isinstance(read({"op": "subscribe", "topic": "/diagnostics"}, rules), Forward)
     assert refused(publish("/diagnostics", {}), rules).kind == "topic"
 

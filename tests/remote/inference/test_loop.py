@@ -18,10 +18,10 @@ from tick_rig import (
 
 from crane_x7_remote.errors import PolicyFailingError
 from crane_x7_remote.inference.metrics import Distribution
-from crane_x7_remote.inference.outgoing import Topics
+from crane_x7_remote.inference.outgoing import OutgoingTopics
 from crane_x7_remote.inference.safety import Hold, HoldReason
 from crane_x7_remote.inference.tick_log import Sent
-from crane_x7_remote.rosbridge.clock import Step
+from crane_x7_remote.rosbridge.clock import ClockStep
 from crane_x7_remote.rosbridge.joint_watch import FaultKind, JointFault
 from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
 from crane_x7_remote.rosbridge.robot_clocks import ClockReport
@@ -42,7 +42,7 @@ def test_a_frame_becomes_one_bundle_with_all_topics(rig: Rig) -> None:
     sent = rig.tick()
     assert isinstance(sent, Sent)
     arm, trajectory, action, goal = rig.client.published[0]
-    assert arm["topic"] == Topics().arm
+    assert arm["topic"] == OutgoingTopics().arm
     assert arm["msg"]["joint_names"] == list(robot.ARM_JOINT_NAMES)
     assert trajectory["msg"]["joint_names"] == list(robot.JOINT_NAMES)
     assert trajectory["msg"]["header"]["frame_id"] == "vla/0a1b2c3d/1/500"
@@ -160,10 +160,10 @@ def test_a_step_of_the_clock_forgets_the_running_path_and_holds_until_it_has_end
     rig.tick(3)
     stepped_s = rig.clock.now_s
     rig.client.clock_report = ClockReport(
-        stepped_s + ROBOT_CLOCK_S, step=Step(stepped_s, 0.3), steps=1
+        stepped_s + ROBOT_CLOCK_S, step=ClockStep(stepped_s, 0.3), steps=1
     )
     assert rig.reason() is HoldReason.CLOCK_STEPPED
-    assert rig.loop._shaper._running is None
+    assert rig.loop._planner._running is None
     ends_s = rig.loop._ready.old_path_ends_s
     assert stepped_s < ends_s < stepped_s + 0.5
     while isinstance(rig.tick(), Hold):
@@ -248,7 +248,7 @@ def test_a_prediction_that_comes_after_the_validity_holds(rig: Rig) -> None:
 
 
 def test_a_stall_before_sending_holds_instead_of_letting_the_arm_step(rig: Rig) -> None:
-    shape = rig.loop._shaper.shape
+    shape = rig.loop._planner.shape
 
     def stalled(*arguments: Any) -> object:
         shaped = shape(*arguments)
@@ -256,10 +256,10 @@ def test_a_stall_before_sending_holds_instead_of_letting_the_arm_step(rig: Rig) 
         return shaped
 
     assert isinstance(rig.tick(), Sent)
-    rig.loop._shaper.shape = stalled  # type: ignore[method-assign, assignment]
+    rig.loop._planner.shape = stalled  # type: ignore[method-assign, assignment]
     assert rig.reason() is HoldReason.TOO_LATE
     assert len(rig.client.published) == 1
-    rig.loop._shaper.shape = shape  # type: ignore[method-assign]
+    rig.loop._planner.shape = shape  # type: ignore[method-assign]
     assert isinstance(rig.tick(), Sent)
 
 
@@ -299,11 +299,11 @@ def test_dry_run_publishes_nothing() -> None:
 
 def test_a_new_link_starts_afresh(rig: Rig) -> None:
     rig.tick(3)
-    assert rig.loop._shaper._running is not None
+    assert rig.loop._planner._running is not None
     rig.client.link.reconnects += 1
     rig.client.accepts = False
     rig.tick()
-    assert rig.loop._shaper._running is None
+    assert rig.loop._planner._running is None
     rig.client.accepts = True
     goals = sum(op["op"] == "send_action_goal" for ops in rig.client.published for op in ops)
     assert isinstance(rig.tick(), Sent)
@@ -407,7 +407,7 @@ def test_a_new_link_may_lead_to_another_ros(rig: Rig) -> None:
 
 
 def test_without_a_gripper_action_nothing_is_advertised_for_it() -> None:
-    rig = Rig(topics=Topics(gripper_action=""))
+    rig = Rig(topics=OutgoingTopics(gripper_action=""))
     rig.client.link.ros_version = 1
     assert isinstance(rig.tick(3), Sent)
     assert not rig.client.advertised
@@ -462,7 +462,7 @@ def test_a_trajectory_that_never_came_back_is_no_running_one(rig: Rig) -> None:
     rig.tick(2)
     rig.client.echoes = False
     rig.tick()
-    lost = rig.loop._shaper._running
+    lost = rig.loop._planner._running
     rig.client.camera_runs = False
     rig.tick(8)
     rig.client.camera_runs = True
@@ -560,7 +560,7 @@ def test_what_the_guard_retimed_is_what_runs(rig: Rig) -> None:
         point["positions"][1] += 0.05
     rig.client.listener(retimed)
     rig.tick()
-    running = rig.loop._shaper._running
+    running = rig.loop._planner._running
     assert running is not None
     assert rig.loop.metrics.counters["retimed"] == 1
 

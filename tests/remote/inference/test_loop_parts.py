@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from crane_x7_remote.inference.link_delay import FIRST_S, HEADROOM, MARGIN_S, WINDOW_S, LinkDelay
-from crane_x7_remote.inference.metrics import Distribution, Metrics, MetricsWriter
+from crane_x7_remote.inference.metrics import Distribution, LoopMetrics, MetricsWriter
 from crane_x7_remote.inference.pacing import ATTEMPTS, LONGEST_WAIT_S, MAX_SLEW, Pacer
 from crane_x7_remote.inference.peers import Peers
 from crane_x7_remote.inference.safety import Hold, HoldReason
@@ -250,7 +250,7 @@ def test_an_empty_distribution_has_no_quantiles() -> None:
 
 
 def test_rates_count_intervals_not_events() -> None:
-    metrics = Metrics("0a1b2c3d", 10.0)
+    metrics = LoopMetrics("0a1b2c3d", 10.0)
     for tick in range(11):
         metrics.tick(100 + tick * 0.1)
     assert metrics.snapshot()["rate_hz"] == pytest.approx(10.0)
@@ -259,7 +259,7 @@ def test_rates_count_intervals_not_events() -> None:
 
 def test_metrics_are_written_whole(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
-    metrics = Metrics("0a1b2c3d", 10.0)
+    metrics = LoopMetrics("0a1b2c3d", 10.0)
     metrics.holds[HoldReason.JUMP] += 2
     metrics.latency.add(0.003)
     writer = MetricsWriter(path)

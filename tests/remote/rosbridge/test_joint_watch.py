@@ -10,7 +10,7 @@ import pytest
 
 from crane_x7_remote.inference.safety import Hold, HoldReason, Limits, check_joints
 from crane_x7_remote.rosbridge import messages, protocol
-from crane_x7_remote.rosbridge.inbox import Inbox, Topics
+from crane_x7_remote.rosbridge.inbox import Inbox, IncomingTopics
 from crane_x7_remote.rosbridge.joint_watch import AGREE_S, FaultKind, JointFault, JointWatch
 from crane_x7_vla_rl.robot import FINGER_B, HOME_RAD, JOINT_NAMES
 from crane_x7_vla_rl.types import Array, JointState
@@ -215,7 +215,7 @@ def test_wrong_readings_that_come_again_are_forgiven_later_each_time() -> None:
 
 
 def inbox() -> Inbox:
-    topics = Topics("/camera", JOINTS, None)
+    topics = IncomingTopics("/camera", JOINTS, None)
     return Inbox(topics, 10**7, adapts_throttle=False, on_throttle=lambda _: None)
 
 

@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from crane_x7_remote.rosbridge.silence import NAME_AGAIN_S, SILENT_S, Change, Silence, describe
+from crane_x7_remote.rosbridge.silence import NAME_AGAIN_S, SILENT_S, Change, SilenceWatch, describe
 from crane_x7_remote.rosbridge.version import MIXED_S, VersionWatch
 
 CAMERA = "/camera/color/image_raw/compressed"
 TYPE = "sensor_msgs/CompressedImage"
 
 
-def looks(silence: Silence, since_s: float, until_s: float) -> list[tuple[float, Change]]:
+def looks(silence: SilenceWatch, since_s: float, until_s: float) -> list[tuple[float, Change]]:
     """Look once a second, as pings are answered."""
     times = [since_s + k for k in range(int(until_s - since_s) + 1)]
     return [(now_s, change) for now_s in times for change in silence.look(now_s)]
 
 
 def test_a_silent_cbor_subscription_falls_back_once_and_is_named_once() -> None:
-    silence = Silence()
+    silence = SilenceWatch()
     silence.expect(CAMERA, "cbor", 100.0)
     assert silence.compression(CAMERA, "cbor") == "cbor"
     ((at_s, change),) = looks(silence, 100.5, 300.0)
@@ -27,14 +27,14 @@ def test_a_silent_cbor_subscription_falls_back_once_and_is_named_once() -> None:
 
 
 def test_a_silent_subscription_without_cbor_is_named_and_left_as_it_is() -> None:
-    silence = Silence()
+    silence = SilenceWatch()
     silence.expect("/joint_states", "none", 0.0)
     ((_, change),) = looks(silence, 0.0, 60.0)
     assert change == Change("/joint_states", "silent", None, is_news=True)
 
 
 def test_a_subscription_that_brings_something_is_left_alone() -> None:
-    silence = Silence()
+    silence = SilenceWatch()
     silence.expect(CAMERA, "cbor", 0.0)
     for second in range(60):
         silence.heard(CAMERA, float(second), is_cbor=True)
@@ -43,7 +43,7 @@ def test_a_subscription_that_brings_something_is_left_alone() -> None:
 
 
 def test_messages_that_come_at_once_without_cbor_prove_that_cbor_was_the_cause() -> None:
-    silence = Silence()
+    silence = SilenceWatch()
     silence.expect(CAMERA, "cbor", 0.0)
     assert looks(silence, 0.0, 4.0)
     silence.heard(CAMERA, 4.1, is_cbor=False)
@@ -56,7 +56,7 @@ def test_messages_that_come_at_once_without_cbor_prove_that_cbor_was_the_cause()
 
 
 def test_a_camera_that_starts_late_gets_cbor_again() -> None:
-    silence = Silence()
+    silence = SilenceWatch()
     silence.expect(CAMERA, "cbor", 0.0)
     assert looks(silence, 0.0, 30.0)
     silence.heard(CAMERA, 31.0, is_cbor=False)
@@ -68,7 +68,7 @@ def test_a_camera_that_starts_late_gets_cbor_again() -> None:
 
 
 def test_cbor_gets_one_more_chance_and_no_third() -> None:
-    silence = Silence()
+    silence = SilenceWatch()
     silence.expect(CAMERA, "cbor", 0.0)
     looks(silence, 0.0, 30.0)
     silence.heard(CAMERA, 31.0, is_cbor=False)
@@ -81,7 +81,7 @@ def test_cbor_gets_one_more_chance_and_no_third() -> None:
 
 
 def test_a_camera_that_fails_again_and_again_is_named_once_a_minute() -> None:
-    silence = Silence()
+    silence = SilenceWatch()
     silence.expect(CAMERA, "cbor", 0.0)
     named = []
     for second in range(300):
@@ -92,7 +92,7 @@ def test_a_camera_that_fails_again_and_again_is_named_once_a_minute() -> None:
 
 
 def test_a_new_connection_begins_with_cbor_anew() -> None:
-    silence = Silence()
+    silence = SilenceWatch()
     silence.expect(CAMERA, "cbor", 0.0)
     looks(silence, 0.0, 10.0)
     silence.expect(CAMERA, "cbor", 10.0)

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from crane_x7_remote.rosbridge import protocol
-from crane_x7_remote.sim_robot.outbox import MOST_REPLIES, MOST_WAITING_BYTES, Outbox
+from crane_x7_remote.sim_robot.outbox import MOST_REPLIES, MOST_WAITING_BYTES, ClientOutbox
 from crane_x7_remote.sim_robot.session import (
     LONGEST_NAME,
     MOST_SUBSCRIPTIONS,
@@ -55,7 +55,7 @@ def clock() -> Clock:
 
 @pytest.fixture
 def session(clock: Clock) -> Session:
-    return Session(1, EveryTopic(), Outbox(None, lambda: None), clock)
+    return Session(1, EveryTopic(), ClientOutbox(None, lambda: None), clock)
 
 
 def sent(session: Session) -> list[dict[str, Any]]:
@@ -105,7 +105,7 @@ def test_a_message_is_encoded_once_for_all_clients() -> None:
 
 
 def test_a_full_backlog_drops_the_oldest_message_and_counts_it() -> None:
-    outbox = Outbox(2, lambda: None)
+    outbox = ClientOutbox(2, lambda: None)
     for payload in ("1", "2", "3"):
         outbox.message(payload)
     assert [outbox.take(), outbox.take(), outbox.take()] == ["2", "3", None]
@@ -113,14 +113,14 @@ def test_a_full_backlog_drops_the_oldest_message_and_counts_it() -> None:
 
 
 def test_without_a_bound_nothing_is_dropped_as_at_a_real_server() -> None:
-    outbox = Outbox(None, lambda: None)
+    outbox = ClientOutbox(None, lambda: None)
     for _ in range(10_000):
         outbox.message("x")
     assert outbox.dropped == 0
 
 
 def test_answers_go_first_and_survive_a_full_backlog() -> None:
-    outbox = Outbox(1, lambda: None)
+    outbox = ClientOutbox(1, lambda: None)
     outbox.message("old")
     outbox.reply("answer")
     outbox.message("new")
@@ -128,7 +128,7 @@ def test_answers_go_first_and_survive_a_full_backlog() -> None:
 
 
 def test_a_client_that_provokes_answers_without_reading_counts_as_flooding() -> None:
-    outbox = Outbox(1, lambda: None)
+    outbox = ClientOutbox(1, lambda: None)
     for _ in range(MOST_REPLIES):
         assert not outbox.is_flooded
         outbox.reply("x")
@@ -136,7 +136,7 @@ def test_a_client_that_provokes_answers_without_reading_counts_as_flooding() -> 
 
 
 def test_what_waits_is_bounded_in_bytes_and_the_newest_survives() -> None:
-    outbox = Outbox(64, lambda: None)
+    outbox = ClientOutbox(64, lambda: None)
     quarter = "x" * (MOST_WAITING_BYTES // 4)
     for number in range(10):
         outbox.message(f"{number}" + quarter[1:])

@@ -21,7 +21,7 @@ from crane_x7_remote.errors import (
 )
 from crane_x7_remote.rosbridge.connection import LinkConfig
 from crane_x7_remote.tunnel import peer
-from crane_x7_remote.tunnel.peer import Wanted
+from crane_x7_remote.tunnel.peer import PeerSpec
 
 NEVER = "0001-01-01T00:00:00Z"
 SUFFIX = "tailnet.test"
@@ -201,8 +201,8 @@ class Story:
         proxy: str | None = "socks5h://127.0.0.1:1055",
         userspace_proxy: str | None = None,
     ) -> LinkConfig | None:
-        wanted = Wanted("robot", 9090, proxy, timeout_s, userspace_proxy)
-        return peer.wait(wanted, self.status, Hasty(), self.probe, lambda: self.now_s)
+        spec = PeerSpec("robot", 9090, proxy, timeout_s, userspace_proxy)
+        return peer.wait(spec, self.status, Hasty(), self.probe, lambda: self.now_s)
 
 
 def test_waiting_outlasts_everything_that_may_still_come(caplog: pytest.LogCaptureFixture) -> None:
@@ -259,8 +259,8 @@ def test_each_cause_of_giving_up_has_its_own_error_and_exit_code(
 def test_a_signal_ends_the_waiting() -> None:
     stop = threading.Event()
     stop.set()
-    wanted = Wanted("robot", 9090, None, 60)
-    assert peer.wait(wanted, lambda: status(OLD), stop) is None
+    spec = PeerSpec("robot", 9090, None, 60)
+    assert peer.wait(spec, lambda: status(OLD), stop) is None
 
 
 # --- why the loop does not reach it --------------------------------------------------------------
@@ -281,7 +281,7 @@ REFUSED = PeerUnreachableError("the proxy did not connect us")
 def test_the_tailnet_is_asked_why_the_robot_cannot_be_reached(
     last: dict[str, Any] | Exception, must_be_peer: bool, kind: type[RemoteError]
 ) -> None:
-    known = peer.Lookout("robot", Story(last).status, must_be_peer).explain(REFUSED)
+    known = peer.TailnetDiagnosis("robot", Story(last).status, must_be_peer).explain(REFUSED)
     assert type(known) is kind
     assert "the proxy did not connect us" in str(known)
 
@@ -289,9 +289,9 @@ def test_the_tailnet_is_asked_why_the_robot_cannot_be_reached(
 def test_what_the_tailnet_knows_is_said_once_per_change(caplog: pytest.LogCaptureFixture) -> None:
     clock = iter(range(100))
     chapters = Story(status(OLD), status(OLD), status(ROBOT | {"Online": False}), status(ROBOT))
-    lookout = peer.Lookout("robot", chapters.status, True, lambda: next(clock))
+    diagnosis = peer.TailnetDiagnosis("robot", chapters.status, True, lambda: next(clock))
     for _ in range(20):
-        lookout.look(REFUSED)
+        diagnosis.look(REFUSED)
     lines = [record.getMessage() for record in caplog.records]
     assert len(lines) == 2, lines
     assert "no machine of the tailnet" in lines[0]

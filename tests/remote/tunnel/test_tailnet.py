@@ -83,8 +83,8 @@ def test_the_robot_is_found_by_name_and_its_predecessor_is_offline(site: Site) -
 def test_the_client_goes_through_the_userspace_proxy_without_a_forwarder(
     site: Site, robot: FaultyRobot
 ) -> None:
-    wanted = peer.Wanted("robot", robot.port, site.gpu.proxy, timeout_s=60)
-    link = peer.wait(wanted, site.status, threading.Event())
+    spec = peer.PeerSpec("robot", robot.port, site.gpu.proxy, timeout_s=60)
+    link = peer.wait(spec, site.status, threading.Event())
     assert link is not None
     with RosbridgeClient(ClientConfig(link.host, link.port, link.proxy)) as client:
         client.wait_connected(30)
