@@ -20,7 +20,7 @@ from torch import nn
 from crane_x7_vla_rl.actions import ACTION_BINS
 from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.robot import HOME_RAD, LOWER_RAD, UPPER_RAD
-from crane_x7_vla_rl.sim.vector.make import VectorEnv
+from crane_x7_vla_rl.sim.vector.protocol import VectorEnv
 from rl_bench.ours import Ours
 
 REACH_RAD = 0.3

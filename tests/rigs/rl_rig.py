@@ -17,7 +17,7 @@ from crane_x7_vla_rl.policies.openvla.builder import build
 from crane_x7_vla_rl.policies.openvla.codec import PolicySpec
 from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.robot import HOME_RAD
-from crane_x7_vla_rl.sim.vector.make import Episode, Steps, Views
+from crane_x7_vla_rl.sim.vector.protocol import EpisodeResult, Steps, Views
 from crane_x7_vla_rl.training.checkpoints import training_state
 from crane_x7_vla_rl.training.rl import command as rl_command
 
@@ -132,7 +132,7 @@ class Scripted:
             truncated=cut,
             final=self._views(group, np.flatnonzero(cut), 1) if cut.any() else None,
             discarded=lost,
-            episodes=tuple(Episode(env, env, True, 1.0, step + 1) for env in ended),
+            episodes=tuple(EpisodeResult(env, env, True, 1.0, step + 1) for env in ended),
         )
 
     def reset(self, seed: int | None = None) -> None:

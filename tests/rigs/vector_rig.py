@@ -10,7 +10,8 @@ import numpy as np
 from crane_x7_vla_rl.scenes import WorldConfig
 from crane_x7_vla_rl.sim.expert import Expert
 from crane_x7_vla_rl.sim.vector.cpu import CpuVectorEnv
-from crane_x7_vla_rl.sim.vector.make import Steps, VectorEnv, make
+from crane_x7_vla_rl.sim.vector.make import make
+from crane_x7_vla_rl.sim.vector.protocol import Steps, VectorEnv
 from crane_x7_vla_rl.sim.world import World
 from crane_x7_vla_rl.vector_config import VectorConfig, episode_seed
 

@@ -17,8 +17,8 @@ import numpy as np
 import torch
 
 from crane_x7_vla_rl.sim.errors import SimError
-from crane_x7_vla_rl.sim.vector.make import (
-    Episode,
+from crane_x7_vla_rl.sim.vector.protocol import (
+    EpisodeResult,
     Steps,
     Views,
     checked_state,
@@ -29,7 +29,7 @@ from crane_x7_vla_rl.vector_config import VectorConfig, episode_seed
 
 
 @dataclass(frozen=True, eq=False)
-class Progress:
+class TaskStatus:
     """How the task stands in every scene."""
 
     success: torch.Tensor
@@ -49,7 +49,7 @@ class Scenes(Protocol):
     def step(self, targets_rad: torch.Tensor) -> None:
         """Drive all scenes towards (N, 8) for one control period."""
 
-    def progress(self) -> Progress:
+    def progress(self) -> TaskStatus:
         """Return how the task stands now."""
 
     def state_rad(self) -> torch.Tensor:
@@ -237,6 +237,6 @@ class BatchedVectorEnv:
         index = torch.as_tensor(rows, device=self.scenes.device)
         return Views(rows, images[index], state[index], [words[row] for row in rows])
 
-    def _episode(self, chunk: _Chunk, env: int) -> Episode:
+    def _episode(self, chunk: _Chunk, env: int) -> EpisodeResult:
         total, length = float(self._total[env]), int(self._length[env])
-        return Episode(env, self._seed_of(env), bool(chunk.success[env]), total, length)
+        return EpisodeResult(env, self._seed_of(env), bool(chunk.success[env]), total, length)

@@ -1,7 +1,7 @@
 """Environments on CPU cores: scenes in processes, their views in shared memory.
 
 Every process holds environments of every group, so that all cores step whichever group was sent.
-What a process does is in vector_stage; over pipes go orders and answers of some hundred bytes.
+What a process does is in env_worker; over pipes go orders and answers of some hundred bytes.
 
 A process that dies or hangs is reported, killed and replaced. Its environments, of all groups,
 begin their next episodes; the next `receive` of each group says which of its rows were discarded.
@@ -18,9 +18,21 @@ from typing import Any, Final
 import numpy as np
 
 from crane_x7_vla_rl.sim.errors import SimError, WorkerLostError
-from crane_x7_vla_rl.sim.vector.make import Episode, Steps, Views, checked_state, checked_targets
+from crane_x7_vla_rl.sim.vector.env_worker import (
+    EnvOrder,
+    EnvOutcome,
+    EnvWorker,
+    GroupOrder,
+    GroupOutcome,
+)
+from crane_x7_vla_rl.sim.vector.protocol import (
+    EpisodeResult,
+    Steps,
+    Views,
+    checked_state,
+    checked_targets,
+)
 from crane_x7_vla_rl.sim.vector.shared_memory import SharedArrays, release, reserve
-from crane_x7_vla_rl.sim.vector.stage import Answer, Order, Outcome, Task, make_stage
 from crane_x7_vla_rl.sim.workers import ANSWER_S, Workers
 from crane_x7_vla_rl.vector_config import VectorConfig, episode_seed, spread
 
@@ -41,14 +53,14 @@ class CpuVectorEnv:
         count = min(config.processes or os.cpu_count() or 1, max(map(len, self.groups)))
         self._plan = reserve(config.num_envs, config.world.image_size)
         self._shared: SharedArrays = self._plan.map()
-        self._workers = Workers(count, partial(make_stage, config, self._plan))
+        self._workers = Workers(count, partial(EnvWorker, config, self._plan))
         self._held = [_shares(group, count) for group in self.groups]
         """By group and worker: the environments."""
         self._seed, self._episodes = config.first_seed, [0] * config.num_envs
         self._instructions = [""] * config.num_envs
         self._sent: set[tuple[int, int]] = set()
         """(worker, group) whose answer has not been taken."""
-        self._early: dict[tuple[int, int], Answer] = {}
+        self._early: dict[tuple[int, int], GroupOutcome] = {}
         """Answers that came before those that were waited for."""
         self._lost: set[int] = set()
         """Environments whose episode was discarded, and nobody has been told yet."""
@@ -141,23 +153,23 @@ class CpuVectorEnv:
         if any(sent == group for _, sent in self._sent):
             raise SimError(f"group {group} has been sent targets; receive comes next")
 
-    def _task(self, env: int, steps: int) -> Task:
+    def _env_order(self, env: int, steps: int) -> EnvOrder:
         """Environments whose episode was lost begin; the others step, and then begin the next."""
         begins = not steps or env in self._lost
         episode = self._episodes[env] + (0 if begins else 1)
         seed = episode_seed(self._seed, self.config.first_env + env, episode)
-        return Task(env, seed, 0 if begins else steps)
+        return EnvOrder(env, seed, 0 if begins else steps)
 
     def _order(self, worker: int, group: int, steps: int) -> None:
         """Send; a worker that turns out to be dead is left to `_take`."""
-        tasks = tuple(self._task(env, steps) for env in self._held[group][worker])
+        orders = tuple(self._env_order(env, steps) for env in self._held[group][worker])
         self._sent.add((worker, group))
         try:
-            self._workers.send(worker, Order(group, tasks))
+            self._workers.send(worker, GroupOrder(group, orders))
         except WorkerLostError:
             logger.debug("an order did not reach simulation %d", worker)
 
-    def _take(self, worker: int, group: int) -> Answer:
+    def _take(self, worker: int, group: int) -> GroupOutcome:
         """Return the answer, after a restart where the worker was lost; raises SimError."""
         for _ in range(LOSSES):
             try:
@@ -170,10 +182,10 @@ class CpuVectorEnv:
                 return answer
         raise SimError(f"simulation {worker} was lost {LOSSES} times in a row: {lost}")
 
-    def _wait(self, worker: int, group: int) -> Answer:
+    def _wait(self, worker: int, group: int) -> GroupOutcome:
         while (worker, group) not in self._early:
             timeout_s = ANSWER_S if worker in self._new else self.config.deadline_s
-            answer: Answer = self._workers.receive(worker, timeout_s)
+            answer: GroupOutcome = self._workers.receive(worker, timeout_s)
             self._new.discard(worker)
             self._early[worker, answer.group] = answer
         return self._early.pop((worker, group))
@@ -197,17 +209,17 @@ class CpuVectorEnv:
 
     # --- results ---------------------------------------------------------------------------------
 
-    def _note(self, outcomes: Iterable[Outcome]) -> None:
+    def _note(self, outcomes: Iterable[EnvOutcome]) -> None:
         for outcome in outcomes:
             self._instructions[outcome.env] = outcome.instruction
             self._episodes[outcome.env] += outcome.ended is not None
 
-    def _steps(self, envs: range, outcomes: list[Outcome], before: list[str]) -> Steps:
+    def _steps(self, envs: range, outcomes: list[EnvOutcome], before: list[str]) -> Steps:
         """Put outcomes into rows; `before` are the instructions of the episodes that were run."""
         rows = sorted(outcomes, key=lambda outcome: outcome.env)
         truncated = np.array([outcome.truncated for outcome in rows])
         ended = np.array([outcome.ended is not None for outcome in rows])
-        episodes: list[Episode] = [row.ended for row in rows if row.ended is not None]
+        episodes: list[EpisodeResult] = [row.ended for row in rows if row.ended is not None]
         return Steps(
             reward=np.array([outcome.reward for outcome in rows], dtype=np.float32),
             steps=np.array([outcome.steps for outcome in rows], dtype=np.int64),

@@ -41,7 +41,7 @@ from crane_x7_vla_rl.sim.scene import (
     TOUCH_N,
 )
 from crane_x7_vla_rl.sim.tasks import HOLD_S
-from crane_x7_vla_rl.sim.vector.batched import BatchedVectorEnv, Progress
+from crane_x7_vla_rl.sim.vector.batched import BatchedVectorEnv, TaskStatus
 from crane_x7_vla_rl.vector_config import VectorConfig
 
 PHYSICS_HZ: Final = 400
@@ -69,7 +69,7 @@ def make(config: VectorConfig) -> BatchedVectorEnv:
 
 
 class GenesisScenes:
-    """N scenes; see vector_batched.Scenes."""
+    """N scenes; see batched.Scenes."""
 
     def __init__(self, config: VectorConfig) -> None:
         """Build and compile, which takes minutes at the first time on a machine."""
@@ -86,7 +86,7 @@ class GenesisScenes:
         size = (self._count,)
         self._named = torch.zeros(size, dtype=torch.long, device=self.device)
         self._held = torch.zeros(size, dtype=torch.long, device=self.device)
-        self._now = Progress(self._held > 0, torch.zeros(size, device=self.device))
+        self._now = TaskStatus(self._held > 0, torch.zeros(size, device=self.device))
         self._lower, self._upper = self._tensor(LOWER_RAD), self._tensor(UPPER_RAD)
 
     # --- what is built once ----------------------------------------------------------------------
@@ -210,7 +210,7 @@ class GenesisScenes:
         self._scene.step()
         self._now = self._judge(counts=True)
 
-    def progress(self) -> Progress:
+    def progress(self) -> TaskStatus:
         """See Scenes."""
         return self._now
 
@@ -234,7 +234,7 @@ class GenesisScenes:
 
     # --- what is true now ------------------------------------------------------------------------
 
-    def _judge(self, counts: bool) -> Progress:
+    def _judge(self, counts: bool) -> TaskStatus:
         """Return how the task stands, as sim.tasks.Lift has it."""
         everywhere = torch.arange(self._count, device=self.device)
         cubes = torch.stack([cube.get_pos() for cube in self._cubes], dim=1)  # (N, C, 3)
@@ -248,7 +248,7 @@ class GenesisScenes:
         near = 1 - torch.tanh(5 * distance)
         height = (rise / LIFT_M).clamp(0, 1)
         total = near + grasped.float() * (1 + height) + success.float()
-        return Progress(success, (total / 4).to(torch.float32))
+        return TaskStatus(success, (total / 4).to(torch.float32))
 
     def _tool_position(self) -> torch.Tensor:
         """(N, 3): the point between the fingertips."""

@@ -1,114 +1,9 @@
-"""Environments stepped together, whatever simulates them: targets go in, views and rewards leave.
-
-Legend: N environments, n of them in a group, T steps of a chunk, H × W pixels.
-
-    env = make(config)
-    env.reset()
-    for group in cycle(range(len(env.groups))):
-        views = env.look(group)                      # what the policy sees
-        env.send(group, policy(views))               # the simulation runs on
-        ...                                          # while another group is looked at
-        steps = env.receive(group)                   # what it paid, and which episodes ended
-
-An episode that ends is followed by the next one at once: `look` shows the first view of the new
-episode, `Steps` says how the old one ended, and for a truncated one, whose value is still open,
-what its last view was. A group's views are valid until its next `send`.
-"""
+"""The one way to get environments: `VectorConfig` → the `VectorEnv` of its simulator."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, Protocol
-
-import numpy as np
-import numpy.typing as npt
-
-from crane_x7_vla_rl.robot import DOF
-from crane_x7_vla_rl.sim.errors import SimError
-from crane_x7_vla_rl.vector_config import LONGEST_CHUNK, VectorConfig
-
-Bools = npt.NDArray[np.bool_]
-Floats = npt.NDArray[np.float32]
-Indices = npt.NDArray[np.int64]
-
-
-@dataclass(frozen=True, eq=False)
-class Views:
-    """What policies may see in some environments of a group, one row each."""
-
-    rows: Indices
-    """Which environments of the group these are, counted from its first."""
-    images: Any
-    """(rows, H, W, 3) uint8: numpy in shared memory, or a tensor on the device."""
-    state_rad: Any
-    """(rows, 8) float32 measured joints, the gripper last; numpy or a tensor as the images."""
-    instructions: list[str]
-
-
-@dataclass(frozen=True)
-class Episode:
-    """One that has ended."""
-
-    env: int
-    """Index among the N environments."""
-    seed: int
-    success: bool
-    total_reward: float
-    """Not discounted."""
-    steps: int
-
-
-@dataclass(frozen=True, eq=False)
-class Steps:
-    """What a group's chunk of targets came to, one row per environment."""
-
-    reward: Floats
-    """(n,) summed over the steps taken."""
-    steps: Indices
-    """(n,) taken: T, or less where the episode ended; 0 where it was discarded."""
-    terminated: Bools
-    """(n,) the episode ended by what it is: nothing comes after."""
-    truncated: Bools
-    """(n,) time ran out: the value of the final observation is still to come."""
-    final: Views | None
-    """The last views of truncated episodes; None where there are none."""
-    discarded: Bools
-    """(n,) the process died or hung: this chunk and its episode must not be learned from."""
-    episodes: tuple[Episode, ...]
-    """Those that ended in this chunk, by environment; discarded ones are not among them."""
-
-
-class VectorEnv(Protocol):
-    """See the module's docstring. Methods raise SimError, naming environment and seed."""
-
-    @property
-    def num_envs(self) -> int:
-        """N."""
-
-    @property
-    def groups(self) -> tuple[range, ...]:
-        """The environments of each group."""
-
-    def reset(self, seed: int | None = None) -> None:
-        """Begin episode 0 in all environments; None keeps the base seed."""
-
-    def look(self, group: int) -> Views:
-        """Return what there is to see, after `reset` or `receive`, before `send`."""
-
-    def send(self, group: int, targets_rad: Any) -> None:
-        """Let the group carry out (n, T, 8) joint targets, rad; returns at once."""
-
-    def receive(self, group: int) -> Steps:
-        """Wait for what was sent."""
-
-    def state_dict(self) -> dict[str, Any]:
-        """Return base seed and every environment's episode number, as JSON takes it."""
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Begin the numbered episodes from their start, in all environments."""
-
-    def close(self) -> None:
-        """End the simulation."""
+from crane_x7_vla_rl.sim.vector.protocol import VectorEnv
+from crane_x7_vla_rl.vector_config import VectorConfig
 
 
 def make(config: VectorConfig) -> VectorEnv:
@@ -132,58 +27,9 @@ def _make(config: VectorConfig) -> VectorEnv:
 
         return genesis.make(config)
     if config.backend == "gpu":
-        from crane_x7_vla_rl.sim.vector import maniskill_gpu as vector_gpu
+        from crane_x7_vla_rl.sim.vector import maniskill_gpu
 
-        return vector_gpu.make(config)
+        return maniskill_gpu.make(config)
     from crane_x7_vla_rl.sim.vector.cpu import CpuVectorEnv
 
     return CpuVectorEnv(config)
-
-
-def checked_targets(targets_rad: Any, envs: range) -> Any:
-    """Return the targets, array or tensor; raises SimError for another shape or NaN."""
-    shape = tuple(targets_rad.shape)
-    if len(shape) != 3 or (shape[0], shape[2]) != (len(envs), DOF):
-        raise SimError(f"targets_rad has shape {shape}, expected ({len(envs)}, T, {DOF})")
-    if not 1 <= shape[1] <= LONGEST_CHUNK:
-        raise SimError(f"targets_rad has {shape[1]} steps, expected 1 to {LONGEST_CHUNK}")
-    numpy = isinstance(targets_rad, np.ndarray)
-    finite: Any = np.isfinite(targets_rad) if numpy else targets_rad.isfinite()
-    rows = finite.reshape(len(envs), -1).all(1).tolist()
-    if not all(rows):
-        bad = envs[rows.index(False)]
-        raise SimError(f"targets_rad for environment {bad} is not finite: check the policy")
-    return targets_rad
-
-
-def not_finite(what: str, env: int, seed: int, step: int, came: Any) -> SimError:
-    """Return the error of a simulation that has gone wrong."""
-    return SimError(
-        f"environment {env} (seed {seed}), step {step}: {what} is {came}, expected finite numbers;"
-        f" the simulation has become unstable. Replay seed {seed}, and lower the steps' size"
-    )
-
-
-def checked_state(state: dict[str, Any], num_envs: int) -> tuple[int, list[int]]:
-    """Return base seed and episode numbers of a state_dict; raises SimError."""
-    seed, episodes = state.get("seed"), state.get("episodes")
-    if not isinstance(seed, int) or not isinstance(episodes, list) or len(episodes) != num_envs:
-        came = f"{len(episodes)} environments" if isinstance(episodes, list) else sorted(state)
-        raise SimError(
-            f"the state of the environments holds {came}, expected a seed and {num_envs} episode"
-            " numbers; resume with the same --num-parallel-envs"
-        )
-    return seed, list(episodes)
-
-
-__all__ = [
-    "Episode",
-    "Steps",
-    "VectorConfig",
-    "VectorEnv",
-    "Views",
-    "checked_state",
-    "checked_targets",
-    "make",
-    "not_finite",
-]

@@ -20,7 +20,7 @@ import torch
 from crane_x7_vla_rl import sim
 from crane_x7_vla_rl.robot import DOF, LOWER_RAD, UPPER_RAD
 from crane_x7_vla_rl.sim.errors import SimError
-from crane_x7_vla_rl.sim.vector.batched import BatchedVectorEnv, Progress
+from crane_x7_vla_rl.sim.vector.batched import BatchedVectorEnv, TaskStatus
 from crane_x7_vla_rl.vector_config import Backend, VectorConfig
 
 
@@ -125,13 +125,13 @@ class ManiSkillScenes:
         """See Scenes."""
         *_, self._info = self._scene.step(targets_rad.clamp(self._lower, self._upper))
 
-    def progress(self) -> Progress:
+    def progress(self) -> TaskStatus:
         """See Scenes; progress is computed for dense rewards alone."""
         success = self._info["success"]
         if not self._dense:
-            return Progress(success, torch.zeros_like(success, dtype=torch.float32))
+            return TaskStatus(success, torch.zeros_like(success, dtype=torch.float32))
         reward = self._scene.compute_normalized_dense_reward(None, None, self._info)
-        return Progress(success, reward)
+        return TaskStatus(success, reward)
 
     def state_rad(self) -> torch.Tensor:
         """See Scenes."""

@@ -22,7 +22,7 @@ from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy
 from crane_x7_vla_rl.sim.errors import SimError
 from crane_x7_vla_rl.sim.workers import Workers
 from crane_x7_vla_rl.training.evaluate.command import VIDEOS, EvaluateConfig
-from crane_x7_vla_rl.training.evaluate.scene_worker import Act, Begin, Look, make_rooms
+from crane_x7_vla_rl.training.evaluate.scene_worker import Act, Begin, EvalWorker, Look
 from crane_x7_vla_rl.training.evaluate.video import write_video
 from crane_x7_vla_rl.types import Observation
 
@@ -133,7 +133,7 @@ def roll_out(policy: OpenVLAPolicy, config: EvaluateConfig) -> Rollouts:
     policy.reset()
     count = min(config.processes or os.cpu_count() or 1, config.num_episodes)
     started_s = time.monotonic()
-    with Workers(count, partial(make_rooms, world)) as workers, _bar(config) as bar:
+    with Workers(count, partial(EvalWorker, world)) as workers, _bar(config) as bar:
         turns = _Turns(policy, config, workers)
         for worker in range(count):
             turns.begin(worker)

@@ -1,7 +1,7 @@
-"""A process full of scenes for rollouts: orders for each slot come in, looks at each leave.
+"""One process of an evaluation: an order per slot → what its scene shows then.
 
-An order begins an episode or carries out a chunk of joint targets; a picture is drawn only after
-it, when the policy looks again. Films, where they are wanted, draw every step.
+An order begins an episode or carries out a chunk of joint targets. A picture is drawn only after
+it, when the policy looks again; in episodes that are filmed, after every step.
 """
 
 from __future__ import annotations
@@ -45,13 +45,8 @@ class Look:
     """Every step's picture, when it ended."""
 
 
-def make_rooms(config: WorldConfig) -> Rooms:
-    """Return the handler of a process."""
-    return Rooms(config)
-
-
-class Rooms:
-    """Scenes by slot, each made when it is first used."""
+class EvalWorker:
+    """The handler of a process: scenes by slot, each made when it is first used."""
 
     def __init__(self, config: WorldConfig) -> None:
         self._config = config

@@ -14,7 +14,7 @@ from typing import Final
 
 import torch
 
-from crane_x7_vla_rl.sim.vector.make import Episode
+from crane_x7_vla_rl.sim.vector.protocol import EpisodeResult
 from crane_x7_vla_rl.training.rl.agent import Agent
 from crane_x7_vla_rl.training.rl.rollout import Collected
 
@@ -37,7 +37,9 @@ class Outcomes:
         """All environments have begun anew: nobody will know how the running episodes end."""
         self._now, self._waiting = 0, []
 
-    def add(self, episodes: Sequence[Episode], ended: Sequence[int], steps: int) -> tuple[int, int]:
+    def add(
+        self, episodes: Sequence[EpisodeResult], ended: Sequence[int], steps: int
+    ) -> tuple[int, int]:
         """Return how many episodes count since the last call, and how many of them succeeded.
 
         `episodes` ended in the decisions `ended`, from 0, of a rollout of `steps` decisions.

@@ -29,7 +29,7 @@ from crane_x7_vla_rl.policies.openvla.image import View, cut
 from crane_x7_vla_rl.policies.openvla.resample import resize
 from crane_x7_vla_rl.policies.openvla.run.rollout import Rollout, Sampling
 from crane_x7_vla_rl.policies.openvla.targets import joint_targets
-from crane_x7_vla_rl.sim.vector.make import Episode, Steps, VectorEnv, Views
+from crane_x7_vla_rl.sim.vector.protocol import EpisodeResult, Steps, VectorEnv, Views
 from crane_x7_vla_rl.training import non_finite as spoilt
 from crane_x7_vla_rl.training.errors import NotFiniteError
 from crane_x7_vla_rl.training.rl import grpo, ppo
@@ -64,7 +64,7 @@ class Collected:
     """One rollout of this process."""
 
     buffer: Buffer
-    episodes: tuple[Episode, ...]
+    episodes: tuple[EpisodeResult, ...]
     """Those that ended."""
     ended: tuple[int, ...]
     """The step in which each of them did."""
@@ -112,7 +112,7 @@ class _Collection:
         ).unbind()
         self.began = [0] * count
         """Step of this rollout in which each environment's episode began, or 0."""
-        self.episodes: list[Episode] = []
+        self.episodes: list[EpisodeResult] = []
         self.ended: list[int] = []
         self.env_steps = 0
         self.simulate_s = self.infer_s = 0.0

@@ -24,7 +24,7 @@ from crane_x7_vla_rl.policies.openvla.weights import layout as layouts
 from crane_x7_vla_rl.policies.openvla.weights.layout import TOKENIZER
 from crane_x7_vla_rl.policies.openvla.weights.loading import Loaded
 from crane_x7_vla_rl.sim.vector import make as vector
-from crane_x7_vla_rl.sim.vector.make import VectorEnv
+from crane_x7_vla_rl.sim.vector.protocol import VectorEnv
 from crane_x7_vla_rl.training import learner
 from crane_x7_vla_rl.training.checkpoints import lineage, training_state
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint

@@ -13,9 +13,10 @@ from vector_rig import ALONE, FOUR, WORLD, expert_targets, run, still, waving
 
 from crane_x7_vla_rl.sim.errors import SimError
 from crane_x7_vla_rl.sim.vector.cpu import CpuVectorEnv
-from crane_x7_vla_rl.sim.vector.make import VectorEnv, Views, make
+from crane_x7_vla_rl.sim.vector.env_worker import EnvOrder, EnvOutcome, EnvWorker, GroupOrder
+from crane_x7_vla_rl.sim.vector.make import make
+from crane_x7_vla_rl.sim.vector.protocol import VectorEnv, Views
 from crane_x7_vla_rl.sim.vector.shared_memory import SharedPlan, release, reserve
-from crane_x7_vla_rl.sim.vector.stage import Order, Outcome, Stage, Task
 from crane_x7_vla_rl.vector_config import RewardKind, Rewards, VectorConfig, episode_seed
 
 WAIT_S = 60.0
@@ -27,30 +28,30 @@ def four() -> CpuVectorEnv:
 
 
 @pytest.fixture(scope="module")
-def stage() -> Iterator[Stage]:
+def worker() -> Iterator[EnvWorker]:
     plan = reserve(1, WORLD.image_size)
-    stage = Stage(ALONE, plan.map())
-    order(stage, 0, 0)
-    yield stage
+    worker = EnvWorker(ALONE, plan)
+    order(worker, 0, 0)
+    yield worker
     release(plan)
 
 
-def paying(stage: Stage, kind: RewardKind) -> Stage:
-    """Return the stage, its room paying in another way: a scene takes seconds to build."""
-    stage.rooms[0]._rewards = Rewards(kind)
-    return stage
+def paying(worker: EnvWorker, kind: RewardKind) -> EnvWorker:
+    """Return the worker, its slot paying in another way: a scene takes seconds to build."""
+    worker.slots[0]._rewards = Rewards(kind)
+    return worker
 
 
-def order(stage: Stage, seed: int, steps: int) -> Outcome:
-    return stage(Order(0, (Task(0, seed, steps),))).outcomes[0]
+def order(worker: EnvWorker, seed: int, steps: int) -> EnvOutcome:
+    return worker(GroupOrder(0, (EnvOrder(0, seed, steps),))).outcomes[0]
 
 
-def solve(stage: Stage, steps: int | None = None) -> Outcome:
+def solve(worker: EnvWorker, steps: int | None = None) -> EnvOutcome:
     """Carry out what solves episode 0, after a fresh start."""
     targets = expert_targets(0, 0, 0)[:steps]
-    order(stage, episode_seed(0, 0, 0), 0)
-    stage.shared.targets_rad[0, : len(targets)] = targets
-    return order(stage, episode_seed(0, 0, 1), len(targets))
+    order(worker, episode_seed(0, 0, 0), 0)
+    worker.shared.targets_rad[0, : len(targets)] = targets
+    return order(worker, episode_seed(0, 0, 1), len(targets))
 
 
 def copied(views: Views) -> tuple[np.ndarray, np.ndarray, list[str]]:
@@ -191,8 +192,8 @@ def test_wrong_use_says_what_was_expected(four: CpuVectorEnv) -> None:
 # --- rewards, in this process ---------------------------------------------------------------------
 
 
-def test_binary_pays_in_the_step_of_success(stage: Stage) -> None:
-    scenes = paying(stage, "binary")
+def test_binary_pays_in_the_step_of_success(worker: EnvWorker) -> None:
+    scenes = paying(worker, "binary")
     targets = expert_targets(0, 0, 0)
     assert solve(scenes, len(targets) - 1).reward == 0
     outcome = solve(scenes)
@@ -202,8 +203,8 @@ def test_binary_pays_in_the_step_of_success(stage: Stage) -> None:
     assert not outcome.truncated
 
 
-def test_sparse_pays_at_the_end_and_only_where_success_holds_then(stage: Stage) -> None:
-    scenes = paying(stage, "sparse")
+def test_sparse_pays_at_the_end_and_only_where_success_holds_then(worker: EnvWorker) -> None:
+    scenes = paying(worker, "sparse")
     targets = expert_targets(0, 0, 0)
     left = WORLD.max_steps - len(targets)
     for holds in (True, False):
@@ -218,10 +219,10 @@ def test_sparse_pays_at_the_end_and_only_where_success_holds_then(stage: Stage) 
         assert not outcome.truncated  # the end is part of the task: nothing is worth anything after
 
 
-def test_dense_adds_up_to_what_was_gained(stage: Stage) -> None:
-    scenes = paying(stage, "dense")
+def test_dense_adds_up_to_what_was_gained(worker: EnvWorker) -> None:
+    scenes = paying(worker, "dense")
     order(scenes, episode_seed(0, 0, 0), 0)
-    began = scenes.rooms[0].world.progress()
+    began = scenes.slots[0].world.progress()
     outcome = solve(scenes)
     assert outcome.ended is not None
     assert outcome.ended.success
@@ -231,13 +232,13 @@ def test_dense_adds_up_to_what_was_gained(stage: Stage) -> None:
     assert away.reward < outcome.reward
 
 
-def test_nan_in_an_observation_or_reward_names_environment_and_seed(stage: Stage) -> None:
+def test_nan_in_an_observation_or_reward_names_environment_and_seed(worker: EnvWorker) -> None:
     for kind, what in (("binary", "observation state_rad"), ("dense", "reward")):
-        scenes = paying(stage, kind)  # type: ignore[arg-type]
+        scenes = paying(worker, kind)  # type: ignore[arg-type]
         order(scenes, 77, 0)
-        robot = scenes.rooms[0].world.scene.agent.robot
+        robot = scenes.slots[0].world.scene.agent.robot
         if kind == "dense":
-            scenes.rooms[0]._progress = float("nan")
+            scenes.slots[0]._progress = float("nan")
         else:
             robot.set_qpos(np.full((1, 9), np.nan, dtype=np.float32))
         scenes.shared.targets_rad[0, :1] = 0

@@ -17,8 +17,9 @@ from vector_rig import ALONE, expert_targets, run, still, waving
 
 from crane_x7_vla_rl.sim.errors import SimError
 from crane_x7_vla_rl.sim.vector.batched import BatchedVectorEnv
-from crane_x7_vla_rl.sim.vector.make import VectorEnv, make
+from crane_x7_vla_rl.sim.vector.make import make
 from crane_x7_vla_rl.sim.vector.maniskill_gpu import Machine, lone_scene, this_machine
+from crane_x7_vla_rl.sim.vector.protocol import VectorEnv
 from crane_x7_vla_rl.vector_config import Rewards, VectorConfig, episode_seed
 
 HERE = Path(__file__)

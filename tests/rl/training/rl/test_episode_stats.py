@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from crane_x7_vla_rl.sim.vector.make import Episode
+from crane_x7_vla_rl.sim.vector.protocol import EpisodeResult
 from crane_x7_vla_rl.training.rl.episode_stats import ENOUGH, Outcomes, Recent
 
 LONGEST, CHUNK, ENVIRONMENTS, STEPS = 20, 2, 16, 6
@@ -27,7 +27,7 @@ class World:
             return int(self.draw.integers(2, 8)), True
         return LONGEST, False
 
-    def roll_out(self) -> tuple[list[Episode], list[int]]:
+    def roll_out(self) -> tuple[list[EpisodeResult], list[int]]:
         episodes, ended = [], []
         for step in range(STEPS):
             for env in range(ENVIRONMENTS):
@@ -35,7 +35,7 @@ class World:
                 if self.now + step + 1 < self.began[env] + length:
                     continue
                 steps = CHUNK * length - int(self.draw.integers(CHUNK))  # of a chunk, maybe one
-                episodes.append(Episode(env, 0, success, float(success), steps))
+                episodes.append(EpisodeResult(env, 0, success, float(success), steps))
                 ended.append(step)
                 self.told.append((self.began[env], success))
                 self.began[env], self.ends[env] = self.now + step + 1, self.next()
@@ -69,7 +69,7 @@ def test_short_runs_after_a_restart_do_not_flatter() -> None:
 
 def test_nobody_waits_for_episodes_that_a_restart_cut_off() -> None:
     outcomes = Outcomes(LONGEST, CHUNK)
-    outcomes.add([Episode(0, 0, True, 1.0, 4)], [3], STEPS)
+    outcomes.add([EpisodeResult(0, 0, True, 1.0, 4)], [3], STEPS)
     outcomes.restart()
     assert [outcomes.add([], [], STEPS) for _ in range(10)] == [(0, 0)] * 10
 

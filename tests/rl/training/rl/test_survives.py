@@ -30,8 +30,8 @@ from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.sim.errors import SimError
 from crane_x7_vla_rl.sim.vector import make as vector
 from crane_x7_vla_rl.sim.vector import maniskill_gpu as vector_gpu
-from crane_x7_vla_rl.sim.vector.make import Views
 from crane_x7_vla_rl.sim.vector.maniskill_gpu import Machine
+from crane_x7_vla_rl.sim.vector.protocol import Views
 from crane_x7_vla_rl.training import cli
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.errors import ExitCode, ResumeError

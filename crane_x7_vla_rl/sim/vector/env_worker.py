@@ -1,8 +1,7 @@
-"""What a process does for the CPU backend: scenes by environment, stepped by order.
+"""One process of the CPU backend: orders for its environments → outcomes; it holds their scenes.
 
-An `Order` for environments of one group comes in over the pipe, their targets through shared
-memory; an `Answer` leaves, what the scenes look like through shared memory again. Each picture is
-drawn once, straight into it, and only when a policy is going to look: after a chunk, or at the end
+Orders and outcomes go over the pipe; targets, images and joints through shared memory. A picture is
+drawn straight into it, once, and only when a policy is going to look: after a chunk, or at the end
 of a truncated episode.
 """
 
@@ -13,14 +12,14 @@ from dataclasses import dataclass
 import numpy as np
 
 from crane_x7_vla_rl.robot import DOF
-from crane_x7_vla_rl.sim.vector.make import Episode, not_finite
+from crane_x7_vla_rl.sim.vector.protocol import EpisodeResult, not_finite
 from crane_x7_vla_rl.sim.vector.shared_memory import SharedArrays, SharedPlan
 from crane_x7_vla_rl.sim.world import World
 from crane_x7_vla_rl.vector_config import VectorConfig
 
 
 @dataclass(frozen=True)
-class Task:
+class EnvOrder:
     """What one environment shall do."""
 
     env: int
@@ -31,16 +30,16 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Order:
-    """Tasks for environments of one group."""
+class GroupOrder:
+    """Orders for environments of one group."""
 
     group: int
-    tasks: tuple[Task, ...]
+    orders: tuple[EnvOrder, ...]
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """What became of one task."""
+class EnvOutcome:
+    """What became of one order."""
 
     env: int
     instruction: str
@@ -48,57 +47,52 @@ class Outcome:
     reward: float = 0.0
     steps: int = 0
     truncated: bool = False
-    ended: Episode | None = None
+    ended: EpisodeResult | None = None
     """The episode that has ended, terminated unless `truncated`."""
 
 
 @dataclass(frozen=True)
-class Answer:
+class GroupOutcome:
     """The outcomes of an order."""
 
     group: int
-    outcomes: tuple[Outcome, ...]
+    outcomes: tuple[EnvOutcome, ...]
 
 
-def make_stage(config: VectorConfig, plan: SharedPlan) -> Stage:
-    """Return the handler of a process."""
-    return Stage(config, plan.map())
+class EnvWorker:
+    """The handler of a process: slots by environment, each made when it is first used."""
 
-
-class Stage:
-    """Scenes by environment, each made when it is first used."""
-
-    def __init__(self, config: VectorConfig, shared: SharedArrays) -> None:
-        self.shared = shared
-        self.rooms: dict[int, Room] = {}
+    def __init__(self, config: VectorConfig, plan: SharedPlan) -> None:
+        self.shared = plan.map()
+        self.slots: dict[int, EnvSlot] = {}
         self._config = config
 
-    def __call__(self, order: Order) -> Answer:
+    def __call__(self, order: GroupOrder) -> GroupOutcome:
         """Carry out; raises SimError where a scene has gone wrong."""
-        return Answer(order.group, tuple(self._carry_out(task) for task in order.tasks))
+        return GroupOutcome(order.group, tuple(self._carry_out(each) for each in order.orders))
 
-    def _carry_out(self, task: Task) -> Outcome:
-        if task.env not in self.rooms:
-            self.rooms[task.env] = Room(self._config, self.shared, task.env)
-        room = self.rooms[task.env]
-        if not task.steps:
-            room.begin(task.seed)
-            room.show()
-            return Outcome(task.env, room.world.instruction)
-        targets = self.shared.targets_rad[task.env, : task.steps].astype(np.float64)
-        before = room.world.step_index
-        reward = room.run(targets)
-        steps = room.world.step_index - before
-        ended, truncated = room.ended_episode(), room.truncated
+    def _carry_out(self, order: EnvOrder) -> EnvOutcome:
+        if order.env not in self.slots:
+            self.slots[order.env] = EnvSlot(self._config, self.shared, order.env)
+        slot = self.slots[order.env]
+        if not order.steps:
+            slot.begin(order.seed)
+            slot.show()
+            return EnvOutcome(order.env, slot.world.instruction)
+        targets = self.shared.targets_rad[order.env, : order.steps].astype(np.float64)
+        before = slot.world.step_index
+        reward = slot.run(targets)
+        steps = slot.world.step_index - before
+        ended, truncated = slot.ended_episode(), slot.truncated
         if ended is not None:
             if truncated:
-                room.show(final=True)
-            room.begin(task.seed)
-        room.show()
-        return Outcome(task.env, room.world.instruction, reward, steps, truncated, ended)
+                slot.show(final=True)
+            slot.begin(order.seed)
+        slot.show()
+        return EnvOutcome(order.env, slot.world.instruction, reward, steps, truncated, ended)
 
 
-class Room:
+class EnvSlot:
     """One environment: a world, its episode and what the episode has paid."""
 
     def __init__(self, config: VectorConfig, shared: SharedArrays, env: int) -> None:
@@ -145,12 +139,12 @@ class Room:
         """Whether the episode has ended for want of time alone."""
         return self._out_of_time and self._rewards.ends_at_success and not self.world.success
 
-    def ended_episode(self) -> Episode | None:
+    def ended_episode(self) -> EpisodeResult | None:
         """Return the episode where it has ended."""
         if not self._ended:
             return None
         world = self.world
-        return Episode(self._env, self._seed, world.success, self._total, world.step_index)
+        return EpisodeResult(self._env, self._seed, world.success, self._total, world.step_index)
 
     def show(self, final: bool = False) -> None:
         """Write what there is to see into shared memory."""
