@@ -14,12 +14,8 @@ from typing import Final
 from crane_x7_remote import settings
 from crane_x7_remote.errors import PolicyError, SettingsError
 from crane_x7_vla_rl import scenes
-from crane_x7_vla_rl.policies.base import (
-    POLICY_NAMES,
-    SHIPPED,
-    PolicyLoadError,
-    has_random_weights,
-)
+from crane_x7_vla_rl.policies.base import PolicyLoadError
+from crane_x7_vla_rl.policies.load import POLICY_NAMES, SHIPPED, has_random_weights
 from crane_x7_vla_rl.policies.skills import Skills
 from crane_x7_vla_rl.scenes import COLOUR_NAMES, EVALUATION_SEED, PICK_PLACE_ID, WorldConfig
 

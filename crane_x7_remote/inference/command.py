@@ -35,13 +35,8 @@ from crane_x7_remote.rosbridge.client import RosbridgeClient
 from crane_x7_remote.rosbridge.config import ClientConfig
 from crane_x7_remote.settings import Settings
 from crane_x7_remote.tunnel.peer import StatusCommand, TailnetDiagnosis
-from crane_x7_vla_rl.policies.base import (
-    ModelOptions,
-    NotFiniteError,
-    Policy,
-    PolicyLoadError,
-    load_policy,
-)
+from crane_x7_vla_rl.policies.base import ModelOptions, NotFiniteError, Policy, PolicyLoadError
+from crane_x7_vla_rl.policies.load import load_policy
 
 logger = logging.getLogger(__name__)
 

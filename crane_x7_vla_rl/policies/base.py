@@ -1,30 +1,24 @@
-"""The Policy protocol and `load_policy`, the one table from a name to a policy.
+"""The Policy protocol and its plain types. A batch of observations → one `ActionChunk` each.
 
-Observations come in as a batch, one `ActionChunk` for each goes out. The loop and the trainer know
-policies through this file alone.
+The loop and the trainer know policies through this file and `load` alone.
 """
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Final, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from crane_x7_vla_rl.robot import JOINT_NAMES
 from crane_x7_vla_rl.types import ActionChunk, Observation
 
-POLICY_NAMES = ("color-servo", "openvla")
 DEFAULT_UNNORM_KEY = "crane_x7"
-SHIPPED: Final = Path(__file__).parent / "tiny"
-"""Folder of the checkpoint that comes with the project; see its README.md."""
 
 
 class PolicyLoadError(Exception):
-    """A policy could not be made ready; says what was asked for, what was found, what to do."""
+    """A policy could not be made ready; says what came, what was expected, what to do."""
 
 
 class NotFiniteError(PolicyLoadError):
@@ -69,35 +63,6 @@ class ModelOptions:
     """Of sampled tokens."""
 
 
-def load_policy(name: str, options: ModelOptions | None = None) -> Policy:
-    """Make the policy called `name` (one of POLICY_NAMES) ready to predict.
-
-    `options` matter to policies with weights alone. Raises PolicyLoadError.
-    """
-    if name == "color-servo":
-        from crane_x7_vla_rl.policies.color_servo.policy import ColorServo
-
-        return ColorServo()
-    if name == "openvla":
-        return _load_openvla(options or ModelOptions())
-    raise PolicyLoadError(f"policy {name!r} is unknown; known: {', '.join(POLICY_NAMES)}")
-
-
-def _load_openvla(options: ModelOptions) -> Policy:
-    if options.path is None:
-        raise PolicyLoadError(
-            "policy 'openvla' needs a model: set VLA_MODEL_PATH to a folder or to a Hub id"
-        )
-    try:
-        from crane_x7_vla_rl.policies.openvla import policy
-    except ModuleNotFoundError as error:
-        raise PolicyLoadError(
-            f"VLA_MODEL_PATH={options.path}: policy 'openvla' needs the package {error.name}: pip"
-            " install 'crane-x7-remote[train]', or build the image without EXTRAS="
-        ) from error
-    return policy.load(options)
-
-
 def only_numbers(chunk: ActionChunk, instruction: str) -> ActionChunk:
     """Return the chunk; raises NotFiniteError where a target is NaN or infinite."""
     if not np.isfinite(chunk.position_rad).all():
@@ -108,12 +73,3 @@ def only_numbers(chunk: ActionChunk, instruction: str) -> ActionChunk:
             " numbers"
         )
     return chunk
-
-
-def has_random_weights(model_path: str) -> bool:
-    """Whether a local checkpoint says that nobody has trained it; see openvla.builder."""
-    try:
-        config = json.loads((Path(model_path).expanduser() / "config.json").read_text())
-    except (OSError, ValueError):
-        return False  # loading it says what is wrong
-    return isinstance(config, dict) and bool(config.get("random_weights"))

@@ -13,7 +13,8 @@ for package in ("torch", "pyarrow", "tokenizers", "av"):
 import training_rig as rig
 from containers import Container, Network, Workshop
 
-from crane_x7_vla_rl.policies.base import ModelOptions, load_policy
+from crane_x7_vla_rl.policies.base import ModelOptions
+from crane_x7_vla_rl.policies.load import load_policy
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.errors import ExitCode
 

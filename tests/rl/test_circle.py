@@ -10,7 +10,8 @@ import torch
 import training_rig
 from loop_rig import FaultyRobot, RunningLoop, SwingingPolicy
 
-from crane_x7_vla_rl.policies.base import ModelOptions, load_policy
+from crane_x7_vla_rl.policies.base import ModelOptions
+from crane_x7_vla_rl.policies.load import load_policy
 from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.training.checkpoints import ship
 from crane_x7_vla_rl.types import ActionChunk, Observation

@@ -143,7 +143,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     A model whose answers are no numbers is no rate of 0: NotFiniteError is a PolicyLoadError.
     """
     from crane_x7_vla_rl.data.files import write_json
-    from crane_x7_vla_rl.policies.base import load_policy
+    from crane_x7_vla_rl.policies.load import load_policy
     from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy
     from crane_x7_vla_rl.training.evaluate.report import summary
 

@@ -35,7 +35,7 @@ from crane_x7_remote.errors import (
 )
 from crane_x7_remote.rosbridge.messages import EncodedFrame, ParsedTrajectory
 from crane_x7_remote.sim_robot.arm import still_picture
-from crane_x7_vla_rl.policies.base import SHIPPED
+from crane_x7_vla_rl.policies.load import SHIPPED
 from crane_x7_vla_rl.policies.skills import Skills
 from crane_x7_vla_rl.robot import HOME_RAD, JOINT_NAMES
 from crane_x7_vla_rl.scenes import EVALUATION_SEED

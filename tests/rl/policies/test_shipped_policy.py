@@ -10,7 +10,8 @@ from fnmatch import fnmatch
 import pytest
 from places import ROOT
 
-from crane_x7_vla_rl.policies.base import SHIPPED, ModelOptions
+from crane_x7_vla_rl.policies.base import ModelOptions
+from crane_x7_vla_rl.policies.load import SHIPPED
 from crane_x7_vla_rl.policies.openvla import policy as openvla
 from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy
 from crane_x7_vla_rl.policies.skills import Skills

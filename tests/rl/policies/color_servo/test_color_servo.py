@@ -204,7 +204,7 @@ def test_images_and_joints_alone_give_the_same_targets(
 def test_the_policy_does_not_even_load_the_simulation() -> None:
     code = (
         "import sys\n"
-        "from crane_x7_vla_rl.policies.base import load_policy\n"
+        "from crane_x7_vla_rl.policies.load import load_policy\n"
         "load_policy('color-servo')\n"
         "print(sorted({'torch', 'sapien', 'mani_skill', 'gymnasium'} & set(sys.modules)))"
     )

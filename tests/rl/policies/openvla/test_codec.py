@@ -16,7 +16,8 @@ for package in ("safetensors", "tokenizers"):
     pytest.importorskip(package, reason="needs the train extra")
 
 from crane_x7_vla_rl.actions import FIRST_ACTION_TOKEN, VOCABULARY
-from crane_x7_vla_rl.policies.base import ModelOptions, load_policy
+from crane_x7_vla_rl.policies.base import ModelOptions
+from crane_x7_vla_rl.policies.load import load_policy
 from crane_x7_vla_rl.policies.openvla import builder
 from crane_x7_vla_rl.policies.openvla.codec import Codec, PolicySpec
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError, ConfigError

@@ -28,7 +28,8 @@ from spoilt_rig import PARTS, VALUES, spoil
 from crane_x7_remote.inference.safety import HoldReason
 from crane_x7_vla_rl.actions import FIRST_ACTION_TOKEN, NO_TOKEN, tokens_to_normalised
 from crane_x7_vla_rl.policies import base
-from crane_x7_vla_rl.policies.base import ModelOptions, PolicyLoadError, load_policy
+from crane_x7_vla_rl.policies.base import ModelOptions, PolicyLoadError
+from crane_x7_vla_rl.policies.load import load_policy
 from crane_x7_vla_rl.policies.openvla import builder, finite
 from crane_x7_vla_rl.policies.openvla.codec import PolicySpec
 from crane_x7_vla_rl.policies.openvla.errors import NotFiniteError

@@ -11,7 +11,8 @@ import torch
 from oft_rig import KEY, STEPS, proprio_weights, write
 
 from crane_x7_vla_rl.kinematics import tool_frame
-from crane_x7_vla_rl.policies.base import ModelOptions, load_policy
+from crane_x7_vla_rl.policies.base import ModelOptions
+from crane_x7_vla_rl.policies.load import load_policy
 from crane_x7_vla_rl.policies.openvla import builder
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
 from crane_x7_vla_rl.policies.openvla.run.oft import ChunkSettings

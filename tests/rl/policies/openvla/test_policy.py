@@ -19,7 +19,8 @@ for package in ("safetensors", "tokenizers"):
     pytest.importorskip(package, reason="needs the train extra")
 
 from crane_x7_vla_rl.kinematics import UnreachableError, tool_frame
-from crane_x7_vla_rl.policies.base import ModelOptions, PolicyLoadError, load_policy
+from crane_x7_vla_rl.policies.base import ModelOptions, PolicyLoadError
+from crane_x7_vla_rl.policies.load import load_policy
 from crane_x7_vla_rl.policies.openvla import OpenVLA, builder
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
 from crane_x7_vla_rl.policies.openvla.image import pixel_values
@@ -206,7 +207,8 @@ def test_openvla_without_a_model_says_what_to_set() -> None:
 def test_a_machine_without_torch_says_what_to_install() -> None:
     code = (
         "import sys; sys.modules['torch'] = None\n"
-        "from crane_x7_vla_rl.policies.base import ModelOptions, load_policy\n"
+        "from crane_x7_vla_rl.policies.base import ModelOptions\n"
+        "from crane_x7_vla_rl.policies.load import load_policy\n"
         "load_policy('openvla', ModelOptions('some/model'))"
     )
     done = subprocess.run(

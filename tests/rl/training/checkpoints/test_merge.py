@@ -11,7 +11,8 @@ import pytest
 import torch
 import training_rig as rig
 
-from crane_x7_vla_rl.policies.base import ModelOptions, load_policy
+from crane_x7_vla_rl.policies.base import ModelOptions
+from crane_x7_vla_rl.policies.load import load_policy
 from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.training import cli
 from crane_x7_vla_rl.training.errors import ExitCode

@@ -187,7 +187,8 @@ def test_what_was_uploaded_loads_by_its_hub_id(tmp_path: Path) -> None:
         finish(rig.start_anew(flags, hub_env(hub, tmp_path)))
     assert list(hub.tags) == ["checkpoint-final"]
     code = (
-        "from crane_x7_vla_rl.policies.base import ModelOptions, load_policy\n"
+        "from crane_x7_vla_rl.policies.base import ModelOptions\n"
+        "from crane_x7_vla_rl.policies.load import load_policy\n"
         f"load_policy('openvla', ModelOptions(path='{NAME}'))"
     )
     with FakeHub(files=hub.files) as giving:

@@ -11,7 +11,8 @@ import torch
 import training_rig
 
 from crane_x7_vla_rl.actions import FIRST_ACTION_TOKEN, VOCABULARY
-from crane_x7_vla_rl.policies.base import ModelOptions, PolicyLoadError, load_policy
+from crane_x7_vla_rl.policies.base import ModelOptions, PolicyLoadError
+from crane_x7_vla_rl.policies.load import load_policy
 from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.policies.skills import Skills
 from crane_x7_vla_rl.robot import HOME_RAD

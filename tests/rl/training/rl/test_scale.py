@@ -17,7 +17,8 @@ import training_rig
 from processes import children, is_alive
 from warm_process import WarmProcess
 
-from crane_x7_vla_rl.policies.base import ModelOptions, load_policy
+from crane_x7_vla_rl.policies.base import ModelOptions
+from crane_x7_vla_rl.policies.load import load_policy
 from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 

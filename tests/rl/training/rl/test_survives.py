@@ -25,7 +25,8 @@ import training_rig
 from rl_rig import Scripted
 from warm_process import WarmProcess
 
-from crane_x7_vla_rl.policies.base import ModelOptions, load_policy
+from crane_x7_vla_rl.policies.base import ModelOptions
+from crane_x7_vla_rl.policies.load import load_policy
 from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.sim.errors import SimError
 from crane_x7_vla_rl.sim.vector import make as vector

@@ -14,7 +14,8 @@ import training_rig
 import wandb
 from places import ROOT
 
-from crane_x7_vla_rl.policies.base import ModelOptions, load_policy
+from crane_x7_vla_rl.policies.base import ModelOptions
+from crane_x7_vla_rl.policies.load import load_policy
 from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.training import cli
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint

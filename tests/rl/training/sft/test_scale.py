@@ -15,7 +15,8 @@ import training_rig as rig
 from processes import children
 from warm_process import WarmProcess
 
-from crane_x7_vla_rl.policies.base import ModelOptions, load_policy
+from crane_x7_vla_rl.policies.base import ModelOptions
+from crane_x7_vla_rl.policies.load import load_policy
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 
 pytestmark = pytest.mark.timeout(rig.PATIENCE_S + 100)

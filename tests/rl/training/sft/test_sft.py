@@ -22,7 +22,8 @@ import training_rig as rig
 import yaml
 from warm_process import WarmProcess
 
-from crane_x7_vla_rl.policies.base import ModelOptions, load_policy
+from crane_x7_vla_rl.policies.base import ModelOptions
+from crane_x7_vla_rl.policies.load import load_policy
 from crane_x7_vla_rl.policies.openvla.codec import PolicySpec
 from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.training import learner
