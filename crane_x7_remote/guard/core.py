@@ -27,7 +27,9 @@ from crane_x7_remote.guard import join, reading
 from crane_x7_remote.guard.join import Situation
 from crane_x7_remote.guard.reading import Key
 from crane_x7_remote.guard.robot_state import RobotState
-from crane_x7_remote.inference.safety import Hold, Limits, check_joints
+from crane_x7_remote.inference.hold import Hold
+from crane_x7_remote.inference.limits import Limits
+from crane_x7_remote.inference.safety import check_joints
 from crane_x7_remote.inference.trajectory import flown, is_followed
 from crane_x7_remote.rosbridge import messages
 from crane_x7_remote.rosbridge.messages import MessageError, ParsedTrajectory

@@ -14,7 +14,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from crane_x7_remote.inference.safety import Hold, HoldReason, Limits, SafeCommand, check_motion
+from crane_x7_remote.inference.hold import Hold, HoldReason
+from crane_x7_remote.inference.limits import Limits
+from crane_x7_remote.inference.safety import SafeCommand, check_motion
 from crane_x7_remote.inference.trajectory import Timing, build, state_at
 from crane_x7_vla_rl.robot import ARM_DOF
 from crane_x7_vla_rl.types import Array, JointState, Trajectory

@@ -26,10 +26,10 @@ from crane_x7_remote.errors import (
     SettingsError,
 )
 from crane_x7_remote.inference.config import LoopConfig
+from crane_x7_remote.inference.limits import Limits
 from crane_x7_remote.inference.loop import InferenceLoop
 from crane_x7_remote.inference.metrics import LoopMetrics, MetricsWriter
 from crane_x7_remote.inference.outgoing import OutgoingTopics
-from crane_x7_remote.inference.safety import Limits
 from crane_x7_remote.real_time import ask_for_real_time
 from crane_x7_remote.rosbridge.client import RosbridgeClient
 from crane_x7_remote.rosbridge.config import ClientConfig

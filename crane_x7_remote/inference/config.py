@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from crane_x7_remote.inference import peers
+from crane_x7_remote.inference.link import peers
 from crane_x7_remote.inference.outgoing import OutgoingTopics
 
 

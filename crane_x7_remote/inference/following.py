@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crane_x7_remote.inference.safety import Hold, HoldReason
+from crane_x7_remote.inference.hold import Hold, HoldReason
 from crane_x7_vla_rl.robot import ARM_DOF, JOINT_NAMES
 from crane_x7_vla_rl.types import Array, JointState, Trajectory
 

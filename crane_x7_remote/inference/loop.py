@@ -15,18 +15,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from crane_x7_remote.inference.clock_check import answered_stamp_s
 from crane_x7_remote.inference.config import LoopConfig
-from crane_x7_remote.inference.echoes import Echoes
 from crane_x7_remote.inference.following import FollowWatch
+from crane_x7_remote.inference.hold import Hold, HoldReason
+from crane_x7_remote.inference.limits import Limits
+from crane_x7_remote.inference.link.clock_check import answered_stamp_s
+from crane_x7_remote.inference.link.echoes import Echoes
+from crane_x7_remote.inference.link.peers import Peers
+from crane_x7_remote.inference.link.ports import RobotClient
 from crane_x7_remote.inference.metrics import LoopMetrics
 from crane_x7_remote.inference.outgoing import Outgoing
 from crane_x7_remote.inference.pacing import Pacer
-from crane_x7_remote.inference.peers import Peers
-from crane_x7_remote.inference.ports import RobotClient
 from crane_x7_remote.inference.rate import RateWatch
 from crane_x7_remote.inference.ready import UNUSABLE_JOINTS, Readiness
-from crane_x7_remote.inference.safety import Hold, HoldReason, Limits
 from crane_x7_remote.inference.shaping import Moment, Shaped, TrajectoryPlanner
 from crane_x7_remote.inference.tick_log import Sent, TickLog
 from crane_x7_remote.inference.warm_up import warm_up
@@ -275,21 +276,20 @@ class InferenceLoop:
         if not self._config.dry_run:
             dialect = self._ready.dialect
             assert dialect is not None  # Readiness.robot held otherwise
-            operations, gripper_goal = self._outgoing.bundle(trajectory, shaped.target_rad, dialect)
+            bundle = self._outgoing.bundle(trajectory, shaped.target_rad, dialect)
             # Noted first: it may be heard on the network thread before `publish` returns.
             self._peers.published(
                 trajectory.sequence, self._clock(), shaped.lead_s, shaped.expires_s
             )
-            if not self._client.publish(operations, shaped.leave_by_s):
+            if not self._client.publish(bundle.operations, shaped.leave_by_s):
                 self._peers.withdrawn(trajectory.sequence)
                 return Hold(HoldReason.SEND_DROPPED, "the client could not take the trajectory")
             self._planner.sent(shaped)
             self._following.sent(trajectory)
-            self._ready.path_ends_s = self._ends_s(trajectory)
+            self._ready.sent(self._ends_s(trajectory))
+            self._outgoing.sent(bundle)
             self.metrics.lead.add(shaped.lead_s)
-            if gripper_goal is not None:
-                self._outgoing.gripper_goal_rad = gripper_goal
-                self.metrics.counters["gripper_goals"] += 1
+            self.metrics.counters["gripper_goals"] += bundle.gripper_goal_rad is not None
         at_s = self._clock()
         return Sent(trajectory, frame, at_s, self._client.frame_age_s(frame, at_s), policy_s)
 
@@ -317,7 +317,8 @@ class InferenceLoop:
         self._pacer.settle()
         self._asked = None
         self._forget_path()
-        self._ready.dialect = self._outgoing.gripper_goal_rad = None
+        self._ready.link_came_up()
+        self._outgoing.link_came_up()
         if not is_first:
             self._worker.reset_next()
 

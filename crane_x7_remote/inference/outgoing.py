@@ -61,37 +61,53 @@ class OutgoingTopics:
         return f"{self.gripper_action}/goal" if self.gripper_action else ""
 
 
+@dataclass(frozen=True, eq=False)
+class Bundle:
+    """What is published in one tick."""
+
+    operations: list[dict[str, Any]]
+    gripper_goal_rad: float | None
+    """The gripper's goal, if the operations hold a new one."""
+
+
 class Outgoing:
     """Makes the bundles of one loop."""
 
     def __init__(self, topics: OutgoingTopics, session: str) -> None:
         self._topics = topics
         self._session = session
-        self.gripper_goal_rad: float | None = None
+        self._gripper_goal_rad: float | None = None
         """The goal that the gripper has; None when it is not known."""
         self._dialect: Dialect | None = None
 
-    def bundle(
-        self, trajectory: Trajectory, target: Array, dialect: Dialect
-    ) -> tuple[list[dict[str, Any]], float | None]:
-        """Return the operations for one tick, and the gripper's goal if they hold a new one.
+    def link_came_up(self) -> None:
+        """Forget the gripper's goal: behind a new link the robot may have been restarted."""
+        self._gripper_goal_rad = None
+
+    def sent(self, bundle: Bundle) -> None:
+        """Note that `bundle` left."""
+        if bundle.gripper_goal_rad is not None:
+            self._gripper_goal_rad = bundle.gripper_goal_rad
+
+    def bundle(self, trajectory: Trajectory, target: Array, dialect: Dialect) -> Bundle:
+        """Return what carries `trajectory`, with a gripper goal if its target has changed.
 
         `target` (8,) is the step of the chunk that is due next.
         """
         if dialect != self._dialect:  # a goal sent otherwise may not have been understood
-            self._dialect, self.gripper_goal_rad = dialect, None
+            self._dialect, self._gripper_goal_rad = dialect, None
         operations = self.brake(trajectory, dialect)
         topics = self._topics
         if topics.action:
             operations.append(protocol.publish(topics.action, messages.float32_array(target)))
         goal_rad = float(target[-1])
-        known = self.gripper_goal_rad
+        known = self._gripper_goal_rad
         if not topics.gripper_action or (
             known is not None and abs(goal_rad - known) <= GRIPPER_STEP_RAD
         ):
-            return operations, None
+            return Bundle(operations, None)
         operations.append(self._gripper_goal(goal_rad, trajectory, dialect))
-        return operations, goal_rad
+        return Bundle(operations, goal_rad)
 
     def _gripper_goal(
         self, goal_rad: float, trajectory: Trajectory, dialect: Dialect

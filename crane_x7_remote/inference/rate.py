@@ -12,8 +12,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
+from crane_x7_remote.inference.hold import Hold, HoldReason
 from crane_x7_remote.inference.metrics import LoopMetrics, RateLimit
-from crane_x7_remote.inference.safety import Hold, HoldReason
 from crane_x7_remote.inference.tick_log import Sent
 
 logger = logging.getLogger(__name__)

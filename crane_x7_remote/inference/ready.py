@@ -9,14 +9,16 @@ import logging
 from collections.abc import Callable
 from dataclasses import replace
 
-from crane_x7_remote.inference.clock_check import check_clocks
 from crane_x7_remote.inference.config import LoopConfig
 from crane_x7_remote.inference.following import FollowWatch
-from crane_x7_remote.inference.guard_state import GuardState
+from crane_x7_remote.inference.hold import Hold, HoldReason
+from crane_x7_remote.inference.limits import Limits
+from crane_x7_remote.inference.link.clock_check import check_clocks
+from crane_x7_remote.inference.link.guard_state import GuardState
+from crane_x7_remote.inference.link.peers import Peers
+from crane_x7_remote.inference.link.ports import LinkState, RobotClient
 from crane_x7_remote.inference.outgoing import GRIPPER_GOAL_TYPE, Dialect
-from crane_x7_remote.inference.peers import Peers
-from crane_x7_remote.inference.ports import LinkState, RobotClient
-from crane_x7_remote.inference.safety import Hold, HoldReason, Limits, check_frame, check_joints
+from crane_x7_remote.inference.safety import check_frame, check_joints
 from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
 
 logger = logging.getLogger(__name__)
@@ -63,10 +65,18 @@ class Readiness:
         self._clock_steps = 0
         self.dialect: Dialect | None = None
         """How to write to this server; None until it is known."""
-        self.path_ends_s = float("-inf")
-        """When what was sent last ends, on our clock; set by the loop."""
+        self._path_ends_s = float("-inf")
+        """When what was sent last ends, on our clock."""
         self.old_path_ends_s = float("-inf")
         """The same for what was sent before the last step of a clock."""
+
+    def link_came_up(self) -> None:
+        """Forget the dialect: behind a new link there may be another server."""
+        self.dialect = None
+
+    def sent(self, path_ends_s: float) -> None:
+        """Note when the trajectory that just left ends, on our clock."""
+        self._path_ends_s = path_ends_s
 
     def frame(self, frame: EncodedFrame | None, any_used: bool) -> Hold | None:
         """Return why `frame`, the newest that was not used, must not be acted on."""
@@ -147,7 +157,7 @@ class Readiness:
         """Start afresh behind a step of a clock: stamps before and after mean different times."""
         if steps != self._clock_steps:
             self._clock_steps = steps
-            self.old_path_ends_s = self.path_ends_s
+            self.old_path_ends_s = self._path_ends_s
             self._on_step()
 
 

@@ -10,115 +10,15 @@ Legend: T steps or points; 8 joints in the order of `robot.JOINT_NAMES`, rad.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from enum import StrEnum
+from dataclasses import dataclass
 
 import numpy as np
 
+from crane_x7_remote.inference.hold import Hold, HoldReason
+from crane_x7_remote.inference.limits import MARGIN_RAD, Limits
 from crane_x7_remote.rosbridge.joint_watch import JointFault
 from crane_x7_vla_rl import robot
 from crane_x7_vla_rl.types import ActionChunk, Array, JointState, Trajectory
-
-
-class HoldReason(StrEnum):
-    """Every cause for which nothing is published."""
-
-    LINK_DOWN = "link_down"
-    LISTENING = "listening"
-    """The link is new: another loop that drives would be heard within this moment."""
-    OTHER_LOOP = "other_loop"
-    NO_FRAME = "no_frame"
-    NO_NEW_FRAME = "no_new_frame"
-    FRAME_UNSTAMPED = "frame_unstamped"
-    FRAME_STALE = "frame_stale"
-    FRAME_UNREADABLE = "frame_unreadable"
-    NO_JOINTS = "no_joints"
-    ROS_VERSION_UNKNOWN = "ros_version_unknown"
-    """The stamps that come in do not tell ROS 1 from ROS 2: times would be written with keys that
-    the server drops."""
-    JOINTS_STALE = "joints_stale"
-    JOINTS_NOT_FINITE = "joints_not_finite"
-    JOINTS_OUT_OF_LIMITS = "joints_out_of_limits"
-    JOINTS_IMPOSSIBLE = "joints_impossible"
-    """Measured positions change faster than the joints can."""
-    JOINTS_CONFLICT = "joints_conflict"
-    """Joint states contradict each other: several publishers, velocities against positions."""
-    NOT_FOLLOWING = "not_following"
-    """The arm did not go where it was sent for a second."""
-    CLOCK_UNKNOWN = "clock_unknown"
-    """Joint states carry no stamp, or too few have come: the controller's time is not known."""
-    CLOCK_STEPPED = "clock_stepped"
-    """One of the robot's clocks was set, or the newest stamps look like it."""
-    CLOCKS_DIFFER = "clocks_differ"
-    """Camera and joint states are stamped by clocks that are too far apart."""
-    CLOCK_RATE = "clock_rate"
-    """The robot's clock does not run in real time."""
-    POLICY_RAISED = "policy_raised"
-    POLICY_TIMEOUT = "policy_timeout"
-    POLICY_BUSY = "policy_busy"
-    POLICY_OUTPUT = "policy_output"
-    ACTION_NOT_FINITE = "action_not_finite"
-    JOINT_LIMIT = "joint_limit"
-    GRIPPER_RANGE = "gripper_range"
-    JUMP = "jump"
-    STOPPED = "stopped"
-    """The guard beside the robot was told to stop."""
-    UNCONFIRMED = "unconfirmed"
-    """A trajectory is on its way for so long that it may arrive late."""
-    TOO_LATE = "too_late"
-    """So much time has passed since the frame that its trajectory could not run any more."""
-    POSITION = "position"
-    VELOCITY = "velocity"
-    ACCELERATION = "acceleration"
-    NOT_AT_REST = "not_at_rest"
-    SEND_DROPPED = "send_dropped"
-
-
-@dataclass(frozen=True)
-class Hold:
-    """A refusal: nothing is published, the arm ends its present trajectory and stays."""
-
-    reason: HoldReason
-    detail: str
-    """What came and what was expected, for the log."""
-
-
-MARGIN_RAD = 0.001
-"""A path that is left between two of its points brakes up to a third of this later."""
-
-
-def _constant(limits: Array) -> Array:
-    limits.setflags(write=False)
-    return limits
-
-
-@dataclass(frozen=True, eq=False)
-class Limits:
-    """What a trajectory must keep; built on the robot's figures, the options make it stricter."""
-
-    lower_rad: Array = field(default_factory=lambda: _constant(robot.LOWER_RAD + MARGIN_RAD))
-    """(8,), a little inside the robot's."""
-    upper_rad: Array = field(default_factory=lambda: _constant(robot.UPPER_RAD - MARGIN_RAD))
-    """(8,), a little inside the robot's."""
-    velocity_rad_s: Array = field(default_factory=lambda: _constant(robot.VELOCITY_RAD_S * 0.9))
-    """(8,), a tenth under the robot's limit."""
-    acceleration_rad_s2: Array = field(
-        default_factory=lambda: _constant(robot.ACCELERATION_RAD_S2 * 0.8)
-    )
-    """(8,), a fifth under MoveIt's limit: room for the controller's own interpolation."""
-    clamp_rad: float = 0.02
-    """A target this little outside the joint limits is clamped; further out it is refused."""
-    measured_slack_rad: float = 0.1
-    """How far outside the limits a measured joint may be: zero errors, play, a pressed finger."""
-    max_jump_rad: float = 1.0
-    """The first target of an arm joint may be this far from where the arm is."""
-    tracking_rad: float = 0.15
-    """The arm may be this far from the path that it follows; beyond, the next trajectory starts
-    from the measured state."""
-    tracking_rad_s: float = 1.5
-    """The same for its velocity."""
-    max_steps: int = 1000
-    """Longer chunks are refused."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -18,16 +18,10 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from crane_x7_remote.inference.peers import Peers
-from crane_x7_remote.inference.safety import (
-    Hold,
-    HoldReason,
-    Limits,
-    SafeCommand,
-    check_chunk,
-    check_motion,
-    first_step,
-)
+from crane_x7_remote.inference.hold import Hold, HoldReason
+from crane_x7_remote.inference.limits import Limits
+from crane_x7_remote.inference.link.peers import Peers
+from crane_x7_remote.inference.safety import SafeCommand, check_chunk, check_motion, first_step
 from crane_x7_remote.inference.trajectory import Timing, build, flown, is_followed, state_at
 from crane_x7_remote.rosbridge.messages import ParsedTrajectory, StampedJoints, as_trajectory
 from crane_x7_vla_rl.robot import ARM_DOF
@@ -56,7 +50,7 @@ class Moment:
     """A usual one: half of it to the robot, and as much again because the robot's time is only
     known from messages that took the other half to come."""
     lead_s: float
-    """See `link_delay.LinkDelay`."""
+    """See `link.delay.LinkDelay`."""
     is_guarded: bool = False
     """Whether what comes late is re-timed beside the robot."""
 
@@ -126,16 +120,13 @@ class TrajectoryPlanner:
             )
         measured_s = _measured_s(joints, moment)
         running = self._followed(joints.state, measured_s)
-        lead_s = moment.lead_s
-        if running is None:
-            left_s = self._validity_s - 2 * SHORTEST_HORIZON_S - (moment.robot_s - stamp_s)
-            lead_s = max(lead_s, min(RESTART_LEAD_S, left_s), SHORTEST_RESTART_LEAD_S)
         if running is None and self._is_moving(joints.state, moment.robot_s - measured_s):
             return Hold(
                 HoldReason.JOINTS_STALE,
                 f"arm moves and was measured {moment.robot_s - measured_s:.3f} s ago: where to"
                 " start from is not known",
             )
+        lead_s = moment.lead_s if running is not None else self._restart_lead_s(stamp_s, moment)
         timing = Timing(stamp_s, moment.robot_s, lead_s, self._validity_s, measured_s)
         if timing.takeover_s + SHORTEST_HORIZON_S > timing.validity_s:
             return Hold(HoldReason.TOO_LATE, _too_late(timing, moment))
@@ -167,6 +158,11 @@ class TrajectoryPlanner:
         robot_s = moment.robot_s
         timing = Timing(robot_s, robot_s, moment.lead_s, self._validity_s, measured_s)
         return self._build(None, joints.state, followed, timing)
+
+    def _restart_lead_s(self, stamp_s: float, moment: Moment) -> float:
+        """Return the lead of a path that starts from the measured state."""
+        left_s = self._validity_s - 2 * SHORTEST_HORIZON_S - (moment.robot_s - stamp_s)
+        return max(moment.lead_s, min(RESTART_LEAD_S, left_s), SHORTEST_RESTART_LEAD_S)
 
     def _build(
         self,

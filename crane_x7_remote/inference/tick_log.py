@@ -10,8 +10,8 @@ import logging
 from dataclasses import dataclass
 
 from crane_x7_remote.errors import PolicyFailingError
+from crane_x7_remote.inference.hold import Hold, HoldReason
 from crane_x7_remote.inference.metrics import LoopMetrics
-from crane_x7_remote.inference.safety import Hold, HoldReason
 from crane_x7_remote.rosbridge.messages import EncodedFrame
 from crane_x7_vla_rl.types import Trajectory
 

@@ -21,7 +21,8 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from crane_x7_remote.inference.safety import Limits, SafeCommand, first_step
+from crane_x7_remote.inference.limits import Limits
+from crane_x7_remote.inference.safety import SafeCommand, first_step
 from crane_x7_vla_rl.robot import ARM_DOF
 from crane_x7_vla_rl.types import Array, JointState, Trajectory
 

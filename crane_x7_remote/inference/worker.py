@@ -12,7 +12,7 @@ import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from crane_x7_remote.inference.safety import Hold, HoldReason
+from crane_x7_remote.inference.hold import Hold, HoldReason
 from crane_x7_vla_rl.policies.base import Policy
 from crane_x7_vla_rl.types import Observation
 

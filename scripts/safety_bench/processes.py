@@ -156,8 +156,8 @@ class FastPolicy:
 def loop(port: int) -> None:
     """Drive through `port` until a signal."""
     from crane_x7_remote.inference.config import LoopConfig
+    from crane_x7_remote.inference.limits import Limits
     from crane_x7_remote.inference.loop import InferenceLoop
-    from crane_x7_remote.inference.safety import Limits
     from crane_x7_remote.rosbridge.client import RosbridgeClient
     from crane_x7_remote.rosbridge.config import ClientConfig
 

@@ -22,9 +22,9 @@ import numpy as np
 import simplejpeg
 
 from crane_x7_remote.inference.config import LoopConfig
+from crane_x7_remote.inference.limits import Limits
 from crane_x7_remote.inference.loop import InferenceLoop
 from crane_x7_remote.inference.outgoing import OutgoingTopics
-from crane_x7_remote.inference.safety import Limits
 from crane_x7_remote.rosbridge import inbox as inbox_module
 from crane_x7_remote.rosbridge import messages, protocol
 from crane_x7_remote.rosbridge.joint_watch import JointFault

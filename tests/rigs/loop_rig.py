@@ -20,9 +20,9 @@ import numpy as np
 from websockets.sync.client import connect
 
 from crane_x7_remote.inference.config import LoopConfig
+from crane_x7_remote.inference.limits import Limits
 from crane_x7_remote.inference.loop import InferenceLoop
 from crane_x7_remote.inference.outgoing import OutgoingTopics
-from crane_x7_remote.inference.safety import Limits
 from crane_x7_remote.rosbridge import messages
 from crane_x7_remote.rosbridge.client import RosbridgeClient
 from crane_x7_remote.rosbridge.config import ClientConfig

@@ -11,8 +11,9 @@ import numpy as np
 import simplejpeg
 
 from crane_x7_remote.inference.config import LoopConfig
+from crane_x7_remote.inference.hold import Hold, HoldReason
+from crane_x7_remote.inference.limits import Limits
 from crane_x7_remote.inference.loop import InferenceLoop
-from crane_x7_remote.inference.safety import Hold, HoldReason, Limits
 from crane_x7_remote.inference.tick_log import Sent
 from crane_x7_remote.inference.trajectory import state_at
 from crane_x7_remote.rosbridge.joint_watch import JointFault

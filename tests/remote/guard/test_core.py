@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 
 from crane_x7_remote.guard.core import CoreConfig, GuardCore, Send, Tell
-from crane_x7_remote.inference.safety import Limits, SafeCommand
+from crane_x7_remote.inference.limits import Limits
+from crane_x7_remote.inference.safety import SafeCommand
 from crane_x7_remote.inference.trajectory import Timing, build, flown, state_at
 from crane_x7_remote.rosbridge import messages
 from crane_x7_vla_rl.robot import ARM_DOF, ARM_JOINT_NAMES, HOME_RAD, JOINT_NAMES

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from crane_x7_remote.inference.following import REST_S, FollowWatch
-from crane_x7_remote.inference.safety import Hold, HoldReason
+from crane_x7_remote.inference.hold import Hold, HoldReason
 from crane_x7_remote.inference.trajectory import LAG_S, state_at
 from crane_x7_vla_rl.robot import HOME_RAD
 from crane_x7_vla_rl.types import Array, JointState, Trajectory

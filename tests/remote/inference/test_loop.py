@@ -17,9 +17,9 @@ from tick_rig import (
 )
 
 from crane_x7_remote.errors import PolicyFailingError
+from crane_x7_remote.inference.hold import Hold, HoldReason
 from crane_x7_remote.inference.metrics import Distribution
 from crane_x7_remote.inference.outgoing import OutgoingTopics
-from crane_x7_remote.inference.safety import Hold, HoldReason
 from crane_x7_remote.inference.tick_log import Sent
 from crane_x7_remote.rosbridge.clock import ClockStep
 from crane_x7_remote.rosbridge.joint_watch import FaultKind, JointFault

@@ -11,11 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from crane_x7_remote.inference.link_delay import FIRST_S, HEADROOM, MARGIN_S, WINDOW_S, LinkDelay
+from crane_x7_remote.inference.hold import Hold, HoldReason
+from crane_x7_remote.inference.link.delay import FIRST_S, HEADROOM, MARGIN_S, WINDOW_S, LinkDelay
+from crane_x7_remote.inference.link.peers import Peers
 from crane_x7_remote.inference.metrics import Distribution, LoopMetrics, MetricsWriter
 from crane_x7_remote.inference.pacing import ATTEMPTS, LONGEST_WAIT_S, MAX_SLEW, Pacer
-from crane_x7_remote.inference.peers import Peers
-from crane_x7_remote.inference.safety import Hold, HoldReason
 from crane_x7_remote.inference.worker import Meanwhile, PolicyWorker, Prediction
 from crane_x7_vla_rl import robot
 from crane_x7_vla_rl.types import ActionChunk, JointState, Observation

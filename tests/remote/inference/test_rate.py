@@ -13,8 +13,8 @@ import pytest
 from loop_rig import FaultyRobot, RunningLoop, SwingingPolicy, wait_until
 from tick_rig import TRAVEL_S, FakeClient, Rig
 
+from crane_x7_remote.inference.hold import Hold, HoldReason
 from crane_x7_remote.inference.loop import _Asked
-from crane_x7_remote.inference.safety import Hold, HoldReason
 from crane_x7_remote.inference.tick_log import Sent
 from crane_x7_remote.inference.worker import Job
 from crane_x7_remote.rosbridge.messages import EncodedFrame

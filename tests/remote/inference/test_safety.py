@@ -6,10 +6,9 @@ import numpy as np
 import pytest
 from places import ROOT
 
+from crane_x7_remote.inference.hold import Hold, HoldReason
+from crane_x7_remote.inference.limits import Limits
 from crane_x7_remote.inference.safety import (
-    Hold,
-    HoldReason,
-    Limits,
     SafeCommand,
     check_chunk,
     check_frame,

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from crane_x7_remote.inference import trajectory as trajectory_module
-from crane_x7_remote.inference.safety import Limits, SafeCommand, check_motion
+from crane_x7_remote.inference.limits import Limits
+from crane_x7_remote.inference.safety import SafeCommand, check_motion
 from crane_x7_remote.inference.trajectory import Timing, build, flown, is_followed, state_at
 from crane_x7_vla_rl import robot
 from crane_x7_vla_rl.types import Array, JointState, Trajectory

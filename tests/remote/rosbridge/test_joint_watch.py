@@ -8,7 +8,9 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 
-from crane_x7_remote.inference.safety import Hold, HoldReason, Limits, check_joints
+from crane_x7_remote.inference.hold import Hold, HoldReason
+from crane_x7_remote.inference.limits import Limits
+from crane_x7_remote.inference.safety import check_joints
 from crane_x7_remote.rosbridge import messages, protocol
 from crane_x7_remote.rosbridge.inbox import Inbox, IncomingTopics
 from crane_x7_remote.rosbridge.joint_watch import AGREE_S, FaultKind, JointFault, JointWatch

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from crane_x7_remote.inference.clock_check import answered_stamp_s, check_clocks
-from crane_x7_remote.inference.safety import Hold, HoldReason
+from crane_x7_remote.inference.hold import Hold, HoldReason
+from crane_x7_remote.inference.link.clock_check import answered_stamp_s, check_clocks
 from crane_x7_remote.rosbridge.robot_clocks import RobotClocks
 
 CAMERA, JOINTS = "/camera/color/image_raw/compressed", "/joint_states"

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from scipy.interpolate import BPoly, CubicHermiteSpline
 
-from crane_x7_remote.inference.safety import Limits, SafeCommand
+from crane_x7_remote.inference.limits import Limits
+from crane_x7_remote.inference.safety import SafeCommand
 from crane_x7_remote.inference.trajectory import Timing, build, flown, state_at
 from crane_x7_remote.rosbridge import messages
 from crane_x7_remote.sim_robot.controller import (

@@ -25,7 +25,7 @@ from loop_rig import FaultyRobot, RunningLoop
 from safetensors.torch import load_file, save_file
 from spoilt_rig import PARTS, VALUES, spoil
 
-from crane_x7_remote.inference.safety import HoldReason
+from crane_x7_remote.inference.hold import HoldReason
 from crane_x7_vla_rl.actions import FIRST_ACTION_TOKEN, NO_TOKEN, tokens_to_normalised
 from crane_x7_vla_rl.policies import base
 from crane_x7_vla_rl.policies.base import ModelOptions, PolicyLoadError

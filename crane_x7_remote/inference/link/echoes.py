@@ -10,10 +10,10 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from crane_x7_remote.inference.following import FollowWatch
-from crane_x7_remote.inference.guard_state import STATE_TOPIC, GuardState
-from crane_x7_remote.inference.link_delay import LinkDelay
-from crane_x7_remote.inference.peers import Peers
-from crane_x7_remote.inference.ports import RobotClient
+from crane_x7_remote.inference.link.delay import LinkDelay
+from crane_x7_remote.inference.link.guard_state import STATE_TOPIC, GuardState
+from crane_x7_remote.inference.link.peers import Peers
+from crane_x7_remote.inference.link.ports import RobotClient
 from crane_x7_remote.rosbridge import messages
 
 

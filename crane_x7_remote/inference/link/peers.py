@@ -13,7 +13,7 @@ import threading
 from collections import OrderedDict
 from dataclasses import dataclass
 
-from crane_x7_remote.inference.safety import Hold, HoldReason
+from crane_x7_remote.inference.hold import Hold, HoldReason
 
 LISTEN_S = 1.0
 """How long a new link is listened to before the first trajectory."""

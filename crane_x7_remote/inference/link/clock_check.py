@@ -5,7 +5,7 @@ Also says which stamp a trajectory carries: that of its frame, on the clock of t
 
 from __future__ import annotations
 
-from crane_x7_remote.inference.safety import Hold, HoldReason
+from crane_x7_remote.inference.hold import Hold, HoldReason
 from crane_x7_remote.rosbridge.robot_clocks import ClockReport
 
 LONGEST_REPLAY_S = 0.5

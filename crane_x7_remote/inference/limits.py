@@ -1,0 +1,45 @@
+"""`Limits`: what every trajectory must keep. The robot's figures → stricter ones. Pure."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from crane_x7_vla_rl import robot
+from crane_x7_vla_rl.types import Array
+
+MARGIN_RAD = 0.001
+"""A path that is left between two of its points brakes up to a third of this later."""
+
+
+def _constant(limits: Array) -> Array:
+    limits.setflags(write=False)
+    return limits
+
+
+@dataclass(frozen=True, eq=False)
+class Limits:
+    """What a trajectory must keep; built on the robot's figures, the options make it stricter."""
+
+    lower_rad: Array = field(default_factory=lambda: _constant(robot.LOWER_RAD + MARGIN_RAD))
+    """(8,), a little inside the robot's."""
+    upper_rad: Array = field(default_factory=lambda: _constant(robot.UPPER_RAD - MARGIN_RAD))
+    """(8,), a little inside the robot's."""
+    velocity_rad_s: Array = field(default_factory=lambda: _constant(robot.VELOCITY_RAD_S * 0.9))
+    """(8,), a tenth under the robot's limit."""
+    acceleration_rad_s2: Array = field(
+        default_factory=lambda: _constant(robot.ACCELERATION_RAD_S2 * 0.8)
+    )
+    """(8,), a fifth under MoveIt's limit: room for the controller's own interpolation."""
+    clamp_rad: float = 0.02
+    """A target this little outside the joint limits is clamped; further out it is refused."""
+    measured_slack_rad: float = 0.1
+    """How far outside the limits a measured joint may be: zero errors, play, a pressed finger."""
+    max_jump_rad: float = 1.0
+    """The first target of an arm joint may be this far from where the arm is."""
+    tracking_rad: float = 0.15
+    """The arm may be this far from the path that it follows; beyond, the next trajectory starts
+    from the measured state."""
+    tracking_rad_s: float = 1.5
+    """The same for its velocity."""
+    max_steps: int = 1000
+    """Longer chunks are refused."""
