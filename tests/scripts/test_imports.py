@@ -1,0 +1,64 @@
+"""What the import contracts in pyproject.toml cannot say about the two packages."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import grimp
+import pytest
+
+ROOT = Path(__file__).parents[2]
+PACKAGES = ("crane_x7_remote", "crane_x7_vla_rl")
+MAY_READ_THE_ENVIRONMENT = {
+    "crane_x7_remote/settings.py",
+    "crane_x7_vla_rl/training/settings.py",
+}
+NUMPY_ALONE = ("actions", "camera", "kinematics", "prompt", "robot", "scenes", "types",
+               "variables", "vector_config")  # fmt: skip
+
+
+def reads_environment(node: ast.AST) -> bool:
+    """Whether `node` is os.environ, os.environb or os.getenv, or imports one of them."""
+    names = {"environ", "environb", "getenv", "getenvb"}
+    if isinstance(node, ast.Attribute):
+        return isinstance(node.value, ast.Name) and node.value.id == "os" and node.attr in names
+    return isinstance(node, ast.ImportFrom) and node.module == "os" and any(
+        alias.name in names for alias in node.names
+    )  # fmt: skip
+
+
+def test_the_environment_is_read_in_the_two_settings_files_alone() -> None:
+    found = {
+        path.relative_to(ROOT).as_posix()
+        for package in PACKAGES
+        for path in (ROOT / package).rglob("*.py")
+        if any(map(reads_environment, ast.walk(ast.parse(path.read_text(encoding="utf-8")))))
+    }
+    assert found == MAY_READ_THE_ENVIRONMENT
+
+
+@pytest.mark.parametrize("name", NUMPY_ALONE)
+def test_a_ground_floor_file_needs_no_package_but_numpy(name: str) -> None:
+    code = (
+        f"import sys; before = set(sys.modules); import crane_x7_vla_rl.{name};"
+        " print(*{module.partition('.')[0] for module in set(sys.modules) - before})"
+    )
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    loaded = set(run.stdout.split()) - sys.stdlib_module_names
+    assert loaded <= {"crane_x7_vla_rl", "numpy"}
+
+
+def test_no_package_imports_a_file_that_imports_the_package_itself() -> None:
+    """The contract of acyclic siblings compares files of one folder, not a folder's __init__."""
+    graph = grimp.build_graph(*PACKAGES)
+    circles = [
+        graph.find_shortest_chain(importer=package, imported=importer)
+        for package in graph.modules
+        if graph.find_children(package)
+        for importer in graph.find_modules_that_directly_import(package)
+        if graph.chain_exists(importer=package, imported=importer)
+    ]
+    assert not circles
