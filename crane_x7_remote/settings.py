@@ -10,7 +10,6 @@ reported at once.
 from __future__ import annotations
 
 import argparse
-import difflib
 import ipaddress
 import os
 import shlex
@@ -33,6 +32,7 @@ from crane_x7_remote.errors import SettingsError
 from crane_x7_vla_rl import secret_text, variables
 from crane_x7_vla_rl.log_text import cut
 from crane_x7_vla_rl.prompt import MAX_INSTRUCTION_BYTES, clean_instruction
+from crane_x7_vla_rl.suggest import did_you_mean
 
 OWN_PREFIXES = ("VLA_", "ROSBRIDGE_", "LIFT_")
 """A variable that starts like this and is no field is taken for a typing mistake."""
@@ -515,13 +515,11 @@ def _unknown_variables(environ: Mapping[str, str]) -> Iterable[str]:
     known = [name.upper() for name in Settings.model_fields]
     for variable in sorted(environ):
         if variable.startswith(SHARED_PREFIXES) and variable not in {*known, *OLD_NAMES}:
-            near = difflib.get_close_matches(variable, known, n=1, cutoff=0.9)
-            if near:
-                yield f"{variable} is unknown; did you mean {near[0]}?"
+            hint = did_you_mean(variable, known, cutoff=0.9)
+            if hint:
+                yield f"{variable} is unknown{hint}"
         if variable.startswith(OWN_PREFIXES) and variable not in known:
-            near = difflib.get_close_matches(variable, known, n=1, cutoff=0.5)
-            hint = f"; did you mean {near[0]}?" if near else ""
-            yield f"{variable} is unknown{hint}"
+            yield f"{variable} is unknown{did_you_mean(variable, known, cutoff=0.5)}"
 
 
 def _explain(problem: Mapping[str, Any]) -> str:

@@ -9,13 +9,14 @@ arm wrongly.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
+
+from crane_x7_vla_rl.suggest import did_you_mean
 
 Array = npt.NDArray[np.float64]
 Tokens = npt.NDArray[np.int64]
@@ -118,10 +119,9 @@ def find_statistics(
     """Return the `kind` of statistics under `key`; raises StatisticsError that lists the keys."""
     if key not in norm_stats:
         known = sorted(norm_stats)
-        near = difflib.get_close_matches(key, known, 1)
-        hint = f"did you mean {near[0]!r}? " if near else ""
+        hint = did_you_mean(repr(key), map(repr, known)) or ";"
         raise StatisticsError(
-            f"{source}: key {key!r} is unknown; {hint}known: {', '.join(known) or 'none'}"
+            f"{source}: key {key!r} is unknown{hint} known: {', '.join(known) or 'none'}"
         )
     entry = norm_stats[key]
     found = entry.get(kind) if isinstance(entry, Mapping) else None

@@ -6,7 +6,6 @@ importing this costs nothing, so that a trainer can answer `--help` at once.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -15,6 +14,7 @@ from typing import Final, Literal, get_args
 import numpy as np
 
 from crane_x7_vla_rl.scenes import EPISODE_S, EVALUATION_SEED, WorldConfig
+from crane_x7_vla_rl.suggest import did_you_mean
 
 Backend = Literal["cpu", "gpu"]
 Simulator = Literal["maniskill", "genesis", "isaacsim"]
@@ -90,9 +90,7 @@ def check_choice(what: str, given: str, known: Sequence[str]) -> None:
     """Raise VectorConfigError, with the nearest names, unless `given` is known."""
     if given in known:
         return
-    lower = {name.lower(): name for name in known}
-    near = [lower[name] for name in difflib.get_close_matches(given.lower(), lower, cutoff=0.5)]
-    meant = f"; did you mean {' or '.join(near)}?" if near else "."
+    meant = did_you_mean(given, known, cutoff=0.5, most=3) or "."
     raise VectorConfigError(f"{what} {given!r} is unknown{meant} Known: {', '.join(known)}")
 
 

@@ -8,7 +8,6 @@ reads the folder then needs no flags for them.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import typing
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, ClassVar, Final, Protocol, TypeVar
 
 from crane_x7_vla_rl.data.episode import DataError, EpisodeError
 from crane_x7_vla_rl.data.source import EpisodeSource
+from crane_x7_vla_rl.suggest import did_you_mean
 from crane_x7_vla_rl.yaml_file import YamlError, read_yaml
 
 OPTIONS_FILE: Final = "reader.yaml"
@@ -83,9 +83,8 @@ def read_options(path: Path, kind: type[OptionsT]) -> OptionsT:
 def _checked(file: Path, kind: type[OptionsT], key: str, value: object) -> object:
     hints = typing.get_type_hints(kind)
     if key not in hints:
-        near = difflib.get_close_matches(key, hints, 1)
-        hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(hints)}"
-        raise RecordingError(str(file), key, f"is unknown; {hint}")
+        hint = did_you_mean(key, hints) or f"; known: {', '.join(hints)}"
+        raise RecordingError(str(file), key, f"is unknown{hint}")
     if type(value) is int and _accepts(hints[key], 1.0):
         value = float(value)
     if not _accepts(hints[key], value):

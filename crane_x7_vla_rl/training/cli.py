@@ -7,7 +7,6 @@ Each command is imported when it is called, and imports what is heavy when it ru
 from __future__ import annotations
 
 import argparse
-import difflib
 import importlib
 import re
 import sys
@@ -15,6 +14,7 @@ from collections.abc import Sequence
 
 from crane_x7_vla_rl import log_text
 from crane_x7_vla_rl.policies.base import PolicyLoadError
+from crane_x7_vla_rl.suggest import did_you_mean
 from crane_x7_vla_rl.training import settings
 from crane_x7_vla_rl.training.errors import ConfigError, ExitCode, TrainingError
 
@@ -76,11 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _unknown(words: Sequence[str], usage: str) -> str:
     """Return what to say about words that nobody takes, with the nearest flags."""
     flags = re.findall(r"--[\w-]+", usage)
-    said = []
-    for word in words:
-        near = difflib.get_close_matches(word.partition("=")[0], flags, 1)
-        said.append(f"{word} is unknown" + (f"; did you mean {near[0]}?" if near else ""))
-    return ", ".join(said)
+    hints = [did_you_mean(word.partition("=")[0], flags) for word in words]
+    return ", ".join(f"{word} is unknown{hint}" for word, hint in zip(words, hints, strict=True))
 
 
 def _missing(command: str, error: ModuleNotFoundError) -> int:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import argparse
 import ast
 import dataclasses
-import difflib
 import inspect
 import textwrap
 import types
@@ -23,6 +22,7 @@ from typing import Any, Final, Literal, TypeVar, Union, get_args, get_origin, ge
 
 import yaml
 
+from crane_x7_vla_rl.suggest import nearest
 from crane_x7_vla_rl.training.errors import ConfigError
 from crane_x7_vla_rl.yaml_file import YamlError, parse_yaml, read_yaml
 
@@ -201,7 +201,7 @@ def build(cls: type[T], wanted: Sequence[Layer]) -> T:
 
 def _unknown(key: str, known: Mapping[str, Leaf]) -> str:
     section, _, name = key.rpartition(".")
-    near = difflib.get_close_matches(key, known, 1, 0.7)
+    near = nearest(key, known, 0.7)
     if not near:
         near = [other for other in known if other.rpartition(".")[2] == name][:1]
     if near:
