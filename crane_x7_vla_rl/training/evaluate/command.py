@@ -1,68 +1,25 @@
 """`evaluate`: how often a checkpoint succeeds in simulation, how far its actions are from others.
 
-A checkpoint comes in; `results.json`, videos and, with `--data-root`, `offline.parquet` leave in a
-folder of their own. Seeds begin where those of demonstrations end, so that no scene is known from
-training. Every episode that was begun is counted, whenever it ends: the first N to finish would be
-the short ones. With `--swapped` the policy is told the colour of another cube than the one whose
-success is counted: one that reads its instruction then fails.
+Flags → `results.json`, videos and, with `--data-root`, `offline.parquet`, in a folder of their own.
+Seeds begin where those of demonstrations end, so that no scene is known from training. Every
+episode that was begun counts, whenever it ends: the first N to finish would be the short ones. With
+`--swapped` the policy is told the colour of another cube than the one whose success is counted: one
+that reads its instruction then fails.
 """
 
 from __future__ import annotations
 
 import argparse
-import logging
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from crane_x7_vla_rl import scenes
 from crane_x7_vla_rl.policies.base import DEFAULT_UNNORM_KEY, ModelOptions
-from crane_x7_vla_rl.scenes import EVALUATION_SEED, WorldConfig
-from crane_x7_vla_rl.training.errors import ConfigError, DataProblemError, SimulationError
+from crane_x7_vla_rl.scenes import EVALUATION_SEED
+from crane_x7_vla_rl.training.errors import DataProblemError, SimulationError
+from crane_x7_vla_rl.training.evaluate.config import RESULTS, EvaluateConfig
 
-logger = logging.getLogger(__name__)
-
-RESULTS, OFFLINE, VIDEOS = "results.json", "offline.parquet", "videos"
 OUTPUTS: Final = Path("outputs/evaluate")
-
-
-@dataclass(frozen=True)
-class EvaluateConfig:
-    """What to evaluate, and how."""
-
-    model: ModelOptions
-    output: Path
-    world: WorldConfig = field(default_factory=WorldConfig)
-    """Its control rate is replaced by the checkpoint's."""
-    num_episodes: int = 200
-    """0 skips the simulation."""
-    first_seed: int = EVALUATION_SEED
-    swapped: bool = False
-    """Tell the policy another cube's colour."""
-    execute_steps: int | None = None
-    """Steps of each chunk that are carried out before the policy looks again; None: all."""
-    processes: int = 0
-    """Simulations beside the policy; 0 for one per core."""
-    slots: int = 8
-    """Scenes per process, and images per call of the policy."""
-    videos: int = 4
-    """So many of the first episodes are filmed."""
-    data_root: str | None = None
-    """Recorded episodes to compare actions with."""
-    offline_frames: int = 200
-
-    def __post_init__(self) -> None:
-        if self.first_seed < EVALUATION_SEED:
-            raise ConfigError(
-                f"first seed {self.first_seed} may have been trained on; evaluation takes seeds"
-                f" from {EVALUATION_SEED} on"
-            )
-        if self.swapped and len(self.world.colours) < 2:
-            raise ConfigError(
-                f"--swapped needs two colours to swap, --colours has {self.world.colours}"
-            )
-        if not self.num_episodes and self.data_root is None:
-            raise ConfigError("nothing to do: --num-episodes is 0 and there is no --data-root")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -20,7 +20,7 @@ from crane_x7_vla_rl.data.files import write_whole
 from crane_x7_vla_rl.data.source import EpisodeSource, open_source
 from crane_x7_vla_rl.policies.base import Policy
 from crane_x7_vla_rl.robot import JOINT_NAMES
-from crane_x7_vla_rl.training.evaluate.command import OFFLINE, EvaluateConfig
+from crane_x7_vla_rl.training.evaluate.config import OFFLINE, EvaluateConfig
 from crane_x7_vla_rl.types import JointState, Observation
 
 WARM_UP: Final = 3

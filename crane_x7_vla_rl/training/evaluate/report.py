@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 import numpy as np
 
 if TYPE_CHECKING:
-    from crane_x7_vla_rl.training.evaluate.command import EvaluateConfig
+    from crane_x7_vla_rl.training.evaluate.config import EvaluateConfig
     from crane_x7_vla_rl.training.evaluate.rollout import Result, Rollouts
 
 Z_95: Final = 1.959964

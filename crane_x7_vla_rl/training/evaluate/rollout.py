@@ -21,7 +21,7 @@ import numpy as np
 from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy
 from crane_x7_vla_rl.sim.errors import SimError
 from crane_x7_vla_rl.sim.workers import Workers
-from crane_x7_vla_rl.training.evaluate.command import VIDEOS, EvaluateConfig
+from crane_x7_vla_rl.training.evaluate.config import VIDEOS, EvaluateConfig
 from crane_x7_vla_rl.training.evaluate.scene_worker import Act, Begin, EvalWorker, Look
 from crane_x7_vla_rl.training.evaluate.video import write_video
 from crane_x7_vla_rl.types import Observation

@@ -14,7 +14,7 @@ from crane_x7_vla_rl.policies.base import ModelOptions, NotFiniteError
 from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy
 from crane_x7_vla_rl.training import non_finite as spoilt
-from crane_x7_vla_rl.training.evaluate.command import VIDEOS, EvaluateConfig
+from crane_x7_vla_rl.training.evaluate.config import RESULTS, VIDEOS, EvaluateConfig
 from crane_x7_vla_rl.training.evaluate.report import summary
 from crane_x7_vla_rl.training.rl.run import RlRun
 
@@ -53,7 +53,7 @@ def success(run: RlRun, policy: OpenVLA, step: int) -> float:
         where = f"update {step}, evaluation"
         raise spoilt.answer(where, run.agent.core, error) from error
     results = summary(evaluation, rollouts)
-    write_json(evaluation.output / "results.json", results)
+    write_json(evaluation.output / RESULTS, results)
     if run.tracker.wandb_run is not None:
         run.tracker.wandb_run.show(sorted((evaluation.output / VIDEOS).glob("*.mp4")), step)
     return float(results["success"]["rate"])

@@ -27,7 +27,8 @@ from crane_x7_vla_rl.sim.expert import Expert
 from crane_x7_vla_rl.sim.world import World
 from crane_x7_vla_rl.training import cli
 from crane_x7_vla_rl.training.errors import ConfigError
-from crane_x7_vla_rl.training.evaluate.command import EvaluateConfig, evaluate
+from crane_x7_vla_rl.training.evaluate.command import evaluate
+from crane_x7_vla_rl.training.evaluate.config import EvaluateConfig
 from crane_x7_vla_rl.training.evaluate.report import describe, wilson
 from crane_x7_vla_rl.training.evaluate.rollout import roll_out
 from crane_x7_vla_rl.types import ActionChunk, Observation
