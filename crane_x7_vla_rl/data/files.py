@@ -1,8 +1,12 @@
-"""Files that are there whole or not at all: written beside their place, synced, then renamed."""
+"""Files of data sets: found without side files, JSON read, and written whole or not at all.
+
+A folder and patterns → sorted paths; content → a file written beside its place, synced, renamed.
+"""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -10,8 +14,30 @@ from typing import Any, Final
 
 from crane_x7_vla_rl.data.episode import DataError
 
+logger = logging.getLogger(__name__)
+
 PARTIAL: Final = ".partial"
 """Ending of what is still being written."""
+
+
+def find(folder: Path, *patterns: str) -> list[Path]:
+    """Return what lies in `folder` and matches a glob pattern, sorted.
+
+    Names that begin with a dot, of files or of folders below `folder`, are left out and counted in
+    the log: macOS copies `._name` beside every `name` onto foreign disks.
+    """
+    found = {path for pattern in patterns for path in folder.glob(pattern)}
+    hidden = {
+        path
+        for path in found
+        if any(part.startswith(".") for part in path.relative_to(folder).parts)
+    }
+    if hidden:
+        logger.warning(
+            "%s: %d files left out whose names begin with a dot, such as %s",
+            folder, len(hidden), min(hidden).relative_to(folder),
+        )  # fmt: skip
+    return sorted(found - hidden)
 
 
 def write_whole(path: Path, write: Callable[[Path], None]) -> None:

@@ -84,7 +84,7 @@ def open_source(path: str | Path, *, instruction: str = DEFAULT_INSTRUCTION) -> 
 def _holds(path: Path, pattern: str) -> bool:
     if path.is_file():
         return path.match(pattern.removeprefix("**/"))
-    return next(path.glob(pattern), None) is not None
+    return any(not name.name.startswith(".") for name in path.glob(pattern))
 
 
 def _reader(module: str, function: str) -> Callable[..., EpisodeSource]:

@@ -163,7 +163,7 @@ def write_bag(
     *,
     storage: StoragePlugin = StoragePlugin.MCAP,
     configure: Callable[[Writer], None] = lambda _: None,
-    latency_s: float = 0.004,
+    latency_s: Callable[[Sent], float] = lambda _: 0.004,
 ) -> Path:
     """Write a bag folder; each message is received `latency_s` after it was sent."""
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -171,10 +171,11 @@ def write_bag(
     configure(writer)
     with writer:
         connections = {}
-        for time_s, topic, message in sorted(sent, key=lambda entry: entry[0]):
+        for entry in sorted(sent, key=lambda entry: entry[0]):
+            time_s, topic, message = entry
             kind = message.__msgtype__
             if topic not in connections:
                 connections[topic] = writer.add_connection(topic, kind, typestore=STORE)
-            received = round((START_S + time_s + latency_s) * 1e9)
+            received = round((START_S + time_s + latency_s(entry)) * 1e9)
             writer.write(connections[topic], received, STORE.serialize_cdr(message, kind))
     return path

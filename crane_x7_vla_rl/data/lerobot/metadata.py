@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 
 from crane_x7_vla_rl.data.episode import DataError
-from crane_x7_vla_rl.data.files import read_json
+from crane_x7_vla_rl.data.files import find, read_json
 from crane_x7_vla_rl.data.lerobot import layout
 from crane_x7_vla_rl.data.lerobot.stats import NAMES, Stats, combine
 
@@ -49,7 +49,7 @@ def read_rows(
     """
     rows: dict[int, dict[str, Any]] = {}
     total = int(info["total_episodes"])
-    for path in sorted((folder / "meta" / "episodes").glob("*/*.parquet")):
+    for path in find(folder / "meta" / "episodes", "*/*.parquet"):
         table = layout.read_table(path)
         if not stats:
             table = table.select(

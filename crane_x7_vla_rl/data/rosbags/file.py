@@ -10,17 +10,21 @@ from __future__ import annotations
 import re
 import struct
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import apsw
 from rosbags.highlevel import AnyReader, AnyReaderError
-from rosbags.rosbag2 import ReaderError
+from rosbags.interfaces import Connection
+from rosbags.rosbag2 import Reader, ReaderError
+from rosbags.rosbag2.reader import DirectoryReader
+from rosbags.rosbag2.storage_mcap import McapReader
 from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, TypesysError, get_typestore
 
+from crane_x7_vla_rl.data.files import find
 from crane_x7_vla_rl.data.reader_options import RecordingError
 
 if sys.version_info >= (3, 14):
@@ -52,24 +56,50 @@ class Received:
     """With the fields of its ROS type."""
 
 
+class _Mcap(McapReader):
+    """Finds every message of a file whose index is not complete.
+
+    Writers may leave out the message indexes, or the summary as a whole. `rosbags` takes a chunk
+    without message indexes for empty, and refuses to scan messages that are not in order of time,
+    though whoever reads them here sorts them.
+    """
+
+    def read_index(self) -> None:
+        super().read_index()
+        if not (self.connections and all(chunk.channel_count for chunk in self.chunks)):
+            self.chunks.clear()
+        if not self.connections:
+            self.statistics = None
+
+    def messages(
+        self, connections: Collection[Connection], start: int | None = None, stop: int | None = None
+    ) -> Generator[tuple[Connection, int, bytes], None, None]:
+        read = super().messages if self.chunks else self.messages_scan
+        yield from read(connections, start, stop)
+
+
+class _BagFolder(DirectoryReader):
+    STORAGE_PLUGINS: ClassVar = {**DirectoryReader.STORAGE_PLUGINS, "mcap": _Mcap}
+
+
+class _Bag(Reader):
+    STORAGE_PLUGINS: ClassVar = {**Reader.STORAGE_PLUGINS, "dir": _BagFolder, ".mcap": _Mcap}
+
+
 def find_bags(path: Path) -> list[Path]:
     """Return the bags in a folder, sorted; raises RecordingError where there are none, or where a
     bag in several parts has lost the file that orders them."""
     if path.is_file() or (path / METADATA).exists():
         return [path]
-    folders = [file.parent for file in path.rglob(METADATA)]
-    lone = [
-        file
-        for storage in STORAGES
-        for file in path.rglob(f"*{storage}")
-        if not (file.parent / METADATA).exists()
-    ]
+    files = find(path, f"**/{METADATA}", *(f"**/*{storage}" for storage in STORAGES))
+    folders = [file.parent for file in files if file.name == METADATA]
+    lone = [file for file in files if file.parent not in folders]
     if not folders and not lone:
         raise RecordingError(
             str(path), "bags", f"are missing; expected folders with {METADATA}, or {STORAGES} files"
         )
     parts: dict[Path, Path] = {}
-    for file in sorted(lone):
+    for file in lone:
         match = PART.fullmatch(file.stem)
         first = parts.setdefault(file.with_name(match[1] if match else file.name), file)
         if first is not file:
@@ -117,11 +147,12 @@ def read_messages(path: Path, topics: Collection[str]) -> Iterator[Received]:
 
 
 def _open(path: Path) -> AnyReader:
-    for file in [path] if path.is_file() else path.glob("*.db3"):
+    for file in [path] if path.is_file() else path.glob("[!.]*.db3"):
         if file.suffix == ".db3":
             _check_size(file)
     try:
         reader = AnyReader([path], default_typestore=get_typestore(Stores.ROS2_HUMBLE))
+        reader.readers = [_Bag(path)]
         reader.open()
     except DAMAGE as error:
         raise _damaged(path, "when it is opened", error) from error

@@ -9,6 +9,7 @@ the file's beginning each time and its pictures kept in memory; for training, un
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
@@ -19,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crane_x7_vla_rl.data.episode import DataError, Episode
+from crane_x7_vla_rl.data.files import find
 from crane_x7_vla_rl.data.reader_options import IncompleteError, RecordingError, read_options
 from crane_x7_vla_rl.data.tfrecord.example import Example
 from crane_x7_vla_rl.data.tfrecord.images import FilePictures, Swapped, places_of
@@ -32,8 +34,12 @@ from crane_x7_vla_rl.data.tfrecord.rlds import (
     steps_of,
 )
 
+logger = logging.getLogger(__name__)
+
 NAME: Final = re.compile(r"(?P<stem>.+)\.tfrecords?(?P<shard>-\d+-of-\d+)?(\.gz)?")
 SHARD: Final = re.compile(r"-(\d+)-of-(\d+)")
+VERSION: Final = re.compile(r"(?P<numbers>\d+\.\d+\.\d+)(?P<unfinished>\.incomplete.*)?")
+"""Name of a version's folder in a tfds data set. [tfds, core/utils/{version,file_utils}.py]"""
 
 
 @dataclass(frozen=True)
@@ -142,8 +148,8 @@ def open_tfrecord(path: Path, *, instruction: str) -> TfrecordSource:
 
 
 def _files(path: Path, split: str) -> list[Path]:
-    candidates = [path] if path.is_file() else path.rglob("*.tfrecord*")
-    files = sorted(file for file in candidates if file.is_file() and NAME.fullmatch(file.name))
+    candidates = [path] if path.is_file() else find(path, "**/*.tfrecord*")
+    files = [file for file in candidates if file.is_file() and NAME.fullmatch(file.name)]
     if not files:
         raise RecordingError(
             str(path), "files", "are missing; expected NAME.tfrecord or NAME.tfrecord-*"
@@ -155,7 +161,39 @@ def _files(path: Path, split: str) -> list[Path]:
         raise RecordingError(
             str(path), "split", f"{split} is in no file's name, but {known}; choose in reader.yaml"
         )
-    return chosen
+    return _newest_versions(chosen)
+
+
+def _newest_versions(files: Sequence[Path]) -> list[Path]:
+    """Return the files without those of tfds data sets' other versions, which hold the same again.
+
+    Of versions `<data set>/1.0.0`, `<data set>/1.1.0` … the newest with all its shards is taken;
+    where none has them all, the newest, so that its missing shards are told.
+    """
+    versions: dict[Path, dict[Path, list[Path]]] = {}
+    for file in files:
+        if VERSION.fullmatch(file.parent.name):
+            versions.setdefault(file.parent.parent, {}).setdefault(file.parent, []).append(file)
+    unused: set[Path] = set()
+    for found in versions.values():
+        newest_first = sorted(found, key=_version, reverse=True)
+        whole = (folder for folder in newest_first if not list(_missing_shards(found[folder])))
+        chosen = next(whole, newest_first[0])
+        others = [folder for folder in newest_first if folder != chosen]
+        unused.update(others)
+        if others:
+            logger.warning(
+                "%s: version %s is read; not read: %s", chosen.parent, chosen.name,
+                ", ".join(folder.name for folder in others),
+            )  # fmt: skip
+    return [file for file in files if file.parent not in unused]
+
+
+def _version(folder: Path) -> tuple[bool, list[int]]:
+    """Return what sorts versions, those that tfds was still writing first."""
+    match = VERSION.fullmatch(folder.name)
+    assert match is not None
+    return match["unfinished"] is None, [int(number) for number in match["numbers"].split(".")]
 
 
 def _split(file: Path) -> str | None:

@@ -9,8 +9,10 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
+import mcap_rig
 import numpy as np
 import pytest
+from mcap_rig import CHANNEL, SCHEMA, STATISTICS
 from rosbags.rosbag2 import CompressionFormat, CompressionMode, StoragePlugin, Writer
 from rosbags_rig import (
     ARM,
@@ -20,6 +22,7 @@ from rosbags_rig import (
     LEADER,
     TRAJECTORY,
     Scene,
+    Sent,
     compressed,
     joint_state,
     joints_at,
@@ -350,6 +353,42 @@ def test_messages_that_got_lost_are_missed(tmp_path):
         database.commit()
     with pytest.raises(DataError, match=r"/one: bag holds 260 messages .* counts 261: part of it"):
         open_bags(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "rewrite",
+    [
+        mcap_rig.without_summary,
+        mcap_rig.with_chunk_index_alone,
+        lambda content: mcap_rig.with_chunk_index_alone(content, (SCHEMA, CHANNEL)),
+        lambda content: mcap_rig.with_chunk_index_alone(content, (SCHEMA, CHANNEL, STATISTICS)),
+        lambda content: mcap_rig.with_chunk_index_alone(content, (STATISTICS,)),
+    ],
+)
+@pytest.mark.parametrize("ordered", [True, False])
+def test_what_an_mcaps_index_leaves_out_is_still_found(tmp_path, rewrite, ordered):
+    def latency_s(sent: Sent) -> float:
+        return 0.004 if ordered or sent[1] == JOINTS else 0.05
+
+    bag = write_bag(tmp_path / "one", Scene().sent(), latency_s=latency_s)
+    whole = open_bags(bag)[0]
+    file = next(bag.glob("*.mcap"))
+    file.write_bytes(rewrite(file.read_bytes()))
+    lone = shutil.copy(file, tmp_path / "lone.mcap")
+    for path in (bag, Path(lone)):
+        episode = open_bags(path)[0]
+        np.testing.assert_array_equal(episode.state, whole.state)
+        np.testing.assert_array_equal(episode.image(18), whole.image(18))
+
+
+def test_macos_side_files_are_left_out_and_counted(tmp_path, caplog):
+    bag = write_bag(tmp_path / "bags" / "one", Scene().sent(), storage=StoragePlugin.SQLITE3)
+    shutil.copy(next(write_bag(tmp_path / "two", Scene().sent()).glob("*.mcap")), tmp_path / "bags")
+    for path in (bag / "._one.db3", bag / "._metadata.yaml", tmp_path / "bags" / "._two.mcap"):
+        path.write_bytes(b"\0\5\x16\7 Mac OS X")
+    assert len(open_bags(tmp_path / "bags")) == 2
+    assert open_bags(bag).lengths.tolist() == [19]
+    assert "2 files left out whose names begin with a dot, such as ._two.mcap" in caplog.text
 
 
 def test_a_bag_without_its_metadata_in_parts_is_named(tmp_path):

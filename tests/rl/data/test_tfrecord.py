@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -123,6 +124,43 @@ def test_another_split_is_chosen_beside_the_data(tmp_path):
     (tmp_path / "reader.yaml").write_text("split: test\n")
     with pytest.raises(DataError, match="split test is in no file's name, but train, val"):
         open_logs(tmp_path)
+
+
+def shards(root: Path, version: str, steps: list[int], missing: int = 0) -> None:
+    for number, count in enumerate(steps):
+        write(
+            root / version / f"crane_x7-train.tfrecord-{number:05d}-of-{len(steps) + missing:05d}",
+            [rlds_episode(count)],
+        )
+
+
+def test_of_several_versions_the_newest_complete_one_is_read(tmp_path, caplog):
+    root = tmp_path / "crane_x7" / "lift"
+    for version, steps in (("1.9.0", [3]), ("1.10.0", [4, 5]), ("2.0.0.incompleteA1", [6])):
+        shards(root, version, steps)
+    shards(root, "1.11.0", [7, 8], missing=1)
+    shards(tmp_path / "another", "0.1.0", [9])
+    assert open_logs(tmp_path).lengths.tolist() == [9, 4, 5]
+    assert "lift: version 1.10.0 is read; not read: 1.11.0, 1.9.0, 2.0.0.inc" in caplog.text
+    assert open_logs(root / "1.9.0").lengths.tolist() == [3]
+
+
+def test_where_no_version_is_complete_the_newest_says_what_it_lacks(tmp_path):
+    for version in ("1.0.0", "1.2.0"):
+        shards(tmp_path, version, [4], missing=1)
+    with pytest.raises(DataError, match=r"1\.2\.0/crane_x7-train\.tfrecord: shards 00001 of 2"):
+        open_logs(tmp_path)
+
+
+def test_macos_side_files_are_left_out_and_counted(tmp_path, caplog):
+    write_log(tmp_path, 0, logger_steps(3))
+    log = next(tmp_path.rglob("*.tfrecord"))
+    log.with_name("._" + log.name).write_bytes(b"\0\5\x16\7 Mac OS X")
+    (tmp_path / ".trash").mkdir()
+    shutil.copy(log, tmp_path / ".trash")
+    assert open_logs(tmp_path).lengths.tolist() == [3]
+    assert "2 files left out whose names begin with a dot" in caplog.text
+    assert open_source(tmp_path)[0].instruction == "pick up the red cube"
 
 
 def test_sequence_examples_are_episodes(tmp_path):
