@@ -20,6 +20,7 @@ import simplejpeg
 
 from crane_x7_remote.errors import RemoteError
 from crane_x7_remote.rosbridge.protocol import brief
+from crane_x7_vla_rl.joint_names import JointsError, places_of_joints
 from crane_x7_vla_rl.prompt import MAX_INSTRUCTION_BYTES, clean_instruction
 from crane_x7_vla_rl.robot import JOINT_NAMES
 from crane_x7_vla_rl.types import Array, Image, JointState, Trajectory
@@ -277,29 +278,18 @@ def joint_state(message: Message) -> JointState:
             f"JointState has name={brief(names)}, position={brief(positions)}; expected a list of"
             " names and a list of numbers"
         )
-    places = _places(names, len(positions))
+    try:
+        places = places_of_joints(names, len(positions))
+    except JointsError as error:
+        raise MessageError(
+            f"JointState has {brief(list(names))}, not from the CRANE-X7's joint_state_broadcaster?"
+            f" It {error}"
+        ) from error
     position = np.array([positions[place] for place in places], dtype=np.float64)
     velocity = np.full(len(places), np.nan)
     if _are_numbers(velocities) and len(velocities) == len(names):
         velocity = np.array([velocities[place] for place in places], dtype=np.float64)
     return JointState(position, velocity)
-
-
-def _places(names: Sequence[Any], count: int) -> list[int]:
-    """Return where each of JOINT_NAMES stands in `names`, with `count` positions present."""
-    missing = [name for name in JOINT_NAMES if name not in names]
-    if missing:
-        raise MessageError(
-            f"JointState has {brief(list(names))}, not from the CRANE-X7's joint_state_broadcaster?"
-            f" It lacks {', '.join(missing)}"
-        )
-    places = [list(names).index(name) for name in JOINT_NAMES]
-    twice = [name for name in JOINT_NAMES if list(names).count(name) > 1]
-    if twice:
-        raise MessageError(f"JointState names {', '.join(twice)} more than once")
-    if max(places) >= count:
-        raise MessageError(f"JointState has {len(names)} names and {count} positions")
-    return places
 
 
 def _nulls_as_nan(values: Any) -> Any:

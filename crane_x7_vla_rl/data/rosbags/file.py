@@ -56,7 +56,7 @@ class Received:
     """With the fields of its ROS type."""
 
 
-class _Mcap(McapReader):
+class _Mcap(McapReader):  # type: ignore[misc]
     """Finds every message of a file whose index is not complete.
 
     Writers may leave out the message indexes, or the summary as a whole. `rosbags` takes a chunk
@@ -78,11 +78,11 @@ class _Mcap(McapReader):
         yield from read(connections, start, stop)
 
 
-class _BagFolder(DirectoryReader):
+class _BagFolder(DirectoryReader):  # type: ignore[misc]
     STORAGE_PLUGINS: ClassVar = {**DirectoryReader.STORAGE_PLUGINS, "mcap": _Mcap}
 
 
-class _Bag(Reader):
+class _Bag(Reader):  # type: ignore[misc]
     STORAGE_PLUGINS: ClassVar = {**Reader.STORAGE_PLUGINS, "dir": _BagFolder, ".mcap": _Mcap}
 
 

@@ -12,7 +12,8 @@ import numpy as np
 from crane_x7_vla_rl.data.episode import JPEG_START, PNG_SIGNATURE
 from crane_x7_vla_rl.data.reader_options import RecordingError
 from crane_x7_vla_rl.data.rosbags.align import Array, Command
-from crane_x7_vla_rl.robot import DOF, JOINT_NAMES
+from crane_x7_vla_rl.joint_names import JointsError, places_of_joints
+from crane_x7_vla_rl.robot import JOINT_NAMES
 from crane_x7_vla_rl.types import Image
 
 COMPRESSED: Final = "sensor_msgs/msg/CompressedImage"
@@ -32,26 +33,17 @@ def stamp_ns(message: Any) -> int:
     return 0 if header is None else int(header.stamp.sec) * 10**9 + int(header.stamp.nanosec)
 
 
-def joint_row(message: Any, where: str, topic: str) -> Array:
-    """Return (8,) float64 positions of a JointState.
+def joint_row(message: Any) -> Array:
+    """Return (8,) float64 positions of a JointState, in rad.
 
-    Raises RecordingError where one of our joints is missing or not finite.
+    Raises JointsError where one of our joints is missing, named twice or not finite; whoever reads
+    leaves such messages out, as the live loop does.
     """
-    names, positions = list(message.name), np.asarray(message.position, dtype=np.float64)
-    if len(names) != len(positions):
-        raise RecordingError(where, topic, f"names {len(names)} joints, has {len(positions)}")
-    missing = [name for name in JOINT_NAMES if name not in names]
-    if missing:
-        raise RecordingError(
-            where, topic, f"lacks {', '.join(missing)}; expected all {DOF} joints of the arm in"
-            f" every message, found {', '.join(names)}",
-        )  # fmt: skip
-    row = positions[[names.index(name) for name in JOINT_NAMES]]
+    positions = np.asarray(message.position, dtype=np.float64)
+    row = positions[places_of_joints(list(message.name), len(positions))]
     broken = np.flatnonzero(~(np.abs(row) < SENSELESS_RAD))
     if len(broken):
-        raise RecordingError(
-            where, topic, f"{JOINT_NAMES[broken[0]]} is {row[broken[0]]}, expected rad"
-        )
+        raise JointsError(f"{JOINT_NAMES[broken[0]]} is {row[broken[0]]}, expected rad")
     return row
 
 

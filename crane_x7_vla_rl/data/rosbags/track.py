@@ -7,6 +7,7 @@ for t + 1/fps, as a policy's first step is due one period after its frame.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -29,6 +30,9 @@ from crane_x7_vla_rl.data.rosbags.messages import (
     stamp_ns,
 )
 from crane_x7_vla_rl.data.rosbags.options import BagOptions
+from crane_x7_vla_rl.joint_names import JointsError
+
+logger = logging.getLogger(__name__)
 
 CLOCKS_AGREE_S: Final = 0.5
 """Beyond this, two streams' header stamps are taken to come from clocks that are not in step."""
@@ -57,6 +61,15 @@ class _Stream:
     header_ns: list[int] = field(default_factory=list)
     received_ns: list[int] = field(default_factory=list)
     contents: list[Any] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    """Why each message that cannot be used was left out."""
+
+    @property
+    def note(self) -> str:
+        """What a message about the topic ends with."""
+        if not self.left_out:
+            return ""
+        return f"; {len(self.left_out)} messages were left out, the first {self.left_out[0]}"
 
     def add(self, received: Received, content: object) -> None:
         self.header_ns.append(stamp_ns(received.message))
@@ -77,7 +90,15 @@ def read_track(path: Path, options: BagOptions) -> Track:
         kinds[options.instruction_topic] = (TEXT,)
     streams = {topic: _Stream(topic) for topic in kinds}
     for received in read_messages(path, kinds):
-        streams[received.topic].add(received, _content(received, topics[received.topic], f"{path}"))
+        stream = streams[received.topic]
+        try:
+            stream.add(received, _content(received, topics[received.topic], f"{path}"))
+        except JointsError as error:
+            stream.left_out.append(str(error))
+    for stream in streams.values():
+        if stream.left_out and stream.contents:
+            logger.warning("%s: %s has %d usable messages%s", path, stream.topic,
+                           len(stream.contents), stream.note)  # fmt: skip
     return _align(path, streams, source, options)
 
 
@@ -99,7 +120,7 @@ def _expect(path: Path, topics: dict[str, str], topic: str, kinds: Sequence[str]
 
 def _content(received: Received, kind: str, where: str) -> Any:
     if kind == JOINTS:
-        return joint_row(received.message, where, received.topic)
+        return joint_row(received.message)
     if kind == TRAJECTORY:
         return command(received.message, 0.0, where, received.topic)
     return received.message.data if kind == TEXT else None
@@ -111,7 +132,7 @@ def _align(path: Path, streams: dict[str, _Stream], source: str, options: BagOpt
     measured = [stream for stream in (camera, joints, leader) if stream is not None]
     for stream in measured:
         if not stream.contents:
-            raise RecordingError(str(path), stream.topic, "holds no message")
+            raise RecordingError(str(path), stream.topic, f"holds no usable message{stream.note}")
     base_ns, offset_ns = _clock(measured)
     camera_s, camera_order = _sorted(camera, base_ns, offset_ns)
     joints_s, joints_order = _sorted(joints, base_ns, offset_ns)
@@ -127,15 +148,15 @@ def _align(path: Path, streams: dict[str, _Stream], source: str, options: BagOpt
         raise RecordingError(
             str(path), camera.topic, f"({camera_s[0]:.2f} … {camera_s[-1]:.2f} s) and"
             f" {joints.topic} ({joints_s[0]:.2f} … {joints_s[-1]:.2f} s) overlap by less than two"
-            " frames",
+            f" frames{joints.note}",
         )  # fmt: skip
     pictures = nearest(camera_s, times)
-    _check_pictures(path, camera.topic, camera_s, times, options)
-    _check_gap(path, joints.topic, joints_s, np.append(times, times[-1] + period), options)
+    _check_pictures(path, camera, camera_s, times, options)
+    _check_gap(path, joints, joints_s, np.append(times, times[-1] + period), options)
     state = positions[nearest(joints_s, times)]
     action = positions[nearest(joints_s, times + period)]
     if leader is not None:
-        _check_gap(path, leader.topic, leader_s, times + period, options)
+        _check_gap(path, leader, leader_s, times + period, options)
         action = np.array(leader.contents)[leader_order][nearest(leader_s, times + period)]
     elif source != "next_state":
         commands = _commands(streams[options.action_topics[source]], base_ns, offset_ns)
@@ -184,28 +205,29 @@ def _commands(stream: _Stream, base_ns: int, offset_ns: int | None) -> list[Comm
 
 
 def _check_pictures(
-    path: Path, topic: str, stamps_s: Array, times_s: Array, options: BagOptions
+    path: Path, camera: _Stream, stamps_s: Array, times_s: Array, options: BagOptions
 ) -> None:
-    _check_gap(path, topic, stamps_s, times_s, options)
+    _check_gap(path, camera, stamps_s, times_s, options)
     distinct = len(np.unique(nearest(stamps_s, times_s)))
     if distinct < 0.9 * len(times_s):
         rate = distinct / (times_s[-1] - times_s[0])
         raise RecordingError(
-            str(path), topic, f"gives {distinct} pictures for {len(times_s)} frames: it ran at"
-            f" {rate:.1f} per second; set fps in reader.yaml to at most that, not {options.fps:g}",
+            str(path), camera.topic, f"gives {distinct} pictures for {len(times_s)} frames: it ran"
+            f" at {rate:.1f} per second; set fps in reader.yaml to at most that, not"
+            f" {options.fps:g}",
         )  # fmt: skip
 
 
 def _check_gap(
-    path: Path, topic: str, stamps_s: Array, times_s: Array, options: BagOptions
+    path: Path, stream: _Stream, stamps_s: Array, times_s: Array, options: BagOptions
 ) -> None:
     gaps = np.abs(stamps_s[nearest(stamps_s, times_s)] - times_s)
     worst = int(np.argmax(gaps))
     if gaps[worst] > options.max_gap_s:
         raise RecordingError(
-            str(path), topic, f"has no message within {options.max_gap_s:g} s of"
+            str(path), stream.topic, f"has no message within {options.max_gap_s:g} s of"
             f" {times_s[worst]:.2f} s; the nearest is {gaps[worst]:.2f} s away (max_gap_s in"
-            " reader.yaml)",
+            f" reader.yaml){stream.note}",
         )  # fmt: skip
 
 

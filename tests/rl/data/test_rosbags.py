@@ -207,6 +207,17 @@ def replaced(topic: str, at_s: float, message: object) -> list:
     return [*sent, (at_s, topic, message)]
 
 
+def joints_like(begin_s: float = 0.0, end_s: float = 2.0, **fields: object) -> list:
+    return [
+        (
+            at,
+            topic,
+            joint_state(at, **fields) if topic == JOINTS and begin_s <= at < end_s else sent,
+        )
+        for at, topic, sent in Scene().sent()
+    ]
+
+
 def names_without_wrist() -> list[str]:
     return [name for name in JOINT_NAMES if "wrist" not in name]
 
@@ -225,26 +236,21 @@ def names_without_wrist() -> list[str]:
             rf"{CAMERA} is std_msgs/msg/String, expected sensor_msgs/msg/CompressedImage or",
         ),
         (
-            replaced(JOINTS, 0.5, joint_state(0.5, names=names_without_wrist())),
-            r"/joint_states lacks crane_x7_wrist_joint; expected all 8 joints",
+            joints_like(names=names_without_wrist()),
+            r"/joint_states holds no .*; 200 messages were left out, .* lacks crane_x7_wrist_joint",
         ),
         (
-            replaced(JOINTS, 0.5, joint_state(0.5, names=JOINT_NAMES, positions=[0.0] * 7)),
-            r"/joint_states names 8 joints, has 7",
+            joints_like(names=JOINT_NAMES, positions=[0.0] * 7),
+            r"/joint_states holds no usable message.* has 8 names and 7 positions",
         ),
         (
-            replaced(
-                JOINTS,
-                0.5,
-                joint_state(0.5, names=JOINT_NAMES, positions=[0.0] * 7 + [float("nan")]),
-            ),
-            r"/joint_states crane_x7_gripper_finger_a_joint is nan, expected rad",
+            joints_like(0.5, 1.5, names=JOINT_NAMES, positions=[0.0] * 7 + [float("nan")]),
+            r"/joint_states has no message within 0\.1 s of 1\.00 s; .*; 100 messages were left"
+            r" out, the first crane_x7_gripper_finger_a_joint is nan, expected rad",
         ),
         (
-            replaced(
-                JOINTS, 0.5, joint_state(0.5, names=JOINT_NAMES, positions=[1e300] + [0.0] * 7)
-            ),
-            r"/joint_states crane_x7_shoulder_fixed_part_pan_joint is 1e\+300, expected rad",
+            joints_like(0.05, names=JOINT_NAMES, positions=[1e300] + [0.0] * 7),
+            r"overlap .*, the first crane_x7_shoulder_fixed_part_pan_joint is 1e\+300, expected",
         ),
         (
             [*Scene().sent(), (0.2, TRAJECTORY, trajectory(0.2, ["elbow"], [(1, [0.0])]))],
@@ -280,6 +286,30 @@ def test_a_wrong_bag_is_named_with_its_topic(tmp_path, sent, message):
     write_bag(tmp_path / "one", sent)
     with pytest.raises(DataError, match=message):
         open_bags(tmp_path)
+
+
+FOREIGN = (
+    joint_state(0.5, names=["wheel_left", "wheel_right"]),
+    joint_state(0.5, names=[]),
+    joint_state(0.5, names=names_without_wrist()),
+    joint_state(0.5, names=[*JOINT_NAMES, JOINT_NAMES[0]]),
+    joint_state(0.5, names=JOINT_NAMES, positions=[0.0] * 7),
+    joint_state(0.5, names=JOINT_NAMES, positions=[float("nan")] * 8),
+    joint_state(0.5, names=JOINT_NAMES, positions=[1e300] + [0.0] * 7),
+)
+
+
+@pytest.mark.parametrize("message", FOREIGN)
+@pytest.mark.parametrize("topic", [JOINTS, LEADER])
+def test_a_few_unusable_joint_states_are_left_out_and_counted(tmp_path, topic, message, caplog):
+    leader = [(time, LEADER, sent) for time, name, sent in Scene().sent() if name == JOINTS]
+    scene = [*Scene().sent(), *leader]
+    write_bag(tmp_path / "one", [*scene, (0.5, topic, message), (0.505, topic, message)])
+    write_bag(tmp_path / "whole", scene)
+    source = open_bags(tmp_path)
+    np.testing.assert_array_equal(source[0].state, source[1].state)
+    np.testing.assert_array_equal(source[0].action, source[1].action)
+    assert f"{topic} has 200 usable messages; 2 messages were left out, the first" in caplog.text
 
 
 def test_a_camera_slower_than_the_episodes_rate_is_refused(tmp_path):

@@ -1,0 +1,33 @@
+"""Which entry of a joint message or table is which joint. Names → places of `JOINT_NAMES`.
+
+One rule for live joint states, recorded ones and the columns of data sets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from crane_x7_vla_rl.robot import JOINT_NAMES
+
+
+class JointsError(ValueError):
+    """The joints are not those of a CRANE-X7; the message fits behind a topic or a file's name."""
+
+
+def places_of_joints(names: Sequence[object], count: int) -> list[int]:
+    """Return where each of the 8 JOINT_NAMES stands in `names`; other joints are passed over.
+
+    `count` values belong to the names, in their order. Raises JointsError where a joint is missing,
+    named twice or without a value.
+    """
+    known = list(names)
+    missing = [name for name in JOINT_NAMES if name not in known]
+    if missing:
+        raise JointsError(f"lacks {', '.join(missing)}")
+    twice = [name for name in JOINT_NAMES if known.count(name) > 1]
+    if twice:
+        raise JointsError(f"names {', '.join(twice)} more than once")
+    places = [known.index(name) for name in JOINT_NAMES]
+    if max(places) >= count:
+        raise JointsError(f"has {len(known)} names and {count} positions")
+    return places
