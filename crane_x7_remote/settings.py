@@ -10,7 +10,6 @@ reported at once.
 from __future__ import annotations
 
 import argparse
-import ipaddress
 import os
 import shlex
 import typing
@@ -27,7 +26,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from crane_x7_remote import public_keys, robot_address
+from crane_x7_remote import addresses, public_keys
 from crane_x7_remote.errors import SettingsError
 from crane_x7_vla_rl import secret_text, variables
 from crane_x7_vla_rl.log_text import cut
@@ -226,7 +225,7 @@ until `resume`."""
     @field_validator("ts_socks5_server", "ts_outbound_http_proxy_listen")
     @classmethod
     def _proxy_is_ours_alone(cls, value: str | None) -> str | None:
-        if value is not None and not is_loopback(split_address(value)[0]):
+        if value is not None and not addresses.is_loopback(addresses.split_address(value)[0]):
             raise ValueError(
                 "would let anyone into the tailnet; expected an address of this machine alone,"
                 " such as 127.0.0.1:1055"
@@ -236,7 +235,7 @@ until `resume`."""
     @field_validator("ts_local_addr_port")
     @classmethod
     def _address_has_a_port(cls, value: str) -> str:
-        split_address(value)
+        addresses.split_address(value)
         return value
 
     @field_validator("ts_extra_args", "ts_tailscaled_extra_args")
@@ -252,7 +251,7 @@ until `resume`."""
     @field_validator("guard_listen", "guard_upstream")
     @classmethod
     def _addresses_have_ports(cls, value: str) -> str:
-        listen_addresses(value)
+        addresses.listen_addresses(value)
         return value
 
     @field_validator("guard_topics")
@@ -378,25 +377,6 @@ def role_fields() -> list[str]:
     return [name for name in Settings.model_fields if not name.startswith(BOOT_PREFIXES)]
 
 
-def split_address(value: str) -> tuple[str, int]:
-    """Return host and port of "host:port"; "[::1]:1", ":1" are understood. Raises ValueError."""
-    host, colon, port = value.rpartition(":")
-    if not colon or not port.isdecimal() or not 1 <= int(port) <= 65535:
-        raise ValueError("expected address:port, such as 127.0.0.1:1055")
-    return host.strip("[]"), int(port)
-
-
-def listen_addresses(value: str) -> list[tuple[str, int]]:
-    """Return hosts and ports of "host:port,…"; port 0 picks a free one. Raises ValueError."""
-    found = []
-    for word in value.replace(",", " ").split():
-        host, _, port = word.rpartition(":")
-        found.append((host.strip("[]"), 0) if host and port == "0" else split_address(word))
-    if not found or not all(host for host, _ in found):
-        raise ValueError("expected address:port, such as 127.0.0.1:9091")
-    return found
-
-
 def topic_types(value: str) -> dict[str, str]:
     """Return topic → type of "topic=type,…". Raises ValueError."""
     found = {}
@@ -425,14 +405,6 @@ def token_text(value: SecretStr | None, variable: str) -> str | None:
     if not text.isascii() or not text.isprintable() or not text or " " in text:
         raise SettingsError(f"{variable} is empty or holds more than printable ASCII characters")
     return text
-
-
-def is_loopback(host: str) -> bool:
-    """Whether `host` can only mean this machine."""
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return host == "localhost"
 
 
 def _tidied(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
@@ -488,7 +460,7 @@ def _read_addresses(values: dict[str, Any], problems: list[str]) -> None:
         if isinstance(proxy, str) and variables.bare(proxy):
             secret_text.remember_password(proxy)
             try:
-                values[name] = robot_address.read_proxy(proxy)
+                values[name] = addresses.read_proxy(proxy)
             except ValueError as error:
                 problems.append(f"{name.upper()}={_repr(name, proxy)}: {error}")
                 del values[name]
@@ -496,7 +468,7 @@ def _read_addresses(values: dict[str, Any], problems: list[str]) -> None:
 
 def _read_host(text: str, values: dict[str, Any], problems: list[str]) -> None:
     try:
-        values["rosbridge_host"], port = robot_address.read_host(text)
+        values["rosbridge_host"], port = addresses.read_host(text)
     except ValueError as error:
         problems.append(f"ROSBRIDGE_HOST={_repr('rosbridge_host', text)}: {error}")
         del values["rosbridge_host"]
@@ -533,9 +505,7 @@ def _repr(name: str, value: object) -> str:
     if "token" in name or "key" in name or name.endswith("extra_args"):
         return "***"
     text = (
-        robot_address.without_password(value)
-        if name in PROXIES and isinstance(value, str)
-        else value
+        addresses.without_password(value) if name in PROXIES and isinstance(value, str) else value
     )
     return cut(repr(text), 120)
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from crane_x7_remote import settings as settings_module
+from crane_x7_remote.addresses import split_address
 from crane_x7_remote.boot import files as files_module
 from crane_x7_remote.boot import health, robot_link
 from crane_x7_remote.boot import role as role_module
@@ -122,7 +123,7 @@ class Boot:
         settings = self._plan.settings
         address = None
         if settings.ts_enable_health_check:
-            address = settings_module.split_address(settings.ts_local_addr_port)
+            address = split_address(settings.ts_local_addr_port)
         socket = files_module.status_socket(self._plan.files.run)
         async with health.served(self._board, socket, address):
             code, ended_with = None, 0

@@ -13,15 +13,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from crane_x7_remote.addresses import is_loopback, is_tailnet, split_address
 from crane_x7_remote.boot.account import Account
 from crane_x7_remote.boot.files import Files
 from crane_x7_remote.errors import RoleError
-from crane_x7_remote.settings import OLD_NAMES, Settings, is_loopback, split_address
+from crane_x7_remote.settings import OLD_NAMES, Settings
 
 TRAINING = ("train", "sft", "evaluate")
 ROLES = ("infer", *TRAINING, "sshd")
-TAILNET_PREFIXES = ("100.64.0.0/10", "fd7a:115c:a1e0::/48")
-"""Addresses of a tailnet: https://tailscale.com/kb/1015/100.x-addresses."""
 NOT_FOR_ROLES = {"TS_AUTHKEY", *OLD_NAMES}
 """Whoever has the key can join the tailnet; no role does."""
 
@@ -106,12 +105,12 @@ def resolve(role: Role, environ: Mapping[str, str]) -> Role:
 
 
 def _may_be_on_tailnet(host: str) -> bool:
+    bare = host.strip("[]")
     try:
-        address = ipaddress.ip_address(host.strip("[]"))
+        ipaddress.ip_address(bare)
     except ValueError:
-        return True
-    networks = (ipaddress.ip_network(prefix) for prefix in TAILNET_PREFIXES)
-    return any(address in network for network in networks)
+        return True  # a name
+    return is_tailnet(bare)
 
 
 def _flag(words: Sequence[str], flag: str) -> str | None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from crane_x7_remote.boot.account import Account
 from crane_x7_remote.boot.supervisor import Child, how_it_ended
 from crane_x7_remote.errors import RemoteError, SshdError, StateError
-from crane_x7_remote.outside import shown
+from crane_x7_vla_rl.log_text import shown
 
 logger = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from crane_x7_remote import settings as settings_module
 from crane_x7_remote.boot.files import run_dirs, status_socket
 from crane_x7_remote.boot.status_board import PARTS
 from crane_x7_remote.errors import ExitCode, UnhealthyError
-from crane_x7_remote.outside import shown
+from crane_x7_vla_rl.log_text import shown
 
 ANSWER_TIMEOUT_S = 5.0
 

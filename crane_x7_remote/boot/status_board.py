@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from typing import Any, Literal
 
-from crane_x7_remote.outside import shown
+from crane_x7_vla_rl.log_text import shown
 
 logger = logging.getLogger(__name__)
 

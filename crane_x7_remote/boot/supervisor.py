@@ -19,8 +19,9 @@ from typing import Protocol
 from crane_x7_remote.boot.account import Account
 from crane_x7_remote.boot.status_board import StatusBoard
 from crane_x7_remote.errors import RemoteError
-from crane_x7_remote.outside import LineSplitter, shown
-from crane_x7_remote.parent_death import die_with
+from crane_x7_remote.system.output import LineSplitter
+from crane_x7_remote.system.parent_death import die_with
+from crane_x7_vla_rl.log_text import shown
 
 logger = logging.getLogger(__name__)
 

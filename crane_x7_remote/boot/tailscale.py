@@ -30,8 +30,9 @@ from crane_x7_remote.errors import (
     TailnetKeyExpiredError,
     TailscaledError,
 )
-from crane_x7_remote.outside import remember, shown
 from crane_x7_remote.settings import Settings
+from crane_x7_vla_rl.log_text import shown
+from crane_x7_vla_rl.secret_text import remember
 
 logger = logging.getLogger(__name__)
 

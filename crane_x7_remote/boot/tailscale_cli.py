@@ -10,9 +10,10 @@ import shlex
 from collections.abc import Mapping
 from typing import Any
 
+from crane_x7_remote.addresses import split_address
 from crane_x7_remote.boot.files import Files
-from crane_x7_remote.outside import shown
-from crane_x7_remote.settings import Settings, split_address
+from crane_x7_remote.settings import Settings
+from crane_x7_vla_rl.log_text import shown
 
 NEW_KEY = (
     "make a new key (https://login.tailscale.com/admin/settings/keys, or your own control server's)"

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from crane_x7_remote.errors import DemoError
-from crane_x7_remote.parent_death import die_with
+from crane_x7_remote.system.parent_death import die_with
 
 LAST_LINES = 8
 

@@ -18,6 +18,7 @@ import signal
 import socket
 from collections.abc import Iterator
 
+from crane_x7_remote import addresses
 from crane_x7_remote import settings as settings_module
 from crane_x7_remote.errors import ExitCode, GuardError, SettingsError
 from crane_x7_remote.guard.core import CoreConfig, GuardCore
@@ -25,9 +26,9 @@ from crane_x7_remote.guard.door import DoorConfig
 from crane_x7_remote.guard.gate import Gate, GateConfig
 from crane_x7_remote.guard.logs import unblocked
 from crane_x7_remote.guard.rules import AllowList, Names
-from crane_x7_remote.real_time import ask_for_real_time
 from crane_x7_remote.rosbridge.connection import LinkConfig
 from crane_x7_remote.settings import Settings
+from crane_x7_remote.system.real_time import ask_for_real_time
 
 logger = logging.getLogger(__name__)
 
@@ -36,8 +37,6 @@ FLAGS = (
     "guard_topics", "guard_pass_action", "camera_topic", "joint_states_topic", "instruction_topic",
     "arm_topic", "trajectory_topic", "action_topic", "gripper_action",
 )  # fmt: skip
-TAILNET = (ipaddress.ip_network("100.64.0.0/10"), ipaddress.ip_network("fd7a:115c:a1e0::/48"))
-"""Addresses that Tailscale gives out: https://tailscale.com/kb/1015/100.x-addresses."""
 IP_FREEBIND = 15
 """linux/in.h: listen on an address that this machine does not have yet."""
 BACKLOG = 128
@@ -115,8 +114,8 @@ def _names(settings: Settings) -> Names:
 
 def _config(settings: Settings) -> GateConfig:
     token = settings_module.token_text(settings.guard_token, "GUARD_TOKEN")
-    places = settings_module.listen_addresses(settings.guard_listen)
-    ((host, port), *others) = settings_module.listen_addresses(settings.guard_upstream)
+    places = addresses.listen_addresses(settings.guard_listen)
+    ((host, port), *others) = addresses.listen_addresses(settings.guard_upstream)
     if others or port == 0:
         raise SettingsError(f"GUARD_UPSTREAM={settings.guard_upstream!r}: expected one host:port")
     if (host, port) in places:
@@ -137,21 +136,12 @@ def _config(settings: Settings) -> GateConfig:
 
 def is_private(host: str) -> bool:
     """Whether an address is of this machine alone or of a tailnet."""
-    return settings_module.is_loopback(host) or is_tailnet(host)
-
-
-def is_tailnet(host: str) -> bool:
-    """Whether an address is one that Tailscale gives out."""
-    try:
-        address = ipaddress.ip_address(host)
-    except ValueError:
-        return False
-    return any(address in network for network in TAILNET)
+    return addresses.is_loopback(host) or addresses.is_tailnet(host)
 
 
 def _listeners(settings: Settings) -> Iterator[socket.socket]:
     """Give bound sockets; raises GuardError that names the address."""
-    for host, port in settings_module.listen_addresses(settings.guard_listen):
+    for host, port in addresses.listen_addresses(settings.guard_listen):
         try:
             yield _listener("127.0.0.1" if host == "localhost" else host, port)
         except OSError as error:
@@ -172,7 +162,7 @@ def _listener(host: str, port: int) -> socket.socket:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if is_tailnet(host):  # tailscaled may start after us
+        if addresses.is_tailnet(host):  # tailscaled may start after us
             listener.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
         listener.bind((host, port))
         listener.listen(BACKLOG)

@@ -16,9 +16,9 @@ from dataclasses import dataclass, field
 from websockets.asyncio.server import ServerConnection
 from websockets.http11 import Request, Response
 
+from crane_x7_remote.addresses import is_loopback
 from crane_x7_remote.guard.limits import CountedConnection
 from crane_x7_remote.guard.uplink import Uplink
-from crane_x7_remote.settings import is_loopback
 
 STOP_PATH = "/stop"
 """A connection that may only stop, resume and read the state; it needs no rosbridge, and neither a

@@ -15,6 +15,7 @@ from typing import Any
 from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
+from crane_x7_remote import addresses
 from crane_x7_remote import settings as settings_module
 from crane_x7_remote.errors import ExitCode, GuardError
 from crane_x7_remote.guard.door import STOP_PATH
@@ -40,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     """Stop or resume; return 0 when the guard has confirmed it. Raises GuardError."""
     flags = {"guard_listen": args.guard_listen, "rosbridge_token": args.token}
     settings = settings_module.load(flags)
-    ((host, port), *_) = settings_module.listen_addresses(settings.guard_listen)
+    ((host, port), *_) = addresses.listen_addresses(settings.guard_listen)
     secret = settings.rosbridge_token or settings.guard_token
     link = LinkConfig(
         args.host or host,

@@ -18,6 +18,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from crane_x7_remote import settings as settings_module
+from crane_x7_remote.addresses import is_loopback
 from crane_x7_remote.errors import (
     ExitCode,
     OutputError,
@@ -30,10 +31,10 @@ from crane_x7_remote.inference.limits import Limits
 from crane_x7_remote.inference.loop import InferenceLoop
 from crane_x7_remote.inference.metrics import LoopMetrics, MetricsWriter
 from crane_x7_remote.inference.outgoing import OutgoingTopics
-from crane_x7_remote.real_time import ask_for_real_time
 from crane_x7_remote.rosbridge.client import RosbridgeClient
 from crane_x7_remote.rosbridge.config import ClientConfig
 from crane_x7_remote.settings import Settings
+from crane_x7_remote.system.real_time import ask_for_real_time
 from crane_x7_remote.tunnel.peer import StatusCommand, TailnetDiagnosis
 from crane_x7_vla_rl.policies.base import ModelOptions, NotFiniteError, Policy, PolicyLoadError
 from crane_x7_vla_rl.policies.load import load_policy
@@ -148,7 +149,7 @@ def _wait_connected(
 
 def _tailnet_diagnosis(settings: Settings) -> TailnetDiagnosis | None:
     """Boot sets TS_SOCKET once a tailnet is joined, and a proxy if that leads to the robot."""
-    if settings.ts_socket is None or settings_module.is_loopback(settings.rosbridge_host):
+    if settings.ts_socket is None or is_loopback(settings.rosbridge_host):
         return None
     command = StatusCommand(Path(settings.ts_socket))
     return TailnetDiagnosis(settings.rosbridge_host, command, settings.rosbridge_proxy is not None)

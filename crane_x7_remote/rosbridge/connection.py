@@ -23,7 +23,7 @@ from websockets.exceptions import (
 )
 from websockets.exceptions import ProxyError as WebSocketProxyError
 
-from crane_x7_remote.robot_address import without_password
+from crane_x7_remote.addresses import without_password
 from crane_x7_remote.rosbridge.protocol import MAX_MESSAGE_BYTES
 from crane_x7_vla_rl.log_text import shown
 

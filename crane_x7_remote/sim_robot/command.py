@@ -21,12 +21,12 @@ from functools import partial
 
 from crane_x7_remote import settings
 from crane_x7_remote.errors import ExitCode, SimulationError
-from crane_x7_remote.parent_death import die_with
 from crane_x7_remote.sim_robot.arm import Arm, KinematicArm
 from crane_x7_remote.sim_robot.arm_process import ProcessArm
 from crane_x7_remote.sim_robot.maniskill_arm import ManiSkillArm, SceneConfig
 from crane_x7_remote.sim_robot.robot import RobotConfig, SimRobot
 from crane_x7_remote.sim_robot.server import ServerConfig
+from crane_x7_remote.system.parent_death import die_with
 from crane_x7_vla_rl import scenes
 
 logger = logging.getLogger(__name__)

@@ -20,8 +20,8 @@ from typing import cast
 from python_socks import ProxyError, ProxyType
 from python_socks.async_.asyncio import Proxy
 
+from crane_x7_remote.addresses import read_proxy, without_password
 from crane_x7_remote.errors import ForwardRefusedError, SettingsError
-from crane_x7_remote.robot_address import read_proxy, without_password
 from crane_x7_remote.rosbridge.connection import SEND_BUFFER_BYTES, LinkConfig, explain
 
 logger = logging.getLogger(__name__)

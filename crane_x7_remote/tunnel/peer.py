@@ -24,9 +24,9 @@ from crane_x7_remote.errors import (
     SettingsError,
     TailnetDownError,
 )
-from crane_x7_remote.outside import shown
 from crane_x7_remote.rosbridge.connection import LinkConfig
 from crane_x7_remote.tunnel.probe import probe_now
+from crane_x7_vla_rl.log_text import shown
 
 logger = logging.getLogger(__name__)
 

@@ -19,9 +19,9 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 from crane_x7_remote.errors import ForwardRefusedError, PeerUnreachableError, SshUnreachableError
-from crane_x7_remote.outside import LineSplitter, shown
-from crane_x7_remote.parent_death import die_with
 from crane_x7_remote.rosbridge.connection import LinkConfig
+from crane_x7_remote.system.output import LineSplitter
+from crane_x7_remote.system.parent_death import die_with
 from crane_x7_remote.tunnel.forward import LISTEN_HOST
 from crane_x7_remote.tunnel.probe import probe
 from crane_x7_remote.tunnel.ssh_cli import (
@@ -35,6 +35,7 @@ from crane_x7_remote.tunnel.ssh_cli import (
     arguments,
     complaint,
 )
+from crane_x7_vla_rl.log_text import shown
 
 logger = logging.getLogger(__name__)
 

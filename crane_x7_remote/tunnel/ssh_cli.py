@@ -16,8 +16,8 @@ from crane_x7_remote.errors import (
     SshHostKeyError,
     SshUnreachableError,
 )
-from crane_x7_remote.outside import shown
 from crane_x7_remote.tunnel.forward import LISTEN_HOST
+from crane_x7_vla_rl.log_text import shown
 
 ALIVE_INTERVAL_S, ALIVE_COUNT = 2, 3
 """A connection that is silent for 6 s is given up: later than the loop gives up its own link, so

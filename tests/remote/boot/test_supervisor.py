@@ -27,7 +27,8 @@ from crane_x7_remote.boot.supervisor import (
     how_it_ended,
 )
 from crane_x7_remote.errors import RemoteError, SshdError
-from crane_x7_remote.outside import LINE_BYTES, LineSplitter, remember
+from crane_x7_remote.system.output import LINE_BYTES, LineSplitter
+from crane_x7_vla_rl.secret_text import remember
 
 ENVIRON = {"PATH": os.environ["PATH"]}
 

@@ -27,7 +27,7 @@ from loop_rig import wait_until
 from crane_x7_remote import cli, settings
 from crane_x7_remote.errors import ExitCode, SettingsError
 from crane_x7_remote.guard.command import is_private
-from crane_x7_remote.parent_death import die_with
+from crane_x7_remote.system.parent_death import die_with
 
 
 @pytest.fixture
@@ -236,7 +236,8 @@ def test_sim_robot_runs_a_guard_before_it_and_ends_it() -> None:
 def test_a_guard_whose_parent_is_killed_ends(server: RecordingServer) -> None:
     """As sim-robot starts it: the kernel tells it."""
     code = (
-        "import os, subprocess, sys, time; from crane_x7_remote.parent_death import die_with\n"
+        "import os, subprocess, sys, time\n"
+        "from crane_x7_remote.system.parent_death import die_with\n"
         "p = subprocess.Popen([sys.executable, '-m', 'crane_x7_remote', 'guard', '--guard-listen',"
         f" '127.0.0.1:0', '--guard-upstream', '127.0.0.1:{server.port}'],"
         " preexec_fn=die_with(os.getpid()))\n"

@@ -1,4 +1,4 @@
-"""ROSBRIDGE_HOST and ROSBRIDGE_PROXY as people write them → host, port and proxy. Pure.
+"""Addresses as people write them. Text of a variable → host, port or proxy, checked. Pure.
 
 Raises ValueError that says what to write instead, before anybody tries to connect.
 """
@@ -18,6 +18,8 @@ PLAIN: Final = ("ws", "http", "tcp", "rosbridge")
 WITH_TLS: Final = ("wss", "https")
 PROXIES: Final = ("socks5h", "socks5", "http")
 """What rosbridge.connection and tunnel.forward can dial through."""
+TAILNET: Final = tuple(map(ipaddress.ip_network, ("100.64.0.0/10", "fd7a:115c:a1e0::/48")))
+"""Addresses of a tailnet: https://tailscale.com/kb/1015/100.x-addresses."""
 LABEL: Final = re.compile(r"(?!-)[\w-]{1,63}(?<!-)")
 """Of a host name; container names hold underscores, and \\w holds other scripts' letters."""
 
@@ -108,3 +110,39 @@ def read_proxy(text: str) -> str:
 def without_password(url: str) -> str:
     """Return a URL as it may be shown."""
     return re.sub(r"://[^/@]*@", "://***@", url)
+
+
+def split_address(value: str) -> tuple[str, int]:
+    """Return host and port of "host:port"; "[::1]:1", ":1" are understood. Raises ValueError."""
+    host, colon, port = value.rpartition(":")
+    if not colon or not port.isdecimal() or not 1 <= int(port) <= 65535:
+        raise ValueError("expected address:port, such as 127.0.0.1:1055")
+    return host.strip("[]"), int(port)
+
+
+def listen_addresses(value: str) -> list[tuple[str, int]]:
+    """Return hosts and ports of "host:port,…"; port 0 picks a free one. Raises ValueError."""
+    found = []
+    for word in value.replace(",", " ").split():
+        host, _, port = word.rpartition(":")
+        found.append((host.strip("[]"), 0) if host and port == "0" else split_address(word))
+    if not found or not all(host for host, _ in found):
+        raise ValueError("expected address:port, such as 127.0.0.1:9091")
+    return found
+
+
+def is_loopback(host: str) -> bool:
+    """Whether `host` can only mean this machine."""
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def is_tailnet(host: str) -> bool:
+    """Whether `host` is an address that Tailscale gives out."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return any(address in network for network in TAILNET)

@@ -1,0 +1,1 @@
+"""What processes of ours need from the operating system."""
