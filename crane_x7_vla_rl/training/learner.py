@@ -64,11 +64,11 @@ class TokenLoss(nn.Module):
         found = self.model.evaluate(pixels, prompts, tokens)
         if not smoothing:
             return -found.log_probs.mean()
-        target = bell(tokens.to(found.distribution.device), smoothing)
+        target = gaussian_targets(tokens.to(found.distribution.device), smoothing)
         return -(target * found.distribution).sum(-1).mean()
 
 
-def bell(tokens: Tensor, deviation: float) -> Tensor:
+def gaussian_targets(tokens: Tensor, deviation: float) -> Tensor:
     """Return (B, D, 256) float32, for ids (B, D): probabilities around each, cut at the ends."""
     bins = torch.arange(ACTION_BINS, device=tokens.device)
     away = (bins - (tokens - FIRST_ACTION_TOKEN).unsqueeze(-1)) / deviation

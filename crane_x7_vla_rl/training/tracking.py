@@ -96,13 +96,13 @@ class MetricsFile:
 class Lines:
     """A log line every so many updates."""
 
-    def __init__(self, every: int, words: Callable[[Any], str]) -> None:
-        self._every, self._words = every, words
+    def __init__(self, every: int, formatters: Callable[[Any], str]) -> None:
+        self._every, self._formatter = every, formatters
 
     def log(self, figures: Step) -> None:
         """See Sink."""
         if figures.step % self._every == 0:
-            logger.info("%s", self._words(figures))
+            logger.info("%s", self._formatter(figures))
 
     def close(self) -> None:
         """See Sink."""
@@ -130,7 +130,7 @@ class TerminalBar:
     """A progress bar on a terminal, with the newest figures below it."""
 
     def __init__(
-        self, steps: int, begun: int, stream: IO[str], words: Callable[[Any], str]
+        self, steps: int, begun: int, stream: IO[str], formatters: Callable[[Any], str]
     ) -> None:
         from rich.console import Console, Group
         from rich.live import Live
@@ -140,14 +140,14 @@ class TerminalBar:
         columns = (BarColumn(None), MofNCompleteColumn(), TimeRemainingColumn())
         self._bar = Progress(*columns, expand=True)
         self._task = self._bar.add_task("updates", total=steps, completed=begun)
-        self._text, self._words = Text(), words
+        self._text, self._formatter = Text(), formatters
         self._live = Live(Group(self._bar, self._text), console=Console(file=stream))
         self._live.start()
 
     def log(self, figures: Step) -> None:
         """See Sink."""
         self._bar.update(self._task, completed=figures.step)
-        self._text.plain = self._words(figures)
+        self._text.plain = self._formatter(figures)
 
     def close(self) -> None:
         """See Sink."""
@@ -231,7 +231,7 @@ class WandbRun:
             "id": run_id,
         }
         settings = wandb.Settings(init_timeout=INIT_S, login_timeout=INIT_S, silent=True)
-        self.unreachable = None if known._offline else silence(str(known.base_url))
+        self.unreachable = None if known._offline else probe_wandb(str(known.base_url))
         if self.unreachable is None:
             try:
                 self.run = wandb.init(**options, resume="allow", settings=settings)
@@ -276,7 +276,7 @@ class WandbRun:
 
 
 @dataclass(frozen=True)
-class Extent:
+class StepRange:
     """What a run amounts to, for those who draw it."""
 
     begun: int
@@ -285,7 +285,7 @@ class Extent:
 
 
 @dataclass(frozen=True)
-class Words:
+class Formatters:
     """What an update's figures are for people."""
 
     line: Callable[[Any], str]
@@ -295,30 +295,30 @@ class Words:
 
 
 def open_tracker(
-    config: Reported, run: Path, extent: Extent, words: Words, wandb_run: str | None
+    config: Reported, run: Path, steps: StepRange, formatters: Formatters, wandb_run: str | None
 ) -> Tracker:
     """Return the tracker of a run's first process; `wandb_run` is the id of the run to go on in."""
     logs = config.logging
-    sinks: list[Sink] = [MetricsFile(run, extent.begun)]
+    sinks: list[Sink] = [MetricsFile(run, steps.begun)]
     if sys.stderr.isatty():
-        sinks.append(TerminalBar(extent.steps, extent.begun, sys.stderr, words.bar))
+        sinks.append(TerminalBar(steps.steps, steps.begun, sys.stderr, formatters.bar))
     else:
-        sinks.append(Lines(logs.log_steps, words.line))
+        sinks.append(Lines(logs.log_steps, formatters.line))
     if logs.tensorboard:
-        sinks.append(TensorBoard(run, extent.begun))
+        sinks.append(TensorBoard(run, steps.begun))
     return Tracker(sinks, WandbRun(config, run, wandb_run) if logs.use_wandb else None)
 
 
-def silence(url: str) -> str | None:
-    """Say why W&B at `url` is of no use now, or None where it takes questions, even if it refuses.
+def probe_wandb(url: str) -> str | None:
+    """Say why W&B at `url` is of no use now, or None where it takes requests, even if it refuses.
 
     wandb itself would ask a server that is down or overloaded for many minutes before training.
     """
-    question = urllib.request.Request(
+    request = urllib.request.Request(
         f"{url}/graphql", b'{"query": "{ __typename }"}', {"Content-Type": "application/json"}
     )
     try:
-        urllib.request.urlopen(question, timeout=PROBE_S).close()
+        urllib.request.urlopen(request, timeout=PROBE_S).close()
     except urllib.error.HTTPError as error:
         error.close()
         if error.code >= 500:

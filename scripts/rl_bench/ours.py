@@ -17,7 +17,7 @@ from openvla_bench.limits import synchronise
 
 from crane_x7_vla_rl.training.rl.rollout import collect
 from crane_x7_vla_rl.training.rl.run import RlRun, open_run
-from crane_x7_vla_rl.training.rl.update import Turn, update
+from crane_x7_vla_rl.training.rl.update import UpdateIndex, update
 from rl_bench.case import Case, Round
 
 WARM_STEPS = 2
@@ -47,16 +47,19 @@ class Ours:
     def turn(self, steps: int | None = None) -> Round:
         """Roll out (`steps` decisions per environment, or as configured) and learn."""
         torch.set_num_threads(self.threads)
-        cast, ppo = self.run.cast, self.run.config.ppo
-        cast = cast if steps is None else replace(cast, steps=steps)
+        config, ppo = self.run.rollout, self.run.config.ppo
+        config = config if steps is None else replace(config, steps=steps)
         started_s = time.perf_counter()
-        found = collect(cast, self.number)
+        found = collect(config, self.number)
         synchronise(self.case.device)
         rolled_s = time.perf_counter()
         if found is None:
             raise RuntimeError("a rollout ended early, though nobody asked for it")
         learned = update(
-            self.run.agent, found.buffer, ppo, Turn(self.number, self.run.config.training.seed)
+            self.run.agent,
+            found.buffer,
+            ppo,
+            UpdateIndex(self.number, self.run.config.training.seed),
         )
         synchronise(self.case.device)
         ended_s = time.perf_counter()
@@ -64,7 +67,7 @@ class Ours:
         if found.discarded:
             raise RuntimeError(f"{found.discarded} decisions were lost with a simulation")
         return Round(
-            cast.steps * cast.env.num_envs, found.env_steps, learned.samples * ppo.epochs,
+            config.steps * config.env.num_envs, found.env_steps, learned.samples * ppo.epochs,
             learned.steps, found.simulate_s, rolled_s - started_s, ended_s - rolled_s,
         )  # fmt: skip
 

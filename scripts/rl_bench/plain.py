@@ -34,7 +34,7 @@ from crane_x7_vla_rl.policies.openvla.image import cut
 from crane_x7_vla_rl.policies.openvla.targets import joint_targets
 from crane_x7_vla_rl.training.rl import ppo
 from crane_x7_vla_rl.training.rl.config import RlConfig
-from crane_x7_vla_rl.training.rl.ppo import Judged, Taken
+from crane_x7_vla_rl.training.rl.ppo import OldSamples, PolicyOutput
 from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig
 from crane_x7_vla_rl.training.rl.value_head import ValueHead
 from rl_bench.case import Case, Round
@@ -141,7 +141,7 @@ class Policy:
         value = self.head(found.hidden_states[0][-1][:, -1])
         return Choice(pixels, prompt, tokens.cpu(), log_probs.cpu(), float(value))
 
-    def judge(self, pixels: Tensor, prompts: Sequence[Tensor], tokens: Tensor) -> Judged:
+    def judge(self, pixels: Tensor, prompts: Sequence[Tensor], tokens: Tensor) -> PolicyOutput:
         """Return what is thought of answers (B, D) to pixels (B, 6, S, S), with gradients."""
         with self._autocast():
             prompt = self._baseline.embed(pixels, prompts)
@@ -157,7 +157,7 @@ class Policy:
         hidden = found.hidden_states[-1][:, prompt.shape[1] - 1]
         values = self.head(hidden.detach() if self._config.value.detach else hidden)
         entropy = -(spread.exp() * spread).sum(-1)
-        return Judged(spread.gather(-1, chosen).squeeze(-1), entropy, values)
+        return PolicyOutput(spread.gather(-1, chosen).squeeze(-1), entropy, values)
 
     def target(self, choice: Choice, view: View) -> Any:
         """Return (8,) rad."""
@@ -267,7 +267,7 @@ class Plain:
                         [choice.prompt for choice in chosen],
                         torch.stack([choice.tokens for choice in chosen]).to(device),
                     )
-                    taken = Taken(
+                    taken = OldSamples(
                         log_probs=torch.stack([choice.log_probs for choice in chosen]).to(device),
                         advantages=advantages[part].to(device),
                         values=torch.tensor([choice.value for choice in chosen], device=device),

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from crane_x7_vla_rl.actions import ACTION_BINS, FIRST_ACTION_TOKEN
-from crane_x7_vla_rl.training.rl.ppo import Taken, ppo_loss
+from crane_x7_vla_rl.training.rl.ppo import OldSamples, ppo_loss
 from rl_bench.ours import Ours
 from rl_bench.plain import Policy
 from rl_bench.plain_envs import View
@@ -80,7 +80,7 @@ def compare(ours: Ours, policy: Policy) -> Difference:
     tokens = tokens.to(pixels.device)
     judged = agent.module(pixels, prompts, tokens, config.temperature, config.value.detach)
     drawn = [torch.randn(len(prompts), generator=draw).to(pixels.device) for _ in range(3)]
-    taken = Taken(
+    taken = OldSamples(
         judged.log_probs.detach(), *drawn, weights=torch.full_like(drawn[0], 1 / len(prompts))
     )
     our_loss = ppo_loss(judged, taken, config).total

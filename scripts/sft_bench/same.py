@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crane_x7_vla_rl.training.sft.samples import lesson
+from crane_x7_vla_rl.training.sft.samples import model_batch
 from sft_bench.ours import Ours
 from sft_bench.plain import Frames, collate
 
@@ -45,7 +45,7 @@ def compare(ours: Ours, peft: Any, frames: Frames) -> Difference:
                 parameter.normal_(0, SCALE)
             theirs[name].copy_(parameter)
     batch = next(run.batches)
-    asked = lesson(batch, run.codec, run.learner.like)
+    asked = model_batch(batch, run.codec, run.learner.like)
     places = zip(batch.episodes, batch.frames, batch.places, strict=True)
     plain = collate([frames.sample(int(e), int(t), int(place)) for e, t, place in places])
     plain = {"input_ids": plain["input_ids"], **{

@@ -25,7 +25,7 @@ from crane_x7_vla_rl.training.rl import ppo
 from crane_x7_vla_rl.training.rl.agent import Agent
 from crane_x7_vla_rl.training.rl.buffer import Buffer
 from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig, ValueConfig
-from crane_x7_vla_rl.training.rl.update import Turn, update
+from crane_x7_vla_rl.training.rl.update import UpdateIndex, update
 
 STEPS, ENVIRONMENTS, TOKENS = 3, 4, 4
 RED, BLUE = 0, 2
@@ -83,7 +83,7 @@ def look(
     )
     values = torch.zeros(len(images))
     if made.core.value_head is not None:
-        values = made.worth(found.hidden)
+        values = made.value(found.hidden)
     return found.tokens, found.log_probs, values
 
 
@@ -104,9 +104,11 @@ def collect(made: Agent, seed: int = 0) -> Buffer:
     valid[:2, 1] = False
     ahead = ppo.next_values(values, values[0], torch.zeros_like(ended), values)
     advantages, returns = ppo.gae(rewards, values, ahead, ended, ended, valid, 0.99, 0.95)
-    counted = torch.ones_like(tokens, dtype=torch.bool)
-    counted[1, 0, 2:] = False
-    return Buffer(images, prompts, tokens, log_probs, advantages, valid, values, returns, counted)
+    action_mask = torch.ones_like(tokens, dtype=torch.bool)
+    action_mask[1, 0, 2:] = False
+    return Buffer(
+        images, prompts, tokens, log_probs, advantages, valid, values, returns, action_mask
+    )
 
 
 def share(buffer: Buffer, rank: int, ranks: int) -> Buffer:
@@ -146,7 +148,7 @@ def learn(made: Agent, config: PpoConfig, updates: int, draw: torch.Generator) -
             reward, values, torch.zeros_like(values), all_true, all_true, all_true, 0.99, 0.95
         )
         buffer = Buffer(images, prompts, tokens, log_probs, advantages, all_true, values, returns)
-        update(made, buffer, config, Turn(number))
+        update(made, buffer, config, UpdateIndex(number))
         rewards.append(float(reward.mean()))
     return rewards
 
@@ -164,10 +166,10 @@ def _run(folder: Path) -> None:
         core = agents.ActorCritic(model, head)
         core.load_state_dict(torch.load(folder / "weights.pt"))
         made = agents.build(model, EVERYTHING, accelerator, sharding, head)
-        metrics = [vars(update(made, own, EVERYTHING, Turn(number))) for number in range(2)]
+        metrics = [vars(update(made, own, EVERYTHING, UpdateIndex(number))) for number in range(2)]
         kept, optimizer = weights(made), deepcopy(dict(made.optimizer_state()))
         rewind = made.snapshot()
-        update(made, own, EVERYTHING, Turn(2))
+        update(made, own, EVERYTHING, UpdateIndex(2))
         moved = weights(made)
         rewind()
         said = {

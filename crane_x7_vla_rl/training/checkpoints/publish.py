@@ -31,7 +31,7 @@ LAST_TRIES: Final = 3
 LAST_PAUSE_S: Final = 1.0
 """Once training has ended."""
 WAITING: Final = 2
-"""So many checkpoints wait for a place that cannot be reached; the oldest beyond are given up, or
+"""So many checkpoints wait for a target that cannot be reached; the oldest beyond are given up, or
 the disk would fill."""
 WANDB_S: Final = 1800.0
 REFUSED: Final = (401, 403)
@@ -41,7 +41,7 @@ class UploadError(Exception):
     """An upload failed; says where to and why."""
 
 
-class Place(Protocol):
+class UploadTarget(Protocol):
     """Where checkpoints are uploaded to."""
 
     def __str__(self) -> str: ...
@@ -86,7 +86,7 @@ class Hub:
             )
 
     def upload(self, folder: Path) -> None:
-        """See Place."""
+        """See UploadTarget."""
         import httpx2
 
         try:
@@ -153,7 +153,7 @@ class Artifacts:
         return f"{self.run.id}.{folder}"
 
     def upload(self, folder: Path) -> None:
-        """See Place. Offline it is copied beside the run, for `wandb sync`."""
+        """See UploadTarget. Offline it is copied beside the run, for `wandb sync`."""
         import wandb
 
         origin = lineage.read(folder)
@@ -185,18 +185,20 @@ class Artifacts:
             logger.warning("%s: no line from %s at W&B: %s", self, source, shown(error))
 
 
-def artifact_in(places: Sequence[Place], folder: str) -> str | None:
+def artifact_in(targets: Sequence[UploadTarget], folder: str) -> str | None:
     """Return what a checkpoint in a folder of this name will be called at W&B, if it goes there."""
-    return next((place.called(folder) for place in places if isinstance(place, Artifacts)), None)
+    return next(
+        (target.called(folder) for target in targets if isinstance(target, Artifacts)), None
+    )
 
 
-class Lane:
-    """The thread that brings checkpoints to one place, in their order."""
+class UploadWorker:
+    """The thread that brings checkpoints to one target, in their order."""
 
     def __init__(
-        self, place: Place, clock: Callable[[], float], first_pause_s: float = FIRST_PAUSE_S
+        self, target: UploadTarget, clock: Callable[[], float], first_pause_s: float = FIRST_PAUSE_S
     ) -> None:
-        self.place = place
+        self.target = target
         self._clock, self._first_pause_s = clock, first_pause_s
         self._waiting: list[Path] = []
         self._failed: dict[Path, str] = {}
@@ -205,7 +207,7 @@ class Lane:
         self._given_up: list[Path] = []
         self._finishing = False
         self._changed = threading.Condition()
-        threading.Thread(target=self._work, name=f"to {place}", daemon=True).start()
+        threading.Thread(target=self._work, name=f"to {target}", daemon=True).start()
 
     def offer(self, folder: Path) -> None:
         """Upload this checkpoint as soon as may be."""
@@ -231,9 +233,9 @@ class Lane:
         with self._changed:
             while self._open() and (left_s := end_s - self._clock()) > 0:
                 self._changed.wait(left_s)
-            undone = [f"{folder} → {self.place}: given up for newer" for folder in self._given_up]
+            undone = [f"{folder} → {self.target}: given up for newer" for folder in self._given_up]
             return undone + [
-                f"{folder} → {self.place}: {self._failed.get(folder, 'not within the time')}"
+                f"{folder} → {self.target}: {self._failed.get(folder, 'not within the time')}"
                 for folder in self._waiting
             ]
 
@@ -250,13 +252,13 @@ class Lane:
                 self._changed.wait_for(lambda: bool(self._open()))
                 folder = self._open()[0]
             try:
-                self.place.upload(folder)
+                self.target.upload(folder)
             except UploadError as error:
                 logger.warning("%s: not uploaded, will be tried again: %s", folder, error)
                 self._note(folder, str(error), pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
                 continue
-            logger.info("%s is at %s", folder, self.place)
+            logger.info("%s is at %s", folder, self.target)
             pause_s = self._first_pause_s
             with self._changed:
                 self._waiting.remove(folder)
@@ -275,27 +277,27 @@ class Lane:
 
 
 class Uploads:
-    """All places that a run uploads to; none of them waits for another."""
+    """All targets that a run uploads to; none of them waits for another."""
 
     def __init__(
-        self, places: Sequence[Place], clock: Callable[[], float] = time.monotonic
+        self, targets: Sequence[UploadTarget], clock: Callable[[], float] = time.monotonic
     ) -> None:
         self._clock = clock
-        self._lanes = [Lane(place, clock) for place in places]
+        self._workers = [UploadWorker(target, clock) for target in targets]
 
-    def offer(self, folder: Path, places: Sequence[Place]) -> None:
-        """Upload a complete checkpoint to these places."""
-        for lane in self._lanes:
-            if lane.place in places:
-                lane.offer(folder)
+    def offer(self, folder: Path, targets: Sequence[UploadTarget]) -> None:
+        """Upload a complete checkpoint to these targets."""
+        for worker in self._workers:
+            if worker.target in targets:
+                worker.offer(folder)
 
     def pending(self) -> set[Path]:
         """Return the checkpoints that must stay on the disk for now."""
-        return {folder for lane in self._lanes for folder in lane.pending()}
+        return {folder for worker in self._workers for folder in worker.pending()}
 
     def finish(self, deadline_s: float) -> list[str]:
         """Try what is left some more times; return what could not be uploaded, with reasons."""
         end_s = self._clock() + deadline_s
-        for lane in self._lanes:
-            lane.begin_last_tries()
-        return [line for lane in self._lanes for line in lane.finish(end_s)]
+        for worker in self._workers:
+            worker.begin_last_tries()
+        return [line for worker in self._workers for line in worker.finish(end_s)]

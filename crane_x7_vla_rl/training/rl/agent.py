@@ -28,7 +28,7 @@ from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.weights.merged import Merged
 from crane_x7_vla_rl.training import learner
 from crane_x7_vla_rl.training.errors import PpoError
-from crane_x7_vla_rl.training.rl.ppo import Judged
+from crane_x7_vla_rl.training.rl.ppo import PolicyOutput
 from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig
 from crane_x7_vla_rl.training.rl.value_head import ValueHead
 
@@ -49,13 +49,13 @@ class ActorCritic(nn.Module):
     def forward(
         self, pixels: Tensor, prompts: Sequence[Tensor], tokens: Tensor, temperature: float,
         detach: bool,
-    ) -> Judged:  # fmt: skip
+    ) -> PolicyOutput:  # fmt: skip
         """Judge actions; see `OpenVLA.evaluate` for the shapes. `detach`: values move no policy."""
         found = self.policy.evaluate(pixels, prompts, tokens, temperature)
         values = None
         if self.value_head is not None:
             values = self.value_head(found.hidden.detach() if detach else found.hidden)
-        return Judged(found.log_probs, found.entropy, values)
+        return PolicyOutput(found.log_probs, found.entropy, values)
 
     def ready(self) -> None:
         """Do nothing, as a first pass forward: FSDP then knows which module is the whole."""
@@ -98,7 +98,7 @@ class Agent:
             self.policy.forget_rollouts()
 
     @torch.no_grad()
-    def worth(self, hidden: Tensor) -> Tensor:
+    def value(self, hidden: Tensor) -> Tensor:
         """Return values (B,) float32 for a rollout's hidden states (B, H)."""
         if self.core.value_head is None:
             raise PpoError("this agent has no value head; grpo needs no values")

@@ -42,7 +42,7 @@ class Buffer:
     """(T, N), from the value head in the rollout; zeros where there is none."""
     returns: Tensor
     """(T, N); zeros where there is no value head."""
-    counted: Tensor | None = None
+    action_mask: Tensor | None = None
     """(T, N, D) bool: tokens of steps that were carried out; None for all."""
 
     def __post_init__(self) -> None:
@@ -54,7 +54,7 @@ class Buffer:
                 raise PpoError(
                     f"rollout: {name} is {tuple(found)}, expected {(steps, environments)}"
                 )
-        for name in ("tokens", "counted"):
+        for name in ("tokens", "action_mask"):
             tensor = getattr(self, name)
             if tensor is not None and tensor.shape != self.log_probs.shape:
                 shapes = tuple(tensor.shape), tuple(self.log_probs.shape)
@@ -79,7 +79,7 @@ class Buffer:
         like = policy.projector.fc3.bias
         return chosen.to(like.device, like.dtype)
 
-    def questions(self, samples: Tensor) -> list[Tensor]:
+    def prompts_of(self, samples: Tensor) -> list[Tensor]:
         """Return the prompts of flat samples (B,)."""
         environments = self.shape[1]
         places = (divmod(sample, environments) for sample in samples.tolist())

@@ -39,7 +39,9 @@ def success(run: RlRun, policy: OpenVLA, step: int) -> float:
     evaluation = EvaluateConfig(
         model=model,
         output=run.folder / EVALUATION / f"update_{step}",
-        world=replace(config.env.world(round(1 / run.cast.codec.inputs.period_s)), episode_s=None),
+        world=replace(
+            config.env.world(round(1 / run.rollout.codec.inputs.period_s)), episode_s=None
+        ),
         num_episodes=settings.episodes,
         first_seed=settings.first_seed,
         processes=config.env.processes,

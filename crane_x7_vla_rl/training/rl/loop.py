@@ -50,7 +50,7 @@ from crane_x7_vla_rl.training.rl.episode_stats import Outcomes, Recent, Sums
 from crane_x7_vla_rl.training.rl.figures import RlFigures
 from crane_x7_vla_rl.training.rl.rollout import Clock, collect
 from crane_x7_vla_rl.training.rl.run import NEVER, RlRun, open_run
-from crane_x7_vla_rl.training.rl.update import Metrics, Turn, update
+from crane_x7_vla_rl.training.rl.update import UpdateIndex, UpdateMetrics, update
 from crane_x7_vla_rl.training.sft.loop import FINISH_S, INTERRUPTED_S, UNDONE
 
 logger = logging.getLogger(__name__)
@@ -81,25 +81,25 @@ def train(
 
 def _longest(run: RlRun) -> int:
     """Return how many decisions an episode may take."""
-    world = run.config.env.world(round(1 / run.cast.codec.inputs.period_s))
-    return -(-world.max_steps // run.cast.codec.inputs.chunk_steps)
+    world = run.config.env.world(round(1 / run.rollout.codec.inputs.period_s))
+    return -(-world.max_steps // run.rollout.codec.inputs.chunk_steps)
 
 
 def _check_length(run: RlRun) -> None:
     """Refuse rollouts in which grpo would see short episodes alone; warn where ppo would."""
     longest, save_every = _longest(run), run.config.output.save_every
-    if run.config.ppo.algorithm == "grpo" and run.cast.steps < longest:
+    if run.config.ppo.algorithm == "grpo" and run.rollout.steps < longest:
         raise ConfigError(
-            f"training.rollout_steps is {run.cast.steps}, but an episode may take {longest}"
+            f"training.rollout_steps is {run.rollout.steps}, but an episode may take {longest}"
             " decisions, and grpo learns from whole episodes alone: give --rollout-steps"
             f" {longest} or more"
         )
-    if run.is_first and save_every * run.cast.steps < longest:
+    if run.is_first and save_every * run.rollout.steps < longest:
         logger.warning(
             "episodes begin anew at each checkpoint, which is after %d decisions, but may take %d:"
             " none will run into its time limit, so what fails is seen too seldom; raise"
-            " --save-every to %d", save_every * run.cast.steps, longest,
-            -(-longest // run.cast.steps),
+            " --save-every to %d", save_every * run.rollout.steps, longest,
+            -(-longest // run.rollout.steps),
         )  # fmt: skip
 
 
@@ -111,7 +111,7 @@ class _Loop:
         before = progress.position or {}
         self.best = float(before.get("best", NEVER))
         self.recent = Recent(before.get("recent", ()))
-        self.outcomes = Outcomes(_longest(run), run.cast.codec.inputs.chunk_steps)
+        self.outcomes = Outcomes(_longest(run), run.rollout.codec.inputs.chunk_steps)
         self.known: dict[str, Any] = {}
         """What is known of the newest update's policy, for its checkpoint."""
         self.saved = progress.step if progress.position is not None else -1
@@ -154,18 +154,18 @@ class _Loop:
         started_s = run.clock()
         lower = f"--num-parallel-envs, now {run.config.env.num_parallel_envs}"
         with self._rescue("rollout", lower, together=False):
-            found = collect(run.cast, number, lambda: self.interrupt.wanted, run.clock)
+            found = collect(run.rollout, number, lambda: self.interrupt.wanted, run.clock)
         if self._agree(found is None) or found is None:
             return False
-        counted = self.outcomes.add(found.episodes, found.ended, run.cast.steps)
+        counted = self.outcomes.add(found.episodes, found.ended, run.rollout.steps)
         sums = Sums.of(run.agent, found, counted)
         learning_s = run.clock()
         lower = f"--micro-batch-size, now {run.config.ppo.micro_batch_size}"
         self.rewind = run.agent.snapshot() if run.config.lora.enabled else None
         with self._rescue("learning", lower, together=True):
-            turn = Turn(number, run.config.training.seed, rate)
+            index = UpdateIndex(number, run.config.training.seed, rate)
             with _threads(run.threads):
-                metrics = update(run.agent, found.buffer, run.config.ppo, turn)
+                metrics = update(run.agent, found.buffer, run.config.ppo, index)
         self.rewind = no_need
         ended_s = run.clock()
         self.progress = replace(
@@ -266,7 +266,7 @@ class _Loop:
                 wandb_run=wandb_run.id if wandb_run else self.progress.wandb_run,
             )
             target = run.folder / name
-            places = run.at_end if name == FINAL else run.every_save
+            targets = run.at_end if name == FINAL else run.every_save
 
             def write(folder: Path) -> None:
                 _write_policy(run, folder, target, tensors)
@@ -275,13 +275,13 @@ class _Loop:
                 (folder / checkpoint.CONFIG).write_text(config_tree.to_yaml(run.config))
                 training_state.write(folder, known, optimizer, randoms)
                 origin = Lineage(
-                    run.config.start.model, run.made_from, artifact_in(places, name), known.step,
+                    run.config.start.model, run.made_from, artifact_in(targets, name), known.step,
                     {"base": run.base.name or str(run.base.folder), **self.known},
                 )  # fmt: skip
                 origin.write(folder)
 
             checkpoint.save(run.folder, name, self.progress.step, write)
-            run.uploads.offer(target, places)
+            run.uploads.offer(target, targets)
             pending, apart = run.uploads.pending(), (BEST, FINAL)
             checkpoint.prune(run.folder, run.config.output.keep, pending, apart)
             rl_tracking.plot(run.folder)
@@ -356,7 +356,7 @@ def _write_policy(run: RlRun, folder: Path, target: Path, tensors: dict[str, Any
     policy_files.write_assets(folder, run.around)
 
 
-def _figures(progress: Progress, sums: Sums, metrics: Metrics) -> dict[str, Any]:
+def _figures(progress: Progress, sums: Sums, metrics: UpdateMetrics) -> dict[str, Any]:
     """Return what of `RlFigures` is known without a clock."""
     learned = asdict(metrics)
     learned["minibatches"] = learned.pop("steps")

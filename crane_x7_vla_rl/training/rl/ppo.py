@@ -51,7 +51,7 @@ TINY: Final = 1e-8
 """Added to a standard deviation before dividing by it."""
 
 
-class Judged(NamedTuple):
+class PolicyOutput(NamedTuple):
     """What policy and value head think now of actions that were taken; carries gradients."""
 
     log_probs: Tensor
@@ -63,7 +63,7 @@ class Judged(NamedTuple):
 
 
 @dataclass(frozen=True, eq=False)
-class Taken:
+class OldSamples:
     """What is known of these actions since they were taken; no gradients."""
 
     log_probs: Tensor
@@ -76,7 +76,7 @@ class Taken:
     """(B,)."""
     weights: Tensor
     """(B,), what each sample counts; 0 for none."""
-    counted: Tensor | None = None
+    action_mask: Tensor | None = None
     """(B, D) bool, tokens that were carried out; None for all."""
     ref_log_probs: Tensor | None = None
     """(B, D), of the starting policy; None without that penalty."""
@@ -160,20 +160,20 @@ def normalise(advantages: Tensor, valid: Tensor, total: Tensor) -> Tensor:
     return torch.where(valid, (advantages - mean) / (std + TINY), 0.0)
 
 
-def ppo_loss(now: Judged, then: Taken, config: PpoConfig) -> Losses:
+def ppo_loss(new: PolicyOutput, old: OldSamples, config: PpoConfig) -> Losses:
     """Return the loss of actions that were taken; add up those of a minibatch's parts."""
-    counted = torch.ones_like(then.log_probs, dtype=torch.bool)
-    if then.counted is not None:
-        counted = then.counted
-    tokens = counted.sum(-1).clamp(min=1)
-    log_ratio = torch.where(counted, now.log_probs - then.log_probs, 0.0)
-    policy, clipped = _policy_loss(log_ratio, then.advantages, counted, config)
-    entropy = torch.where(counted, now.entropy, 0.0).sum(-1) / tokens
+    action_mask = torch.ones_like(old.log_probs, dtype=torch.bool)
+    if old.action_mask is not None:
+        action_mask = old.action_mask
+    tokens = action_mask.sum(-1).clamp(min=1)
+    log_ratio = torch.where(action_mask, new.log_probs - old.log_probs, 0.0)
+    policy, clipped = _policy_loss(log_ratio, old.advantages, action_mask, config)
+    entropy = torch.where(action_mask, new.entropy, 0.0).sum(-1) / tokens
     value, ref_kl = torch.zeros_like(policy), torch.zeros_like(policy)
-    if now.values is not None:
-        value = value_loss(now.values, then.values, then.returns, config.value)
-    if then.ref_log_probs is not None:
-        gap = torch.where(counted, then.ref_log_probs - now.log_probs, 0.0)
+    if new.values is not None:
+        value = value_loss(new.values, old.values, old.returns, config.value)
+    if old.ref_log_probs is not None:
+        gap = torch.where(action_mask, old.ref_log_probs - new.log_probs, 0.0)
         ref_kl = _divergence(gap).sum(-1)
     each = {
         "policy": policy,
@@ -183,7 +183,7 @@ def ppo_loss(now: Judged, then: Taken, config: PpoConfig) -> Losses:
         "approx_kl": _divergence(log_ratio.detach()).sum(-1),
         "clip_fraction": clipped,
     }
-    sums = {name: _weigh(figures, then.weights) for name, figures in each.items()}
+    sums = {name: _weigh(figures, old.weights) for name, figures in each.items()}
     total = (
         config.policy_coefficient * sums["policy"]
         + config.value.coefficient * sums["value"]
@@ -194,11 +194,11 @@ def ppo_loss(now: Judged, then: Taken, config: PpoConfig) -> Losses:
 
 
 def _policy_loss(
-    log_ratio: Tensor, advantages: Tensor, counted: Tensor, config: PpoConfig
+    log_ratio: Tensor, advantages: Tensor, action_mask: Tensor, config: PpoConfig
 ) -> tuple[Tensor, Tensor]:
     """Return loss and share of clipped ratios, each (B,), for log ratios (B, D)."""
     if config.level == "action":
-        log_ratio, counted = log_ratio.sum(-1, keepdim=True), counted.any(-1, keepdim=True)
+        log_ratio, action_mask = log_ratio.sum(-1, keepdim=True), action_mask.any(-1, keepdim=True)
     ratio = _bounded_exp(log_ratio)
     gain = advantages.unsqueeze(-1)
     low, high = 1 - config.clip_low, 1 + config.clip_high
@@ -207,9 +207,9 @@ def _policy_loss(
         bounded = torch.maximum(objective, config.dual_clip * gain)
         objective = torch.where(gain < 0, bounded, objective)
     outside = (ratio.detach() < low) | (ratio.detach() > high)
-    parts = counted.sum(-1).clamp(min=1)
-    loss = -torch.where(counted, objective, 0.0).sum(-1) / parts
-    return loss, (outside & counted).sum(-1) / parts
+    parts = action_mask.sum(-1).clamp(min=1)
+    loss = -torch.where(action_mask, objective, 0.0).sum(-1) / parts
+    return loss, (outside & action_mask).sum(-1) / parts
 
 
 def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, config: ValueConfig) -> Tensor:

@@ -44,13 +44,13 @@ VALUED: Final = Sampling()
 
 
 @dataclass(frozen=True)
-class Cast:
+class RolloutConfig:
     """Who acts, where, and by which rules."""
 
     env: VectorEnv
     agent: Agent
     codec: Codec
-    config: PpoConfig
+    ppo: PpoConfig
     steps: int
     """T."""
     seed: int
@@ -79,25 +79,28 @@ class Collected:
 
 
 def collect(
-    cast: Cast, number: int, stop: Callable[[], bool] = bool, clock: Clock = time.perf_counter
+    config: RolloutConfig,
+    number: int,
+    stop: Callable[[], bool] = bool,
+    clock: Clock = time.perf_counter,
 ) -> Collected | None:
     """Return the rollout of update `number` (from 0), or None where `stop` ended it early.
 
     Raises SimError, NotFiniteError for what the simulation says that is not a number, and
     SpoiltError for logits and values that are none.
     """
-    with cast.agent.acting() as policy:
-        return _Collection(cast, policy, number, clock).run(stop)
+    with config.agent.acting() as policy:
+        return _Collection(config, policy, number, clock).run(stop)
 
 
 class _Collection:
     """A rollout while it is made."""
 
-    def __init__(self, cast: Cast, policy: OpenVLA, number: int, clock: Clock) -> None:
-        self.cast, self.policy, self.number, self.clock = cast, policy, number, clock
-        steps, count = cast.steps, cast.env.num_envs
-        device = cast.agent.accelerator.device
-        side, answer = self.policy.config.image_size, cast.codec.answer_length
+    def __init__(self, config: RolloutConfig, policy: OpenVLA, number: int, clock: Clock) -> None:
+        self.config, self.policy, self.number, self.clock = config, policy, number, clock
+        steps, count = config.steps, config.env.num_envs
+        device = config.agent.accelerator.device
+        side, answer = self.policy.config.image_size, config.codec.answer_length
         self.images = torch.empty(steps, count, side, side, 3, dtype=torch.uint8, device=device)
         self.patches: Tensor | None = None
         """(T, N, I·patches, H), where they are kept."""
@@ -105,7 +108,7 @@ class _Collection:
         self.instructions: list[list[str]] = [[""] * count for _ in range(steps)]
         self.tokens = torch.zeros(steps, count, answer, dtype=torch.int64)
         self.log_probs = torch.zeros(steps, count, answer)
-        self.counted = torch.zeros(steps, count, answer, dtype=torch.bool)
+        self.action_mask = torch.zeros(steps, count, answer, dtype=torch.bool)
         self.values, self.final_values, self.rewards = torch.zeros(3, steps, count).unbind()
         self.terminated, self.truncated, self.lost = torch.zeros(
             3, steps, count, dtype=torch.bool
@@ -116,17 +119,17 @@ class _Collection:
         self.ended: list[int] = []
         self.env_steps = 0
         self.simulate_s = self.infer_s = 0.0
-        first = cast.agent.accelerator.process_index * count
+        first = config.agent.accelerator.process_index * count
         self.generators = [
-            torch.Generator(device).manual_seed(derive_seed(cast.seed, number, first + env))
+            torch.Generator(device).manual_seed(derive_seed(config.seed, number, first + env))
             for env in range(count)
         ]
         """One for each environment, whichever process it is in."""
 
     def run(self, stop: Callable[[], bool]) -> Collected | None:
         """Roll out; the environments are idle afterwards."""
-        groups = range(len(self.cast.env.groups))
-        for step in range(self.cast.steps):
+        groups = range(len(self.config.env.groups))
+        for step in range(self.config.steps):
             for group in groups:
                 if step:
                     self._receive(step - 1, group)
@@ -136,7 +139,7 @@ class _Collection:
                     self._receive(step, group)
                 return None
         for group in groups:
-            self._receive(self.cast.steps - 1, group)
+            self._receive(self.config.steps - 1, group)
         return self._collected(torch.cat([self._look_ahead(group) for group in groups]))
 
     # --- one group's turn ------------------------------------------------------------------------
@@ -144,42 +147,42 @@ class _Collection:
     def _decide(self, step: int, group: int) -> None:
         """Let the policy look at a group, and send what it chose."""
         started_s = self.clock()
-        envs = self.cast.env.groups[group]
+        envs = self.config.env.groups[group]
         part = slice(envs.start, envs.stop)
-        views = self.cast.env.look(group)
+        views = self.config.env.look(group)
         measured = self._measured(views, step)
         shown = self.images[step, part]
-        crop_and_resize(views.images, self.cast.codec.inputs.view, shown)
-        prompts = self.cast.codec.prompts(views.instructions, measured)
+        crop_and_resize(views.images, self.config.codec.inputs.view, shown)
+        prompts = self.config.codec.prompts(views.instructions, measured)
         seen = self.policy.normalise(shown)
-        if self.cast.keep_patches:
+        if self.config.keep_patches:
             seen = self._keep(step, part, seen)
-        how = Sampling(self.cast.config.temperature, self.generators[part])
-        chosen = self._ask(step, seen, prompts, self.cast.codec.answer_length, how)
+        how = Sampling(self.config.ppo.temperature, self.generators[part])
+        chosen = self._ask(step, seen, prompts, self.config.codec.answer_length, how)
         self.prompts[step][part] = prompts
         self.instructions[step][part] = views.instructions
         self.tokens[step, part] = chosen.tokens
         self.log_probs[step, part] = chosen.log_probs.cpu()
-        self.values[step, part] = self._worth(step, chosen)
+        self.values[step, part] = self._value(step, chosen)
         targets = self._targets(self.tokens[step, part], measured)
         self.infer_s += self.clock() - started_s
-        self.cast.env.send(group, targets)
+        self.config.env.send(group, targets)
 
     def _receive(self, step: int, group: int) -> None:
         """Note what a group's step came to."""
         started_s = self.clock()
-        steps = self.cast.env.receive(group)
+        steps = self.config.env.receive(group)
         self.simulate_s += self.clock() - started_s
-        envs = self.cast.env.groups[group]
+        envs = self.config.env.groups[group]
         part = slice(envs.start, envs.stop)
         self.rewards[step, part] = torch.as_tensor(steps.reward, dtype=torch.float32)
         self.terminated[step, part] = torch.as_tensor(steps.terminated)
         self.truncated[step, part] = torch.as_tensor(steps.truncated)
         self._check_rewards(step, envs)
         taken = torch.as_tensor(steps.steps)
-        each = self.cast.codec.answer_length // self.cast.codec.inputs.chunk_steps
-        places = torch.arange(self.cast.codec.answer_length) // each
-        self.counted[step, part] = places < taken[:, None]
+        each = self.config.codec.answer_length // self.config.codec.inputs.chunk_steps
+        index = torch.arange(self.config.codec.answer_length) // each
+        self.action_mask[step, part] = index < taken[:, None]
         self.env_steps += int(taken.sum())
         self.episodes += steps.episodes
         self.ended += [step] * len(steps.episodes)
@@ -196,36 +199,36 @@ class _Collection:
 
     def _value_final(self, step: int, envs: range, final: Views) -> None:
         """Value the last views of truncated episodes, which belong to no step."""
-        if self.cast.config.algorithm != "ppo":
+        if self.config.ppo.algorithm != "ppo":
             return
         started_s = self.clock()
         rows = np.asarray(final.rows)
-        worth = self._value_views(final, step, len(envs))
-        self.final_values[step, torch.as_tensor(rows + envs.start)] = worth
+        values = self._value_views(final, step, len(envs))
+        self.final_values[step, torch.as_tensor(rows + envs.start)] = values
         self.infer_s += self.clock() - started_s
 
     def _look_ahead(self, group: int) -> Tensor:
         """Return (n,): what the observations after the last step are worth."""
-        if self.cast.config.algorithm != "ppo":
-            return torch.zeros(len(self.cast.env.groups[group]))
+        if self.config.ppo.algorithm != "ppo":
+            return torch.zeros(len(self.config.env.groups[group]))
         started_s = self.clock()
-        views = self.cast.env.look(group)
-        worth = self._value_views(views, self.cast.steps, len(views.instructions))
+        views = self.config.env.look(group)
+        values = self._value_views(views, self.config.steps, len(views.instructions))
         self.infer_s += self.clock() - started_s
-        return worth
+        return values
 
     def _value_views(self, views: Views, step: int, usual: int) -> Tensor:
         """Return (rows,) values; on CUDA as many rows as usual, for which there are graphs."""
         measured, count = self._measured(views, step), len(views.instructions)
         side = self.images.shape[2]
         shown = self.images.new_empty(count, side, side, 3)
-        crop_and_resize(views.images, self.cast.codec.inputs.view, shown)
-        prompts = self.cast.codec.prompts(views.instructions, measured)
+        crop_and_resize(views.images, self.config.codec.inputs.view, shown)
+        prompts = self.config.codec.prompts(views.instructions, measured)
         if shown.is_cuda and count < usual:
             shown = torch.cat([shown, shown[:1].expand(usual - count, -1, -1, -1)])
             prompts = [*prompts, *[prompts[0]] * (usual - count)]
         seen = self.policy.normalise(shown)
-        return self._worth(step, self._ask(step, seen, prompts, 1, VALUED))[:count]
+        return self._value(step, self._ask(step, seen, prompts, 1, VALUED))[:count]
 
     # --- the policy ------------------------------------------------------------------------------
 
@@ -238,7 +241,7 @@ class _Collection:
             return replace(chosen, tokens=self.policy.on_host(chosen.tokens))
         except base.NotFiniteError as error:
             where = f"update {self.number + 1}: log_probs of step {step} are no numbers"
-            raise spoilt.answer(where, self.cast.agent.core, error) from error
+            raise spoilt.answer(where, self.config.agent.core, error) from error
 
     @torch.no_grad()
     def _keep(self, step: int, part: slice, pixels: Tensor) -> Tensor:
@@ -250,19 +253,19 @@ class _Collection:
         self.patches[step, part] = seen
         return seen
 
-    def _worth(self, step: int, chosen: Rollout) -> Tensor:
+    def _value(self, step: int, chosen: Rollout) -> Tensor:
         """Return values (n,) on the CPU; raises SpoiltError."""
-        if self.cast.config.algorithm != "ppo":
+        if self.config.ppo.algorithm != "ppo":
             return torch.zeros(len(chosen.hidden))
-        values = self.cast.agent.worth(chosen.hidden).float().cpu()
+        values = self.config.agent.value(chosen.hidden).float().cpu()
         if not bool(torch.isfinite(values).all()):
             where = f"update {self.number + 1}: values of step {step} are no numbers"
-            raise spoilt.answer(where, self.cast.agent.core)
+            raise spoilt.answer(where, self.config.agent.core)
         return values
 
     def _targets(self, tokens: Tensor, measured: Array) -> Array:
         """Return (n, T, 8) rad; an arm whose step is out of reach stays where it is."""
-        actions = self.cast.codec.actions(tokens)
+        actions = self.config.codec.actions(tokens)
         rows = []
         for steps, here in zip(actions, measured, strict=True):
             try:
@@ -297,7 +300,7 @@ class _Collection:
             )
 
     def _collected(self, last_values: Tensor) -> Collected:
-        advantages, returns, valid = self._judged(last_values)
+        advantages, returns, valid = self._advantages(last_values)
         buffer = Buffer(
             images=self.images if self.patches is None else self.patches,
             prompts=self.prompts,
@@ -307,7 +310,7 @@ class _Collection:
             valid=valid,
             values=self.values,
             returns=returns,
-            counted=self.counted,
+            action_mask=self.action_mask,
         )
         return Collected(
             buffer=buffer,
@@ -319,12 +322,12 @@ class _Collection:
             infer_s=self.infer_s,
         )
 
-    def _judged(self, last_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def _advantages(self, last_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return advantages, returns, and which steps may be learned from; each (T, N)."""
         ended, valid = self.terminated | self.truncated | self.lost, ~self.lost
-        if self.cast.config.algorithm == "ppo":
+        if self.config.ppo.algorithm == "ppo":
             ahead = ppo.next_values(self.values, last_values, self.truncated, self.final_values)
-            config = self.cast.config
+            config = self.config.ppo
             return *ppo.gae(
                 self.rewards, self.values, ahead, self.terminated, ended, valid, config.gamma,
                 config.gae_lambda,

@@ -30,7 +30,7 @@ from crane_x7_vla_rl.training.checkpoints import lineage, training_state
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.checkpoints.merge import merge
 from crane_x7_vla_rl.training.checkpoints.policy_files import Base, PolicyAssets
-from crane_x7_vla_rl.training.checkpoints.publish import Place, Uploads
+from crane_x7_vla_rl.training.checkpoints.publish import Uploads, UploadTarget
 from crane_x7_vla_rl.training.checkpoints.resume import Resumption
 from crane_x7_vla_rl.training.checkpoints.training_state import Progress
 from crane_x7_vla_rl.training.config import loader as config_tree
@@ -40,9 +40,9 @@ from crane_x7_vla_rl.training.rl import figures as rl_tracking
 from crane_x7_vla_rl.training.rl import value_head as value
 from crane_x7_vla_rl.training.rl.agent import Agent
 from crane_x7_vla_rl.training.rl.config import RlConfig
-from crane_x7_vla_rl.training.rl.rollout import Cast, Clock
-from crane_x7_vla_rl.training.sft.run import places
-from crane_x7_vla_rl.training.tracking import Extent, Tracker, Words, open_tracker
+from crane_x7_vla_rl.training.rl.rollout import Clock, RolloutConfig
+from crane_x7_vla_rl.training.sft.run import upload_targets
+from crane_x7_vla_rl.training.tracking import Formatters, StepRange, Tracker, open_tracker
 
 logger = logging.getLogger(__name__)
 
@@ -57,15 +57,15 @@ class RlRun:
     """All that does not change from update to update."""
 
     config: RlConfig
-    cast: Cast
+    rollout: RolloutConfig
     loaded: Loaded
     around: PolicyAssets
     base: Base
     tracker: Tracker
     uploads: Uploads
-    every_save: tuple[Place, ...]
+    every_save: tuple[UploadTarget, ...]
     """Where each checkpoint is uploaded to."""
-    at_end: tuple[Place, ...]
+    at_end: tuple[UploadTarget, ...]
     """Where the last one is uploaded to."""
     clock: Clock
     threads: int
@@ -81,17 +81,17 @@ class RlRun:
     @property
     def agent(self) -> Agent:
         """What learns."""
-        return self.cast.agent
+        return self.rollout.agent
 
     @property
     def env(self) -> VectorEnv:
         """The environments of this process."""
-        return self.cast.env
+        return self.rollout.env
 
     @property
     def accelerator(self) -> Accelerator:
         """This process among those of the run."""
-        return self.cast.agent.accelerator
+        return self.rollout.agent.accelerator
 
     @property
     def is_first(self) -> bool:
@@ -132,7 +132,7 @@ def open_run(
     try:
         if progress.position is not None:
             _restore_scenes(env, progress, rank)
-        cast = Cast(
+        rollout = RolloutConfig(
             env,
             agent,
             codec,
@@ -142,9 +142,9 @@ def open_run(
             keeps_patches,
         )
         with _tracker(config, progress, first) as tracker:
-            every, at_end = places(config, tracker) if first else ((), ())
+            every, at_end = upload_targets(config, tracker) if first else ((), ())
             yield RlRun(
-                config, cast, loaded, _around(loaded, codec), Base.of(model, loaded.layout),
+                config, rollout, loaded, _around(loaded, codec), Base.of(model, loaded.layout),
                 tracker, Uploads(at_end), every, at_end, clock, threads,
                 lineage.made_from(config.start.model, resumed),
             ), progress  # fmt: skip
@@ -242,9 +242,9 @@ def _around(loaded: Loaded, codec: Codec) -> PolicyAssets:
 def _tracker(config: RlConfig, progress: Progress, first: bool) -> Tracker:
     if not first:
         return Tracker()
-    extent = Extent(progress.step, config.training.num_updates)
-    words = Words(rl_tracking.line, rl_tracking.bar)
-    return open_tracker(config, config.output_dir, extent, words, progress.wandb_run)
+    steps = StepRange(progress.step, config.training.num_updates)
+    formatters = Formatters(rl_tracking.line, rl_tracking.bar)
+    return open_tracker(config, config.output_dir, steps, formatters, progress.wandb_run)
 
 
 def _keeps_patches(config: RlConfig, model: OpenVLA) -> bool:

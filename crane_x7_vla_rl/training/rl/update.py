@@ -42,7 +42,7 @@ from crane_x7_vla_rl.training.errors import NotFiniteError, PpoError, SpoiltErro
 from crane_x7_vla_rl.training.rl import ppo
 from crane_x7_vla_rl.training.rl.agent import Agent, adapters_off
 from crane_x7_vla_rl.training.rl.buffer import Buffer, derive_seed, shuffled
-from crane_x7_vla_rl.training.rl.ppo import Judged, Losses, Taken
+from crane_x7_vla_rl.training.rl.ppo import Losses, OldSamples, PolicyOutput
 from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig
 
 PROBED: Final = 8
@@ -50,7 +50,7 @@ SUMMED: Final = ("policy", "value", "entropy", "ref_kl", "approx_kl", "clip_frac
 
 
 @dataclass(frozen=True)
-class Turn:
+class UpdateIndex:
     """Which update this is."""
 
     number: int
@@ -62,7 +62,7 @@ class Turn:
 
 
 @dataclass(frozen=True)
-class Metrics:
+class UpdateMetrics:
     """What happened in an update, over all processes; means over its minibatches."""
 
     policy_loss: float
@@ -97,7 +97,7 @@ class Metrics:
 
 
 @dataclass(frozen=True, eq=False)
-class Batch:
+class UpdateBatch:
     """The samples of this process as an update uses them; flat, S = T·N."""
 
     buffer: Buffer
@@ -112,34 +112,34 @@ class Batch:
     valid: Tensor
     """(T, E) bool, of all processes."""
 
-    def taken(self, samples: Tensor, weights: Tensor, device: torch.device) -> Taken:
+    def old(self, samples: Tensor, weights: Tensor, device: torch.device) -> OldSamples:
         """Return what is known of flat samples (B,) with weights (B,)."""
 
         def pick(x: Tensor) -> Tensor:
             return x[samples.to(x.device)].to(device)
 
-        counted = self.buffer.counted
-        return Taken(
+        action_mask = self.buffer.action_mask
+        return OldSamples(
             log_probs=pick(self.log_probs),
             advantages=pick(self.advantages),
             values=pick(self.values),
             returns=pick(self.buffer.returns.flatten()),
             weights=weights.to(device),
-            counted=None if counted is None else pick(counted.flatten(0, 1)),
+            action_mask=None if action_mask is None else pick(action_mask.flatten(0, 1)),
             ref_log_probs=None if self.ref_log_probs is None else pick(self.ref_log_probs),
         )
 
 
-def update(agent: Agent, buffer: Buffer, config: PpoConfig, turn: Turn) -> Metrics:
+def update(agent: Agent, buffer: Buffer, config: PpoConfig, index: UpdateIndex) -> UpdateMetrics:
     """Learn from a rollout; every process must call it with its own.
 
     Raises NotFiniteError, before the step that would spoil the weights, SpoiltError where the
     rollout's policy was spoilt already, and PpoError.
     """
-    where = f"update {turn.number + 1}"
+    where = f"update {index.number + 1}"
     valid = _check(agent, buffer, where)
     advantages, mean, std = _normalised(agent, buffer, config)
-    if turn.number < config.value.warmup:
+    if index.number < config.value.warmup:
         config = _value_alone(config)
     batch = _prepare(agent, buffer, advantages, valid, config)
     probed = _probe(agent, batch, config, where)
@@ -147,7 +147,7 @@ def update(agent: Agent, buffer: Buffer, config: PpoConfig, turn: Turn) -> Metri
     sums: list[Tensor] = []
     norms: list[float] = []
     errors = (0.0, 0.0)
-    for samples, weight in _minibatches(agent, batch, config, turn):
+    for samples, weight in _minibatches(agent, batch, config, index):
         found, first = _minibatch(agent, batch, config, samples, weight)
         if not sums:
             errors = (agent.largest(first[0]), agent.largest(first[1]))
@@ -161,11 +161,11 @@ def update(agent: Agent, buffer: Buffer, config: PpoConfig, turn: Turn) -> Metri
             agent.forget()
             stopped = True
             break
-        agent.step(0.0 if turn.number < config.value.warmup else turn.rate, turn.rate)
+        agent.step(0.0 if index.number < config.value.warmup else index.rate, index.rate)
         steps += 1
     figures = torch.stack(sums).mean(0).tolist()
     named = dict(zip(SUMMED, figures, strict=True))
-    return Metrics(
+    return UpdateMetrics(
         policy_loss=named["policy"],
         value_loss=named["value"],
         entropy=named["entropy"],
@@ -228,26 +228,26 @@ def _value_alone(config: PpoConfig) -> PpoConfig:
 
 def _prepare(
     agent: Agent, buffer: Buffer, advantages: Tensor, valid: Tensor, config: PpoConfig
-) -> Batch:
+) -> UpdateBatch:
     log_probs, values = buffer.log_probs.flatten(0, 1), buffer.values.flatten()
     if config.old_log_probs == "recomputed":
-        log_probs, found = _judge_all(agent, buffer, config, nullcontext())
+        log_probs, found = _evaluate_all(agent, buffer, config, nullcontext())
         values = values if found is None else found
     reference = None
     if config.kl_coefficient > 0:
-        reference, _ = _judge_all(agent, buffer, config, adapters_off(agent.policy))
-    return Batch(buffer, advantages.flatten(), log_probs, values, reference, valid)
+        reference, _ = _evaluate_all(agent, buffer, config, adapters_off(agent.policy))
+    return UpdateBatch(buffer, advantages.flatten(), log_probs, values, reference, valid)
 
 
 @torch.no_grad()
-def _judge_all(
+def _evaluate_all(
     agent: Agent, buffer: Buffer, config: PpoConfig, how: AbstractContextManager[None]
 ) -> tuple[Tensor, Tensor | None]:
     """Return log-probabilities (S, D) and values (S,) of all samples of this process."""
     everything = torch.arange(buffer.advantages.numel())
     with how:
         parts = [
-            _judge(agent, buffer, samples, config)
+            _evaluate(agent, buffer, samples, config)
             for samples in torch.split(everything, config.micro_batch_size)
         ]
     values = [part.values for part in parts if part.values is not None]
@@ -255,17 +255,17 @@ def _judge_all(
     return log_probs, torch.cat(values) if values else None
 
 
-def _judge(agent: Agent, buffer: Buffer, samples: Tensor, config: PpoConfig) -> Judged:
+def _evaluate(agent: Agent, buffer: Buffer, samples: Tensor, config: PpoConfig) -> PolicyOutput:
     tokens = buffer.tokens.flatten(0, 1)[samples.to(buffer.tokens.device)]
     pixels = buffer.pixels(agent.policy, samples)
-    questions = buffer.questions(samples)
-    judged: Judged = agent.module(
-        pixels, questions, tokens, config.temperature, config.value.detach
+    prompts = buffer.prompts_of(samples)
+    output: PolicyOutput = agent.module(
+        pixels, prompts, tokens, config.temperature, config.value.detach
     )
-    return judged
+    return output
 
 
-def _probe(agent: Agent, batch: Batch, config: PpoConfig, where: str) -> float:
+def _probe(agent: Agent, batch: UpdateBatch, config: PpoConfig, where: str) -> float:
     """Return the length of the policy gradient alone; raises PpoError where it is wrongly 0."""
     if config.policy_coefficient == 0:
         return 0.0
@@ -275,9 +275,9 @@ def _probe(agent: Agent, batch: Batch, config: PpoConfig, where: str) -> float:
         return 0.0
     samples = size.topk(min(PROBED, len(size))).indices
     weights = (size[samples] > 0) / (PROBED * agent.accelerator.num_processes)
-    judged = _judge(agent, batch.buffer, samples, config)
-    taken = batch.taken(samples, weights, judged.log_probs.device)
-    loss = ppo.ppo_loss(judged, taken, _policy_alone(config)).total
+    output = _evaluate(agent, batch.buffer, samples, config)
+    old = batch.old(samples, weights, output.log_probs.device)
+    loss = ppo.ppo_loss(output, old, _policy_alone(config)).total
     if not loss.requires_grad:
         ppo.check_gradient(0.0, largest, where)
     torch.autograd.backward(loss * agent.accelerator.num_processes)  # see `_minibatch`
@@ -306,7 +306,7 @@ def _policy_alone(config: PpoConfig) -> PpoConfig:
 
 
 def _minibatches(
-    agent: Agent, batch: Batch, config: PpoConfig, turn: Turn
+    agent: Agent, batch: UpdateBatch, config: PpoConfig, index: UpdateIndex
 ) -> Iterator[tuple[Sequence[Tensor], float]]:
     """Yield the samples of this process in each micro-batch of a minibatch, and what one weighs.
 
@@ -317,7 +317,7 @@ def _minibatches(
     mine, rank = batch.buffer.shape[1], int(agent.accelerator.process_index)
     count = -(-steps * environments // config.minibatch_size)
     for epoch in range(config.epochs):
-        generator.manual_seed(derive_seed(turn.seed, turn.number, epoch))
+        generator.manual_seed(derive_seed(index.seed, index.number, epoch))
         for samples in shuffled(steps, environments, generator).tensor_split(count):
             samples = samples[batch.valid.flatten()[samples]]
             if not len(samples):
@@ -330,7 +330,7 @@ def _minibatches(
 
 
 def _minibatch(
-    agent: Agent, batch: Batch, config: PpoConfig, parts: Sequence[Tensor], weight: float
+    agent: Agent, batch: UpdateBatch, config: PpoConfig, parts: Sequence[Tensor], weight: float
 ) -> tuple[Tensor, tuple[float, float]]:
     """Add up gradients; return sums over processes (SUMMED), and errors of ratio and value here."""
     sums: list[Tensor] = []
@@ -341,13 +341,13 @@ def _minibatch(
             samples, weights = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
         last = index == len(parts) - 1
         with learner.accumulating(agent.module, agent.accelerator, last):
-            judged = _judge(agent, batch.buffer, samples, config)
-            taken = batch.taken(samples, weights, judged.log_probs.device)
-            losses = ppo.ppo_loss(judged, taken, config)
+            output = _evaluate(agent, batch.buffer, samples, config)
+            old = batch.old(samples, weights, output.log_probs.device)
+            losses = ppo.ppo_loss(output, old, config)
             # Processes average their gradients, but the weights are made for a sum.
             torch.autograd.backward(losses.total * agent.accelerator.num_processes)
         sums.append(_listed(losses))
-        errors = tuple(map(max, errors, _errors(judged, taken)))  # type: ignore[assignment]
+        errors = tuple(map(max, errors, _errors(output, old)))  # type: ignore[assignment]
     return agent.sum(torch.stack(sums).sum(0)), errors
 
 
@@ -356,16 +356,16 @@ def _listed(losses: Losses) -> Tensor:
 
 
 @torch.no_grad()
-def _errors(judged: Judged, taken: Taken) -> tuple[float, float]:
+def _errors(output: PolicyOutput, old: OldSamples) -> tuple[float, float]:
     """Return how far ratios are from 1, and values from the rollout's, at most."""
-    counts = taken.weights > 0
-    log_ratio = judged.log_probs - taken.log_probs
-    if taken.counted is not None:
-        log_ratio = torch.where(taken.counted, log_ratio, 0.0)
+    counts = old.weights > 0
+    log_ratio = output.log_probs - old.log_probs
+    if old.action_mask is not None:
+        log_ratio = torch.where(old.action_mask, log_ratio, 0.0)
     ratio = log_ratio.sum(-1)[counts].expm1().abs()
     value = ratio.new_zeros(0)
-    if judged.values is not None:
-        value = (judged.values - taken.values)[counts].abs()
+    if output.values is not None:
+        value = (output.values - old.values)[counts].abs()
     return tuple(float(x.max()) if len(x) else 0.0 for x in (ratio, value))  # type: ignore[return-value]
 
 

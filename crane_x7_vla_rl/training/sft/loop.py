@@ -34,7 +34,7 @@ from crane_x7_vla_rl.training.interrupt import Interrupt
 from crane_x7_vla_rl.training.schedule import learning_rate, smoothing
 from crane_x7_vla_rl.training.sft.config import SftConfig
 from crane_x7_vla_rl.training.sft.run import Clock, Run, open_run, steps
-from crane_x7_vla_rl.training.sft.samples import lesson
+from crane_x7_vla_rl.training.sft.samples import model_batch
 from crane_x7_vla_rl.training.tracking import Figures
 
 logger = logging.getLogger(__name__)
@@ -106,9 +106,9 @@ def _update(run: Run, progress: Progress, end: int, interrupt: Interrupt) -> tup
     for micro in range(training.grad_accumulation_steps):
         asked_s = run.clock()
         batch = next(run.batches)
-        question = lesson(batch, run.codec, run.learner.like)
+        sample = model_batch(batch, run.codec, run.learner.like)
         data_s += run.clock() - asked_s
-        inputs = (question.pixels, question.prompts, question.tokens, width)
+        inputs = (sample.pixels, sample.prompts, sample.tokens, width)
         last = micro == training.grad_accumulation_steps - 1
         losses.append(run.learner.backward(inputs, 1 / training.grad_accumulation_steps, last))
         batches.append(batch)
@@ -193,7 +193,7 @@ def _save(run: Run, progress: Progress, name: str) -> None:
         wandb_run = run.tracker.wandb_run
         known = replace(progress, wandb_run=wandb_run.id if wandb_run else progress.wandb_run)
         target = run.folder / name
-        places = run.at_end if name == checkpoint.FINAL else run.every_save
+        targets = run.at_end if name == checkpoint.FINAL else run.every_save
 
         def write(folder: Path) -> None:
             if run.config.lora.enabled:
@@ -205,13 +205,13 @@ def _save(run: Run, progress: Progress, name: str) -> None:
             (folder / checkpoint.CONFIG).write_text(config_tree.to_yaml(run.config))
             training_state.write(folder, known, optimizer, randoms)
             origin = Lineage(
-                run.config.policy.model, run.made_from, artifact_in(places, name), progress.step,
+                run.config.policy.model, run.made_from, artifact_in(targets, name), progress.step,
                 {"base": run.base.name or str(run.base.folder), "data": run.source.name},
             )  # fmt: skip
             origin.write(folder)
 
         checkpoint.save(run.folder, name, progress.step, write)
-        run.uploads.offer(target, places)
+        run.uploads.offer(target, targets)
         checkpoint.prune(run.folder, run.config.output.keep, run.uploads.pending())
         logger.info("saved %s", target)
     run.accelerator.wait_for_everyone()

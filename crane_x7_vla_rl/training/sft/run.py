@@ -32,18 +32,18 @@ from crane_x7_vla_rl.training import learner
 from crane_x7_vla_rl.training.checkpoints import lineage, training_state
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.checkpoints.policy_files import Base, PolicyAssets
-from crane_x7_vla_rl.training.checkpoints.publish import Artifacts, Hub, Place, Uploads
+from crane_x7_vla_rl.training.checkpoints.publish import Artifacts, Hub, Uploads, UploadTarget
 from crane_x7_vla_rl.training.checkpoints.resume import Resumption
 from crane_x7_vla_rl.training.checkpoints.training_state import Progress
 from crane_x7_vla_rl.training.config import loader as config_tree
 from crane_x7_vla_rl.training.errors import ConfigError
 from crane_x7_vla_rl.training.learner import Learner
 from crane_x7_vla_rl.training.sft.config import AugmentationConfig, PublishConfig, SftConfig
-from crane_x7_vla_rl.training.sft.samples import show
+from crane_x7_vla_rl.training.sft.samples import image_transform
 from crane_x7_vla_rl.training.tracking import (
-    Extent,
+    Formatters,
+    StepRange,
     Tracker,
-    Words,
     below,
     line,
     open_tracker,
@@ -68,9 +68,9 @@ class Run:
     base: Base
     tracker: Tracker
     uploads: Uploads
-    every_save: tuple[Place, ...]
+    every_save: tuple[UploadTarget, ...]
     """Where each checkpoint is uploaded to."""
-    at_end: tuple[Place, ...]
+    at_end: tuple[UploadTarget, ...]
     """Where the last one is uploaded to."""
     clock: Clock
     made_from: str | None
@@ -141,7 +141,7 @@ def open_run(
         tracker = _tracker(config, taught, batches.frames_per_epoch, len(source), progress)
         with tracker:
             first = accelerator.is_main_process
-            every_save, at_end = places(config, tracker) if first else ((), ())
+            every_save, at_end = upload_targets(config, tracker) if first else ((), ())
             uploads = Uploads(at_end)
             yield Run(
                 config, source, batches, taught, codec, around, base, tracker, uploads, every_save,
@@ -187,14 +187,14 @@ def _batches(
 ) -> Batches:
     data, accelerator = config.data, taught.accelerator
     size, seed = taught.model.config.image_size, config.training.seed
-    squash = show(size, inputs.view, UNVARIED, seed)
+    squash = image_transform(size, inputs.view, UNVARIED, seed)
     options = LoaderOptions(
         chunk_steps=inputs.chunk_steps,
         workers=data.workers,
         cache_bytes=data.cache_mb << 20,
         corrupt=data.corrupt,
         prepare=lambda image: squash(image, 0),
-        transform=show(size, WHOLE, config.augmentation, seed),
+        transform=image_transform(size, WHOLE, config.augmentation, seed),
     )
     return Batches(
         source, config.training.batch_size, seed,
@@ -238,8 +238,8 @@ def _tracker(
         training.batch_size * training.grad_accumulation_steps * taught.accelerator.num_processes
     )
     total = steps(config, per_update, frames, progress)
-    extent = Extent(progress.step, total)
-    words = Words(partial(line, frames_per_episode=frames / episodes), below)
+    extent = StepRange(progress.step, total)
+    words = Formatters(partial(line, frames_per_episode=frames / episodes), below)
     return open_tracker(config, config.output_dir, extent, words, progress.wandb_run)
 
 
@@ -255,9 +255,11 @@ class Published(Protocol):
         """Where checkpoints go."""
 
 
-def places(config: Published, tracker: Tracker) -> tuple[tuple[Place, ...], tuple[Place, ...]]:
+def upload_targets(
+    config: Published, tracker: Tracker
+) -> tuple[tuple[UploadTarget, ...], tuple[UploadTarget, ...]]:
     """Return where every checkpoint goes, and where the last one goes."""
-    wanted: list[tuple[Place, str]] = []
+    wanted: list[tuple[UploadTarget, str]] = []
     if config.publish.push_to_hub != "no":
         if config.publish.hub_model_id is None:
             raise ConfigError("publish.hub_model_id is not set; --push-to-hub needs --hub-model-id")

@@ -24,7 +24,7 @@ from crane_x7_vla_rl.types import Image
 
 
 @dataclass(frozen=True, eq=False)
-class Lesson:
+class ModelBatch:
     """A batch as the model takes it."""
 
     pixels: Tensor
@@ -35,7 +35,7 @@ class Lesson:
     """(B, T·8) int64, ids 31744…31999: the demonstrated answer, step after step."""
 
 
-def show(
+def image_transform(
     size: int, view: View, settings: AugmentationConfig, seed: int
 ) -> Callable[[Image, int], Image]:
     """Return what the loader's threads do to images: cut, squash to (size, size, 3), and vary.
@@ -53,8 +53,8 @@ def show(
     return shown
 
 
-def lesson(batch: Batch, codec: Codec, like: Tensor) -> Lesson:
-    """Return the lesson of a batch of shown images, on the device and in the dtype of `like`.
+def model_batch(batch: Batch, codec: Codec, like: Tensor) -> ModelBatch:
+    """Return a batch of shown images, on the device and in the dtype of `like`.
 
     Images are normalised in float32, whatever the dtype.
     """
@@ -62,7 +62,7 @@ def lesson(batch: Batch, codec: Codec, like: Tensor) -> Lesson:
     scaled = images.permute(0, 3, 1, 2).to(torch.float32) / 255
     mean, std = (torch.tensor(v, device=like.device).view(1, 6, 1, 1) for v in (MEAN, STD))
     pixels = (scaled.repeat(1, 2, 1, 1) - mean) / std
-    return Lesson(
+    return ModelBatch(
         pixels.to(like.dtype),
         codec.prompts(batch.instructions, batch.state),
         torch.from_numpy(codec.tokens(batch.actions)),

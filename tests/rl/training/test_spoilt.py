@@ -32,7 +32,7 @@ from crane_x7_vla_rl.training.rl import agent as agents
 from crane_x7_vla_rl.training.rl import evaluation as rl_evaluation
 from crane_x7_vla_rl.training.rl.agent import Agent
 from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig, ValueConfig
-from crane_x7_vla_rl.training.rl.rollout import Cast, collect
+from crane_x7_vla_rl.training.rl.rollout import RolloutConfig, collect
 
 CONFIG = PpoConfig(minibatch_size=4, micro_batch_size=4, epochs=1, value=ValueConfig(hidden=16))
 SHORT = (
@@ -188,14 +188,14 @@ def spoil(module: nn.Module) -> None:
 
 
 @pytest.fixture
-def cast() -> Cast:
+def rolling() -> RolloutConfig:
     torch.set_num_threads(1)
     loaded = loading.load(rl_rig.base())
     torch.manual_seed(0)
     add_lora(loaded.model, LoraSettings(rank=4, alpha=8))
     agent = agents.build(loaded.model, CONFIG, Accelerator(cpu=True))
     codec = Codec.of(loaded.layout, loaded.model.norm_stats, "crane_x7")
-    return Cast(Scripted({}), agent, codec, CONFIG, 3, seed=0)
+    return RolloutConfig(Scripted({}), agent, codec, CONFIG, 3, seed=0)
 
 
 def head(agent: Agent) -> Tensor:
@@ -216,39 +216,39 @@ SPOILT: dict[str, tuple[Callable[[Agent], Tensor], str, str]] = {
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("what", SPOILT)
 def test_a_rollout_ends_before_the_arm_moves_and_names_the_weight(
-    cast: Cast, what: str, value: float
+    rolling: RolloutConfig, what: str, value: float
 ) -> None:
     which, figure, name = SPOILT[what]
     with torch.no_grad():
-        which(cast.agent)[0, 0] = value
+        which(rolling.agent)[0, 0] = value
     env = Scripted({})
     kind = "NaN" if value != value else "Inf"
     pattern = rf"update 8: {figure} are no numbers: weights hold {kind}: {re.escape(name)} \(1 of"
     with pytest.raises(SpoiltError, match=pattern):
-        collect(replace(cast, env=env), 7)
+        collect(replace(rolling, env=env), 7)
     assert rl_rig.words(env.log) == "l0"
 
 
-def test_grpo_asks_for_no_values_but_checks_what_it_asks_for(cast: Cast) -> None:
+def test_grpo_asks_for_no_values_but_checks_what_it_asks_for(rolling: RolloutConfig) -> None:
     with torch.no_grad():
-        cast.agent.policy.get_parameter(ADAPTER)[0, 0] = torch.nan
+        rolling.agent.policy.get_parameter(ADAPTER)[0, 0] = torch.nan
     with pytest.raises(SpoiltError, match=re.escape(ADAPTER)):
-        collect(replace(cast, config=replace(CONFIG, algorithm="grpo")), 0)
+        collect(replace(rolling, ppo=replace(CONFIG, algorithm="grpo")), 0)
 
 
-def test_values_of_truncated_episodes_are_checked_too(cast: Cast) -> None:
+def test_values_of_truncated_episodes_are_checked_too(rolling: RolloutConfig) -> None:
     """They belong to no step of the buffer."""
     env = Scripted({(0, 1): "truncated"})
     real = env.receive
 
     def receive(group: int) -> object:
         with torch.no_grad():
-            head(cast.agent)[0, 0] = torch.nan
+            head(rolling.agent)[0, 0] = torch.nan
         return real(group)
 
     env.receive = receive  # type: ignore[assignment,method-assign]
     with pytest.raises(SpoiltError, match=r"values of step 0 are .* value_head\.layers\.1\.weight"):
-        collect(replace(cast, env=env), 0)
+        collect(replace(rolling, env=env), 0)
 
 
 @pytest.mark.usefixtures("scripted")

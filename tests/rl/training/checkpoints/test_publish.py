@@ -23,9 +23,9 @@ from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.checkpoints.publish import (
     LAST_TRIES,
     WAITING,
-    Lane,
     UploadError,
     Uploads,
+    UploadWorker,
 )
 from crane_x7_vla_rl.training.errors import ExitCode
 
@@ -36,7 +36,7 @@ HUB = ("--push-to-hub", "every-save", "--hub-model-id", NAME)
 
 
 class Shelf:
-    """A place that can be shut."""
+    """A target that can be shut."""
 
     def __init__(self, shut: bool = False) -> None:
         self.shut = shut
@@ -81,13 +81,13 @@ def test_checkpoints_arrive_in_their_order(shelf: Shelf) -> None:
 
 def test_what_failed_is_tried_again_until_it_works(shelf: Shelf) -> None:
     shelf.shut = True
-    lane = Lane(shelf, time.monotonic, first_pause_s=0.01)
-    lane.offer(Path("checkpoint-1"))
+    worker = UploadWorker(shelf, time.monotonic, first_pause_s=0.01)
+    worker.offer(Path("checkpoint-1"))
     until(lambda: shelf.tries >= 3)
-    assert lane.pending() == [Path("checkpoint-1")]
+    assert worker.pending() == [Path("checkpoint-1")]
     shelf.shut = False
     until(lambda: shelf.there == ["checkpoint-1"])
-    until(lambda: lane.pending() == [])
+    until(lambda: worker.pending() == [])
 
 
 def test_what_never_worked_is_listed_with_its_reason(shelf: Shelf) -> None:
@@ -116,16 +116,16 @@ def test_one_place_that_is_shut_keeps_no_other_waiting(shelf: Shelf) -> None:
 
 def test_a_place_that_stays_shut_does_not_fill_the_disk(shelf: Shelf) -> None:
     shelf.door.clear()
-    lane = Lane(shelf, time.monotonic)
-    lane.offer(Path("checkpoint-0"))
+    worker = UploadWorker(shelf, time.monotonic)
+    worker.offer(Path("checkpoint-0"))
     until(lambda: shelf.tries == 1)
     for step in range(1, 10):
-        lane.offer(Path(f"checkpoint-{step}"))
-    assert lane.pending() == [Path(f"checkpoint-{step}") for step in (0, 8, 9)]
-    assert len(lane.pending()) == WAITING + 1
+        worker.offer(Path(f"checkpoint-{step}"))
+    assert worker.pending() == [Path(f"checkpoint-{step}") for step in (0, 8, 9)]
+    assert len(worker.pending()) == WAITING + 1
     shelf.door.set()
-    lane.begin_last_tries()
-    undone = lane.finish(time.monotonic() + PATIENCE_S)
+    worker.begin_last_tries()
+    undone = worker.finish(time.monotonic() + PATIENCE_S)
     assert shelf.there == ["checkpoint-0", "checkpoint-8", "checkpoint-9"]
     assert undone == [f"checkpoint-{s} → the shelf: given up for newer" for s in range(1, 8)]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from crane_x7_vla_rl.training.config.loader import Layer
 from crane_x7_vla_rl.training.errors import ConfigError, PpoError
 from crane_x7_vla_rl.training.rl import ppo
 from crane_x7_vla_rl.training.rl.grpo import group_advantages
-from crane_x7_vla_rl.training.rl.ppo import Judged, Taken
+from crane_x7_vla_rl.training.rl.ppo import OldSamples, PolicyOutput
 from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig, ValueConfig
 
 GAMMA, LAM = 0.97, 0.9
@@ -130,7 +131,7 @@ def test_05_advantages_are_normalised_over_all_parts_together() -> None:
     assert not bool(ppo.normalise(alike, everywhere, ppo.moments(alike, everywhere)).any())
 
 
-def samples(seed: int = 0, batch: int = 9, tokens: int = 5) -> tuple[Judged, Taken]:
+def samples(seed: int = 0, batch: int = 9, tokens: int = 5) -> tuple[PolicyOutput, OldSamples]:
     """Return what was taken and is judged, float64, one sample of weight 0, tokens left out."""
     draw = torch.Generator().manual_seed(seed)
 
@@ -140,28 +141,32 @@ def samples(seed: int = 0, batch: int = 9, tokens: int = 5) -> tuple[Judged, Tak
     old = -normal(batch, tokens).abs() - 1
     weights = torch.rand(batch, generator=draw, dtype=torch.float64)
     weights[3] = 0
-    counted = torch.rand(batch, tokens, generator=draw) < 0.8
-    counted[2] = False
-    taken = Taken(
+    action_mask = torch.rand(batch, tokens, generator=draw) < 0.8
+    action_mask[2] = False
+    taken = OldSamples(
         log_probs=old,
         advantages=normal(batch) * 2,
         values=normal(batch),
         returns=normal(batch),
         weights=weights,
-        counted=counted,
+        action_mask=action_mask,
         ref_log_probs=old + 0.2 * normal(batch, tokens),
     )
-    judged = Judged(old + 0.15 * normal(batch, tokens), normal(batch, tokens).abs(), normal(batch))
+    judged = PolicyOutput(
+        old + 0.15 * normal(batch, tokens), normal(batch, tokens).abs(), normal(batch)
+    )
     return judged, taken
 
 
-def naive_loss(new: Floats, entropy: Floats, values: Floats, then: Taken, c: PpoConfig) -> float:
+def naive_loss(
+    new: Floats, entropy: Floats, values: Floats, then: OldSamples, c: PpoConfig
+) -> float:
     """Compute the loss in scalars, sample by sample, from the papers' formulas."""
-    assert then.counted is not None
+    assert then.action_mask is not None
     assert then.ref_log_probs is not None
     total = 0.0
     for b, weight in enumerate(then.weights.tolist()):
-        ids = [d for d in range(new.shape[1]) if then.counted[b, d]]
+        ids = [d for d in range(new.shape[1]) if then.action_mask[b, d]]
         advantage = float(then.advantages[b])
         gaps = [float(new[b, d]) - float(then.log_probs[b, d]) for d in ids]
         ratios = [math.exp(gap) for gap in gaps]
@@ -229,16 +234,16 @@ def test_loss_and_gradients_equal_an_independent_float64_computation(
 
 
 def plain(
-    log_ratio: Tensor, advantages: Tensor, config: PpoConfig, counted: Tensor | None = None
+    log_ratio: Tensor, advantages: Tensor, config: PpoConfig, action_mask: Tensor | None = None
 ) -> ppo.Losses:
     """Return the losses of actions (B, D) whose probabilities changed by `log_ratio`."""
     batch = len(advantages)
     nothing = torch.zeros(batch)
-    taken = Taken(
+    taken = OldSamples(
         torch.zeros_like(log_ratio), advantages, nothing, nothing, torch.full((batch,), 1 / batch),
-        counted,
+        action_mask,
     )  # fmt: skip
-    return ppo.ppo_loss(Judged(log_ratio, torch.zeros_like(log_ratio), None), taken, config)
+    return ppo.ppo_loss(PolicyOutput(log_ratio, torch.zeros_like(log_ratio), None), taken, config)
 
 
 def test_06_action_level_multiplies_the_ratios_of_tokens() -> None:
@@ -257,10 +262,10 @@ def test_07_token_level_clips_each_token_and_does_not_grow_with_their_number() -
 
 
 def test_08_tokens_that_were_not_carried_out_count_nowhere() -> None:
-    counted = torch.tensor([[True, True, False]])
+    action_mask = torch.tensor([[True, True, False]])
     for level in ("action", "token"):
         config = PpoConfig(level=level)  # type: ignore[arg-type]
-        whole = plain(torch.tensor([[0.1, 0.05, 9.0]]), torch.ones(1), config, counted)
+        whole = plain(torch.tensor([[0.1, 0.05, 9.0]]), torch.ones(1), config, action_mask)
         short = plain(torch.tensor([[0.1, 0.05]]), torch.ones(1), config)
         for name in ("policy", "approx_kl", "clip_fraction", "entropy"):
             assert getattr(whole, name).item() == pytest.approx(getattr(short, name).item())
@@ -297,8 +302,8 @@ def test_12_entropy_is_a_mean_over_tokens() -> None:
     nothing = torch.zeros(1)
     for tokens in (2, 6):
         blank = torch.zeros(1, tokens)
-        taken = Taken(blank, nothing, nothing, nothing, torch.ones(1))
-        judged = Judged(blank, torch.full((1, tokens), 3.0), None)
+        taken = OldSamples(blank, nothing, nothing, nothing, torch.ones(1))
+        judged = PolicyOutput(blank, torch.full((1, tokens), 3.0), None)
         found = ppo.ppo_loss(judged, taken, PpoConfig(entropy_coefficient=0.1))
         assert found.entropy.item() == pytest.approx(3)
         assert found.total.item() == pytest.approx(-0.3)
@@ -318,8 +323,8 @@ def test_13_approximate_kl_is_not_negative_and_estimates_the_true_one() -> None:
 def test_14_kl_to_the_starting_policy_pulls_back_to_it() -> None:
     log_probs = torch.tensor([[-1.0, -3.0]], requires_grad=True)
     nothing, start = torch.zeros(1), torch.tensor([[-1.5, -2.0]])
-    taken = Taken(log_probs.detach(), nothing, nothing, nothing, torch.ones(1), None, start)
-    judged = Judged(log_probs, torch.zeros(1, 2), None)
+    taken = OldSamples(log_probs.detach(), nothing, nothing, nothing, torch.ones(1), None, start)
+    judged = PolicyOutput(log_probs, torch.zeros(1, 2), None)
     ppo.ppo_loss(judged, taken, PpoConfig(kl_coefficient=1.0)).total.backward()
     assert log_probs.grad is not None
     assert log_probs.grad[0, 0] > 0 > log_probs.grad[0, 1]
@@ -330,8 +335,8 @@ def test_15_parts_add_up_to_the_whole() -> None:
     whole = ppo.ppo_loss(judged, taken, FULL)
     parts = [
         ppo.ppo_loss(
-            Judged(*(x[part] for x in judged)),  # type: ignore[index]
-            Taken(**{name: x[part] for name, x in vars(taken).items()}),
+            PolicyOutput(*(x[part] for x in judged)),  # type: ignore[index]
+            OldSamples(**{name: x[part] for name, x in vars(taken).items()}),
             FULL,
         )
         for part in (slice(0, 2), slice(2, 3), slice(3, 9))
@@ -365,13 +370,12 @@ def test_a_gradient_of_exactly_0_is_an_error_only_if_there_was_something_to_lear
 
 
 def test_every_detail_has_a_number_and_a_test() -> None:
-    import test_ppo_update
-
     from crane_x7_vla_rl.training.rl import grpo, update
 
     docs = "\n".join(str(module.__doc__) for module in (ppo, update, grpo))
     numbers = [int(found) for found in re.findall(r"^(\d+)\. ", docs, re.MULTILINE)]
-    tests = " ".join([*globals(), *vars(test_ppo_update)])
+    files = (Path(__file__), Path(__file__).with_name("test_ppo_update.py"))
+    tests = " ".join(re.findall(r"^def (\w+)", "\n".join(f.read_text() for f in files), re.M))
     assert numbers == list(range(1, len(numbers) + 1))
     assert not [number for number in numbers if f"test_{number:02d}_" not in tests]
 

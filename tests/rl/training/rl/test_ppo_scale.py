@@ -13,7 +13,7 @@ import pytest
 import torch
 import training_rig
 
-from crane_x7_vla_rl.training.rl.update import Turn, update
+from crane_x7_vla_rl.training.rl.update import UpdateIndex, update
 
 PATIENCE_S = 300
 
@@ -25,7 +25,9 @@ def test_two_processes_equal_one_with_twice_the_environments(tmp_path: Path) -> 
     torch.save(buffer, tmp_path / "buffer.pt")
     torch.save(agent.core.state_dict(), tmp_path / "weights.pt")
     shutil.copytree(training_rig.base(), tmp_path / "base")
-    alone = [vars(update(agent, buffer, rig.EVERYTHING, Turn(number))) for number in range(2)]
+    alone = [
+        vars(update(agent, buffer, rig.EVERYTHING, UpdateIndex(number))) for number in range(2)
+    ]
     wanted = rig.weights(agent)
     process = subprocess.run(
         [

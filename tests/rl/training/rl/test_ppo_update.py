@@ -26,10 +26,10 @@ from crane_x7_vla_rl.training.rl import value_head as value
 from crane_x7_vla_rl.training.rl.agent import Agent
 from crane_x7_vla_rl.training.rl.buffer import Buffer, shuffled
 from crane_x7_vla_rl.training.rl.ppo_config import ValueConfig
-from crane_x7_vla_rl.training.rl.update import Turn, update
+from crane_x7_vla_rl.training.rl.update import UpdateIndex, update
 from crane_x7_vla_rl.training.rl.value_head import ValueHead
 
-FIRST = Turn(0)
+FIRST = UpdateIndex(0)
 WHOLE = replace(rig.EVERYTHING, minibatch_size=1000, micro_batch_size=1000, epochs=1)
 
 
@@ -129,9 +129,9 @@ def test_20_log_probabilities_that_do_not_depend_on_weights_are_caught(
     agent = rig.agent(config, moved=False)
     buffer, before = rig.collect(agent), rig.weights(agent)
     with planted(monkeypatch, fault), pytest.raises(PpoError, match=r"update 8.*exactly 0"):
-        update(agent, buffer, config, Turn(7))
+        update(agent, buffer, config, UpdateIndex(7))
     assert not changed(before, rig.weights(agent))
-    assert update(agent, buffer, config, Turn(7)).policy_grad_norm > 0
+    assert update(agent, buffer, config, UpdateIndex(7)).policy_grad_norm > 0
 
 
 def test_20_nothing_to_learn_is_no_error(agent: Agent) -> None:
@@ -157,7 +157,7 @@ def test_21_policy_and_value_head_have_their_own_learning_rates() -> None:
 def test_21_learning_rates_follow_the_schedule_and_all_that_learns_is_float32(
     agent: Agent,
 ) -> None:
-    update(agent, rig.collect(agent), rig.EVERYTHING, Turn(0, rate=0.25))
+    update(agent, rig.collect(agent), rig.EVERYTHING, UpdateIndex(0, rate=0.25))
     assert [group["lr"] for group in agent.optimizer.param_groups] == [2.5e-4, 2.5e-4]
     learning = [p for p in agent.core.parameters() if p.requires_grad]
     assert {p.dtype for p in learning} == {torch.float32}
@@ -178,11 +178,11 @@ def test_22_a_rollout_with_nan_ends_before_anything_moves(agent: Agent, name: st
     before = rig.weights(agent)
     getattr(buffer, name)[2, 3] = torch.nan
     with pytest.raises(NotFiniteError, match=f"update 5: {name} of step 2 in environment 3"):
-        update(agent, buffer, rig.EVERYTHING, Turn(4))
+        update(agent, buffer, rig.EVERYTHING, UpdateIndex(4))
     assert not changed(before, rig.weights(agent))
     getattr(buffer, name)[2, 3] = 0
     getattr(buffer, name)[0, 1] = torch.nan  # a discarded step
-    update(agent, buffer, rig.EVERYTHING, Turn(4))
+    update(agent, buffer, rig.EVERYTHING, UpdateIndex(4))
 
 
 def test_22_a_loss_that_is_nan_ends_before_its_step(
@@ -192,9 +192,9 @@ def test_22_a_loss_that_is_nan_ends_before_its_step(
     control = replace(rig.EVERYTHING, policy_coefficient=0.0)  # without the probe
     with planted(monkeypatch, lambda x: x * torch.nan):
         with pytest.raises(NotFiniteError, match="update 5, minibatch 1: the policy loss is nan"):
-            update(agent, buffer, control, Turn(4))
+            update(agent, buffer, control, UpdateIndex(4))
         with pytest.raises(NotFiniteError, match="update 5: the policy gradient is nan"):
-            update(agent, buffer, rig.EVERYTHING, Turn(4))
+            update(agent, buffer, rig.EVERYTHING, UpdateIndex(4))
     assert not changed(before, rig.weights(agent))
     assert all(parameter.grad is None for parameter in agent.core.parameters())
 
@@ -202,11 +202,11 @@ def test_22_a_loss_that_is_nan_ends_before_its_step(
 def test_23_in_warmup_the_value_head_learns_alone(agent: Agent) -> None:
     config = replace(rig.EVERYTHING, value=replace(rig.EVERYTHING.value, warmup=1))
     before, buffer = rig.weights(agent), rig.collect(agent)
-    update(agent, buffer, config, Turn(0))
+    update(agent, buffer, config, UpdateIndex(0))
     moved = changed(before, rig.weights(agent))
     assert moved
     assert not any("lora_" in name for name in moved)
-    update(agent, buffer, config, Turn(1))
+    update(agent, buffer, config, UpdateIndex(1))
     assert any("lora_" in name for name in changed(before, rig.weights(agent)))
 
 
@@ -299,17 +299,17 @@ def test_grpo_needs_no_value_head() -> None:
     assert found.value_loss == 0
     assert any("lora_B" in name for name in changed(before, rig.weights(agent)))
     with pytest.raises(PpoError, match="no value head"):
-        agent.worth(torch.zeros(1, 32))
+        agent.value(torch.zeros(1, 32))
 
 
 def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path) -> None:
     agent = rig.agent(rig.EVERYTHING)
     buffer = rig.collect(agent)
-    update(agent, buffer, rig.EVERYTHING, Turn(0))
+    update(agent, buffer, rig.EVERYTHING, UpdateIndex(0))
     policy, head = agent.tensors()
     value.write(tmp_path, head)
     torch.save({"policy": policy, "optimizer": agent.optimizer_state()}, tmp_path / "s.pt")
-    second = update(agent, buffer, rig.EVERYTHING, Turn(1))
+    second = update(agent, buffer, rig.EVERYTHING, UpdateIndex(1))
 
     resumed = rig.agent(rig.EVERYTHING)
     stored = torch.load(tmp_path / "s.pt", weights_only=True)
@@ -317,7 +317,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path) 
     assert resumed.core.value_head is not None
     value.read(tmp_path, resumed.core.value_head)
     resumed.restore_optimizer(stored["optimizer"])
-    assert update(resumed, buffer, rig.EVERYTHING, Turn(1)) == second
+    assert update(resumed, buffer, rig.EVERYTHING, UpdateIndex(1)) == second
     assert furthest(rig.weights(agent), rig.weights(resumed)) == 0
 
 

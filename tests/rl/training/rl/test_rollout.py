@@ -19,16 +19,16 @@ from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
 from crane_x7_vla_rl.training.errors import NotFiniteError
 from crane_x7_vla_rl.training.rl import agent as agents
 from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig, ValueConfig
-from crane_x7_vla_rl.training.rl.rollout import Cast, Collected, collect, crop_and_resize
-from crane_x7_vla_rl.training.rl.update import Turn, update
+from crane_x7_vla_rl.training.rl.rollout import Collected, RolloutConfig, collect, crop_and_resize
+from crane_x7_vla_rl.training.rl.update import UpdateIndex, update
 
 CONFIG = PpoConfig(minibatch_size=4, micro_batch_size=4, epochs=1, value=ValueConfig(hidden=16))
 STEPS = 4
 
 
 @pytest.fixture(scope="module")
-def cast() -> Cast:
-    """Return a cast without environments whose value head says more than 0."""
+def rolling() -> RolloutConfig:
+    """Return a configuration without environments whose value head says more than 0."""
     torch.set_num_threads(1)
     loaded = loading.load(rl_rig.base())
     torch.manual_seed(0)
@@ -39,28 +39,30 @@ def cast() -> Cast:
     base = Codec.of(loaded.layout, loaded.model.norm_stats, "crane_x7")
     inputs = replace(base.inputs, chunk_steps=2)
     codec = Codec.of(loaded.layout, loaded.model.norm_stats, "crane_x7", inputs)
-    return Cast(Scripted({}), agent, codec, CONFIG, STEPS, seed=0)
+    return RolloutConfig(Scripted({}), agent, codec, CONFIG, STEPS, seed=0)
 
 
-def rolled(cast: Cast, script: dict[tuple[int, int], str], number: int = 0) -> Collected:
-    found = collect(replace(cast, env=Scripted(script)), number)
+def rolled(
+    rolling: RolloutConfig, script: dict[tuple[int, int], str], number: int = 0
+) -> Collected:
+    found = collect(replace(rolling, env=Scripted(script)), number)
     assert found is not None
     return found
 
 
 def test_groups_take_turns_so_that_one_is_simulated_while_the_other_is_looked_at(
-    cast: Cast,
+    rolling: RolloutConfig,
 ) -> None:
     env = Scripted({})
-    collect(replace(cast, env=env, steps=2), 0)
+    collect(replace(rolling, env=env, steps=2), 0)
     assert rl_rig.words(env.log) == "l0 s0 l1 s1 r0 l0 s0 r1 l1 s1 r0 r1 l0 l1"
 
 
-def test_the_policy_sees_and_keeps_what_it_sees_on_an_arm(cast: Cast) -> None:
+def test_the_policy_sees_and_keeps_what_it_sees_on_an_arm(rolling: RolloutConfig) -> None:
     """The bytes in the buffer make the very pixels that the policy makes of the picture."""
-    found = rolled(cast, {})
-    picture, view = Scripted({}).look(0).images[1], cast.codec.inputs.view
-    policy = cast.agent.policy
+    found = rolled(rolling, {})
+    picture, view = Scripted({}).look(0).images[1], rolling.codec.inputs.view
+    policy = rolling.agent.policy
     wanted = policy.preprocess([cut(picture, view)])
     assert torch.equal(found.buffer.pixels(policy, torch.tensor([1])), wanted)
     assert found.buffer.images.dtype == torch.uint8
@@ -73,16 +75,16 @@ def test_pictures_of_the_model_s_size_are_kept_as_they_are() -> None:
     assert np.array_equal(into.numpy(), pictures)
 
 
-def test_the_first_update_sees_ratios_of_1_and_the_rollout_s_values(cast: Cast) -> None:
-    metrics = update(cast.agent, rolled(cast, {}).buffer, CONFIG, Turn(0))
+def test_the_first_update_sees_ratios_of_1_and_the_rollout_s_values(rolling: RolloutConfig) -> None:
+    metrics = update(rolling.agent, rolled(rolling, {}).buffer, CONFIG, UpdateIndex(0))
     assert metrics.ratio_error < 1e-3
     assert metrics.value_error < 1e-3
     assert metrics.policy_grad_norm > 0
 
 
-def test_a_truncated_episode_is_worth_what_its_last_view_is(cast: Cast) -> None:
-    ended = rolled(cast, {(1, 2): "truncated"}).buffer
-    terminated = rolled(cast, {(1, 2): "terminated"}).buffer
+def test_a_truncated_episode_is_worth_what_its_last_view_is(rolling: RolloutConfig) -> None:
+    ended = rolled(rolling, {(1, 2): "truncated"}).buffer
+    terminated = rolled(rolling, {(1, 2): "terminated"}).buffer
     assert ended.returns[1, 2] != terminated.returns[1, 2]
     assert math.isclose(float(terminated.returns[1, 2]), 1.0, rel_tol=1e-5)
     worth = (float(ended.returns[1, 2]) - 1.0) / CONFIG.gamma
@@ -90,15 +92,17 @@ def test_a_truncated_episode_is_worth_what_its_last_view_is(cast: Cast) -> None:
     env.done = [2, 2]
     views = env._views(1, np.array([0]), 1)
     shown = torch.empty(1, 32, 32, 3, dtype=torch.uint8)
-    crop_and_resize(views.images, cast.codec.inputs.view, shown)
-    policy = cast.agent.policy
-    prompts = cast.codec.prompts(views.instructions, views.state_rad)
+    crop_and_resize(views.images, rolling.codec.inputs.view, shown)
+    policy = rolling.agent.policy
+    prompts = rolling.codec.prompts(views.instructions, views.state_rad)
     hidden = policy.roll_out(policy.normalise(shown), prompts, 1).hidden
-    assert math.isclose(worth, float(cast.agent.worth(hidden)), rel_tol=1e-3, abs_tol=1e-4)
+    assert math.isclose(worth, float(rolling.agent.value(hidden)), rel_tol=1e-3, abs_tol=1e-4)
 
 
-def test_a_lost_simulation_takes_its_whole_episode_along_and_nothing_else(cast: Cast) -> None:
-    found = rolled(cast, {(0, 1): "terminated", (2, 1): "discarded"})
+def test_a_lost_simulation_takes_its_whole_episode_along_and_nothing_else(
+    rolling: RolloutConfig,
+) -> None:
+    found = rolled(rolling, {(0, 1): "terminated", (2, 1): "discarded"})
     valid = torch.ones(STEPS, 4, dtype=torch.bool)
     valid[1:3, 1] = False
     assert torch.equal(found.buffer.valid, valid)
@@ -106,36 +110,42 @@ def test_a_lost_simulation_takes_its_whole_episode_along_and_nothing_else(cast: 
     assert not found.buffer.advantages[1:3, 1].any()
 
 
-def test_tokens_of_steps_that_were_not_carried_out_do_not_count(cast: Cast) -> None:
-    found = rolled(cast, {(1, 0): "terminated"})
-    assert found.buffer.counted is not None
-    assert found.buffer.counted[1, 0].tolist() == [True] * 8 + [False] * 8
-    assert found.buffer.counted[0].all()
+def test_tokens_of_steps_that_were_not_carried_out_do_not_count(rolling: RolloutConfig) -> None:
+    found = rolled(rolling, {(1, 0): "terminated"})
+    assert found.buffer.action_mask is not None
+    assert found.buffer.action_mask[1, 0].tolist() == [True] * 8 + [False] * 8
+    assert found.buffer.action_mask[0].all()
     assert found.env_steps == 2 * 4 * STEPS - 1
     assert [one.env for one in found.episodes] == [0]
 
 
-def test_the_same_update_draws_the_same_actions_and_another_one_others(cast: Cast) -> None:
-    one, same, other = (rolled(cast, {}, number).buffer.tokens for number in (3, 3, 4))
+def test_the_same_update_draws_the_same_actions_and_another_one_others(
+    rolling: RolloutConfig,
+) -> None:
+    one, same, other = (rolled(rolling, {}, number).buffer.tokens for number in (3, 3, 4))
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
 
 
-def test_a_rollout_ends_early_when_asked_and_leaves_nothing_under_way(cast: Cast) -> None:
+def test_a_rollout_ends_early_when_asked_and_leaves_nothing_under_way(
+    rolling: RolloutConfig,
+) -> None:
     env = Scripted({})
-    assert collect(replace(cast, env=env), 0, lambda: True) is None
+    assert collect(replace(rolling, env=env), 0, lambda: True) is None
     assert rl_rig.words(env.log) == "l0 s0 l1 s1 r0 r1"
 
 
-def test_a_reward_that_is_no_number_names_update_step_and_environment(cast: Cast) -> None:
+def test_a_reward_that_is_no_number_names_update_step_and_environment(
+    rolling: RolloutConfig,
+) -> None:
     with pytest.raises(NotFiniteError, match=r"update 8, step 0: environment 0 paid nan"):
-        collect(replace(cast, env=Scripted({}, reward=math.nan)), 7)
+        collect(replace(rolling, env=Scripted({}, reward=math.nan)), 7)
 
 
-def test_grpo_learns_from_whole_episodes_alone(cast: Cast) -> None:
+def test_grpo_learns_from_whole_episodes_alone(rolling: RolloutConfig) -> None:
     config = replace(CONFIG, algorithm="grpo")
     script = {(2, 0): "terminated", (3, 1): "terminated"}
-    found = collect(replace(cast, env=Scripted(script), config=config), 0)
+    found = collect(replace(rolling, env=Scripted(script), ppo=config), 0)
     assert found is not None
     assert not found.buffer.valid[:, 2:].any()
     assert found.buffer.valid[:3, :2].all()
@@ -145,10 +155,10 @@ def test_grpo_learns_from_whole_episodes_alone(cast: Cast) -> None:
 def test_kept_patches_change_neither_the_rollout_nor_the_update() -> None:
     found, metrics, moved = [], [], []
     for keeps in (False, True):
-        made = blind_cast(keeps)
+        made = blind_config(keeps)
         rollout = rolled(made, {})
         found.append(rollout.buffer)
-        metrics.append(update(made.agent, rollout.buffer, CONFIG, Turn(0)))
+        metrics.append(update(made.agent, rollout.buffer, CONFIG, UpdateIndex(0)))
         moved.append(made.agent.tensors()[0])
     pictures, patches = found
     assert pictures.images.dtype == torch.uint8
@@ -161,12 +171,12 @@ def test_kept_patches_change_neither_the_rollout_nor_the_update() -> None:
         assert torch.allclose(tensor, moved[1][name], atol=1e-5), name
 
 
-def blind_cast(keeps: bool) -> Cast:
-    """Return a cast whose vision does not learn."""
+def blind_config(keeps: bool) -> RolloutConfig:
+    """Return a configuration whose vision does not learn."""
     torch.set_num_threads(1)
     loaded = loading.load(rl_rig.base())
     torch.manual_seed(0)
     add_lora(loaded.model, LoraSettings(rank=4, alpha=8, targets=["q_proj", "down_proj"]))
     agent = agents.build(loaded.model, CONFIG, Accelerator(cpu=True))
     codec = Codec.of(loaded.layout, loaded.model.norm_stats, "crane_x7")
-    return Cast(Scripted({}), agent, codec, CONFIG, STEPS, seed=0, keep_patches=keeps)
+    return RolloutConfig(Scripted({}), agent, codec, CONFIG, STEPS, seed=0, keep_patches=keeps)

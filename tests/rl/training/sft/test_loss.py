@@ -20,13 +20,13 @@ from crane_x7_vla_rl.actions import FIRST_ACTION_TOKEN
 from crane_x7_vla_rl.data.lerobot.writer import LeRobotWriter
 from crane_x7_vla_rl.policies.openvla.codec import POLICY, PolicySpec
 from crane_x7_vla_rl.policies.openvla.weights import loading
-from crane_x7_vla_rl.training.learner import TokenLoss, bell
+from crane_x7_vla_rl.training.learner import TokenLoss, gaussian_targets
 from crane_x7_vla_rl.training.schedule import smoothing
 
 
 def test_the_bell_stands_over_the_demonstrated_bin() -> None:
     bins = np.array([[0, 1, 128, 255]])
-    found = bell(torch.from_numpy(bins + FIRST_ACTION_TOKEN), 4.0)
+    found = gaussian_targets(torch.from_numpy(bins + FIRST_ACTION_TOKEN), 4.0)
     assert found.shape == (1, 4, 256)
     np.testing.assert_allclose(found.sum(-1).numpy(), 1, atol=1e-6)
     assert found.argmax(-1).tolist() == bins.tolist()

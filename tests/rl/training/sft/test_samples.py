@@ -19,7 +19,7 @@ from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.training.schedule import learning_rate
 from crane_x7_vla_rl.training.sft.augment import augment
 from crane_x7_vla_rl.training.sft.config import AugmentationConfig
-from crane_x7_vla_rl.training.sft.samples import lesson, show
+from crane_x7_vla_rl.training.sft.samples import image_transform, model_batch
 from crane_x7_vla_rl.types import Image
 
 BOTH = AugmentationConfig()
@@ -97,7 +97,7 @@ def test_colours_change_within_their_ranges_and_stay_what_they_are_called() -> N
 def first_batch(size: int) -> Batch:
     source = open_source(rig.data())
     with Batches(
-        source, 4, 0, options=LoaderOptions(3, transform=show(size, WHOLE, NEITHER, 0))
+        source, 4, 0, options=LoaderOptions(3, transform=image_transform(size, WHOLE, NEITHER, 0))
     ) as batches:
         return next(batches)
 
@@ -112,10 +112,12 @@ def codec(inputs: PolicySpec) -> Codec:
 def test_the_lesson_is_what_the_policy_will_be_asked(recorded: int) -> None:
     model = loading.load(rig.base()).model
     batch = first_batch(recorded)
-    shown = np.stack([show(rig.SIDE, WHOLE, NEITHER, 0)(image, 0) for image in batch.images])
+    shown = np.stack(
+        [image_transform(rig.SIDE, WHOLE, NEITHER, 0)(image, 0) for image in batch.images]
+    )
     batch = Batch(**{**vars(batch), "images": shown})
     speaks = codec(PolicySpec(state_tokens=True, chunk_steps=3))
-    asked = lesson(batch, speaks, model.projector.fc3.bias)
+    asked = model_batch(batch, speaks, model.projector.fc3.bias)
     if recorded == rig.SIDE:
         assert torch.equal(asked.pixels, model.preprocess(list(batch.images)))
     assert asked.pixels.shape == (4, 6, rig.SIDE, rig.SIDE)
@@ -134,7 +136,7 @@ def test_training_sees_the_same_part_of_an_image_as_the_policy() -> None:
     view = (0.25, 0.5, 0.75, 1.0)
     model = loading.load(rig.base()).model
     image = np.random.default_rng(0).integers(0, 255, (48, 60, 3), np.uint8)
-    part = show(rig.SIDE, view, NEITHER, 0)(image, 5)
+    part = image_transform(rig.SIDE, view, NEITHER, 0)(image, 5)
     assert torch.equal(model.preprocess([part]), model.preprocess([image[24:48, 15:45]]))
     assert np.array_equal(cut(image, view), image[24:48, 15:45])
 
@@ -142,5 +144,5 @@ def test_training_sees_the_same_part_of_an_image_as_the_policy() -> None:
 def test_squashing_in_the_loader_equals_what_the_policy_does() -> None:
     model = loading.load(rig.base()).model
     image = np.random.default_rng(0).integers(0, 255, (48, 60, 3), np.uint8)
-    squashed = show(rig.SIDE, WHOLE, NEITHER, 0)(image, 5)
+    squashed = image_transform(rig.SIDE, WHOLE, NEITHER, 0)(image, 5)
     assert torch.equal(model.preprocess([squashed]), model.preprocess([image]))
