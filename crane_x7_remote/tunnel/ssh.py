@@ -1,7 +1,7 @@
-"""A tunnel of OpenSSH to the robot's rosbridge, made again whenever it dies.
+"""A tunnel of OpenSSH to the robot's rosbridge, reconnected whenever it dies. `SshConfig` → a port.
 
-ssh's exit and what it says come in; what trying again cannot mend leaves as an error. A tunnel
-counts as up once a WebSocket handshake went through it, all the way to rosbridge.
+What another try cannot mend raises an error. A tunnel counts as up once a WebSocket handshake went
+through it, all the way to rosbridge.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import Any
 
+from crane_x7_remote import settings
 from crane_x7_remote.errors import ForwardRefusedError, PeerUnreachableError, SshUnreachableError
 from crane_x7_remote.rosbridge.connection import LinkConfig
 from crane_x7_remote.system.output import LineSplitter
@@ -51,6 +52,8 @@ LAST_LINES = 20
 CHUNK_BYTES = LINE_CHARACTERS = 4096
 OWN_FAILURE = 255
 """Exit code of ssh for a failure of its own; any other is the command's."""
+ENGLISH = {"LC_ALL": "C"}
+"""`ssh_cli` knows OpenSSH's messages, and the system's in them, in English alone."""
 
 
 class SshTunnel:
@@ -62,7 +65,7 @@ class SshTunnel:
         self._clock = clock
         self._up_since_s: float | None = None
         self.has_session = True
-        """Whether a command runs over there; see ssh_words.IDLE_COMMAND."""
+        """Whether a command runs over there; see ssh_cli.IDLE_COMMAND."""
         self.times_up = 0
         """How often it has come up."""
 
@@ -190,6 +193,7 @@ class _Ssh:
                 stdin=asyncio.subprocess.PIPE,
                 stdout=asyncio.subprocess.DEVNULL,
                 stderr=asyncio.subprocess.PIPE,
+                env=settings.inherited() | ENGLISH,
                 preexec_fn=die_with(os.getpid()),
             )
         except FileNotFoundError as error:

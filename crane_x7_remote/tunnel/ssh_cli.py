@@ -1,4 +1,9 @@
-"""What OpenSSH's client is told and what it tells: its command line and its complaints. No I/O."""
+"""OpenSSH's command line and messages. `SshConfig` → arguments; lines of ssh → `Complaint`. Pure.
+
+The tunnel runs the program `ssh` instead of a library such as asyncssh, because ~/.ssh/config,
+agents, ProxyCommand, hardware keys and -X then work as in the user's own shell. The price is a
+table of OpenSSH's messages; `tunnel.ssh` sets LC_ALL=C, so that they are English.
+"""
 
 from __future__ import annotations
 

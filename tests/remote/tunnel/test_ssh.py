@@ -118,6 +118,24 @@ def test_the_host_key_is_always_checked() -> None:
     assert "StrictHostKeyChecking=accept-new" in arguments(CONFIG, 40000)
 
 
+async def test_ssh_is_understood_on_a_machine_that_speaks_another_language(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program = tmp_path / "ssh"
+    program.write_text(
+        "#!/bin/sh\n"
+        'reason="Verbindungsaufbau abgelehnt"\n'
+        '[ "$LC_ALL" != C ] || reason="Connection refused"\n'
+        'echo "ssh: connect to host gpu.test port 2222: $reason" >&2\n'
+        "exit 255\n"
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
+    config = dataclasses.replace(CONFIG, port=free_port(), program=str(program), timeout_s=0.2)
+    error = await failure(config)
+    assert "nothing listens on port 2222; check that sshd runs" in str(error)
+
+
 # --- with a real sshd ----------------------------------------------------------------------------
 
 
