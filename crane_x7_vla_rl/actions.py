@@ -1,10 +1,9 @@
-"""Actions between token, bin, normalised value and radians, with the statistics that scale them.
+"""Actions as tokens, bins, normalised values and radians, (…, D) numpy: one form → another.
 
-Tokens (…, D) or actions (…, D) come in as numpy arrays, the other leaves. A token is one of the
-last 256 ids of Llama's vocabulary: id 31999 is the lowest bin, 31744 the highest. Values between
-are the centres of the 255 bins that 256 edges over [−1, 1] make, so 31744 and 31745 mean the same.
-Statistics come from a checkpoint; an unknown key raises, since another robot's scale would move an
-arm wrongly.
+A token is one of the last 256 ids of Llama's vocabulary: id 31999 is the lowest bin, 31744 the
+highest. Values between are the centres of the 255 bins that 256 edges over [−1, 1] make, so 31744
+and 31745 mean the same. The statistics that scale actions are a checkpoint's; an unknown key
+raises, since another robot's scale would move an arm wrongly.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Pinhole cameras: from points in the world to pixels and back onto a plane.
+"""Pinhole cameras: points in the world → pixels, and pixels → points on a level plane.
 
 The simulation places its cameras by these objects, and the colour servo looks through the same
 ones. World frame: mounting surface under the robot, z up, x forward, robot base at the origin.
@@ -43,11 +43,11 @@ class Camera:
     @cached_property
     def rotation(self) -> Array:
         """(3, 3): columns are the camera's axes right, down, forward in the world."""
-        forward = np.subtract(self.target_m, self.position_m)
+        forward = np.subtract(self.target_m, self.position_m)  # (3,)
         forward = forward / np.linalg.norm(forward)
         right = np.cross(forward, (0.0, 0.0, 1.0))
         right = right / np.linalg.norm(right)
-        rotation = np.column_stack([right, np.cross(forward, right), forward])
+        rotation = np.column_stack([right, np.cross(forward, right), forward])  # (3, 3)
         rotation.setflags(write=False)
         return rotation
 
@@ -57,9 +57,9 @@ class Camera:
 
     def project(self, points_m: npt.ArrayLike, width: int, height: int) -> Array:
         """Return (…, 2) pixels of the world points (…, 3); NaN for points behind the camera."""
-        points = np.asarray(points_m, dtype=np.float64)
+        points = np.asarray(points_m, dtype=np.float64)  # (…, 3)
         in_camera = (points - self.position_m) @ self.rotation  # (…, 3) right, down, forward
-        depth = np.where(in_camera[..., 2:] > 1e-9, in_camera[..., 2:], np.nan)
+        depth = np.where(in_camera[..., 2:] > 1e-9, in_camera[..., 2:], np.nan)  # (…, 1)
         centre: Array = np.array([width / 2, height / 2])
         return centre + self.focal_px(width) * in_camera[..., :2] / depth
 
@@ -68,12 +68,12 @@ class Camera:
 
         NaN for rays that never meet it.
         """
-        offsets = np.asarray(pixels, dtype=np.float64) - (width / 2, height / 2)
+        offsets = np.asarray(pixels, dtype=np.float64) - (width / 2, height / 2)  # (…, 2)
         in_camera = np.concatenate(
             [offsets / self.focal_px(width), np.ones((*offsets.shape[:-1], 1))], axis=-1
-        )
-        rays = in_camera @ self.rotation.T
-        falls = np.where(np.abs(rays[..., 2:]) > 1e-9, rays[..., 2:], np.nan)
+        )  # (…, 3)
+        rays = in_camera @ self.rotation.T  # (…, 3) in the world
+        falls = np.where(np.abs(rays[..., 2:]) > 1e-9, rays[..., 2:], np.nan)  # (…, 1)
         distance = (z_m - self.position_m[2]) / falls
         distance = np.where(distance > 0, distance, np.nan)
         return np.asarray(self.position_m + distance * rays, dtype=np.float64)

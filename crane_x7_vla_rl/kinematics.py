@@ -1,9 +1,10 @@
-"""Forward and inverse kinematics of the CRANE-X7, from the figures in `robot`.
+"""Forward and inverse kinematics of the CRANE-X7: joints → frames, and frames → joints.
 
-Pure functions over arrays. World frame: mounting surface under the robot, z up, x forward, robot
-base at the origin; the base link stands on a plate of `BASE_PLATE_M`. Angles in rad, lengths in m.
-The tool frame has the gripper base's orientation and lies between the fingertips of the closed
-gripper: its z axis points out of the gripper, and the fingers open along its x axis.
+Pure functions over arrays, from the figures in `robot`. World frame: mounting surface under the
+robot, z up, x forward, robot base at the origin; the base link stands on a plate of `BASE_PLATE_M`.
+Angles in rad, lengths in m. The tool frame has the gripper base's orientation and lies between the
+fingertips of the closed gripper: its z axis points out of the gripper, and the fingers open along
+its x axis.
 
 With both twist joints (3 and 5) at 0 the arm is planar: pan turns the plane, tilt, elbow and
 lower arm move within it, and the wrist turns the gripper. A grasp from above has a closed form
@@ -52,13 +53,13 @@ ROTATION_TOLERANCE_RAD: Final = 1e-3
 
 
 class UnreachableError(ValueError):
-    """The arm cannot take the pose asked for; says which pose and what stops it."""
+    """The arm cannot take the wanted pose; says which pose and what stops it."""
 
 
 def _rotation(axis: Sequence[float], angle: float) -> Array:
     """Return the (3, 3) rotation by `angle` about the unit `axis` (Rodrigues)."""
     x, y, z = axis
-    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])
+    cross = np.array([[0.0, -z, y], [z, 0.0, -x], [-y, x, 0.0]])  # (3, 3)
     turned: Array = np.eye(3) + np.sin(angle) * cross + (1 - np.cos(angle)) * cross @ cross
     return turned
 
@@ -78,18 +79,18 @@ def link_frames(position_rad: npt.ArrayLike) -> Array:
     Returns (10, 4, 4): base link, the seven arm links (the last is the gripper base), finger A,
     finger B.
     """
-    position = np.asarray(position_rad, dtype=np.float64)
+    position = np.asarray(position_rad, dtype=np.float64)  # (7,) or (8,)
     if position.shape not in {(ARM_DOF,), (DOF,)}:
         raise ValueError(f"position_rad has shape {position.shape}, expected (7,) or (8,)")
     gripper = float(position[ARM_DOF]) if len(position) == DOF else 0.0
-    frame = np.eye(4)
+    frame = np.eye(4)  # (4, 4)
     frame[2, 3] = BASE_PLATE_M
     frames = [frame]
     for joint, angle in zip(ARM_JOINTS, position, strict=False):
         frame = frame @ _joint_frame(joint, float(angle))
         frames.append(frame)
     fingers = [frame @ _joint_frame(finger, gripper) for finger in (FINGER_A, FINGER_B)]
-    return np.stack(frames + fingers)
+    return np.stack(frames + fingers)  # (10, 4, 4)
 
 
 def tool_frame(position_rad: npt.ArrayLike) -> Array:
@@ -101,18 +102,18 @@ def tool_frame(position_rad: npt.ArrayLike) -> Array:
 
 def jacobian(position_rad: npt.ArrayLike) -> Array:
     """Return (6, 7): the tool's linear (m) over angular (rad) velocity in the world, by joint."""
-    frames = link_frames(position_rad)
-    tool = frames[ARM_DOF][:3, 3] + TOOL_M * frames[ARM_DOF][:3, 2]
+    frames = link_frames(position_rad)  # (10, 4, 4)
+    tool = frames[ARM_DOF][:3, 3] + TOOL_M * frames[ARM_DOF][:3, 2]  # (3,)
     columns = []
     for joint, frame in zip(ARM_JOINTS, frames[1 : ARM_DOF + 1], strict=True):
-        axis = frame[:3, :3] @ np.asarray(joint.axis, dtype=np.float64)
-        columns.append(np.concatenate([np.cross(axis, tool - frame[:3, 3]), axis]))
-    return np.column_stack(columns)
+        axis = frame[:3, :3] @ np.asarray(joint.axis, dtype=np.float64)  # (3,)
+        columns.append(np.concatenate([np.cross(axis, tool - frame[:3, 3]), axis]))  # (6,)
+    return np.column_stack(columns)  # (6, 7)
 
 
 def opening_yaw(position_rad: npt.ArrayLike) -> float:
     """Return the direction along which the fingers open, about world z, in [0, π)."""
-    x_axis = tool_frame(position_rad)[:3, 0]
+    x_axis = tool_frame(position_rad)[:3, 0]  # (3,)
     return float(np.arctan2(x_axis[1], x_axis[0]) % np.pi)
 
 
@@ -149,7 +150,7 @@ def reach(
     upper = np.arctan2(out, up) - np.arctan2(
         FOREARM_M * np.sin(bend), UPPER_ARM_M + FOREARM_M * np.cos(bend)
     )
-    arm = np.zeros(ARM_DOF)
+    arm = np.zeros(ARM_DOF)  # (7,)
     arm[_PAN] = np.arctan2(y, x)
     arm[_TILT] = -upper
     arm[_ELBOW] = -bend
@@ -161,14 +162,14 @@ def reach(
 
 def _wrist_angle(angle: float, near: float) -> float:
     """Return the one of `angle` + k·π within the wrist's limits that is nearest to `near`."""
-    turns = angle + np.pi * np.arange(-4, 5)
+    turns = angle + np.pi * np.arange(-4, 5)  # (9,)
     inside = turns[(turns >= LOWER_RAD[_WRIST]) & (turns <= UPPER_RAD[_WRIST])]
     return float(inside[np.argmin(np.abs(inside - near))]) if len(inside) else float(angle)
 
 
 def _check_limits(arm: Array, where: str) -> None:
     """Raise UnreachableError that names the joint furthest outside its limits."""
-    excess = np.maximum(arm - UPPER_RAD[:ARM_DOF], LOWER_RAD[:ARM_DOF] - arm)
+    excess = np.maximum(arm - UPPER_RAD[:ARM_DOF], LOWER_RAD[:ARM_DOF] - arm)  # (7,)
     worst = int(np.argmax(excess))
     if excess[worst] > 1e-9:
         joint = ARM_JOINTS[worst]
@@ -180,7 +181,7 @@ def _check_limits(arm: Array, where: str) -> None:
 
 def _pose_error(frame: Array, wanted: Array) -> Array:
     """Return (6,): translation (m) over rotation vector (rad), in the world, that is missing."""
-    turn = wanted[:3, :3] @ frame[:3, :3].T
+    turn = wanted[:3, :3] @ frame[:3, :3].T  # (3, 3)
     axis = np.array([turn[2, 1] - turn[1, 2], turn[0, 2] - turn[2, 0], turn[1, 0] - turn[0, 1]])
     sine = float(np.linalg.norm(axis)) / 2
     cosine = (float(np.trace(turn)) - 1) / 2
@@ -189,7 +190,7 @@ def _pose_error(frame: Array, wanted: Array) -> Array:
     elif cosine > 0:
         rotation = axis / 2
     else:  # half a turn: the axis is the column of turn + 1 that is longest
-        halves = turn + np.eye(3)
+        halves = turn + np.eye(3)  # (3, 3)
         column = halves[:, int(np.argmax(np.linalg.norm(halves, axis=0)))]
         rotation = np.pi * column / np.linalg.norm(column)
     return np.concatenate([wanted[:3, 3] - frame[:3, 3], rotation])
@@ -208,10 +209,10 @@ def inverse(
     squares; joints that would leave their limits are clamped there and the others solve on.
     Raises UnreachableError, also where the search ends in a local minimum: try another start.
     """
-    wanted = np.asarray(frame, dtype=np.float64)
+    wanted = np.asarray(frame, dtype=np.float64)  # (4, 4)
     lower, upper = LOWER_RAD[:ARM_DOF], UPPER_RAD[:ARM_DOF]
     arm = np.clip(np.asarray(start_rad, dtype=np.float64)[:ARM_DOF], lower, upper)
-    error = _pose_error(tool_frame(arm), wanted)
+    error = _pose_error(tool_frame(arm), wanted)  # (6,)
     for _ in range(iterations):
         if _is_reached(error):
             return arm
@@ -236,12 +237,12 @@ def _is_reached(error: Array) -> bool:
 def _damped_step(arm: Array, error: Array, damping: float) -> Array:
     """Return `arm` after one step of at most 0.3 rad per joint against `error`, within limits."""
     lower, upper = LOWER_RAD[:ARM_DOF], UPPER_RAD[:ARM_DOF]
-    full = jacobian(arm)
+    full = jacobian(arm)  # (6, 7)
     free = np.ones(ARM_DOF, dtype=bool)
     # Far from the goal a linear model holds for short steps only, so damping fades with the error.
     weight = damping * min(1.0, float(np.linalg.norm(error)))
     for _ in range(ARM_DOF):
-        columns = full[:, free]
+        columns = full[:, free]  # (6, free joints)
         step = np.zeros(ARM_DOF)
         step[free] = columns.T @ np.linalg.solve(
             columns @ columns.T + (weight**2 + 1e-10) * np.eye(6), error

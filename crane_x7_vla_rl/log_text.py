@@ -1,9 +1,8 @@
-"""Text for a log or a terminal: without secrets, and one line where one line is meant.
+"""Text for a log or a terminal: any text → one without secrets, in one line where one is meant.
 
-Whatever anybody logs, prints as an error or leaves uncaught comes in. Out goes text in which known
-secrets are `***`, control and format characters are escaped (a message from outside can neither
-forge a line nor speak to the terminal), and lines have an end. `install` puts it everywhere:
-records are masked when they are made, so also for handlers that other libraries add later.
+Known secrets become `***`; control and format characters are escaped, so that a message from
+outside can neither forge a line nor speak to the terminal; long lines are cut. `install` puts it
+everywhere: records are masked when they are made, so also for handlers that libraries add later.
 """
 
 from __future__ import annotations

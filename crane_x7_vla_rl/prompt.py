@@ -1,7 +1,7 @@
-"""The only prompt template: an instruction in words comes in, the text for the tokenizer leaves.
+"""The only prompt template: an instruction in words → the text for the tokenizer.
 
-Text is what OpenVLA was trained on; the token 29871 that follows it is added where token ids are
-put into a sequence.
+It is the text that OpenVLA was trained on; the token 29871 that follows it is added where token ids
+are put into a sequence.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""What to simulate, in words and numbers: the tasks' names, the scene's options and their flags.
+"""What to simulate, in words and numbers: flags → a frozen `WorldConfig`; names of the tasks.
 
-Flags come in, a frozen `WorldConfig` leaves; the simulation itself, which takes seconds to import,
-is not touched, so that a command can answer `--help` at once.
+The simulation itself takes seconds to import and is not touched, so `--help` answers at once.
 """
 
 from __future__ import annotations
@@ -35,9 +34,9 @@ class WorldConfig:
     home_noise_rad: float = 0.02
     """Standard deviation of the arm's joints in the first step."""
     camera_shift_m: float = 0.0
-    """Standard deviation of the camera's place, drawn anew for each episode."""
+    """Standard deviation of the camera's place, sampled per episode."""
     camera_noise: float = 0.0
-    """Standard deviation of each pixel's channels, of 255, drawn anew for each picture."""
+    """Standard deviation of each pixel's channels, of 255, sampled per picture."""
     episode_s: float | None = None
     """How long an episode may take; None for the task's own time."""
 

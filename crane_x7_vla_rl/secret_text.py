@@ -1,7 +1,7 @@
-"""The secrets of this process, and how they are kept out of every text that it shows.
+"""The secrets of this process: any text → the same with `***` in their place; one registry.
 
-Values are told once, by whoever reads them; texts come in and leave with `***` in their place, also
-where a library has quoted, URL-encoded or base64-encoded the value. One registry per process.
+Whoever reads a secret registers it with `remember`. It is masked as well where a library has
+quoted, URL-encoded or base64-encoded it.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What a platform put into an environment variable → what was meant. Pure: no environment is read.
+"""What a platform wrote into an environment variable → what was meant, or why it is unusable.
 
 Files, secret boxes and templates add line breaks, quotes and byte order marks, and write `null` for
-"none". Names and texts come in; the text that was meant, or the reason why there is none, leaves.
+"none". Pure: no environment is read here.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""How many environments, of what, stepped by what: the options of sim.vector, without a simulation.
+"""How many environments, of what, stepped by what: options → a checked `VectorConfig`, and seeds.
 
-Options come in from flags and files, a checked `VectorConfig` and the seed of every episode leave;
-importing this costs nothing, so that a trainer can answer `--help` at once.
+Importing this costs nothing, so that a trainer can answer `--help` at once.
 """
 
 from __future__ import annotations
@@ -67,8 +66,8 @@ class VectorConfig:
     the episodes of one rank with 2n."""
     rewards: Rewards = field(default_factory=Rewards)
     groups: int = 2
-    """Environments are stepped in this many groups in turn, one while the policy looks at another;
-    the GPU backend steps all of them at once, in a single group."""
+    """Environments are stepped in this many groups, one while the policy looks at another; the GPU
+    backend steps all of them at once, in a single group."""
     deadline_s: float = 60.0
     """A process that has not carried out an order by then counts as hung."""
 

@@ -1,4 +1,4 @@
-"""What can go wrong before a simulation runs; each message says the cure."""
+"""Why a simulation cannot start or continue; each message says what to do."""
 
 
 class SimError(Exception):
@@ -6,4 +6,4 @@ class SimError(Exception):
 
 
 class WorkerLostError(SimError):
-    """A process that holds simulations ended by itself, or does not answer in time."""
+    """A process that holds simulations exited, or does not answer in time."""

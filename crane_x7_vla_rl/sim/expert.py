@@ -1,10 +1,10 @@
-"""A scripted expert for both tasks: true positions of the scene come in, joint targets leave.
+"""A scripted expert for both tasks: the true state of the scene → joint targets of the next step.
 
-It looks at the scene anew in every step, and what it wants follows from what it sees and from the
-phase of the task: hover, descend, close, lift, and to place carry, lower, release, retreat. Pushed
-off its way, or with the cube lost, it corrects or begins again, so that its episodes teach how to
-recover. A target is where the arm is measured plus one step towards the goal, never something that
-only a clock would know: a policy without memory can learn it.
+Each target follows from what is true in this step and from the phase of the task: hover, descend,
+close, lift, and to place carry, lower, release, retreat. Pushed off its way, or with the cube lost,
+the expert corrects or starts over, so that its episodes teach how to recover. A target is where the
+arm is measured plus one step towards the goal, never a function of the clock: a policy without
+memory can learn it.
 
 Legend: angles in rad, lengths in m. Never for a policy: it reads what no camera shows.
 """
@@ -44,7 +44,7 @@ FINGERS_EMPTY_RAD: Final = 0.05
 """Measured below this, closed fingers hold nothing; around a cube they stand at 0.19."""
 
 
-class Phase(Enum):
+class ExpertPhase(Enum):
     """What the expert is about to do."""
 
     HOVER = auto()
@@ -57,7 +57,7 @@ class Phase(Enum):
     RETREAT = auto()
 
 
-HOLDING: Final = (Phase.LIFT, Phase.CARRY, Phase.LOWER)
+HOLDING: Final = (ExpertPhase.LIFT, ExpertPhase.CARRY, ExpertPhase.LOWER)
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ class Manner:
 
 
 @dataclass(frozen=True, eq=False)
-class View:
+class SceneState:
     """The truth in one step."""
 
     tool_m: Array
@@ -100,12 +100,12 @@ class View:
         return float(self.joints_rad[ARM_DOF])
 
 
-def view(world: World, turns_wrist: bool = True) -> View:
+def scene_state(world: World, turns_wrist: bool = True) -> SceneState:
     """Return the truth about `world` now."""
     scene = world.scene
     cube = scene.cubes[world.named_colour]
     turn = cube.pose.q[0].tolist()
-    return View(
+    return SceneState(
         tool_m=_vector(scene.tool_position()[0]),
         cube_m=_vector(cube.pose.p[0]),
         cube_yaw_rad=2 * float(np.arctan2(turn[3], turn[0])),
@@ -122,29 +122,29 @@ class Expert:
     def __init__(self, world: World, manner: Manner | None = None) -> None:
         self._world, self._manner = world, manner or Manner()
         self._places = world.config.task == sim.PICK_PLACE_ID
-        self.phase = Phase.HOVER
+        self.phase = ExpertPhase.HOVER
 
     def reset(self) -> None:
         """Begin an episode; call after the world's reset."""
-        self.phase = Phase.HOVER
+        self.phase = ExpertPhase.HOVER
 
     def act(self) -> Array:
         """Return joint targets (8,) for the next step; raises UnreachableError."""
-        now = view(self._world, self._manner.turns_wrist)
+        now = scene_state(self._world, self._manner.turns_wrist)
         self.phase = self._next_phase(now)
         arm, gripper = _GOALS[self.phase](now)
         return self._one_step(now.joints_rad, np.append(arm, gripper))
 
-    def _next_phase(self, now: View) -> Phase:
+    def _next_phase(self, now: SceneState) -> ExpertPhase:
         """Go on where this phase has reached its end, back where the cube is lost."""
         phase = self.phase
         if phase in HOLDING and not now.grasped and now.gripper_rad < FINGERS_EMPTY_RAD:
-            return Phase.HOVER
+            return ExpertPhase.HOVER
         if phase in HOLDING and now.beside_m > 0.04:
-            return Phase.HOVER
-        if phase is Phase.DESCEND and now.beside_m > 2 * OVER_M:
-            return Phase.HOVER
-        last = Phase.RETREAT if self._places else Phase.LIFT
+            return ExpertPhase.HOVER
+        if phase is ExpertPhase.DESCEND and now.beside_m > 2 * OVER_M:
+            return ExpertPhase.HOVER
+        last = ExpertPhase.RETREAT if self._places else ExpertPhase.LIFT
         return _FOLLOWING[phase] if phase is not last and _REACHED[phase](now) else phase
 
     def _one_step(self, measured: Array, goal: Array) -> Array:
@@ -163,7 +163,7 @@ class Expert:
 # --- where each phase goes -----------------------------------------------------------------------
 
 
-def _above(now: View, point_m: npt.ArrayLike, height_m: float) -> Array:
+def _above(now: SceneState, point_m: npt.ArrayLike, height_m: float) -> Array:
     """Return the arm's joints with the fingertips at a height over (x, y), turned as the cube."""
     x, y = np.asarray(point_m)[:2]
     wrist = HOME_RAD[ARM_DOF - 1]
@@ -176,54 +176,54 @@ def _above(now: View, point_m: npt.ArrayLike, height_m: float) -> Array:
     return min(options, key=lambda arm: abs(float(arm[ARM_DOF - 1]) - wrist))
 
 
-def _straight(now: View, height_m: float) -> float:
+def _straight(now: SceneState, height_m: float) -> float:
     """Return the next height on the way down or up to `height_m`: a joint's path would bend."""
     return float(now.tool_m[2] + np.clip(height_m - now.tool_m[2], -0.05, 0.05))
 
 
-def _up(now: View, height_m: float) -> Array:
+def _up(now: SceneState, height_m: float) -> Array:
     """Return the joints straight above where the fingertips are, no further out than FURTHEST_M."""
     radius = float(np.hypot(*now.tool_m[:2]))
     return _above(now, now.tool_m * min(1.0, FURTHEST_M / radius), height_m)
 
 
-def _held_over(now: View, point_m: Array, height_m: float) -> Array:
+def _held_over(now: SceneState, point_m: Array, height_m: float) -> Array:
     """Return the joints that bring the cube, which may sit askew in the hand, over (x, y)."""
     offset = (now.cube_m - now.tool_m)[:2]
     return _above(now, point_m[:2] - offset, height_m)
 
 
-_GOALS: Final[dict[Phase, Callable[[View], tuple[Array, float]]]] = {
-    Phase.HOVER: lambda now: (_above(now, now.cube_m, HOVER_M), OPEN_RAD),
-    Phase.DESCEND: lambda now: (_above(now, now.cube_m, _straight(now, GRASP_M)), OPEN_RAD),
-    Phase.CLOSE: lambda now: (_above(now, now.cube_m, GRASP_M), SHUT_RAD),
-    Phase.LIFT: lambda now: (_up(now, TOP_M), SHUT_RAD),
-    Phase.CARRY: lambda now: (_held_over(now, now.plate_m, TOP_M), SHUT_RAD),
-    Phase.LOWER: lambda now: (
+_GOALS: Final[dict[ExpertPhase, Callable[[SceneState], tuple[Array, float]]]] = {
+    ExpertPhase.HOVER: lambda now: (_above(now, now.cube_m, HOVER_M), OPEN_RAD),
+    ExpertPhase.DESCEND: lambda now: (_above(now, now.cube_m, _straight(now, GRASP_M)), OPEN_RAD),
+    ExpertPhase.CLOSE: lambda now: (_above(now, now.cube_m, GRASP_M), SHUT_RAD),
+    ExpertPhase.LIFT: lambda now: (_up(now, TOP_M), SHUT_RAD),
+    ExpertPhase.CARRY: lambda now: (_held_over(now, now.plate_m, TOP_M), SHUT_RAD),
+    ExpertPhase.LOWER: lambda now: (
         _held_over(now, now.plate_m, _straight(now, RELEASE_M)), SHUT_RAD
     ),
-    Phase.RELEASE: lambda now: (_up(now, float(now.tool_m[2])), OPEN_RAD),
-    Phase.RETREAT: lambda now: (_up(now, _straight(now, TOP_M)), OPEN_RAD),
+    ExpertPhase.RELEASE: lambda now: (_up(now, float(now.tool_m[2])), OPEN_RAD),
+    ExpertPhase.RETREAT: lambda now: (_up(now, _straight(now, TOP_M)), OPEN_RAD),
 }  # fmt: skip
 
 _FOLLOWING: Final = {
-    Phase.HOVER: Phase.DESCEND,
-    Phase.DESCEND: Phase.CLOSE,
-    Phase.CLOSE: Phase.LIFT,
-    Phase.LIFT: Phase.CARRY,
-    Phase.CARRY: Phase.LOWER,
-    Phase.LOWER: Phase.RELEASE,
-    Phase.RELEASE: Phase.RETREAT,
+    ExpertPhase.HOVER: ExpertPhase.DESCEND,
+    ExpertPhase.DESCEND: ExpertPhase.CLOSE,
+    ExpertPhase.CLOSE: ExpertPhase.LIFT,
+    ExpertPhase.LIFT: ExpertPhase.CARRY,
+    ExpertPhase.CARRY: ExpertPhase.LOWER,
+    ExpertPhase.LOWER: ExpertPhase.RELEASE,
+    ExpertPhase.RELEASE: ExpertPhase.RETREAT,
 }
 
-_REACHED: Final[dict[Phase, Callable[[View], bool]]] = {
-    Phase.HOVER: lambda now: now.beside_m < OVER_M and now.gripper_rad > FINGERS_OPEN_RAD,
-    Phase.DESCEND: lambda now: now.beside_m < THERE_M and now.tool_m[2] < GRASP_M + 0.008,
-    Phase.CLOSE: lambda now: now.grasped or now.gripper_rad < FINGERS_EMPTY_RAD,
-    Phase.LIFT: lambda now: bool(now.tool_m[2] > TOP_M - 0.03),
-    Phase.CARRY: lambda now: bool(np.linalg.norm((now.cube_m - now.plate_m)[:2]) < 0.02),
-    Phase.LOWER: lambda now: bool(now.tool_m[2] < RELEASE_M + 0.006),
-    Phase.RELEASE: lambda now: now.gripper_rad > FINGERS_OPEN_RAD,
+_REACHED: Final[dict[ExpertPhase, Callable[[SceneState], bool]]] = {
+    ExpertPhase.HOVER: lambda now: now.beside_m < OVER_M and now.gripper_rad > FINGERS_OPEN_RAD,
+    ExpertPhase.DESCEND: lambda now: now.beside_m < THERE_M and now.tool_m[2] < GRASP_M + 0.008,
+    ExpertPhase.CLOSE: lambda now: now.grasped or now.gripper_rad < FINGERS_EMPTY_RAD,
+    ExpertPhase.LIFT: lambda now: bool(now.tool_m[2] > TOP_M - 0.03),
+    ExpertPhase.CARRY: lambda now: bool(np.linalg.norm((now.cube_m - now.plate_m)[:2]) < 0.02),
+    ExpertPhase.LOWER: lambda now: bool(now.tool_m[2] < RELEASE_M + 0.006),
+    ExpertPhase.RELEASE: lambda now: now.gripper_rad > FINGERS_OPEN_RAD,
 }
 
 

@@ -1,4 +1,4 @@
-"""Files that are made here and read by a simulator, kept in the temporary folder."""
+"""Files that a simulator reads: name and text → a path in the temporary folder."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""Where cubes and plate lie: drawn for an episode, or anew in its midst. Numbers alone.
+"""Where cubes and plate lie: a random generator → (C + 1, 3) x, y, yaw of C cubes, then the plate.
 
-A generator comes in; (C + 1, 3) x, y, yaw of C cubes and, last, the plate leave, in m and rad in
-the world's frame. None touch, and the open fingers fit between any two.
+In m and rad, in the world's frame. None touch, and the open fingers fit between any two. Needs
+numpy alone.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The CRANE-X7 as a URDF of boxes, generated from the figures in `robot`.
+"""The CRANE-X7 as a URDF of boxes: the figures in `robot` → a file in the temporary folder.
 
 Few vertices on purpose: software rendering costs what the vertices cost. The maker's meshes are
-not used. The file leaves through `urdf_path`, which writes it into the temporary folder.
+not used.
 """
 
 from __future__ import annotations

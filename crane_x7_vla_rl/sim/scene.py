@@ -276,8 +276,8 @@ class CubeScene(BaseEnv):
         return touched
 
     def _named_grasped(self, position: torch.Tensor) -> torch.Tensor:
-        """(N,) bool. Contacts are the dearest query of a step, so they are asked for only where a
-        named cube, at `position` (N, 3), is near the fingertips."""
+        """(N,) bool. Contacts are the slowest query of a step, so they are read only where a named
+        cube, at `position` (N, 3), is near the fingertips."""
         near = torch.linalg.vector_norm(position - self.tool_position(), dim=-1) < 0.06
         grasped: torch.Tensor = torch.zeros_like(near)
         if not self.gpu_sim_enabled and not bool(near.any()):

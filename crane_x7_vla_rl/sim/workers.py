@@ -1,10 +1,9 @@
-"""Processes that each hold a simulation and answer requests: many scenes on all cores.
+"""Processes that each hold a simulation: picklable requests → answers, with scenes on all cores.
 
 A CPU simulates one scene per environment and draws it on one core, so scenes go into processes of
-their own. What each does is a function made inside it; requests and answers are pickled over a
-pipe. A worker ends when its pipe does: none outlives the one who asked. SIGTERM and Ctrl-C, which
-reach a whole process group, are for the one who asked alone: a trainer that is told to end still
-needs its simulations for a moment.
+their own. A function made in the process handles requests; requests and answers go over a pipe.
+Workers exit when their pipe closes, so none outlives the parent. They ignore SIGTERM and Ctrl-C,
+which reach a whole process group: a trainer that has to stop still needs its simulations briefly.
 """
 
 from __future__ import annotations
@@ -26,11 +25,11 @@ from crane_x7_vla_rl.sim.errors import SimError, WorkerLostError
 Handler = Callable[[Any], Any]
 """From request to answer."""
 END_S: Final = 10.0
-"""A worker that is asked to end and does not, within this time, is killed."""
+"""A worker whose pipe is closed and that does not exit within this time is killed."""
 SIMULATION: Final = "crane_x7_vla_rl.sim.world"
-"""Imported once, which takes seconds of each core, in a process that all workers are copies of."""
+"""Imported once, in the forkserver that all workers are forked from: it takes seconds of a core."""
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
-"""What workers leave to the one who asked."""
+"""Signals that workers leave to their parent."""
 ANSWER_S: Final = 600.0
 """The first answer waits for the simulation to start; seconds, minutes on a busy machine."""
 
@@ -56,7 +55,7 @@ class Workers:
         here, there = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(there, self._make), daemon=True)
         resource_tracker.ensure_running()  # it unblocks signals when it starts
-        # Whoever is started here, the server of copies too, begins with what is blocked here.
+        # A process that is started here, the forkserver too, inherits what is blocked here.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             process.start()
@@ -80,7 +79,7 @@ class Workers:
         self.close()
 
     def send(self, worker: int, request: Any) -> None:
-        """Ask; answers come in the order of requests. Raises WorkerLostError where it has died."""
+        """Send a request; answers come in the order of requests. Raises WorkerLostError."""
         try:
             self._pipes[worker].send(request)
         except (BrokenPipeError, ConnectionResetError) as error:
@@ -132,7 +131,7 @@ class Workers:
         process = self._processes[worker]
         process.join(1.0)
         return WorkerLostError(
-            f"simulation {worker} ended by itself (exit code {process.exitcode}); -9 usually means"
+            f"simulation {worker} exited (exit code {process.exitcode}); -9 usually means"
             " that memory ran out: use fewer processes"
         )
 
@@ -153,7 +152,7 @@ def _serve(pipe: Connection, make: Callable[[], Handler]) -> None:
             answer = (True, handler(request))
         except SimError as error:
             answer = (False, str(error))
-        except Exception:  # the edge of a process: whoever asked must learn of it
+        except Exception:  # the edge of a process: the parent must learn of it
             answer = (False, traceback.format_exc())
         try:
             pipe.send(answer)

@@ -1,8 +1,7 @@
-"""One simulated arm before one scene, stepped without pictures; a picture is drawn when asked for.
+"""One simulated arm before one scene: joint targets → what a policy may see, and what it may not.
 
-Joint targets come in, what a policy may see (`observe`) and what only an expert or a judge may know
-(`scene`, `success`) leave. Drawing is the dearest part of a step, and a policy that acts in chunks
-looks at one picture per chunk.
+`observe` is for policies; `scene` and `success` are for experts and judges alone. Steps draw no
+picture: that costs more than the physics, and a policy that acts in chunks needs one per chunk.
 """
 
 from __future__ import annotations

@@ -9,14 +9,14 @@ import numpy as np
 from crane_x7_vla_rl.data.demos.command import DemosConfig
 from crane_x7_vla_rl.data.episode import Episode
 from crane_x7_vla_rl.kinematics import UnreachableError
-from crane_x7_vla_rl.sim.expert import Expert, Manner, Phase
+from crane_x7_vla_rl.sim.expert import Expert, ExpertPhase, Manner
 from crane_x7_vla_rl.sim.layout import Arrangement
 from crane_x7_vla_rl.sim.world import World
 from crane_x7_vla_rl.types import Image
 
 NOISE_STREAM: Final = 2
 """Of a seed's random numbers; the scene's own and the camera's are others."""
-ON_THE_WAY: Final = (Phase.HOVER, Phase.DESCEND)
+ON_THE_WAY: Final = (ExpertPhase.HOVER, ExpertPhase.DESCEND)
 LESSONS: Final = (
     Arrangement.ALONE, Arrangement.SORTED, Arrangement.ANY, Arrangement.EXCHANGED
 )  # fmt: skip

@@ -1,7 +1,6 @@
-"""From an instruction in words to the task that the colour servo can do, or why it cannot.
+"""An instruction in words → the task that the colour servo can do, or why it cannot.
 
-English and Japanese. Only what is clearly asked for becomes a task: an unknown verb or place holds
-the arm.
+English and Japanese. Only a clear request becomes a task: an unknown verb or place holds the arm.
 """
 
 from __future__ import annotations

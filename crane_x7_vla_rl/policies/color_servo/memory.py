@@ -1,4 +1,4 @@
-"""What the colour servo believes about cubes and plate, from the images seen so far.
+"""What the colour servo believes about cubes and plate: images → positions, as last seen clearly.
 
 The arm hides things from the camera, so what was seen clearly is kept until it is seen elsewhere.
 Positions in m in the world frame of `camera`.
@@ -49,7 +49,7 @@ class SceneMemory:
     def see(
         self, picture: Picture, time_s: float, *, named: str | None, held: str | None, clear: bool
     ) -> None:
-        """Take in an image: the `named` cube always, the others and the plate in turns.
+        """Take in an image: the `named` cube always, the others and the plate by rotation.
 
         A `held` cube stands nowhere. `clear`: the arm is out of the way.
         """

@@ -1,9 +1,9 @@
-"""Smooth chunks of joint targets towards a goal, each going on where the one before has led.
+"""Smooth motion: a goal and the measured joints → a chunk of targets that continues the last one.
 
-Times come in with the observations. The path that was wanted so far is remembered; where the
-measured joints agree with it, give or take a servo's lag, the next chunk leaves it at the time of
-the image, so that chunks join without a step even where some of them never reached the robot.
-Where they disagree, the chunk starts from what is measured.
+All times are those of the observations. The wanted path so far is remembered. Where the measured
+joints agree with it, up to a servo's lag, the next chunk leaves it at the time of the image, so
+that chunks join without a step even where some of them never reached the robot. Where they
+disagree, the chunk starts from what is measured.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ LONGEST_GAP_S: Final = 2.0
 
 
 @dataclass(frozen=True, eq=False)
-class Goal:
+class JointGoal:
     """Where the joints shall go."""
 
     position_rad: Array
@@ -69,7 +69,7 @@ class Motion:
         position[ARM_DOF] = max(position[ARM_DOF], at_measured[ARM_DOF] - SQUEEZE_RAD)
         return position, velocity
 
-    def chunk(self, goal: Goal, measured: JointState, time_s: float) -> ActionChunk:
+    def chunk(self, goal: JointGoal, measured: JointState, time_s: float) -> ActionChunk:
         """Return targets for the next STEPS periods after `time_s`, and remember them."""
         position, velocity = self.state(measured, time_s)
         wanted = np.clip(goal.position_rad, LOWER_RAD, UPPER_RAD)

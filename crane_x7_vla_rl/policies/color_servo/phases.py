@@ -1,9 +1,9 @@
-"""What the colour servo does when: phases from seeing a cube to holding it up or leaving it there.
+"""What the colour servo does when: observation and picture → where the joints shall go, by phase.
 
-Each observation is seen, the present phase decides where the joints shall go and which phase comes
-next. Every change of phase rests on the image and the measured joints; time alone only ends a phase
-that takes too long. Whatever goes wrong (a miss, a lost or moved cube, a new instruction) leads
-back to WAIT, which plans from what is seen and held now.
+In each observation the present phase sets the goal and names the phase that comes next. Every
+change of phase rests on the image and the measured joints; time alone only ends a phase that takes
+too long. Whatever goes wrong (a miss, a lost or moved cube, a new instruction) leads back to WAIT,
+which plans from what is seen and held now.
 
 Positions in m in the world frame of `camera`; the tool point is that of `kinematics`.
 """
@@ -21,7 +21,7 @@ from crane_x7_vla_rl import kinematics
 from crane_x7_vla_rl.kinematics import UnreachableError
 from crane_x7_vla_rl.policies.color_servo.instruction import NotUnderstood, Task, Verb, parse
 from crane_x7_vla_rl.policies.color_servo.memory import COLOURS, Remembered, SceneMemory, is_seen_at
-from crane_x7_vla_rl.policies.color_servo.motion import ARM_ACCELERATION_RAD_S2, Goal
+from crane_x7_vla_rl.policies.color_servo.motion import ARM_ACCELERATION_RAD_S2, JointGoal
 from crane_x7_vla_rl.policies.color_servo.vision import Picture
 from crane_x7_vla_rl.robot import ARM_DOF, DOF, HOME_RAD
 from crane_x7_vla_rl.types import Array, Observation
@@ -79,7 +79,7 @@ class Phase(StrEnum):
 ENDLESS: Final = frozenset({Phase.WAIT, Phase.LOOK, Phase.HOLD_UP, Phase.DONE})
 
 
-class PickPlace:
+class PhaseMachine:
     """The memory and the phases of one robot."""
 
     def __init__(self) -> None:
@@ -98,7 +98,7 @@ class PickPlace:
         self._yaw: float | None = None
         self._spot = np.zeros(3)
         """Point on table or plate that the present grasp, lift or descent is above."""
-        self._goal = Goal(HOME_RAD)
+        self._goal = JointGoal(HOME_RAD)
         self._gripper_rate = np.inf
         self._measured = np.zeros(DOF)
         self._tool = np.zeros(3)
@@ -111,7 +111,7 @@ class PickPlace:
 
     def decide(
         self, observation: Observation, picture: Picture, wanted: Array, velocity: Array
-    ) -> Goal:
+    ) -> JointGoal:
         """Return where the joints shall go now; a blank picture stops the arm where it is.
 
         `wanted`, `velocity`: (8,), where the running path stands at the image's time. Raises
@@ -191,7 +191,7 @@ class PickPlace:
         """End a phase that takes too long."""
         if self.phase in ENDLESS or self._elapsed_s() < PATIENCE_S:
             return
-        logger.info("phase %s took over %g s: trying anew", self.phase, PATIENCE_S)
+        logger.info("phase %s took over %g s: trying again", self.phase, PATIENCE_S)
         if self.phase is Phase.RELEASE:
             self.held = None
         stuck = self.held is not None or self.phase is Phase.RISE
@@ -215,7 +215,7 @@ class PickPlace:
         if reason != self._said:
             logger.info("holding: %s", reason)
             self._said = reason
-        self._goal = Goal(self._stop)
+        self._goal = JointGoal(self._stop)
         return Phase.WAIT
 
     # --- phases: each sets the goal and returns the phase that comes next -----------------------
@@ -261,7 +261,7 @@ class PickPlace:
         if self._at_lookout():
             self._stay(f"no {self._task.colour} cube is visible")
         else:
-            self._goal = Goal(np.append(HOME_RAD[:ARM_DOF], OPEN_RAD))
+            self._goal = JointGoal(np.append(HOME_RAD[:ARM_DOF], OPEN_RAD))
         return Phase.LOOK
 
     def _rise(self) -> Phase:
@@ -299,7 +299,7 @@ class PickPlace:
         return Phase.CLOSE if self._at_depth(GRASP_Z_M) else Phase.DESCEND
 
     def _close(self) -> Phase:
-        self._goal = Goal(np.append(self._goal.position_rad[:ARM_DOF], CLOSED_RAD))
+        self._goal = JointGoal(np.append(self._goal.position_rad[:ARM_DOF], CLOSED_RAD))
         gripper = self._measured[ARM_DOF]
         settled = self._elapsed_s() > 0.3 and self._gripper_rate < SETTLED_RAD_S
         if not settled or gripper > HELD_MAX_RAD:
@@ -337,7 +337,7 @@ class PickPlace:
         return Phase.RELEASE if self._at_depth(GRASP_Z_M + DROP_M) else Phase.LOWER
 
     def _release(self) -> Phase:
-        self._goal = Goal(np.append(self._goal.position_rad[:ARM_DOF], OPEN_RAD))
+        self._goal = JointGoal(np.append(self._goal.position_rad[:ARM_DOF], OPEN_RAD))
         if self._measured[ARM_DOF] < OPEN_RAD - 0.06:
             return Phase.RELEASE
         self.held = None
@@ -347,7 +347,7 @@ class PickPlace:
         cube = self._named_cube()
         if cube is None or not self._scene.is_on_plate(cube.sight.position_m):
             return Phase.WAIT
-        self._goal = Goal(np.append(HOME_RAD[:ARM_DOF], OPEN_RAD))
+        self._goal = JointGoal(np.append(HOME_RAD[:ARM_DOF], OPEN_RAD))
         return Phase.DONE
 
     # --- geometry -------------------------------------------------------------------------------
@@ -381,14 +381,14 @@ class PickPlace:
         wrist = self._goal.position_rad[ARM_DOF - 1]
         self._goal = self._above(self._spot, height_m, pan - wrist, gripper, speed)
 
-    def _grasp_goal(self, cube: Remembered) -> Goal:
+    def _grasp_goal(self, cube: Remembered) -> JointGoal:
         position = cube.sight.position_m
         spot = np.append(position[:2], self._scene.support_m(position))
         return self._above(spot, GRASP_Z_M, self._choose_yaw(cube), OPEN_RAD)
 
     def _above(
         self, spot: Array, height_m: float, yaw: float, gripper: float, speed: float = 1.0
-    ) -> Goal:
+    ) -> JointGoal:
         """Return the joints that hold the tool `height_m` above `spot`, as upright as possible."""
         point = spot + np.array([0.0, 0.0, height_m])
         for lean in LEANS_RAD[:-1]:
@@ -396,8 +396,10 @@ class PickPlace:
                 arm = kinematics.reach(point, yaw, lean_rad=lean)
             except UnreachableError:
                 continue
-            return Goal(np.append(arm, gripper), speed)
-        return Goal(np.append(kinematics.reach(point, yaw, lean_rad=LEANS_RAD[-1]), gripper), speed)
+            return JointGoal(np.append(arm, gripper), speed)
+        return JointGoal(
+            np.append(kinematics.reach(point, yaw, lean_rad=LEANS_RAD[-1]), gripper), speed
+        )
 
     def _choose_yaw(self, cube: Remembered) -> float:
         """Return along which of the cube's two directions the fingers shall close.

@@ -1,8 +1,8 @@
 """The policy without weights: finds the named cube by its colour, grasps, lifts and places it.
 
-Observations (an image of the base camera, measured joints, an instruction) come in, chunks of joint
-targets leave. Each slot of a batch is one robot with a memory of its own; see `pick_place` for what
-it does when, `vision` for how it sees, `motion` for how it moves.
+Observations (image of the base camera, measured joints, instruction) → chunks of joint targets.
+Each slot of a batch is one robot with a memory of its own. `phases` is what it does when, `vision`
+how it sees, `motion` how it moves.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from crane_x7_vla_rl.camera import BASE_CAMERA, Camera
 from crane_x7_vla_rl.policies.base import only_numbers
 from crane_x7_vla_rl.policies.color_servo.motion import Motion
-from crane_x7_vla_rl.policies.color_servo.phases import PickPlace
+from crane_x7_vla_rl.policies.color_servo.phases import PhaseMachine
 from crane_x7_vla_rl.policies.color_servo.vision import Picture
 from crane_x7_vla_rl.types import ActionChunk, Observation
 
@@ -25,7 +25,7 @@ class ColorServo:
 
     def __init__(self, camera: Camera = BASE_CAMERA) -> None:
         self._camera = camera
-        self._slots: list[tuple[PickPlace, Motion]] = []
+        self._slots: list[tuple[PhaseMachine, Motion]] = []
 
     def predict(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         """Return one chunk per observation; slot i of every call belongs to robot i.
@@ -33,7 +33,7 @@ class ColorServo:
         Raises ValueError for measured joints that are not finite, and NotFiniteError.
         """
         while len(self._slots) < len(observations):
-            self._slots.append((PickPlace(), Motion()))
+            self._slots.append((PhaseMachine(), Motion()))
         return [
             self._predict_one(*slot, observation)
             for slot, observation in zip(self._slots, observations, strict=False)
@@ -44,10 +44,10 @@ class ColorServo:
         self._slots.clear()
 
     def _predict_one(
-        self, task: PickPlace, motion: Motion, observation: Observation
+        self, phases: PhaseMachine, motion: Motion, observation: Observation
     ) -> ActionChunk:
         wanted, velocity = motion.state(observation.joints, observation.time_s)
         picture = Picture(observation.image, self._camera)
-        goal = task.decide(observation, picture, wanted, velocity)
+        goal = phases.decide(observation, picture, wanted, velocity)
         chunk = motion.chunk(goal, observation.joints, observation.time_s)
         return only_numbers(chunk, observation.instruction)

@@ -1,8 +1,9 @@
-"""Where cubes and the plate are, from one camera image: colour, contour, camera geometry.
+"""Where cubes and the plate are: an image (H, W, 3) uint8 RGB of a known `Camera` → m.
 
-Images come in as (H, W, 3) uint8 RGB from a known `Camera`; positions on the table leave in m.
 Nothing is learned: thresholds in HSV (OpenCV's: hue 0…179) with room for brighter and darker light
 and for JPEG's smeared colours; the outline of a cube of known size is fitted to the contour.
+
+Legend: h × w pixels of a cut-out, n points of an outline, R × C cells of the view from above.
 """
 
 from __future__ import annotations
@@ -86,7 +87,7 @@ class PlateSight:
 
 
 class Picture:
-    """One image, prepared for looking; each question is answered when asked."""
+    """One image, prepared once; each method computes its answer when it is called."""
 
     def __init__(self, image: Image, camera: Camera) -> None:
         height, width = image.shape[:2]
@@ -94,7 +95,7 @@ class Picture:
             height, width = round(height * MAX_WIDTH / width), MAX_WIDTH
             image = cv2.resize(image, (width, height), interpolation=cv2.INTER_AREA)
         self.camera, self.width, self.height = camera, width, height
-        self._hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)
+        self._hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)  # (H, W, 3) uint8
 
     def project(self, points_m: npt.ArrayLike) -> Array:
         """Return (…, 2) pixels of this picture for world points (…, 3)."""
@@ -106,7 +107,7 @@ class Picture:
 
     def blob(self, colour: str) -> Blob | None:
         """Return the largest patch of `colour` (one of HUES), None if there is none."""
-        mask = np.zeros((self.height, self.width), dtype=np.uint8)
+        mask = np.zeros((self.height, self.width), dtype=np.uint8)  # (H, W)
         for low, high in HUES[colour]:
             mask |= cv2.inRange(self._hsv, (low, MIN_SATURATION, MIN_VALUE), (high, 255, 255))
         x, y, columns, rows = cv2.boundingRect(mask)  # labels cost time by area
@@ -118,9 +119,9 @@ class Picture:
         left, top, width, height, area = (int(value) for value in stats[best])
         if area < max(4.0, MIN_BLOB_PX * (self.width / MAX_WIDTH) ** 2):
             return None
-        cut = labels[top : top + height, left : left + width] == best
+        cut = labels[top : top + height, left : left + width] == best  # (h, w) bool
         corner = (x + left, y + top)
-        centre = centres[best] + (x + 0.5, y + 0.5)
+        centre = centres[best] + (x + 0.5, y + 0.5)  # (2,)
         return Blob(centre, float(area), cut.astype(np.uint8) * 255, corner)
 
     def fit_cube(self, blob: Blob, support_m: float = 0.0) -> CubeSight:
@@ -132,7 +133,7 @@ class Picture:
             for outline in (self._outline(guess, yaw) for yaw in YAWS_RAD)
         ]
         best = int(np.argmax(fits))
-        position = guess
+        position = guess  # (3,)
         for _ in range(2):
             missing = blob.centre_px - _centroid(self._outline(position, YAWS_RAD[best]))
             position = self.camera.intersect_plane(
@@ -142,7 +143,7 @@ class Picture:
 
     def _outline(self, position: Array, yaw: float) -> Array:
         """Return (n, 2) pixels of the convex outline of a cube."""
-        pixels = self.project(position + _corners(yaw))
+        pixels = self.project(position + _corners(yaw))  # (8, 2)
         hull: Array = cv2.convexHull(pixels.astype(np.float32))[:, 0].astype(np.float64)
         return hull
 
@@ -151,9 +152,9 @@ class Picture:
         from_above = cv2.warpPerspective(
             self._hsv, _table_view(self.camera, self.width, self.height), _grid_size()
         )
-        saturation, value = from_above[..., 1], from_above[..., 2]
+        saturation, value = from_above[..., 1], from_above[..., 2]  # (R, C) each
         bright = value > 1.2 * float(np.median(value))  # the table fills most of this view
-        white = ((saturation < 70) & bright).astype(np.float32)
+        white = ((saturation < 70) & bright).astype(np.float32)  # (R, C)
         scores = cv2.filter2D(white, cv2.CV_32F, _plate_kernel(), borderType=cv2.BORDER_CONSTANT)
         row, column = np.unravel_index(int(np.argmax(scores)), scores.shape)
         score = float(scores[row, column])
@@ -161,7 +162,7 @@ class Picture:
             return None
         rows, columns = np.mgrid[: white.shape[0], : white.shape[1]]
         radius = PLATE_RADIUS_M / _GRID_M + 1.5
-        inside = white * (np.hypot(rows - row, columns - column) <= radius)
+        inside = white * (np.hypot(rows - row, columns - column) <= radius)  # (R, C)
         x = _GRID_X_M[0] + _GRID_M * (float((inside * rows).sum() / inside.sum()) + 0.5)
         y = _GRID_Y_M[0] + _GRID_M * (float((inside * columns).sum() / inside.sum()) + 0.5)
         return PlateSight(np.array([x, y]), score)
@@ -172,15 +173,15 @@ def _corners(yaw: float) -> Array:
     """Return (8, 3) corners of a turned cube around its centre."""
     cosine, sine = np.cos(yaw), np.sin(yaw)
     turn = np.array([[cosine, -sine, 0.0], [sine, cosine, 0.0], [0.0, 0.0, 1.0]])
-    signs = np.array([(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])
+    signs = np.array([(x, y, z) for x in (-1, 1) for y in (-1, 1) for z in (-1, 1)])  # (8, 3)
     return np.asarray(signs * (CUBE_EDGE_M / 2) @ turn.T, dtype=np.float64)
 
 
 def _centroid(outline: Array) -> Array:
     """Return (2,): the centre of the area inside a convex outline (n, 2)."""
     following = np.roll(outline, -1, axis=0)
-    cross = outline[:, 0] * following[:, 1] - following[:, 0] * outline[:, 1]
-    weighted = (outline + following) * cross[:, None]
+    cross = outline[:, 0] * following[:, 1] - following[:, 0] * outline[:, 1]  # (n,)
+    weighted = (outline + following) * cross[:, None]  # (n, 2)
     return np.asarray(weighted.sum(axis=0) / (3 * cross.sum()), dtype=np.float64)
 
 
@@ -192,7 +193,7 @@ def _overlap(outline: Array, blob: Blob) -> float:
     width, height = (high - low + 1).tolist()
     drawn = np.zeros((height, width), dtype=np.uint8)
     # fillConvexPoly counts from pixel centres, in sixteenths here.
-    points = np.round((outline - low - 0.5) * 16).astype(np.int32)
+    points = np.round((outline - low - 0.5) * 16).astype(np.int32)  # (n, 2)
     cv2.fillConvexPoly(drawn, points, 255, lineType=cv2.LINE_8, shift=4)
     column, row = np.array(blob.corner_px) - low
     window = drawn[row : row + size[1], column : column + size[0]]
@@ -215,7 +216,7 @@ def _table_view(camera: Camera, width: int, height: int) -> Any:
     (x0, x1), (y0, y1) = _GRID_X_M, _GRID_Y_M
     corners = [(x0, y0, PLATE_HEIGHT_M), (x0, y1, PLATE_HEIGHT_M)]
     corners += [(x1, y1, PLATE_HEIGHT_M), (x1, y0, PLATE_HEIGHT_M)]
-    seen = camera.project(corners, width, height).astype(np.float32) - 0.5
+    seen = camera.project(corners, width, height).astype(np.float32) - 0.5  # (4, 2)
     cells = np.array([(0, 0), (columns, 0), (columns, rows), (0, rows)], dtype=np.float32) - 0.5
     return cv2.getPerspectiveTransform(seen, cells)
 
@@ -226,7 +227,7 @@ def _plate_kernel() -> npt.NDArray[np.float32]:
     radius = PLATE_RADIUS_M / _GRID_M
     reach = int(radius) + 4
     rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1]
-    distance = np.hypot(rows, columns)
+    distance = np.hypot(rows, columns)  # (k, k), k = 2 · reach + 1
     disc = distance <= radius
     ring = (distance > radius + 1) & (distance <= radius + 4)
     return np.asarray(disc / disc.sum() - 0.5 * ring / ring.sum(), dtype=np.float32)

@@ -1,9 +1,9 @@
 """Environments in one simulation that steps all scenes at once, on a GPU: tensors stay there.
 
-What differs between simulators is small, `Scenes`; chunks, ends, rewards, seeds and resets are the
-same for all and are here. A scene whose episode has ended within a chunk goes on idly, its arm held
-where it is, until the chunk's end; then all ended scenes begin their next episodes together. One
-simulation has nothing to overlap with itself, so there is one group, and `send` only takes note.
+`Scenes` is what differs between simulators; chunks, ends, rewards, seeds and resets are the same
+for all and are here. A scene whose episode has ended within a chunk idles, its arm held where it
+is, until the chunk's end; then all ended scenes begin their next episodes together. One simulation
+cannot overlap with itself, so there is one group, and `send` only stores the targets.
 
 Legend: N scenes, T steps of a chunk, H × W pixels.
 """

@@ -1,7 +1,7 @@
 """Environments on CPU cores: scenes in processes, their views in shared memory.
 
 Every process holds environments of every group, so that all cores step whichever group was sent.
-What a process does is in env_worker; over pipes go orders and answers of some hundred bytes.
+`env_worker` is what a process does; orders and outcomes of some hundred bytes go over pipes.
 
 A process that dies or hangs is reported, killed and replaced. Its environments, of all groups,
 begin their next episodes; the next `receive` of each group says which of its rows were discarded.
@@ -61,11 +61,11 @@ class CpuVectorEnv:
         self._sent: set[tuple[int, int]] = set()
         """(worker, group) whose answer has not been taken."""
         self._early: dict[tuple[int, int], GroupOutcome] = {}
-        """Answers that came before those that were waited for."""
+        """Answers of other groups that came while one group was waited for."""
         self._lost: set[int] = set()
-        """Environments whose episode was discarded, and nobody has been told yet."""
+        """Environments whose episode was discarded and not yet reported."""
         self._new = set(range(count))
-        """Workers that have not answered yet: starting a simulation takes its time."""
+        """Workers that have not answered yet: a simulation takes long to start."""
         self._closed = False
 
     @property
@@ -191,12 +191,12 @@ class CpuVectorEnv:
         return self._early.pop((worker, group))
 
     def _replace(self, worker: int, why: str) -> None:
-        """Start the worker anew; its episodes are discarded, and groups that wait begin others.
+        """Restart the worker; its episodes are discarded, and groups that wait begin others.
 
-        A group that does not wait may be looked at just now, so its environments begin later.
+        The policy may be looking at a group that does not wait, so its environments begin later.
         """
         envs = self.envs_of(worker)
-        logger.warning("%s; started anew, episodes of environments %s discarded", why, envs)
+        logger.warning("%s; restarted, episodes of environments %s discarded", why, envs)
         self._workers.restart(worker)
         self._new.add(worker)
         for env in envs:

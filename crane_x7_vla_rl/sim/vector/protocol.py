@@ -60,16 +60,16 @@ class EpisodeResult:
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """What a group's chunk of targets came to, one row per environment."""
+    """What a chunk of targets led to in a group, one row per environment."""
 
     reward: Floats
     """(n,) summed over the steps taken."""
     steps: Indices
     """(n,) taken: T, or less where the episode ended; 0 where it was discarded."""
     terminated: Bools
-    """(n,) the episode ended by what it is: nothing comes after."""
+    """(n,) the task itself ended the episode: no value follows."""
     truncated: Bools
-    """(n,) time ran out: the value of the final observation is still to come."""
+    """(n,) the time limit ended it: the value of the final observation counts."""
     final: Views | None
     """The last views of truncated episodes; None where there are none."""
     discarded: Bools
@@ -93,7 +93,7 @@ class VectorEnv(Protocol):
         """Begin episode 0 in all environments; None keeps the base seed."""
 
     def look(self, group: int) -> Views:
-        """Return what there is to see, after `reset` or `receive`, before `send`."""
+        """Return what the policy may see, after `reset` or `receive`, before `send`."""
 
     def send(self, group: int, targets_rad: Any) -> None:
         """Let the group carry out (n, T, 8) joint targets, rad; returns at once."""

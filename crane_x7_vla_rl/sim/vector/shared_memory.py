@@ -1,8 +1,8 @@
 """Memory that processes share: images, joints and targets of all environments, never pickled.
 
-One anonymous file is mapped by everybody. A `SharedPlan` goes to the workers, who open the file
-through the process that made it; when the last one ends, however it ends, the memory is free again:
-no name in /dev/shm is left behind, and its size, 64 MB in a container, is no limit.
+All of it is one anonymous file that every process maps. A `SharedPlan` goes to the workers, which
+open the file through the process that made it. When the last one exits, for whatever reason, the
+kernel frees the memory: no name stays in /dev/shm, and its size, 64 MB in a container, is no limit.
 
 Legend: N environments, H × W pixels.
 """

@@ -1,6 +1,6 @@
-"""Recorded episodes beside what a policy would have done: errors and latency, frame by frame.
+"""Recorded episodes → the policy's errors and latency, frame by frame, against what was recorded.
 
-Frames are asked for one at a time, as a robot does, so that the latency is what a robot would see.
+The policy answers one frame at a time, as on a robot, so the latency is what a robot would see.
 `offline.parquet` has a row per frame and step of the chunk: episode, frame, step, instruction, the
 error of each joint in rad (policy minus recording), and the latency of the answer in ms.
 """

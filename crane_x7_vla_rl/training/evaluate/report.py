@@ -1,4 +1,4 @@
-"""Episodes in, rates of success with their confidence leave: numbers for files, words for people.
+"""Results of episodes → rates of success with their confidence, as numbers for files and as text.
 
 Two hundred episodes leave a rate uncertain by some 7 points either way; a rate without its interval
 says little.

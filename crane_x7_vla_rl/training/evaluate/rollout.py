@@ -1,7 +1,7 @@
-"""Rollouts of a policy in simulation: seeds come in, one result per episode leaves.
+"""Rollouts of a policy in simulation: seeds → one result per episode.
 
-Scenes run in processes, the policy here, on one process's scenes at a time while the others step.
-The processes take turns in a fixed order, so that a sampling policy draws the same numbers for the
+Scenes run in processes; the policy runs here, on one process's scenes while the others step.
+Processes are served round robin, so that a sampling policy uses the same random numbers for the
 same scenes in every run.
 """
 

@@ -1,4 +1,4 @@
-"""Frames of an episode into an MP4 that any browser plays."""
+"""Frames of an episode → an MP4 that any browser plays."""
 
 from __future__ import annotations
 

@@ -47,7 +47,7 @@ def test_a_simulation_that_cannot_start_says_the_cure() -> None:
 def test_a_death_is_named_and_nobody_waits() -> None:
     with Workers(2, partial(make_adder, 1)) as workers:
         workers.send(0, "die")
-        with pytest.raises(SimError, match=r"simulation 0 ended by itself \(exit code -9\)"):
+        with pytest.raises(SimError, match=r"simulation 0 exited \(exit code -9\)"):
             workers.receive(0)
         workers.send(1, 1)
         assert workers.receive(1) == 2
@@ -116,7 +116,7 @@ def test_workers_end_with_whoever_asked_even_if_that_was_killed(tmp_path: Path) 
 
 
 def test_a_signal_for_the_whole_group_leaves_workers_to_the_one_who_asked(tmp_path: Path) -> None:
-    """The server of copies lives on as well: a worker can still be started anew, or killed.
+    """The forkserver lives on as well: a worker can still be restarted, or killed.
 
     Here the one who asked forgets to close them, and ends all the same.
     """

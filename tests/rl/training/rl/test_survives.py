@@ -174,7 +174,7 @@ def test_a_simulation_is_lost_and_then_a_sigterm_for_the_whole_group_saves_and_e
     process.send_group(signal.SIGTERM)
     said, _ = process.communicate(training_rig.PATIENCE_S)
     assert process.returncode == 0, said
-    assert said.count("started anew, episodes of environments") == 1, said
+    assert said.count("restarted, episodes of environments") == 1, said
     last = checkpoint.newest(run)
     assert last is not None
     assert checkpoint.step_of(last) == lines(run)
