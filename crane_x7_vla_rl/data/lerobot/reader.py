@@ -1,17 +1,18 @@
 """A LeRobotDataset v3 as an `EpisodeSource`: ours, LeRobot's own, from a folder or from the Hub.
 
-`meta/` is read at once, frames and pictures when an episode is asked for. Only what
-`meta/info.json` counts is there; a file that is missing, truncated or does not hold what `meta/`
-says raises DataError with the file's name.
+Folder or Hub id → episodes. `meta/` is read at once, frames and pictures when they are needed. Only
+what `meta/info.json` counts is there. Columns are ordered by the joints' names, and a video's
+frames are counted by the episodes' lengths: stamps are a check only. A file that is missing,
+truncated or does not hold what `meta/` says raises DataError with the file's name.
 """
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,12 +24,17 @@ from crane_x7_vla_rl.data.episode import DataError, Episode, EpisodeError
 from crane_x7_vla_rl.data.files import read_json
 from crane_x7_vla_rl.data.lerobot import layout
 from crane_x7_vla_rl.data.lerobot.metadata import read_rows, read_tasks
-from crane_x7_vla_rl.data.lerobot.video import VideoFrames, Videos, rate
-from crane_x7_vla_rl.robot import DOF
+from crane_x7_vla_rl.data.lerobot.video import VideoFrames, Videos, frame_count, rate
+from crane_x7_vla_rl.joint_names import JointsError, places_of_joints
+from crane_x7_vla_rl.robot import DOF, JOINT_NAMES
 from crane_x7_vla_rl.types import Image
+
+logger = logging.getLogger(__name__)
 
 OPEN_TABLES: Final = 32
 """Files of frames kept in memory; one of 100 k frames takes 8 MB."""
+MENDED_FRAMES: Final = 3
+"""A video stamp at most this far off is put right; further off, it may mean another episode."""
 _COLUMNS: Final = (layout.STATE, layout.ACTION, "episode_index")
 
 
@@ -48,9 +54,17 @@ class LeRobotSource:
         self._folder, self.name = folder, name or str(folder)
         self._info = read_json(folder / layout.INFO)
         self._check_info()
+        self._columns = {
+            name: _joint_columns(folder / layout.INFO, self._info, name)
+            for name in (layout.STATE, layout.ACTION)
+        }
         self.camera = self._pick_camera(camera)
         self._rows = read_rows(folder, self._info)
         self._lengths = np.array([row["length"] for row in self._rows], dtype=np.int64)
+        self._starts, self._ends = (
+            _video_places(self._rows, self.camera) if self._has_video() else (None, None)
+        )
+        self._say_drift()
         self._tasks = read_tasks(folder)
         self._videos = Videos()
         self._tables: OrderedDict[Path, _Frames] = OrderedDict()
@@ -82,7 +96,7 @@ class LeRobotSource:
         if len(row["tasks"]) != 1 or row["tasks"][0] not in self._tasks:
             raise EpisodeError(f"{source}: tasks is {row['tasks']}, expected one of tasks.parquet")
         return Episode(
-            self._images(row, path, place),
+            self._images(index, source, path, place),
             frames.state[place],
             frames.action[place],
             row["tasks"][0],
@@ -142,31 +156,108 @@ class LeRobotSource:
         with self._lock:
             found = self._tables.pop(path, None)
             if found is None:
-                found = _read_frames(path)
+                found = _read_frames(path, self._columns)
             self._tables[path] = found
             if len(self._tables) > OPEN_TABLES:
                 self._tables.popitem(last=False)
         return found
 
-    def _images(self, row: Mapping[str, Any], data: Path, place: slice) -> Sequence[bytes | Image]:
-        if self._info["features"][self.camera]["dtype"] == "image":
+    def _has_video(self) -> bool:
+        return bool(self._info["features"][self.camera]["dtype"] == "video")
+
+    def _drift(self, index: int) -> int:
+        """Return how many frames the episode's video stamp is ahead of where it begins."""
+        assert self._starts is not None
+        stamp_s = self._rows[index][f"videos/{self.camera}/from_timestamp"]
+        return round(stamp_s * rate(self.fps)) - int(self._starts[index])
+
+    def _say_drift(self) -> None:
+        if self._starts is None:
+            return
+        drifts = [abs(self._drift(index)) for index in range(len(self))]
+        mended = [drift for drift in drifts if 0 < drift <= MENDED_FRAMES]
+        if mended:
+            logger.warning(
+                "%s: the video stamps of %d episodes are up to %d frames off; the lengths of the"
+                " episodes before them count instead", self.name, len(mended), max(mended),
+            )  # fmt: skip
+
+    def _images(self, index: int, source: str, data: Path, place: slice) -> Sequence[bytes | Image]:
+        if self._starts is None or self._ends is None:
             return _read_pictures(data, self.camera, place)
-        kind, fps = f"videos/{self.camera}", rate(self.fps)
-        start = row[f"{kind}/from_timestamp"]
-        return VideoFrames(
-            self._videos,
-            self._folder / self._path(kind, "video_path", row),
-            Fraction(round(start * fps)) / fps,
-            fps,
-            row["length"],
-        )
+        row, kind, fps = self._rows[index], f"videos/{self.camera}", rate(self.fps)
+        path = self._folder / self._path(kind, "video_path", row)
+        start, drift = int(self._starts[index]), self._drift(index)
+        if drift and (abs(drift) > MENDED_FRAMES or frame_count(path) != self._ends[index]):
+            raise EpisodeError(
+                f"{source}: images begin at {row[f'{kind}/from_timestamp']:.3f} s of {path.name}"
+                f" ({frame_count(path)} frames) by their stamp, {drift:+d} frames from frame"
+                f" {start}, where the episodes before it end (all: {self._ends[index]} frames);"
+                " correct from_timestamp in meta/episodes, or convert the data set again"
+            )
+        return VideoFrames(self._videos, path, start / fps, fps, row["length"])
 
 
-def _read_frames(path: Path) -> _Frames:
+def _joint_columns(path: Path, info: Mapping[str, Any], feature: str) -> list[int]:
+    """Return where each of the 8 joints stands in `feature`, by its names.
+
+    Raises DataError for names of another robot. LeRobot's own names end in `.pos`.
+    """
+    names = list(_flat(info["features"][feature].get("names")))
+    robot = f"robot_type is {info.get('robot_type')!r}"
+    if not names:
+        logger.warning(
+            "%s: %s names no joints (%s); its columns are taken for %s",
+            path, feature, robot, ", ".join(JOINT_NAMES),
+        )  # fmt: skip
+        return list(range(DOF))
+    try:
+        return places_of_joints([name.removesuffix(".pos") for name in names], DOF)
+    except JointsError as error:
+        raise DataError(
+            f"{path}: {feature} has the joints {', '.join(names)} ({robot}), not those of a"
+            f" CRANE-X7: it {error}. If they are its joints under other names, rename them there,"
+            " column by column"
+        ) from error
+
+
+def _flat(names: Any) -> Iterator[str]:
+    """Yield the names in a list, or in lists by kind such as {"motors": [...]}."""
+    if isinstance(names, Mapping):
+        names = list(names.values())
+    for name in names or ():
+        if isinstance(name, list):
+            yield from _flat(name)
+        else:
+            yield str(name)
+
+
+def _video_places(
+    rows: Sequence[Mapping[str, Any]], camera: str
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Return (N,) the frame of its video file at which each episode begins, (N,) the file's length.
+
+    Both are sums of the episodes' lengths.
+    """
+    kind = f"videos/{camera}"
+    keys = (f"{kind}/chunk_index", f"{kind}/file_index", f"{kind}/from_timestamp")
+    missing = [key for key in keys for row in rows if row.get(key) is None]
+    if missing:
+        raise DataError(f"meta/episodes: episodes without {missing[0]}; convert the data set again")
+    starts = np.zeros(len(rows), np.int64)
+    ends: dict[tuple[int, int], int] = {}
+    files = [(row[keys[0]], row[keys[1]]) for row in rows]
+    for index in sorted(range(len(rows)), key=lambda index: [rows[index][key] for key in keys]):
+        starts[index] = ends.get(files[index], 0)
+        ends[files[index]] = int(starts[index]) + rows[index]["length"]
+    return starts, np.array([ends[file] for file in files], np.int64)
+
+
+def _read_frames(path: Path, columns: Mapping[str, list[int]]) -> _Frames:
     table = layout.read_table(path, _COLUMNS)
     try:
         state, action = (
-            table[name].combine_chunks().flatten().to_numpy().reshape(-1, DOF)
+            table[name].combine_chunks().flatten().to_numpy().reshape(-1, DOF)[:, columns[name]]
             for name in (layout.STATE, layout.ACTION)
         )
     except (pa.ArrowException, ValueError) as error:

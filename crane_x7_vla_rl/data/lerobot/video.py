@@ -92,6 +92,15 @@ def join(videos: Sequence[Path], fps: float, target: Path) -> None:
                 begun += count
 
 
+def frame_count(path: Path) -> int:
+    """Return how many frames the file says it has; raises DataError that names the file."""
+    try:
+        with av.open(str(path)) as container:
+            return int(container.streams.video[0].frames)
+    except (av.FFmpegError, OSError, IndexError) as error:
+        raise DataError(f"{path}: the video is broken ({error})") from error
+
+
 @dataclass(frozen=True)
 class _Open:
     """A file that one thread is reading."""

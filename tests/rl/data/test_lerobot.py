@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -22,9 +24,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from data_rig import FPS, SIZE, episode
 
+from crane_x7_vla_rl.data.convert import convert
 from crane_x7_vla_rl.data.episode import DataError, Episode, EpisodeError
 from crane_x7_vla_rl.data.lerobot import LeRobotWriter, open_lerobot
 from crane_x7_vla_rl.data.source import open_source, select
+from crane_x7_vla_rl.robot import JOINT_NAMES
 
 
 def write(folder: Path, numbers: range | list[int], *, resume: bool = False) -> None:
@@ -378,3 +382,100 @@ def test_a_selection_renumbers_episodes(tmp_path: Path) -> None:
     assert [part[0].seed, part[1].seed] == [1003, 1001]
     with pytest.raises(DataError, match="no episode 4; it holds 4"):
         select(open_lerobot(tmp_path), [4])
+
+
+def rename_joints(folder: Path, names: object, **changes: object) -> None:
+    features = json.loads((folder / "meta/info.json").read_text())["features"]
+    for name in ("observation.state", "action"):
+        features[name]["names"] = names
+    edit_info(folder, features=features, **changes)
+
+
+GRIPPER_FIRST = [JOINT_NAMES[-1], *JOINT_NAMES[:-1]]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [GRIPPER_FIRST, {"motors": GRIPPER_FIRST}, [f"{name}.pos" for name in GRIPPER_FIRST]],
+)
+def test_joints_are_told_by_their_names_not_by_their_columns(tmp_path: Path, names: object) -> None:
+    write(tmp_path / "a", range(2))
+    rename_joints(tmp_path / "a", names)
+    convert(tmp_path / "a", tmp_path / "b", "", resume=False)
+    for source in (open_lerobot(tmp_path / "a"), open_lerobot(tmp_path / "b")):
+        sent = episode(1, 5)
+        np.testing.assert_array_equal(source[1].state[:, 7], sent.state[:, 0])
+        np.testing.assert_array_equal(source[1].state[:, :7], sent.state[:, 1:])
+        np.testing.assert_array_equal(source[1].action[:, :7], sent.action[:, 1:])
+
+
+def test_joints_of_another_robot_are_refused_and_listed(tmp_path: Path) -> None:
+    write(tmp_path, range(2))
+    panda = [f"panda_joint{k}" for k in range(1, 8)]
+    rename_joints(tmp_path, [*panda, "panda_finger"], robot_type="franka")
+    said = r"state has the joints panda_joint1, .*panda_finger \(robot_type is 'franka'\), not"
+    with pytest.raises(DataError, match=said):
+        open_lerobot(tmp_path)
+    rename_joints(tmp_path, [*JOINT_NAMES[:7], JOINT_NAMES[0]])
+    with pytest.raises(DataError, match=f"it lacks {JOINT_NAMES[7]}"):
+        open_lerobot(tmp_path)
+
+
+def test_joints_without_names_are_taken_in_our_order_with_a_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, range(2))
+    rename_joints(tmp_path, None, robot_type="franka")
+    np.testing.assert_array_equal(open_lerobot(tmp_path)[1].state, episode(1, 5).state)
+    assert "state names no joints (robot_type is 'franka')" in caplog.text
+
+
+def shift_stamps(folder: Path, frames: Callable[[int], float]) -> None:
+    path = folder / "meta/episodes/chunk-000/file-000.parquet"
+    table = pq.read_table(path)
+    name = "videos/observation.images.base/from_timestamp"
+    stamps = [at + frames(k) / FPS for k, at in enumerate(table[name].to_pylist())]
+    at = table.column_names.index(name)
+    pq.write_table(table.set_column(at, name, pa.array(stamps, pa.float64())), path)
+
+
+@pytest.mark.parametrize("frames", [1, -1, 3])
+def test_video_stamps_a_few_frames_off_are_mended(
+    tmp_path: Path, frames: int, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, range(4))
+    shift_stamps(tmp_path, lambda number: frames if number else 0)
+    source = open_lerobot(tmp_path)
+    assert all(same(source[k], episode(k, 4 + k)) for k in range(4))
+    assert f"stamps of 3 episodes are up to {abs(frames)} frames off" in caplog.text
+
+
+def test_video_stamps_that_are_further_off_are_an_error_with_episode_and_drift(
+    tmp_path: Path,
+) -> None:
+    write(tmp_path, range(4))
+    shift_stamps(tmp_path, lambda number: 4 if number == 2 else 0)
+    source = open_lerobot(tmp_path)
+    assert same(source[3], episode(3, 7))
+    with pytest.raises(EpisodeError, match=r"episode 2: images begin at 1\.300 s .* \+4 frames"):
+        source[2]
+
+
+def test_stamps_are_not_mended_where_the_video_holds_other_frames(tmp_path: Path) -> None:
+    write(tmp_path, range(4))
+    (tmp_path / "other").mkdir()
+    write(tmp_path / "other", range(5))
+    shift_stamps(tmp_path, lambda number: 1 if number == 2 else 0)
+    shutil.copy(tmp_path / "other" / VIDEO, tmp_path / VIDEO)
+    with pytest.raises(EpisodeError, match=r"\(30 frames\) .* \+1 frames .*\(all: 22 frames\)"):
+        open_lerobot(tmp_path)[2]
+
+
+def test_macos_side_files_are_left_out_and_counted(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write(tmp_path, range(2))
+    rows = tmp_path / "meta/episodes/chunk-000/file-000.parquet"
+    rows.with_name("._file-000.parquet").write_bytes(b"\0\5\x16\7 Mac OS X")
+    assert len(open_lerobot(tmp_path)) == 2
+    assert "1 files left out whose names begin with a dot" in caplog.text

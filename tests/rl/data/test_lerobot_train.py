@@ -25,6 +25,7 @@ from data_rig import FPS, INSTRUCTIONS, episode
 
 from crane_x7_vla_rl.data.lerobot import LeRobotWriter, open_lerobot
 from crane_x7_vla_rl.data.lerobot import writer as lerobot_writer
+from crane_x7_vla_rl.robot import JOINT_NAMES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
 
@@ -55,7 +56,7 @@ import numpy as np
 from lerobot.datasets.lerobot_dataset import LeRobotDataset
 folder, source = sys.argv[1:]
 given = np.load(source)
-joints = {"dtype": "float32", "shape": (8,), "names": [f"j{k}" for k in range(8)]}
+joints = {"dtype": "float32", "shape": (8,), "names": given["names"].tolist()}
 height, width = given["images"].shape[1:3]
 camera = {"dtype": "video", "shape": (height, width, 3), "names": ["height", "width", "channels"]}
 data = LeRobotDataset.create(
@@ -195,6 +196,7 @@ def test_we_read_what_lerobot_writes(lerobot: Path, tmp_path: Path) -> None:
         state=np.concatenate([item.state for item in items]),
         action=np.concatenate([item.action for item in items]),
         episode=np.concatenate([[number] * len(item) for number, item in enumerate(items)]),
+        names=[f"{name}.pos" for name in JOINT_NAMES],
     )
     _run([lerobot / "python", "-c", WRITE, tmp_path / "theirs", given], tmp_path)
     source = open_lerobot(tmp_path / "theirs")
