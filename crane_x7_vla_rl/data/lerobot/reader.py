@@ -13,6 +13,7 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from fractions import Fraction
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,6 +48,18 @@ class _Frames:
     episode: npt.NDArray[np.int64]
 
 
+@dataclass(frozen=True)
+class _VideoPlaces:
+    """Where each of N episodes lies in its video file; frames are counted by episodes' lengths."""
+
+    starts: npt.NDArray[np.int64]
+    """(N,) its first frame."""
+    ends: npt.NDArray[np.int64]
+    """(N,) how many frames all episodes of the file have."""
+    drifts: npt.NDArray[np.int64]
+    """(N,) how many frames its stamp is ahead of `starts`."""
+
+
 class LeRobotSource:
     """Episodes of the data set in `folder`; `camera` is the key of its pictures."""
 
@@ -61,10 +74,10 @@ class LeRobotSource:
         self.camera = self._pick_camera(camera)
         self._rows = read_rows(folder, self._info)
         self._lengths = np.array([row["length"] for row in self._rows], dtype=np.int64)
-        self._starts, self._ends = (
-            _video_places(self._rows, self.camera) if self._has_video() else (None, None)
-        )
-        self._say_drift()
+        self._places: _VideoPlaces | None = None
+        if self._info["features"][self.camera]["dtype"] == "video":
+            self._places = _video_places(self._rows, self.camera, rate(self.fps))
+            _say_drift(self.name, self._places.drifts)
         self._tasks = read_tasks(folder)
         self._videos = Videos()
         self._tables: OrderedDict[Path, _Frames] = OrderedDict()
@@ -162,37 +175,20 @@ class LeRobotSource:
                 self._tables.popitem(last=False)
         return found
 
-    def _has_video(self) -> bool:
-        return bool(self._info["features"][self.camera]["dtype"] == "video")
-
-    def _drift(self, index: int) -> int:
-        """Return how many frames the episode's video stamp is ahead of where it begins."""
-        assert self._starts is not None
-        stamp_s = self._rows[index][f"videos/{self.camera}/from_timestamp"]
-        return round(stamp_s * rate(self.fps)) - int(self._starts[index])
-
-    def _say_drift(self) -> None:
-        if self._starts is None:
-            return
-        drifts = [abs(self._drift(index)) for index in range(len(self))]
-        mended = [drift for drift in drifts if 0 < drift <= MENDED_FRAMES]
-        if mended:
-            logger.warning(
-                "%s: the video stamps of %d episodes are up to %d frames off; the lengths of the"
-                " episodes before them count instead", self.name, len(mended), max(mended),
-            )  # fmt: skip
-
     def _images(self, index: int, source: str, data: Path, place: slice) -> Sequence[bytes | Image]:
-        if self._starts is None or self._ends is None:
+        if self._places is None:
             return _read_pictures(data, self.camera, place)
         row, kind, fps = self._rows[index], f"videos/{self.camera}", rate(self.fps)
         path = self._folder / self._path(kind, "video_path", row)
-        start, drift = int(self._starts[index]), self._drift(index)
-        if drift and (abs(drift) > MENDED_FRAMES or frame_count(path) != self._ends[index]):
+        start, end, drift = (
+            int(values[index])
+            for values in (self._places.starts, self._places.ends, self._places.drifts)
+        )
+        if drift and (abs(drift) > MENDED_FRAMES or frame_count(path) != end):
             raise EpisodeError(
                 f"{source}: images begin at {row[f'{kind}/from_timestamp']:.3f} s of {path.name}"
                 f" ({frame_count(path)} frames) by their stamp, {drift:+d} frames from frame"
-                f" {start}, where the episodes before it end (all: {self._ends[index]} frames);"
+                f" {start}, where the episodes before it end (all: {end} frames);"
                 " correct from_timestamp in meta/episodes, or convert the data set again"
             )
         return VideoFrames(self._videos, path, start / fps, fps, row["length"])
@@ -232,25 +228,31 @@ def _flat(names: Any) -> Iterator[str]:
             yield str(name)
 
 
-def _video_places(
-    rows: Sequence[Mapping[str, Any]], camera: str
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Return (N,) the frame of its video file at which each episode begins, (N,) the file's length.
-
-    Both are sums of the episodes' lengths.
-    """
-    kind = f"videos/{camera}"
-    keys = (f"{kind}/chunk_index", f"{kind}/file_index", f"{kind}/from_timestamp")
-    missing = [key for key in keys for row in rows if row.get(key) is None]
-    if missing:
-        raise DataError(f"meta/episodes: episodes without {missing[0]}; convert the data set again")
+def _video_places(rows: Sequence[Mapping[str, Any]], camera: str, fps: Fraction) -> _VideoPlaces:
+    """Return where the episodes lie in their videos; raises DataError where rows do not say."""
+    chunk, file, stamp = (
+        f"videos/{camera}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")
+    )
+    for key in (chunk, file, stamp):
+        if any(row.get(key) is None for row in rows):
+            raise DataError(f"meta/episodes: episodes without {key}; convert the data set again")
+    files = [(row[chunk], row[file]) for row in rows]
     starts = np.zeros(len(rows), np.int64)
     ends: dict[tuple[int, int], int] = {}
-    files = [(row[keys[0]], row[keys[1]]) for row in rows]
-    for index in sorted(range(len(rows)), key=lambda index: [rows[index][key] for key in keys]):
+    for index in sorted(range(len(rows)), key=lambda index: (files[index], rows[index][stamp])):
         starts[index] = ends.get(files[index], 0)
         ends[files[index]] = int(starts[index]) + rows[index]["length"]
-    return starts, np.array([ends[file] for file in files], np.int64)
+    stamps = np.array([round(row[stamp] * fps) for row in rows], np.int64)
+    return _VideoPlaces(starts, np.array([ends[of] for of in files], np.int64), stamps - starts)
+
+
+def _say_drift(name: str, drifts: npt.NDArray[np.int64]) -> None:
+    mended = np.abs(drifts[(drifts != 0) & (np.abs(drifts) <= MENDED_FRAMES)])
+    if len(mended):
+        logger.warning(
+            "%s: the video stamps of %d episodes are up to %d frames off; the lengths of the"
+            " episodes before them count instead", name, len(mended), mended.max(),
+        )  # fmt: skip
 
 
 def _read_frames(path: Path, columns: Mapping[str, list[int]]) -> _Frames:
