@@ -1,10 +1,10 @@
-"""Environment → one frozen `Settings`: every variable, its default and its unit, in one place.
+"""Every variable, its default and its unit. Environment and flags → one frozen `Settings`.
 
-`os.environ` is read here, and in crane_x7_vla_rl/training/settings.py, as a training may begin
-where no command of ours ran before. Each field is an environment variable of the same name in
-capitals and a flag of the same name with dashes; precedence: default < variable < flag. Secrets are
-stripped, words such as `null` mean unset where no value can be such a word, and all mistakes are
-reported at once.
+`os.environ` is read here and in crane_x7_vla_rl/training/settings.py, because a training may start
+without any command of this package. Each field is an environment variable of the same name in
+capitals; `add_flags` gives a command flags for those that it needs, of the same name with dashes.
+Precedence: default < variable < flag. Secrets are stripped, words such as `null` mean unset where
+no value can be such a word, and all mistakes are reported at once.
 """
 
 from __future__ import annotations
@@ -515,9 +515,11 @@ def as_markdown() -> str:
     lines = [
         "# Settings",
         "",
-        "Each is an environment variable and a flag of the same name in lower case with dashes",
-        "(`--rosbridge-host`). Default < variable < flag. Empty means unset where that is allowed,",
-        "and so do null, None, nil and undefined for secrets, keys, folders, addresses and models.",
+        "Each is an environment variable. A command takes those that it needs as flags as well, in",
+        "lower case with dashes (`--rosbridge-host`; see its `--help`); what only `boot`,",
+        "tailscaled, sshd and the trainer read is a variable alone. Default < variable < flag.",
+        "Empty means unset where that is allowed, and so do null, None, nil and undefined for",
+        "secrets, keys, folders, addresses and models.",
         "",
         "| variable | default | meaning |",
         "|---|---|---|",

@@ -27,7 +27,6 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from crane_x7_remote import settings
 from crane_x7_remote.demo import pictures, report
 from crane_x7_remote.demo import plan as plan_module
 from crane_x7_remote.demo.children import DemoProcess
@@ -87,7 +86,6 @@ def _show(
 ) -> tuple[report.DemoResult, Made]:
     """Run both processes until the tasks are done, time is up or a signal came."""
     metrics_path = folder / "metrics.json"
-    topics = settings.load()
     progress = _Progress(plan)
     progress.show("starting the simulated robot")
     with contextlib.ExitStack() as stack:
@@ -99,7 +97,7 @@ def _show(
         recording, scene, guard = Recording(), {}, {}
         outcome = _outcome(plan, {}, _Stage(), 0.0)
         if found:
-            recorder = stack.enter_context(DemoRecorder(int(found[1]), topics))
+            recorder = stack.enter_context(DemoRecorder(int(found[1]), plan.settings))
             recording = recorder.recording
             command = plan_module.loop_command(plan, int(found[2]), metrics_path)
             loop = stack.enter_context(DemoProcess("infer", command, folder / "loop.log"))

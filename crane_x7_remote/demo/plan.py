@@ -1,4 +1,4 @@
-"""What the demo shows: flags and what a checkpoint says of itself come in, a `DemoPlan` leaves.
+"""What the demo shows. Flags, settings, a checkpoint's `skills.json` → `DemoPlan`.
 
 The policy decides the scene, the tasks and the rate, as far as no flag does: colour servo those
 below, a checkpoint those of the `skills.json` beside it. Also here: the commands of both processes.
@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from crane_x7_remote import settings
+from crane_x7_remote import settings as settings_module
 from crane_x7_remote.errors import PolicyError, SettingsError
+from crane_x7_remote.settings import Settings
 from crane_x7_vla_rl import scenes
 from crane_x7_vla_rl.policies.base import PolicyLoadError
 from crane_x7_vla_rl.policies.load import POLICY_NAMES, SHIPPED, has_random_weights
@@ -63,6 +64,8 @@ class DemoPlan:
     camera_rate_hz: float
     first_timeout_s: float
     second_timeout_s: float
+    settings: Settings
+    """Of the environment, which both processes inherit."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -88,7 +91,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def read(args: argparse.Namespace) -> DemoPlan:
     """Return the plan in parsed flags; raises SettingsError and PolicyError."""
-    model = _model(args.policy)
+    settings = settings_module.load()
+    model = _model(args.policy, settings)
     skills = _with_flags(_skills(model), args)
     if min(args.timeout) <= 0:
         raise SettingsError(
@@ -107,6 +111,7 @@ def read(args: argparse.Namespace) -> DemoPlan:
         camera_rate_hz=args.camera_rate,
         first_timeout_s=args.timeout[0],
         second_timeout_s=args.timeout[1],
+        settings=settings,
     )
 
 
@@ -141,17 +146,16 @@ def _with_flags(skills: Skills, args: argparse.Namespace) -> Skills:
     return Skills(**{**vars(skills), **changed})
 
 
-def _model(policy: str) -> Model | None:
-    """Return what the policy computes with; on the CPU where there is no GPU and none was asked
-    for. The one that ships is too small for a GPU to be of use."""
+def _model(policy: str, settings: Settings) -> Model | None:
+    """Return what the policy computes with: on the CPU if there is no GPU and VLA_DEVICE is unset.
+    The one that ships is too small for a GPU to be of use."""
     if policy == "color-servo":
         return None
-    chosen = settings.load()
     path: str | None = policy
     if policy == TINY:
         path = str(SHIPPED)
     elif policy == "openvla":
-        path = chosen.vla_model_path
+        path = settings.vla_model_path
     if path is None:
         raise SettingsError(
             "--policy openvla needs a model: set VLA_MODEL_PATH to a folder or Hub id; one with"
@@ -163,8 +167,8 @@ def _model(policy: str) -> Model | None:
             f"--policy {policy} is unknown: expected {', '.join(NAMES)}, or a checkpoint's folder"
             " or Hub id (owner/name)"
         )
-    device = chosen.vla_device
-    if "vla_device" not in chosen.model_fields_set and (
+    device = settings.vla_device
+    if "vla_device" not in settings.model_fields_set and (
         policy == TINY or not NVIDIA_DEVICE.exists()
     ):
         device = "cpu"
@@ -195,7 +199,7 @@ def loop_command(plan: DemoPlan, port: int, metrics: Path) -> list[str]:
     model = ["--vla-model-path", plan.model.path, "--vla-device", plan.model.device]
     skills = plan.skills
     lasting_s = TICKS_PER_TRAJECTORY / skills.rate_hz
-    if lasting_s > settings.load().trajectory_validity:
+    if lasting_s > plan.settings.trajectory_validity:
         command += ["--trajectory-validity", f"{lasting_s:.3g}"]
     asked = [
         "--vla-temperature",

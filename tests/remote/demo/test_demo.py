@@ -181,6 +181,15 @@ def test_output_folder_that_cannot_be_made_is_an_error(
     assert "choose another --output-dir" in capsys.readouterr().err
 
 
+def test_wrong_settings_are_refused_before_a_folder_is_made(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TRAJECTORY_VALIDITY", "long")
+    words = ["demo", "--policy", "color-servo", "--output-dir", str(tmp_path)]
+    assert cli.main(words) == ExitCode.SETTINGS
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_report_on_a_full_disk_is_an_error() -> None:
     with pytest.raises(OutputError, match="No space left"):
         report.write({"seed": 0}, Path("/dev/full"))
