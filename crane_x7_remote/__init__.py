@@ -1,1 +1,1 @@
-"""How the CRANE-X7 is reached and its policies run on a rented machine."""
+"""How the CRANE-X7 is reached, and how its policies run on a rented machine."""

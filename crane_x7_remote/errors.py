@@ -1,4 +1,4 @@
-"""Every way a command of ours can end, one exit code per cause."""
+"""Every expected failure of this package, with one exit code per cause."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
-"""Public keys as platforms and people paste them → one line of authorized_keys for each. Pure.
+"""Public keys as platforms and people paste them → one line of authorized_keys per key. Pure.
 
-Keys may be joined by line breaks, blanks, tabs, commas, semicolons, a literal `\\n` or as a JSON
-list, and stand in quotes. What is clear is split; all else is refused with its line and the reason,
-and a key is never shown.
+Keys may be separated by line breaks, blanks, tabs, commas, semicolons or a literal `\\n`, come as a
+JSON list, and be quoted. Anything ambiguous is refused with its line and the reason; an error never
+shows a key.
 """
 
 from __future__ import annotations

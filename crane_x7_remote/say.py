@@ -1,7 +1,7 @@
 """`crane-x7-remote say`: give a running loop a new task.
 
-Publishes one std_msgs/String on the instruction topic through roslibpy: an operator's tool, and on
-purpose not the client of the control path, so that each is tested against the other.
+Publishes one std_msgs/String on the instruction topic, through roslibpy: an independent client, so
+that it and the client of the control path are tested against each other.
 """
 
 from __future__ import annotations

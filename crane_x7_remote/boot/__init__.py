@@ -1,1 +1,1 @@
-"""Settings → tailnet → sshd → role: what happens in a container from its start to its end."""
+"""What happens in a container from start to end: settings → tailnet → sshd → role."""

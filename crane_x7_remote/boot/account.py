@@ -1,4 +1,4 @@
-"""Whom the role and ssh sessions run as: user vla when boot is root, else whoever boot is."""
+"""The account of the role and of ssh sessions: vla if boot is root, else boot's own."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """`crane-x7-remote boot [ROLE …]`: settings → tailnet and sshd → role → one exit code.
 
-sshd does not wait for the tailnet: a login through a port of the host is how one looks at a
+sshd does not wait for the tailnet, so that one can log in through a port of the host and look at a
 tailnet that does not come up. The role waits for both. SIGTERM ends role, login, sshd and
 tailscaled in this order within STOP_BUDGET_S.
 """

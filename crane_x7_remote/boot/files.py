@@ -1,4 +1,4 @@
-"""Where boot keeps things: for this start (run), and for the next one too (state)."""
+"""Folders of boot: one for this start (run), one that outlives it (state). Settings → `Files`."""
 
 from __future__ import annotations
 

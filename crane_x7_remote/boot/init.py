@@ -1,7 +1,7 @@
-"""What process 1 of a container must do: reap orphans, pass signals on.
+"""The duties of process 1 in a container: reap orphans, pass signals on.
 
-The image has tini for this. Where something else replaced the image's entrypoint, boot may be
-process 1 itself; then it forks, and this half stays behind.
+The image has tini for this. If something replaced the image's entrypoint, boot may be process 1
+itself; then it forks, and the parent does this work.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Forbid a child to listen on TCP ports other than those named, with Linux's Landlock (6.7 and up).
+"""Forbid a child to listen on any TCP port but those named, with Linux's Landlock (6.7 and up).
 
 tailscaled in userspace mode opens its peer API on all addresses of the machine, though its own
-network stack serves it as well; denied that, it says "harmless" and goes on. See landlock(7) and
-https://docs.kernel.org/userspace-api/landlock.html for the numbers below.
+network stack serves it as well; when that is denied, it logs "harmless" and continues. See
+landlock(7) and https://docs.kernel.org/userspace-api/landlock.html for the numbers below.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""How the loop of role infer is connected to the robot, from the metrics file that it writes."""
+"""The robot's line of `status`. The loop's metrics file → how its link to the robot is."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What a container is for: command line and settings → one command and its environment.
+"""The role of a container. Command line and settings → one command and its environment.
 
-`infer`, `train`, `sft`, `evaluate` are ours; `sshd` is no process of its own, but sshd alone; all
-else is any command. Without words: infer if the environment says what to drive with and where.
+`infer`, `train`, `sft` and `evaluate` are ours; `sshd` means sshd without another process; anything
+else is run as a command. Without words the role is infer if policy and robot are set, else sshd.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""`crane-x7-remote status`: ask the running boot how tunnel, sshd, role and robot are.
+"""`crane-x7-remote status`: ask the running boot about tunnel, sshd, role and robot.
 
-Exit code 0 if all that was asked for is up, else 27; the image's health check.
+Exit code 0 if every part in use is up, else 27. It is the image's health check.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""What is known about each part of a container: its state, since when, and what to do about it.
+"""State of each part of a container: what it is, since when, and what to do about it.
 
-Each change of state is one line of log. Nothing here does I/O; the clocks are handed in.
+Each change of state is one log line. No I/O; the clocks are handed in.
 """
 
 from __future__ import annotations

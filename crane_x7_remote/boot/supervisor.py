@@ -1,7 +1,7 @@
-"""Processes that boot starts: their output, their end, and a daemon that comes back.
+"""Processes that boot starts: their output, their end, and daemons that are restarted.
 
-A `Child` is one running process; a `Daemon` says how to start one, when it is ready and why it
-ended; a `Service` keeps a daemon running and tells the board how it is. None outlives boot.
+A `Child` is one running process. A `Daemon` says how to start one, when it is ready and why it
+ended. A `Service` keeps a daemon running and reports to the `StatusBoard`. All end with boot.
 """
 
 from __future__ import annotations

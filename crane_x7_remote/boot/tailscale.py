@@ -1,7 +1,7 @@
-"""tailscaled and its login. Variables and their meanings are those of Tailscale's own container.
+"""tailscaled and its login. Variables have the meaning that Tailscale's own container gives them.
 
-The auth key goes to `tailscale up` through a file of ours that is gone a moment later. What is
-told on failure is the control server's own word, with the key blotted out.
+The auth key reaches `tailscale up` in a temporary file. An error quotes the control server, with
+the key masked.
 """
 
 from __future__ import annotations

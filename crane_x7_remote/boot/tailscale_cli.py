@@ -1,6 +1,6 @@
-"""What is said to Tailscale's programs and what they answer: settings → flags, status → words.
+"""Tailscale's command lines and answers. Settings → flags; `status --json` → words. Pure.
 
-Pure functions; the auth key never passes here, only the name of a file that holds it.
+The auth key never passes here, only the name of a file that holds it.
 """
 
 from __future__ import annotations

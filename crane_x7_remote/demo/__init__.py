@@ -1,1 +1,1 @@
-"""The simulated robot and the loop together, watched, recorded and reported."""
+"""Simulated robot and loop together, watched, recorded and reported."""

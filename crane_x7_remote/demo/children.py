@@ -1,4 +1,4 @@
-"""Processes that the demo starts: their logs go to files, none outlives the demo."""
+"""Processes of the demo: each logs to a file, and all end with the demo."""
 
 from __future__ import annotations
 

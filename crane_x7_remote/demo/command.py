@@ -1,8 +1,8 @@
 """`crane-x7-remote demo`: a simulated robot, its guard and the loop as processes, with a report.
 
-The first instruction runs until its cube is lifted and held, then the second one is sent over
-rosbridge, as an operator would. Video, plots and `report.json` are left in a folder of the run's
-own. Exit code 0 means that both instructions were fulfilled.
+The first instruction runs until its cube is lifted and held; then the second one is sent over
+rosbridge, as an operator would. Video, plots and `report.json` are written to a new folder. Exit
+code 0 means that both instructions were fulfilled.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Records a run as a third party on rosbridge: pictures, joints, targets and the true scene.
+"""An observer on rosbridge. Pictures, joints, targets and the true scene of a run → `Recording`.
 
-Messages arrive on the client's network thread and are appended to lists; `Recording` is read when
-the run is over, so that nothing is decoded or encoded while the loop is at work.
+Messages are appended on the client's network thread; `Recording` is read after the run, so that
+nothing is decoded or encoded while the loop works.
 
 Legend: K joint states recorded, M trajectories; 8 joints in the order of robot.JOINT_NAMES, rad;
 times in s on the robot's clock.

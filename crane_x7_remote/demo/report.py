@@ -1,4 +1,4 @@
-"""A finished run → report.json: the loop's own figures, the truth from the simulation, versions."""
+"""report.json of a run: the loop's figures, the truth from the simulation, versions."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""A gate before rosbridge, beside the robot: the last word on what may move the arm."""
+"""The gate before rosbridge, beside the robot: it has the last word on what moves the arm."""

@@ -1,9 +1,8 @@
-"""One client of the guard: its connection, and one to rosbridge that carries what it subscribes.
+"""One client of the guard: its connection, and one to rosbridge for what it subscribes.
 
-What rosbridge sends passes undecoded, which keeps the guard's part of the latency small. What the
-client sends goes to `handle`, one message at a time; whatever may pass comes back through `forward`
-as a new operation. A client that does not read loses the oldest messages, one that is silent is
-closed.
+rosbridge → client: passed on undecoded, which keeps the guard's share of the latency small.
+Client → `handle`, one message at a time; what may pass returns through `forward` as a new
+operation. A client that does not read loses its oldest messages; a silent one is closed.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """`crane-x7-remote guard`: the gate before rosbridge, beside the robot, until it is told to end.
 
-Prints one line that starts with `ready` and names where it listens. SIGUSR1 stops the arm, SIGUSR2
-resumes; SIGTERM and SIGINT brake, wait until the arm is at rest (1 s at most) and end with exit
-code 0.
+Prints one line that starts with `ready` and names the addresses it listens on. SIGUSR1 stops the
+arm, SIGUSR2 resumes; SIGTERM and SIGINT brake, wait until the arm is at rest (1 s at most) and end
+with exit code 0.
 """
 
 from __future__ import annotations

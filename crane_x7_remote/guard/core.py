@@ -1,19 +1,19 @@
-"""The guard's decisions. Messages and times → what to send on, what to tell whom. Pure: no I/O.
+"""The guard's decisions. Messages and times → what to send on, what to tell whom. Pure.
 
-A trajectory passes when it is in time, from the one loop that drives, within every limit, and on
-the path that the controller runs; one that comes late is re-timed onto that path (`join`). It waits
-for the next joint state, so that it is judged by where the arm is now, on the robot's clock as it
-is now, and only while the robot's side runs.
+A trajectory passes if it is in time, comes from the one loop that drives, keeps every limit, and
+lies on the path that the controller runs. A late one is re-timed onto that path (`join`). Each
+waits for the next joint state, so that it is judged by where the arm is now, on the robot's clock
+as it is now, and only while the robot's side runs.
 
-What was sent is known to have arrived when it comes back on the arm's topic. Where it has not come
-back in time, rosbridge stands still with it: the running path is sent after it, which takes it back
-before it is executed (`join.staying`). Until that has come back, nothing passes.
+What was sent has arrived when it is heard on the arm's topic. If it is not heard in time, rosbridge
+is stuck with it: the running path is sent after it, which replaces it before it is executed
+(`join.staying`). Until that is heard, nothing passes.
 
-Nothing passes either while the running path is not known: at the start, when the robot's clock was
-stepped, when somebody else drives, when rosbridge was lost. It is known again once the arm rests.
+Nothing passes either while the running path is unknown: at the start, after a step of the robot's
+clock, after another driver, after a loss of rosbridge. It is known again once the arm rests.
 
-Every method takes `now_s`, the guard's monotonic clock, and returns what to carry out, in order, at
-once.
+Every method takes `now_s`, the guard's monotonic clock, and returns what to carry out at once and
+in order.
 """
 
 from __future__ import annotations

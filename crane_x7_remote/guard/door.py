@@ -1,7 +1,6 @@
-"""Who may come in: opening requests → a place, or the HTTP status that says why not.
+"""Who may connect. Opening requests → a place, or the HTTP status with the reason.
 
-Connections enter from the server as they are made; what is known here is which of them have a
-place, and of which kind. Everything runs on the event loop.
+Knows which connections have a place, and of which kind. Everything runs on the event loop.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""The gate: who may come in, what the rules and the core say, and carrying it out.
+"""The guard as a server. Clients' messages → rules → core → rosbridge, on one event loop.
 
-Clients' messages → rules → core → rosbridge, on one event loop. All decisions about the arm are the
-core's; all that passes goes out as the core returned it or as the rules built it.
+The core alone decides about the arm; what passes is exactly what the core or the rules built.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Whether and how a trajectory may follow the running one. Two paths, a time → a path. Pure.
 
-A controller that starts a trajectory goes on from where that trajectory is at this moment; where
-that is not where the arm is wanted now, it steps. So one that may pass agrees with the running path
-from now until a lead later, when it has surely arrived; any other is re-timed: built again from the
-running path, with its points as targets.
+A controller that starts a trajectory continues where that trajectory is at this moment; if that is
+not where the arm should be, it steps. So a trajectory passes only if it agrees with the running
+path from now until one lead later, when it has surely arrived. Any other is re-timed: built again
+from the running path, with its points as targets.
 
 Times are seconds on the guard's monotonic clock, or after the stamp of the trajectory.
 """

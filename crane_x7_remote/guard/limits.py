@@ -1,7 +1,7 @@
-"""How much one client may ask of the guard: bytes and frames a second, handshakes, complaints.
+"""Limits on one client: bytes and frames a second, handshakes, complaints.
 
-A client's connection is cut up and counted before its messages are looked at, so that a flood
-costs a few milliseconds of the event loop and then its own connection, and nobody else's time.
+A client's bytes are cut into frames and counted before its messages are read, so that a flood costs
+a few milliseconds of the event loop and then its own connection, and delays no other client.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Log lines leave on a thread of their own: a terminal that is held, or a full pipe, stops nobody.
+"""Logging on a thread of its own, so that a blocked terminal or a full pipe delays nothing else.
 
-Records enter from any thread; the handlers that were there write them. What does not fit into the
-queue is lost.
+Records of any thread → a bounded queue → the handlers that were there. What exceeds it is lost.
 """
 
 from __future__ import annotations

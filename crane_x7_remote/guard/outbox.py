@@ -1,7 +1,6 @@
-"""What waits to be sent on one link: bounded by count and bytes, the oldest is dropped and counted.
+"""Payloads that wait for one link: bounded by count and bytes; the oldest is dropped and counted.
 
-Payloads enter from the event loop and leave through a WebSocket. What a topic's payload holds is
-not known here, so that it needs no decoding: under a link that is too slow the newest survive.
+Event loop → queue → WebSocket. Payloads are not decoded: under a slow link the newest survive.
 """
 
 from __future__ import annotations

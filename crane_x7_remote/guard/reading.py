@@ -1,4 +1,4 @@
-"""A client's trajectory message → numbers that may be judged, and what the loop is told. Pure."""
+"""A client's trajectory message → numbers to judge, or what to tell the loop. Pure."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Messages of clients, built again from known fields: each checked for type and size. Pure.
+"""Clients' messages rebuilt from known fields, each checked for type and size. Pure.
 
 Raises MessageError, which says what came and what was expected.
 """

@@ -1,4 +1,4 @@
-"""What a client may ask of the guard, and that it may not: plain types."""
+"""What a client may ask of the guard, and a refusal: plain types."""
 
 from __future__ import annotations
 

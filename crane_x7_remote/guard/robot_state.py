@@ -1,8 +1,8 @@
 """The robot as the guard knows it. Joint states with stamps → clock, newest state, rest. Pure.
 
-The guard runs beside the robot, so a joint state is on its way for a millisecond, and the clock
-that stamps it is the controller's. Times are seconds on the guard's monotonic clock unless a name
-says `robot`; a step of the robot's clock therefore changes the offset and nothing else.
+The guard runs beside the robot, so a joint state takes a millisecond to it, and is stamped by the
+controller's clock. Times are seconds on the guard's monotonic clock unless a name says `robot`; a
+step of the robot's clock therefore changes only the offset.
 """
 
 from __future__ import annotations

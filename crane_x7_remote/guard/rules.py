@@ -1,8 +1,8 @@
-"""What may pass from a client to the robot: bytes → a request made of known fields, or `Refused`.
+"""What may pass from a client to the robot. Bytes → a request made of known fields, or `Refused`.
 
-Pure: no I/O, no clock. Nothing that a client sent is handed on as it came: every operation is
-decoded, held to the allow-list and built again from the fields that driving needs, each checked for
-its type and size. What the numbers of a trajectory may be is the core's to say.
+Pure. Nothing is passed on as it came: every operation is decoded, compared with the allow-list and
+rebuilt from the fields that driving needs, each checked for type and size. The core judges the
+numbers of a trajectory.
 """
 
 from __future__ import annotations

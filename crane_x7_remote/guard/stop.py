@@ -1,7 +1,7 @@
 """`crane-x7-remote stop` and `resume`: tell the guard, and wait until it confirms.
 
-Opens one connection of its own to the guard, which needs neither rosbridge nor a free place; prints
-what the guard says then. A stop that is not confirmed within 2 s ends with an exit code other than
+Opens a connection of its own to the guard, which needs neither rosbridge nor a free place, and
+prints the guard's state. A stop that is not confirmed within 2 s ends with an exit code other than
 0: use the emergency stop.
 """
 

@@ -1,8 +1,7 @@
-"""The guard's own connection to rosbridge: what the robot says, and what is sent to it.
+"""The guard's own connection to rosbridge, watched by pings and reopened when it dies.
 
-Messages of the subscribed topics leave through `hear`, on the event loop; what is to be published
-waits in a short outbox, of which the newest survive. The link is watched by pings and opened again
-when it dies; `changed` is told each time it comes up or goes down.
+Messages of subscribed topics → `hear`, on the event loop. What is published waits in a short outbox
+that keeps the newest. `changed` is called each time the link comes up or goes down.
 """
 
 from __future__ import annotations

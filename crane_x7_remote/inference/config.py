@@ -1,4 +1,4 @@
-"""How the loop drives."""
+"""Options of the loop."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Whether the arm follows what it is sent: pure, compares how far both went.
+"""Whether the arm follows what it is sent. Trajectories heard, joints measured → `Hold`. Pure.
 
-Trajectories that are known to have reached the robot and measured joints come in; a `Hold` goes out
-when the arm went elsewhere for a second (blocked, torque off, emergency stop), until it has rested.
+It holds when the arm went elsewhere for a second (blocked, torque off, emergency stop), until the
+arm has rested.
 
-Displacements are compared, not places: a path that starts from the measured state again and again,
-as it does for an arm that is off its path, lies on a blocked arm each time. The gripper is left
-out; it closes on things. Legend: 7 arm joints, rad; times on the robot's clock.
+Displacements are compared, not positions: a path that restarts from the measured state, as it does
+for an arm that is off its path, lies on a blocked arm each time. The gripper is left out; it closes
+on things. Legend: 7 arm joints, rad; times on the robot's clock.
 """
 
 from __future__ import annotations

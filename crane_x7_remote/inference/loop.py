@@ -1,8 +1,7 @@
-"""The inference loop: at each deadline one camera frame becomes one checked trajectory, or a Hold.
+"""The inference loop: at each deadline, one camera frame → one checked trajectory, or a `Hold`.
 
-Frames, joints and instructions come from the client; trajectories and gripper goals leave through
-it. The journey of a frame is `InferenceLoop._decide`, top to bottom. The loop runs on the thread
-that calls `run`; the client has its own, and so has the policy.
+The journey of a frame is `InferenceLoop._decide`, top to bottom. The loop runs on the thread that
+calls `run`; the client and the policy have threads of their own.
 
 Legend: H, W image; T steps; 8 joints in the order of `robot.JOINT_NAMES`, rad.
 """

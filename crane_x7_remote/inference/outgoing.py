@@ -1,6 +1,6 @@
-"""A checked trajectory → the rosbridge operations that carry it to the robot: pure.
+"""What is published in a tick. A checked trajectory → rosbridge operations. Pure.
 
-The topics and the gripper's last goal are known here; the loop hands the bundle to the client.
+Knows the topics and the gripper's last goal; the loop hands the bundle to the client.
 """
 
 from __future__ import annotations

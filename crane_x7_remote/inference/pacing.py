@@ -1,13 +1,13 @@
 """When the next tick is due: absolute deadlines that keep their rate and sit just before a frame.
 
 Pure arithmetic on monotonic seconds. Deadlines are start + k·period: a late tick does not move the
-ones after it. A free-running loop would find each frame up to one camera period old; so right after
-the link came up the phase is set to just before a frame's arrival, and from then on it is slewed so
-gently that the rate stays within `MAX_SLEW`.
+later ones. A free-running loop would find each frame up to one camera period old; so when the link
+comes up the phase is set to just before a frame's arrival, and from then on it is slewed so slowly
+that the rate stays within `MAX_SLEW`.
 
-A tick that takes longer than the period leaves the loop behind: the next one runs at once, for the
-deadline that has passed, and only what is overdue by a whole period is skipped. So a slow policy
-drives at its own pace, and a fast one is back on the deadlines as soon as it has caught up.
+After a tick that took longer than the period, the next one runs at once, for the deadline that has
+passed; only what is overdue by a whole period is skipped. So a slow policy drives at its own pace,
+and a fast one is back on the deadlines as soon as it has caught up.
 """
 
 from __future__ import annotations

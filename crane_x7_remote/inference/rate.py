@@ -1,7 +1,6 @@
-"""What keeps the loop below the asked rate: the policy or the camera; said once.
+"""What keeps the loop below its rate, policy or camera. Outcomes of ticks → metrics, a log line.
 
-The outcomes of the ticks come in, with whether the loop was behind its deadlines and whether it had
-to wait for a frame; the limit goes into the metrics and the log. Times are handed in.
+Uses whether the loop was behind its deadlines and whether it waited for a frame. No clock.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Whether the robot may be driven now. Newest frame, joints, clocks, peers, guard → Hold or None.
+"""Whether the robot may be driven now. Newest frame, joints, clocks, peers, guard → `Hold` or None.
 
-Asked before the policy is asked, and again when it has answered.
+Checked before the policy is asked, and again when it has answered, because it took its time.
 """
 
 from __future__ import annotations

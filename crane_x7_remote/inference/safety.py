@@ -1,9 +1,9 @@
 """What may move the arm: pure checks that return what is safe, or a `Hold` that says why not.
 
-The gates, in the order a frame passes them: `check_frame` and `check_joints` (are they good enough
-to act on), `check_chunk` (is what the policy wants sane), `check_motion` (does the finished
-trajectory keep every limit, seen from the last measured state). A `Hold` means: publish nothing;
-the trajectory published before it ends at rest by itself.
+In the order of a frame's journey: `check_frame` and `check_joints` (good enough to act on?),
+`check_chunk` (are the policy's targets sane?), `check_motion` (does the finished trajectory keep
+every limit, seen from the last measured state?). A `Hold` means: publish nothing; the trajectory
+published before it ends at rest.
 
 Legend: T steps or points; 8 joints in the order of `robot.JOINT_NAMES`, rad.
 """

@@ -1,7 +1,6 @@
-"""From a policy's chunk to a trajectory that may leave. Chunk, joints, moment → `Shaped` or `Hold`.
+"""The trajectory that answers a policy's chunk. Chunk, joints, moment → `Shaped` or `Hold`.
 
-Keeps the path that the arm runs, and starts each trajectory on it. No I/O; the clocks' readings are
-handed in.
+Remembers the path that the arm runs, and starts each trajectory on it. No I/O, no clock.
 
                         stamp        now      now + lead             stamp + validity
     robot's clock  ───────┼───────────┼────────────┼────────────────────────┼──────▶

@@ -1,7 +1,6 @@
-"""What became of each tick: counted in the metrics, logged once per change of state.
+"""Outcomes of ticks. `Sent` or `Hold` → counts in the metrics, a log line per change of state.
 
-The loop hands over a `Sent` or a `Hold`; a policy that gives nothing usable for long comes back as
-PolicyFailingError.
+Raises PolicyFailingError when the policy gave nothing usable for long.
 """
 
 from __future__ import annotations

@@ -1,7 +1,6 @@
-"""Safe targets → a `Trajectory` that a position controller can follow: pure arithmetic.
+"""Safe targets, measured state, running path → a `Trajectory` for a position controller. Pure.
 
-`build` takes the checked targets of a chunk, the measured state and the trajectory that is running;
-what leaves keeps velocity, acceleration and joint limits everywhere and ends at rest in time.
+It keeps velocity, acceleration and joint limits everywhere and ends at rest in time.
 
 How. Acceleration is constant between two points of the trajectory, so the cubic that ros2_control
 runs through both positions and velocities is that very parabola: what holds at the points holds

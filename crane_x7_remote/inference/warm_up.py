@@ -1,8 +1,7 @@
-"""The policy's first answers, to made-up pictures: it gets ready, and shows whether it looks.
+"""The policy's first answers, to made-up pictures: they warm it up and show whether it sees.
 
-A policy and an instruction come in; what leaves is what the policy raises, NotFiniteError for
-targets that are no numbers, and one warning where the answer is the same whatever the picture. As a
-rule two answers are enough to know that it is not; only where they are alike are there more.
+Policy, instruction → NotFiniteError for targets that are not finite, one warning if the answer is
+the same for every picture. Two different answers are enough; only equal ones need more pictures.
 """
 
 from __future__ import annotations

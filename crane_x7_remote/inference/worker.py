@@ -1,8 +1,7 @@
-"""Runs the policy on a thread of its own, so that a stalled one cannot stall the loop.
+"""Runs the policy on its own thread, so that a stalled policy cannot stall the loop.
 
-One observation goes in at a time, its chunk comes back within a time-out or never: a late result
-is thrown away. While the policy computes, the one that follows may wait, so that a policy which is
-the slowest part never waits itself.
+One observation → its chunk within a time-out; a late result is discarded. While the policy
+computes, the next observation may wait, so that a policy that is the slowest part is never idle.
 """
 
 from __future__ import annotations

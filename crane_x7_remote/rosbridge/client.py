@@ -1,8 +1,8 @@
-"""The one socket of the control path: a rosbridge client on a thread of its own.
+"""The one socket of the control path: a rosbridge client on its own thread.
 
-What comes in waits in the slots of an `Inbox`, which hold the newest alone; bundles of operations
-go out, one at a time. There is no queue: what cannot be sent now is dropped and counted. The link
-is watched by pings, and made anew with all its subscriptions when it dies.
+Socket → slots of an `Inbox`, which keep the newest alone. Bundles of operations → socket, one at a
+time, without a queue: what cannot be sent now is dropped and counted. The link is watched by pings;
+when it dies, connection and subscriptions are made again.
 
 Threads: the network thread runs what stands under its heading; the public methods may be called
 from any other thread, and never block, except for the two that say `wait`.

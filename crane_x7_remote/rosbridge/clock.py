@@ -1,10 +1,9 @@
-"""A robot's clock, seen through a link with changing delay: pure, fed with stamps and arrivals.
+"""A robot's clock, seen through a link with changing delay. Stamps, arrivals → offset, ages, steps.
 
-`ClockOffset` takes the header stamp and the arrival of each message of one topic; out come the
-clock's offset to ours, the age of a stamp, whether a message can be trusted, and steps of the
-clock. The clock may be hours off, so a stamp alone says nothing about age. What can be known is how
-much later than the fastest message another one came: ages count from there. The one-way delay of
-that fastest message stays unknown, and is not added.
+Pure. `ClockOffset` reads the header stamp and the arrival of each message of one topic. The clock
+may be hours off, so a stamp alone says nothing about age. What can be known is how much later than
+the fastest message another one came: ages count from there. The one-way delay of that fastest
+message stays unknown, and is not added.
 
 What moves the estimate, with offset = stamp − arrival of one message:
 
@@ -19,8 +18,8 @@ What moves the estimate, with offset = stamp − arrival of one message:
   robot delays frames, not pings.
 - *Down, slowly*: by `DRIFT`, as two quartz clocks part.
 
-So a delay that stays longer makes frames look as old as they are, for ever; a clock set back within
-a pause of its topic looks like such a delay until the link is made anew (see `Staleness`), or until
+So after a lasting rise of the delay, frames look as old as they are. A clock set back within a
+pause of its topic looks like such a rise until the link is reopened (see `Staleness`), or until
 another topic shows the same step (see `expect`). Both err on the side of frames that look older.
 """
 

@@ -1,4 +1,4 @@
-"""How fast a robot's clock runs: pure, fed with stamps and arrivals, tells what is not real time.
+"""How fast a robot's clock runs. Stamps, arrivals → its rate where that is not real time. Pure.
 
 A simulator at 0.6 of real time stamps its messages on a clock that advances 0.6 s per second; every
 age by stamp then grows without end. Delays grow, too, but not steadily for seconds.

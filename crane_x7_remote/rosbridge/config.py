@@ -1,4 +1,4 @@
-"""What a rosbridge client is told, what it tells, and what it asks the server for."""
+"""Options of a rosbridge client, the state of its link, and its subscriptions."""
 
 from __future__ import annotations
 

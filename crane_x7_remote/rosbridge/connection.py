@@ -1,4 +1,4 @@
-"""How one WebSocket to rosbridge is opened, watched and lost; every cause gets its own words."""
+"""How one WebSocket to rosbridge is opened, watched and lost; each cause has its own message."""
 
 from __future__ import annotations
 

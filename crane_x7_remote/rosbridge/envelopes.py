@@ -1,7 +1,7 @@
-"""What a rosbridge server may wrap an operation in: pieces (`fragment`) and pictures (`png`); pure.
+"""Operations that a server wraps in pieces (`fragment`) or pictures (`png`) → JSON text. Pure.
 
-Wrapped operations and their arrival go in, the wrapped JSON text comes out. Everything has a bound:
-the bytes that wait, the messages that are open, the age of an unfinished one, the pixels.
+Everything has a bound: the bytes that wait, the messages that are open, the age of an unfinished
+one, the pixels.
 
 Source: ROSBRIDGE_PROTOCOL.md, 3.1.1 and 3.1.2, and the server's capabilities/fragmentation.py and
 internal/pngcompression.py. A released server gives every fragmented publication the id 0, and

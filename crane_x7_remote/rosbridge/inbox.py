@@ -1,8 +1,7 @@
-"""What has come from the robot: slots that hold the newest alone, and what the stamps tell.
+"""The newest of every input. Payloads of the network thread → slots, clocks, faults. No I/O.
 
-Payloads go in on the network thread; frames are stored undecoded, joint states and instructions
-read. Any other thread looks at the slots. Nothing here does I/O; what is to be sent in answer, a
-new throttle for the camera, is handed to `on_throttle`.
+Frames are stored undecoded; joint states and instructions are read. Any other thread looks at the
+slots. A new throttle for the camera is handed to `on_throttle`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Joint states that cannot be: pure, fed with every readable JointState, tells what is wrong.
+"""Joint states that cannot be true. Every readable JointState → `JointFault` or None. Pure.
 
-One measured state looks fine alone; the one before it shows that no arm can have come from there.
-Looked for: positions that change faster than the joints can; values that alternate between two
-places, or messages of two layouts, as when several nodes publish on the topic; velocities that
-contradict the change of positions. The gripper is left out: a finger may snap off what it holds.
+One measured state looks fine alone; the one before it shows that no arm can have moved so. It looks
+for positions that change faster than the joints can; values that alternate between two places, or
+messages of two layouts, as when several nodes publish on the topic; velocities that contradict the
+change of positions. The gripper is left out: a finger may snap off what it holds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""ROS messages as rosbridge carries them (dicts) ↔ our types; pure, no clock.
+"""ROS messages as rosbridge carries them (dicts) ↔ our types. Pure, no clock.
 
 Legend: T trajectory points, n joints named in a message. ROS 1 and ROS 2 differ in the keys of a
 stamp (secs/nsecs against sec/nanosec) and in type names; both are read, one is written.

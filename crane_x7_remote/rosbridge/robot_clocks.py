@@ -1,8 +1,7 @@
-"""The clocks of one robot: one estimate per stamped topic, and what both tell together. Pure.
+"""The clocks of one robot, one estimate per stamped topic. Stamps, arrivals → `ClockReport`. Pure.
 
-Stamps and arrivals of camera frames and joint states come in; a `ClockReport` goes out. The robot's
-time is that of the joint states, which the arm's controller shares; a camera may sit on a machine
-with a clock of its own.
+The robot's time is that of the joint states, which the arm's controller shares; a camera may sit on
+a machine with a clock of its own.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
-"""Subscriptions on which nothing comes although the link is up: pure, fed with arrivals and looks.
+"""Subscriptions that stay silent although the link is up. Arrivals, looks → `Change`s. Pure.
 
 A released ROS 1 rosbridge cannot put every message into CBOR, and says nothing when it fails: a
-subscription with compression cbor that stays silent is made again with `none`. Where messages then
-come at once, cbor was the cause; where they come later, the topic was not published, and cbor, the
-cheaper way, gets one more chance. Everything begins anew with each connection.
+silent subscription with compression cbor is made again with `none`. If messages then arrive at
+once, cbor was the cause; if they arrive later, the topic was not published, and cbor, which costs
+less, gets one more chance. All of this starts over with each connection.
 """
 
 from __future__ import annotations

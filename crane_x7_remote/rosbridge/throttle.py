@@ -1,7 +1,7 @@
-"""Which `throttle_rate` to ask the server for: pure, fed with the age of each frame on arrival.
+"""Which `throttle_rate` to request. Age of each frame on arrival → milliseconds. Pure.
 
 A rosbridge server queues what a slow link cannot take, without limit; only `throttle_rate` makes it
-drop frames. So frames that arrive late mean: ask for fewer. The server quantises by the camera's
+drop frames. So frames that arrive late mean: request fewer. The server quantises by the camera's
 period: from 30 Hz, 50 ms gives 15 Hz, 85 ms gives 10 Hz, and so on.
 """
 

@@ -1,4 +1,4 @@
-"""Which ROS the server belongs to, told by the keys of the stamps that come in: pure.
+"""Which ROS the server belongs to. Keys of received stamps → 1 or 2. Pure.
 
 A ROS 1 server drops the keys that it does not know, so that every `time_from_start` written as
 sec/nanosec becomes 0. Nothing that carries a time may be published before the version is known.

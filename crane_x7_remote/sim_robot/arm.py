@@ -1,8 +1,8 @@
-"""The body behind the simulated robot: what it must do, and the lightest one that does it.
+"""The body behind the simulated robot: its interface, and the lightest implementation.
 
-Joint targets come in, measured joints and camera pictures go out. `KinematicArm` here has no
-physics and starts at once, for tests and benchmarks of the loop; `maniskill_arm.ManiSkillArm` is
-the simulated CRANE-X7 with cubes, plate and cameras.
+Joint targets → measured joints, camera pictures. `KinematicArm` has no physics and starts at once,
+for tests and benchmarks of the loop; `maniskill_arm.ManiSkillArm` is the simulated CRANE-X7 with
+cubes, plate and cameras.
 
 Vectors are (8,) rad in the order of robot.JOINT_NAMES.
 """

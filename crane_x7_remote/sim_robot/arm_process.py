@@ -1,8 +1,8 @@
-"""An arm in a process of its own, used from here like any other.
+"""An arm in its own process, used like any other.
 
 Rendering holds Python's interpreter lock for up to 20 ms per picture; in the server's process that
-would delay every message. Calls go down a pipe one at a time; nothing but our own child writes to
-it. A simulation that crashes, in a Vulkan driver for one, becomes a SimulationError here.
+would delay every message. Calls go through a pipe one at a time; only our own child writes to it. A
+simulation that crashes, for example in a Vulkan driver, becomes a SimulationError here.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """The arm's trajectory controller and the gripper's action controller, as on the real robot.
 
-Both follow ros2_control's controllers (joint_trajectory_controller and
-gripper_action_controller, Humble) at their 200 Hz update rate. Parsed messages and the robot's time
-come in, joint targets go out; nothing here does I/O or reads a clock. Besides, the trajectory
-controller understands the validity and sequence that this system's loop writes into a trajectory,
-and measures what it executes (see `executed`), so that a test can ask what reached the robot.
+Parsed messages, the robot's time → joint targets. No I/O, no clock. Both follow ros2_control's
+controllers (joint_trajectory_controller and gripper_action_controller, Humble) at their 200 Hz
+update rate. The trajectory controller also understands the validity and sequence that the loop
+writes into a trajectory, and measures what it executes (see `executed`), so that a test can ask
+what reached the robot.
 
 Updates follow a steady clock, trajectories the robot's clock. `now_s` is always the steady one: the
 robot's clock as if it had never been stepped. `step_clock` moves the robot's clock against it.

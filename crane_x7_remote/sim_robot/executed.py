@@ -1,7 +1,6 @@
-"""What the arm's controller executed, measured at each of its updates.
+"""What the arm's controller executed. Desired positions of its updates → counts and maxima. Pure.
 
-Desired positions of consecutive updates come in, counts and maxima go out; the first and the second
-difference are kept from one call to the next. Pure arithmetic, no clock.
+The first and second differences are kept from one call to the next.
 
 Legend: N updates, 7 arm joints, angles in rad.
 """

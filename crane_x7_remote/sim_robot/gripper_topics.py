@@ -1,8 +1,8 @@
 """The gripper's action on ROS 1: actionlib's topics, where rosbridge knows no action operations.
 
-A client publishes a GripperCommandActionGoal on <action>/goal and may cancel on <action>/cancel;
-the robot answers on <action>/result and keeps <action>/status; <action>/feedback stays silent, as
-with gripper_action_controller. Messages in, messages out, no clock.
+Messages → messages, no clock. A client publishes a GripperCommandActionGoal on <action>/goal and
+may cancel on <action>/cancel; the robot answers on <action>/result and keeps <action>/status;
+<action>/feedback stays silent, as with gripper_action_controller.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""The simulated CRANE-X7 with cubes, plate and cameras, as a body for the simulated robot.
+"""The simulated CRANE-X7 with cubes, plate and cameras, as the body of the simulated robot.
 
 Wraps a ManiSkill environment of `crane_x7_vla_rl.sim` whose episode never ends: physics advance by
-`step`, a picture is rendered only when `jpeg` asks for one.
+`step`, a picture is rendered only when `jpeg` is called.
 """
 
 from __future__ import annotations

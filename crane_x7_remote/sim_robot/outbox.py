@@ -1,7 +1,7 @@
-"""What waits to be sent to one client: replies first, then topic messages, the oldest dropped.
+"""Payloads that wait for one client: replies first, then topic messages, oldest dropped. No I/O.
 
 Real rosbridge drops nothing here and grows without bound under a slow client; `backlog=None`
-behaves like it. No I/O: the server takes payloads out when the socket has room.
+behaves like it. The server takes payloads out when the socket has room.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The simulated robot: an arm in real time behind a rosbridge server.
 
-Clients' messages enter through the server's event loop (one thread); the arm moves on another
-thread, at absolute deadlines. Between the two stand the controllers, behind one lock. Camera, joint
-states and `/sim/state` leave through the server, stamped on the robot's own clock.
+Clients' messages → controllers, on the server's event loop (one thread). The arm moves on another
+thread, at absolute deadlines; one lock protects the controllers between the two. Camera, joint
+states and `/sim/state` → server, stamped on the robot's own clock.
 """
 
 from __future__ import annotations

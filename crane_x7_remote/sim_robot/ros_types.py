@@ -1,11 +1,10 @@
-"""The ROS messages that this robot has installed, and what rosbridge makes of a client's JSON.
+"""The ROS messages that this robot has installed. Decoded JSON of a client → the whole message.
 
-A client's message comes in as decoded JSON, the message as the ROS side has it goes out: every
-field there, in order, of the right type, or a FieldError. Rules of rosbridge_library (branches ros1
-and ros2, message_conversion.py and cbor_conversion.py): missing fields are 0 or empty, unknown ones
-an error; but a time takes the keys that it knows and ignores the rest. ROS 1 knows secs and nsecs,
-ROS 2 those and sec and nanosec. A header that is given without a stamp that can be read is stamped
-"now". Field lists: the .msg files of common_msgs, control_msgs and actionlib_msgs.
+Every field is there, in order, of the right type, or it raises FieldError. Rules of
+rosbridge_library (branches ros1 and ros2, message_conversion.py and cbor_conversion.py): missing
+fields are 0 or empty, unknown ones an error; but a time takes the keys that it knows and ignores
+the rest. ROS 1 knows secs and nsecs, ROS 2 those and sec and nanosec. A header without a readable
+stamp is stamped "now". Field lists: the .msg files of common_msgs, control_msgs and actionlib_msgs.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""A rosbridge v2 server on `websockets`: brings messages from robot to clients and back.
+"""A rosbridge v2 server on `websockets`: clients' messages → robot, the robot's → clients.
 
-Clients' bytes enter and leave through WebSockets; the robot behind it (a `Robot`) is called on the
-server's event loop and hands its own messages in with `publish_threadsafe` from any thread. What an
-operation means is decided in `session`; here are sockets, topics and their types.
+The robot (a `Robot`) is called on the server's event loop, and publishes from any thread through
+`publish_threadsafe`. `session` knows what an operation means; here are sockets, topics and types.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """One rosbridge client as the server sees it: its operations, subscriptions and throttles.
 
-Payloads of the client come in (`receive`), messages of topics too (`offer`); what it should get
-goes into its `Outbox`. No I/O, and the clock is handed in. Operations, throttling and the merging
-of several subscriptions to a topic follow rosbridge_suite (v2 protocol). Unlike there, what a
-client can make the server keep is bounded, and its mistakes are answered by a status.
+Payloads of the client (`receive`), messages of topics (`offer`) → its `ClientOutbox`. No I/O, no
+clock. Operations, throttling and the merging of several subscriptions to a topic follow
+rosbridge_suite (v2 protocol). Unlike there, what a client can make the server keep is bounded, and
+its mistakes are answered by a status.
 """
 
 from __future__ import annotations

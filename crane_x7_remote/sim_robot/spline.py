@@ -1,7 +1,7 @@
-"""The path between trajectory points, as ros2_control's joint_trajectory_controller runs it.
+"""The path between trajectory points, as ros2_control's joint_trajectory_controller runs it. Pure.
 
-Knots with positions alone are joined by lines, with velocities by cubics, with accelerations as
-well by quintics. Pure arithmetic: knots in, sampled positions and derivatives out.
+Knots → sampled positions and derivatives: lines where knots have positions alone, cubics where they
+have velocities, quintics where they have accelerations as well.
 
 Legend: K knots, N samples, n joints; times in s, angles in rad.
 """

@@ -1,1 +1,1 @@
-"""What processes of ours need from the operating system."""
+"""What our processes need from the operating system."""

@@ -1,7 +1,4 @@
-"""What other programs say, line by line and within bounds: bytes come in, lines for a log leave.
-
-Also the functions of the ground floor for such text, for rooms that may not know more of it.
-"""
+"""Output of other programs. Chunks of bytes → lines of text for a log, each of bounded length."""
 
 from __future__ import annotations
 

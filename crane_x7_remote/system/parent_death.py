@@ -1,4 +1,4 @@
-"""A child process that ends when its parent does, however the parent ends. Linux only."""
+"""A child process that ends when its parent dies, whatever killed the parent. Linux only."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A thread that goes before others, for what must not come late."""
+"""Real-time priority for a thread that must not be late."""
 
 from __future__ import annotations
 

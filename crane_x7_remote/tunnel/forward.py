@@ -1,9 +1,8 @@
 """A port of the loopback that leads to the robot, for programs that know no proxy.
 
-Bytes of a client come in on 127.0.0.1 and leave through a SOCKS5 or HTTP proxy, or directly; and
-back. What one side cannot take, the other is not asked for: between both lie small buffers and no
-queue. An end of stream is passed on as one, a break as a break, so that what a dead link still held
-does not reach the robot once the link comes back.
+A client's bytes on 127.0.0.1 ↔ a SOCKS5 or HTTP proxy, or the robot directly. Backpressure instead
+of a queue: a side that cannot take more stops the other. An end of stream is passed on as one, a
+break as a break, so that what a dead link still held never reaches the robot later.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Which machine of the tailnet is the robot, and whether its rosbridge answers.
 
-What `tailscale status --json` prints comes in; out goes one `Peer`, or an error that names the
-machines there are and what to do. A name matches whole or not at all: `robot` is never `robot-old`.
+`tailscale status --json` → one `Peer`, or an error that lists the machines and says what to do. A
+name matches whole or not at all: `robot` is never `robot-old`.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """Whether a rosbridge server answers at an address: a WebSocket handshake, then goodbye.
 
-A mere TCP connection proves nothing behind a tunnel: ssh accepts it whether or not anything listens
-at the far end.
+A TCP connection alone proves nothing behind a tunnel: ssh accepts it whether or not anything
+listens at the far end.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Whether the robot's clocks allow to drive: pure, from a `ClockReport` to a `Hold` or None.
+"""Whether the robot's clocks allow to drive. `ClockReport` → `Hold` or None. Pure.
 
 Also says which stamp a trajectory carries: that of its frame, on the clock of the arm's controller.
 """

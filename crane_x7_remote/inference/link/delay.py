@@ -5,8 +5,8 @@ makes the controller step onto it, so the lead must cover the link's worst delay
 millisecond of it is a millisecond of reaction. The estimate takes the slowest round trip of the
 last minutes: it rises at once and sinks slowly afterwards.
 
-A round trip stands for the way there alone, because the robot's time is only known from messages
-that took the other half to come (see `shaping.Moment`).
+The whole round trip counts as the way there, because the robot's time is only known from messages
+that took the way back (see `shaping.Moment`).
 """
 
 from __future__ import annotations

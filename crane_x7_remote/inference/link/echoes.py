@@ -1,4 +1,4 @@
-"""What comes back from the robot's topics. Trajectories heard, guard states → delay, peers, path.
+"""What is heard on the robot's topics. Trajectories, guard states → delay, peers, following.
 
 `hear_*` run on the client's thread, the rest on the loop's.
 """

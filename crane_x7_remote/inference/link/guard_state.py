@@ -1,8 +1,7 @@
-"""What the guard beside the robot says. Its state messages → whether it guards us, why it stopped.
+"""The guard beside the robot. Its state messages → whether it guards us, and why it stopped.
 
-A guard tells each of its clients the client's own number; what it publishes for others on the
-robot's side lacks that. So a loop that reaches rosbridge past the guard does not take itself for
-guarded.
+A guard tells each client its own number; the states that it publishes for others on the robot's
+side lack that. So a loop that reaches rosbridge past the guard does not count as guarded.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
-"""Whose trajectories reach the robot. Names, sequence numbers, times → Hold, arrival. Pure.
+"""Whose trajectories reach the robot. Sessions, sequence numbers, times → `Hold`, arrivals. Pure.
 
 The loop listens to the topic on which all loops of a robot can be heard. That tells two things:
 whether another loop drives, and which of its own trajectories have arrived.
 
-Two loops never drive for long: a loop first listens; one that hears another stays quiet until that
-one was silent for `silence_s`; should both have begun at once, the smaller session name goes on.
+Two loops never drive for long. A loop first listens; while it hears another one it stays quiet,
+until that one was silent for `silence_s`. If both began at once, the smaller session name wins.
 """
 
 from __future__ import annotations

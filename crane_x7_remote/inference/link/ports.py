@@ -1,4 +1,4 @@
-"""What the loop needs from its client: the newest of everything in, bundles of operations out."""
+"""What the loop needs from its client: the newest of every input, and a way to publish."""
 
 from __future__ import annotations
 
