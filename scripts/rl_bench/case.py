@@ -1,7 +1,7 @@
 """What all sides of bench_rl are told: a model with random weights, and configs/rl_tiny.yaml.
 
-A size comes in; a checkpoint folder, in a folder that the caller deletes, and the configuration of
-a run leave. Random weights cost what trained ones do, but that no episode ends early by success.
+A size → a checkpoint folder, in a folder that the caller deletes, and the configuration of a run.
+Random weights cost what trained ones do, but that no episode ends early by success.
 """
 
 from __future__ import annotations

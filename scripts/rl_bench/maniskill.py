@@ -1,8 +1,8 @@
 """The rollout of ManiSkill's own PPO baseline for pictures, on the same task, for bench_rl.
 
 The baseline (examples/baselines/ppo/ppo_rgb.py at haosulab/ManiSkill) is no part of the package on
-PyPI. What it does between two updates is written anew here: ManiSkill's wrappers that flatten the
-observation to a picture and a state and that begin ended episodes anew; three convolutions, then a
+PyPI. What it does between two updates is written again here: ManiSkill's wrappers that flatten the
+observation to a picture and a state and that reset ended episodes; three convolutions, then a
 linear layer of 256, beside one for the state; heads of 512 for a Gaussian over joint deltas and for
 the value; storage of every step; the value of the last view of ended episodes.
 

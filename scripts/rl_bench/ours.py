@@ -54,7 +54,7 @@ class Ours:
         synchronise(self.case.device)
         rolled_s = time.perf_counter()
         if found is None:
-            raise RuntimeError("a rollout ended early, though nobody asked for it")
+            raise RuntimeError("a rollout ended early, though nothing stopped it")
         learned = update(
             self.run.agent,
             found.buffer,

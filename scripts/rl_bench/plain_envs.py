@@ -1,6 +1,6 @@
 """Environments of bench_rl's plain loop: one process each, steps and pictures over pipes.
 
-An `Order` goes in, a `Seen` with the whole picture comes back, both pickled. Inside is the task as
+`Order` → `Seen` with the whole picture, both pickled. Inside is the task as
 gymnasium knows it: every step renders, by ManiSkill's own observation.
 """
 

@@ -106,7 +106,7 @@ def _named(policy: nn.Module, head: nn.Module | None) -> dict[str, nn.Parameter]
 
 
 def _level(mine: Mapping[str, nn.Parameter], theirs: Mapping[str, nn.Parameter]) -> None:
-    """Draw our weights anew where they are zero, and give them to the other side."""
+    """Sample our weights again where they are zero, and give them to the other side."""
     if odd := sorted(mine.keys() ^ theirs.keys()):
         raise RuntimeError(f"{odd[0]} and {len(odd) - 1} more learn on one side only")
     torch.manual_seed(0)

@@ -15,7 +15,7 @@ class Figures:
     """Rows so far; each is printed as it comes."""
 
     path: Path | None = None
-    """Written anew after each row, so that a run that fails leaves what it has measured."""
+    """Written again after each row, so that a run that fails leaves what it has measured."""
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def row(

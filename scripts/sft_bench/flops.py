@@ -1,7 +1,7 @@
 """What an update with adapters must at least compute, for bench_sft's limit.
 
-A model with its adapters and the length of its sequences come in; FLOP per sample leave, counted
-from the released design: frozen weights cost a product forward and one backward (no gradient of
+A model with its adapters and the length of its sequences → FLOP per sample, counted from
+the released design: frozen weights cost a product forward and one backward (no gradient of
 their own), attention and adapters one forward and two backward. The last layer computes only the
 positions that are read, the first convolution has nothing before it to pass a gradient to.
 

@@ -2,8 +2,8 @@
 
 The same weights, wrapped so that Trainer can call them; adapters by `get_peft_model` on the same
 layers; a Dataset that decodes, squashes, varies and tokenises one sample at a time; Trainer's
-default DataLoader, which reads in the training process when a batch is asked for. Decoder, resize,
-augmentation and tokens are our own functions, called per sample: what is compared is the loop.
+default DataLoader, which reads in the training process when the loop takes a batch. Decoder,
+resize, augmentation and tokens are our own functions, called per sample: the loop is compared.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What both sides of bench_sft train on: a base model with random weights, and a data set.
 
-Sizes come in; a checkpoint folder and a LeRobot data set of made-up episodes leave, in a folder
-that the caller deletes.
+Sizes → a checkpoint folder and a LeRobot data set of made-up episodes, in a folder that the caller
+deletes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The image teaches: role `sft` leaves a policy made of mounted demonstrations."""
+"""The image teaches: role `sft` makes a policy of mounted demonstrations."""
 
 from __future__ import annotations
 

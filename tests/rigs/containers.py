@@ -173,7 +173,7 @@ class Network:
         )
         found = set()
         for line in done.stdout.splitlines():
-            local = line.split()[4 if udp else 3]  # asked for one protocol, ss does not name it
+            local = line.split()[4 if udp else 3]  # with one protocol alone, ss does not name it
             address, _, port = local.rpartition(":")
             program = line.partition('(("')[2].partition('"')[0]
             found.add((address.strip("[]").partition("%")[0], int(port), program))
@@ -242,7 +242,7 @@ class Container:
         self.workshop.run("podman", "start", self.name)
 
     def wait(self, timeout_s: float = 60.0) -> int:
-        """Return the exit code once the container has ended by itself."""
+        """Return the exit code once the container has ended."""
         wait_for(lambda: not self.is_running, f"{self.name} ends\n{self.logs()[-3000:]}", timeout_s)
         return self.exit_code
 

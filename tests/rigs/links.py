@@ -70,7 +70,7 @@ class Proxy:
     """Base of the two proxies: hands each connection on to where its client asks for.
 
     Every name leads to 127.0.0.1, as in a tailnet only the proxy knows the names; `asked` keeps
-    what was asked for.
+    the requested hosts.
     """
 
     def __init__(self) -> None:

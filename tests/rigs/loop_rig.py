@@ -1,6 +1,6 @@
 """A real loop with a real client against a real rosbridge server, for the survival tests.
 
-The robot is `SimRobot` with an arm without physics; faults go in where they would in life: into the
+The robot is `SimRobot` with an arm without physics; faults are injected where they occur: into the
 camera's pictures, the robot's messages, the link, or the policy.
 """
 

@@ -1,4 +1,4 @@
-"""MCAP files whose index lacks what writers may leave out. Format: mcap.dev/spec."""
+"""MCAP files whose index lacks what is optional for writers. Format: mcap.dev/spec."""
 
 from __future__ import annotations
 

@@ -14,12 +14,12 @@ BY_IPV4, BY_NAME = 1, 3
 
 
 class SocksProxy:
-    """Serves within `async with`; `names` maps what may be asked for to addresses."""
+    """Serves within `async with`; `names` maps the hosts that it knows to addresses."""
 
     def __init__(self, names: Mapping[str, str]) -> None:
         self._names = names
         self.asked: list[str] = []
-        """Hosts that were asked for, as they were written."""
+        """Requested hosts, as they were written."""
 
     async def __aenter__(self) -> Self:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", 0)

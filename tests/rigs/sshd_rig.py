@@ -119,7 +119,7 @@ class Sshd:
         self._process = None
 
     def renew_host_key(self) -> None:
-        """Become another host, as a machine that was set up anew."""
+        """Become another host, as a machine that was installed again."""
         self._host_key.unlink()
         make_key(self._host_key)
 

@@ -1,7 +1,7 @@
 """Kinematics: geometry by hand, round trips, limits, and Pinocchio as the independent library.
 
-Pinocchio (the build that SAPIEN ships) parses the generated URDF by itself; its poses have single
-precision.
+Pinocchio (the build that SAPIEN ships) parses the generated URDF independently; its poses have
+single precision.
 """
 
 from __future__ import annotations

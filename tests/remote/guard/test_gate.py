@@ -1,4 +1,4 @@
-"""The gate between real clients and a rosbridge server: what passes, who comes in, stop, resume."""
+"""The gate between real clients and a rosbridge server: what passes, who connects, stop, resume."""
 
 from __future__ import annotations
 

@@ -1,5 +1,5 @@
 """What the loop must survive, each with real parts; in all of them nothing bad reaches the robot
-and the loop recovers by itself."""
+and the loop recovers."""
 
 from __future__ import annotations
 

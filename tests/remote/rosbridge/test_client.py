@@ -236,7 +236,7 @@ def test_an_over_large_message_costs_the_connection_but_not_the_client() -> None
     with RecordingServer() as server, client(server.port, max_message_bytes=100_000) as robot:
         wait_for(robot, server)
         server.send("x" * 200_000)
-        wait_until(lambda: robot.link.reconnects == 1, 10, "connected anew")
+        wait_until(lambda: robot.link.reconnects == 1, 10, "connected again")
         wait_for(robot, server, connections=2)
         assert "100000" in (robot.link.last_error or "") or "too big" in (
             robot.link.last_error or ""
@@ -285,7 +285,7 @@ def test_late_frames_make_the_client_ask_for_fewer() -> None:
         wait_for(robot, server)
         begin_s, age_s = time.monotonic(), 0.0
         while len(server.of("subscribe", CAMERA)) < 2:
-            assert time.monotonic() - begin_s < 15, "no other throttle was asked for"
+            assert time.monotonic() - begin_s < 15, "no other throttle was requested"
             age_s = min(age_s + 0.02, 0.3)
             server.send(frame(5000.0 + time.monotonic() - age_s))
             time.sleep(1 / 60)
@@ -321,7 +321,7 @@ def test_a_backlog_at_the_server_still_ends_with_a_reconnect() -> None:
         begin_s, late_s = time.monotonic(), 0.0
         while robot.link.reconnects == 0:
             now_s = time.monotonic()
-            assert now_s - begin_s < 30, "never connected anew"
+            assert now_s - begin_s < 30, "never connected again"
             late_s = min(max(0.0, 0.5 * (now_s - begin_s - 0.5)), 2.0)
             server.send(frame(5000.0 + now_s - late_s))
             time.sleep(1 / 60)

@@ -160,7 +160,7 @@ def test_a_new_throttle_does_not_bring_back_the_cbor_that_failed() -> None:
         wait_until(lambda: len(server.of("subscribe", CAMERA)) == 2, 15, "the fallback")
         begin_s, age_s = time.monotonic(), 0.0
         while robot.link.throttle_rate_ms == 0 or len(server.of("subscribe", CAMERA)) < 3:
-            assert time.monotonic() - begin_s < 15, "no other throttle was asked for"
+            assert time.monotonic() - begin_s < 15, "no other throttle was requested"
             age_s = min(age_s + 0.02, 0.3)
             message = messages.compressed_image(PICTURE, 5000.0 + time.monotonic() - age_s)
             server.send(as_text(message))

@@ -1,4 +1,4 @@
-"""Which frame rate is asked for, against a model of a link that takes only so many frames."""
+"""Which frame rate is requested, against a model of a link that takes only so many frames."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Link:
         return self._free_s
 
     def reconnect(self, now_s: float) -> None:
-        """Begin anew: the server drops what waited."""
+        """Start over: the server drops what waited."""
         self._free_s = now_s
 
 

@@ -225,7 +225,7 @@ def test_a_simulation_too_slow_for_real_time_stays_with_the_clock(
 
 
 def assert_rate(count: int, wanted: float) -> None:
-    """No more than asked for; a busy machine may serve fewer, yet more than the next lower rate."""
+    """No more than wanted; a busy machine may serve fewer, yet more than the next lower rate."""
     assert 0.6 * wanted < count <= 1.05 * wanted + 4
 
 

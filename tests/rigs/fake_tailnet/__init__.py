@@ -13,7 +13,7 @@ nothing needs more than Python's standard library and Linux.
 
 What cannot be had here: relay, NAT, STUN and WireGuard; nodes in several network namespaces; names
 outside the tailnet through the proxies; a kernel interface (TUN); approval of nodes; ephemeral
-nodes that vanish by themselves. Who is gone is known at once, which takes the real ones a while;
+nodes that vanish after a while. Who is gone is known at once, which takes the real ones a while;
 who is merely stuck is never found out.
 """
 

@@ -22,7 +22,7 @@ NO_DAEMON = "failed to connect to local tailscaled; it doesn't appear to be runn
 
 
 def read_request(command: str, words: Sequence[str]) -> Message:
-    """Return what tailscaled is asked for; exits where the words are none that are known."""
+    """Return the request to tailscaled; exits where the words are unknown."""
     flags = wire.Flags(f"tailscale {command}")
     if command == "status":
         flags.add_argument("--json", action="store_true")

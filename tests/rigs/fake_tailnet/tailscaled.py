@@ -3,8 +3,8 @@
     tailscaled --socket=PATH --statedir=FOLDER --tun=userspace-networking [--state=PATH|mem:]
         [--socks5-server=HOST:PORT] [--outbound-http-proxy-listen=HOST:PORT]
 
-The `tailscale` command comes in at the socket with one message per connection and gets {code, text}
-back; after an `nc` that went well, the connection is the stream.
+The `tailscale` command sends one message per connection to the socket and gets {code, text} back;
+after an `nc` that went well, the connection is the stream.
 """
 
 from __future__ import annotations

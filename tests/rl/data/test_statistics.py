@@ -19,7 +19,7 @@ from crane_x7_vla_rl.data.statistics import compute, read_statistics, write_stat
 
 @dataclass(frozen=True)
 class Rows:
-    """Episodes cut from given rows; makes each anew when asked, so that none stays in memory."""
+    """Episodes cut from given rows; makes each one at every access, so that none is kept."""
 
     state: npt.NDArray[np.float32]
     action: npt.NDArray[np.float32]

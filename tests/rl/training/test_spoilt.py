@@ -1,4 +1,4 @@
-"""What learning has spoilt neither begins a run, nor leaves a rollout, nor is saved."""
+"""A policy that gives NaN neither begins a run, nor passes a rollout, nor is saved."""
 
 from __future__ import annotations
 

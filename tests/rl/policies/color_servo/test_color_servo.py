@@ -88,7 +88,7 @@ def test_a_cube_that_is_moved_away_is_followed(rig: Rig) -> None:
 
 
 def test_after_a_miss_the_next_try_is_soon(rig: Rig) -> None:
-    """Weighed anew with each image, the fingers' direction wavered: 11.6 s in place of 4.8."""
+    """Weighed again with each image, the fingers' direction wavered: 11.6 s in place of 4.8."""
     rig.reset(34)
     rig.instruction = "pick up the red cube"
     assert rig.run_until(lambda: rig.phase == "close", LIFT_S)

@@ -1,4 +1,4 @@
-"""Weights and logits that are no numbers: no answer leaves, and the weights are named."""
+"""Weights and logits that are no numbers: there is no answer, and the weights are named."""
 
 from __future__ import annotations
 

@@ -240,7 +240,7 @@ def test_statistics_that_do_not_fit_are_named_with_file_and_key(
 
 
 def _train(folder: Path, base: Path | str, names: list[str], **options: Any) -> OpenVLA:
-    """Save an adapter with PEFT, all its weights drawn anew; return the model that it makes."""
+    """Save an adapter with PEFT, all its weights random; return the model that it makes."""
     torch.manual_seed(3)
     config = LoraConfig(target_modules=names, init_lora_weights=False, **options)
     wrapped = get_peft_model(OpenVLA.from_pretrained(CHECKPOINT), config)

@@ -140,7 +140,7 @@ def test_groups_step_while_another_is_looked_at(four: CpuVectorEnv) -> None:
     four.send(1, waving(four.groups[1], 20))
     deadline = time.monotonic() + WAIT_S
     while np.array_equal(four._shared.state_rad[2:], started):
-        assert time.monotonic() < deadline, "group 1 does not step until it is asked for results"
+        assert time.monotonic() < deadline, "group 1 does not step until its results are received"
         time.sleep(0.01)
     np.testing.assert_array_equal(looked.images, before[0])
     np.testing.assert_array_equal(looked.state_rad, before[1])

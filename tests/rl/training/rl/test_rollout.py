@@ -1,4 +1,4 @@
-"""Rollouts leave what updates need: the right bytes, values, masks and times."""
+"""Rollouts store what updates need: the right bytes, values, masks and times."""
 
 from __future__ import annotations
 

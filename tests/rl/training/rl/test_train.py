@@ -1,4 +1,4 @@
-"""`train`: a run leaves policies and files, and says what is wrong with its configuration."""
+"""`train`: a run writes policies and files, and says what is wrong with its configuration."""
 
 from __future__ import annotations
 

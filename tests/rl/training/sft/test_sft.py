@@ -1,4 +1,4 @@
-"""A run learns, leaves policies that drive, and goes on as if nothing had been."""
+"""A run learns, writes policies that drive, and resumes as if it had never stopped."""
 
 from __future__ import annotations
 
