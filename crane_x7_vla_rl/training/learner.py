@@ -35,9 +35,10 @@ from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.policies.openvla.weights.loading import Loaded
 from crane_x7_vla_rl.policies.openvla.weights.lora import ALL_LINEAR, LoraSettings, add_lora
 from crane_x7_vla_rl.training.checkpoints import policy_files
+from crane_x7_vla_rl.training.config.sections import LoraConfig
 from crane_x7_vla_rl.training.errors import ConfigError, ResumeError
 from crane_x7_vla_rl.training.rl.config import RlConfig
-from crane_x7_vla_rl.training.sft.config import LoraConfig, SftConfig
+from crane_x7_vla_rl.training.sft.config import SftConfig
 
 WRAPPED: Final = "model."
 """What stands before the names of the model's own parameters in `TokenLoss`."""

@@ -21,8 +21,8 @@ from typing import IO, Any, Final, Protocol, Self
 
 from crane_x7_vla_rl.log_text import shown
 from crane_x7_vla_rl.training.config import loader as config_tree
+from crane_x7_vla_rl.training.config.sections import LoggingConfig
 from crane_x7_vla_rl.training.errors import ConfigError
-from crane_x7_vla_rl.training.sft.config import LoggingConfig
 
 logger = logging.getLogger(__name__)
 

@@ -23,10 +23,10 @@ import torch
 from openvla_bench.limits import synchronise
 
 from crane_x7_vla_rl.training.checkpoints.training_state import Progress
+from crane_x7_vla_rl.training.config.sections import LoggingConfig
 from crane_x7_vla_rl.training.interrupt import Interrupt
 from crane_x7_vla_rl.training.sft.config import (
     DataConfig,
-    LoggingConfig,
     OutputConfig,
     PolicyConfig,
     SftConfig,

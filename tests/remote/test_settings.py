@@ -17,6 +17,7 @@ from crane_x7_remote.boot.account import Account
 from crane_x7_remote.boot.files import Files
 from crane_x7_remote.boot.sshd import session_environment
 from crane_x7_remote.errors import ExitCode, SettingsError
+from crane_x7_vla_rl.fields import leaves
 from crane_x7_vla_rl.training import cli
 from crane_x7_vla_rl.training import settings as training_settings
 from crane_x7_vla_rl.training.config import loader as config_tree
@@ -127,12 +128,12 @@ def test_training_and_simulation_are_set_as_in_the_published_tables() -> None:
 
 
 def test_what_training_reads_again_are_settings_with_the_same_choices() -> None:
-    options = {leaf.key: leaf for leaf in config_tree.leaves(RlConfig)}
+    options = {leaf.key: leaf for leaf in leaves(RlConfig)}
     for variable, key in training_settings.VARIABLES.items():
         field, option = settings.Settings.model_fields[variable.lower()], options[key]
         if field.default is not None:
             assert field.default == option.default
-            assert set(get_args(field.annotation)) == set(get_args(option.kind))
+            assert set(get_args(field.annotation)) == set(get_args(option.kind.base))
 
 
 def test_variables_are_above_defaults_and_below_files_and_flags(tmp_path: Path) -> None:

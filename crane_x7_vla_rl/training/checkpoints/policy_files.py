@@ -29,7 +29,7 @@ from crane_x7_vla_rl.policies.openvla.weights.layout import (
     TOKENIZER,
     Layout,
 )
-from crane_x7_vla_rl.training.sft.config import LoraConfig
+from crane_x7_vla_rl.training.config.sections import LoraConfig
 
 SHARD_BYTES: Final = 5_000_000_000
 """Of one file of weights at most, as Hub models usually have it."""

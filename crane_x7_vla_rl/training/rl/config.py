@@ -1,7 +1,7 @@
-"""What a run of reinforcement learning is told: every value, default and unit in one place.
+"""Every value of a reinforcement learning run. YAML, flags, overrides, by the loader → `RlConfig`.
 
-`config_tree` makes an `RlConfig` of a YAML file, flags and overrides; `template` writes one. Names
-of flags are those of the trainer that this one replaces; what it did not have follows its manner.
+Flags keep names of the trainer that this one replaces; new ones follow its manner. `template`
+writes a whole configuration.
 """
 
 from __future__ import annotations
@@ -9,21 +9,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Annotated, Any, Final
 
+from crane_x7_vla_rl.fields import SIZE, Amount, Count, Duration, Extent, Index, Like, Range, flag
 from crane_x7_vla_rl.policies.base import DEFAULT_UNNORM_KEY
 from crane_x7_vla_rl.scenes import COLOUR_NAMES, EVALUATION_SEED, PICK_PLACE_ID, WorldConfig
 from crane_x7_vla_rl.training.config import loader as config_tree
 from crane_x7_vla_rl.training.config.loader import Layer
-from crane_x7_vla_rl.training.errors import ConfigError
-from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig
-from crane_x7_vla_rl.training.sft.config import (
+from crane_x7_vla_rl.training.config.sections import (
+    ComputeConfig,
     LoggingConfig,
     LoraConfig,
     PublishConfig,
-    at_least,
-    flag,
+    Section,
+    check_publishing,
 )
+from crane_x7_vla_rl.training.errors import ConfigError
+from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig
 from crane_x7_vla_rl.vector_config import (
     Backend,
     RewardKind,
@@ -35,6 +37,8 @@ from crane_x7_vla_rl.vector_config import (
 
 OUTPUTS: Final = "/workspace/vla-rl/outputs"
 NAME: Final = "crane_x7_vla_rl"
+EvaluationSeed = Annotated[int, Range(EVALUATION_SEED)]
+"""None that a scene to learn from may have."""
 
 
 @dataclass(frozen=True)
@@ -56,7 +60,7 @@ class StartConfig:
 
 
 @dataclass(frozen=True)
-class EnvConfig:
+class EnvConfig(Section, section="env"):
     """What is simulated, how often, and by what. Steps per second are the policy's own."""
 
     simulator: Simulator = "maniskill"
@@ -65,41 +69,36 @@ class EnvConfig:
     """The task: Lift-CRANE-X7 or PickPlace-CRANE-X7."""
     backend: Backend = "gpu"
     """gpu: all scenes in one simulation there; cpu: scenes in processes."""
-    num_parallel_envs: int = 4
+    num_parallel_envs: Count = 4
     """Environments of each process of the training. Lower it where memory runs out."""
-    processes: int = flag("--env-processes", 0)
+    processes: Index = flag("--env-processes", 0)
     """That the scenes of the CPU backend are spread over; 0 for one per core."""
-    groups: int = flag("--env-groups", 2)
+    groups: Count = flag("--env-groups", 2)
     """In so many groups the environments of the CPU backend take turns: one is simulated while the
     policy looks at another."""
     rewards: RewardKind = "binary"
     """binary: 1 for success, which ends an episode; sparse: 1 where success holds at the end;
     dense: progress, step by step."""
-    image_size: str = flag("--camera-size", "320x240")
+    image_size: Annotated[str, Like(SIZE, "320x240")] = flag("--camera-size", "320x240")
     """Width and height of the camera's pictures."""
     colours: str = ",".join(COLOUR_NAMES)
     """Of the cubes, separated by commas."""
-    spawn_range_m: float = 0.03
+    spawn_range_m: Extent = 0.03
     """Cubes and plate lie at most this far, along x and y, from their four spots."""
-    home_noise_rad: float = 0.02
+    home_noise_rad: Extent = 0.02
     """Standard deviation of the arm's joints in the first step."""
-    camera_shift_m: float = 0.0
+    camera_shift_m: Extent = 0.0
     """Standard deviation of the camera's place, drawn anew for each episode."""
-    camera_noise: float = 0.0
+    camera_noise: Extent = 0.0
     """Standard deviation of each pixel's channels, of 255, drawn anew for each picture."""
-    episode_s: float | None = None
+    episode_s: Duration | None = None
     """How long an episode of the rollouts may take, in simulated seconds; not given, as long as the
     task's do in evaluation. A shorter one wastes less on tries that have failed."""
-    deadline_s: float = flag("--env-deadline-s", 60.0)
+    deadline_s: Duration = flag("--env-deadline-s", 60.0)
     """A simulation that has not answered by then counts as hung and is started anew."""
 
     def __post_init__(self) -> None:
-        at_least(self, "env", 0, "spawn_range_m", "home_noise_rad", "camera_shift_m")
-        if self.episode_s is not None and not self.episode_s > 0:
-            raise ConfigError(f"env.episode_s is {self.episode_s}, expected above 0")
-        width, _, height = self.image_size.partition("x")
-        if not (width.isdigit() and height.isdigit() and int(width) and int(height)):
-            raise ConfigError(f"env.image_size is {self.image_size}, expected as in 320x240")
+        super().__post_init__()
         odd = [colour for colour in self.names if colour not in COLOUR_NAMES]
         if odd:
             known = ", ".join(COLOUR_NAMES)
@@ -162,72 +161,55 @@ class RlLoraConfig(LoraConfig):
 
 
 @dataclass(frozen=True)
-class RlTrainingConfig:
-    """How long, and on what."""
+class RlScheduleConfig(Section, section="training"):
+    """How long."""
 
-    num_updates: int = 1000
+    num_updates: Count = 1000
     """Rollouts that are learned from."""
-    rollout_steps: int = 64
+    rollout_steps: Count = 64
     """Decisions per environment and rollout; an answer of several steps is one."""
-    time_limit_minutes: float | None = None
+    time_limit_minutes: Amount | None = None
     """Save and end after so long, whatever num_updates says."""
     anneal: bool = False
     """Lower both learning rates from update to update, to 0 after num_updates."""
     keep_patches: bool = False
     """Keep what vision made of the pictures from rollout to update, where vision does not learn:
     faster, for the memory of rollout_steps × environments × patches × hidden size."""
-    gradient_checkpointing: bool = False
-    """Compute layers again in the backward pass instead of keeping what they computed."""
-    precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Of the matrix products; auto is bf16 on CUDA, fp32 elsewhere."""
-    device: Literal["auto", "cuda", "cpu"] = "auto"
-    """auto is CUDA where there is one."""
-    sharding: Literal["ddp", "fsdp"] = "ddp"
-    """With several processes: a whole model in each, or its weights spread over all."""
-    seed: int = 0
-    """Of scenes, sampled actions, minibatches and new weights."""
-
-    def __post_init__(self) -> None:
-        at_least(self, "training", 1, "num_updates", "rollout_steps")
-        at_least(self, "training", 0, "seed", "time_limit_minutes")
 
 
 @dataclass(frozen=True)
-class RlEvaluationConfig:
+class RlTrainingConfig(ComputeConfig, RlScheduleConfig):
+    """How long, and on what."""
+
+
+@dataclass(frozen=True)
+class RlEvaluationConfig(Section, section="evaluation"):
     """How well the policy does on scenes that it never learns from, on the way."""
 
-    every: int = flag("--evaluate-every", 50)
+    every: Index = flag("--evaluate-every", 50)
     """Updates from evaluation to evaluation; 0 for none, and then no checkpoint_best."""
-    episodes: int = flag("--evaluate-episodes", 50)
+    episodes: Count = flag("--evaluate-episodes", 50)
     """Of each evaluation."""
-    temperature: float = flag("--evaluate-temperature", 0.0)
+    temperature: Amount = flag("--evaluate-temperature", 0.0)
     """0 takes the likeliest action."""
-    videos: int = flag("--evaluate-videos", 2)
+    videos: Index = flag("--evaluate-videos", 2)
     """So many of the first episodes are filmed."""
-
-    def __post_init__(self) -> None:
-        at_least(self, "evaluation", 0, "every", "temperature", "videos")
-        at_least(self, "evaluation", 1, "episodes")
-
-    first_seed: int = flag("--evaluate-first-seed", EVALUATION_SEED)
+    first_seed: EvaluationSeed = flag("--evaluate-first-seed", EVALUATION_SEED)
     """Of the scenes."""
 
 
 @dataclass(frozen=True)
-class RlOutputConfig:
+class RlOutputConfig(Section, section="output"):
     """Where results go."""
 
     dir: str = flag("--output-dir", OUTPUTS)
     """Folder of runs; this one's has its name."""
     experiment_name: str = NAME
     """Name of the run."""
-    save_every: int = 50
+    save_every: Count = 50
     """Updates from checkpoint to checkpoint."""
-    keep: int | None = None
+    keep: Count | None = None
     """How many numbered checkpoints stay, the newest; all where it is not given."""
-
-    def __post_init__(self) -> None:
-        at_least(self, "output", 1, "save_every", "keep")
 
 
 @dataclass(frozen=True)
@@ -245,8 +227,7 @@ class RlConfig:
     publish: PublishConfig = field(default_factory=PublishConfig)
 
     def __post_init__(self) -> None:
-        if self.publish.wandb_artifacts != "no" and not self.logging.use_wandb:
-            raise ConfigError("publish.wandb_artifacts needs logging.use_wandb; add --use-wandb")
+        check_publishing(self.publish, self.logging)
 
     @property
     def experiment_name(self) -> str:

@@ -1,119 +1,94 @@
-"""What PPO and GRPO are told: every value, default, unit and reason in one place.
+"""Every value of PPO and GRPO. YAML, flags and overrides, through the loader → `PpoConfig`.
 
-`config_tree` makes a `PpoConfig` of YAML, flags and overrides, alone or as a section of a whole
-run's configuration. Defaults are those of RL4VLA (https://arxiv.org/abs/2505.19789), with the
-asymmetric clip of DAPO (https://arxiv.org/abs/2503.14476), and of a prototype on two CPU cores.
+Defaults are those of RL4VLA (https://arxiv.org/abs/2505.19789), with the asymmetric clip of DAPO
+(https://arxiv.org/abs/2503.14476), and of a prototype on two CPU cores.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Annotated, Literal
 
-from crane_x7_vla_rl.training.errors import ConfigError
-from crane_x7_vla_rl.training.sft.config import at_least, flag
+from crane_x7_vla_rl.fields import Amount, Count, Index, Positive, Range, Share, flag
+from crane_x7_vla_rl.training.config.sections import Section
 
 
 @dataclass(frozen=True)
-class ValueConfig:
+class ValueConfig(Section, section="ppo.value"):
     """The network that says what a view is worth, and how it learns."""
 
-    learning_rate: float = flag("--value-learning-rate", 1e-3)
+    learning_rate: Amount = flag("--value-learning-rate", 1e-3)
     """Of the value head; 1e-3 to 3e-3 is usual, since it starts from nothing."""
-    coefficient: float = flag("--value-coefficient", 0.5)
+    coefficient: Amount = flag("--value-coefficient", 0.5)
     """Weight of the value loss."""
     loss: Literal["huber", "clipped", "mse"] = flag("--value-loss", "huber")
     """huber: quadratic up to huber_delta, linear beyond; clipped: the worse of the squared errors
     with and without a limit to how far a value moves in an update; mse: squared error."""
-    huber_delta: float = 10.0
+    huber_delta: Positive = 10.0
     """From where on huber is linear, in units of return."""
-    clip: float = flag("--value-clip", 0.2)
+    clip: Positive = flag("--value-clip", 0.2)
     """How far `clipped` lets a value move, in units of return."""
-    hidden: int = flag("--value-hidden", 256)
+    hidden: Count = flag("--value-hidden", 256)
     """Channels of each hidden layer."""
-    layers: int = flag("--value-layers", 2)
+    layers: Index = flag("--value-layers", 2)
     """Hidden layers."""
     detach: bool = flag("--detach-value", False)
     """Keep the value loss from moving the policy, too, through the hidden state that both share."""
-    warmup: int = flag("--value-warmup", 0)
+    warmup: Index = flag("--value-warmup", 0)
     """First updates in which the value head learns alone."""
-
-    def __post_init__(self) -> None:
-        at_least(self, "value", 0, "learning_rate", "coefficient", "layers", "warmup")
-        at_least(self, "value", 1, "hidden")
-        for name in ("huber_delta", "clip"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"value.{name} is {getattr(self, name)}, expected above 0")
 
 
 @dataclass(frozen=True)
-class PpoConfig:
+class PpoConfig(Section, section="ppo"):
     """How a rollout becomes better weights."""
 
     algorithm: Literal["ppo", "grpo"] = "ppo"
     """ppo: advantages from a value head; grpo: from a group of episodes that began alike, no value
     head."""
-    learning_rate: float = 1e-4
+    learning_rate: Amount = 1e-4
     """Of the adapters, or of all weights where there are none (1e-6 to 5e-6 then); 3e-4 diverged in
     a prototype (KL 2.1)."""
-    epochs: int = 2
+    epochs: Count = 2
     """How often an update sees every sample; RL4VLA finds 1 enough where rollouts are cheap."""
-    minibatch_size: int = 240
+    minibatch_size: Count = 240
     """Samples per step of the optimizer, of all processes together."""
-    micro_batch_size: int = 60
+    micro_batch_size: Count = 60
     """Samples per process and pass through the model: changes memory and speed, not the result.
     Lower it where memory runs out."""
     level: Literal["action", "token"] = "action"
     """What a ratio is of. action: all tokens of an answer together, the thing that was rewarded;
     token: each token alone, whose ratios stay near 1 however many tokens an answer has."""
-    clip_low: float = 0.2
+    clip_low: Share = 0.2
     """A ratio below 1 − this gains nothing by falling further."""
-    clip_high: float = 0.28
+    clip_high: Amount = 0.28
     """A ratio above 1 + this gains nothing by rising further; above clip_low, unlikely actions that
     worked may grow faster. Equal to clip_low for the symmetric clip."""
-    dual_clip: float | None = None
+    dual_clip: Annotated[float, Range(1, low_open=True)] | None = None
     """Bound of what a bad action with a large ratio counts, in advantages; 3 is usual, none as in
     PPO."""
-    gamma: float = 0.99
+    gamma: Share = 0.99
     """Discount per decision; an answer of several steps is one decision."""
-    gae_lambda: float = 0.95
+    gae_lambda: Share = 0.95
     """0 trusts the value head, 1 the rewards."""
     normalise_advantages: bool = True
     """To mean 0 and variance 1 over the whole batch of all processes. grpo does it by group."""
-    policy_coefficient: float = 1.0
+    policy_coefficient: Amount = 1.0
     """Weight of the policy loss; 0 for a control that must not learn."""
-    entropy_coefficient: float = 0.0
+    entropy_coefficient: Amount = 0.0
     """Weight of the entropy bonus, per token in nats."""
-    kl_coefficient: float = 0.0
+    kl_coefficient: Amount = 0.0
     """Weight of the KL divergence to the policy with its adapters off, per answer in nats; above 0
     costs one more pass without gradients per update."""
-    target_kl: float | None = 0.1
+    target_kl: Positive | None = 0.1
     """An update ends early where the KL divergence to the policy that acted, per answer in nats,
     exceeds this; none never."""
-    max_grad_norm: float = 10.0
+    max_grad_norm: Positive = 10.0
     """Gradients of policy and value head together longer than this are shortened to it."""
-    weight_decay: float = 0.0
+    weight_decay: Amount = 0.0
     """Of AdamW, for the policy."""
-    temperature: float = 1.0
+    temperature: Positive = 1.0
     """At which rollouts sample, and so at which probabilities are taken here."""
     old_log_probs: Literal["rollout", "recomputed"] = "rollout"
     """Where the ratio's denominator is from. In bf16, rollouts round otherwise than updates do:
     recomputed costs one more pass without gradients and makes the first ratio 1."""
     value: ValueConfig = field(default_factory=ValueConfig)
-
-    def __post_init__(self) -> None:
-        at_least(self, "ppo", 1, "epochs", "minibatch_size", "micro_batch_size")
-        at_least(
-            self, "ppo", 0, "learning_rate", "policy_coefficient", "entropy_coefficient",
-            "kl_coefficient", "weight_decay", "clip_low", "clip_high", "gamma", "gae_lambda",
-        )  # fmt: skip
-        for name in ("gamma", "gae_lambda", "clip_low"):
-            if getattr(self, name) > 1:
-                raise ConfigError(f"ppo.{name} is {getattr(self, name)}, expected 0 to 1")
-        for name in ("temperature", "max_grad_norm"):
-            if not getattr(self, name) > 0:
-                raise ConfigError(f"ppo.{name} is {getattr(self, name)}, expected above 0")
-        if self.dual_clip is not None and self.dual_clip <= 1:
-            raise ConfigError(f"ppo.dual_clip is {self.dual_clip}, expected above 1, or none")
-        if self.target_kl is not None and self.target_kl <= 0:
-            raise ConfigError(f"ppo.target_kl is {self.target_kl}, expected above 0, or none")

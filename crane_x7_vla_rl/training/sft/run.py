@@ -36,9 +36,10 @@ from crane_x7_vla_rl.training.checkpoints.publish import Artifacts, Hub, Uploads
 from crane_x7_vla_rl.training.checkpoints.resume import Resumption
 from crane_x7_vla_rl.training.checkpoints.training_state import Progress
 from crane_x7_vla_rl.training.config import loader as config_tree
+from crane_x7_vla_rl.training.config.sections import PublishConfig
 from crane_x7_vla_rl.training.errors import ConfigError
 from crane_x7_vla_rl.training.learner import Learner
-from crane_x7_vla_rl.training.sft.config import AugmentationConfig, PublishConfig, SftConfig
+from crane_x7_vla_rl.training.sft.config import AugmentationConfig, SftConfig
 from crane_x7_vla_rl.training.sft.samples import image_transform
 from crane_x7_vla_rl.training.tracking import (
     Formatters,

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from crane_x7_vla_rl.fields import leaves
 from crane_x7_vla_rl.training import cli
 from crane_x7_vla_rl.training.config import loader as config_tree
 from crane_x7_vla_rl.training.errors import ConfigError, ExitCode
@@ -54,7 +55,7 @@ def written(folder: Path, text: str) -> str:
 @pytest.mark.parametrize("line", SEED_FLAGS.strip().splitlines())
 def test_flags_of_the_former_trainer_keep_their_names_and_defaults(line: str) -> None:
     flag, key, default = line.strip().split(" ", 2)
-    known = {leaf.key: leaf for leaf in config_tree.leaves(SftConfig)}
+    known = {leaf.key: leaf for leaf in leaves(SftConfig)}
     assert known[key].flag == flag
     assert str(config_tree.flat(read("--backend", "openvla"))[key]) == default
     assert known[key].text
@@ -104,6 +105,7 @@ def test_5e_5_is_a_number_wherever_it_stands(tmp_path: Path) -> None:
         ("training: {precision: fp8}", "expected auto or bf16 or fp32"),
         ("data: {root: 5}", "data.root is 5, expected text"),
         ("data: {image_size: large}", "expected as in 224x224"),
+        ("data: {image_size: '0x224'}", "data.image_size is '0x224', expected as in 224x224"),
         ("lora: {dropout: 1}", "lora.dropout is 1.0"),
         ("publish: {push_to_hub: end}", "--push-to-hub needs --hub-model-id"),
         ("- 5", "holds a list, expected keys and values"),

@@ -43,7 +43,7 @@ from crane_x7_vla_rl.robot import HOME_RAD
 from crane_x7_vla_rl.training import cli
 from crane_x7_vla_rl.training.checkpoints import ship
 from crane_x7_vla_rl.training.checkpoints.policy_files import Base, write_adapter
-from crane_x7_vla_rl.training.sft.config import LoraConfig
+from crane_x7_vla_rl.training.config.sections import LoraConfig
 from crane_x7_vla_rl.types import ActionChunk, JointState, Observation
 
 Q_PROJ = "language_model.model.layers.0.self_attn.q_proj"

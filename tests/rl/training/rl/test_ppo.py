@@ -14,6 +14,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from crane_x7_vla_rl.fields import leaves
 from crane_x7_vla_rl.training.config import loader as config_tree
 from crane_x7_vla_rl.training.config.loader import Layer
 from crane_x7_vla_rl.training.errors import ConfigError, PpoError
@@ -426,9 +427,9 @@ def test_grpo_refuses_other_shapes() -> None:
 
 
 def test_every_field_of_the_configuration_is_documented_and_has_a_flag_of_its_own() -> None:
-    leaves = list(config_tree.leaves(PpoConfig))
-    assert all(leaf.text for leaf in leaves)
-    assert len({leaf.flag for leaf in leaves}) == len(leaves)
+    known = list(leaves(PpoConfig))
+    assert all(leaf.text for leaf in known)
+    assert len({leaf.flag for leaf in known}) == len(known)
     wanted = {"minibatch_size": "64", "value.learning_rate": "3e-3", "dual_clip": None}
     made = config_tree.build(PpoConfig, [Layer("a.yaml", wanted)])
     assert (made.minibatch_size, made.value.learning_rate) == (64, 3e-3)

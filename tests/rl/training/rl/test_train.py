@@ -165,6 +165,8 @@ def test_a_template_is_a_configuration(name: str, tmp_path: Path) -> None:
         (["--camera-size", "big"], "320x240"),
         (["--episode-s", "0"], "env.episode_s is 0"),
         (["--wandb-artifacts", "end"], "--use-wandb"),
+        (["--evaluate-first-seed", "5"], "evaluation.first_seed is 5, expected 1000000 or more"),
+        (["--num-parallel-envs", "0"], "env.num_parallel_envs is 0, expected 1 or more"),
     ],
 )
 def test_a_wrong_configuration_is_named(
