@@ -101,7 +101,7 @@ class GuardError(RemoteError):
 
 
 class TailnetKeyError(RemoteError):
-    """The tailnet's control server refused TS_AUTHKEY, or what was asked for with it."""
+    """The tailnet's control server refused TS_AUTHKEY, or what TS_EXTRA_ARGS requests."""
 
     exit_code = ExitCode.TAILNET_KEY
 
@@ -137,7 +137,7 @@ class StateError(RemoteError):
 
 
 class RoleError(RemoteError):
-    """The role that was asked for is no program on this machine."""
+    """The role is no program on this machine."""
 
     exit_code = ExitCode.ROLE
 
@@ -149,13 +149,13 @@ class UnhealthyError(RemoteError):
 
 
 class PeerUnknownError(RemoteError):
-    """No machine of the tailnet has the name asked for; lists those that are there."""
+    """No machine of the tailnet has this name; lists those that there are."""
 
     exit_code = ExitCode.PEER_UNKNOWN
 
 
 class PeerOfflineError(RemoteError):
-    """The machine asked for belongs to the tailnet but is not connected to it."""
+    """The machine belongs to the tailnet but is not connected to it."""
 
     exit_code = ExitCode.PEER_OFFLINE
 

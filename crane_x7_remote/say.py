@@ -83,7 +83,7 @@ def say(text: str, host: str, port: int, topic: str, token: str | None = None) -
 def _hang_up(ros: roslibpy.Ros) -> None:
     """Say goodbye and end roslibpy's thread, each within GOODBYE_TIMEOUT_S.
 
-    Whoever never shook hands cannot be told goodbye, and roslibpy waits for its thread without
+    No goodbye reaches a server that never shook hands, and roslibpy waits for its thread without
     limit. Neither may change the outcome; the thread is a daemon, so leaving it does no harm.
     """
     import roslibpy

@@ -22,7 +22,7 @@ async def served(
 ) -> AsyncIterator[None]:
     """Answer from `board` while the context lasts; `address` None: on the Unix socket alone.
 
-    200 while all that was asked for is up, else 503. Raises SettingsError for a port in use.
+    200 while every part in use is up, else 503. Raises SettingsError for a port in use.
     """
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

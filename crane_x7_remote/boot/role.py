@@ -22,7 +22,7 @@ from crane_x7_remote.settings import OLD_NAMES, Settings
 TRAINING = ("train", "sft", "evaluate")
 ROLES = ("infer", *TRAINING, "sshd")
 NOT_FOR_ROLES = {"TS_AUTHKEY", *OLD_NAMES}
-"""Whoever has the key can join the tailnet; no role does."""
+"""Anyone with the key can join the tailnet; no role needs it."""
 
 
 @dataclass(frozen=True)

@@ -35,7 +35,7 @@ OF_THE_SESSION = {
     "DISPLAY", "XAUTHORITY", "SSH_AUTH_SOCK", "SSH_CLIENT", "SSH_CONNECTION", "SSH_TTY",
     "SSH_PUBLIC_KEY", "PUBLIC_KEY",
 }  # fmt: skip
-"""What sshd sets itself, and what nobody needs in there."""
+"""What sshd sets itself, and what is of no use in a session."""
 WRITE_ENVIRONMENT = """
 umask 077 && mkdir -p "$HOME/.ssh" && cat > "$HOME/.ssh/environment.new" \
     && mv "$HOME/.ssh/environment.new" "$HOME/.ssh/environment"

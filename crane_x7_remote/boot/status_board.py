@@ -33,13 +33,13 @@ class Part:
 
 
 class StatusBoard:
-    """The parts, by name; they begin as `off`: not asked for."""
+    """The parts, by name; they begin as `off`: not in use."""
 
     def __init__(self, monotonic: Callable[[], float], now: Callable[[], float]) -> None:
         """`monotonic` counts seconds; `now` gives seconds since 1970."""
         self._monotonic = monotonic
         self._now = now
-        self._parts = {name: self._part("off", "not asked for") for name in PARTS}
+        self._parts = {name: self._part("off", "not in use") for name in PARTS}
 
     def set(self, name: str, state: State, detail: str, advice: str = "") -> None:
         """Note how part `name` is; the time is kept while the state stays the same.
@@ -60,7 +60,7 @@ class StatusBoard:
 
     @property
     def healthy(self) -> bool:
-        """Whether all that was asked for is up."""
+        """Whether every part in use is up."""
         return all(part.state in ("off", "up") for part in self._parts.values())
 
     def as_json(self) -> dict[str, Any]:

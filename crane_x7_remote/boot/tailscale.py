@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from crane_x7_remote.boot import landlock
-from crane_x7_remote.boot import tailscale_cli as tailscale_words
+from crane_x7_remote.boot import tailscale_cli as tailscale_cli
 from crane_x7_remote.boot.files import Files
 from crane_x7_remote.boot.status_board import StatusBoard
 from crane_x7_remote.boot.supervisor import Child, how_it_ended
@@ -111,13 +111,13 @@ class Tailscaled:
         """Start tailscaled."""
         argv = [
             str(self._programs["tailscaled"]),
-            *tailscale_words.daemon_arguments(self._settings, self._files),
+            *tailscale_cli.daemon_arguments(self._settings, self._files),
         ]
         prepare = None
         if not self._settings.ts_userspace:
             pass  # its peer API then listens on the tailnet's own address
         elif landlock.is_supported():
-            prepare = landlock.listen_only_on(tailscale_words.listening_ports(self._settings))
+            prepare = landlock.listen_only_on(tailscale_cli.listening_ports(self._settings))
         else:
             logger.info(
                 "%s: this kernel has no Landlock for TCP (Linux 6.7): tailscaled's peer API listens"
@@ -142,7 +142,7 @@ class Tailscaled:
             ) from error
         use_key = not (self._settings.ts_auth_once and await self._is_logged_in())
         await self._up(use_key)
-        return tailscale_words.describe(await self._status())
+        return tailscale_cli.describe(await self._status())
 
     def explain_end(self, code: int, last_lines: Sequence[str]) -> RemoteError:
         """Return its last words."""
@@ -163,11 +163,11 @@ class Tailscaled:
             try:
                 status = await self._status()
             except RemoteError as error:
-                logger.debug("%s", error)  # `Service` sees an ended tailscaled by itself
+                logger.debug("%s", error)  # `Service` notices when tailscaled ends
                 continue
-            problem = tailscale_words.trouble(status)
+            problem = tailscale_cli.trouble(status)
             if problem is None:
-                board.set(self.part, "up", tailscale_words.describe(status))
+                board.set(self.part, "up", tailscale_cli.describe(status))
             else:
                 board.set(self.part, "down", *problem)
 
@@ -186,7 +186,7 @@ class Tailscaled:
             if use_key and not argument.startswith("file:"):
                 _write_secret(key_file, argument)
                 argument = f"file:{key_file}"
-            words = tailscale_words.up_arguments(
+            words = tailscale_cli.up_arguments(
                 self._settings, self._hostname, argument if use_key else None
             )
             timeout_s = self._settings.ts_login_timeout + 5.0
@@ -203,10 +203,10 @@ class Tailscaled:
             word = text.partition("backend error:")[2].strip()
             if "expired" in word.lower():
                 return TailnetKeyExpiredError(
-                    f"TS_AUTHKEY has expired ({word}); {tailscale_words.NEW_KEY}"
+                    f"TS_AUTHKEY has expired ({word}); {tailscale_cli.NEW_KEY}"
                 )
             return TailnetKeyError(
-                f"the control server refused TS_AUTHKEY: {word}; {tailscale_words.NEW_KEY}"
+                f"the control server refused TS_AUTHKEY: {word}; {tailscale_cli.NEW_KEY}"
             )
         if status.get("BackendState") == "NeedsMachineAuth":
             return TailnetKeyError(

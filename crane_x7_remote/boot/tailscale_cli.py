@@ -28,7 +28,7 @@ def daemon_arguments(settings: Settings, files: Files) -> list[str]:
         f"--statedir={files.state or files.run / 'tailscale'}",
     ]
     if settings.ts_state_dir is None:
-        # The control server is then asked for an ephemeral node, whatever the key. A tailscaled
+        # This requests an ephemeral node from the control server, whatever the key. A tailscaled
         # that was killed comes back as a new machine, which a file for this start alone avoids.
         words += ["--state=mem:"]
     if settings.ts_userspace:
@@ -53,7 +53,7 @@ def up_arguments(settings: Settings, hostname: str, key: str | None) -> list[str
     """Return the words of `tailscale up`; `key` is a reference to a file, never the key itself."""
     words = [
         "up",
-        "--reset",  # what an earlier start asked for does not linger
+        "--reset",  # flags of an earlier start do not linger
         f"--hostname={hostname}",
         f"--accept-dns={str(settings.ts_accept_dns).lower()}",
         f"--timeout={settings.ts_login_timeout:g}s",
@@ -80,7 +80,7 @@ def trouble(status: Mapping[str, Any]) -> tuple[str, str] | None:
     if not (status.get("Self") or {}).get("Online", False):
         return (
             f"no connection to the control server: {_health(status)}",
-            "check the network of this machine; it is tried again by itself",
+            "check the network of this machine; tailscaled keeps trying",
         )
     return None
 

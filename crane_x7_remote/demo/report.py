@@ -45,7 +45,7 @@ class DemoResult:
     model: str | None = None
     """Folder or Hub id, for a policy with weights."""
     random_weights: bool = False
-    """The model says that nobody has trained it: nothing can be expected of the arm."""
+    """The model says that its weights are random: the arm cannot do the task."""
 
     @property
     def succeeded(self) -> bool:

@@ -34,7 +34,7 @@ from crane_x7_remote.rosbridge.connection import (
 logger = logging.getLogger(__name__)
 
 TO_CLIENT = Bound(count=64, total_bytes=512 * 1024)
-"""Six pictures of 80 KB: what is older helps nobody."""
+"""Six pictures of 80 KB: anything older is useless."""
 TO_ROSBRIDGE = Bound(count=64, total_bytes=256 * 1024)
 PING_INTERVAL_S, PING_TIMEOUT_S = 1.0, 1.5
 """A client whose link is dead is closed within 2.5 s."""

@@ -252,7 +252,7 @@ class GuardCore:
         return outputs + self._brake(now_s)
 
     def resume(self, now_s: float) -> list[Output]:
-        """Let trajectories pass again; the loop that drives is chosen afresh."""
+        """Let trajectories pass again; the loop that drives is chosen again."""
         del now_s
         self._stopped, self._wants_brake, self._driver, self._left_s = None, False, None, None
         return []

@@ -278,7 +278,7 @@ class Gate:
             self._note_fault(error)
 
     def _hear_stop(self, wanted: object) -> None:
-        """A Bool that somebody on the robot's side published."""
+        """A Bool that was published on the robot's side."""
         if not isinstance(wanted, bool):
             raise messages.MessageError(
                 f"std_msgs/Bool.data is {protocol.brief(wanted)}, expected true or false"
@@ -305,7 +305,7 @@ class Gate:
     # --- what the core says ----------------------------------------------------------------------
 
     def _ask(self, question: Callable[[float], list[Output]]) -> None:
-        """As `_carry_out`, where nobody waits for an answer: a fault is noted."""
+        """As `_carry_out`, without an answer: a fault is noted."""
         try:
             self._carry_out(question)
         except Exception as error:
@@ -342,7 +342,7 @@ class Gate:
         self._ask(self._core.wake)
 
     def _note_fault(self, error: Exception) -> None:
-        """A fault of ours: nothing passes until somebody has looked at it."""
+        """A fault of ours: nothing passes until an operator resumes."""
         self.tally.faults += 1
         if self.tally.faults == 1:
             logger.error("a fault in the guard", exc_info=error)

@@ -67,7 +67,7 @@ class CountedConnection(ServerConnection):
 
     on_made: Callable[[CountedConnection], None]
     on_lost: Callable[[CountedConnection], None]
-    """Set by whoever serves, on a subclass."""
+    """Set on a subclass, by the server."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)

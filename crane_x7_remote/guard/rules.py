@@ -64,7 +64,7 @@ RESULT_TYPES = {
 
 @dataclass(frozen=True)
 class Names:
-    """The robot's topics; see settings.Settings. An empty name is allowed to nobody."""
+    """The robot's topics; see settings.Settings. An empty name is never allowed."""
 
     camera: str = "/camera/color/image_raw/compressed"
     joint_states: str = "/joint_states"

@@ -83,7 +83,7 @@ def ask(link: LinkConfig, wanted: bool, reason: str = "") -> dict[str, Any]:
 
 
 def _confirmed(connection: ClientConnection, wanted: bool, deadline_s: float) -> dict[str, Any]:
-    """Return the state that answers the operation; the guard sends it to whoever asked."""
+    """Return the state that answers the operation; the guard sends it to the client."""
     while True:
         left_s = deadline_s - time.monotonic()
         if left_s <= 0:

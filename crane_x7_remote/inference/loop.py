@@ -248,7 +248,7 @@ class InferenceLoop:
         return image
 
     def _shape(self, frame: EncodedFrame, chunk: object) -> Shaped | Hold:
-        """Return the trajectory; the joints are read anew, because the policy took its time."""
+        """Return the trajectory; the joints are read again, because the policy took its time."""
         joints = self._client.joints()
         hold = self._ready.robot(joints)
         moment = self._moment()
@@ -306,7 +306,7 @@ class InferenceLoop:
             self._instruction = self.metrics.instruction = instruction
 
     def _notice_link(self, now_s: float) -> None:
-        """Start afresh behind a new link: the robot may have been restarted meanwhile."""
+        """Forget the path behind a new link: the robot may have been restarted meanwhile."""
         link = self._client.link
         if not link.connected or link.reconnects == self._reconnects:
             return

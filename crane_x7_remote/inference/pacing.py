@@ -22,7 +22,7 @@ SETTLING_SLEW = 0.02
 GAIN = 0.1
 """Share of the phase error that one tick takes away."""
 ATTEMPTS = 3
-"""How often the phase is set anew after the link came up; a camera whose rate does not fit the
+"""How often the phase is set again after the link came up; a camera whose rate does not fit the
 loop's is then left alone."""
 LONGEST_WAIT_S = 0.1
 """A tick that is behind waits no longer than this for a frame: the loop also has to stop."""
@@ -90,13 +90,13 @@ class Pacer:
         return steps - 1
 
     def settle(self) -> None:
-        """Allow the phase to be set anew: the camera behind a new link has another one, and while
+        """Allow the phase to be set again: the camera behind a new link has another one, and while
         the loop was behind nothing steered."""
         self._attempts = ATTEMPTS
         self._settling = SETTLING_TICKS
 
     def observe(self, arrival_s: float) -> bool:
-        """Steer by when this tick's frame arrived; return whether the phase was set anew.
+        """Steer by when this tick's frame arrived; return whether the phase was set again.
 
         Call it before `advance`. Behind, the newest frame says nothing about the phase.
         """

@@ -154,7 +154,7 @@ class Readiness:
         return max(age_s, robot_s - joints.stamp_s)
 
     def notice_clock(self, steps: int) -> None:
-        """Start afresh behind a step of a clock: stamps before and after mean different times."""
+        """Forget the path after a step of a clock: older stamps mean other times."""
         if steps != self._clock_steps:
             self._clock_steps = steps
             self.old_path_ends_s = self._path_ends_s

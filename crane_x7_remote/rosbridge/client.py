@@ -38,7 +38,7 @@ from crane_x7_vla_rl.log_text import shown
 logger = logging.getLogger(__name__)
 
 STEADY_S = 5.0
-"""A connection that held for so long starts the pauses between attempts anew; one that broke at
+"""A connection that held for so long resets the pauses between attempts; one that broke at
 once, as when its first message is refused, does not."""
 
 
@@ -230,7 +230,7 @@ class RosbridgeClient:
         self._request(protocol.encode_json(subscription.request(topic, throttle_ms)))
 
     def advertise(self, topic: str, type_name: str) -> None:
-        """Announce a topic on this connection; one that is made anew does not repeat it."""
+        """Announce a topic on this connection; a reconnect does not repeat it."""
         operation = protocol.advertise(topic, type_name, id=f"vla:advertise:{topic}")
         self._request(protocol.encode_json(operation))
 
@@ -261,7 +261,7 @@ class RosbridgeClient:
         asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_until_complete(self._connect_until_stopped())
-        except BaseException as error:  # whoever waits must hear of it, whatever it is
+        except BaseException as error:  # waiting threads must see it, whatever it is
             self._note_failure(error)
         finally:
             self._end_tasks()
@@ -382,7 +382,7 @@ class RosbridgeClient:
         if change.kind == "cbor_failed":
             logger.warning("%s comes only without cbor: this rosbridge cannot send it so", topic)
         elif change.is_news and (is_required or change.compression is not None):
-            again = "; asked for it again without cbor" if change.compression else ""
+            again = "; subscribed again without cbor" if change.compression else ""
             logger.warning("%s%s", self._describe_silence(topic), again)
 
     def _subscribe_anew(self, topic: str, compression: protocol.Compression) -> None:
@@ -430,7 +430,7 @@ class RosbridgeClient:
             self._dropped += 1
 
     def _request(self, payload: str) -> None:
-        """Send an operation that whoever asks for it repeats after a reconnect."""
+        """Send an operation that the caller repeats after a reconnect."""
 
         async def send() -> None:
             link = self._link

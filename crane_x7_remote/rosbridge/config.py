@@ -72,7 +72,7 @@ class LinkStatus:
 
 @dataclass(frozen=True)
 class Subscription:
-    """A topic that is asked for again on every new connection."""
+    """A topic that is subscribed again on every new connection."""
 
     id: str
     type_name: str
@@ -82,7 +82,7 @@ class Subscription:
     def request(
         self, topic: str, throttle_ms: int, compression: protocol.Compression | None = None
     ) -> protocol.Operation:
-        """Return the operation that asks for it; `compression` where it is another by now."""
+        """Return the operation that subscribes it; `compression` where it is another by now."""
         return protocol.subscribe(
             topic,
             self.type_name,

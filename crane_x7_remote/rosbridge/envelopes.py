@@ -42,7 +42,7 @@ class _Open:
     pieces: dict[int, str] = field(default_factory=dict)
     size: int = 0
     is_given_up: bool = False
-    """Its remaining fragments are no news; number 0 begins anew."""
+    """Its remaining fragments are no news; number 0 starts over."""
 
 
 _Key = tuple[str | int, int]

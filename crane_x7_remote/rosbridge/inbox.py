@@ -163,7 +163,7 @@ class Inbox:
     # --- network thread --------------------------------------------------------------------------
 
     def link_came_up(self) -> None:
-        """Begin anew: behind a new link the robot's clock may be another."""
+        """Reset: behind a new link the robot's clock may be another."""
         self._staleness.reset()
         self._throttle.reset_link()
         self._clocks.reset()
@@ -179,7 +179,7 @@ class Inbox:
         self._fragments.expire(now_s)
 
     def take(self, payload: str | bytes, arrival_s: float) -> bool:
-        """Take in one payload; True when the connection should be made anew."""
+        """Take in one payload; True when the connection should be made again."""
         self._now_s = arrival_s
         try:
             operation = self._unwrap(protocol.decode(payload, self._max_bytes), arrival_s)

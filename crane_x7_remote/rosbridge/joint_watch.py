@@ -88,7 +88,7 @@ class JointWatch:
         self.reset()
 
     def reset(self) -> None:
-        """Begin with a new link; what was found stands for its time."""
+        """Reset for a new link; a fault that was found stays for its time."""
         self._seen: deque[_Seen] = deque(maxlen=3)
         self._arrivals: deque[float] = deque(maxlen=20)
         self._layout: Layout | None = None

@@ -61,7 +61,7 @@ class ProtocolError(RemoteError):
 def decode(payload: Payload, max_bytes: int = MAX_MESSAGE_BYTES) -> Operation:
     """Return the operation in `payload`. Raises ProtocolError.
 
-    NaN and infinities pass, as they do through a real server: whoever uses a number checks it.
+    NaN and infinities pass, as they do through a real server: the user of a number checks it.
     """
     if len(payload) > max_bytes:
         raise ProtocolError(f"payload of {len(payload)} bytes, expected at most {max_bytes}")

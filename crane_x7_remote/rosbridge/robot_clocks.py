@@ -54,7 +54,7 @@ class RobotClocks:
         return self._rate.rate
 
     def reset(self) -> None:
-        """Begin with a new link: the robot may be another."""
+        """Reset for a new link: the robot may be another."""
         self.camera.reset()
         self.joints.reset()
         self._rate.restart()

@@ -31,7 +31,7 @@ class Change:
     topic: str
     kind: Kind
     compression: Compression | None
-    """With this it is to be asked for again; None: leave it as it is."""
+    """Subscribe again with this; None: leave it as it is."""
     is_news: bool
     """Whether to say so."""
 
@@ -44,7 +44,7 @@ class _Watched:
     """When something came, or when the watch began."""
     is_silent: bool = False
     asked_s: float | None = None
-    """When it was asked for without cbor."""
+    """When it was subscribed without cbor."""
     first_s: float | None = None
     """When the first message without cbor came after that."""
     is_last_trial: bool = False

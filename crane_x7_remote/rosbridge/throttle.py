@@ -19,7 +19,7 @@ WINDOW = 8
 SETTLE_S = 1.5
 """After a change the old backlog still drains; its frames prove nothing."""
 FIRST_TRIAL_S, LONGEST_TRIAL_S = 10.0, 160.0
-"""How long frames must have been prompt before more are asked for; doubled after each failure."""
+"""How long frames must have been prompt before more are requested; doubled after each failure."""
 
 
 class Throttle:
@@ -35,7 +35,7 @@ class Throttle:
 
     @property
     def rate_ms(self) -> int:
-        """What the server should be asked for now."""
+        """What to request from the server now."""
         return LEVELS_MS[self._level]
 
     def observe(self, age_s: float, now_s: float) -> bool:

@@ -169,7 +169,7 @@ def _config(args: argparse.Namespace) -> RobotConfig:
 
 
 def _arm_maker(args: argparse.Namespace) -> Callable[[], Arm]:
-    """Return what makes the arm that was asked for; called on the arm's thread."""
+    """Return what makes the arm that the flags name; called on the arm's thread."""
     if args.arm == "kinematic":
         return lambda: KinematicArm(period_s=1 / args.control_rate)
 

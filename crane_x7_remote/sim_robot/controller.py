@@ -47,7 +47,7 @@ LARGEST_OFFSET_S = 1e6
 LARGEST_STAMP_S = 1e10
 """Distance of a stamp from now."""
 LARGEST_PATH_RAD = 1e6
-"""Bound of a path between its points. Nobody means a value beyond these: numbers such as 1.7e308
+"""Bound of a path between its points. No one means a value beyond these: numbers such as 1.7e308
 would overflow in the spline and leave NaN behind."""
 SHORTEST_SPAN_S = 1e-9
 """Resolution of ROS times; points closer together cannot be told apart."""

@@ -127,7 +127,7 @@ class RosbridgeServer:
 
     @property
     def port(self) -> int:
-        """The port that is listened on, also when 0 was asked for."""
+        """The port that is listened on, also if the configured one is 0."""
         if self._server is None:
             raise RuntimeError("the server is not started, so it has no port yet")
         return int(self._server.sockets[0].getsockname()[1])

@@ -40,7 +40,7 @@ Operation = Mapping[str, Any]
 
 
 class OperationError(RemoteError):
-    """A client asked for something that the server cannot do; says what was expected."""
+    """A client requested something that the server cannot do; says what was expected."""
 
 
 @dataclass(frozen=True)
@@ -132,7 +132,7 @@ class TopicSubscriptions:
     last_sent_s: float = -math.inf
 
     def is_due(self, now_s: float) -> bool:
-        """Whether a message may be sent now, given the shortest throttle asked for."""
+        """Whether a message may be sent now, given the shortest throttle requested."""
         return now_s - self.last_sent_s >= min(self.throttle_s.values(), default=0.0)
 
     @property

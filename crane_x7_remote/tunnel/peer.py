@@ -162,7 +162,7 @@ def _why_offline(peer: Peer, tailnet: Tailnet) -> str:
         for other in tailnet.peers
         if other.is_online and other.host_name.lower() == peer.name and other is not peer
     ]
-    if twins:  # a machine that joined anew is given another name while its old self is known
+    if twins:  # a machine that joins again gets another name while its old entry exists
         names = " or ".join(other.name for other in twins)
         text += (
             f". The machine that now calls itself {peer.name} is known as {names}: set"
@@ -181,7 +181,7 @@ class StatusCommand:
     """Asks the tailscaled behind `socket`."""
 
     socket: Path | None = None
-    """None: where tailscale looks by itself."""
+    """None: tailscale's default."""
     program: str = "tailscale"
 
     def __call__(self) -> Status:

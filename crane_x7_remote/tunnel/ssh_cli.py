@@ -46,7 +46,7 @@ class SshConfig:
     ssh_port: int | None = None
     """None: what ~/.ssh/config says, else 22."""
     identity: Path | None = None
-    """Private key; None: whichever ssh finds by itself."""
+    """Private key; None: those that ssh finds."""
     known_hosts: Path | None = None
     """Where host keys are kept; None: the user's own file."""
     timeout_s: float = 300.0
@@ -79,7 +79,7 @@ def arguments(config: SshConfig, probe_port: int, with_session: bool = True) -> 
     `with_session` False is for accounts that may run no command.
     """
     options = {
-        "BatchMode": "yes",  # nobody is there to answer
+        "BatchMode": "yes",  # there is no one to answer
         "ExitOnForwardFailure": "yes",
         "ServerAliveInterval": str(ALIVE_INTERVAL_S),
         "ServerAliveCountMax": str(ALIVE_COUNT),
@@ -145,7 +145,7 @@ def _host_key(config: SshConfig, found: re.Match[str]) -> str:
     host = config.destination.rpartition("@")[2]
     name = host if config.ssh_port is None else f"[{host}]:{config.ssh_port}"
     return (
-        "its host key is not the one that is known: it was set up anew, or somebody stands in"
+        "its host key is not the one that is known: it was set up again, or someone stands in"
         f" between. If it is new, forget the old key with `ssh-keygen -R '{name}'{file}`"
     )
 

@@ -11,7 +11,7 @@ import pytest
 
 from crane_x7_remote import settings as settings_module
 from crane_x7_remote.boot import robot_link, role, sshd
-from crane_x7_remote.boot import tailscale_cli as tailscale_words
+from crane_x7_remote.boot import tailscale_cli as tailscale_cli
 from crane_x7_remote.boot.account import Account
 from crane_x7_remote.boot.files import Files
 from crane_x7_remote.boot.status import as_text
@@ -190,7 +190,7 @@ def test_without_a_tailnet_no_proxy_is_set() -> None:
 
 # --- tailscale ------------------------------------------------------------------------------------
 def test_tailscaled_is_asked_for_userspace_and_a_proxy_on_localhost_alone() -> None:
-    words = tailscale_words.daemon_arguments(_settings(), FILES)
+    words = tailscale_cli.daemon_arguments(_settings(), FILES)
     assert "--tun=userspace-networking" in words
     assert "--socks5-server=127.0.0.1:1055" in words
     assert "--statedir=/state" in words
@@ -199,8 +199,8 @@ def test_tailscaled_is_asked_for_userspace_and_a_proxy_on_localhost_alone() -> N
 
 def test_empty_state_folder_means_memory_and_a_missing_one_this_start_alone() -> None:
     files = replace(FILES, state=None)
-    in_memory = tailscale_words.daemon_arguments(_settings(TS_STATE_DIR=""), files)
-    this_start = tailscale_words.daemon_arguments(_settings(), files)
+    in_memory = tailscale_cli.daemon_arguments(_settings(TS_STATE_DIR=""), files)
+    this_start = tailscale_cli.daemon_arguments(_settings(), files)
     assert "--state=mem:" in in_memory
     assert "--state=mem:" not in this_start
     assert "--statedir=/run/x7/tailscale" in this_start
@@ -215,8 +215,8 @@ def test_variables_of_tailscales_own_container_mean_the_same_here() -> None:
         TS_EXTRA_ARGS='--login-server=https://c.example "--advertise-tags=tag:a b"',
         TS_ACCEPT_DNS="true",
     )
-    daemon = tailscale_words.daemon_arguments(settings, FILES)
-    up = tailscale_words.up_arguments(settings, "gpu", "file:/run/key")
+    daemon = tailscale_cli.daemon_arguments(settings, FILES)
+    up = tailscale_cli.up_arguments(settings, "gpu", "file:/run/key")
     assert not [word for word in daemon if "tun=" in word or "socks5" in word]
     assert "--outbound-http-proxy-listen=localhost:1056" in daemon
     assert daemon[-3:] == ["--verbose=1", "--port", "41641"]
@@ -229,7 +229,7 @@ def test_tailscaled_may_listen_on_its_proxies_and_on_what_the_user_names() -> No
         TS_OUTBOUND_HTTP_PROXY_LISTEN="127.0.0.1:1056",
         TS_TAILSCALED_EXTRA_ARGS="--debug=127.0.0.1:8080",
     )
-    assert tailscale_words.listening_ports(settings) == {1055, 1056, 8080}
+    assert tailscale_cli.listening_ports(settings) == {1055, 1056, 8080}
 
 
 @pytest.mark.parametrize(
@@ -237,19 +237,22 @@ def test_tailscaled_may_listen_on_its_proxies_and_on_what_the_user_names() -> No
     [
         ({"BackendState": "NeedsLogin", "Health": ["key expired"]}, ("key expired", "TS_AUTHKEY")),
         ({"BackendState": "Stopped"}, ("Stopped",)),
-        ({"BackendState": "Running", "Self": {"Online": False}}, ("no connection", "by itself")),
+        (
+            {"BackendState": "Running", "Self": {"Online": False}},
+            ("no connection", "tailscaled keeps trying"),
+        ),
     ],
 )
 def test_trouble_on_the_tailnet_says_what_to_do(
     status: dict[str, object], words: tuple[str, ...]
 ) -> None:
-    problem = tailscale_words.trouble(status)
+    problem = tailscale_cli.trouble(status)
     assert problem is not None
     assert all(word in " ".join(problem) for word in words)
 
 
 def test_running_and_online_is_no_trouble() -> None:
-    assert tailscale_words.trouble({"BackendState": "Running", "Self": {"Online": True}}) is None
+    assert tailscale_cli.trouble({"BackendState": "Running", "Self": {"Online": True}}) is None
 
 
 # --- sshd -----------------------------------------------------------------------------------------

@@ -242,7 +242,7 @@ def test_lost_control_server_shows_in_health_and_heals(tailnet: Tailnet) -> None
     tailnet.boot(tailnet.control.key())
     tailnet.control.stop()
     down = tailnet.machine.wait_for_state("tunnel", "down", 120)
-    assert "it is tried again by itself" in down["advice"]
+    assert "tailscaled keeps trying" in down["advice"]
     assert tailnet.machine.status()["healthy"] is False
     tailnet.control.start()
     tailnet.machine.wait_for_state("tunnel", "up", 120)
