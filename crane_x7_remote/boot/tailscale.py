@@ -17,8 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from crane_x7_remote.boot import landlock
-from crane_x7_remote.boot import tailscale_cli as tailscale_cli
+from crane_x7_remote.boot import landlock, tailscale_cli
 from crane_x7_remote.boot.files import Files
 from crane_x7_remote.boot.status_board import StatusBoard
 from crane_x7_remote.boot.supervisor import Child, how_it_ended

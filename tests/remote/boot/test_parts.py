@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 
 from crane_x7_remote import settings as settings_module
-from crane_x7_remote.boot import robot_link, role, sshd
-from crane_x7_remote.boot import tailscale_cli as tailscale_cli
+from crane_x7_remote.boot import robot_link, role, sshd, tailscale_cli
 from crane_x7_remote.boot.account import Account
 from crane_x7_remote.boot.files import Files
 from crane_x7_remote.boot.status import as_text
