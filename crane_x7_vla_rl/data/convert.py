@@ -24,14 +24,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Convert; returns 0. Raises DataProblemError naming the file, episode and field."""
-    from crane_x7_vla_rl.data.episode import DataError
-    from crane_x7_vla_rl.training.errors import DataProblemError
-
-    try:
-        count = convert(args.source, args.folder, args.instruction, resume=args.resume)
-    except DataError as error:
-        raise DataProblemError(str(error)) from error
+    """Convert; returns 0. Raises DataError naming the file, episode and field."""
+    count = convert(args.source, args.folder, args.instruction, resume=args.resume)
     logger.info("%s holds %d episodes", args.folder, count)
     return 0
 
@@ -42,21 +36,17 @@ def convert(source_path: str | Path, folder: Path, instruction: str, *, resume: 
     Raises DataError for a broken episode, or pictures of another size than the first; what was
     written before it stays and can be resumed.
     """
-    from rich.console import Console
-    from rich.progress import Progress
-
     from crane_x7_vla_rl.data.lerobot import LeRobotWriter
+    from crane_x7_vla_rl.data.progress import episode_bar
     from crane_x7_vla_rl.data.source import open_source
 
     source = open_source(source_path, instruction=instruction)
     height, width, _ = source[0].image(0).shape
-    stderr = Console(stderr=True)
     with (
         LeRobotWriter(folder, source.fps, (width, height), resume=resume) as writer,
-        Progress(console=stderr, disable=not stderr.is_terminal, transient=True) as bar,
+        episode_bar("episodes", len(source)) as show,
     ):
-        task = bar.add_task("episodes", total=len(source), completed=len(writer))
         for index in range(len(writer), len(source)):
             writer.add(source[index])
-            bar.advance(task)
+            show(len(writer))
         return len(writer)

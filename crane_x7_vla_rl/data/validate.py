@@ -48,8 +48,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Check `args.path`; return 0 where it is whole, 1 where anything is wrong."""
     from rich.console import Console
-    from rich.progress import Progress
 
+    from crane_x7_vla_rl.data.progress import episode_bar
     from crane_x7_vla_rl.data.validate_checks import Seen, check, open_tolerantly
 
     terminal = sys.stdout.isatty()
@@ -57,12 +57,8 @@ def run(args: argparse.Namespace) -> int:
     source, problems = open_tolerantly(args.path, args.instruction)
     seen = Seen()
     if source is not None:
-        stderr = Console(stderr=True)
-        with Progress(console=stderr, disable=not stderr.is_terminal, transient=True) as bar:
-            task = bar.add_task("episodes", total=len(source))
-            problems += check(
-                source, workers=args.workers, seen=seen, progress=lambda: bar.advance(task)
-            )
+        with episode_bar("episodes", len(source)) as show:
+            problems += check(source, workers=args.workers, seen=seen, progress=show)
     if problems or source is None:
         _print_problems(console, args.path, problems, 0 if source is None else len(source))
         return EXIT_PROBLEMS

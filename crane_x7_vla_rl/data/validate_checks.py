@@ -88,11 +88,11 @@ def check(
     *,
     workers: int = 4,
     seen: Seen | None = None,
-    progress: Callable[[], object] = lambda: None,
+    progress: Callable[[int], object] = lambda _: None,
 ) -> list[Problem]:
     """Return everything that is wrong with the episodes, fields and pictures of `source`.
 
-    What is right is counted into `seen`; `progress` is called after each episode.
+    What is right is counted into `seen`; `progress` is called with the number of episodes done.
     """
     problems: list[Problem] = []
     digests: dict[bytes, int] = {}
@@ -109,7 +109,7 @@ def check(
                         Problem(name, index, "episode", f"has the same joints as episode {twin}")
                     )
                 _count(seen, report)
-            progress()
+            progress(index + 1)
     return problems
 
 

@@ -13,10 +13,9 @@ import sys
 from collections.abc import Sequence
 
 from crane_x7_vla_rl import log_text
-from crane_x7_vla_rl.policies.base import PolicyLoadError
 from crane_x7_vla_rl.suggest import did_you_mean
 from crane_x7_vla_rl.training import settings
-from crane_x7_vla_rl.training.errors import ConfigError, ExitCode, TrainingError
+from crane_x7_vla_rl.training.errors import ConfigError, ExitCode, exit_code
 
 COMMANDS = {
     "sft": ("training.sft.command", "teach a policy by demonstrations"),
@@ -65,10 +64,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if problems:
             raise ConfigError("the environment is wrong:\n  " + "\n  ".join(problems))
         return int(module.run(args))
-    except (TrainingError, PolicyLoadError) as error:
-        return _fail(args.command, error, getattr(error, "exit_code", ExitCode.POLICY_LOAD))
     except ModuleNotFoundError as error:
         return _missing(args.command, error)
+    except Exception as error:
+        code = exit_code(error)
+        if code is None:
+            raise
+        return _fail(args.command, error, code)
     except KeyboardInterrupt:
         return 128 + 2
 

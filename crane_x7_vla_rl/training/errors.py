@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import IntEnum
+from typing import Final
 
 
 class ExitCode(IntEnum):
@@ -20,6 +21,22 @@ class ExitCode(IntEnum):
     LATER = 9
     NOT_LEARNING = 11
     MEMORY = 12
+
+
+OF_LOWER_FLOORS: Final = {
+    "crane_x7_vla_rl.data.episode.DataError": ExitCode.DATA,
+    "crane_x7_vla_rl.policies.base.PolicyLoadError": ExitCode.POLICY_LOAD,
+    "crane_x7_vla_rl.sim.errors.SimError": ExitCode.SIMULATION,
+}
+"""Errors that know no exit code, by full name: importing the simulation takes a second."""
+
+
+def exit_code(error: BaseException) -> ExitCode | None:
+    """Return the code of an expected failure, None where it is a fault of ours."""
+    if isinstance(error, TrainingError):
+        return error.exit_code
+    names = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__)
+    return next((OF_LOWER_FLOORS[name] for name in names if name in OF_LOWER_FLOORS), None)
 
 
 class TrainingError(Exception):
@@ -62,12 +79,6 @@ class PpoError(TrainingError):
     exit_code = ExitCode.NOT_LEARNING
 
 
-class SimulationError(TrainingError):
-    """The simulation cannot start, or has gone wrong: no GPU, a library or driver is missing."""
-
-    exit_code = ExitCode.SIMULATION
-
-
 class OutOfMemoryError(TrainingError):
     """Memory ran out; names what was done, what it needed and the flag to lower."""
 
@@ -78,9 +89,3 @@ class LaterError(TrainingError):
     """Asked for something that comes with a later issue; see the CHANGELOG."""
 
     exit_code = ExitCode.LATER
-
-
-class DataProblemError(TrainingError):
-    """An episode, or a whole data set, is broken; names file, episode and field."""
-
-    exit_code = ExitCode.DATA

@@ -6,7 +6,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from crane_x7_vla_rl.data.demos.command import (
+from crane_x7_vla_rl.data.demos.config import (
     CONFIG,
     FAILURES,
     PATIENCE,

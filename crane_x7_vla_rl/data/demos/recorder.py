@@ -6,7 +6,7 @@ from typing import Final
 
 import numpy as np
 
-from crane_x7_vla_rl.data.demos.command import DemosConfig
+from crane_x7_vla_rl.data.demos.config import DemosConfig
 from crane_x7_vla_rl.data.episode import Episode
 from crane_x7_vla_rl.kinematics import UnreachableError
 from crane_x7_vla_rl.sim.expert import Expert, ExpertPhase, Manner

@@ -16,7 +16,6 @@ from typing import Any, Final
 from crane_x7_vla_rl import scenes
 from crane_x7_vla_rl.policies.base import DEFAULT_UNNORM_KEY, ModelOptions
 from crane_x7_vla_rl.scenes import EVALUATION_SEED
-from crane_x7_vla_rl.training.errors import DataProblemError, SimulationError
 from crane_x7_vla_rl.training.evaluate.config import RESULTS, EvaluateConfig
 
 OUTPUTS: Final = Path("outputs/evaluate")
@@ -76,17 +75,9 @@ def _name(args: argparse.Namespace) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate; returns 0. Raises TrainingError and PolicyLoadError."""
-    from crane_x7_vla_rl.data.episode import DataError
-    from crane_x7_vla_rl.sim.errors import SimError
-
+    """Evaluate; returns 0. Raises PolicyLoadError, DataError and SimError."""
     config = read(args)
-    try:
-        results = evaluate(config)
-    except DataError as error:
-        raise DataProblemError(str(error)) from error
-    except SimError as error:
-        raise SimulationError(str(error)) from error
+    results = evaluate(config)
     from crane_x7_vla_rl.training.evaluate.report import describe
 
     print(describe(results))

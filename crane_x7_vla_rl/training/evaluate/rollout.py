@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from crane_x7_vla_rl.data.progress import episode_bar
 from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy
 from crane_x7_vla_rl.sim.errors import SimError
 from crane_x7_vla_rl.sim.workers import Workers
@@ -133,7 +134,10 @@ def roll_out(policy: OpenVLAPolicy, config: EvaluateConfig) -> Rollouts:
     policy.reset()
     count = min(config.processes or os.cpu_count() or 1, config.num_episodes)
     started_s = time.monotonic()
-    with Workers(count, partial(EvalWorker, world)) as workers, _bar(config) as bar:
+    with (
+        Workers(count, partial(EvalWorker, world)) as workers,
+        episode_bar(config.world.task, config.num_episodes) as show,
+    ):
         turns = _Turns(policy, config, workers)
         for worker in range(count):
             turns.begin(worker)
@@ -141,7 +145,7 @@ def roll_out(policy: OpenVLAPolicy, config: EvaluateConfig) -> Rollouts:
             for worker in range(count):
                 if turns.running[worker]:
                     turns.take(worker)
-            bar.show(turns.results)
+            show(len(turns.results), _success_so_far(turns.results))
     results = tuple(sorted(turns.results, key=lambda result: result.seed))
     return Rollouts(results, world.control_hz, time.monotonic() - started_s, turns.policy_s)
 
@@ -171,25 +175,6 @@ def _clear_videos(folder: Path) -> None:
         path.unlink()
 
 
-class _bar:
-    """A progress bar of episodes, with the rate of success so far."""
-
-    def __init__(self, config: EvaluateConfig) -> None:
-        from rich import progress
-
-        columns = (*progress.Progress.get_default_columns(), progress.MofNCompleteColumn())
-        self._bar = progress.Progress(*columns)
-        self._task = self._bar.add_task(config.world.task, total=config.num_episodes)
-
-    def __enter__(self) -> _bar:
-        self._bar.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bar.stop()
-
-    def show(self, results: list[Result]) -> None:
-        """Show how many there are and how many succeeded."""
-        good = sum(result.success for result in results)
-        text = f"{good} of {len(results)} succeeded"
-        self._bar.update(self._task, completed=len(results), description=text)
+def _success_so_far(results: list[Result]) -> str:
+    good = sum(result.success for result in results)
+    return f"{good} of {len(results)} succeeded"

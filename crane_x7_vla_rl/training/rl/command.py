@@ -18,7 +18,7 @@ from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.checkpoints.resume import Resumption, Rules, resume
 from crane_x7_vla_rl.training.config import loader as config_tree
 from crane_x7_vla_rl.training.config.loader import Layer
-from crane_x7_vla_rl.training.errors import OutputError, ResumeError, SimulationError
+from crane_x7_vla_rl.training.errors import OutputError, ResumeError
 from crane_x7_vla_rl.training.rl.config import RlConfig
 
 logger = logging.getLogger(__name__)
@@ -49,15 +49,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; returns 0 also after SIGTERM, once everything is saved. Raises TrainingError."""
+    """Train; returns 0 also after SIGTERM, once everything is saved.
+
+    Raises TrainingError and SimError.
+    """
     config, resumption = read(args)
-    from crane_x7_vla_rl.sim.errors import SimError
     from crane_x7_vla_rl.training.rl.loop import train
 
     try:
         train(config, resumption)
-    except SimError as error:
-        raise SimulationError(str(error)) from error
     except OSError as error:
         if error.errno not in FULL:
             raise

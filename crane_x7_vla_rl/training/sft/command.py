@@ -15,7 +15,7 @@ from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.checkpoints.resume import Resumption, Rules, resume
 from crane_x7_vla_rl.training.config import loader as config_tree
 from crane_x7_vla_rl.training.config.loader import Layer
-from crane_x7_vla_rl.training.errors import DataProblemError, LaterError
+from crane_x7_vla_rl.training.errors import LaterError
 from crane_x7_vla_rl.training.sft.config import SftConfig
 
 logger = logging.getLogger(__name__)
@@ -42,20 +42,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Train; returns 0 also after SIGTERM, once everything is saved. Raises TrainingError."""
+    """Train; returns 0 also after SIGTERM, once everything is saved.
+
+    Raises TrainingError and DataError.
+    """
     config, resumption = read(args)
     if config.backend == "openpi":
         raise LaterError(
             "backend openpi comes later, with its own issue (see 'Not yet' in CHANGELOG.md); use"
             " --backend openvla"
         )
-    from crane_x7_vla_rl.data.episode import DataError
     from crane_x7_vla_rl.training.sft.loop import train
 
-    try:
-        train(config, resumption)
-    except DataError as error:
-        raise DataProblemError(str(error)) from error
+    train(config, resumption)
     return 0
 
 

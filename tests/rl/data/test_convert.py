@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from unittest.mock import Mock
 
 import numpy as np
 import pytest
 from rosbags_rig import Scene, write_bag
 from tfrecord_rig import logger_steps, picture, write_log
 
+from crane_x7_vla_rl.data import convert as convert_command
 from crane_x7_vla_rl.data.convert import add_arguments, run
+from crane_x7_vla_rl.data.episode import DataError, EpisodeError
 from crane_x7_vla_rl.data.source import open_source
-from crane_x7_vla_rl.training.errors import DataProblemError
+from crane_x7_vla_rl.policies.base import PolicyLoadError
+from crane_x7_vla_rl.sim.errors import SimError, WorkerLostError
+from crane_x7_vla_rl.training import cli
+from crane_x7_vla_rl.training.errors import ExitCode, OutputError
 
 
 def convert(source: Path, folder: Path, *flags: str) -> int:
@@ -45,9 +51,9 @@ def test_a_broken_episode_stops_it_and_it_goes_on_when_that_is_repaired(tmp_path
         if number == 1:
             steps[4] = steps[4] | {"observation/image_primary": [picture(0)[:200]]}
         write_log(tmp_path / "logs", number, steps)
-    with pytest.raises(DataProblemError, match=r"episode_0001.*frame 4: JPEG of 200 bytes"):
+    with pytest.raises(DataError, match=r"episode_0001.*frame 4: JPEG of 200 bytes"):
         convert(tmp_path / "logs", tmp_path / "lerobot")
-    with pytest.raises(DataProblemError, match="holds a data set already"):
+    with pytest.raises(DataError, match="holds a data set already"):
         convert(tmp_path / "logs", tmp_path / "lerobot")
     write_log(tmp_path / "logs", 1, logger_steps(6, seed=1))
     assert convert(tmp_path / "logs", tmp_path / "lerobot", "--resume") == 0
@@ -55,3 +61,22 @@ def test_a_broken_episode_stops_it_and_it_goes_on_when_that_is_repaired(tmp_path
     assert len(after) == 3
     for index in range(3):
         np.testing.assert_array_equal(after[index].action, before[index].action)
+
+
+def test_each_kind_of_failure_ends_with_its_exit_code(tmp_path, capsys, monkeypatch):
+    argv = ["convert", str(tmp_path / "none"), str(tmp_path / "lerobot")]
+    assert cli.main(argv) == ExitCode.DATA
+    assert "convert: " in capsys.readouterr().err
+    for error, code in (
+        (EpisodeError("one"), ExitCode.DATA),
+        (SimError("no Vulkan"), ExitCode.SIMULATION),
+        (WorkerLostError("gone"), ExitCode.SIMULATION),
+        (PolicyLoadError("no weights"), ExitCode.POLICY_LOAD),
+        (OutputError("full"), ExitCode.OUTPUT),
+    ):
+        monkeypatch.setattr(convert_command, "convert", Mock(side_effect=error))
+        assert cli.main(argv) == code
+        assert str(error) in capsys.readouterr().err
+    monkeypatch.setattr(convert_command, "convert", Mock(side_effect=ZeroDivisionError))
+    with pytest.raises(ZeroDivisionError):
+        cli.main(argv)

@@ -15,11 +15,8 @@ import pytest
 
 pytest.importorskip("pyarrow", reason="needs the train extra")
 
-from crane_x7_vla_rl.data.demos.command import (
-    DemosConfig,
-    DemosReport,
-    generate,
-)
+from crane_x7_vla_rl.data.demos.command import generate
+from crane_x7_vla_rl.data.demos.config import DemosConfig, DemosReport
 from crane_x7_vla_rl.data.demos.recorder import make_recorder
 from crane_x7_vla_rl.data.episode import DataError, Episode
 from crane_x7_vla_rl.data.lerobot import open_lerobot

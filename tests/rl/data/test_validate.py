@@ -228,7 +228,7 @@ def test_an_index_that_disagrees_with_its_episodes_is_told():
 def test_what_is_whole_is_counted(tmp_path):
     write(tmp_path / "a.tfrecord", [rlds_episode(4, seed=seed) for seed in range(3)])
     seen, calls = Seen(), []
-    assert check(open_source(tmp_path), seen=seen, progress=lambda: calls.append(1)) == []
+    assert check(open_source(tmp_path), seen=seen, progress=calls.append) == []
     assert (seen.episodes, seen.frames, len(calls)) == (3, 12, 3)
     assert seen.outcomes == {True: 3}
     assert seen.instructions == {"lift the blue cube": 3}

@@ -15,7 +15,8 @@ for package in ("torch", "pyarrow", "tokenizers", "av"):
 import av
 import pyarrow.parquet as pq
 
-from crane_x7_vla_rl.data.demos.command import DemosConfig, generate
+from crane_x7_vla_rl.data.demos.command import generate
+from crane_x7_vla_rl.data.demos.config import DemosConfig
 from crane_x7_vla_rl.data.demos.recorder import make_recorder
 from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.policies.openvla import builder

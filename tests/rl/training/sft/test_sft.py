@@ -22,6 +22,7 @@ import training_rig as rig
 import yaml
 from warm_process import WarmProcess
 
+from crane_x7_vla_rl.data.episode import DataError
 from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.policies.load import load_policy
 from crane_x7_vla_rl.policies.openvla.codec import PolicySpec
@@ -30,7 +31,6 @@ from crane_x7_vla_rl.training import learner
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.errors import (
     ConfigError,
-    DataProblemError,
     ExitCode,
     NotFiniteError,
     OutputError,
@@ -239,7 +239,7 @@ def test_another_model_cannot_be_gone_on_with(tmp_path: Path) -> None:
 
 def test_other_data_cannot_be_gone_on_with(tmp_path: Path) -> None:
     rig.train(tmp_path / "run", "--max-steps", "1")
-    with pytest.raises(DataProblemError, match="not the data that the run began with"):
+    with pytest.raises(DataError, match="not the data that the run began with"):
         rig.again(
             "--resume-from-checkpoint", str(tmp_path / "run"), "--data-root", str(rig.other_data())
         )
@@ -361,7 +361,7 @@ def test_a_full_disk_stops_the_run_and_names_the_last_checkpoint(tmp_path: Path)
 
 
 def test_a_corrupt_episode_stops_with_its_name_or_is_left_out(tmp_path: Path) -> None:
-    with pytest.raises(DataProblemError, match=r"file-000\.mp4|episode"):
+    with pytest.raises(DataError, match=r"file-000\.mp4|episode"):
         rig.train(tmp_path / "run", "--data-root", str(rig.corrupt_data()))
 
 
