@@ -19,8 +19,8 @@ from typing import TypeGuard
 import cv2
 import numpy as np
 
-from crane_x7_remote.rosbridge.messages import PNG_SIGNATURE
 from crane_x7_remote.rosbridge.protocol import MAX_MESSAGE_BYTES, Operation, ProtocolError, brief
+from crane_x7_vla_rl.images import PNG_SIGNATURE
 
 MAX_OPEN = 8
 """Messages whose fragments may wait at the same time; a further one drops the oldest."""

@@ -13,13 +13,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeGuard
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 import simplejpeg
 
 from crane_x7_remote.errors import RemoteError
 from crane_x7_remote.rosbridge.protocol import brief
+from crane_x7_vla_rl.images import JPEG_START, PNG_SIGNATURE, ImageError, decode
 from crane_x7_vla_rl.joint_names import JointsError, places_of_joints
 from crane_x7_vla_rl.prompt import MAX_INSTRUCTION_BYTES, clean_instruction
 from crane_x7_vla_rl.robot import JOINT_NAMES
@@ -29,7 +29,6 @@ Message = Mapping[str, Any]
 RosVersion = Literal[1, 2]
 
 MAX_IMAGE_PIXELS = 4096 * 4096
-PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 DEPTH_FORMAT = re.compile(
     r"(8S|16[US]|32[SF]|64F)C\d*\b|mono16\b|.*(compressedDepth|\brvl\b)", re.I | re.S
 )
@@ -228,36 +227,31 @@ def decode_image(encoded: EncodedFrame, max_pixels: int = MAX_IMAGE_PIXELS) -> I
     """Return (H, W, 3) uint8 RGB. The header is checked first, so that a small message cannot ask
     for gigabytes; a truncated picture raises MessageError instead of showing grey."""
     content = encoded.image_bytes
-    if content.startswith(PNG_SIGNATURE):
-        _check_png_colour(content, encoded.format)
-        return _decode_png(content, max_pixels)
-    if not content.startswith(b"\xff\xd8"):
-        raise MessageError(
-            f"image of format {brief(encoded.format)} begins with {content[:8]!r},"
-            " expected JPEG or PNG"
-        )
     try:
-        height, width, space, _ = simplejpeg.decode_jpeg_header(content, strict=True)
-        _check_size(width, height, max_pixels)
-        if space == "Gray":
-            raise _no_colour("a grey picture (JPEG with one component)", encoded.format)
-        image: Image = simplejpeg.decode_jpeg(content, colorspace="RGB", strict=True)
+        if content.startswith(PNG_SIGNATURE):
+            _check_png_colour(content, encoded.format)
+            _check_size(*_png_size(content), max_pixels)
+        elif content.startswith(JPEG_START):
+            height, width, space, _ = simplejpeg.decode_jpeg_header(content, strict=True)
+            _check_size(width, height, max_pixels)
+            if space == "Gray":
+                raise _no_colour("a grey picture (JPEG with one component)", encoded.format)
+        else:
+            raise MessageError(
+                f"image of format {brief(encoded.format)} begins with {content[:8]!r},"
+                " expected JPEG or PNG"
+            )
+        return decode(content)
+    except ImageError as error:
+        raise MessageError(str(error)) from error
     except ValueError as error:
         raise MessageError(f"JPEG of {len(content)} bytes cannot be decoded: {error}") from error
-    return image
 
 
-def _decode_png(content: bytes, max_pixels: int) -> Image:
+def _png_size(content: bytes) -> tuple[int, int]:
     if len(content) < 24:
         raise MessageError(f"PNG of {len(content)} bytes is cut off in its header")
-    width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
-    _check_size(width, height, max_pixels)
-    if not content.rstrip(b"\0").endswith(b"IEND\xaeB`\x82"):
-        raise MessageError(f"PNG of {len(content)} bytes is cut off: no IEND")
-    image = cv2.imdecode(np.frombuffer(content, dtype=np.uint8), cv2.IMREAD_COLOR)
-    if image is None:
-        raise MessageError(f"PNG of {len(content)} bytes cannot be decoded")
-    return np.ascontiguousarray(image[:, :, ::-1], dtype=np.uint8)
+    return int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
 
 
 def _check_size(width: int, height: int, max_pixels: int) -> None:

@@ -1,31 +1,24 @@
-"""One demonstration: images, measured joints, commanded joints, and where they came from.
+"""One demonstration. Recorded arrays and images → a checked `Episode`.
 
 Every reader makes `Episode`s and everything that learns takes them; arrays are checked once, here.
 Legend: T frames, H and W image height and width, 8 joints in the order of `robot.JOINT_NAMES`.
-Images may be lazy or encoded: a frame is decoded when `image(t)` asks for it, so that an episode
-larger than memory can still be handed around.
+Images may be lazy or encoded: `image(t)` decodes one frame, so episodes may be larger than memory.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
 
-import cv2
 import numpy as np
 import numpy.typing as npt
-import simplejpeg
 
+from crane_x7_vla_rl.images import ImageError, decode
 from crane_x7_vla_rl.prompt import clean_instruction
 from crane_x7_vla_rl.robot import DOF
 from crane_x7_vla_rl.types import Image
 
 Array = npt.NDArray[np.float32]
-
-PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
-PNG_END: Final = b"IEND\xaeB`\x82"
-JPEG_START: Final = b"\xff\xd8"
 
 
 class DataError(ValueError):
@@ -119,16 +112,7 @@ class Episode:
 
 def decode_image(content: bytes) -> Image:
     """Return (H, W, 3) uint8 RGB of a JPEG or PNG; a truncated one raises DataError, never grey."""
-    if content.startswith(PNG_SIGNATURE):
-        whole = content.rstrip(b"\0").endswith(PNG_END)
-        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR) if whole else None
-        if image is None:
-            raise DataError(f"PNG of {len(content)} bytes is broken or cut off")
-        return np.ascontiguousarray(image[:, :, ::-1], dtype=np.uint8)
-    if not content.startswith(JPEG_START):
-        raise DataError(f"image begins with {content[:8]!r}, expected JPEG or PNG")
     try:
-        decoded: Image = simplejpeg.decode_jpeg(content, colorspace="RGB", strict=True)
-    except ValueError as error:
-        raise DataError(f"JPEG of {len(content)} bytes cannot be decoded: {error}") from error
-    return decoded
+        return decode(content)
+    except ImageError as error:
+        raise DataError(str(error)) from error

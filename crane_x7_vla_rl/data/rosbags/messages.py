@@ -9,9 +9,9 @@ from typing import Any, Final
 
 import numpy as np
 
-from crane_x7_vla_rl.data.episode import JPEG_START, PNG_SIGNATURE
 from crane_x7_vla_rl.data.reader_options import RecordingError
 from crane_x7_vla_rl.data.rosbags.align import Array, Command
+from crane_x7_vla_rl.images import JPEG_START, PNG_SIGNATURE
 from crane_x7_vla_rl.joint_names import JointsError, places_of_joints
 from crane_x7_vla_rl.robot import JOINT_NAMES
 from crane_x7_vla_rl.types import Image

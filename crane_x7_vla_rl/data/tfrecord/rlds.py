@@ -17,13 +17,10 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from crane_x7_vla_rl.data.episode import (
-    JPEG_START,
-    PNG_SIGNATURE,
-    Episode,
-)
+from crane_x7_vla_rl.data.episode import Episode
 from crane_x7_vla_rl.data.reader_options import RecordingError
 from crane_x7_vla_rl.data.tfrecord.example import Example, Values, strung
+from crane_x7_vla_rl.images import JPEG_START, PNG_SIGNATURE
 from crane_x7_vla_rl.robot import DOF
 
 STEPS: Final = "steps/"

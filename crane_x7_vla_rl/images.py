@@ -1,0 +1,37 @@
+"""The one decoder of pictures. JPEG or PNG bytes → (H, W, 3) uint8 RGB, whole or an error."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import cv2
+import numpy as np
+import simplejpeg
+
+from crane_x7_vla_rl.types import Image
+
+JPEG_START: Final = b"\xff\xd8"
+PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
+PNG_END: Final = b"IEND\xaeB`\x82"
+
+
+class ImageError(ValueError):
+    """Bytes are no picture that can be shown; says how many, and what is wrong with them."""
+
+
+def decode(content: bytes) -> Image:
+    """Return the picture; raises ImageError for a truncated one, where OpenCV would show grey."""
+    if content.startswith(PNG_SIGNATURE):
+        if not content.rstrip(b"\0").endswith(PNG_END):
+            raise ImageError(f"PNG of {len(content)} bytes is cut off: no IEND")
+        image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
+        if image is None:
+            raise ImageError(f"PNG of {len(content)} bytes cannot be decoded")
+        return np.ascontiguousarray(image[:, :, ::-1], dtype=np.uint8)
+    if not content.startswith(JPEG_START):
+        raise ImageError(f"image begins with {content[:8]!r}, expected JPEG or PNG")
+    try:
+        decoded: Image = simplejpeg.decode_jpeg(content, colorspace="RGB", strict=True)
+    except ValueError as error:
+        raise ImageError(f"JPEG of {len(content)} bytes cannot be decoded: {error}") from error
+    return decoded
