@@ -22,23 +22,13 @@ STRIP_HEIGHT = 44
 
 def write_video(recording: Recording, path: Path, rate_hz: int = 15) -> int:
     """Write the pictures with their captions as H.264; return how many."""
-    import av
+    from crane_x7_vla_rl.mp4 import write_mp4
 
-    count = 0
-    with av.open(str(path), mode="w") as container:
-        stream: Any = None
-        for picture in captioned(recording):
-            if stream is None:
-                stream = container.add_stream("libx264", rate=rate_hz)
-                stream.height, stream.width = picture.shape[0] // 2 * 2, picture.shape[1] // 2 * 2
-                stream.pix_fmt = "yuv420p"
-                stream.options = {"preset": "veryfast", "crf": "23"}
-            even = np.ascontiguousarray(picture[: stream.height, : stream.width])
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(even, format="rgb24")))
-            count += 1
-        if stream is not None:
-            container.mux(stream.encode())
-    return count
+    even = (
+        picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2]
+        for picture in captioned(recording)
+    )
+    return write_mp4(str(path), even, rate_hz, {"preset": "veryfast", "crf": "23"})
 
 
 def captioned(recording: Recording) -> Iterator[Image]:

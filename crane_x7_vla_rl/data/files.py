@@ -40,7 +40,7 @@ def find(folder: Path, *patterns: str) -> list[Path]:
     return sorted(found - hidden)
 
 
-def write_whole(path: Path, write: Callable[[Path], None]) -> None:
+def write_whole(path: Path, write: Callable[[Path], object]) -> None:
     """Call `write` on a temporary neighbour, then put it in `path`'s place; never half a file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL)

@@ -25,8 +25,9 @@ from crane_x7_vla_rl.data.episode import DataError, Episode, EpisodeError
 from crane_x7_vla_rl.data.files import read_json
 from crane_x7_vla_rl.data.lerobot import layout
 from crane_x7_vla_rl.data.lerobot.metadata import read_rows, read_tasks
-from crane_x7_vla_rl.data.lerobot.video import VideoFrames, Videos, frame_count, rate
+from crane_x7_vla_rl.data.lerobot.video import VideoFrames, Videos, frame_count
 from crane_x7_vla_rl.joint_names import JointsError, places_of_joints
+from crane_x7_vla_rl.mp4 import rate
 from crane_x7_vla_rl.robot import DOF, JOINT_NAMES
 from crane_x7_vla_rl.types import Image
 

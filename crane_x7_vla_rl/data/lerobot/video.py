@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any, Final, overload
 
 import av
-import numpy as np
 
 from crane_x7_vla_rl.data.episode import DataError, Episode
+from crane_x7_vla_rl.mp4 import rate, write_mp4
 from crane_x7_vla_rl.types import Image
 
-CODEC: Final = "libx264"
 PIXELS: Final = "yuv444p"
 CRF: Final = 10
 """Quality: 48 dB on 64×64 frames of the simulation, 0.7 kB a frame; 18 would be 42 dB, 0.5 kB."""
@@ -45,25 +44,17 @@ RUN_ON: Final = 4
 def encode(episode: Episode) -> bytes:
     """Return the episode's frames as MP4; raises EpisodeError where frames differ in size."""
     buffer = io.BytesIO()
-    height, width, _ = episode.image(0).shape
-    with av.open(buffer, "w", format="mp4") as container:
-        stream = container.add_stream(CODEC, rate=rate(episode.fps), options=dict(OPTIONS))
-        stream.width, stream.height, stream.pix_fmt = width, height, PIXELS
-        for t in range(len(episode)):
-            image = episode.image(t)
-            if image.shape != (height, width, 3):
-                raise episode.error(
-                    "images", f"frame {t} is {image.shape}, frame 0 {(height, width, 3)}"
-                )
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
+    write_mp4(buffer, _of_one_size(episode), episode.fps, OPTIONS, pixels=PIXELS)
     return buffer.getvalue()
 
 
-def rate(fps: float) -> Fraction:
-    """Return the frame rate as a fraction that a container can hold."""
-    return Fraction(fps).limit_denominator(1001)
+def _of_one_size(episode: Episode) -> Iterator[Image]:
+    shape = episode.image(0).shape
+    for t in range(len(episode)):
+        image = episode.image(t)
+        if image.shape != shape:
+            raise episode.error("images", f"frame {t} is {image.shape}, frame 0 {shape}")
+        yield image
 
 
 def join(videos: Sequence[Path], fps: float, target: Path) -> None:
