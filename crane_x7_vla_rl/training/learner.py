@@ -31,6 +31,7 @@ from crane_x7_vla_rl.actions import ACTION_BINS, FIRST_ACTION_TOKEN
 from crane_x7_vla_rl.policies.openvla import OpenVLA, finite
 from crane_x7_vla_rl.policies.openvla.model.language import DecoderLayer
 from crane_x7_vla_rl.policies.openvla.model.vision import Block
+from crane_x7_vla_rl.policies.openvla.run.evaluate import evaluate
 from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.policies.openvla.weights.loading import Loaded
 from crane_x7_vla_rl.policies.openvla.weights.lora import ALL_LINEAR, LoraSettings, add_lora
@@ -61,8 +62,8 @@ class TokenLoss(nn.Module):
     def forward(
         self, pixels: Tensor, prompts: list[Tensor], tokens: Tensor, smoothing: float = 0.0
     ) -> Tensor:
-        """Return a scalar, nats; see `OpenVLA.evaluate` for the shapes."""
-        found = self.model.evaluate(pixels, prompts, tokens)
+        """Return a scalar, nats; see `run.evaluate` for the shapes."""
+        found = evaluate(self.model, pixels, prompts, tokens)
         if not smoothing:
             return -found.log_probs.mean()
         target = gaussian_targets(tokens.to(found.distribution.device), smoothing)

@@ -9,6 +9,8 @@ from typing import Any
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from crane_x7_vla_rl.policies.openvla.run.evaluate import evaluate
+from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from openvla_bench.figures import SEED, TOKENS, Bench, Inputs, generate, in_turn, inputs, peak_gb
 from openvla_bench.limits import evaluate_flop, generate_limit, vision_flop
 
@@ -16,7 +18,7 @@ from openvla_bench.limits import evaluate_flop, generate_limit, vision_flop
 def same_model(bench: Bench) -> None:
     """Both must compute the same, or the comparison says nothing."""
     (pixels, ids), *_ = inputs(bench, 2)
-    ours = bench.model.roll_out(pixels, ids, 1).logits[:, 0]
+    ours = bench.runner.roll_out(pixels, ids, 1).logits[:, 0]
     theirs = bench.baseline.first_logits(pixels, ids)
     spread = float(theirs.std())
     bench.row(
@@ -58,8 +60,8 @@ def parts(bench: Bench) -> None:
         bench,
         batches,
         see,
-        lambda one: bench.model.generate(*one, 1),
-        lambda one: bench.model.generate(*one, 8),
+        lambda one: bench.runner.roll_out(*one, 1).tokens,
+        lambda one: bench.runner.roll_out(*one, 8).tokens,
     )
     bench.row("vision alone, without a graph", vision * 1e3, "ms")
     bench.row("vision, prefill and one token", prefill * 1e3, "ms")
@@ -67,21 +69,19 @@ def parts(bench: Bench) -> None:
     bench.row("decode, per token", (whole - prefill) / 7 * 1e3, "ms")
     bench.row("limit of decode, per token", limit.decode_s / 7 * 1e3, "ms")
     pixels = batches[0][0]
-    (again,) = in_turn(bench, batches, lambda one: bench.model.generate(pixels, one[1], 8).cpu())
+    run = lambda one: bench.runner.roll_out(pixels, one[1], 8).tokens.cpu()  # noqa: E731
+    (again,) = in_turn(bench, batches, run)
     bench.row("batch 1, 8 tokens, the same image again: latency", again * 1e3, "ms")
 
 
 def low_bit(kind: str) -> Callable[[Bench], None]:
     def case(bench: Bench) -> None:
-        from crane_x7_vla_rl.policies.openvla.run.low_bit import compare
+        from crane_x7_vla_rl.policies.openvla.run.low_bit_error import compare
 
         batches = inputs(bench, 1)
-        (dense,) = in_turn(bench, batches, lambda one: bench.model.generate(*one, 7).cpu())
-        bench.model.set_decode_weights(kind)  # type: ignore[arg-type]
-        try:
-            (low,) = in_turn(bench, batches, lambda one: bench.model.generate(*one, 7).cpu())
-        finally:
-            bench.model.set_decode_weights(None)
+        (dense,) = in_turn(bench, batches, lambda one: bench.runner.roll_out(*one, 7).tokens.cpu())
+        runner = Runner(bench.model, kind)  # type: ignore[arg-type]
+        (low,) = in_turn(bench, batches, lambda one: runner.roll_out(*one, 7).tokens.cpu())
         limit = generate_limit(bench.model.config, bench.here, 1, TOKENS, 7, 1).total_s
         bench.row(f"{kind} decode, batch 1, 7 tokens: latency", low * 1e3, "ms", dense * 1e3)
         bench.row(f"{kind} decode, batch 1, 7 tokens: latency / limit", low / limit, "")
@@ -99,7 +99,7 @@ def evaluate_forward(bench: Bench) -> None:
     ours, theirs = in_turn(
         bench,
         batches,
-        torch.no_grad()(lambda one: bench.model.evaluate(*one, tokens)),
+        torch.no_grad()(lambda one: evaluate(bench.model, *one, tokens)),
         torch.no_grad()(lambda one: bench.baseline.evaluate(*one, tokens)),
     )
     flop = evaluate_flop(bench.model.config, batch, TOKENS, steps)
@@ -132,7 +132,7 @@ def evaluate_backward(bench: Bench) -> None:
     add_lora(bench.model, LoraSettings(rank=32, alpha=16.0, targets=names))
     bench.model.train()
     bench.model.checkpoint_gradients()
-    run = lambda one: bench.model.evaluate(*one, tokens).log_probs  # noqa: E731
+    run = lambda one: evaluate(bench.model, *one, tokens).log_probs  # noqa: E731
     ours, our_gb = backward(bench, batches, run, bench.model)
     # Adapters are in the language model alone, so vision runs forward once.
     config = bench.model.config
@@ -204,7 +204,7 @@ def launches(bench: Bench) -> None:
                 run(one)
         return mode.count / len(batches)
 
-    ours = count(lambda one: bench.model.generate(*one, 8))
+    ours = count(lambda one: bench.runner.roll_out(*one, 8).tokens)
     theirs = count(lambda one: bench.baseline.generate(*one, 8))
     bench.row("operations launched per action of 8 tokens", ours, "", theirs)
 

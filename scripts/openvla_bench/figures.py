@@ -13,6 +13,7 @@ import torch
 
 from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.model.config import PATCHES
+from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from openvla_bench.baseline import Baseline
 from openvla_bench.limits import Device, synchronise
 
@@ -29,11 +30,16 @@ class Bench:
     """What every case needs, and what they leave."""
 
     device: torch.device
-    model: OpenVLA
+    runner: Runner
     baseline: Baseline
     here: Device
     rounds: int
     rows: list[dict[str, Any]] = field(default_factory=list)
+
+    @property
+    def model(self) -> OpenVLA:
+        """Ours."""
+        return self.runner.model
 
     def row(
         self,
@@ -105,7 +111,7 @@ def generate(bench: Bench, batch: int, steps: int) -> tuple[float, float]:
     """Return median seconds per batch, ours and the baseline's; on CUDA note peak memory too."""
     batches = inputs(bench, batch)
     runs: list[Callable[[Inputs], object]] = [
-        lambda one: bench.model.generate(*one, steps).cpu(),
+        lambda one: bench.runner.roll_out(*one, steps).tokens.cpu(),
         lambda one: bench.baseline.generate(*one, steps).cpu(),
     ]
     ours, theirs = in_turn(bench, batches, *runs)

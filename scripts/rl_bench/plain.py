@@ -32,6 +32,7 @@ from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.codec import Codec
 from crane_x7_vla_rl.policies.openvla.image import cut
 from crane_x7_vla_rl.policies.openvla.targets import joint_targets
+from crane_x7_vla_rl.policies.openvla.weights.loading import load
 from crane_x7_vla_rl.training.rl import ppo
 from crane_x7_vla_rl.training.rl.config import RlConfig
 from crane_x7_vla_rl.training.rl.ppo import OldSamples, PolicyOutput
@@ -81,7 +82,7 @@ class Policy:
 
     def __init__(self, case: Case, config: RlConfig, targets: list[str], codec: Codec) -> None:
         dtype = torch.bfloat16 if case.halved else torch.float32
-        self._base = OpenVLA.from_pretrained(case.model, device=case.device, dtype=dtype)
+        self._base = load(case.model, device=case.device, dtype=dtype).model
         self._base.requires_grad_(False)
         self._baseline = Baseline(self._base)
         self._llama = self._baseline.llama

@@ -26,6 +26,8 @@ from crane_x7_vla_rl.data.source import open_source
 from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.codec import Codec
 from crane_x7_vla_rl.policies.openvla.image import MEAN, STD
+from crane_x7_vla_rl.policies.openvla.run.evaluate import evaluate
+from crane_x7_vla_rl.policies.openvla.weights.loading import load
 from crane_x7_vla_rl.training.sft.augment import augment
 from crane_x7_vla_rl.training.sft.config import SftConfig
 from sft_bench.ours import Case
@@ -85,14 +87,14 @@ class Wrapped(nn.Module):
     def forward(self, pixels: Tensor, input_ids: list[Tensor], labels: Tensor) -> dict[str, Tensor]:
         """Return the loss, nats per token."""
         like = self.model.projector.fc3.bias
-        found = self.model.evaluate(pixels.to(like.dtype), input_ids, labels)
+        found = evaluate(self.model, pixels.to(like.dtype), input_ids, labels)
         return {"loss": -found.log_probs.mean()}
 
 
 def adapted(case: Case, config: SftConfig, targets: list[str]) -> Any:
     """Return the base with fresh adapters on `targets`, full names inside `Wrapped`."""
     dtype = torch.bfloat16 if case.halved else torch.float32
-    base = OpenVLA.from_pretrained(case.model, device=case.device, dtype=dtype)
+    base = load(case.model, device=case.device, dtype=dtype).model
     lora = config.lora
     settings = LoraConfig(
         r=lora.rank, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=targets

@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from crane_x7_vla_rl.policies.openvla import OpenVLA
+from crane_x7_vla_rl.policies.openvla.weights import loading
 
 FIXTURE = FIXTURES / "openvla_tiny"
 CHECKPOINT = FIXTURE / "checkpoint"
@@ -45,7 +46,7 @@ def action_logits() -> Tensor:
 
 
 def load(dtype: torch.dtype = torch.float32) -> OpenVLA:
-    return OpenVLA.from_pretrained(CHECKPOINT, dtype=dtype)
+    return loading.load(CHECKPOINT, dtype=dtype).model
 
 
 def transformers_llama(model: OpenVLA) -> Any:

@@ -19,6 +19,8 @@ from training_rig import SIDE
 
 from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.run.rollout import Sampling
+from crane_x7_vla_rl.policies.openvla.run.runner import Runner
+from crane_x7_vla_rl.policies.openvla.weights.loading import load
 from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
 from crane_x7_vla_rl.training.rl import agent as agents
 from crane_x7_vla_rl.training.rl import ppo
@@ -44,7 +46,7 @@ EVERYTHING = PpoConfig(
 def policy(folder: Path | None = None, moved: bool = True) -> OpenVLA:
     """Return a tiny policy with adapters; `moved` ones change what it does."""
     torch.set_num_threads(1)
-    model = OpenVLA.from_pretrained(folder or training_rig.base())
+    model = load(folder or training_rig.base()).model
     torch.manual_seed(1)
     add_lora(
         model, LoraSettings(rank=4, alpha=8, targets=["q_proj", "fc1", "down_proj", "lm_head"])
@@ -78,7 +80,7 @@ def look(
     made: Agent, images: Tensor, prompts: list[Tensor], tokens: int, draw: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return tokens, log-probabilities and values of a rollout's step."""
-    found = made.policy.roll_out(
+    found = Runner(made.policy).roll_out(
         made.policy.normalise(images), prompts, tokens, Sampling(1.0, draw)
     )
     values = torch.zeros(len(images))

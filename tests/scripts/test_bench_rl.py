@@ -19,7 +19,8 @@ from bench_rig import SCRIPTS, figures
 from rl_bench import case, limits, plain
 from rl_bench.plain_envs import Seen, View
 
-from crane_x7_vla_rl.policies.openvla import OpenVLA
+from crane_x7_vla_rl.policies.openvla.run.evaluate import evaluate
+from crane_x7_vla_rl.policies.openvla.weights.loading import load
 from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
 from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig
 
@@ -106,11 +107,11 @@ def test_an_answers_limit_counts_what_torch_counts_but_for_what_nothing_reads(
     from torch.utils.flop_counter import FlopCounterMode
 
     scale, answer = case.SCALES["smallest"], 8
-    model = OpenVLA.from_pretrained(case.write_model(tmp_path, scale))
+    model = load(case.write_model(tmp_path, scale)).model
     prompt = torch.tensor([1, *range(40, 60)])
     pixels, tokens = torch.randn(1, 6, 32, 32), torch.full((1, answer), 31800)
     with torch.no_grad(), FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model.evaluate(pixels, [prompt], tokens)
+        evaluate(model, pixels, [prompt], tokens)
     length = model.config.patches + len(prompt) + answer
     text = model.config.text
     later = 2 * length**2 * text.hidden_size * (text.num_hidden_layers - 1)

@@ -15,6 +15,8 @@ from openvla_bench.limits import vision_flop
 from sft_bench import flops, world
 
 from crane_x7_vla_rl.policies.openvla import OpenVLA, OpenVLAConfig
+from crane_x7_vla_rl.policies.openvla.run.evaluate import evaluate
+from crane_x7_vla_rl.policies.openvla.weights.loading import load
 from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
 
 
@@ -37,12 +39,12 @@ def test_the_limit_counts_what_torch_counts_but_for_what_nothing_reads(tmp_path:
     from torch.utils.flop_counter import FlopCounterMode
 
     scale, rank, answer = world.SCALES["smallest"], 4, 8
-    model = OpenVLA.from_pretrained(world.write_model(tmp_path, scale, torch.device("cpu")))
+    model = load(world.write_model(tmp_path, scale, torch.device("cpu"))).model
     add_lora(model, LoraSettings(rank=rank))
     prompt = torch.tensor([1, 40, 41, 42, 43])
     tokens = torch.full((1, answer), 31800)
     with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
-        model.evaluate(torch.randn(1, 6, 224, 224), [prompt], tokens).log_probs.mean().backward()
+        evaluate(model, torch.randn(1, 6, 224, 224), [prompt], tokens).log_probs.mean().backward()
     text = model.config.text
     length = model.config.patches + len(prompt) + answer
     later = 3 * 2 * length**2 * text.hidden_size * (text.num_hidden_layers - 1)

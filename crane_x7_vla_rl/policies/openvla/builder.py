@@ -28,8 +28,8 @@ from torch import nn
 from crane_x7_vla_rl.actions import ACTION_BINS, FIRST_ACTION_TOKEN, VOCABULARY
 from crane_x7_vla_rl.policies.openvla.codec import PERIOD_S, PolicySpec
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError, ConfigError
-from crane_x7_vla_rl.policies.openvla.image import WHOLE
-from crane_x7_vla_rl.policies.openvla.model.config import IMAGE_SIZE, PATCH_SIZE, OpenVLAConfig
+from crane_x7_vla_rl.policies.openvla.image import IMAGE_SIZE, WHOLE
+from crane_x7_vla_rl.policies.openvla.model.config import PATCH_SIZE, OpenVLAConfig
 from crane_x7_vla_rl.policies.openvla.model.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.weights.files import SINGLE, has_weights, read_json
 from crane_x7_vla_rl.policies.openvla.weights.layout import CONFIG, STATISTICS, TOKENIZER

@@ -20,12 +20,13 @@ from PIL import Image
 from torch import Tensor
 
 from crane_x7_vla_rl.policies.openvla.errors import ImageError
-from crane_x7_vla_rl.policies.openvla.model.config import IMAGE_SIZE
 from crane_x7_vla_rl.policies.openvla.resample import resize
 
 Array = npt.NDArray[np.uint8]
 Picture = Image.Image | Array
 
+IMAGE_SIZE: Final = 224
+"""Pixels of each side in the released model."""
 MEAN: Final = (0.484375, 0.455078125, 0.40625, 0.5, 0.5, 0.5)
 """ImageNet's, rounded to bfloat16 as in the released processor, then SigLIP's."""
 STD: Final = (0.228515625, 0.2236328125, 0.224609375, 0.5, 0.5, 0.5)

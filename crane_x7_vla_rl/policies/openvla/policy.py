@@ -22,6 +22,7 @@ from crane_x7_vla_rl.policies.openvla.image import cut
 from crane_x7_vla_rl.policies.openvla.model.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.run.oft import LIBERO, OpenVLAOft
 from crane_x7_vla_rl.policies.openvla.run.rollout import Sampling
+from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from crane_x7_vla_rl.policies.openvla.targets import joint_targets
 from crane_x7_vla_rl.policies.openvla.weights import loading, oft_loading
 from crane_x7_vla_rl.policies.openvla.weights.loading import Loaded
@@ -53,16 +54,16 @@ class Actor(Protocol):
 class TokenActor:
     """Action tokens, greedy or sampled; the joints that they may depend on are in the prompt."""
 
-    def __init__(self, model: OpenVLA, codec: Codec, options: ModelOptions) -> None:
-        self._model, self._codec, self._seed = model, codec, options.seed
-        self._sampling = _sampling(model, options)
+    def __init__(self, runner: Runner, codec: Codec, options: ModelOptions) -> None:
+        self._runner, self._codec, self._seed = runner, codec, options.seed
+        self._sampling = _sampling(runner.model, options)
 
     def act(self, pixels: Tensor, ids: Sequence[Tensor], joints: Array) -> Array:
         """See Actor."""
         del joints
         length = self._codec.answer_length
-        chosen = self._model.roll_out(pixels, ids, length, self._sampling)
-        return self._codec.actions(self._model.on_host(chosen.tokens))
+        chosen = self._runner.roll_out(pixels, ids, length, self._sampling)
+        return self._codec.actions(self._runner.model.on_host(chosen.tokens))
 
     def reset(self) -> None:
         """See Actor."""
@@ -89,8 +90,11 @@ class ChunkActor:
 class OpenVLAPolicy:
     """Joint targets of one checkpoint."""
 
-    def __init__(self, loaded: Loaded, options: ModelOptions) -> None:
-        """Raises CheckpointError for an unknown key, other dimensions, or no tokenizer."""
+    def __init__(self, loaded: Loaded, options: ModelOptions, runner: Runner | None = None) -> None:
+        """`runner`: one that has the model already.
+
+        Raises CheckpointError for an unknown key, other dimensions, or no tokenizer.
+        """
         source = loaded.layout.folder
         self._codec = Codec.of(loaded.layout, loaded.model.norm_stats, options.unnorm_key)
         self._model = loaded.model
@@ -100,7 +104,7 @@ class OpenVLAPolicy:
         if oft_loading.is_oft(source):
             self._actor = _chunk_actor(loaded, options, self._codec.action.dimensions)
         else:
-            self._actor = TokenActor(loaded.model, self._codec, options)
+            self._actor = TokenActor(runner or Runner(loaded.model), self._codec, options)
         if loaded.raw_config.get("random_weights"):
             logger.warning("%s has random weights: it cannot do any task", source)
 

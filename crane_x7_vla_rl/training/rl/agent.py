@@ -25,6 +25,8 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from crane_x7_vla_rl.policies.openvla import OpenVLA
+from crane_x7_vla_rl.policies.openvla.run.evaluate import evaluate
+from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from crane_x7_vla_rl.policies.openvla.weights.merged import Merged
 from crane_x7_vla_rl.training import learner
 from crane_x7_vla_rl.training.errors import PpoError
@@ -50,8 +52,8 @@ class ActorCritic(nn.Module):
         self, pixels: Tensor, prompts: Sequence[Tensor], tokens: Tensor, temperature: float,
         detach: bool,
     ) -> PolicyOutput:  # fmt: skip
-        """Judge actions; see `OpenVLA.evaluate` for the shapes. `detach`: values move no policy."""
-        found = self.policy.evaluate(pixels, prompts, tokens, temperature)
+        """Judge actions; see `run.evaluate` for the shapes. `detach`: values move no policy."""
+        found = evaluate(self.policy, pixels, prompts, tokens, temperature)
         values = None
         if self.value_head is not None:
             values = self.value_head(found.hidden.detach() if detach else found.hidden)
@@ -75,6 +77,8 @@ class Agent:
     max_grad_norm: float
     merged: Merged | None
     """The policy that acts, where that is another model than the one that learns."""
+    runner: Runner
+    """Of the model that acts."""
 
     @property
     def policy(self) -> OpenVLA:
@@ -82,20 +86,21 @@ class Agent:
         return self.core.policy
 
     @contextmanager
-    def acting(self) -> Iterator[OpenVLA]:
-        """Yield the policy, ready to act; every process must enter, none must wait.
+    def acting(self) -> Iterator[Runner]:
+        """Yield what runs the policy, ready to act; every process must enter, none must wait.
 
         FSDP's parts are gathered once for a whole rollout: gathering each layer for each token
         would take hundreds of times as long, and processes would have to act in step.
         """
         if self.merged is not None:
-            yield self.merged.refresh()
+            self.merged.refresh()
+            yield self.runner
             return
         self.core.ready()
         with learner.gathered(self.module):
-            yield self.policy
+            yield self.runner
         if not self.policy.owns_memory:
-            self.policy.forget_rollouts()
+            self.runner.forget()
 
     @torch.no_grad()
     def value(self, hidden: Tensor) -> Tensor:
@@ -217,7 +222,8 @@ def build(
     register_fsdp_forward_method(module, "ready")  # FSDP alone does anything here
     merged = Merged(policy) if policy.owns_memory and _mergeable(policy) else None
     optimizer = _optimizer(core, config)
-    return Agent(accelerator, module, core, optimizer, config.max_grad_norm, merged)
+    runner = Runner(policy if merged is None else merged.model)
+    return Agent(accelerator, module, core, optimizer, config.max_grad_norm, merged, runner)
 
 
 def _local(tensor: Tensor) -> Tensor:

@@ -11,8 +11,8 @@ from typing import Final
 
 from crane_x7_vla_rl.data.files import write_json
 from crane_x7_vla_rl.policies.base import ModelOptions, NotFiniteError
-from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy
+from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from crane_x7_vla_rl.training import non_finite as spoilt
 from crane_x7_vla_rl.training.evaluate.config import RESULTS, VIDEOS, EvaluateConfig
 from crane_x7_vla_rl.training.evaluate.report import summary
@@ -21,7 +21,7 @@ from crane_x7_vla_rl.training.rl.run import RlRun
 EVALUATION: Final = "evaluation"
 
 
-def success(run: RlRun, policy: OpenVLA, step: int) -> float:
+def success(run: RlRun, runner: Runner, step: int) -> float:
     """Evaluate in this process; write results and videos, show the latter to W&B; return 0 to 1.
 
     Raises SpoiltError where the policy's answers are no numbers.
@@ -48,7 +48,7 @@ def success(run: RlRun, policy: OpenVLA, step: int) -> float:
         videos=settings.videos,
     )
     evaluation.output.mkdir(parents=True, exist_ok=True)
-    acting = OpenVLAPolicy(replace(run.loaded, model=policy), model)
+    acting = OpenVLAPolicy(replace(run.loaded, model=runner.model), model, runner)
     try:
         rollouts = roll_out(acting, evaluation)
     except NotFiniteError as error:

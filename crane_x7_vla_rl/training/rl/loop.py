@@ -233,9 +233,9 @@ class _Loop:
     def _evaluate(self) -> float:
         """Return the rate of success on unseen scenes; the first process rolls out for all."""
         run = self.run
-        with run.agent.acting() as policy:
+        with run.agent.acting() as runner:
             found = [
-                rl_evaluation.success(run, policy, self.progress.step) if run.is_first else None
+                rl_evaluation.success(run, runner, self.progress.step) if run.is_first else None
             ]
         (success,) = broadcast_object_list(found)
         return float(success or 0.0)

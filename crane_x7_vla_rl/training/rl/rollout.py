@@ -23,11 +23,11 @@ from torch import Tensor
 
 from crane_x7_vla_rl.kinematics import UnreachableError
 from crane_x7_vla_rl.policies import base
-from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.codec import Codec
 from crane_x7_vla_rl.policies.openvla.image import View, cut
 from crane_x7_vla_rl.policies.openvla.resample import resize
 from crane_x7_vla_rl.policies.openvla.run.rollout import Rollout, Sampling
+from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from crane_x7_vla_rl.policies.openvla.targets import joint_targets
 from crane_x7_vla_rl.sim.vector.protocol import EpisodeResult, Steps, VectorEnv, Views
 from crane_x7_vla_rl.training import non_finite as spoilt
@@ -89,15 +89,16 @@ def collect(
     Raises SimError, NotFiniteError for what the simulation says that is not a number, and
     SpoiltError for logits and values that are none.
     """
-    with config.agent.acting() as policy:
-        return _Collection(config, policy, number, clock).run(stop)
+    with config.agent.acting() as runner:
+        return _Collection(config, runner, number, clock).run(stop)
 
 
 class _Collection:
     """A rollout while it is made."""
 
-    def __init__(self, config: RolloutConfig, policy: OpenVLA, number: int, clock: Clock) -> None:
-        self.config, self.policy, self.number, self.clock = config, policy, number, clock
+    def __init__(self, config: RolloutConfig, runner: Runner, number: int, clock: Clock) -> None:
+        self.config, self.runner, self.number, self.clock = config, runner, number, clock
+        self.policy = runner.model
         steps, count = config.steps, config.env.num_envs
         device = config.agent.accelerator.device
         side, answer = self.policy.config.image_size, config.codec.answer_length
@@ -237,7 +238,7 @@ class _Collection:
     ) -> Rollout:
         """Return what the policy chose, tokens on the CPU; raises SpoiltError."""
         try:
-            chosen = self.policy.roll_out(seen, prompts, length, how)
+            chosen = self.runner.roll_out(seen, prompts, length, how)
             return replace(chosen, tokens=self.policy.on_host(chosen.tokens))
         except base.NotFiniteError as error:
             where = f"update {self.number + 1}: log_probs of step {step} are no numbers"

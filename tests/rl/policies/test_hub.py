@@ -357,8 +357,8 @@ def test_a_model_loads_by_its_id_as_it_does_from_a_folder(tmp_path: Path) -> Non
     files = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
     code = """
 import sys, torch
-from crane_x7_vla_rl.policies.openvla import OpenVLA
-ours, theirs = (OpenVLA.from_pretrained(name) for name in sys.argv[1:])
+from crane_x7_vla_rl.policies.openvla.weights.loading import load
+ours, theirs = (load(name).model for name in sys.argv[1:])
 assert ours.norm_stats == theirs.norm_stats
 for key, values in ours.state_dict().items():
     assert torch.equal(values, theirs.state_dict()[key]), key

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from crane_x7_vla_rl.policies.openvla.errors import ConfigError
+from crane_x7_vla_rl.policies.openvla.image import IMAGE_SIZE
 
-IMAGE_SIZE: Final = 224
 PATCH_SIZE: Final = 14
 PATCHES: Final = (IMAGE_SIZE // PATCH_SIZE) ** 2
 """Image tokens per image of the released model."""

@@ -1,8 +1,8 @@
-"""OpenVLA as one module: pixels and a prompt come in, action tokens or their probabilities leave.
+"""OpenVLA as one module: its parts under the checkpoint's names. Pixels → patches, hidden → logits.
 
 Names of parameters equal the checkpoint's: `vision_backbone.featurizer` (DINOv2),
-`vision_backbone.fused_featurizer` (SigLIP), `projector`, `language_model`. How a sequence is laid
-out is in `sequence`, how tokens are chosen in `rollout`, how they are judged in `evaluate`.
+`vision_backbone.fused_featurizer` (SigLIP), `projector`, `language_model`. The package `run` puts
+the parts together: `runner.Runner` chooses tokens, `evaluate.evaluate` gives their probabilities.
 
 Legend: B batch, I images per sample, S pixels of a side and N patches (224 and 256 in the
 released model), H hidden size, D action dimensions.
@@ -11,7 +11,6 @@ released model), H hidden size, D action dimensions.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -33,9 +32,6 @@ from crane_x7_vla_rl.policies.openvla.model.config import OpenVLAConfig
 from crane_x7_vla_rl.policies.openvla.model.language import Llama, Rows
 from crane_x7_vla_rl.policies.openvla.model.projector import Projector
 from crane_x7_vla_rl.policies.openvla.model.vision import VisionBackbone
-from crane_x7_vla_rl.policies.openvla.run import evaluate as evaluation
-from crane_x7_vla_rl.policies.openvla.run import low_bit
-from crane_x7_vla_rl.policies.openvla.run.rollout import Rollout, Runner, Sampling
 
 
 class OpenVLA(nn.Module):
@@ -57,24 +53,6 @@ class OpenVLA(nn.Module):
         self.owns_memory = True
         """Whether weights lie where this model has put them. Where another one moves them about, as
         FSDP does, rollouts join none and capture no graphs."""
-        self.decode_weights: low_bit.Kind | None = None
-        self._runner: Runner | None = None
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        path_or_repo_id: str | Path,
-        *,
-        device: str | torch.device = "cpu",
-        dtype: torch.dtype = torch.float32,
-    ) -> OpenVLA:
-        """Return the model in a folder or on the Hub, adapters merged; see `loading.load`.
-
-        Raises CheckpointError, which names file, key, what was found and expected.
-        """
-        from crane_x7_vla_rl.policies.openvla.weights import loading
-
-        return loading.load(path_or_repo_id, device=device, dtype=dtype).model
 
     def preprocess(self, images: Sequence[Picture]) -> Tensor:
         """Return (B, 6, S, S) on the model's device for RGB, grey or RGBA images (uint8)."""
@@ -118,81 +96,14 @@ class OpenVLA(nn.Module):
         logits: Tensor = head(hidden)[..., FIRST_ACTION_TOKEN:end]
         return logits.float()
 
-    def generate(
-        self,
-        pixel_values: Tensor,
-        input_ids: Sequence[Tensor],
-        action_dim: int,
-        temperature: float = 0.0,
-    ) -> Tensor:
-        """Return tokens (B, D) for pixels (B, 6·I, S, S) and B prompts; see `roll_out`.
-
-        `decode_actions` tells what they mean, and checks them where they came from a GPU.
-        """
-        return self.roll_out(pixel_values, input_ids, action_dim, Sampling(temperature)).tokens
-
-    @torch.no_grad()
-    def roll_out(
-        self,
-        images: Tensor,
-        input_ids: Sequence[Tensor],
-        action_dim: int,
-        sampling: Sampling | None = None,
-    ) -> Rollout:
-        """Return tokens with their log-probabilities, logits and the prompt's hidden state.
-
-        `images` are pixels (B, 6·I, S, S) or patches (B, I·N, H) from `encode`; `input_ids`
-        are B 1-D tensors of ids, BOS first, the final 29871 left out. What repeats from the call
-        before is not computed again. Raises ImageError and PromptError; on a CPU, where nothing
-        has to be waited for, NotFiniteError, too. On a GPU `on_host` raises that.
-        """
-        if action_dim < 1:
-            raise ValueError(f"action_dim is {action_dim}, expected 1 or more")
-        chosen = self.runner()(images, input_ids, action_dim, sampling or Sampling())
-        if not chosen.tokens.is_cuda:
-            self.on_host(chosen.tokens)
-        return chosen
-
     def on_host(self, tokens: Tensor) -> Tensor:
-        """Return what `roll_out` chose, (B, D), on the CPU.
+        """Return the tokens (B, D) of a rollout on the CPU.
 
         Raises NotFiniteError, which names the weights, where logits were NaN or infinite.
         """
         found = tokens.detach().cpu()
         finite.check_tokens(found, self)
         return found
-
-    def set_decode_weights(self, kind: low_bit.Kind | None) -> None:
-        """Decode small batches with int8 or fp8 weights from now on, or None with the model's own.
-
-        See `low_bit`; `low_bit.compare` says what it does to the actions.
-        """
-        if kind != self.decode_weights:
-            self.decode_weights, self._runner = kind, None
-
-    def forget_rollouts(self) -> None:
-        """Drop what `roll_out` holds from call to call, and its memory; it makes that anew."""
-        self._runner = None
-
-    def runner(self) -> Runner:
-        """Return the machinery behind `roll_out`, made anew after modules or memory changed."""
-        if self._runner is None or not self._runner.current():
-            self._runner = None
-            self._runner = Runner(self)
-        return self._runner
-
-    def evaluate(
-        self,
-        images: Tensor,
-        instructions: Sequence[Tensor],
-        action_tokens: Tensor,
-        temperature: float = 1.0,
-    ) -> evaluation.Evaluation:
-        """Return log-probabilities (B, D), entropy (B, D), hidden state (B, H), with gradients.
-
-        See `evaluate.evaluate`.
-        """
-        return evaluation.evaluate(self, images, instructions, action_tokens, temperature)
 
     def decode_actions(
         self, tokens: Tensor | npt.NDArray[np.int64], unnorm_key: str

@@ -1,8 +1,8 @@
 """Probabilities of given actions, with gradients: what PPO and its value head read.
 
-Images, prompts and action tokens come in; log-probabilities, entropies and a hidden state leave.
-The whole sequence goes through the modules in one causal pass, so that adapters apply and gradients
-flow; the figures equal those that `rollout` reported when it chose the tokens.
+Images, prompts and action tokens → log-probabilities, entropies and a hidden state. The whole
+sequence goes through the modules in one causal pass, so that adapters apply and gradients flow; the
+figures equal those that `rollout` reported when it chose the tokens.
 
 Legend: B batch, D action dimensions, H hidden size.
 """
@@ -10,7 +10,7 @@ Legend: B batch, D action dimensions, H hidden size.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from torch.nn import functional
 
 from crane_x7_vla_rl.actions import FIRST_ACTION_TOKEN
 from crane_x7_vla_rl.policies.openvla.model.language import Pass, rotary_table
+from crane_x7_vla_rl.policies.openvla.model.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.run.sequence import (
     Prompts,
     Span,
@@ -27,9 +28,6 @@ from crane_x7_vla_rl.policies.openvla.run.sequence import (
     positions,
 )
 from crane_x7_vla_rl.prompt import BOS_TOKEN
-
-if TYPE_CHECKING:
-    from crane_x7_vla_rl.policies.openvla.model.openvla import OpenVLA
 
 
 class Evaluation(NamedTuple):

@@ -1,27 +1,23 @@
 """Decode with 8-bit weights: half the bytes that a small batch has to read at each token.
 
-Weights only, one scale per output row, int8 or fp8 (e4m3); activations keep their dtype. Prefill
-and batches over `ROWS` keep the model's own weights, since arithmetic binds them, not memory. What
-this changes in the actions is for `compare` to say: probabilities no longer equal `evaluate`'s, so
-rollouts that PPO learns from should not use it.
+Products of a layer → the same with 8-bit weights: one scale per output row, int8 or fp8 (e4m3);
+activations keep their dtype. Prefill and batches over `ROWS` keep the model's own weights, since
+arithmetic binds them, not memory. `low_bit_error.compare` measures what this changes in the
+actions: probabilities no longer equal `evaluate`'s, so rollouts that PPO learns from should not use
+it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final, Literal
+from typing import Final, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from crane_x7_vla_rl.actions import tokens_to_normalised
 from crane_x7_vla_rl.policies.openvla.model.matrices import Dense, LayerMatrices, Matrix
 from crane_x7_vla_rl.policies.openvla.run.device import kernels_for
-
-if TYPE_CHECKING:
-    from crane_x7_vla_rl.policies.openvla.model.openvla import OpenVLA
 
 Kind = Literal["int8", "fp8"]
 ROWS: Final = 16
@@ -67,44 +63,3 @@ def reduced(layers: Sequence[LayerMatrices], kind: Kind) -> list[LayerMatrices]:
         LayerMatrices(one(layer.qkv), one(layer.out), one(layer.gate_up), one(layer.down))
         for layer in layers
     ]
-
-
-@dataclass(frozen=True)
-class ActionError:
-    """How far 8-bit decode moves greedy actions from those of the model's own weights."""
-
-    kind: str
-    same_tokens: float
-    """Share of tokens that stay the same."""
-    mean: float
-    """Mean absolute difference of normalised actions, which span −1 to 1."""
-    largest: float
-    log_prob: float
-    """Largest difference of log-probability among the tokens before the first that differs."""
-
-
-def compare(
-    model: OpenVLA, kind: Kind, images: Tensor, input_ids: Sequence[Tensor], action_dim: int
-) -> ActionError:
-    """Return the error of `kind` on these samples; the model's setting is as before afterwards.
-
-    Raises NotFiniteError.
-    """
-    before = model.decode_weights
-    try:
-        model.set_decode_weights(None)
-        exact = model.roll_out(images, input_ids, action_dim)
-        model.set_decode_weights(kind)
-        coarse = model.roll_out(images, input_ids, action_dim)
-    finally:
-        model.set_decode_weights(before)
-    ours, theirs = (tokens_to_normalised(model.on_host(r.tokens)) for r in (coarse, exact))
-    alike = (coarse.tokens == exact.tokens).cumprod(dim=1).bool()
-    drift = (coarse.log_probs - exact.log_probs).abs()[alike]
-    return ActionError(
-        kind=kind,
-        same_tokens=float((coarse.tokens == exact.tokens).float().mean()),
-        mean=float(abs(ours - theirs).mean()),
-        largest=float(abs(ours - theirs).max()),
-        log_prob=float(drift.max()) if len(drift) else 0.0,
-    )

@@ -30,7 +30,8 @@ from crane_x7_vla_rl.policies.openvla.model.oft_heads import ActionHead, Proprio
 from crane_x7_vla_rl.policies.openvla.model.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.run.inference import infer
 from crane_x7_vla_rl.policies.openvla.run.replay import Replay
-from crane_x7_vla_rl.policies.openvla.run.rollout import Runner
+from crane_x7_vla_rl.policies.openvla.run.rollout import Engine
+from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from crane_x7_vla_rl.policies.openvla.run.sequence import Prompts, Span, mask, pack, positions
 from crane_x7_vla_rl.prompt import BOS_TOKEN, STOP_TOKEN
 
@@ -50,17 +51,17 @@ ALOHA: Final = ChunkSettings(25, ("min", "max"))
 BRIDGE: Final = ChunkSettings(5)
 
 
-Key = tuple[Runner, int, int, int, int, bool]
-"""What buffers are made for: runner, dimensions of images, B, slots before the text, L, pads."""
+Key = tuple[Engine, int, int, int, int, bool]
+"""What buffers are made for: engine, dimensions of images, B, slots before the text, L, pads."""
 
 
 class ChunkBuffers:
     """Fixed tensors of one shape, with the step that works on them."""
 
     def __init__(self, policy: OpenVLAOft, key: Key) -> None:
-        runner, _, batch, prefix, length, self.padded = self.key = key
-        like, steps = runner.like, policy.settings.steps
-        self.runner = runner
+        engine, _, batch, prefix, length, self.padded = self.key = key
+        like, steps = engine.like, policy.settings.steps
+        self.engine = engine
         self.span = Span(prefix, 0, prefix + length + policy.placeholders + 1)
         self.images: Tensor | None = None
         self.state = like.new_zeros(batch, policy.proprio_dim)
@@ -92,6 +93,7 @@ class OpenVLAOft(nn.Module):
     ) -> None:
         super().__init__()
         self.base, self.head, self.proprio, self.settings = base, head, proprio, settings
+        self.runner = Runner(base)
         self._held: ChunkBuffers | None = None
 
     @property
@@ -132,16 +134,16 @@ class OpenVLAOft(nn.Module):
 
         On a CPU, raises NotFiniteError; on a GPU, which is not waited for, `on_host` does.
         """
-        runner = self.base.runner()
+        engine = self.runner.engine()
         prefix = 1 + self.base.count_patches(images, len(input_ids)) + bool(self.proprio)
         after = self.placeholders + 1
-        prompts = pack(input_ids, self.base.config, prefix, after, runner.bucket)
-        key = (runner, images.ndim, len(images), prefix, prompts.length, prompts.padded)
+        prompts = pack(input_ids, self.base.config, prefix, after, engine.bucket)
+        key = (engine, images.ndim, len(images), prefix, prompts.length, prompts.padded)
         if self._held is None or self._held.key != key:
             self._held = None
             self._held = ChunkBuffers(self, key)
         buffers = self._held
-        buffers.take(images.to(runner.like), prompts, state.to(runner.like))
+        buffers.take(images.to(engine.like), prompts, state.to(engine.like))
         buffers.replay()
         if not buffers.actions.is_cuda:
             self.on_host(buffers.actions)
@@ -165,14 +167,14 @@ class OpenVLAOft(nn.Module):
         seen = None if pads is None else mask(span, pads, x, causal=False)
         keep = self.placeholders + 2
         this = Pass(
-            cos=buffers.runner.cos[at].unsqueeze(2),
-            sin=buffers.runner.sin[at].unsqueeze(2),
+            cos=buffers.engine.cos[at].unsqueeze(2),
+            sin=buffers.engine.sin[at].unsqueeze(2),
             mask=seen,
             causal=False,
             keep=keep,
             keep_mask=None if seen is None else seen[:, :, -keep:],
         )
-        hidden = infer(language, x, this, buffers.runner.matrices)
+        hidden = infer(language, x, this, buffers.engine.matrices)
         buffers.actions.copy_(self.head(hidden[:, : self.placeholders]))
 
     def _embeddings(self, images: Tensor, buffers: ChunkBuffers) -> Tensor:

@@ -1,11 +1,12 @@
-"""From images and prompts to action tokens, over static buffers: vision, prefill, decode.
+"""Vision, prefill and decode over static buffers. Images and prompts → a `Rollout`.
 
-`Runner` holds what one model needs for inference: joined weights, rotary tables, and for each batch
+`Engine` holds what one model needs for inference: joined weights, rotary tables, and for each batch
 size its buffers with the steps that work on them (`Replay`: CUDA graphs, plain calls elsewhere).
-Logits that are no numbers would be an action like any other to argmax: the last step marks the
-tokens that came of them, on the device, see `finite`.
-What came in last stays in the buffers: the same images again skip vision and the image's part of
-the prefill, the same prompt with them skips the rest of it. Both are exact: keys and values of the
+`runner.Runner` keeps one up to date. Logits that are no numbers would be an action like any other
+to argmax: the last step marks their tokens, on the device, see `finite`.
+
+The buffers keep the last call: the same images again skip vision and the image's part of the
+prefill, the same prompt with them skips the rest of it. Both are exact: keys and values of the
 image depend on nothing after it.
 
 Legend: B batch, I images, N 256 patches, P = 1 + I·N prefix slots, L text slots, D steps.
@@ -16,7 +17,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,15 +26,13 @@ from torch.nn import functional
 from crane_x7_vla_rl.actions import ACTION_BINS, FIRST_ACTION_TOKEN
 from crane_x7_vla_rl.policies.openvla.finite import marked
 from crane_x7_vla_rl.policies.openvla.model.language import Cache, Pass, rotary_table
+from crane_x7_vla_rl.policies.openvla.model.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.run.bindings import Bindings
 from crane_x7_vla_rl.policies.openvla.run.inference import infer
-from crane_x7_vla_rl.policies.openvla.run.low_bit import reduced
+from crane_x7_vla_rl.policies.openvla.run.low_bit import Kind, reduced
 from crane_x7_vla_rl.policies.openvla.run.replay import Replay
 from crane_x7_vla_rl.policies.openvla.run.sequence import Prompts, Span, mask, pack, positions
 from crane_x7_vla_rl.prompt import BOS_TOKEN
-
-if TYPE_CHECKING:
-    from crane_x7_vla_rl.policies.openvla.model.openvla import OpenVLA
 
 CUDA_BUCKET = 16
 """Prompt lengths share a graph in steps of so many tokens; each pad costs 0.3 % of a prefill."""
@@ -87,8 +86,8 @@ class Packed:
 class Buffers:
     """Fixed tensors of one batch size; everything that a graph reads or writes."""
 
-    def __init__(self, runner: Runner, batch: int, prefix: int, length: int, steps: int) -> None:
-        like, config = runner.like, runner.model.config
+    def __init__(self, engine: Engine, batch: int, prefix: int, length: int, steps: int) -> None:
+        like, config = engine.like, engine.model.config
         self.batch, self.prefix, self.steps = batch, prefix, steps
         self.length = min(prefix + length + steps + SLACK, config.context)
         self.pixels: Tensor | None = None
@@ -117,10 +116,10 @@ class Buffers:
         )
 
 
-class Runner:
-    """Runs one model without gradients, as it was when the runner was made; see `current`."""
+class Engine:
+    """Runs one model without gradients, as it was when the engine was made; see `current`."""
 
-    def __init__(self, model: OpenVLA, bucket: int | None = None) -> None:
+    def __init__(self, model: OpenVLA, bucket: int | None, decode_weights: Kind | None) -> None:
         self.model = model
         self.like = model.projector.fc3.bias.detach()
         self.bucket = bucket or (CUDA_BUCKET if self.like.is_cuda else 1)
@@ -129,8 +128,8 @@ class Runner:
         self._copied: Hashable = None
         self.cos, self.sin = rotary_table(model.config.text, model.config.context, self.like)
         self.bindings = Bindings(model)
-        if model.decode_weights is not None:
-            self.decode_matrices = reduced(self.matrices, model.decode_weights)
+        if decode_weights is not None:
+            self.decode_matrices = reduced(self.matrices, decode_weights)
             self._copied = self.bindings.version()
         self._buffers: OrderedDict[tuple[int, int], Buffers] = OrderedDict()
         self._packed: Packed | None = None

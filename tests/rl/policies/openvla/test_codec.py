@@ -22,6 +22,8 @@ from crane_x7_vla_rl.policies.openvla import builder
 from crane_x7_vla_rl.policies.openvla.codec import Codec, PolicySpec
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError, ConfigError
 from crane_x7_vla_rl.policies.openvla.model.config import OpenVLAConfig
+from crane_x7_vla_rl.policies.openvla.run.evaluate import evaluate
+from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.robot import HOME_RAD
 from crane_x7_vla_rl.types import JointState, Observation
@@ -55,7 +57,7 @@ def test_an_image_of_64_pixels_makes_64_patches(loaded: loading.Loaded) -> None:
     assert pixels.shape == (1, 6, 64, 64)
     assert loaded.model.encode(pixels).shape == (1, 64, loaded.model.config.text.hidden_size)
     with pytest.raises(ValueError, match=r"\(1, 6·I, 64, 64\) or patches \(1, I·64, 96\)"):
-        loaded.model.generate(torch.zeros(1, 6, 224, 224), [torch.tensor([1])], 8)
+        Runner(loaded.model).roll_out(torch.zeros(1, 6, 224, 224), [torch.tensor([1])], 8)
 
 
 def test_the_policy_answers_in_chunks_of_its_period(tiny: Path) -> None:
@@ -77,7 +79,7 @@ def test_measured_joints_follow_the_prompt_as_action_ids(codec: Codec) -> None:
 def test_the_answer_depends_on_the_measured_joints(loaded: loading.Loaded, codec: Codec) -> None:
     pixels = loaded.model.preprocess([_observe().image] * 2)
     ids = codec.prompts(["wait", "wait"], np.stack([HOME_RAD, HOME_RAD + 0.2]))
-    logits = loaded.model.roll_out(pixels, ids, codec.answer_length).logits
+    logits = Runner(loaded.model).roll_out(pixels, ids, codec.answer_length).logits
     assert float((logits[0, 0] - logits[1, 0]).abs().max()) > 1e-3
 
 
@@ -102,8 +104,8 @@ def test_a_chunks_log_probabilities_are_those_of_its_rollout(
 ) -> None:
     pixels = loaded.model.preprocess([_observe(seed=seed).image for seed in range(2)])
     ids = codec.prompts(["wait", "pick up the red cube"], np.stack([HOME_RAD, HOME_RAD + 0.1]))
-    rollout = loaded.model.roll_out(pixels, ids, codec.answer_length)
-    judged = loaded.model.evaluate(pixels, ids, rollout.tokens)
+    rollout = Runner(loaded.model).roll_out(pixels, ids, codec.answer_length)
+    judged = evaluate(loaded.model, pixels, ids, rollout.tokens)
     assert float((judged.log_probs.detach() - rollout.log_probs).abs().max()) <= 1e-4
 
 

@@ -11,7 +11,9 @@ from torch import Tensor, nn
 
 from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.errors import ActionTokenError, AdapterError
-from crane_x7_vla_rl.policies.openvla.run.rollout import Rollout, Runner, Sampling
+from crane_x7_vla_rl.policies.openvla.run.evaluate import evaluate
+from crane_x7_vla_rl.policies.openvla.run.rollout import Rollout, Sampling
+from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
 
 EQUAL = 1e-4
@@ -22,13 +24,18 @@ def model() -> OpenVLA:
     return rig.load()
 
 
+@pytest.fixture
+def runner(model: OpenVLA) -> Runner:
+    return Runner(model)
+
+
 def pixels() -> Tensor:
     return rig.expected()["pixel_values"]
 
 
 def sample(model: OpenVLA, temperature: float = 1.0) -> Rollout:
     sampling = Sampling(temperature, torch.Generator().manual_seed(0))
-    return model.roll_out(pixels(), rig.prompts(), 8, sampling)
+    return Runner(model).roll_out(pixels(), rig.prompts(), 8, sampling)
 
 
 def furthest(a: Tensor, b: Tensor) -> float:
@@ -42,7 +49,7 @@ def test_evaluation_equals_what_the_rollout_reported(
 ) -> None:
     model._runner = Runner(model, bucket)
     rollout = sample(model, temperature)
-    judged = model.evaluate(pixels(), rig.prompts(), rollout.tokens, temperature)
+    judged = evaluate(model, pixels(), rig.prompts(), rollout.tokens, temperature)
     assert furthest(judged.log_probs, rollout.log_probs) <= EQUAL
     assert furthest(judged.hidden, rollout.hidden) <= EQUAL
     log_probs = (rollout.logits / temperature).log_softmax(-1)
@@ -51,31 +58,33 @@ def test_evaluation_equals_what_the_rollout_reported(
 
 def test_log_probabilities_are_the_originals(model: OpenVLA) -> None:
     tokens = rig.tokens("crane_x7")
-    judged = model.evaluate(pixels(), rig.prompts(), tokens)
+    judged = evaluate(model, pixels(), rig.prompts(), tokens)
     wanted = rig.action_logits().log_softmax(-1).gather(-1, (tokens - 31744).unsqueeze(-1))
     assert furthest(judged.log_probs, wanted.squeeze(-1)) <= 2e-4
 
 
-def test_greedy_rollouts_report_log_probabilities_at_temperature_1(model: OpenVLA) -> None:
-    rollout = model.roll_out(pixels(), rig.prompts(), 8)
-    judged = model.evaluate(pixels(), rig.prompts(), rollout.tokens)
+def test_greedy_rollouts_report_log_probabilities_at_temperature_1(
+    model: OpenVLA, runner: Runner
+) -> None:
+    rollout = runner.roll_out(pixels(), rig.prompts(), 8)
+    judged = evaluate(model, pixels(), rig.prompts(), rollout.tokens)
     assert furthest(judged.log_probs, rollout.log_probs) <= EQUAL
 
 
 def test_hidden_state_depends_on_no_action(model: OpenVLA) -> None:
     tokens = rig.tokens("crane_x7")
-    one = model.evaluate(pixels(), rig.prompts(), tokens)
-    other = model.evaluate(pixels(), rig.prompts(), tokens.flip(0))
+    one = evaluate(model, pixels(), rig.prompts(), tokens)
+    other = evaluate(model, pixels(), rig.prompts(), tokens.flip(0))
     assert furthest(one.hidden, other.hidden) <= 1e-6
     assert furthest(one.log_probs, other.log_probs) > 0.1
 
 
 def test_a_row_depends_on_no_other_row(model: OpenVLA) -> None:
     tokens = rig.tokens("crane_x7")
-    together = model.evaluate(pixels(), rig.prompts(), tokens)
+    together = evaluate(model, pixels(), rig.prompts(), tokens)
     for row in range(rig.COUNT):
-        alone = model.evaluate(
-            pixels()[row : row + 1], rig.prompts()[row : row + 1], tokens[row : row + 1]
+        alone = evaluate(
+            model, pixels()[row : row + 1], rig.prompts()[row : row + 1], tokens[row : row + 1]
         )
         assert furthest(alone.log_probs[0], together.log_probs[row]) <= EQUAL
 
@@ -84,14 +93,14 @@ def test_kept_patches_give_the_same_as_pixels(model: OpenVLA) -> None:
     tokens = rig.tokens("crane_x7")
     with torch.no_grad():
         patches = model.encode(pixels())
-    from_patches = model.evaluate(patches, rig.prompts(), tokens)
-    from_pixels = model.evaluate(pixels(), rig.prompts(), tokens)
+    from_patches = evaluate(model, patches, rig.prompts(), tokens)
+    from_pixels = evaluate(model, pixels(), rig.prompts(), tokens)
     assert furthest(from_patches.log_probs, from_pixels.log_probs) <= EQUAL
 
 
 def gradients(model: OpenVLA) -> dict[str, Tensor]:
     model.zero_grad()
-    judged = model.evaluate(pixels(), rig.prompts(), rig.tokens("crane_x7"))
+    judged = evaluate(model, pixels(), rig.prompts(), rig.tokens("crane_x7"))
     (judged.log_probs.sum() + judged.entropy.sum() + judged.hidden.square().sum()).backward()
     return {
         name: parameter.grad.clone()
@@ -105,14 +114,14 @@ def test_gradients_equal_finite_differences(model: OpenVLA) -> None:
     weight = model.language_model.model.layers[0].get_submodule("mlp.up_proj").weight
     assert isinstance(weight, Tensor)
     tokens, step = rig.tokens("crane_x7"), 1e-3  # probabilities are float32
-    model.evaluate(pixels(), rig.prompts(), tokens).log_probs.sum().backward()
+    evaluate(model, pixels(), rig.prompts(), tokens).log_probs.sum().backward()
     assert weight.grad is not None
     slope = float(weight.grad[3, 5])
     sums = []
     for move in (step, -2 * step):
         with torch.no_grad():
             weight[3, 5] += move
-            sums.append(float(model.evaluate(pixels(), rig.prompts(), tokens).log_probs.sum()))
+            sums.append(float(evaluate(model, pixels(), rig.prompts(), tokens).log_probs.sum()))
     assert slope == pytest.approx((sums[0] - sums[1]) / (2 * step), rel=1e-2)
 
 
@@ -135,7 +144,7 @@ def test_recomputing_keeps_less_for_the_backward_pass(model: OpenVLA) -> None:
             return tensor
 
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-            model.evaluate(pixels(), rig.prompts(), rig.tokens("crane_x7"))
+            evaluate(model, pixels(), rig.prompts(), rig.tokens("crane_x7"))
         return sum(seen.values())
 
     vision = model.vision_backbone
@@ -160,11 +169,11 @@ TARGETS = [
 
 @pytest.mark.parametrize(("targets", "count"), TARGETS)
 def test_adapters_go_to_any_targets_and_are_seen_by_both_paths(
-    model: OpenVLA, targets: list[str], count: int | None
+    model: OpenVLA, runner: Runner, targets: list[str], count: int | None
 ) -> None:
-    before = model.roll_out(pixels(), rig.prompts(), 8)
+    before = runner.roll_out(pixels(), rig.prompts(), 8)
     add_lora(model, LoraSettings(rank=4, alpha=8, targets=targets))
-    fresh = model.roll_out(pixels(), rig.prompts(), 8)
+    fresh = runner.roll_out(pixels(), rig.prompts(), 8)
     assert furthest(fresh.logits, before.logits) <= EQUAL
     learning = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     assert all("lora_" in name for name in learning)
@@ -174,7 +183,7 @@ def test_adapters_go_to_any_targets_and_are_seen_by_both_paths(
             if "lora_B" in name:
                 parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
     adapted = sample(model)
-    judged = model.evaluate(pixels(), rig.prompts(), adapted.tokens)
+    judged = evaluate(model, pixels(), rig.prompts(), adapted.tokens)
     assert furthest(adapted.logits, before.logits) > 1e-2
     assert furthest(judged.log_probs, adapted.log_probs) <= EQUAL
     grown = gradients(model)
@@ -195,21 +204,21 @@ def test_an_adapted_heads_action_rows_are_those_of_the_whole_head(
     assert furthest(model.action_logits(hidden), head(hidden)[..., 31744:32000]) <= 1e-5
 
 
-def test_switching_adapters_off_is_noticed(model: OpenVLA) -> None:
+def test_switching_adapters_off_is_noticed(model: OpenVLA, runner: Runner) -> None:
     """A reference policy is the same model without its adapters; nothing cached may remain."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    before = model.roll_out(pixels(), rig.prompts(), 8)
+    before = runner.roll_out(pixels(), rig.prompts(), 8)
     add_lora(model, LoraSettings(rank=4, targets=["q_proj"]))
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.fill_(0.5)
-    adapted = model.roll_out(pixels(), rig.prompts(), 8)
+    adapted = runner.roll_out(pixels(), rig.prompts(), 8)
     for module in model.modules():
         if isinstance(module, BaseTunerLayer):
             module.enable_adapters(False)
-    reference = model.roll_out(pixels(), rig.prompts(), 8)
+    reference = runner.roll_out(pixels(), rig.prompts(), 8)
     assert furthest(adapted.logits, before.logits) > 1e-2
     assert furthest(reference.logits, before.logits) <= EQUAL
 
@@ -242,12 +251,12 @@ def test_senseless_lora_settings_are_refused(
 )
 def test_what_are_no_action_tokens_is_refused(model: OpenVLA, tokens: Tensor, said: str) -> None:
     with pytest.raises(ActionTokenError, match=said):
-        model.evaluate(pixels(), rig.prompts(), tokens)
+        evaluate(model, pixels(), rig.prompts(), tokens)
 
 
 def test_temperature_0_has_no_probabilities(model: OpenVLA) -> None:
     with pytest.raises(ValueError, match="temperature is 0"):
-        model.evaluate(pixels(), rig.prompts(), rig.tokens("crane_x7"), temperature=0.0)
+        evaluate(model, pixels(), rig.prompts(), rig.tokens("crane_x7"), temperature=0.0)
 
 
 def test_the_pass_equals_transformers_llama(model: OpenVLA) -> None:
@@ -259,6 +268,6 @@ def test_the_pass_equals_transformers_llama(model: OpenVLA) -> None:
         text_ids = torch.cat([ids[1:], torch.tensor([29871]), tokens[0, :-1]])
         x = torch.cat([embed(ids[:1]), model.encode(pixels()[:1])[0], embed(text_ids)])
         logits = theirs(inputs_embeds=x[None]).logits[:, -8:, 31744:32000]
-        judged = model.evaluate(pixels()[:1], [ids], tokens)
+        judged = evaluate(model, pixels()[:1], [ids], tokens)
     wanted = logits.log_softmax(-1).gather(-1, (tokens - 31744).unsqueeze(-1)).squeeze(-1)
     assert furthest(judged.log_probs, wanted) <= EQUAL

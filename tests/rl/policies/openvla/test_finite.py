@@ -35,6 +35,7 @@ from crane_x7_vla_rl.policies.openvla.codec import PolicySpec
 from crane_x7_vla_rl.policies.openvla.errors import NotFiniteError
 from crane_x7_vla_rl.policies.openvla.run.oft import ChunkSettings
 from crane_x7_vla_rl.policies.openvla.run.rollout import Sampling
+from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
 from crane_x7_vla_rl.policies.openvla.weights.merged import Merged
@@ -183,12 +184,12 @@ def test_no_answer_leaves_a_model_that_is_spoilt_in_memory(
 @pytest.mark.parametrize("kind", [None, "int8", "fp8"])
 def test_neither_sampling_nor_8_bits_hide_it(tiny: Path, kind: Any, temperature: float) -> None:
     model = loading.load(tiny).model
-    model.set_decode_weights(kind)
-    model.generate(pixels(2), prompts(2), 4, temperature)
+    runner, how = Runner(model, kind), Sampling(temperature)
+    runner.roll_out(pixels(2), prompts(2), 4, how)
     spoil(model.get_parameter(PARTS["mlp"]), PARTS["mlp"], torch.nan)
     for count in (1, 2):
         with pytest.raises(NotFiniteError, match=PARTS["mlp"]):
-            model.generate(pixels(count), prompts(count), 4, temperature)
+            runner.roll_out(pixels(count), prompts(count), 4, how)
 
 
 @pytest.mark.parametrize("kind", ["int8", "fp8"])
@@ -201,11 +202,10 @@ def test_8_bit_weights_of_what_is_no_number_are_found_in_decode(
     model = loading.load(tiny).model
     weight = model.get_parameter(PARTS["mlp"])
     before = weight.detach().clone()
-    model.set_decode_weights(kind)
     spoil(weight, PARTS["mlp"], VALUES[value])
-    runner = model.runner()
+    engine = Runner(model, kind).engine()
     weight.copy_(before)
-    chosen = runner(pixels(1), prompts(1), 4, Sampling())
+    chosen = engine(pixels(1), prompts(1), 4, Sampling())
     assert (chosen.tokens == NO_TOKEN).all()
     with pytest.raises(NotFiniteError, match="weights are finite"):
         model.on_host(chosen.tokens)
@@ -218,9 +218,9 @@ def test_the_adapters_of_a_model_that_learns_are_named(tiny: Path) -> None:
     with torch.no_grad():
         model.get_parameter(name)[0, 0] = torch.inf
     with pytest.raises(NotFiniteError, match=re.escape(name)):
-        model.roll_out(pixels(1), prompts(1), 2)
+        Runner(model).roll_out(pixels(1), prompts(1), 2)
     with pytest.raises(NotFiniteError, match=re.escape(f"{Q_PROJ}.weight")):
-        Merged(model).model.roll_out(pixels(1), prompts(1), 2)
+        Runner(Merged(model).model).roll_out(pixels(1), prompts(1), 2)
 
 
 def test_finite_weights_are_said_to_be_and_the_sample_is_named(tiny: Path) -> None:
@@ -228,8 +228,8 @@ def test_finite_weights_are_said_to_be_and_the_sample_is_named(tiny: Path) -> No
     seen = model.encode(pixels(4)).detach()
     seen[2, 5, 0] = torch.nan
     with pytest.raises(NotFiniteError, match=r"weights are finite.* sample 2 of 4"):
-        model.roll_out(seen, prompts(4), 3)
-    assert model.roll_out(seen[:2], prompts(2), 3).tokens.min() >= FIRST_ACTION_TOKEN
+        Runner(model).roll_out(seen, prompts(4), 3)
+    assert Runner(model).roll_out(seen[:2], prompts(2), 3).tokens.min() >= FIRST_ACTION_TOKEN
 
 
 def test_a_mark_travels_in_the_tokens_of_its_row_alone() -> None:
@@ -257,19 +257,19 @@ def test_the_runner_marks_and_waits_for_nothing(
 ) -> None:
     """What may be captured reads no value on the host."""
     model = loading.load(tiny).model
-    runner = model.runner()
+    engine = Runner(model).engine()
     spoil(model.get_parameter(PARTS["norm"]), PARTS["norm"], torch.nan)
 
     def refuse(*_: object) -> object:
         raise AssertionError("a value was read on the host")
 
-    buffers = runner._take_buffers(1, 1 + model.count_patches(pixels(1), 1), 8, 4)
-    prompt = runner._pack(prompts(1), buffers.prefix, 4)
-    runner._take_images(buffers, pixels(1))
-    runner._take_prompts(buffers, prompt, False)
+    buffers = engine._take_buffers(1, 1 + model.count_patches(pixels(1), 1), 8, 4)
+    prompt = engine._pack(prompts(1), buffers.prefix, 4)
+    engine._take_images(buffers, pixels(1))
+    engine._take_prompts(buffers, prompt, False)
     for name in ("item", "tolist", "__bool__", "__int__", "__float__", "cpu"):
         monkeypatch.setattr(torch.Tensor, name, refuse)
-    runner._decode(buffers, prompt, 4, Sampling())
+    engine._decode(buffers, prompt, 4, Sampling())
     monkeypatch.undo()
     assert (buffers.tokens == NO_TOKEN).all()
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from crane_x7_vla_rl.policies.openvla import OpenVLA, OpenVLAConfig
 from crane_x7_vla_rl.policies.openvla.errors import ConfigError
 from crane_x7_vla_rl.policies.openvla.model.language import rotary_table
+from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 
 ROUNDING = 1e-6
 """Of the largest value: the original ran on another processor, whose products round otherwise."""
@@ -22,6 +23,11 @@ ROUNDING = 1e-6
 @pytest.fixture(scope="module")
 def model() -> OpenVLA:
     return rig.load()
+
+
+@pytest.fixture
+def runner(model: OpenVLA) -> Runner:
+    return Runner(model)
 
 
 def gap(ours: Tensor, theirs: Tensor) -> float:
@@ -85,9 +91,9 @@ def test_the_last_block_and_what_follows_never_affect_the_patches(tower: str) ->
         assert torch.equal(model.encode(pixels), before)
 
 
-def test_first_logits_match_over_the_whole_vocabulary(model: OpenVLA) -> None:
+def test_first_logits_match_over_the_whole_vocabulary(model: OpenVLA, runner: Runner) -> None:
     for index, ids in enumerate(rig.prompts()):
-        rollout = model.roll_out(rig.expected()["pixel_values"][index : index + 1], [ids], 1)
+        rollout = runner.roll_out(rig.expected()["pixel_values"][index : index + 1], [ids], 1)
         with torch.no_grad():
             logits = model.language_model.lm_head(rollout.hidden)[0]
         assert float((logits - rig.expected()[f"logits_last.{index}"]).abs().max()) <= 2e-4
@@ -105,7 +111,7 @@ def test_rotary_frequencies_stay_float32_in_a_bfloat16_model() -> None:
 def test_a_bfloat16_model_stays_near_the_originals_logits() -> None:
     model = rig.load(torch.bfloat16)
     pixels = rig.expected()["pixel_values"]
-    first = model.roll_out(pixels, rig.prompts(), 1).logits[:, 0]
+    first = Runner(model).roll_out(pixels, rig.prompts(), 1).logits[:, 0]
     assert gap(first, rig.action_logits()[:, 0]) <= 0.06
 
 

@@ -16,7 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.errors import ImageError, PromptError
-from crane_x7_vla_rl.policies.openvla.run.rollout import Rollout, Runner, Sampling
+from crane_x7_vla_rl.policies.openvla.run.evaluate import evaluate
+from crane_x7_vla_rl.policies.openvla.run.rollout import Rollout, Sampling
+from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 
 LOGITS = 2e-4
 
@@ -24,6 +26,11 @@ LOGITS = 2e-4
 @pytest.fixture
 def model() -> OpenVLA:
     return rig.load()
+
+
+@pytest.fixture
+def runner(model: OpenVLA) -> Runner:
+    return Runner(model)
 
 
 def pixels() -> Tensor:
@@ -45,9 +52,9 @@ def close(ours: Rollout, theirs: Rollout) -> bool:
 
 
 @pytest.mark.parametrize(("key", "dimensions"), rig.KEYS)
-def test_single_images_give_the_originals_tokens(model: OpenVLA, key: str, dimensions: int) -> None:
+def test_single_images_give_the_originals_tokens(runner: Runner, key: str, dimensions: int) -> None:
     for index, ids in enumerate(rig.prompts()):
-        rollout = model.roll_out(pixels()[index : index + 1], [ids], dimensions)
+        rollout = runner.roll_out(pixels()[index : index + 1], [ids], dimensions)
         assert torch.equal(rollout.tokens[0], rig.tokens(key)[index])
         wanted = rig.action_logits()[index, :dimensions]
         assert float((rollout.logits[0] - wanted).abs().max()) <= LOGITS
@@ -56,68 +63,71 @@ def test_single_images_give_the_originals_tokens(model: OpenVLA, key: str, dimen
 @pytest.mark.parametrize("bucket", [1, 16, 64])
 @pytest.mark.parametrize(("key", "dimensions"), rig.KEYS)
 def test_a_batch_of_unequal_prompts_gives_the_originals_tokens(
-    model: OpenVLA, key: str, dimensions: int, bucket: int
+    runner: Runner, key: str, dimensions: int, bucket: int
 ) -> None:
-    model._runner = Runner(model, bucket)
-    rollout = model.roll_out(pixels(), rig.prompts(), dimensions)
+    runner.bucket = bucket
+    rollout = runner.roll_out(pixels(), rig.prompts(), dimensions)
     assert torch.equal(rollout.tokens, rig.tokens(key))
     assert float((rollout.logits - rig.action_logits()[:, :dimensions]).abs().max()) <= LOGITS
 
 
-def test_generate_returns_the_tokens(model: OpenVLA) -> None:
-    tokens = model.generate(pixels(), rig.prompts(), action_dim=8)
+def test_generate_returns_the_tokens(runner: Runner) -> None:
+    tokens = runner.roll_out(pixels(), rig.prompts(), action_dim=8).tokens
     assert torch.equal(tokens, rig.tokens("crane_x7"))
 
 
-def test_a_final_29871_may_come_along(model: OpenVLA) -> None:
+def test_a_final_29871_may_come_along(runner: Runner) -> None:
     ids = [torch.cat([ids, torch.tensor([29871])]) for ids in rig.prompts()]
-    assert torch.equal(model.generate(pixels(), ids, 8), rig.tokens("crane_x7"))
+    assert torch.equal(runner.roll_out(pixels(), ids, 8).tokens, rig.tokens("crane_x7"))
 
 
-def test_a_result_stays_when_the_next_is_computed(model: OpenVLA) -> None:
-    first = model.roll_out(pixels()[:1], rig.prompts()[:1], 8)
+def test_a_result_stays_when_the_next_is_computed(runner: Runner) -> None:
+    first = runner.roll_out(pixels()[:1], rig.prompts()[:1], 8)
     kept = copy.deepcopy(first)
-    model.roll_out(pixels()[1:2], rig.prompts()[1:2], 8)
+    runner.roll_out(pixels()[1:2], rig.prompts()[1:2], 8)
     assert torch.equal(first.tokens, kept.tokens)
     assert torch.equal(first.hidden, kept.hidden)
     assert torch.equal(first.logits, kept.logits)
 
 
-def test_a_new_instruction_on_the_same_image_skips_vision_and_stays_exact(model: OpenVLA) -> None:
+def test_a_new_instruction_on_the_same_image_skips_vision_and_stays_exact(
+    model: OpenVLA, runner: Runner
+) -> None:
     swapped = rig.prompts()[::-1]
-    fresh = rig.load().roll_out(pixels(), swapped, 8)
-    model.roll_out(pixels(), rig.prompts(), 8)
+    fresh = Runner(rig.load()).roll_out(pixels(), swapped, 8)
+    runner.roll_out(pixels(), rig.prompts(), 8)
     with counting_calls(model, "vision_backbone") as seen:
-        assert close(model.roll_out(pixels().clone(), swapped, 8), fresh)
+        assert close(runner.roll_out(pixels().clone(), swapped, 8), fresh)
     assert not seen
 
 
-def test_a_longer_instruction_on_the_same_image_is_exact(model: OpenVLA) -> None:
+def test_a_longer_instruction_on_the_same_image_is_exact(runner: Runner) -> None:
     longer = [torch.cat([ids, torch.arange(5000, 5100)]) for ids in rig.prompts()]
-    fresh = rig.load().roll_out(pixels(), longer, 8)
-    model.roll_out(pixels(), rig.prompts(), 8)
-    assert close(model.roll_out(pixels(), longer, 8), fresh)
+    fresh = Runner(rig.load()).roll_out(pixels(), longer, 8)
+    runner.roll_out(pixels(), rig.prompts(), 8)
+    assert close(runner.roll_out(pixels(), longer, 8), fresh)
 
 
-def test_the_same_question_again_only_decodes(model: OpenVLA) -> None:
-    first = model.roll_out(pixels(), rig.prompts(), 8)
+def test_the_same_question_again_only_decodes(model: OpenVLA, runner: Runner) -> None:
+    first = runner.roll_out(pixels(), rig.prompts(), 8)
     with counting_calls(model, "language_model.model.norm") as passes:
-        again = model.roll_out(pixels(), rig.prompts(), 8)
+        again = runner.roll_out(pixels(), rig.prompts(), 8)
     assert len(passes) == 7
     assert torch.equal(again.logits, first.logits)
 
 
-def test_a_new_image_is_seen(model: OpenVLA) -> None:
-    model.roll_out(pixels(), rig.prompts(), 8)
+def test_a_new_image_is_seen(runner: Runner) -> None:
+    runner.roll_out(pixels(), rig.prompts(), 8)
     other = pixels().flip(0)
     assert close(
-        model.roll_out(other, rig.prompts(), 8), rig.load().roll_out(other, rig.prompts(), 8)
+        runner.roll_out(other, rig.prompts(), 8),
+        Runner(rig.load()).roll_out(other, rig.prompts(), 8),
     )
 
 
 def by_optimiser(model: OpenVLA) -> None:
     optimiser = torch.optim.SGD(model.parameters(), lr=0.1)
-    model.evaluate(pixels(), rig.prompts(), rig.tokens("crane_x7")).log_probs.sum().backward()
+    evaluate(model, pixels(), rig.prompts(), rig.tokens("crane_x7")).log_probs.sum().backward()
     optimiser.step()
 
 
@@ -132,35 +142,38 @@ def by_replacing(model: OpenVLA) -> None:
 
 @pytest.mark.parametrize("change", [by_optimiser, by_loading, by_replacing])
 def test_changed_weights_are_used_at_once(
-    model: OpenVLA, change: Callable[[OpenVLA], None]
+    model: OpenVLA, runner: Runner, change: Callable[[OpenVLA], None]
 ) -> None:
     """Cached prefixes and joined weights must not outlive what they came from."""
-    before = model.roll_out(pixels(), rig.prompts(), 8)
+    before = runner.roll_out(pixels(), rig.prompts(), 8)
     change(model)
-    after = model.roll_out(pixels(), rig.prompts(), 8)
-    judged = model.evaluate(pixels(), rig.prompts(), after.tokens)
+    after = runner.roll_out(pixels(), rig.prompts(), 8)
+    judged = evaluate(model, pixels(), rig.prompts(), after.tokens)
     assert not torch.allclose(before.logits, after.logits, atol=1e-2)
     assert float((judged.log_probs.detach() - after.log_probs).abs().max()) <= 1e-4
 
 
-def test_a_cast_model_generates_in_its_new_dtype(model: OpenVLA) -> None:
-    model.roll_out(pixels(), rig.prompts(), 8)
-    exact = model.double().roll_out(pixels(), rig.prompts(), 8)
+def test_a_cast_model_generates_in_its_new_dtype(model: OpenVLA, runner: Runner) -> None:
+    runner.roll_out(pixels(), rig.prompts(), 8)
+    model.double()
+    exact = runner.roll_out(pixels(), rig.prompts(), 8)
     assert exact.hidden.dtype == torch.float64
     assert torch.equal(exact.tokens, rig.tokens("crane_x7"))
 
 
-def test_joined_weights_still_save_one_by_one(model: OpenVLA, tmp_path: Path) -> None:
-    model.roll_out(pixels(), rig.prompts(), 8)
+def test_joined_weights_still_save_one_by_one(
+    model: OpenVLA, runner: Runner, tmp_path: Path
+) -> None:
+    runner.roll_out(pixels(), rig.prompts(), 8)
     save_file(model.state_dict(), tmp_path / "model.safetensors")
     fresh = rig.load().state_dict()
     assert all(torch.equal(value, fresh[key]) for key, value in model.state_dict().items())
 
 
-def test_patches_may_come_instead_of_pixels(model: OpenVLA) -> None:
+def test_patches_may_come_instead_of_pixels(model: OpenVLA, runner: Runner) -> None:
     with torch.no_grad():
         patches = model.encode(pixels())
-    assert torch.equal(model.generate(patches, rig.prompts(), 8), rig.tokens("crane_x7"))
+    assert torch.equal(runner.roll_out(patches, rig.prompts(), 8).tokens, rig.tokens("crane_x7"))
 
 
 def test_several_images_per_sample_stand_one_after_the_other(model: OpenVLA) -> None:
@@ -172,40 +185,40 @@ def test_several_images_per_sample_stand_one_after_the_other(model: OpenVLA) -> 
     assert torch.allclose(together, apart, atol=1e-5)
 
 
-def test_temperature_draws_from_the_softmax(model: OpenVLA) -> None:
+def test_temperature_draws_from_the_softmax(model: OpenVLA, runner: Runner) -> None:
     """One image a thousand times: first tokens are as frequent as they are likely."""
     count, temperature = 1000, 2.0
     with torch.no_grad():
         patches = model.encode(pixels()[:1]).expand(count, -1, -1)
     sampling = Sampling(temperature, torch.Generator().manual_seed(0))
-    rollout = model.roll_out(patches, [rig.prompts()[0]] * count, 1, sampling)
+    rollout = runner.roll_out(patches, [rig.prompts()[0]] * count, 1, sampling)
     wanted = (rollout.logits[0, 0] / temperature).softmax(-1)
     counts = torch.bincount(rollout.tokens[:, 0] - 31744, minlength=256)
     spread = (count * wanted * (1 - wanted)).sqrt()
     assert bool(((counts - count * wanted).abs() <= 5 * spread + 3).all())
 
 
-def test_a_seed_repeats_a_sample(model: OpenVLA) -> None:
+def test_a_seed_repeats_a_sample(runner: Runner) -> None:
     def draw(seed: int) -> Tensor:
         sampling = Sampling(1.5, torch.Generator().manual_seed(seed))
-        return model.roll_out(pixels(), rig.prompts(), 8, sampling).tokens
+        return runner.roll_out(pixels(), rig.prompts(), 8, sampling).tokens
 
     assert torch.equal(draw(3), draw(3))
     assert not torch.equal(draw(3), draw(4))
 
 
-def test_an_instruction_longer_than_the_context_is_refused(model: OpenVLA) -> None:
+def test_an_instruction_longer_than_the_context_is_refused(runner: Runner) -> None:
     long = torch.cat([rig.prompts()[0], torch.full((2000,), 4000)])
     with pytest.raises(PromptError, match=r"prompt 1 has 2014 tokens.* over the context of 2048"):
-        model.generate(pixels()[:2], [rig.prompts()[0], long], 8)
+        runner.roll_out(pixels()[:2], [rig.prompts()[0], long], 8)
 
 
-def test_an_instruction_that_just_fits_is_taken(model: OpenVLA) -> None:
+def test_an_instruction_that_just_fits_is_taken(model: OpenVLA, runner: Runner) -> None:
     room = model.config.context - 257 - 8 - 1
     ids = torch.cat([torch.tensor([1]), torch.full((room,), 4000)])
-    assert model.generate(pixels()[:1], [ids], 8).shape == (1, 8)
+    assert runner.roll_out(pixels()[:1], [ids], 8).tokens.shape == (1, 8)
     with pytest.raises(PromptError, match="shorten the instruction by 1 tokens"):
-        model.generate(pixels()[:1], [torch.cat([ids, ids[-1:]])], 8)
+        runner.roll_out(pixels()[:1], [torch.cat([ids, ids[-1:]])], 8)
 
 
 @pytest.mark.parametrize(
@@ -218,31 +231,31 @@ def test_an_instruction_that_just_fits_is_taken(model: OpenVLA) -> None:
         (torch.tensor([], dtype=torch.int64), r"\(0,\)"),
     ],
 )
-def test_what_is_no_prompt_is_refused(model: OpenVLA, ids: Tensor, said: str) -> None:
+def test_what_is_no_prompt_is_refused(runner: Runner, ids: Tensor, said: str) -> None:
     with pytest.raises(PromptError, match=said):
-        model.generate(pixels()[:1], [ids], 8)
+        runner.roll_out(pixels()[:1], [ids], 8)
 
 
-def test_images_and_prompts_must_be_as_many(model: OpenVLA) -> None:
+def test_images_and_prompts_must_be_as_many(runner: Runner) -> None:
     with pytest.raises(ImageError, match=r"shape \(4, 6, 224, 224\), expected pixels \(3, 6"):
-        model.generate(pixels(), rig.prompts()[:3], 8)
+        runner.roll_out(pixels(), rig.prompts()[:3], 8)
 
 
 @pytest.mark.parametrize("shape", [(1, 3, 224, 224), (1, 6, 200, 224), (1, 256, 31), (6, 224, 224)])
-def test_pixels_of_another_shape_are_refused(model: OpenVLA, shape: tuple[int, ...]) -> None:
+def test_pixels_of_another_shape_are_refused(runner: Runner, shape: tuple[int, ...]) -> None:
     with pytest.raises(ImageError, match="expected pixels"):
-        model.generate(torch.zeros(shape), rig.prompts()[:1], 8)
+        runner.roll_out(torch.zeros(shape), rig.prompts()[:1], 8)
 
 
 @pytest.mark.parametrize("temperature", [-1.0, float("nan"), float("inf")])
-def test_a_senseless_temperature_is_refused(model: OpenVLA, temperature: float) -> None:
+def test_a_senseless_temperature_is_refused(runner: Runner, temperature: float) -> None:
     with pytest.raises(ValueError, match="temperature is"):
-        model.generate(pixels()[:1], rig.prompts()[:1], 8, temperature)
+        runner.roll_out(pixels()[:1], rig.prompts()[:1], 8, Sampling(temperature))
 
 
-def test_no_action_dimension_is_refused(model: OpenVLA) -> None:
+def test_no_action_dimension_is_refused(runner: Runner) -> None:
     with pytest.raises(ValueError, match="action_dim is 0"):
-        model.generate(pixels()[:1], rig.prompts()[:1], 0)
+        runner.roll_out(pixels()[:1], rig.prompts()[:1], 0)
 
 
 class NoWait(TorchDispatchMode):
@@ -257,12 +270,12 @@ class NoWait(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_captured_steps_never_wait_and_never_move(model: OpenVLA, temperature: float) -> None:
+def test_captured_steps_never_wait_and_never_move(runner: Runner, temperature: float) -> None:
     """Each step runs again on its buffers alone, as a graph's replay would."""
-    runner = model._runner = Runner(model, 16)
+    runner.bucket = 16
     sampling = Sampling(temperature, torch.Generator().manual_seed(0))
-    first = model.roll_out(pixels(), rig.prompts(), 8, sampling)
-    (buffers,) = runner._buffers.values()
+    first = runner.roll_out(pixels(), rig.prompts(), 8, sampling)
+    (buffers,) = runner.engine()._buffers.values()
     assert [key if isinstance(key, str) else key[0] for key in buffers.replays] == [
         "vision",
         "prefill",

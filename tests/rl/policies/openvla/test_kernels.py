@@ -12,7 +12,7 @@ import pytest
 AGAINST_TORCH = """
 import torch
 from torch.nn import functional
-from crane_x7_vla_rl.policies.openvla import kernels
+from crane_x7_vla_rl.policies.openvla.run import kernels
 from crane_x7_vla_rl.policies.openvla.model.language import rotate
 
 def equal(ours, theirs):
@@ -59,13 +59,14 @@ print("equal")
 WHOLE = """
 import sys
 import torch
-from crane_x7_vla_rl.policies.openvla import inference, kernels
+from crane_x7_vla_rl.policies.openvla.run import inference, kernels
+from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 import openvla_rig as rig
 
 inference.kernels_for = lambda x: kernels
-model = rig.load()
-model.runner().bucket = 16
-tokens = model.generate(rig.expected()["pixel_values"][:2], rig.prompts()[:2], 3)
+runner = Runner(rig.load())
+runner.bucket = 16
+tokens = runner.roll_out(rig.expected()["pixel_values"][:2], rig.prompts()[:2], 3).tokens
 assert torch.equal(tokens, rig.tokens("crane_x7")[:2, :3]), tokens
 print("equal")
 """
@@ -76,7 +77,7 @@ print("equal")
 def test_kernels_compute_what_torch_does(script: str) -> None:
     done = subprocess.run(
         [sys.executable, "-c", script],
-        env={**os.environ, "TRITON_INTERPRET": "1"},
+        env={**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(sys.path)},
         capture_output=True,
         text=True,
         timeout=110,

@@ -23,6 +23,8 @@ from safetensors.torch import load_file, save_file
 from crane_x7_vla_rl.policies.base import PolicyLoadError
 from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError, OpenVLAError
+from crane_x7_vla_rl.policies.openvla.run.evaluate import evaluate
+from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from crane_x7_vla_rl.policies.openvla.weights.loading import load
 
 FIXTURE = FIXTURES / "openvla_tiny"
@@ -80,30 +82,30 @@ def _equal(model: OpenVLA, expected: dict[str, torch.Tensor]) -> None:
 
 
 def test_shards_load_to_exactly_what_they_hold(weights: dict[str, torch.Tensor]) -> None:
-    model = OpenVLA.from_pretrained(CHECKPOINT)
+    model = load(CHECKPOINT).model
     _equal(model, weights)
     assert not model.training
     assert not any(values.is_meta for values in model.state_dict().values())
 
 
 def test_one_file_loads_like_shards(copy: Path, weights: dict[str, torch.Tensor]) -> None:
-    _equal(OpenVLA.from_pretrained(_single(copy, weights)), weights)
+    _equal(load(_single(copy, weights)).model, weights)
 
 
 def test_the_wanted_dtype_is_cast_to_from_whatever_is_stored(
     copy: Path, weights: dict[str, torch.Tensor]
 ) -> None:
-    model = OpenVLA.from_pretrained(CHECKPOINT, dtype=torch.bfloat16)
+    model = load(CHECKPOINT, dtype=torch.bfloat16).model
     _equal(model, {key: values.bfloat16() for key, values in weights.items()})
     half = {key: values.half() for key, values in weights.items()}
-    model = OpenVLA.from_pretrained(_single(copy, half))
+    model = load(_single(copy, half)).model
     _equal(model, {key: values.float() for key, values in half.items()})
 
 
 def test_loaded_weights_do_not_change_with_the_file(
     copy: Path, weights: dict[str, torch.Tensor]
 ) -> None:
-    model = OpenVLA.from_pretrained(_single(copy, weights))
+    model = load(_single(copy, weights)).model
     with (copy / "model.safetensors").open("r+b") as file:
         file.write(bytes((copy / "model.safetensors").stat().st_size))
     _equal(model, weights)
@@ -113,7 +115,7 @@ def test_frequencies_that_old_checkpoints_store_are_no_extra_keys(
     copy: Path, weights: dict[str, torch.Tensor]
 ) -> None:
     stored = {"language_model.model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)}
-    _equal(OpenVLA.from_pretrained(_single(copy, weights | stored)), weights)
+    _equal(load(_single(copy, weights | stored)).model, weights)
 
 
 def test_a_missing_shard_is_named_with_what_it_should_hold(copy: Path) -> None:
@@ -204,16 +206,16 @@ def _action(dimensions: int, top: float = 1.0) -> dict[str, Any]:
 
 
 def test_dataset_statistics_update_those_of_the_config(copy: Path) -> None:
-    before = OpenVLA.from_pretrained(copy).norm_stats
+    before = load(copy).model.norm_stats
     (copy / "dataset_statistics.json").write_text(
         json.dumps({"mine": _action(8), "crane_x7": _action(8, 2.0)})
     )
-    after = OpenVLA.from_pretrained(copy).norm_stats
+    after = load(copy).model.norm_stats
     assert after["bridge_orig"] == before["bridge_orig"]
     assert after["mine"] == _action(8)
     assert after["crane_x7"] == _action(8, 2.0) != before["crane_x7"]
     (copy / "dataset_statistics.json").unlink()
-    assert OpenVLA.from_pretrained(copy).norm_stats == before
+    assert load(copy).model.norm_stats == before
 
 
 @pytest.mark.parametrize(
@@ -243,7 +245,7 @@ def _train(folder: Path, base: Path | str, names: list[str], **options: Any) -> 
     """Save an adapter with PEFT, all its weights random; return the model that it makes."""
     torch.manual_seed(3)
     config = LoraConfig(target_modules=names, init_lora_weights=False, **options)
-    wrapped = get_peft_model(OpenVLA.from_pretrained(CHECKPOINT), config)
+    wrapped = get_peft_model(load(CHECKPOINT).model, config)
     wrapped.peft_config["default"].base_model_name_or_path = str(base)
     wrapped.save_pretrained(folder, save_embedding_layers=False)
     return wrapped.merge_and_unload()  # type: ignore[no-any-return]
@@ -265,7 +267,7 @@ def test_every_layout_of_adapters_merges_to_what_peft_makes_of_it(
     run = tmp_path / "run"
     expected = _train(run / where, CHECKPOINT, NAMES, **options)
     (run / "dataset_statistics.json").write_text(json.dumps({"mine": _action(8)}))
-    model = OpenVLA.from_pretrained(run)
+    model = load(run).model
     for key, values in expected.state_dict().items():
         torch.testing.assert_close(model.state_dict()[key], values, rtol=1e-5, atol=1e-6)
     assert model.norm_stats["mine"] == _action(8)
@@ -282,7 +284,7 @@ def test_the_adapter_folder_itself_may_be_named_and_finds_statistics_above_it(
 ) -> None:
     expected = _train(tmp_path / "lora_adapters", CHECKPOINT, [QUERY], r=2, lora_alpha=4)
     (tmp_path / "dataset_statistics.json").write_text(json.dumps({"mine": _action(8)}))
-    model = OpenVLA.from_pretrained(tmp_path / "lora_adapters")
+    model = load(tmp_path / "lora_adapters").model
     torch.testing.assert_close(
         model.state_dict()[f"{QUERY}.weight"], expected.state_dict()[f"{QUERY}.weight"]
     )
@@ -300,8 +302,8 @@ def test_an_applied_adapter_computes_as_a_merged_one_and_can_be_trained(
     assert all("lora_" in name for name in trained)
     pixels = load_file(FIXTURE / "expected.safetensors")["pixel_values"][:1]
     ids = [torch.tensor([1, 512, 29901, 1724])]
-    tokens = merged.generate(pixels, ids, 8)
-    one, other = (model.evaluate(pixels, ids, tokens) for model in (merged, applied))
+    tokens = Runner(merged).roll_out(pixels, ids, 8).tokens
+    one, other = (evaluate(model, pixels, ids, tokens) for model in (merged, applied))
     torch.testing.assert_close(one.log_probs, other.log_probs, rtol=1e-4, atol=1e-4)
     other.log_probs.sum().backward()
     gradient = applied.get_submodule(QUERY).lora_B["default"].weight.grad
@@ -319,7 +321,7 @@ def test_a_full_head_in_the_adapter_replaces_the_base_before_its_pair_is_added(
     prefix = f"base_model.model.{HEAD}"
     save_file(tensors | {f"{prefix}.base_layer.weight": head}, path)
     a, b = (tensors[f"{prefix}.lora_{half}.weight"] for half in "AB")
-    model = OpenVLA.from_pretrained(tmp_path)
+    model = load(tmp_path).model
     torch.testing.assert_close(model.state_dict()[f"{HEAD}.weight"], head + 2.0 * (b @ a))
 
 
@@ -327,7 +329,7 @@ def test_a_merged_model_with_its_adapter_beside_it_is_not_adapted_twice(
     copy: Path, weights: dict[str, torch.Tensor]
 ) -> None:
     _train(copy / "lora_adapter", CHECKPOINT, [QUERY], r=2, lora_alpha=4)
-    _equal(OpenVLA.from_pretrained(copy), weights)
+    _equal(load(copy).model, weights)
 
 
 def test_the_base_may_be_given_relative_to_the_adapter(tmp_path: Path) -> None:
@@ -444,11 +446,13 @@ def test_python_code_in_a_checkpoint_is_never_opened_compiled_or_run(copy: Path)
         open(folder + "/config.json").close()
         assert seen.pop() == ("open", folder + "/config.json"), "the hook sees nothing"
         import numpy as np
-        from crane_x7_vla_rl.policies.openvla import OpenVLA
-        model = OpenVLA.from_pretrained(folder)
+        from crane_x7_vla_rl.policies.openvla.run.runner import Runner
+        from crane_x7_vla_rl.policies.openvla.weights.loading import load
+        model = load(folder).model
         pixels = model.preprocess([np.zeros((9, 9, 3), np.uint8)])
         import torch
-        assert model.generate(pixels, [torch.tensor([1, 5])], 7).shape == (1, 7)
+        rollout = Runner(model).roll_out(pixels, [torch.tensor([1, 5])], 7)
+        assert rollout.tokens.shape == (1, 7)
         assert seen, "nothing was opened"
         for event, name in seen:
             assert event == "open" and not name.endswith((".py", ".pyc")), (event, name)

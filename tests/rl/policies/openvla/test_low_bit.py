@@ -9,7 +9,9 @@ from torch import Tensor
 
 from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.model.matrices import Dense
-from crane_x7_vla_rl.policies.openvla.run.low_bit import Kind, LowBit, compare
+from crane_x7_vla_rl.policies.openvla.run.low_bit import Kind, LowBit
+from crane_x7_vla_rl.policies.openvla.run.low_bit_error import compare
+from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 
 KINDS: tuple[tuple[Kind, float], ...] = (("int8", 0.01), ("fp8", 0.04))
 """Relative error of a product: half a step of 1/127 or 1/16, averaged over the inputs."""
@@ -18,6 +20,11 @@ KINDS: tuple[tuple[Kind, float], ...] = (("int8", 0.01), ("fp8", 0.04))
 @pytest.fixture
 def model() -> OpenVLA:
     return rig.load()
+
+
+@pytest.fixture
+def runner(model: OpenVLA) -> Runner:
+    return Runner(model)
 
 
 def pixels() -> Tensor:
@@ -46,23 +53,25 @@ def test_a_row_of_zeros_stays_zero() -> None:
 
 
 @pytest.mark.parametrize(("kind", "error"), KINDS)
-def test_the_error_in_actions_is_reported(model: OpenVLA, kind: Kind, error: float) -> None:
+def test_the_error_in_actions_is_reported(
+    model: OpenVLA, runner: Runner, kind: Kind, error: float
+) -> None:
     found = compare(model, kind, pixels(), rig.prompts(), 8)
     assert 0.25 <= found.same_tokens <= 1  # random weights: a differing token upsets all after it
     assert 0 <= found.mean <= found.largest <= 2
     assert 0 < found.log_prob < 40 * error
-    assert model.decode_weights is None
-    assert torch.equal(model.generate(pixels(), rig.prompts(), 8), rig.tokens("crane_x7"))
+    assert torch.equal(runner.roll_out(pixels(), rig.prompts(), 8).tokens, rig.tokens("crane_x7"))
 
 
 def test_weights_changed_in_place_reach_the_8_bit_copies(model: OpenVLA) -> None:
-    model.set_decode_weights("int8")
-    model.roll_out(pixels(), rig.prompts(), 8)
+    runner = Runner(model, "int8")
+    runner.roll_out(pixels(), rig.prompts(), 8)
     with torch.no_grad():
         for parameter in model.language_model.model.layers.parameters():
             parameter.mul_(1.3)
-    changed = model.roll_out(pixels(), rig.prompts(), 8)
+    changed = runner.roll_out(pixels(), rig.prompts(), 8)
     fresh = rig.load()
     fresh.load_state_dict(model.state_dict())
-    fresh.set_decode_weights("int8")
-    assert torch.equal(changed.logits, fresh.roll_out(pixels(), rig.prompts(), 8).logits)
+    assert torch.equal(
+        changed.logits, Runner(fresh, "int8").roll_out(pixels(), rig.prompts(), 8).logits
+    )

@@ -16,6 +16,8 @@ from training_rig import SIDE
 from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.errors import AdapterError
 from crane_x7_vla_rl.policies.openvla.run.rollout import Rollout, Sampling
+from crane_x7_vla_rl.policies.openvla.run.runner import Runner
+from crane_x7_vla_rl.policies.openvla.weights.loading import load
 from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
 from crane_x7_vla_rl.policies.openvla.weights.merged import Merged
 from crane_x7_vla_rl.training.rl import agent as agents
@@ -26,7 +28,7 @@ from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig
 def learning() -> OpenVLA:
     """Return a model with adapters everywhere that change what it does."""
     torch.set_num_threads(1)
-    model = OpenVLA.from_pretrained(training_rig.base())
+    model = load(training_rig.base()).model
     torch.manual_seed(1)
     add_lora(model, LoraSettings(rank=4, alpha=8))
     move(model, 0.05)
@@ -44,7 +46,7 @@ def answer(model: OpenVLA) -> Rollout:
     draw = torch.Generator().manual_seed(2)
     pixels = torch.randn(3, 6, SIDE, SIDE, generator=draw)
     prompts = [torch.tensor([1, *range(300, 304 + row)]) for row in range(3)]
-    return model.roll_out(pixels, prompts, 8, Sampling(1.0, draw))
+    return Runner(model).roll_out(pixels, prompts, 8, Sampling(1.0, draw))
 
 
 def apart(one: Tensor, other: Tensor) -> float:
@@ -79,12 +81,12 @@ def test_weights_in_16_bits_are_refused_and_act_with_their_adapters(learning: Op
     with pytest.raises(AdapterError, match="not float32"):
         Merged(halved)
     made = agents.build(halved, PpoConfig(), Accelerator(cpu=True))
-    with made.acting() as policy:
-        assert policy is made.policy
+    with made.acting() as runner:
+        assert runner.model is made.policy
 
 
 def test_an_agent_in_float32_acts_with_the_copy(learning: OpenVLA) -> None:
     made = agents.build(learning, PpoConfig(), Accelerator(cpu=True))
-    with made.acting() as policy:
-        assert not agents.has_adapters(policy)
-        assert torch.equal(answer(policy).tokens, answer(learning).tokens)
+    with made.acting() as runner:
+        assert not agents.has_adapters(runner.model)
+        assert torch.equal(answer(runner.model).tokens, answer(learning).tokens)

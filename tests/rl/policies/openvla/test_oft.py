@@ -89,7 +89,7 @@ def _apply(weights: dict[str, Tensor], name: str, x: Tensor) -> Tensor:
 @pytest.mark.parametrize("bucket", [1, 16])
 def test_a_batch_of_chunks_equals_the_oracle(folder: Path, bucket: int) -> None:
     policy = load_oft(folder, settings=SETTINGS)
-    policy.base.runner().bucket = bucket
+    policy.runner.bucket = bucket
     actions = policy.predict(pairs(), rig.prompts()[:2], KEY, states())
     assert actions.shape == (2, STEPS, ACTION_DIM)
     for row in range(2):

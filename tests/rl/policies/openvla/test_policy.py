@@ -21,12 +21,14 @@ for package in ("safetensors", "tokenizers"):
 from crane_x7_vla_rl.kinematics import UnreachableError, tool_frame
 from crane_x7_vla_rl.policies.base import ModelOptions, PolicyLoadError
 from crane_x7_vla_rl.policies.load import load_policy
-from crane_x7_vla_rl.policies.openvla import OpenVLA, builder
+from crane_x7_vla_rl.policies.openvla import builder
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
 from crane_x7_vla_rl.policies.openvla.image import pixel_values
 from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy
+from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from crane_x7_vla_rl.policies.openvla.tokenizer import PromptTokenizer
 from crane_x7_vla_rl.policies.openvla.weights import loading
+from crane_x7_vla_rl.policies.openvla.weights.loading import load
 from crane_x7_vla_rl.prompt import prompt
 from crane_x7_vla_rl.robot import HOME_RAD, LOWER_RAD, UPPER_RAD
 from crane_x7_vla_rl.types import JointState, Observation
@@ -69,9 +71,9 @@ def _policy(folder: Path, key: str = "crane_x7", crop: bool | None = None) -> Op
 
 def _action(folder: Path, key: str, observation: Observation, dimensions: int) -> np.ndarray:
     """What the model says, without the policy around it."""
-    model = OpenVLA.from_pretrained(folder)
+    model = load(folder).model
     ids = PromptTokenizer(folder / "tokenizer.json")(observation.instruction)
-    tokens = model.generate(model.preprocess([observation.image]), [ids], dimensions)
+    tokens = Runner(model).roll_out(model.preprocess([observation.image]), [ids], dimensions).tokens
     return model.decode_actions(tokens, key)[0]
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from crane_x7_vla_rl.policies.openvla.errors import ImageError
 from crane_x7_vla_rl.policies.openvla.model.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.run.evaluate import Evaluation
+from crane_x7_vla_rl.policies.openvla.weights.loading import load
 from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
 from crane_x7_vla_rl.training.errors import NotFiniteError, PpoError, ResumeError
 from crane_x7_vla_rl.training.rl import agent as agents
@@ -242,7 +243,7 @@ def test_gradient_checkpointing_changes_nothing(agent: Agent) -> None:
 
 
 def test_a_policy_in_bfloat16_learns_with_adapters_and_head_in_float32() -> None:
-    model = OpenVLA.from_pretrained(training_rig.base(), dtype=torch.bfloat16)
+    model = load(training_rig.base(), dtype=torch.bfloat16).model
     add_lora(model, LoraSettings(rank=4, alpha=8))
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -279,7 +280,7 @@ def test_adapters_are_on_and_learn_after_they_were_off(agent: Agent) -> None:
 
 
 def test_without_adapters_all_weights_learn_but_there_is_no_start_to_return_to() -> None:
-    model = OpenVLA.from_pretrained(training_rig.base())
+    model = load(training_rig.base()).model
     agent = agents.build(model, WHOLE, Accelerator(cpu=True))
     buffer = rig.collect(agent)
     with pytest.raises(PpoError, match="the policy has no adapters to switch off"):
@@ -336,14 +337,14 @@ def test_a_new_value_head_says_0_and_computes_in_float32() -> None:
 
 
 def test_dropout_is_refused() -> None:
-    model = OpenVLA.from_pretrained(training_rig.base())
+    model = load(training_rig.base()).model
     add_lora(model, LoraSettings(rank=4, dropout=0.1))
     with pytest.raises(PpoError, match=r"drops 0.1 of its inputs.*set lora.dropout to 0"):
         agents.build(model, WHOLE, Accelerator(cpu=True))
 
 
 def test_a_policy_that_cannot_learn_is_refused() -> None:
-    model = OpenVLA.from_pretrained(training_rig.base()).requires_grad_(False)
+    model = load(training_rig.base()).model.requires_grad_(False)
     with pytest.raises(PpoError, match="no weight of the policy may learn"):
         agents.build(model, WHOLE, Accelerator(cpu=True))
 

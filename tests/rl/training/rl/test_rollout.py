@@ -14,6 +14,7 @@ from rl_rig import Scripted
 
 from crane_x7_vla_rl.policies.openvla.codec import Codec
 from crane_x7_vla_rl.policies.openvla.image import cut
+from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
 from crane_x7_vla_rl.training.errors import NotFiniteError
@@ -95,7 +96,7 @@ def test_a_truncated_episode_is_worth_what_its_last_view_is(rolling: RolloutConf
     crop_and_resize(views.images, rolling.codec.inputs.view, shown)
     policy = rolling.agent.policy
     prompts = rolling.codec.prompts(views.instructions, views.state_rad)
-    hidden = policy.roll_out(policy.normalise(shown), prompts, 1).hidden
+    hidden = Runner(policy).roll_out(policy.normalise(shown), prompts, 1).hidden
     assert math.isclose(worth, float(rolling.agent.value(hidden)), rel_tol=1e-3, abs_tol=1e-4)
 
 

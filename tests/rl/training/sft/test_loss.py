@@ -19,6 +19,7 @@ import training_rig as rig
 from crane_x7_vla_rl.actions import FIRST_ACTION_TOKEN
 from crane_x7_vla_rl.data.lerobot.writer import LeRobotWriter
 from crane_x7_vla_rl.policies.openvla.codec import POLICY, PolicySpec
+from crane_x7_vla_rl.policies.openvla.run.evaluate import evaluate
 from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.training.learner import TokenLoss, gaussian_targets
 from crane_x7_vla_rl.training.schedule import smoothing
@@ -51,7 +52,7 @@ def test_the_loss_is_the_cross_entropy_with_the_bell(width: float) -> None:
     tokens = torch.randint(256, (3, 8), generator=generator) + FIRST_ACTION_TOKEN
     with torch.no_grad():
         loss = TokenLoss(model)(pixels, prompts, tokens, width)
-        found = model.evaluate(pixels, prompts, tokens)
+        found = evaluate(model, pixels, prompts, tokens)
     log_probs = found.distribution.double().numpy()
     np.testing.assert_allclose(np.exp(log_probs).sum(-1), 1, atol=1e-6)
     bins = (tokens - FIRST_ACTION_TOKEN).numpy()

@@ -1,0 +1,56 @@
+"""Rollouts of one model, prepared once and again after it changes. Images, prompts → `Rollout`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from crane_x7_vla_rl.policies.openvla.model.openvla import OpenVLA
+from crane_x7_vla_rl.policies.openvla.run.low_bit import Kind
+from crane_x7_vla_rl.policies.openvla.run.rollout import Engine, Rollout, Sampling
+
+
+class Runner:
+    """Rolls out one model; keeps its buffers and what it computed last from call to call."""
+
+    def __init__(self, model: OpenVLA, decode_weights: Kind | None = None) -> None:
+        """`decode_weights`: decode small batches with int8 or fp8 weights, see `low_bit`."""
+        self.model, self._decode_weights = model, decode_weights
+        self.bucket: int | None = None
+        """Prompt lengths are padded to a multiple of it; None: as the device needs it."""
+        self._engine: Engine | None = None
+
+    @torch.no_grad()
+    def roll_out(
+        self,
+        images: Tensor,
+        input_ids: Sequence[Tensor],
+        action_dim: int,
+        sampling: Sampling | None = None,
+    ) -> Rollout:
+        """Return tokens with their log-probabilities, logits and the prompt's hidden state.
+
+        `images` are pixels (B, 6·I, S, S) or patches (B, I·N, H) from `encode`; `input_ids`
+        are B 1-D tensors of ids, BOS first, the final 29871 left out. What repeats from the call
+        before is not computed again. Raises ImageError and PromptError; on a CPU, where nothing
+        has to be waited for, NotFiniteError, too. On a GPU `OpenVLA.on_host` raises that.
+        """
+        if action_dim < 1:
+            raise ValueError(f"action_dim is {action_dim}, expected 1 or more")
+        chosen = self.engine()(images, input_ids, action_dim, sampling or Sampling())
+        if not chosen.tokens.is_cuda:
+            self.model.on_host(chosen.tokens)
+        return chosen
+
+    def engine(self) -> Engine:
+        """Return the machinery behind `roll_out`, a new one after modules or memory changed."""
+        if self._engine is None or not self._engine.current():
+            self._engine = None  # its memory goes first
+            self._engine = Engine(self.model, self.bucket, self._decode_weights)
+        return self._engine
+
+    def forget(self) -> None:
+        """Drop all buffers and their memory; the next rollout makes new ones."""
+        self._engine = None
