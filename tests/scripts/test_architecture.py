@@ -1,0 +1,36 @@
+"""docs/architecture.md names files that exist and every room there is."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from places import ROOT
+
+PAGE = (ROOT / "docs/architecture.md").read_text()
+PACKAGES = ("crane_x7_vla_rl", "crane_x7_remote")
+FILES = sorted(set(re.findall(r"[\w/]+\.py\b", PAGE)))
+
+
+def rooms(package: str) -> list[str]:
+    """Return the folders of a package that hold modules."""
+    home = ROOT / package
+    return sorted({str(path.parent.relative_to(home)) for path in home.rglob("*.py")} - {"."})
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_every_file_that_the_map_names_exists(name: str) -> None:
+    places = [ROOT / name, *(ROOT / package / name for package in PACKAGES)]
+    assert any(place.is_file() for place in places), f"docs/architecture.md names {name}"
+
+
+def test_the_map_names_files() -> None:
+    assert len(FILES) > 30
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_room_is_on_the_map(package: str) -> None:
+    found = rooms(package)
+    assert len(found) > 5
+    missing = [room for room in found if f"{room.rsplit('/', 1)[-1]}/" not in PAGE]
+    assert not missing, f"docs/architecture.md says nothing of {missing}"
