@@ -274,6 +274,30 @@ def test_the_runner_marks_and_waits_for_nothing(
     assert (buffers.tokens == NO_TOKEN).all()
 
 
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("part", PARTS)
+@torch.no_grad()
+def test_a_captured_graph_marks_what_is_no_number(
+    tiny: Path, part: str, dtype: torch.dtype
+) -> None:
+    """Replayed with weights that were spoilt in place after the capture."""
+    model = loading.load(tiny, device="cuda", dtype=dtype).model
+    runner = Runner(model)
+    draw = torch.Generator().manual_seed(1)
+
+    def answer(count: int) -> torch.Tensor:
+        shown = torch.randn(count, 6, SIDE, SIDE, generator=draw).to("cuda", dtype)
+        return runner.roll_out(shown, [ids.cuda() for ids in prompts(count)], 4).tokens
+
+    for count in (1, 3):
+        assert min(int(answer(count).min()) for _ in range(3)) >= FIRST_ACTION_TOKEN
+    spoil(model.get_parameter(PARTS[part]), PARTS[part], torch.nan)
+    for count in (1, 3):
+        with pytest.raises(NotFiniteError, match=re.escape(PARTS[part])):
+            model.on_host(answer(count))
+
+
 @pytest.mark.parametrize(
     "name", ["head.model.fc2.weight", "proprio.fc1.bias", "base.projector.fc3.weight"]
 )
