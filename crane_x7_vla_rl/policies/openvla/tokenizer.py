@@ -20,7 +20,7 @@ MARK_BEGINS = ("<", "[")
 
 
 class PromptTokenizer:
-    """Turns instructions into the `input_ids` of `OpenVLA.generate`."""
+    """Turns instructions into `input_ids`, the prompt ids of a rollout."""
 
     def __init__(self, path: Path) -> None:
         """Read `tokenizer.json`; raises CheckpointError."""

@@ -1,6 +1,6 @@
 """PPO's arithmetic: advantages from rewards and values, and the loss of judged actions.
 
-Tensors come in, from a rollout and from `OpenVLA.evaluate`; advantages, returns, or losses to go
+Tensors come in, from a rollout and from `run.evaluate`; advantages, returns, or losses to go
 backward from leave. `update` makes weights better with it. Each detail has a number, and a test
 that names it; 17 and on are in `update`.
 

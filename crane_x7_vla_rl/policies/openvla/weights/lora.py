@@ -1,7 +1,7 @@
 """Fresh LoRA adapters for training, by PEFT, on any modules of an OpenVLA.
 
 The model stays an `OpenVLA`: its weights are frozen, each target becomes a PEFT layer in place (one
-of `lora_layers`), and `roll_out` notices. Loading stored adapters is in `loading`.
+of `lora_layers`), and a `Runner` notices. Loading stored adapters is in `loading`.
 """
 
 from __future__ import annotations

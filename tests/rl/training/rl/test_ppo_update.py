@@ -17,7 +17,6 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from crane_x7_vla_rl.policies.openvla.errors import ImageError
-from crane_x7_vla_rl.policies.openvla.model.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.run.evaluate import Evaluation
 from crane_x7_vla_rl.policies.openvla.weights.loading import load
 from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
@@ -103,14 +102,14 @@ def test_19_an_update_ends_before_the_step_that_goes_too_far(agent: Agent) -> No
 @contextmanager
 def planted(monkeypatch: pytest.MonkeyPatch, fault: Any) -> Iterator[None]:
     """Change what the model thinks of actions."""
-    honest = OpenVLA.evaluate
+    honest = agents.evaluate
 
-    def evaluate(self: OpenVLA, *given: Any) -> Evaluation:
-        found = honest(self, *given)
+    def evaluate(*given: Any) -> Evaluation:
+        found = honest(*given)
         return found._replace(log_probs=fault(found.log_probs))
 
     with monkeypatch.context() as patch:
-        patch.setattr(OpenVLA, "evaluate", evaluate)
+        patch.setattr(agents, "evaluate", evaluate)
         yield
 
 
