@@ -19,7 +19,7 @@ class ImageError(ValueError):
     """Bytes are no picture that can be shown; says how many, and what is wrong with them."""
 
 
-def decode(content: bytes) -> Image:
+def decode_picture(content: bytes) -> Image:
     """Return the picture; raises ImageError for a truncated one, where OpenCV would show grey."""
     if content.startswith(PNG_SIGNATURE):
         if not content.rstrip(b"\0").endswith(PNG_END):

@@ -19,7 +19,7 @@ import simplejpeg
 
 from crane_x7_remote.errors import RemoteError
 from crane_x7_remote.rosbridge.protocol import brief
-from crane_x7_vla_rl.images import JPEG_START, PNG_SIGNATURE, ImageError, decode
+from crane_x7_vla_rl.images import JPEG_START, PNG_SIGNATURE, ImageError, decode_picture
 from crane_x7_vla_rl.joint_names import JointsError, places_of_joints
 from crane_x7_vla_rl.prompt import MAX_INSTRUCTION_BYTES, clean_instruction
 from crane_x7_vla_rl.robot import JOINT_NAMES
@@ -241,7 +241,7 @@ def decode_image(encoded: EncodedFrame, max_pixels: int = MAX_IMAGE_PIXELS) -> I
                 f"image of format {brief(encoded.format)} begins with {content[:8]!r},"
                 " expected JPEG or PNG"
             )
-        return decode(content)
+        return decode_picture(content)
     except ImageError as error:
         raise MessageError(str(error)) from error
     except ValueError as error:

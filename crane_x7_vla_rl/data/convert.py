@@ -1,7 +1,6 @@
 """`convert`: recordings of any kind → a LeRobot data set, from which training reads fastest.
 
-A folder of logs or bags enters, a LeRobotDataset v3 leaves, whole after every episode; `--resume`
-goes on after the last one that is there.
+The data set is complete after every episode; `--resume` continues after the last one.
 """
 
 from __future__ import annotations

@@ -20,7 +20,7 @@ PARTIAL: Final = ".partial"
 """Ending of what is still being written."""
 
 
-def find(folder: Path, *patterns: str) -> list[Path]:
+def find_files(folder: Path, *patterns: str) -> list[Path]:
     """Return what lies in `folder` and matches a glob pattern, sorted.
 
     Names that begin with a dot, of files or of folders below `folder`, are left out and counted in

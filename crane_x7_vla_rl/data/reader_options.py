@@ -1,8 +1,8 @@
-"""What the readers of recordings share: errors that say where, and options beside the files.
+"""What all readers of recordings share: errors that say where, and `reader.yaml` → options.
 
 A recording says little about itself: a log may name no rate, or keep its camera under another
 topic. Such facts belong to the recordings, so `reader.yaml` lies with them, and every command that
-reads the folder then needs no flags for them.
+reads the folder needs no flags for them.
 """
 
 from __future__ import annotations

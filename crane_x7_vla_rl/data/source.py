@@ -1,7 +1,6 @@
-"""Where episodes come from: the protocol that every reader keeps, and which reader fits a folder.
+"""The protocol of all readers, and the choice of one. Path or Hub id → an `EpisodeSource`.
 
-A path or a Hub id enters, an `EpisodeSource` leaves. What lies in the folder decides; nobody has
-to name a format.
+The folder's content decides which reader; there is no format to name.
 """
 
 from __future__ import annotations

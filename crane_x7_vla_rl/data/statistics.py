@@ -1,10 +1,10 @@
-"""Scale of the data: exact q01, q99, mean, std, min and max of actions and joints, in one pass.
+"""Exact q01, q99, mean, std, min and max of actions and joints. `EpisodeSource` → a JSON file.
 
-An `EpisodeSource` enters, `dataset_statistics.json` leaves, which `actions.find_statistics` reads:
+`actions.find_statistics` reads `dataset_statistics.json`:
 `{"crane_x7": {"action": {…, "mask"}, "proprio": {…}, "num_transitions", "num_trajectories"}}`.
 No picture is decoded. Data may be larger than memory: rows go to a temporary file (64 bytes per
 frame), and quantiles come from counting, first the upper 16 bits of each value, then, among the
-values that share those of a wanted rank, the lower 16. That is exact, where sketches come near.
+values that share those of a wanted rank, the lower 16. That is exact, unlike a sketch.
 """
 
 from __future__ import annotations
@@ -98,7 +98,9 @@ def read_statistics(path: Path) -> DataStatistics:
     return DataStatistics(kinds[0], kinds[1], *counts)
 
 
-def compute(source: EpisodeSource, progress: Callable[[int], None] | None = None) -> DataStatistics:
+def compute_statistics(
+    source: EpisodeSource, progress: Callable[[int], None] | None = None
+) -> DataStatistics:
     """Return the statistics of all episodes; `progress` is told each episode's number.
 
     Raises EpisodeError for a broken episode, DataError where there are none.

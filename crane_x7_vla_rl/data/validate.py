@@ -1,7 +1,7 @@
-"""`validate`: say which file, episode and field of a data set is wrong, or what the set holds.
+"""`validate`: what is wrong in a data set, or what it holds. Folder, file or Hub id → a table.
 
-A folder, file or Hub id enters; a table leaves on standard output, and exit code 1 where anything
-is wrong. What is heavy is imported when the command runs, so that `--help` answers at once.
+Exit code 1 where anything is wrong. Heavy imports happen when the command runs, so that `--help`
+answers at once.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from rich.text import Text
 
     from crane_x7_vla_rl.data.source import EpisodeSource
-    from crane_x7_vla_rl.data.validate_checks import Problem, Seen
+    from crane_x7_vla_rl.data.validate_checks import Contents, Problem
 
 EXIT_PROBLEMS = 1
 SHOWN_PROBLEMS = 200
@@ -50,19 +50,21 @@ def run(args: argparse.Namespace) -> int:
     from rich.console import Console
 
     from crane_x7_vla_rl.data.progress import episode_bar
-    from crane_x7_vla_rl.data.validate_checks import Seen, check, open_tolerantly
+    from crane_x7_vla_rl.data.validate_checks import Contents, check_episodes, open_tolerantly
 
     terminal = sys.stdout.isatty()
     console = Console(file=sys.stdout, width=None if terminal else PIPE_WIDTH, highlight=False)
     source, problems = open_tolerantly(args.path, args.instruction)
-    seen = Seen()
+    contents = Contents()
     if source is not None:
         with episode_bar("episodes", len(source)) as show:
-            problems += check(source, workers=args.workers, seen=seen, progress=show)
+            problems += check_episodes(
+                source, workers=args.workers, contents=contents, progress=show
+            )
     if problems or source is None:
         _print_problems(console, args.path, problems, 0 if source is None else len(source))
         return EXIT_PROBLEMS
-    _print_summary(console, source, seen)
+    _print_summary(console, source, contents)
     if args.frame is not None:
         _write_frame(source, args.frame)
         console.print(f"First picture: {args.frame}", soft_wrap=True)
@@ -98,26 +100,29 @@ def _print_problems(
     console.print(f"{episodes - wrong} of {episodes} readable episodes are whole.")
 
 
-def _print_summary(console: Console, source: EpisodeSource, seen: Seen) -> None:
+def _print_summary(console: Console, source: EpisodeSource, contents: Contents) -> None:
     from rich.table import Table
 
-    from crane_x7_vla_rl.data.statistics import compute
+    from crane_x7_vla_rl.data.statistics import compute_statistics
     from crane_x7_vla_rl.robot import JOINT_NAMES
 
-    sizes = ", ".join(f"{width}×{height}" for width, height in seen.sizes)
+    sizes = ", ".join(f"{width}×{height}" for width, height in contents.sizes)
     console.print(
-        f"{source.name}: {seen.episodes} episodes, {seen.frames} frames at {source.fps:g} per"
-        f" second ({seen.frames / source.fps / 60:.1f} min), pictures {sizes}; nothing is wrong.",
+        f"{source.name}: {contents.episodes} episodes, {contents.frames} frames at {source.fps:g}"
+        f" per second ({contents.frames / source.fps / 60:.1f} min), pictures {sizes};"
+        " nothing is wrong.",
         soft_wrap=True,
     )
     judged = {True: "succeeded", False: "failed", None: "not judged"}
-    outcomes = (f"{count} {judged[outcome]}" for outcome, count in seen.outcomes.most_common())
+    outcomes = (f"{count} {judged[outcome]}" for outcome, count in contents.outcomes.most_common())
     console.print(f"Outcomes: {', '.join(outcomes)}")
-    for words, count in seen.instructions.most_common(SHOWN_INSTRUCTIONS):
+    for words, count in contents.instructions.most_common(SHOWN_INSTRUCTIONS):
         console.print(_plain(f"{count:6d} × {words}"), soft_wrap=True)
-    if len(seen.instructions) > SHOWN_INSTRUCTIONS:
-        console.print(f"   … and {len(seen.instructions) - SHOWN_INSTRUCTIONS} more instructions")
-    statistics = compute(source)
+    if len(contents.instructions) > SHOWN_INSTRUCTIONS:
+        console.print(
+            f"   … and {len(contents.instructions) - SHOWN_INSTRUCTIONS} more instructions"
+        )
+    statistics = compute_statistics(source)
     table = Table(title="joints, rad", title_justify="left")
     names = ("min", "q01", "mean", "q99", "max", "std")
     for column in ("joint", "", *names):

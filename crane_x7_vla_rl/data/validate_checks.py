@@ -1,7 +1,6 @@
-"""What is wrong in a data set: every episode read, every picture decoded, every joint looked at.
+"""Check every episode, picture and joint of a data set. `EpisodeSource` → `Problem`s, by episode.
 
-An `EpisodeSource` enters, `Problem`s leave, in the order of the episodes. Episodes are checked by
-several threads, one whole episode each: decoders release Python's lock.
+Several threads check one whole episode each: decoders release Python's lock.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ class Problem:
 
 
 @dataclass
-class Seen:
+class Contents:
     """What a data set holds, gathered as its episodes are checked."""
 
     episodes: int = 0
@@ -83,20 +82,20 @@ def open_tolerantly(
         return None, [_problem(error, str(path), None)]
 
 
-def check(
+def check_episodes(
     source: EpisodeSource,
     *,
     workers: int = 4,
-    seen: Seen | None = None,
+    contents: Contents | None = None,
     progress: Callable[[int], object] = lambda _: None,
 ) -> list[Problem]:
     """Return everything that is wrong with the episodes, fields and pictures of `source`.
 
-    What is right is counted into `seen`; `progress` is called with the number of episodes done.
+    What is right is counted into `contents`; `progress` is called with the number of episodes done.
     """
     problems: list[Problem] = []
     digests: dict[bytes, int] = {}
-    seen = Seen() if seen is None else seen
+    contents = Contents() if contents is None else contents
     with ThreadPoolExecutor(workers) as threads:
         reports = threads.map(lambda index: _check_episode(source, index), range(len(source)))
         for index, report in enumerate(reports):
@@ -108,18 +107,18 @@ def check(
                     problems.append(
                         Problem(name, index, "episode", f"has the same joints as episode {twin}")
                     )
-                _count(seen, report)
+                _count(contents, report)
             progress(index + 1)
     return problems
 
 
-def _count(seen: Seen, report: _Report) -> None:
+def _count(contents: Contents, report: _Report) -> None:
     assert report.episode is not None
-    seen.episodes += 1
-    seen.frames += len(report.episode)
-    seen.sizes += report.sizes
-    seen.instructions[report.episode.instruction] += 1
-    seen.outcomes[report.episode.success] += 1
+    contents.episodes += 1
+    contents.frames += len(report.episode)
+    contents.sizes += report.sizes
+    contents.instructions[report.episode.instruction] += 1
+    contents.outcomes[report.episode.success] += 1
 
 
 def _check_episode(source: EpisodeSource, index: int) -> _Report:

@@ -1,13 +1,12 @@
-"""Demonstrations from the simulation: a scripted expert solves fresh scenes, a data set leaves.
+"""`demos`: record a scripted expert in simulation. Configuration → a LeRobot data set.
 
-`generate` runs one simulation per process and writes episodes in the order of their seeds, so that
-a configuration gives the same scenes however many processes there are, and a run that was killed
-goes on where it stopped. Beside the LeRobot data set, whose rows name the seeds, lies `demos.json`
-with the configuration. Episodes that failed go to a data set of their own, `<name>.failures`, so
-that nobody learns from them unawares.
+`generate` runs one simulation per process and writes episodes in the order of their seeds, so a
+configuration gives the same scenes with any number of processes, and a killed run can be resumed.
+`demos.json` beside the data set holds the configuration. Failed episodes go to a data set of their
+own, `<name>.failures`, so that nobody trains on them by mistake.
 
-Noise moves the arm, not the lesson: the recorded action is what the expert wanted, from wherever
-the noise had brought it.
+The noise is added to what the arm receives, not to the label: the recorded action is the expert's
+target from wherever the noise has brought the arm.
 """
 
 from __future__ import annotations
@@ -43,7 +42,7 @@ def run(args: argparse.Namespace) -> int:
 def generate(config: DemosConfig, *, resume: bool = False) -> DemosReport:
     """Record until there are `config.episodes`; raises DataError and SimError."""
     from crane_x7_vla_rl.data.demos.files import DemoFiles
-    from crane_x7_vla_rl.data.demos.recorder import make_recorder
+    from crane_x7_vla_rl.data.demos.recorder import DemoRecorder
     from crane_x7_vla_rl.sim.workers import Workers
 
     with DemoFiles(config, resume=resume) as files:
@@ -53,7 +52,7 @@ def generate(config: DemosConfig, *, resume: bool = False) -> DemosReport:
         count = min(config.processes or os.cpu_count() or 1, wanted)
         words = f"demonstrations of {config.world.task}"
         with (
-            Workers(count, partial(make_recorder, config)) as workers,
+            Workers(count, partial(DemoRecorder, config)) as workers,
             episode_bar(words, config.episodes) as show,
         ):
             show(files.successes)

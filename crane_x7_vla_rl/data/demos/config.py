@@ -1,4 +1,4 @@
-"""What demonstrations to record: flags → `DemosConfig`; what a resumed run must agree with."""
+"""What demonstrations to record. Flags → `DemosConfig`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Where demonstrations lie: the data set, the failures' own, and what was asked for."""
+"""The folders of demonstrations. Episodes by seed → successes, failures and `demos.json`."""
 
 from __future__ import annotations
 

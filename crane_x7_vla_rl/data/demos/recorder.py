@@ -1,4 +1,4 @@
-"""One demonstration: from a seed to an `Episode`, inside a process with a simulation of its own."""
+"""One demonstration, inside a process with its own simulation. Seed → `Episode`."""
 
 from __future__ import annotations
 
@@ -26,19 +26,15 @@ REARRANGED: Final = 0.7
 """How likely a scene is rearranged after a step of the arm on its way, while it may be."""
 
 
-def make_recorder(config: DemosConfig) -> Recorder:
-    """Start the simulation; raises SimError."""
-    return Recorder(config)
-
-
 def _manner(config: DemosConfig) -> Manner:
     return Manner(arm_rad_s=config.arm_rad_s, turns_wrist=not config.keep_wrist)
 
 
-class Recorder:
+class DemoRecorder:
     """Lets the expert solve the scene of one seed after the other."""
 
     def __init__(self, config: DemosConfig) -> None:
+        """Start the simulation; raises SimError."""
         self._config = config
         self._world = World(config.world)
         self._expert = Expert(self._world, _manner(config))

@@ -1,4 +1,4 @@
-"""LeRobotDataset v3 on disk: written episode by episode, read back as an `EpisodeSource`."""
+"""LeRobotDataset v3 on disk. Episodes → files, files → an `EpisodeSource`."""
 
 from crane_x7_vla_rl.data.lerobot.reader import LeRobotSource, open_lerobot
 from crane_x7_vla_rl.data.lerobot.writer import LeRobotWriter

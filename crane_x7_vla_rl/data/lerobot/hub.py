@@ -1,7 +1,7 @@
-"""A LeRobotDataset on the Hub → the folder in huggingface_hub's cache, only the files asked for.
+"""Download a LeRobotDataset. `owner/name[@revision]` and patterns → a folder in the Hub's cache.
 
-`owner/name[@revision]` and patterns enter. The list of files is asked for with a deadline (the
-library's own listing has none) and a few tries; without an answer, what the cache holds is used.
+Only matching files are downloaded. The list of files is requested with a deadline (the library's
+own listing has none) and retried; without an answer, the cache is used.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ DOWNLOADS: Final = 4
 """Files that are fetched side by side."""
 
 
-def fetch(repo_id: str, patterns: Sequence[str]) -> Path:
+def fetch_dataset(repo_id: str, patterns: Sequence[str]) -> Path:
     """Return the folder with the repository's files that match one of `patterns`.
 
     Raises DataError where the Hub has no such data set, refuses, or stays silent and the cache

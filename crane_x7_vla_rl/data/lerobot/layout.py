@@ -1,7 +1,7 @@
-"""Where things lie in a LeRobotDataset v3, and what its tables hold.
+"""Paths and table schemas of a LeRobotDataset v3. Parquet file ↔ table.
 
 One group of episodes is one file of frames (parquet), one video and one file of episode rows, all
-with the same number. `meta/info.json` is replaced last: what it does not count is not there yet.
+with the same number. `meta/info.json` is replaced last: files that it does not count do not exist.
 Layout read in, and tested against, lerobot 0.6.1 (`lerobot/datasets/utils.py`).
 """
 
@@ -135,10 +135,10 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         with pq.ParquetFile(path) as file:
             table = file.read(None if columns is None else list(columns))
     except FileNotFoundError as error:
-        raise DataError(f"{path}: the file is missing; copy the data set anew") from error
+        raise DataError(f"{path}: the file is missing; copy the data set again") from error
     except (OSError, pa.ArrowException) as error:
         raise DataError(
-            f"{path}: the parquet file is truncated or broken ({error}); copy it anew, or leave"
+            f"{path}: the parquet file is truncated or broken ({error}); copy it again, or leave"
             " these episodes out"
         ) from error
     missing = set(columns or ()) - set(table.column_names)

@@ -1,8 +1,7 @@
-"""What a LeRobotDataset v3 holds by its own account, and the tables that say so.
+"""The metadata of a LeRobotDataset v3. Folder → `Published`: counts, tasks, seeds and statistics.
 
-A folder enters, `Published` leaves: counts, tasks, seeds and statistics of the episodes that
-`meta/info.json` counts. Files beyond them come from a writer that was killed while publishing; the
-next one writes the same group again, over them.
+Only the episodes that `meta/info.json` counts. Files beyond them come from a writer that was killed
+while publishing; the next one writes the same group again, over them.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ import numpy as np
 import pyarrow as pa
 
 from crane_x7_vla_rl.data.episode import DataError
-from crane_x7_vla_rl.data.files import find, read_json
+from crane_x7_vla_rl.data.files import find_files, read_json
 from crane_x7_vla_rl.data.lerobot import layout
 from crane_x7_vla_rl.data.lerobot.stats import NAMES, Stats, combine
 
@@ -49,7 +48,7 @@ def read_rows(
     """
     rows: dict[int, dict[str, Any]] = {}
     total = int(info["total_episodes"])
-    for path in find(folder / "meta" / "episodes", "*/*.parquet"):
+    for path in find_files(folder / "meta" / "episodes", "*/*.parquet"):
         table = layout.read_table(path)
         if not stats:
             table = table.select(
@@ -62,7 +61,7 @@ def read_rows(
     if missing:
         raise DataError(
             f"{folder}/meta/episodes: no row for episode {missing[0]}"
-            f" ({len(missing)} of {total} missing); copy the data set anew"
+            f" ({len(missing)} of {total} missing); copy the data set again"
         )
     return [rows[number] for number in range(total)]
 

@@ -286,9 +286,9 @@ def open_lerobot(folder_or_repo_id: str | Path, *, camera: str | None = None) ->
     folder = Path(folder_or_repo_id).expanduser()
     if folder.is_dir():
         return LeRobotSource(folder, camera)
-    from crane_x7_vla_rl.data.lerobot.hub import META, fetch
+    from crane_x7_vla_rl.data.lerobot.hub import META, fetch_dataset
 
     name = str(folder_or_repo_id)
-    source = LeRobotSource(fetch(name, META), camera, name)
-    fetch(name, ("data/*", f"videos/{source.camera}/*"))
+    source = LeRobotSource(fetch_dataset(name, META), camera, name)
+    fetch_dataset(name, ("data/*", f"videos/{source.camera}/*"))
     return source

@@ -1,7 +1,7 @@
-"""Episodes that are safe on disk but not yet in the data set: one folder each, renamed into place.
+"""Episodes that are safe on disk but not yet published. `Episode` → one folder, renamed into place.
 
-An `Episode` enters, encoded; `Staged` leaves, with all that publishing needs, so that the pictures
-are touched once.
+`Staged` holds the encoded video and everything else that publishing needs, so pictures are decoded
+once.
 """
 
 from __future__ import annotations

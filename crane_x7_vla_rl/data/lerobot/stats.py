@@ -1,9 +1,8 @@
-"""Statistics that LeRobot wants beside its data: per episode, and combined over all.
+"""The statistics that LeRobot stores. Arrays of one episode → {feature: {min, max, mean, std, …}}.
 
-Arrays of one episode enter, `{feature: {min, max, mean, std, count, q01 … q99}}` leaves, in
 float64; images scaled to 0 … 1 with shape (3, 1, 1). Means and deviations combine exactly;
-quantiles combine as LeRobot does it, as means weighted by count. What our own training normalises
-by is exact and comes from `statistics`.
+quantiles combine as in LeRobot, as means weighted by count. Our own training normalises with the
+exact figures of `data.statistics`.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
-"""Episodes' pictures as MP4: encoded, joined without encoding again, and single frames read back.
+"""The videos of a data set. Frames (T, H, W, 3) uint8 RGB → H.264 → single frames in any order.
 
-Frames (T, H, W, 3) uint8 RGB enter, H.264 leaves, and the other way round. Every frame is a key
-frame and colours are not subsampled: a loader asks for single frames in random order, and on small
-images 4:2:0 moves the colour of a cube's edge by up to 80 of 255 levels (4:4:4 at this quality: 20)
-for a fifth of a kilobyte.
+Videos are joined without encoding them again. Every frame is a key frame and colours are not
+subsampled: a loader reads frames in random order, and on small images 4:2:0 moves the colour of a
+cube's edge by up to 80 of 255 levels (4:4:4 at this quality: 20) for a fifth of a kilobyte.
 """
 
 from __future__ import annotations
@@ -155,7 +154,7 @@ def _read(video: _Open, time: Fraction, tolerance: Fraction) -> tuple[_Open, Ima
 
 @dataclass(frozen=True)
 class VideoFrames(Sequence[Image]):
-    """The frames of one episode in a video file; each is decoded when it is asked for."""
+    """The frames of one episode in a video file; each is decoded when it is read."""
 
     videos: Videos
     path: Path

@@ -1,9 +1,9 @@
-"""Episodes into a LeRobotDataset v3 that is whole at every moment, whatever kills the writer.
+"""Write a LeRobotDataset v3 that is complete at every moment. Episodes → groups of files.
 
-`add` encodes an episode and puts it, synced, into the staging folder; groups of staged episodes are
-published as one file each of frames, video and episode rows, and `meta/info.json`, replaced last,
-counts them. A killed writer loses at most the episode it was adding: with `resume` the next one
-publishes what was staged, over files that no `info.json` counted.
+`add` encodes an episode into the staging folder, synced; staged episodes are published in groups,
+one file each of frames, video and episode rows, and `meta/info.json`, replaced last, counts them. A
+killed writer loses at most the episode it was adding: with `resume` the next one publishes what was
+staged, over files that no `info.json` counted.
 """
 
 from __future__ import annotations
@@ -145,7 +145,7 @@ class LeRobotWriter:
 
     def _check(self, episode: Episode) -> None:
         if self._lock.closed:
-            raise DataError(f"{self.folder}: the writer is closed; open it anew with resume")
+            raise DataError(f"{self.folder}: the writer is closed; open it again with resume")
         height, width, _ = episode.image(0).shape
         self._check_kind(episode.source, episode.fps, width, height)
 

@@ -1,9 +1,9 @@
-"""Batches of frames in a shuffled order that every rank and every restart agrees on.
+"""Shuffled batches that every rank and every restart agrees on. `EpisodeSource` → `Batch`es.
 
-An `EpisodeSource` enters, `Batch`es leave, decoded in threads ahead of time. The order is one
-endless sequence of frames (`FrameOrder`); a step of N ranks is the next N·B of it, rank r taking
-the r-th B. So N ranks of batch B see together what one rank of batch N·B sees, and the place in the
-sequence, one number, resumes a run exactly, at another world size or batch too.
+Threads decode ahead. The order is one endless sequence of frames (`FrameOrder`); a step of N ranks
+is the next N·B of it, rank r taking the r-th B. So N ranks of batch B see together what one rank of
+batch N·B sees, and one number, the place in the sequence, resumes a run exactly, at another world
+size or batch too.
 Legend: B batch, H and W image size, T steps of an action chunk, 8 joints.
 """
 
@@ -66,7 +66,7 @@ class LoaderOptions:
     """T."""
     shuffle: bool = True
     workers: int = 2
-    """Threads that decode; decoding leaves Python's lock."""
+    """Threads that decode; decoding releases Python's lock."""
     prefetch: int = 4
     """Batches that are decoded ahead."""
     cache_bytes: int = 1 << 30
@@ -172,7 +172,7 @@ class Batches(Iterator[Batch]):
         if differences:
             raise DataError(
                 f"{self._name}: not the data that the run began with: {'; '.join(differences)};"
-                " resume with that data and seed, or start anew"
+                " resume with that data and seed, or start again"
             )
         self._forget()
         self._place = int(state["place"])

@@ -1,7 +1,7 @@
-"""The order of training frames: an endless sequence, each epoch a new permutation of all frames.
+"""The order of training frames. Episode lengths, a seed and places → (episode, frame) pairs.
 
-Episode lengths and a seed enter; for any places of the sequence the (episode, frame) pairs leave.
-Nothing else is remembered, so the sequence can be entered anywhere.
+An endless sequence, each epoch a new permutation of all frames. It has no state: any place can be
+computed directly.
 """
 
 from __future__ import annotations

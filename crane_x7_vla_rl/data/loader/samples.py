@@ -1,8 +1,7 @@
-"""One training sample: a frame's picture, its joints, and the targets that followed.
+"""One training sample: picture, joints and the targets after it. (episode, frame) → `Sample`.
 
-(episode, frame) enters, `Sample` leaves. Decoded pictures are prepared once and kept while they fit
-the budget, so that a small data set is decoded once. A frame that cannot be read is an error, or
-gives way to another in a way that depends on the data alone.
+Prepared pictures are cached up to a limit, so a small data set is decoded once. An unreadable frame
+raises, or is replaced by another that depends on the data alone.
 """
 
 from __future__ import annotations
@@ -136,5 +135,5 @@ class Samples:
         if count > max(1, BROKEN_SHARE * total):
             raise DataError(
                 f"{self._source.name}: {count} of {total} episodes are broken, the last because"
-                f" {error}; the data set is damaged: copy it anew"
+                f" {error}; the data set is damaged: copy it again"
             ) from error

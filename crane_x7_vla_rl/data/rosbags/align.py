@@ -1,4 +1,4 @@
-"""Streams of different rates on one grid of frames: pure arithmetic on time stamps.
+"""Streams of different rates on one grid of frames. Time stamps → indices and targets; pure.
 
 N messages of a stream, T frames of an episode, 8 joints; times in s on one clock, positions in rad.
 """
@@ -48,7 +48,7 @@ def nearest(stamps_s: Array, times_s: Array) -> Indices:
 def commanded(
     commands: Sequence[Command], times_s: Array, measured: Array, joints_s: Array, joints: Array
 ) -> Array:
-    """Return (T, 8) what the newest command asked for at each time.
+    """Return (T, 8) the newest command's target at each time.
 
     `measured` (T, 8) stands in for joints that it does not move and before the first command. A
     controller starts from where the arm is, so until a command's first point the target moves there

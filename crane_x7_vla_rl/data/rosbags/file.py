@@ -1,8 +1,7 @@
-"""One ROS 2 bag: its topics, and its messages in the order in which they were received.
+"""One ROS 2 bag. Folder with `metadata.yaml`, or lone `.db3` or `.mcap` → topics and messages.
 
-A bag is a folder with `metadata.yaml`, or a lone `.db3` or `.mcap` file. The package `rosbags`
-reads both; whatever it stumbles over in a damaged bag leaves as one RecordingError that names the
-bag.
+Messages come in the order in which they were received. The package `rosbags` reads both formats;
+any failure over a damaged bag becomes one RecordingError that names the bag.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ from rosbags.rosbag2.storage_mcap import McapReader
 from rosbags.serde import SerdeError
 from rosbags.typesys import Stores, TypesysError, get_typestore
 
-from crane_x7_vla_rl.data.files import find
+from crane_x7_vla_rl.data.files import find_files
 from crane_x7_vla_rl.data.reader_options import RecordingError
 
 if sys.version_info >= (3, 14):
@@ -91,7 +90,7 @@ def find_bags(path: Path) -> list[Path]:
     bag in several parts has lost the file that orders them."""
     if path.is_file() or (path / METADATA).exists():
         return [path]
-    files = find(path, f"**/{METADATA}", *(f"**/*{storage}" for storage in STORAGES))
+    files = find_files(path, f"**/{METADATA}", *(f"**/*{storage}" for storage in STORAGES))
     folders = [file.parent for file in files if file.name == METADATA]
     lone = [file for file in files if file.parent not in folders]
     if not folders and not lone:

@@ -1,6 +1,6 @@
-"""ROS messages ↔ arrays: joints by name in any order, pictures, trajectories, stamps.
+"""ROS messages → arrays: joints by name, pictures, trajectories, stamps.
 
-Messages come as the package `rosbags` builds them; arrays are in the order of `robot.JOINT_NAMES`.
+Messages are as the package `rosbags` builds them; arrays have the order of `robot.JOINT_NAMES`.
 """
 
 from __future__ import annotations

@@ -1,8 +1,7 @@
-"""ROS 2 bags (.db3, .mcap) as an `EpisodeSource`: one bag, one episode.
+"""A folder of ROS 2 bags (.db3, .mcap) → an `EpisodeSource`: one bag, one episode.
 
-A folder of bags enters. Every bag is read once when the folder is opened, to bring its topics onto
-one grid of frames; its pictures are fetched when an episode is asked for, each time anew: for
-training, write the episodes into a LeRobot data set first.
+Every bag is read once when the folder is opened, to bring its topics onto one grid of frames; its
+pictures are read again each time an episode is opened. For training, convert to LeRobot first.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""A bag's joints, commands and frame times, brought onto one grid of frames.
+"""A bag's joints, commands and frame times. Bag → `Track` on one grid of frames.
 
-The bag is read once for everything but its pictures, of which only the stamps are kept; pictures
-are fetched when the episode is asked for. Frame k is taken at t, its action is what was commanded
-for t + 1/fps, as a policy's first step is due one period after its frame.
+The bag is read once; of its pictures only the stamps are kept, and they are read when the episode
+is opened. Frame k is taken at t, its action is what was commanded for t + 1/fps, as a policy's
+first step is due one period after its frame.
 """
 
 from __future__ import annotations
@@ -232,7 +232,7 @@ def _check_gap(
 
 
 def _instruction(path: Path, stream: _Stream | None) -> str | None:
-    """Return what the operator asked for, None where nothing was; one bag, one task."""
+    """Return the operator's instruction, None without one; one bag, one task."""
     texts = list(dict.fromkeys(text.strip() for text in stream.contents)) if stream else []
     texts = [text for text in texts if text]
     if stream and len(texts) > 1:

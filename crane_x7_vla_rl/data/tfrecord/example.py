@@ -1,4 +1,4 @@
-"""`tf.train.Example` and `tf.train.SequenceExample` without TensorFlow: named values of a record.
+"""Parse `tf.train.Example` and `tf.train.SequenceExample` without TensorFlow. Bytes → named values.
 
 The messages are described here rather than generated, so that no compiler is needed. An Example is
 wire-compatible with a SequenceExample that has a context alone, so one message reads both.

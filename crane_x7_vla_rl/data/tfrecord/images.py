@@ -1,8 +1,7 @@
-"""Pictures that stay in their TFRecord file until asked for, and red put where it belongs.
+"""Pictures that stay in their TFRecord file. Offsets → encoded pictures, read one at a time.
 
-An episode of a log is tens of megabytes of pictures, of which training wants one at a time in
-random order; so its file is read whole once, with all checksums, and later only at the picture's
-place.
+An episode holds tens of megabytes of pictures, and training reads them in random order: the file is
+read whole once, with all checksums, and later only at a picture's offset.
 """
 
 from __future__ import annotations
@@ -56,7 +55,7 @@ class FilePictures(Sequence[bytes]):
 
 
 class Swapped(Sequence[Image]):
-    """Encoded pictures with red and blue exchanged when they are asked for."""
+    """Encoded pictures with red and blue exchanged."""
 
     def __init__(self, images: Sequence[bytes]) -> None:
         self._images = images

@@ -1,4 +1,4 @@
-"""TFRecord files without TensorFlow: where each record lies, and its bytes with checksums checked.
+"""Read TFRecord files without TensorFlow. File → offsets, and bytes with checksums verified.
 
 A file is a row of records, each a length (8 bytes, little-endian), the length's masked CRC32C, the
 bytes, and the bytes' masked CRC32C; it may be gzipped as a whole. Nothing stays open between reads,
@@ -92,7 +92,7 @@ class RecordFile:
                 self.where(index),
                 "checksum",
                 f"is {checksum:#010x}, but its {len(record)} bytes have"
-                f" {masked_crc32c(record):#010x}: the file is damaged; copy it anew",
+                f" {masked_crc32c(record):#010x}: the file is damaged; copy it again",
             )
         return record
 

@@ -1,4 +1,4 @@
-"""From records to an `Episode`: the names that RLDS and the teleop logger give things.
+"""The feature names of RLDS and the teleop logger. Parsed records → `Episode`.
 
 Three layouts hold the same columns: one Example per step (the logger's `episode_data.tfrecord`),
 one Example per episode with `steps/` before each name (RLDS as tfds writes it, T steps strung

@@ -1,10 +1,10 @@
-"""Folders of TFRecord logs as an `EpisodeSource`: the teleop logger's, and RLDS data sets of tfds.
+"""Folders of TFRecord logs, the teleop logger's and tfds's RLDS data sets → an `EpisodeSource`.
 
-A folder or file enters; each file is indexed when the folder is opened, an episode read when it is
-asked for, and then a picture at a time, so the data may be larger than memory. Logs of one step per
-record are indexed without reading their pictures; of records that hold an episode each, every one
-is read once to count steps. Gzipped files cannot be entered in the middle: an episode is read from
-the file's beginning each time and its pictures kept in memory; for training, unpack them.
+Opening indexes each file, opening an episode reads its joints, and pictures are read one at a time,
+so the data may be larger than memory. Logs of one step per record are indexed without reading their
+pictures; records that hold an episode each are read once to count steps. Gzipped files have no
+random access: an episode is read from the file's beginning each time and its pictures kept in
+memory; for training, unpack them.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crane_x7_vla_rl.data.episode import DataError, Episode
-from crane_x7_vla_rl.data.files import find
+from crane_x7_vla_rl.data.files import find_files
 from crane_x7_vla_rl.data.reader_options import IncompleteError, RecordingError, read_options
 from crane_x7_vla_rl.data.tfrecord.example import Example
 from crane_x7_vla_rl.data.tfrecord.images import FilePictures, Swapped, places_of
@@ -148,7 +148,7 @@ def open_tfrecord(path: Path, *, instruction: str) -> TfrecordSource:
 
 
 def _files(path: Path, split: str) -> list[Path]:
-    candidates = [path] if path.is_file() else find(path, "**/*.tfrecord*")
+    candidates = [path] if path.is_file() else find_files(path, "**/*.tfrecord*")
     files = [file for file in candidates if file.is_file() and NAME.fullmatch(file.name)]
     if not files:
         raise RecordingError(

@@ -21,7 +21,7 @@ from accelerate.utils import broadcast_object_list
 
 from crane_x7_vla_rl.data.loader.batches import Batches, LoaderOptions
 from crane_x7_vla_rl.data.source import EpisodeSource, open_source
-from crane_x7_vla_rl.data.statistics import compute
+from crane_x7_vla_rl.data.statistics import compute_statistics
 from crane_x7_vla_rl.log_text import MANY_LINES
 from crane_x7_vla_rl.policies.base import DEFAULT_UNNORM_KEY
 from crane_x7_vla_rl.policies.openvla.codec import POLICY, Codec, PolicySpec
@@ -178,7 +178,7 @@ def _statistics(taught: Learner, source: EpisodeSource, resumed: Path | None) ->
     """Return dataset_statistics.json's content; the first process computes it for all."""
     if resumed is not None:
         return read_json(resumed / STATISTICS)
-    found = [compute(source).to_dict() if taught.accelerator.is_main_process else None]
+    found = [compute_statistics(source).to_dict() if taught.accelerator.is_main_process else None]
     (statistics,) = broadcast_object_list(found)
     return dict(statistics)
 

@@ -17,7 +17,7 @@ pytest.importorskip("pyarrow", reason="needs the train extra")
 
 from crane_x7_vla_rl.data.demos.command import generate
 from crane_x7_vla_rl.data.demos.config import DemosConfig, DemosReport
-from crane_x7_vla_rl.data.demos.recorder import make_recorder
+from crane_x7_vla_rl.data.demos.recorder import DemoRecorder
 from crane_x7_vla_rl.data.episode import DataError, Episode
 from crane_x7_vla_rl.data.lerobot import open_lerobot
 from crane_x7_vla_rl.robot import HOME_RAD
@@ -67,7 +67,7 @@ def test_seeds_in_order_whatever_the_processes(tmp_path: Path) -> None:
 
 
 def test_an_episode_shows_the_arm_before_each_action(tmp_path: Path) -> None:
-    recorder = make_recorder(config(tmp_path))
+    recorder = DemoRecorder(config(tmp_path))
     episode = recorder(3)
     np.testing.assert_allclose(episode.state[0], HOME_RAD, atol=0.1)
     assert episode.image(0).shape == (64, 64, 3)
@@ -79,16 +79,16 @@ def test_an_episode_shows_the_arm_before_each_action(tmp_path: Path) -> None:
 
 
 def test_noise_moves_the_arm_and_the_camera_not_the_lesson(tmp_path: Path) -> None:
-    calm = make_recorder(config(tmp_path))(5)
-    noisy = make_recorder(config(tmp_path, joint_noise_rad=0.08))(5)
+    calm = DemoRecorder(config(tmp_path))(5)
+    noisy = DemoRecorder(config(tmp_path, joint_noise_rad=0.08))(5)
     np.testing.assert_array_equal(calm.action[0], noisy.action[0])
     assert np.abs(calm.state[1] - noisy.state[1]).max() > 0.005
     assert noisy.success
     shaken = replace(WORLD, camera_noise=8.0)
-    grain = make_recorder(config(tmp_path, world=shaken))(5).image(0).astype(int) - calm.image(0)
+    grain = DemoRecorder(config(tmp_path, world=shaken))(5).image(0).astype(int) - calm.image(0)
     assert 4 < grain.std() < 10
     moved = replace(WORLD, camera_shift_m=0.05)
-    views = make_recorder(config(tmp_path, world=moved))
+    views = DemoRecorder(config(tmp_path, world=moved))
     view = views(5).image(0)
     assert not np.array_equal(view, calm.image(0))
     assert np.array_equal(view, views(5).image(0)), "the seed decides the shift"
@@ -158,8 +158,8 @@ def test_a_wrong_flag_is_a_usage_error(
 
 
 def test_a_rearranged_scene_gives_more_to_look_at(tmp_path: Path) -> None:
-    plain = make_recorder(config(tmp_path))(4)
-    recorder = make_recorder(config(tmp_path, rearrange=6))
+    plain = DemoRecorder(config(tmp_path))(4)
+    recorder = DemoRecorder(config(tmp_path, rearrange=6))
     episode = recorder(4)
     assert episode.success
     assert len(episode) > len(plain)

@@ -274,7 +274,7 @@ def test_a_wrong_checksum_of_the_bytes_is_named(tmp_path):
     file.write_bytes(content)
     source = open_logs(tmp_path)
     with pytest.raises(
-        EpisodeError, match=r"episode_data\.tfrecord, record 2: checksum is .* copy it anew"
+        EpisodeError, match=r"episode_data\.tfrecord, record 2: checksum is .* copy it again"
     ):
         source[0]
 

@@ -18,7 +18,7 @@ from tfrecord_rig import Value, logger_steps, picture, rlds_episode, walk, write
 from crane_x7_vla_rl.data.episode import Episode
 from crane_x7_vla_rl.data.source import open_source
 from crane_x7_vla_rl.data.validate import add_arguments, run
-from crane_x7_vla_rl.data.validate_checks import Problem, Seen, check, open_tolerantly
+from crane_x7_vla_rl.data.validate_checks import Contents, Problem, check_episodes, open_tolerantly
 
 
 def validate(path: Path, *flags: str) -> int:
@@ -29,7 +29,7 @@ def validate(path: Path, *flags: str) -> int:
 
 def problems_of(path: Path) -> list[Problem]:
     source, problems = open_tolerantly(path, "")
-    return problems + ([] if source is None else check(source, workers=2))
+    return problems + ([] if source is None else check_episodes(source, workers=2))
 
 
 def longer(count: int = 2, seed: int = 0) -> list[dict[str, Value]]:
@@ -221,14 +221,14 @@ class Mixed:
 
 
 def test_an_index_that_disagrees_with_its_episodes_is_told():
-    found = check(Mixed())
+    found = check_episodes(Mixed())
     assert [(problem.episode, problem.field) for problem in found] == [(1, "fps"), (1, "length")]
 
 
 def test_what_is_whole_is_counted(tmp_path):
     write(tmp_path / "a.tfrecord", [rlds_episode(4, seed=seed) for seed in range(3)])
-    seen, calls = Seen(), []
-    assert check(open_source(tmp_path), seen=seen, progress=calls.append) == []
+    seen, calls = Contents(), []
+    assert check_episodes(open_source(tmp_path), contents=seen, progress=calls.append) == []
     assert (seen.episodes, seen.frames, len(calls)) == (3, 12, 3)
     assert seen.outcomes == {True: 3}
     assert seen.instructions == {"lift the blue cube": 3}

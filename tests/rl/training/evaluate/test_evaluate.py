@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from crane_x7_vla_rl.data.demos.command import generate
 from crane_x7_vla_rl.data.demos.config import DemosConfig
-from crane_x7_vla_rl.data.demos.recorder import make_recorder
+from crane_x7_vla_rl.data.demos.recorder import DemoRecorder
 from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.policies.openvla import builder
 from crane_x7_vla_rl.policies.openvla.codec import PolicySpec
@@ -171,7 +171,7 @@ def test_offline_errors_are_the_policy_minus_the_recording(
     from crane_x7_vla_rl.data.lerobot import LeRobotWriter
     from crane_x7_vla_rl.training.evaluate.offline import compare
 
-    episode = make_recorder(DemosConfig(tmp_path, world=WORLD))(1)
+    episode = DemoRecorder(DemosConfig(tmp_path, world=WORLD))(1)
     with LeRobotWriter(tmp_path / "d", HZ, (64, 64)) as writer:
         writer.add(episode)
 
