@@ -14,7 +14,7 @@ from data_rig import FPS, episode
 from crane_x7_vla_rl.actions import find_statistics
 from crane_x7_vla_rl.data import statistics
 from crane_x7_vla_rl.data.episode import DataError, Episode
-from crane_x7_vla_rl.data.statistics import compute, read_statistics, write_statistics
+from crane_x7_vla_rl.data.statistics import compute_statistics, read_statistics, write_statistics
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def test_statistics_equal_those_of_all_rows_at_once(
 ) -> None:
     monkeypatch.setattr(statistics, "BLOCK_ROWS", 64)
     state, action = rows(count), rows(count)[::-1].copy() + np.float32(1)
-    got = compute(Rows(state, action, 13))
+    got = compute_statistics(Rows(state, action, 13))
     assert (got.num_transitions, got.num_trajectories) == (count, -(-count // 13))
     for summary, values in ((got.proprio, state), (got.action, action)):
         exact = values.astype(np.float64)
@@ -72,7 +72,7 @@ def test_statistics_equal_those_of_all_rows_at_once(
 
 
 def test_statistics_are_read_by_those_who_scale_actions(tmp_path: Path) -> None:
-    got = compute(Rows(rows(300), rows(301)[1:], 50))
+    got = compute_statistics(Rows(rows(300), rows(301)[1:], 50))
     path = write_statistics(tmp_path, got)
     raw = json.loads(path.read_text())
     for kind, summary in (("action", got.action), ("proprio", got.proprio)):
@@ -86,7 +86,7 @@ def test_statistics_are_read_by_those_who_scale_actions(tmp_path: Path) -> None:
 
 def test_statistics_of_nothing_are_an_error() -> None:
     with pytest.raises(DataError, match="no episodes"):
-        compute(Rows(rows(1)[:0], rows(1)[:0], 5))
+        compute_statistics(Rows(rows(1)[:0], rows(1)[:0], 5))
 
 
 def test_another_file_is_no_statistics(tmp_path: Path) -> None:

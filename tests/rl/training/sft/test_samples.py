@@ -12,7 +12,7 @@ import training_rig as rig
 
 from crane_x7_vla_rl.data.loader.batches import Batch, Batches, LoaderOptions
 from crane_x7_vla_rl.data.source import open_source
-from crane_x7_vla_rl.data.statistics import compute
+from crane_x7_vla_rl.data.statistics import compute_statistics
 from crane_x7_vla_rl.policies.openvla.codec import Codec, PolicySpec
 from crane_x7_vla_rl.policies.openvla.image import WHOLE, centre_crop, cut
 from crane_x7_vla_rl.policies.openvla.weights import loading
@@ -104,7 +104,7 @@ def first_batch(size: int) -> Batch:
 
 def codec(inputs: PolicySpec) -> Codec:
     loaded = loading.load(rig.base())
-    statistics = compute(open_source(rig.data())).to_dict()
+    statistics = compute_statistics(open_source(rig.data())).to_dict()
     return Codec.of(loaded.layout, loaded.model.norm_stats | statistics, "crane_x7", inputs)
 
 
