@@ -16,7 +16,7 @@ import math
 import re
 import textwrap
 import types
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
@@ -104,9 +104,9 @@ Count = Annotated[int, Range(1)]
 Index = Annotated[int, Range(0)]
 Amount = Annotated[float, Range(0)]
 Positive = Annotated[float, Range(0, low_open=True)]
-Extent = Annotated[float, Range(0, high_open=True)]
-"""Finite, as is a duration; a limit or weight may be infinite."""
-Duration = Annotated[float, Range(0, low_open=True, high_open=True)]
+FiniteAmount = Annotated[float, Range(0, high_open=True)]
+"""A length or noise; a limit or weight may be infinite."""
+FinitePositive = Annotated[float, Range(0, low_open=True, high_open=True)]
 Share = Annotated[float, Range(0, 1)]
 
 
@@ -151,9 +151,10 @@ class Kind:
 
     def from_text(self, text: str) -> Any:
         """Return the value that a flag's text means; raises ArgumentTypeError."""
+        required = dataclasses.replace(self, optional=False)
         try:
-            value = self.convert(text)
-            self.check(value)
+            value = required.convert(text)
+            required.check(value)
         except ValueError as expected:
             raise argparse.ArgumentTypeError(f"{text!r}, expected {expected}") from None
         return value
@@ -183,6 +184,11 @@ def kind_of(hint: Any) -> Kind:
         base, bound = get_args(hint)
         return Kind(base, False, bound)
     return Kind(hint, False, None)
+
+
+def argument_type(hint: Any) -> Callable[[str], Any]:
+    """Return what argparse calls to convert and check text as a field of this type."""
+    return kind_of(hint).from_text
 
 
 def kinds(cls: type) -> dict[str, Kind]:
@@ -291,14 +297,17 @@ def _options(leaf: Leaf, typed: bool) -> dict[str, Any]:
         return options | {"choices": bound.names if isinstance(bound, OneOf) else get_args(base)}
     if typed:
         options["type"] = leaf.kind.from_text
-    return options | {"metavar": leaf.key.rpartition(".")[2].upper()}
+    name = leaf.key.rpartition(".")[2].upper()
+    return options | {"metavar": "WxH" if base == tuple[int, int] else name}
 
 
 def _help(leaf: Leaf) -> str:
-    text = leaf.text.rstrip(".").replace("%", "%%")
-    if leaf.default is dataclasses.MISSING or leaf.default is None:
+    text, default = leaf.text.rstrip(".").replace("%", "%%"), leaf.default
+    if default is dataclasses.MISSING or default is None:
         return text
-    return f"{text} ({leaf.default})"
+    if isinstance(default, tuple):
+        default = ("x" if leaf.kind.base == tuple[int, int] else " ").join(map(str, default))
+    return f"{text} ({default})"
 
 
 def from_flags(cls: type[T], args: argparse.Namespace, **fixed: Any) -> T:

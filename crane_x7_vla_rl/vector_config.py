@@ -12,6 +12,8 @@ from typing import Final, Literal, get_args
 
 import numpy as np
 
+from crane_x7_vla_rl import fields
+from crane_x7_vla_rl.fields import Count, FinitePositive, Index
 from crane_x7_vla_rl.scenes import EPISODE_S, EVALUATION_SEED, WorldConfig
 from crane_x7_vla_rl.suggest import did_you_mean
 
@@ -53,36 +55,29 @@ class VectorConfig:
     """Environments that are stepped together."""
 
     world: WorldConfig = field(default_factory=WorldConfig)
-    num_envs: int = 8
+    num_envs: Count = 8
     backend: Backend = "cpu"
     """`cpu`: scenes in processes; `gpu`: all scenes in one simulation on the GPU."""
     simulator: Simulator = "maniskill"
-    processes: int = 0
+    processes: Index = 0
     """That the scenes of the CPU backend are spread over; 0 takes one per core."""
-    first_seed: int = 0
+    first_seed: Index = 0
     """The base seed until `reset` is given another one."""
-    first_env: int = 0
+    first_env: Index = 0
     """Index of the first environment among those of all ranks: two ranks with n environments see
     the episodes of one rank with 2n."""
     rewards: Rewards = field(default_factory=Rewards)
-    groups: int = 2
+    groups: Count = 2
     """Environments are stepped in this many groups, one while the policy looks at another; the GPU
     backend steps all of them at once, in a single group."""
-    deadline_s: float = 60.0
+    deadline_s: FinitePositive = 60.0
     """A process that has not carried out an order by then counts as hung."""
 
     def __post_init__(self) -> None:
         check_choice("env id", self.world.task, tuple(EPISODE_S))
         check_choice("backend", self.backend, get_args(Backend))
         check_choice("simulator", self.simulator, get_args(Simulator))
-        least_of = {"num_envs": 1, "groups": 1, "processes": 0, "first_seed": 0, "first_env": 0}
-        for name, least in least_of.items():
-            if getattr(self, name) < least:
-                raise VectorConfigError(
-                    f"{name} is {getattr(self, name)}, expected {least} or more"
-                )
-        if not self.deadline_s > 0:
-            raise VectorConfigError(f"deadline_s is {self.deadline_s}, expected more than 0 s")
+        fields.check(self, error=VectorConfigError)
 
 
 def check_choice(what: str, given: str, known: Sequence[str]) -> None:

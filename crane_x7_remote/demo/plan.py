@@ -14,7 +14,7 @@ from typing import Final
 from crane_x7_remote import settings as settings_module
 from crane_x7_remote.errors import PolicyError, SettingsError
 from crane_x7_remote.settings import Settings
-from crane_x7_vla_rl import scenes
+from crane_x7_vla_rl.fields import FiniteAmount, argument_type
 from crane_x7_vla_rl.policies.base import PolicyLoadError
 from crane_x7_vla_rl.policies.load import POLICY_NAMES, SHIPPED, has_random_weights
 from crane_x7_vla_rl.policies.skills import Skills
@@ -79,10 +79,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="the task that it changes to midway; empty: none (the policy's own)")  # fmt: skip
     add("--seed", type=int, default=0, help="where the cubes lie (%(default)s)")
     add("--colours", nargs="+", choices=COLOUR_NAMES, help="of the cubes (the policy's own)")
-    add("--spawn-range-m", type=scenes.amount,
+    add("--spawn-range-m", type=argument_type(FiniteAmount),
         help="how far things lie from their spots, 0 to 0.05 (the policy's own)")  # fmt: skip
     add("--rate", type=float, metavar="HZ", help="of the loop (the policy's own)")
-    add("--temperature", type=scenes.amount, help="of a model's tokens (the policy's own)")
+    add(
+        "--temperature",
+        type=argument_type(FiniteAmount),
+        help="of a model's tokens (the policy's own)",
+    )
     add("--image-size", default="640x480", metavar="WIDTHxHEIGHT", help="(%(default)s)")
     add("--camera-rate", type=float, default=CAMERA_HZ, metavar="HZ", help="(%(default)s)")
     add("--timeout", type=float, nargs=2, default=(30.0, 45.0), metavar=("FIRST", "SECOND"),

@@ -18,6 +18,7 @@ import sys
 import types
 from collections.abc import Callable
 from functools import partial
+from typing import Annotated
 
 from crane_x7_remote import settings
 from crane_x7_remote.errors import ExitCode, SimulationError
@@ -28,6 +29,7 @@ from crane_x7_remote.sim_robot.robot import RobotConfig, SimRobot
 from crane_x7_remote.sim_robot.server import ServerConfig
 from crane_x7_remote.system.parent_death import die_with
 from crane_x7_vla_rl import scenes
+from crane_x7_vla_rl.fields import Range, argument_type
 
 logger = logging.getLogger(__name__)
 
@@ -36,6 +38,9 @@ OWN_FLAGS = (
     "task", "control_hz", "image_size", "home_noise_rad", "camera_shift_m", "camera_noise",
 )  # fmt: skip
 """Of the scene's, those that this command does not have, or in its own way."""
+PORT = argument_type(Annotated[int, Range(0, 65535)])
+BACKLOG = argument_type(Annotated[int, Range(0, 1_000_000)])
+RATE_HZ = argument_type(Annotated[float, Range(0.1, 1000)])
 STOP_TIMEOUT_S = 2.0
 POLL_S = 0.05
 TOPICS = ("camera_topic", "joint_states_topic", "arm_topic", "gripper_action")
@@ -45,9 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `sim-robot`."""
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    add("--port", type=_port, default=9090, help="port; 0 picks a free one (%(default)s)")
+    add("--port", type=PORT, default=9090, help="port; 0 picks a free one (%(default)s)")
     add("--ros-version", type=int, choices=(1, 2), default=2, help="type names and time keys")
-    add("--backlog", type=_count, default=64, metavar="N",
+    add("--backlog", type=BACKLOG, default=64, metavar="N",
         help="topic messages that may wait for a slow client before the oldest is dropped;"
         " 0: without bound, as real rosbridge (%(default)s)")  # fmt: skip
     add("--arm", choices=("maniskill", "kinematic"), default="maniskill",
@@ -58,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--image-size", type=_image_size, default=(640, 480), metavar="WIDTHxHEIGHT",
         help="camera picture (640x480)")  # fmt: skip
     add("--camera", choices=("base", "hand"), default="base", help="which camera (%(default)s)")
-    add("--camera-rate", type=_rate, default=30.0, metavar="HZ", help="pictures (%(default)s)")
-    add("--control-rate", type=_rate, default=30.0, metavar="HZ",
+    add("--camera-rate", type=RATE_HZ, default=30.0, metavar="HZ", help="pictures (%(default)s)")
+    add("--control-rate", type=RATE_HZ, default=30.0, metavar="HZ",
         help="steps of the arm and joint states (%(default)s)")  # fmt: skip
     add("--jpeg-quality", type=int, choices=range(1, 101), default=90, metavar="1-100",
         help="(%(default)s)")  # fmt: skip
@@ -68,7 +73,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--path-follows-clock", action="store_true",
         help="sample the running path at the robot's clock, as ros2_control does: a step of that"
         " clock is then a step of the arm")  # fmt: skip
-    add("--guard", type=_port, nargs="?", const=9091, metavar="PORT",
+    add("--guard", type=PORT, nargs="?", const=9091, metavar="PORT",
         help="run a guard before it, on 127.0.0.1 (9091; 0 picks a free port)")  # fmt: skip
     settings.add_flags(parser, TOPICS)
 
@@ -184,28 +189,6 @@ def _arm_maker(args: argparse.Namespace) -> Callable[[], Arm]:
         jpeg_quality=args.jpeg_quality,
     )
     return lambda: ProcessArm(partial(ManiSkillArm, scene))
-
-
-def _port(text: str) -> int:
-    return int(_bounded(text, 0, 65535))
-
-
-def _count(text: str) -> int:
-    return int(_bounded(text, 0, 1_000_000))
-
-
-def _rate(text: str) -> float:
-    return _bounded(text, 0.1, 1000)
-
-
-def _bounded(text: str, lowest: float, highest: float) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = float("nan")
-    if not lowest <= value <= highest:
-        raise argparse.ArgumentTypeError(f"{text!r}, expected {lowest:g} to {highest:g}")
-    return value
 
 
 def _image_size(text: str) -> tuple[int, int]:

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from crane_x7_vla_rl.fields import Count, argument_type
 from crane_x7_vla_rl.log_text import escape
 
 if TYPE_CHECKING:
@@ -37,7 +38,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " that counts as a problem",
     )  # fmt: skip
     parser.add_argument(
-        "--workers", type=_positive, default=os.cpu_count() or 1, help="threads (%(default)s)"
+        "--workers",
+        type=argument_type(Count),
+        default=os.cpu_count() or 1,
+        help="threads (%(default)s)",
     )
     parser.add_argument(
         "--frame", type=Path, metavar="FILE.png", help="write the first picture there: look whether"
@@ -69,13 +73,6 @@ def run(args: argparse.Namespace) -> int:
         _write_frame(source, args.frame)
         console.print(f"First picture: {args.frame}", soft_wrap=True)
     return 0
-
-
-def _positive(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text}: expected 1 or more")
-    return value
 
 
 def _print_problems(

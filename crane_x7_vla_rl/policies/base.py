@@ -11,6 +11,7 @@ from typing import Protocol
 
 import numpy as np
 
+from crane_x7_vla_rl.fields import FiniteAmount
 from crane_x7_vla_rl.robot import JOINT_NAMES
 from crane_x7_vla_rl.types import ActionChunk, Observation
 
@@ -57,7 +58,7 @@ class ModelOptions:
     """Whether training used random crops; None: as the checkpoint says, else no."""
     chunk_steps: int | None = None
     """Steps that an OpenVLA-OFT checkpoint predicts at once."""
-    temperature: float = 0.0
+    temperature: FiniteAmount = 0.0
     """Of OpenVLA's tokens: 0 takes the likeliest."""
     seed: int = 0
     """Of sampled tokens."""

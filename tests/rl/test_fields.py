@@ -13,8 +13,8 @@ from crane_x7_vla_rl import fields
 from crane_x7_vla_rl.fields import (
     Amount,
     Count,
-    Duration,
-    Extent,
+    FiniteAmount,
+    FinitePositive,
     Index,
     Like,
     OneOf,
@@ -69,7 +69,7 @@ def test_typed_flags_make_the_dataclass() -> None:
 @pytest.mark.parametrize(
     ("argv", "said"),
     [
-        (["--steps", "0"], "argument --steps: '0', expected 1 or more, or none"),
+        (["--steps", "0"], "argument --steps: '0', expected 1 or more\n"),
         (["--share", "1.5"], "argument --share: '1.5', expected 0 to 1"),
         (["--share", "nan"], "argument --share: 'nan', expected a number"),
         (["--size", "0x5"], "argument --size: '0x5', expected WxH as in 128x128"),
@@ -91,8 +91,8 @@ def test_a_wrong_flag_says_what_came_and_what_was_expected(
         (Index, [0], [-1], "0 or more"),
         (Amount, [0.0, math.inf], [-0.1, math.nan], "0 or more"),
         (Positive, [1e-9, math.inf], [0.0], "above 0"),
-        (Extent, [0.0], [-0.1, math.inf], "0 or more"),
-        (Duration, [0.1], [0.0, math.inf], "above 0"),
+        (FiniteAmount, [0.0], [-0.1, math.inf], "0 or more"),
+        (FinitePositive, [0.1], [0.0, math.inf], "above 0"),
         (Share, [0.0, 1.0], [1.1, -0.1], "0 to 1"),
         (Annotated[float, Range(0, 1, high_open=True)], [0.0], [1.0], "0 or more and below 1"),
         (Annotated[int, Range(1_000_000)], [1_000_000], [5], "1000000 or more"),

@@ -13,57 +13,32 @@ import argparse
 from pathlib import Path
 from typing import Any, Final
 
-from crane_x7_vla_rl import scenes
-from crane_x7_vla_rl.policies.base import DEFAULT_UNNORM_KEY, ModelOptions
-from crane_x7_vla_rl.scenes import EVALUATION_SEED
+from crane_x7_vla_rl import fields, scenes
+from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.training.evaluate.config import RESULTS, EvaluateConfig
 
 OUTPUTS: Final = Path("outputs/evaluate")
+NOT_MODEL: Final = ("path", "token", "center_crop", "chunk_steps")
+"""Options of a model that the checkpoint or the environment says."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `evaluate`."""
-    add = parser.add_argument
-    add("--checkpoint", required=True, help="folder or Hub id")
-    add("--num-episodes", type=int, default=200, metavar="N", help="in simulation (%(default)s)")
-    add("--temperature", type=scenes.amount, default=0.0, help="0 is greedy (%(default)s)")
-    add("--swapped", action="store_true", help="name another cube than the one that counts")
-    add("--first-seed", type=int, default=EVALUATION_SEED, help="of the scenes (%(default)s)")
-    add("--seed", type=int, default=0, help="of sampled tokens (%(default)s)")
-    add("--execute-steps", type=scenes.count, help="of each chunk, before the next look (all)")
-    add("--processes", type=scenes.count, help="simulations beside the policy (one per core)")
-    add("--slots", type=scenes.count, default=8, help="scenes per process (%(default)s)")
-    add("--videos", type=int, default=4, metavar="N", help="of the first episodes (%(default)s)")
-    add("--data-root", metavar="PATH", help="compare with these recorded episodes, too")
-    add("--offline-frames", type=scenes.count, default=200, help="of them (%(default)s)")
-    add("--output", type=Path, help=f"folder ({OUTPUTS}/…, named after the rest)")
-    add("--device", default="cpu", help="torch device of the policy (%(default)s)")
-    add("--unnorm-key", default=DEFAULT_UNNORM_KEY, help="of the statistics (%(default)s)")
+    parser.add_argument("--checkpoint", required=True, help="folder or Hub id")
+    parser.add_argument("--output", type=Path, help=f"folder ({OUTPUTS}/…, named after the rest)")
+    fields.add_flags(parser, ModelOptions, NOT_MODEL, typed=True)
+    fields.add_flags(parser, EvaluateConfig, ("model", "output", "world"), typed=True)
     scenes.add_arguments(parser, without=("control_hz",))
 
 
 def read(args: argparse.Namespace) -> EvaluateConfig:
     """Return the configuration in parsed flags; raises ConfigError."""
-    model = ModelOptions(
-        path=args.checkpoint,
-        device=args.device,
-        unnorm_key=args.unnorm_key,
-        temperature=args.temperature,
-        seed=args.seed,
-    )
-    return EvaluateConfig(
-        model=model,
+    return fields.from_flags(
+        EvaluateConfig,
+        args,
+        model=fields.from_flags(ModelOptions, args, path=args.checkpoint),
         output=args.output or OUTPUTS / _name(args),
         world=scenes.from_arguments(args),
-        num_episodes=args.num_episodes,
-        first_seed=args.first_seed,
-        swapped=args.swapped,
-        execute_steps=args.execute_steps,
-        processes=args.processes or 0,
-        slots=args.slots,
-        videos=args.videos,
-        data_root=args.data_root,
-        offline_frames=args.offline_frames,
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from crane_x7_vla_rl.fields import Count, Index
 from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.scenes import EVALUATION_SEED, WorldConfig
 from crane_x7_vla_rl.training.errors import ConfigError
@@ -20,22 +21,24 @@ class EvaluateConfig:
     output: Path
     world: WorldConfig = field(default_factory=WorldConfig)
     """Its control rate is replaced by the checkpoint's."""
-    num_episodes: int = 200
-    """0 skips the simulation."""
+    num_episodes: Index = 200
+    """Episodes in simulation; 0 skips it."""
     first_seed: int = EVALUATION_SEED
+    """Of the scenes."""
     swapped: bool = False
-    """Tell the policy another cube's colour."""
-    execute_steps: int | None = None
-    """Steps of each chunk that are carried out before the policy looks again; None: all."""
-    processes: int = 0
+    """Tell the policy another cube's colour than the one that counts."""
+    execute_steps: Count | None = None
+    """Steps of each chunk that are carried out before the policy looks again; not given, all."""
+    processes: Index = 0
     """Simulations beside the policy; 0 for one per core."""
-    slots: int = 8
+    slots: Count = 8
     """Scenes per process, and images per call of the policy."""
-    videos: int = 4
+    videos: Index = 4
     """So many of the first episodes are filmed."""
     data_root: str | None = None
-    """Recorded episodes to compare actions with."""
-    offline_frames: int = 200
+    """Recorded episodes to compare actions with, too."""
+    offline_frames: Count = 200
+    """Of recorded episodes, to compare."""
 
     def __post_init__(self) -> None:
         if self.first_seed < EVALUATION_SEED:

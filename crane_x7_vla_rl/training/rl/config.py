@@ -11,7 +11,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from crane_x7_vla_rl.fields import SIZE, Amount, Count, Duration, Extent, Index, Like, Range, flag
+from crane_x7_vla_rl.fields import (
+    SIZE,
+    Amount,
+    Count,
+    FiniteAmount,
+    FinitePositive,
+    Index,
+    Like,
+    Range,
+    flag,
+)
 from crane_x7_vla_rl.policies.base import DEFAULT_UNNORM_KEY
 from crane_x7_vla_rl.scenes import COLOUR_NAMES, EVALUATION_SEED, PICK_PLACE_ID, WorldConfig
 from crane_x7_vla_rl.training.config import loader as config_tree
@@ -83,18 +93,18 @@ class EnvConfig(Section, section="env"):
     """Width and height of the camera's pictures."""
     colours: str = ",".join(COLOUR_NAMES)
     """Of the cubes, separated by commas."""
-    spawn_range_m: Extent = 0.03
+    spawn_range_m: FiniteAmount = 0.03
     """Cubes and plate lie at most this far, along x and y, from their four spots."""
-    home_noise_rad: Extent = 0.02
+    home_noise_rad: FiniteAmount = 0.02
     """Standard deviation of the arm's joints in the first step."""
-    camera_shift_m: Extent = 0.0
+    camera_shift_m: FiniteAmount = 0.0
     """Standard deviation of the camera's place, drawn anew for each episode."""
-    camera_noise: Extent = 0.0
+    camera_noise: FiniteAmount = 0.0
     """Standard deviation of each pixel's channels, of 255, drawn anew for each picture."""
-    episode_s: Duration | None = None
+    episode_s: FinitePositive | None = None
     """How long an episode of the rollouts may take, in simulated seconds; not given, as long as the
     task's do in evaluation. A shorter one wastes less on tries that have failed."""
-    deadline_s: Duration = flag("--env-deadline-s", 60.0)
+    deadline_s: FinitePositive = flag("--env-deadline-s", 60.0)
     """A simulation that has not answered by then counts as hung and is started anew."""
 
     def __post_init__(self) -> None:

@@ -146,6 +146,9 @@ def test_seeds_of_the_evaluation_are_refused(tmp_path: Path) -> None:
         ["--episodes", "0"],
         ["--task", "Juggle-CRANE-X7"],
         ["--joint-noise-rad", "-1"],
+        ["--arm-rad-s", "0"],
+        ["--rearrange", "-1"],
+        ["--spawn-range-m", "inf"],
     ],
 )
 def test_a_wrong_flag_is_a_usage_error(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +29,7 @@ from crane_x7_vla_rl.sim.expert import Expert
 from crane_x7_vla_rl.sim.world import World
 from crane_x7_vla_rl.training import cli
 from crane_x7_vla_rl.training.errors import ConfigError
+from crane_x7_vla_rl.training.evaluate import command
 from crane_x7_vla_rl.training.evaluate.command import evaluate
 from crane_x7_vla_rl.training.evaluate.config import EvaluateConfig
 from crane_x7_vla_rl.training.evaluate.report import describe, wilson
@@ -225,6 +227,30 @@ def test_sampled_rollouts_repeat_with_their_seed(checkpoint: Path, tmp_path: Pat
 def test_a_senseless_evaluation_is_refused(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         config(Path("x"), Path("y"), **options)
+
+
+def test_flags_make_the_configuration() -> None:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    argv = ["--checkpoint", "a/b/last", "--temperature", "0.5", "--seed", "7", "--swapped"]
+    argv += ["--execute-steps", "2", "--colours", "red", "blue", "--image-size", "64x48"]
+    read = command.read(parser.parse_args(argv))
+    assert read == EvaluateConfig(
+        ModelOptions("a/b/last", temperature=0.5, seed=7),
+        Path("outputs/evaluate/b-last-Lift-CRANE-X7-t0.5-swapped"),
+        WorldConfig(colours=("red", "blue"), image_size=(64, 48)),
+        swapped=True,
+        execute_steps=2,
+    )
+
+
+@pytest.mark.parametrize("flag", ["--videos", "--num-episodes", "--processes", "--temperature"])
+def test_what_cannot_be_below_0_is_a_usage_error(
+    flag: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["evaluate", "--checkpoint", "a", flag, "-1"])
+    assert f"argument {flag}: '-1', expected 0 or more" in capsys.readouterr().err
 
 
 def test_a_rate_that_the_simulation_cannot_keep_is_named(tmp_path: Path) -> None:
