@@ -1,8 +1,8 @@
 """Smooth motion: a goal and the measured joints → a chunk of targets that continues the last one.
 
 All times are those of the observations. The wanted path so far is remembered. Where the measured
-joints agree with it, up to a servo's lag, the next chunk leaves it at the time of the image, so
-that chunks join without a step even where some of them never reached the robot. Where they
+joints agree with it, up to a servo's lag, the next chunk branches off it at the time of the image,
+so that chunks join without a step even where some of them never reached the robot. Where they
 disagree, the chunk starts from what is measured.
 """
 

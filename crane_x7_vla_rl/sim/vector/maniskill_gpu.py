@@ -1,7 +1,7 @@
-"""ManiSkill scenes on a GPU, for `--backend gpu`: joints and pictures never leave it.
+"""ManiSkill scenes on a GPU, for `--backend gpu`: joints and pictures stay there.
 
-UNVERIFIED on a GPU: SAPIEN's GPU PhysX library could not be had where this was written. The same
-code runs there over a single ManiSkill scene on the CPU, whose tensors have the same shapes; so the
+UNVERIFIED on a GPU: SAPIEN's GPU PhysX library was not available where this was written. The same
+code also runs over a single ManiSkill scene on the CPU, whose tensors have the same shapes; so the
 bookkeeping is tested, GPU PhysX and its partial resets are not.
 
 Legend: N scenes.

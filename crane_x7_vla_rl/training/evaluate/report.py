@@ -1,7 +1,7 @@
 """Results of episodes → rates of success with their confidence, as numbers for files and as text.
 
-Two hundred episodes leave a rate uncertain by some 7 points either way; a rate without its interval
-says little.
+After two hundred episodes a rate is uncertain by some 7 points either way; a rate without its
+interval says little.
 """
 
 from __future__ import annotations
