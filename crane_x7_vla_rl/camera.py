@@ -79,6 +79,11 @@ class Camera:
         return np.asarray(self.position_m + distance * rays, dtype=np.float64)
 
 
+def vertical_fov_rad(horizontal_fov_rad: float, width: int, height: int) -> float:
+    """Return the vertical field of view, which simulators take, of an image of this size."""
+    return float(2 * np.arctan(np.tan(horizontal_fov_rad / 2) * height / width))
+
+
 BASE_CAMERA: Final = Camera((0.80, 0.25, 0.62), (0.17, 0.0, 0.10), float(np.deg2rad(58.0)))
 """Stands opposite the robot and to its left, so that the arm hides little of what it reaches for;
 sees the whole arm and its table."""

@@ -25,7 +25,7 @@ from mani_skill.utils.structs.actor import Actor
 from mani_skill.utils.structs.pose import Pose
 from mani_skill.utils.structs.types import SceneConfig, SimConfig
 
-from crane_x7_vla_rl.camera import BASE_CAMERA
+from crane_x7_vla_rl.camera import BASE_CAMERA, vertical_fov_rad
 from crane_x7_vla_rl.robot import (
     CAMERA_HORIZONTAL_FOV_RAD,
     CAMERA_IN_GRIPPER_BASE_M,
@@ -118,7 +118,7 @@ class CubeScene(BaseEnv):
         shader = self._shader()
         if "base_camera" in self.camera_names:
             pose = sapien_utils.look_at(BASE_CAMERA.position_m, BASE_CAMERA.target_m)
-            fov = _vertical_fov(BASE_CAMERA.horizontal_fov_rad, width, height)
+            fov = vertical_fov_rad(BASE_CAMERA.horizontal_fov_rad, width, height)
             lens = (width, height, fov, 0.05, 5)
             configs.append(CameraConfig("base_camera", pose, *lens, shader_config=shader))
         if "hand_camera" in self.camera_names:
@@ -126,7 +126,7 @@ class CubeScene(BaseEnv):
             axes = np.array([[0.0, 1.0, 0.0], [0.0, 0.0, 1.0], [1.0, 0.0, 0.0]])
             matrix = np.eye(4)
             matrix[:3, :3], matrix[:3, 3] = axes, CAMERA_IN_GRIPPER_BASE_M
-            fov = _vertical_fov(CAMERA_HORIZONTAL_FOV_RAD, width, height)
+            fov = vertical_fov_rad(CAMERA_HORIZONTAL_FOV_RAD, width, height)
             pose, lens = sapien.Pose(matrix), (width, height, fov, 0.01, 5)
             mount = self.agent.gripper_base
             configs.append(
@@ -255,7 +255,7 @@ class CubeScene(BaseEnv):
         """(N, 3): the point between the fingertips."""
         pose = self.agent.gripper_base.pose
         reach = FINGER_A.origin_m[2] + FINGER_LENGTH_M
-        position: torch.Tensor = pose.p + reach * _z_axis(pose.q)
+        position: torch.Tensor = pose.p + reach * z_axis(pose.q)
         return position
 
     def _cube_positions(self) -> torch.Tensor:
@@ -335,11 +335,6 @@ def _check_choice(name: str, given: tuple[str, ...], known: tuple[str, ...]) -> 
         raise SimError(f"{name} is {given}, expected some of {', '.join(known)}, each once")
 
 
-def _vertical_fov(horizontal_rad: float, width: int, height: int) -> float:
-    """ManiSkill takes the vertical field of view."""
-    return float(2 * np.arctan(np.tan(horizontal_rad / 2) * height / width))
-
-
 def _material(colour: tuple[float, float, float]) -> sapien.render.RenderMaterial:
     return sapien.render.RenderMaterial(base_color=[*colour, 1.0], roughness=0.9, specular=0.1)
 
@@ -360,7 +355,7 @@ def _rest(actor: Actor, pose: Pose) -> None:
         actor.set_angular_velocity(torch.zeros(3))
 
 
-def _z_axis(q: torch.Tensor) -> torch.Tensor:
+def z_axis(q: torch.Tensor) -> torch.Tensor:
     """(N, 3): where unit quaternions (N, 4), w first, turn the z axis."""
     w, x, y, z = q.unbind(-1)
     return torch.stack([2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)], dim=-1)

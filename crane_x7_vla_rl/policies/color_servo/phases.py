@@ -19,6 +19,7 @@ import numpy as np
 
 from crane_x7_vla_rl import kinematics
 from crane_x7_vla_rl.kinematics import UnreachableError
+from crane_x7_vla_rl.policies.color_servo import grasp
 from crane_x7_vla_rl.policies.color_servo.instruction import NotUnderstood, Task, Verb, parse
 from crane_x7_vla_rl.policies.color_servo.memory import COLOURS, Remembered, SceneMemory, is_seen_at
 from crane_x7_vla_rl.policies.color_servo.motion import ARM_ACCELERATION_RAD_S2, JointGoal
@@ -49,10 +50,6 @@ FORGET_S: Final = 1.0
 """A cube that is not seen for so long from close above it or from the lookout is forgotten."""
 LOST_FRAMES: Final = 4
 PATIENCE_S: Final = 5.0
-TIP_CLEARANCE_M: Final = 0.03
-"""From an open fingertip's middle to the centre of a cube that it must not hit."""
-LEANS_RAD: Final = (0.0, 0.25, -0.25, 0.5, -0.5)
-"""Tried in this order where a tool that points straight down is out of reach."""
 
 
 class Phase(StrEnum):
@@ -281,7 +278,7 @@ class PhaseMachine:
             return Phase.WAIT
         self._spot = np.append(position[:2], self._scene.support_m(position))
         self._yaw = self._choose_yaw(cube)
-        self._goal = self._above(self._spot, HOVER_Z_M, self._yaw, OPEN_RAD)
+        self._goal = grasp.above(self._spot, HOVER_Z_M, self._yaw, OPEN_RAD)
         turned = abs(self._goal.position_rad[ARM_DOF - 1] - self._measured[ARM_DOF - 1]) < 0.1
         opened = self._measured[ARM_DOF] > OPEN_RAD - 0.1
         return Phase.DESCEND if sideways < NEAR_M and turned and opened else Phase.APPROACH
@@ -295,7 +292,7 @@ class PhaseMachine:
             if self._tool[2] > LOW_Z_M:
                 self._spot[:2] = cube.sight.position_m[:2]
         assert self._yaw is not None
-        self._goal = self._above(self._spot, GRASP_Z_M, self._yaw, OPEN_RAD, SLOW)
+        self._goal = grasp.above(self._spot, GRASP_Z_M, self._yaw, OPEN_RAD, SLOW)
         return Phase.CLOSE if self._at_depth(GRASP_Z_M) else Phase.DESCEND
 
     def _close(self) -> Phase:
@@ -379,44 +376,12 @@ class PhaseMachine:
         """Aim at `height_m` above the present spot, the wrist as it is."""
         pan = np.arctan2(self._spot[1], self._spot[0])
         wrist = self._goal.position_rad[ARM_DOF - 1]
-        self._goal = self._above(self._spot, height_m, pan - wrist, gripper, speed)
+        self._goal = grasp.above(self._spot, height_m, pan - wrist, gripper, speed)
 
     def _grasp_goal(self, cube: Remembered) -> JointGoal:
         position = cube.sight.position_m
         spot = np.append(position[:2], self._scene.support_m(position))
-        return self._above(spot, GRASP_Z_M, self._choose_yaw(cube), OPEN_RAD)
-
-    def _above(
-        self, spot: Array, height_m: float, yaw: float, gripper: float, speed: float = 1.0
-    ) -> JointGoal:
-        """Return the joints that hold the tool `height_m` above `spot`, as upright as possible."""
-        point = spot + np.array([0.0, 0.0, height_m])
-        for lean in LEANS_RAD[:-1]:
-            try:
-                arm = kinematics.reach(point, yaw, lean_rad=lean)
-            except UnreachableError:
-                continue
-            return JointGoal(np.append(arm, gripper), speed)
-        return JointGoal(
-            np.append(kinematics.reach(point, yaw, lean_rad=LEANS_RAD[-1]), gripper), speed
-        )
+        return grasp.above(spot, GRASP_Z_M, self._choose_yaw(cube), OPEN_RAD)
 
     def _choose_yaw(self, cube: Remembered) -> float:
-        """Return along which of the cube's two directions the fingers shall close.
-
-        Best is across the camera's view, which keeps the cube visible between the fingers, and
-        away from other cubes; after each miss it is the other one's turn. Once chosen it is kept.
-        """
-        turned = (cube.sight.yaw_rad, cube.sight.yaw_rad + np.pi / 2)
-        kept = self._yaw
-        if kept is not None:
-            return min(turned, key=lambda yaw: abs(float(np.sin(yaw - kept))))
-        position, colour = cube.sight.position_m, self._colour()
-
-        def cost(yaw: float) -> float:
-            direction = np.array([np.cos(yaw), np.sin(yaw)])
-            tips = (position[:2] + side * direction for side in (-0.045, 0.045))
-            hits = sum(self._scene.clearance_m(tip, but=colour) < TIP_CLEARANCE_M for tip in tips)
-            return abs(float(direction[0])) + 3 * hits
-
-        return sorted(turned, key=cost)[self._misses % 2]
+        return grasp.choose_yaw(cube.sight, self._scene, self._colour(), self._yaw, self._misses)

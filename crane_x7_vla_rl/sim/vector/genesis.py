@@ -15,7 +15,7 @@ from typing import Any, Final
 import numpy as np
 import torch
 
-from crane_x7_vla_rl.camera import BASE_CAMERA
+from crane_x7_vla_rl.camera import BASE_CAMERA, vertical_fov_rad
 from crane_x7_vla_rl.robot import (
     ARM_DOF,
     ARM_JOINTS,
@@ -39,6 +39,7 @@ from crane_x7_vla_rl.sim.scene import (
     LIFT_M,
     PLATE_HEIGHT_M,
     TOUCH_N,
+    z_axis,
 )
 from crane_x7_vla_rl.sim.tasks import HOLD_S
 from crane_x7_vla_rl.sim.vector.batched import BatchedVectorEnv, TaskStatus
@@ -140,12 +141,12 @@ class GenesisScenes:
     def _add_camera(self) -> Any:
         """Place the base camera; Genesis takes the vertical field of view, in degrees."""
         width, height = self._world.image_size
-        tangent = np.tan(BASE_CAMERA.horizontal_fov_rad / 2) * height / width
+        fov_rad = vertical_fov_rad(BASE_CAMERA.horizontal_fov_rad, width, height)
         return self._scene.add_camera(
             res=(width, height),
             pos=BASE_CAMERA.position_m,
             lookat=BASE_CAMERA.target_m,
-            fov=float(np.rad2deg(2 * np.arctan(tangent))),
+            fov=float(np.rad2deg(fov_rad)),
             near=0.05,
             far=5.0,
             GUI=False,
@@ -253,9 +254,7 @@ class GenesisScenes:
     def _tool_position(self) -> torch.Tensor:
         """(N, 3): the point between the fingertips."""
         reach = FINGER_A.origin_m[2] + FINGER_LENGTH_M
-        w, x, y, z = self._hand.get_quat().unbind(-1)
-        axis = [2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)]
-        position: torch.Tensor = self._hand.get_pos() + reach * torch.stack(axis, dim=-1)
+        position: torch.Tensor = self._hand.get_pos() + reach * z_axis(self._hand.get_quat())
         return position
 
     def _touched(self) -> torch.Tensor:
