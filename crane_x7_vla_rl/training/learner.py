@@ -1,13 +1,13 @@
 """The model while it learns: loaded, given adapters or freed, spread over processes, read back out.
 
-A configuration and maybe a checkpoint come in; a loss to call, an optimizer, and the tensors worth
-keeping leave. Fine-tuning and reinforcement learning share it. Where products are in bfloat16,
-everything but the action head is: its logits stay float32, as in rollouts.
+A `ModelSpec` and maybe a checkpoint → a model ready to learn, and a `Learner` with its optimizer.
+Fine-tuning (`sft.loss`) and reinforcement learning (`rl.agent`) share it. Where products are in
+bfloat16, everything but the action head is: its logits stay float32, as in rollouts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from datetime import timedelta
@@ -27,122 +27,75 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
-from crane_x7_vla_rl.actions import ACTION_BINS, FIRST_ACTION_TOKEN
 from crane_x7_vla_rl.policies.openvla import OpenVLA, finite
 from crane_x7_vla_rl.policies.openvla.model.language import DecoderLayer
 from crane_x7_vla_rl.policies.openvla.model.vision import Block
-from crane_x7_vla_rl.policies.openvla.run.evaluate import evaluate
 from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.policies.openvla.weights.loading import Loaded
 from crane_x7_vla_rl.policies.openvla.weights.lora import ALL_LINEAR, LoraSettings, add_lora
 from crane_x7_vla_rl.training.checkpoints import policy_files
 from crane_x7_vla_rl.training.config.sections import LoraConfig
 from crane_x7_vla_rl.training.errors import ConfigError, ResumeError
-from crane_x7_vla_rl.training.rl.config import RlConfig
-from crane_x7_vla_rl.training.sft.config import SftConfig
 
-WRAPPED: Final = "model."
-"""What stands before the names of the model's own parameters in `TokenLoss`."""
+RATE: Final[str] = "lr"
+BASE_RATE: Final[str] = "base_lr"
+"""Keys of an optimizer's group: its learning rate, and the one before any schedule."""
+Device = Literal["auto", "cuda", "cpu"]
 PATIENCE: Final = timedelta(minutes=30)
 """So long processes wait for one another: for the first one's statistics and checkpoints."""
 WHOLE: Final = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
-class TokenLoss(nn.Module):
-    """Cross-entropy of demonstrated actions among the 256 action tokens, mean over tokens.
-
-    With `smoothing` the target is a bell over the bins around the demonstrated one, of so many bins
-    standard deviation: bins are numbers on a line, and the next one is nearly right.
-    """
-
-    def __init__(self, model: OpenVLA) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(
-        self, pixels: Tensor, prompts: list[Tensor], tokens: Tensor, smoothing: float = 0.0
-    ) -> Tensor:
-        """Return a scalar, nats; see `run.evaluate` for the shapes."""
-        found = evaluate(self.model, pixels, prompts, tokens)
-        if not smoothing:
-            return -found.log_probs.mean()
-        target = gaussian_targets(tokens.to(found.distribution.device), smoothing)
-        return -(target * found.distribution).sum(-1).mean()
-
-
-def gaussian_targets(tokens: Tensor, deviation: float) -> Tensor:
-    """Return (B, D, 256) float32, for ids (B, D): probabilities around each, cut at the ends."""
-    bins = torch.arange(ACTION_BINS, device=tokens.device)
-    away = (bins - (tokens - FIRST_ACTION_TOKEN).unsqueeze(-1)) / deviation
-    return torch.softmax(-0.5 * away.square(), dim=-1)
-
-
 @dataclass(frozen=True, eq=False)
 class Learner:
-    """A model that learns."""
+    """What learns: a module spread over processes, and its optimizer."""
 
     accelerator: Accelerator
-    loaded: Loaded
-    """Its layout is the base's, or the resumed checkpoint's where that holds whole weights."""
-    loss: nn.Module
-    """A TokenLoss, wrapped for several processes."""
+    module: nn.Module
+    """What holds the policy, wrapped for several processes; see `spread`."""
     optimizer: torch.optim.Optimizer
-    lora: LoraConfig
     max_grad_norm: float
 
-    @property
-    def model(self) -> OpenVLA:
-        """The model itself, adapters included."""
-        return self.loaded.model
-
-    @property
-    def like(self) -> Tensor:
-        """A tensor with the device and dtype of what the model reads."""
-        return self.model.projector.fc3.bias
-
-    def update(self, rate: float) -> None:
-        """Move the weights by the gradients at this learning rate, and forget the gradients."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.step()
+    def forget(self) -> None:
+        """Drop all gradients."""
         self.optimizer.zero_grad(set_to_none=True)
-
-    def backward(self, inputs: Sequence[Any], share: float, last: bool) -> Tensor:
-        """Add `share` of the gradient of the loss of `inputs`; return that loss, ().
-
-        Processes add up their gradients in the `last` of an update's backward passes alone.
-        """
-        with accumulating(self.loss, self.accelerator, last):
-            loss: Tensor = self.loss(*inputs)
-            torch.autograd.backward(loss * share)
-        return loss.detach()
 
     def clip(self) -> float:
         """Shorten the gradient; return its length before, over all processes."""
-        return clip(self.loss, self.max_grad_norm)
+        return clip(self.module, self.max_grad_norm)
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return what is to be kept, on the CPU: adapters, or all weights.
+    def kept(self, adapters_only: bool) -> dict[str, Tensor]:
+        """Return what a checkpoint keeps, on the CPU, by names in the module that was spread.
 
-        Every process must call it; the first one gets them.
+        Every process must call it; the first one gets the tensors.
         """
         options = StateDictOptions(
-            full_state_dict=True, cpu_offload=True, ignore_frozen_params=self.lora.enabled
+            full_state_dict=True, cpu_offload=True, ignore_frozen_params=adapters_only
         )
-        found = get_model_state_dict(self.loss, options=options)
-        return {
-            name.removeprefix(WRAPPED): own_memory(tensor)
-            for name, tensor in found.items()
-            if isinstance(tensor, Tensor)
-        }
+        found = get_model_state_dict(self.module, options=options).items()
+        return {name: own_memory(tensor) for name, tensor in found if isinstance(tensor, Tensor)}
 
     def optimizer_state(self) -> Mapping[str, Any]:
-        """Return the optimizer's state by names of parameters; see `tensors`."""
-        return get_optimizer_state_dict(self.loss, self.optimizer, options=WHOLE)
+        """Return the optimizer's state by names of parameters; every process must call it."""
+        if not self.optimizer.state:
+            # torch fills it by a step without gradients, which counts as one to AdamW.
+            get_optimizer_state_dict(self.module, self.optimizer, options=WHOLE)
+            for state in self.optimizer.state.values():
+                state["step"].zero_()
+        return get_optimizer_state_dict(self.module, self.optimizer, options=WHOLE)
 
     def restore_optimizer(self, state: Mapping[str, Any]) -> None:
-        """Set what `optimizer_state` returned, maybe on another number of processes."""
-        set_optimizer_state_dict(self.loss, self.optimizer, dict(state), options=WHOLE)
+        """Set what `optimizer_state` returned, maybe on another number of processes.
+
+        Learning rates stay as configured now.
+        """
+        rates = [
+            {key: group[key] for key in (RATE, BASE_RATE) if key in group}
+            for group in self.optimizer.param_groups
+        ]
+        set_optimizer_state_dict(self.module, self.optimizer, dict(state), options=WHOLE)
+        for group, configured in zip(self.optimizer.param_groups, rates, strict=True):
+            group.update(configured)
 
 
 def accumulating(
@@ -174,10 +127,10 @@ def own_memory(tensor: Tensor) -> Tensor:
     return tensor if whole else tensor.clone()
 
 
-def start_processes(config: SftConfig | RlConfig) -> Accelerator:
+def start_processes(device: Device) -> Accelerator:
     """Join the processes that torchrun started, if it did; see docs/scale.md."""
     patience = InitProcessGroupKwargs(timeout=PATIENCE)
-    return Accelerator(cpu=config.training.device == "cpu", kwargs_handlers=[patience])
+    return Accelerator(cpu=device == "cpu", kwargs_handlers=[patience])
 
 
 @dataclass(frozen=True)
@@ -188,43 +141,17 @@ class ModelSpec:
     """Folder or Hub id to start from."""
     lora: LoraConfig
     precision: Literal["auto", "bf16", "fp32"]
-    device: Literal["auto", "cuda", "cpu"]
+    device: Device
     gradient_checkpointing: bool
     seed: int
 
 
-def build(config: SftConfig, accelerator: Accelerator, resumed: Path | None) -> Learner:
-    """Return a learner with the weights of the base, or of the resumed checkpoint.
-
-    Raises CheckpointError or HubError for a base that does not load, NotFiniteError for weights
-    that are no numbers, ConfigError and ResumeError for one that does not fit the configuration.
-    """
-    training = config.training
-    wanted = ModelSpec(
-        config.policy.model, config.lora, training.precision, training.device,
-        training.gradient_checkpointing, training.seed,
-    )  # fmt: skip
-    loaded = prepare(wanted, accelerator.device, resumed)
-    model = loaded.model
-    _check_size(config, model)
-    loss = spread(TokenLoss(model), config.training.sharding, accelerator)
-    learning = [parameter for parameter in loss.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(
-        learning,
-        lr=config.training.learning_rate,
-        weight_decay=config.training.weight_decay,
-        # One pass over memory instead of one per operation; on a CPU not the default.
-        fused=not any(isinstance(parameter, DTensor) for parameter in learning),
-    )
-    torch.manual_seed(config.training.seed + accelerator.process_index)
-    max_norm = config.training.max_grad_norm
-    return Learner(accelerator, loaded, loss, optimizer, config.lora, max_norm)
-
-
 def prepare(wanted: ModelSpec, device: torch.device, resumed: Path | None) -> Loaded:
-    """Return a model ready to learn on the device; see `build` for what it raises.
+    """Return a model ready to learn on the device, with the weights of the base or of `resumed`.
 
-    Sets torch's random state, which new adapters are drawn from, to the seed.
+    Sets torch's random state, from which new adapters are made, to the seed. Raises
+    CheckpointError or HubError for a base that does not load, NotFiniteError for weights that are
+    NaN or infinite, ConfigError and ResumeError for one that does not fit the configuration.
     """
     if wanted.device == "cuda" and device.type != "cuda":
         raise ConfigError("training.device is cuda, but torch sees no CUDA device here")
@@ -256,15 +183,6 @@ def _load(wanted: ModelSpec, device: torch.device, halved: bool, resumed: Path |
     # Weights that learn stay float32: updates of 1e-4 of their size are lost in bfloat16.
     source = resumed or wanted.model
     return loading.load(source, device=device, dtype=torch.float32)
-
-
-def _check_size(config: SftConfig, model: OpenVLA) -> None:
-    size = model.config.image_size
-    if config.data.image_size != f"{size}x{size}":
-        raise ConfigError(
-            f"data.image_size is {config.data.image_size}, but {config.policy.model} reads"
-            f" {size}x{size}; give --image-size {size}x{size}"
-        )
 
 
 def _add_adapters(model: OpenVLA, lora: LoraConfig, resumed: Path | None) -> None:

@@ -33,7 +33,7 @@ from crane_x7_vla_rl.training.sft.config import (
     TrainingConfig,
 )
 from crane_x7_vla_rl.training.sft.loop import _update
-from crane_x7_vla_rl.training.sft.run import Run, open_run
+from crane_x7_vla_rl.training.sft.run import SftRun, open_run
 from crane_x7_vla_rl.training.tracking import METRICS
 from sft_bench.world import Scale
 
@@ -85,7 +85,7 @@ def configuration(case: Case, output: Path) -> SftConfig:
 class Ours:
     """The run, how far it is, and what was measured."""
 
-    run: Run
+    run: SftRun
     progress: Progress
     case: Case
     rates: list[float] = field(default_factory=list)

@@ -35,7 +35,7 @@ def compare(ours: Ours, peft: Any, frames: Frames) -> Difference:
     Dropout is off meanwhile. Raises RuntimeError where they do not have the same adapters.
     """
     run, device = ours.run, ours.case.device
-    learning, theirs = _adapters(run.learner.loss, ""), _adapters(peft, PREFIX)
+    learning, theirs = _adapters(run.learner.module, ""), _adapters(peft, PREFIX)
     if odd := sorted(learning.keys() ^ theirs.keys()):
         raise RuntimeError(f"{odd[0]} and {len(odd) - 1} more are adapted on one side only")
     torch.manual_seed(0)
@@ -51,9 +51,9 @@ def compare(ours: Ours, peft: Any, frames: Frames) -> Difference:
     plain = {"input_ids": plain["input_ids"], **{
         key: plain[key].to(device) for key in ("pixels", "labels")
     }}  # fmt: skip
-    run.learner.loss.eval()
+    run.learner.module.eval()
     peft.eval()
-    our_loss = run.learner.loss(asked.pixels, asked.prompts, asked.tokens)
+    our_loss = run.learner.module(asked.pixels, asked.prompts, asked.tokens)
     run.accelerator.backward(our_loss)
     with torch.autocast(device.type, torch.bfloat16, enabled=ours.case.halved):
         their_loss = peft(**plain)["loss"]
@@ -65,7 +65,7 @@ def compare(ours: Ours, peft: Any, frames: Frames) -> Difference:
         abs(our_loss.item() - their_loss.item()) / abs(our_loss.item()),
         apart / whole,
     )
-    for module in (run.learner.loss, peft):
+    for module in (run.learner.module, peft):
         module.zero_grad(set_to_none=True)
         module.train()
     return result

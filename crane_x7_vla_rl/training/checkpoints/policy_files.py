@@ -49,6 +49,15 @@ class PolicyAssets:
     """Whether training used random crops."""
     inputs: PolicySpec
 
+    @classmethod
+    def of(
+        cls, layout: Layout, statistics: Mapping[str, Any], center_crop: bool, inputs: PolicySpec
+    ) -> PolicyAssets:
+        """Return them with the tokenizer of a layout that a codec has been read from."""
+        tokenizer = layout.first(TOKENIZER)
+        assert tokenizer is not None  # the codec could not be read without
+        return cls(statistics, tokenizer, center_crop, inputs)
+
 
 @dataclass(frozen=True)
 class Base:
@@ -94,12 +103,23 @@ def write_weights(
     """Write a whole model; `raw_config` is its base's, and weights that were random are no more."""
     from huggingface_hub import save_torch_state_dict
 
-    owned = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_torch_state_dict(owned, folder, max_shard_size=SHARD_BYTES)
+    save_torch_state_dict(_owned(tensors), folder, max_shard_size=SHARD_BYTES)
     for path in folder.glob("*.safetensors"):
         path.chmod(READABLE)
     config = {key: value for key, value in raw_config.items() if key != "random_weights"}
     write_json(folder / CONFIG, config | {"norm_stats": dict(statistics)})
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write one file of tensors by name."""
+    from safetensors.torch import save_file
+
+    save_file(_owned(tensors), path, metadata={"format": "pt"})
+    path.chmod(READABLE)
+
+
+def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
 
 
 def write_adapter(
@@ -109,18 +129,14 @@ def write_adapter(
 
     `tensors` are those of a model with injected adapters, by the names of its parameters.
     """
-    from safetensors.torch import save_file
-
     stored = {}
     for name, tensor in tensors.items():
         half = next((half for half in HALVES if name.endswith(half)), None)
         if half is None:
             raise ValueError(f"{name} is no LoRA matrix, expected a name ending with {HALVES}")
         key = adapters.PREFIX + name.removesuffix(half) + half.replace(".default", "")
-        stored[key] = tensor.detach().cpu().contiguous()
-    path = folder / adapters.WEIGHTS
-    save_file(stored, path, metadata={"format": "pt"})
-    path.chmod(READABLE)
+        stored[key] = tensor
+    write_tensors(folder / adapters.WEIGHTS, stored)
     modules = {name.removesuffix(half) for name in tensors for half in HALVES if half in name}
     write_json(
         folder / adapters.CONFIG,

@@ -21,7 +21,9 @@ from crane_x7_vla_rl import secret_text
 from crane_x7_vla_rl.log_text import shown
 from crane_x7_vla_rl.training.checkpoints import lineage
 from crane_x7_vla_rl.training.checkpoints.save import CONFIG, MARKER
+from crane_x7_vla_rl.training.config.sections import PublishConfig
 from crane_x7_vla_rl.training.errors import ConfigError
+from crane_x7_vla_rl.training.tracking import WandbRun
 
 logger = logging.getLogger(__name__)
 
@@ -190,6 +192,47 @@ def artifact_in(targets: Sequence[UploadTarget], folder: str) -> str | None:
     return next(
         (target.called(folder) for target in targets if isinstance(target, Artifacts)), None
     )
+
+
+@dataclass(frozen=True)
+class UploadTargets:
+    """Where a run's checkpoints go."""
+
+    every_save: tuple[UploadTarget, ...] = ()
+    at_end: tuple[UploadTarget, ...] = ()
+
+    def at(self, end: bool) -> tuple[UploadTarget, ...]:
+        """Return where a checkpoint goes: the last one, or one on the way."""
+        return self.at_end if end else self.every_save
+
+
+class Published(Protocol):
+    """What is configured about uploads."""
+
+    @property
+    def experiment_name(self) -> str:
+        """Name of the run."""
+
+    @property
+    def publish(self) -> PublishConfig:
+        """Where checkpoints go."""
+
+
+def upload_targets(config: Published, wandb_run: WandbRun | None) -> UploadTargets:
+    """Return where checkpoints go; raises ConfigError where the Hub refuses."""
+    wanted: list[tuple[UploadTarget, str]] = []
+    if config.publish.push_to_hub != "no":
+        if config.publish.hub_model_id is None:
+            raise ConfigError("publish.hub_model_id is not set; --push-to-hub needs --hub-model-id")
+        hub = Hub(config.publish.hub_model_id)
+        hub.check()
+        wanted.append((hub, config.publish.push_to_hub))
+    if config.publish.wandb_artifacts != "no":
+        assert wandb_run is not None  # the configuration has been checked
+        artifacts = Artifacts(wandb_run.run, config.experiment_name, wandb_run.offline)
+        wanted.append((artifacts, config.publish.wandb_artifacts))
+    every = tuple(target for target, moment in wanted if moment == "every-save")
+    return UploadTargets(every, tuple(target for target, _ in wanted))
 
 
 class UploadWorker:

@@ -1,13 +1,14 @@
 """Policy and value head while they learn: one module, spread over processes, and its optimizer.
 
-A loaded OpenVLA, with adapters or freed, and a value head come in; judged actions, steps of the
-optimizer and the tensors worth keeping leave. What a rollout asks is the same model and the same
-head: `Agent.policy` and `Agent.worth`.
+A loaded OpenVLA, with adapters or freed, and a value head → an `Agent`, which acts in rollouts
+(`acting`, `value`) and learns in updates with the same model and head.
+
+Legend: B samples, D tokens of an answer, H the policy's hidden size.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Final, Literal
@@ -15,12 +16,6 @@ from typing import Any, Final, Literal
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
-from torch.distributed.checkpoint.state_dict import (
-    StateDictOptions,
-    get_model_state_dict,
-    get_optimizer_state_dict,
-    set_optimizer_state_dict,
-)
 from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
@@ -30,14 +25,13 @@ from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from crane_x7_vla_rl.policies.openvla.weights.merged import Merged
 from crane_x7_vla_rl.training import learner
 from crane_x7_vla_rl.training.errors import PpoError
+from crane_x7_vla_rl.training.learner import BASE_RATE, RATE, Learner
 from crane_x7_vla_rl.training.rl.ppo import PolicyOutput
 from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig
 from crane_x7_vla_rl.training.rl.value_head import ValueHead
 
 POLICY: Final = "policy."
 VALUE: Final = "value_head."
-RATE: Final = "base_lr"
-"""Key of an optimizer's group: its learning rate before any schedule."""
 
 
 class ActorCritic(nn.Module):
@@ -52,7 +46,7 @@ class ActorCritic(nn.Module):
         self, pixels: Tensor, prompts: Sequence[Tensor], tokens: Tensor, temperature: float,
         detach: bool,
     ) -> PolicyOutput:  # fmt: skip
-        """Judge actions; see `run.evaluate` for the shapes. `detach`: values move no policy."""
+        """Evaluate actions; see `run.evaluate` for the shapes. `detach`: values move no policy."""
         found = evaluate(self.policy, pixels, prompts, tokens, temperature)
         values = None
         if self.value_head is not None:
@@ -64,17 +58,14 @@ class ActorCritic(nn.Module):
 
 
 @dataclass(frozen=True, eq=False)
-class Agent:
-    """What an update needs of models and processes."""
+class Agent(Learner):
+    """What acts, values and learns; its module is an `ActorCritic`.
 
-    accelerator: Accelerator
-    module: nn.Module
-    """An ActorCritic, wrapped for several processes."""
+    Its optimizer has a group for the policy, and one for the value head where there is one.
+    """
+
     core: ActorCritic
-    """The same one."""
-    optimizer: torch.optim.Optimizer
-    """Groups: policy, and value head where there is one."""
-    max_grad_norm: float
+    """The module before it was spread over processes."""
     merged: Merged | None
     """The policy that acts, where that is another model than the one that learns."""
     runner: Runner
@@ -114,13 +105,9 @@ class Agent:
         """Move the weights at these shares of their learning rates; forget the gradients."""
         scales = (policy_scale, value_scale)
         for group, scale in zip(self.optimizer.param_groups, scales, strict=False):
-            group["lr"] = group[RATE] * scale
+            group[RATE] = group[BASE_RATE] * scale
         self.optimizer.step()
         self.forget()
-
-    def forget(self) -> None:
-        """Drop all gradients."""
-        self.optimizer.zero_grad(set_to_none=True)
 
     def snapshot(self) -> Callable[[], None]:
         """Copy what learns, and what the optimizer knows of it, to the CPU; return the way back.
@@ -148,10 +135,6 @@ class Agent:
 
         return rewind
 
-    def clip(self) -> float:
-        """Shorten the gradient; return its length before, over all processes."""
-        return learner.clip(self.module, self.max_grad_norm)
-
     def sum(self, figures: Tensor) -> Tensor:
         """Return the sum over all processes; every one of them must call it."""
         total: Tensor = self.accelerator.reduce(figures, reduction="sum")
@@ -163,42 +146,13 @@ class Agent:
         return float(self.accelerator.gather(mine).max())
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return what is to be kept, on the CPU: the policy's weights or adapters; the value head.
-
-        By the names of their parameters. Every process must call it; the first one gets them.
-        """
-        options = StateDictOptions(
-            full_state_dict=True, cpu_offload=True, ignore_frozen_params=has_adapters(self.policy)
-        )
-        found = {
-            name: learner.own_memory(tensor)
-            for name, tensor in get_model_state_dict(self.module, options=options).items()
-            if isinstance(tensor, Tensor)
-        }
+        """Return the policy's weights or adapters, and the value head; see `kept`."""
+        found = self.kept(has_adapters(self.policy)).items()
         policy, head = (
-            {name.removeprefix(start): x for name, x in found.items() if name.startswith(start)}
+            {name.removeprefix(start): x for name, x in found if name.startswith(start)}
             for start in (POLICY, VALUE)
         )
         return policy, head
-
-    def optimizer_state(self) -> Mapping[str, Any]:
-        """Return the optimizer's state by names of parameters; see `tensors`."""
-        if not self.optimizer.state:
-            # torch fills it by a step without gradients, which counts as one to AdamW.
-            get_optimizer_state_dict(self.module, self.optimizer, options=learner.WHOLE)
-            for state in self.optimizer.state.values():
-                state["step"].zero_()
-        return get_optimizer_state_dict(self.module, self.optimizer, options=learner.WHOLE)
-
-    def restore_optimizer(self, state: Mapping[str, Any]) -> None:
-        """Set what `optimizer_state` returned, maybe on another number of processes.
-
-        Learning rates stay as configured now.
-        """
-        rates = [(group["lr"], group[RATE]) for group in self.optimizer.param_groups]
-        set_optimizer_state_dict(self.module, self.optimizer, dict(state), options=learner.WHOLE)
-        for group, (rate, base) in zip(self.optimizer.param_groups, rates, strict=True):
-            group["lr"], group[RATE] = rate, base
 
 
 def build(
@@ -223,7 +177,7 @@ def build(
     merged = Merged(policy) if policy.owns_memory and _mergeable(policy) else None
     optimizer = _optimizer(core, config)
     runner = Runner(policy if merged is None else merged.model)
-    return Agent(accelerator, module, core, optimizer, config.max_grad_norm, merged, runner)
+    return Agent(accelerator, module, optimizer, config.max_grad_norm, core, merged, runner)
 
 
 def _local(tensor: Tensor) -> Tensor:
@@ -255,8 +209,8 @@ def _optimizer(core: ActorCritic, config: PpoConfig) -> torch.optim.Optimizer:
         [
             {
                 "params": [p for p in part.parameters() if p.requires_grad],
-                "lr": rate,
                 RATE: rate,
+                BASE_RATE: rate,
                 "weight_decay": decay,
             }
             for part, rate, decay in parts

@@ -48,7 +48,7 @@ def success(run: RlRun, runner: Runner, step: int) -> float:
         videos=settings.videos,
     )
     evaluation.output.mkdir(parents=True, exist_ok=True)
-    acting = OpenVLAPolicy(replace(run.loaded, model=runner.model), model, runner)
+    acting = OpenVLAPolicy(replace(run.session.origin.loaded, model=runner.model), model, runner)
     try:
         rollouts = roll_out(acting, evaluation)
     except NotFiniteError as error:
@@ -56,6 +56,6 @@ def success(run: RlRun, runner: Runner, step: int) -> float:
         raise spoilt.answer(where, run.agent.core, error) from error
     results = summary(evaluation, rollouts)
     write_json(evaluation.output / RESULTS, results)
-    if run.tracker.wandb_run is not None:
-        run.tracker.wandb_run.show(sorted((evaluation.output / VIDEOS).glob("*.mp4")), step)
+    if run.session.tracker.wandb_run is not None:
+        run.session.tracker.wandb_run.show(sorted((evaluation.output / VIDEOS).glob("*.mp4")), step)
     return float(results["success"]["rate"])

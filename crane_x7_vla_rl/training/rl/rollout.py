@@ -36,9 +36,9 @@ from crane_x7_vla_rl.training.rl import grpo, ppo
 from crane_x7_vla_rl.training.rl.agent import Agent
 from crane_x7_vla_rl.training.rl.buffer import Buffer, derive_seed
 from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig
+from crane_x7_vla_rl.training.session import Clock
 from crane_x7_vla_rl.types import Array
 
-Clock = Callable[[], float]
 VALUED: Final = Sampling()
 """How the one token is chosen that is thrown away, where only a value is wanted."""
 

@@ -1,7 +1,7 @@
 """Everything that reinforcement learning needs, opened in order: output, model, state, scenes.
 
-A configuration and maybe a checkpoint to go on from come in; an `RlRun` leaves, and how far it is.
-All processes open it, each with environments of its own; the first one writes.
+Configuration and maybe a checkpoint to resume → an `RlRun`, and how far it is. All processes open
+it, each with environments of its own; the first one writes.
 """
 
 from __future__ import annotations
@@ -9,94 +9,72 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import torch
 from accelerate import Accelerator
 
-from crane_x7_vla_rl.log_text import MANY_LINES
 from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.codec import Codec, PolicySpec
 from crane_x7_vla_rl.policies.openvla.policy import SMALL
 from crane_x7_vla_rl.policies.openvla.weights import layout as layouts
-from crane_x7_vla_rl.policies.openvla.weights.layout import TOKENIZER
 from crane_x7_vla_rl.policies.openvla.weights.loading import Loaded
 from crane_x7_vla_rl.sim.vector import make as vector
 from crane_x7_vla_rl.sim.vector.protocol import VectorEnv
 from crane_x7_vla_rl.training import learner
-from crane_x7_vla_rl.training.checkpoints import lineage, training_state
+from crane_x7_vla_rl.training import session as sessions
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.checkpoints.merge import merge
-from crane_x7_vla_rl.training.checkpoints.policy_files import Base, PolicyAssets
-from crane_x7_vla_rl.training.checkpoints.publish import Uploads, UploadTarget
+from crane_x7_vla_rl.training.checkpoints.policy_files import PolicyAssets
 from crane_x7_vla_rl.training.checkpoints.resume import Resumption
 from crane_x7_vla_rl.training.checkpoints.training_state import Progress
-from crane_x7_vla_rl.training.config import loader as config_tree
 from crane_x7_vla_rl.training.errors import ConfigError, ResumeError
 from crane_x7_vla_rl.training.rl import agent as agents
 from crane_x7_vla_rl.training.rl import figures as rl_tracking
 from crane_x7_vla_rl.training.rl import value_head as value
 from crane_x7_vla_rl.training.rl.agent import Agent
 from crane_x7_vla_rl.training.rl.config import RlConfig
-from crane_x7_vla_rl.training.rl.rollout import Clock, RolloutConfig
-from crane_x7_vla_rl.training.sft.run import upload_targets
+from crane_x7_vla_rl.training.rl.rollout import RolloutConfig
+from crane_x7_vla_rl.training.session import Clock, Session, TrainerNames
 from crane_x7_vla_rl.training.tracking import Formatters, StepRange, Tracker, open_tracker
 
 logger = logging.getLogger(__name__)
 
 BASE: Final = "base"
 """Folder of whole weights in a run that starts from an adapter, which cannot be a base itself."""
-NEVER: Final = -1.0
-"""The best success so far of a run that has not been evaluated."""
+BEST: Final = "checkpoint_best"
+FINAL: Final = "checkpoint_final"
+NAMES: Final = TrainerNames("--resume", "ppo.learning_rate", FINAL, (BEST, FINAL))
 
 
 @dataclass(frozen=True, eq=False)
 class RlRun:
     """All that does not change from update to update."""
 
+    session: Session
     config: RlConfig
     rollout: RolloutConfig
-    loaded: Loaded
-    around: PolicyAssets
-    base: Base
-    tracker: Tracker
-    uploads: Uploads
-    every_save: tuple[UploadTarget, ...]
-    """Where each checkpoint is uploaded to."""
-    at_end: tuple[UploadTarget, ...]
-    """Where the last one is uploaded to."""
+    """It holds the agent and the environments of this process."""
     clock: Clock
     threads: int
     """Of an update on a CPU, where simulations wait meanwhile: as many as torch began with."""
-    made_from: str | None
-    """What it starts from is called at W&B."""
 
     @property
     def folder(self) -> Path:
         """Where results go."""
-        return self.config.output_dir
+        return self.session.folder
 
     @property
     def agent(self) -> Agent:
-        """What learns."""
+        """What acts and learns."""
         return self.rollout.agent
 
     @property
     def env(self) -> VectorEnv:
         """The environments of this process."""
         return self.rollout.env
-
-    @property
-    def accelerator(self) -> Accelerator:
-        """This process among those of the run."""
-        return self.rollout.agent.accelerator
-
-    @property
-    def is_first(self) -> bool:
-        """Whether this process writes."""
-        return bool(self.accelerator.is_main_process)
 
 
 @contextmanager
@@ -107,58 +85,44 @@ def open_run(
 
     Raises OutputError, ConfigError, ResumeError, SimError and PolicyLoadError.
     """
-    accelerator = learner.start_processes(config)
+    accelerator = sessions.begin(config, config.training.device, resumption, NAMES)
     threads = max(1, torch.get_num_threads() // int(accelerator.num_processes))
-    first = bool(accelerator.is_main_process)
-    if not first:
-        logging.getLogger().setLevel(logging.WARNING)
     resumed = resumption.folder if resumption else None
-    _announce(config, resumption)
-    if first:
-        same = resumed is not None and resumed.parent == config.output_dir.resolve()
-        checkpoint.claim(config.output_dir, resuming=same, flag="--resume")
-        (config.output_dir / checkpoint.CONFIG).write_text(config_tree.to_yaml(config))
-    model = _whole(config, accelerator)
-    loaded = _load(config, model, accelerator, resumed)
-    codec = Codec.of(loaded.layout, loaded.model.norm_stats, config.start.unnorm_key)
-    keeps_patches = _keeps_patches(config, loaded.model)
-    agent, progress = _agent(config, loaded, accelerator, resumed)
+    weights = _whole(config, accelerator)
+    loaded = _load(config, weights, accelerator, resumed)
+    policy = loaded.model
+    codec = Codec.of(loaded.layout, policy.norm_stats, config.start.unnorm_key)
+    assets = PolicyAssets.of(
+        loaded.layout, dict(policy.norm_stats), bool(policy.crop), codec.inputs
+    )
+    origin = sessions.origin(config.start.model, weights, loaded, assets, resumed)
+    keeps_patches = _keeps_patches(config, policy)
+    agent = _agent(config, loaded, accelerator, resumed)
+    progress = sessions.restore(agent, resumed)
     rank = int(accelerator.process_index)
-    settings = config.env.vector(
-        _control_hz(codec.inputs, model), config.training.seed,
-        rank * config.env.num_parallel_envs,
+    env = vector.make(
+        config.env.vector(
+            _control_hz(codec.inputs, weights), config.training.seed,
+            rank * config.env.num_parallel_envs,
+        )
     )  # fmt: skip
-    env = vector.make(settings)
+
+    def tracker() -> Tracker:
+        steps = StepRange(progress.step, config.training.num_updates)
+        formatters = Formatters(rl_tracking.line, rl_tracking.bar)
+        return open_tracker(config, config.output_dir, steps, formatters, progress.wandb_run)
+
     try:
         if progress.position is not None:
             _restore_scenes(env, progress, rank)
+        training = config.training
         rollout = RolloutConfig(
-            env,
-            agent,
-            codec,
-            config.ppo,
-            config.training.rollout_steps,
-            config.training.seed,
-            keeps_patches,
+            env, agent, codec, config.ppo, training.rollout_steps, training.seed, keeps_patches
         )
-        with _tracker(config, progress, first) as tracker:
-            every, at_end = upload_targets(config, tracker) if first else ((), ())
-            yield RlRun(
-                config, rollout, loaded, _around(loaded, codec), Base.of(model, loaded.layout),
-                tracker, Uploads(at_end), every, at_end, clock, threads,
-                lineage.made_from(config.start.model, resumed),
-            ), progress  # fmt: skip
+        with sessions.open_session(config, NAMES, accelerator, origin, tracker) as session:
+            yield RlRun(session, config, rollout, clock, threads), progress
     finally:
         env.close()
-
-
-def _announce(config: RlConfig, resumption: Resumption | None) -> None:
-    text = config_tree.to_yaml(config).rstrip()
-    logger.info("configuration:\n%s", text, extra=MANY_LINES)
-    if resumption is not None:
-        logger.info("going on from %s", resumption.folder)
-        for change in resumption.changes:
-            logger.warning("changed since then: %s", change)
 
 
 def _whole(config: RlConfig, accelerator: Accelerator) -> str:
@@ -192,23 +156,14 @@ def _load(config: RlConfig, model: str, accelerator: Accelerator, resumed: Path 
 
 def _agent(
     config: RlConfig, loaded: Loaded, accelerator: Accelerator, resumed: Path | None
-) -> tuple[Agent, Progress]:
-    """Return what learns, with the value head, optimizer and counters of the checkpoint."""
+) -> Agent:
+    """Return what acts and learns, with the value head of the checkpoint."""
     head = None
     if config.ppo.algorithm == "ppo":
         head = value.ValueHead(loaded.model.config.text.hidden_size, config.ppo.value)
         if resumed is not None:
             value.read(resumed, head)
-    agent = agents.build(loaded.model, config.ppo, accelerator, config.training.sharding, head)
-    processes = int(accelerator.num_processes)
-    if resumed is None:
-        return agent, Progress(processes=processes)
-    progress = training_state.read_progress(resumed)
-    optimizer, randoms = training_state.read_tensors(resumed)
-    agent.restore_optimizer(optimizer)
-    if progress.processes == processes:
-        training_state.set_random_state(randoms[accelerator.process_index])
-    return agent, replace(progress, processes=processes)
+    return agents.build(loaded.model, config.ppo, accelerator, config.training.sharding, head)
 
 
 def _restore_scenes(env: VectorEnv, progress: Progress, rank: int) -> None:
@@ -230,21 +185,6 @@ def _control_hz(inputs: PolicySpec, source: str) -> int:
             " simulation takes whole rates only"
         )
     return round(rate)
-
-
-def _around(loaded: Loaded, codec: Codec) -> PolicyAssets:
-    tokenizer = loaded.layout.first(TOKENIZER)
-    assert tokenizer is not None  # the codec has read it
-    statistics: dict[str, Any] = dict(loaded.model.norm_stats)
-    return PolicyAssets(statistics, tokenizer, bool(loaded.model.crop), codec.inputs)
-
-
-def _tracker(config: RlConfig, progress: Progress, first: bool) -> Tracker:
-    if not first:
-        return Tracker()
-    steps = StepRange(progress.step, config.training.num_updates)
-    formatters = Formatters(rl_tracking.line, rl_tracking.bar)
-    return open_tracker(config, config.output_dir, steps, formatters, progress.wandb_run)
 
 
 def _keeps_patches(config: RlConfig, model: OpenVLA) -> bool:

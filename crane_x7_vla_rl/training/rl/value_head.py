@@ -8,7 +8,6 @@ checkpoint, as `value_head.safetensors`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
@@ -20,8 +19,6 @@ from crane_x7_vla_rl.training.errors import ResumeError
 from crane_x7_vla_rl.training.rl.ppo_config import ValueConfig
 
 FILE: Final = "value_head.safetensors"
-READABLE: Final = 0o644
-"""safetensors writes files that others may not read."""
 
 
 class ValueHead(nn.Module):
@@ -54,17 +51,8 @@ class ValueHead(nn.Module):
         return value.squeeze(-1)
 
 
-def write(folder: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write a value head's tensors, by the names of its parameters, into a checkpoint's folder."""
-    from safetensors.torch import save_file
-
-    owned = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    save_file(owned, folder / FILE, metadata={"format": "pt"})
-    (folder / FILE).chmod(READABLE)
-
-
 def read(folder: Path, head: ValueHead) -> None:
-    """Give the head the weights that `write` wrote; raises ResumeError where they do not fit.
+    """Give the head the weights of a checkpoint; raises ResumeError where they do not fit.
 
     Raises NotFiniteError where they are no numbers.
     """

@@ -12,28 +12,23 @@ import logging
 import math
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Final
 
 import torch
 from accelerate.utils import gather_object
 
 from crane_x7_vla_rl.data.loader.batches import Batch
-from crane_x7_vla_rl.log_text import MANY_LINES
 from crane_x7_vla_rl.policies.openvla import finite
-from crane_x7_vla_rl.training import non_finite as spoilt
-from crane_x7_vla_rl.training.checkpoints import policy_files, training_state
+from crane_x7_vla_rl.training import session
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
-from crane_x7_vla_rl.training.checkpoints.lineage import Lineage
-from crane_x7_vla_rl.training.checkpoints.publish import artifact_in
 from crane_x7_vla_rl.training.checkpoints.resume import Resumption
 from crane_x7_vla_rl.training.checkpoints.training_state import Progress
-from crane_x7_vla_rl.training.config import loader as config_tree
 from crane_x7_vla_rl.training.errors import NotFiniteError
 from crane_x7_vla_rl.training.interrupt import Interrupt
 from crane_x7_vla_rl.training.schedule import learning_rate, smoothing
+from crane_x7_vla_rl.training.session import Clock, Snapshot
 from crane_x7_vla_rl.training.sft.config import SftConfig
-from crane_x7_vla_rl.training.sft.run import Clock, Run, open_run, steps
+from crane_x7_vla_rl.training.sft.run import SftRun, open_run, steps
 from crane_x7_vla_rl.training.sft.samples import model_batch
 from crane_x7_vla_rl.training.tracking import Figures
 
@@ -41,15 +36,10 @@ logger = logging.getLogger(__name__)
 
 NAMED: Final = 8
 """So many episodes are listed in an error."""
-UNDONE: Final = "not-uploaded.txt"
-FINISH_S: Final = 1800.0
-"""So long the end waits for uploads, at least for one more try of each."""
-INTERRUPTED_S: Final = 8.0
-"""The same after SIGTERM: machines are taken away 30 s later."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class UpdateOutcome:
     """What all processes agree on after the backward pass of an update."""
 
     loss: float
@@ -67,18 +57,10 @@ def train(
 
     Raises TrainingError, DataError and PolicyLoadError, each of which says what to do.
     """
-    with Interrupt() as interrupt, open_run(config, resumption, clock) as (run, progress):
-        _loop(run, progress, interrupt)
-        interrupt.training = False  # all is saved: whoever asks again need not wait
-        deadline_s = INTERRUPTED_S if interrupt.wanted else FINISH_S
-        undone = run.uploads.finish(deadline_s) + run.tracker.finish(deadline_s)
-    if undone:
-        (run.folder / UNDONE).write_text("\n".join(undone) + "\n")
-        where, text = run.folder / UNDONE, "\n".join(undone)
-        logger.warning("not uploaded (listed in %s):\n%s", where, text, extra=MANY_LINES)
+    session.train(open_run(config, resumption, clock), _loop)
 
 
-def _loop(run: Run, progress: Progress, interrupt: Interrupt) -> None:
+def _loop(run: SftRun, progress: Progress, interrupt: Interrupt) -> None:
     """Update until the end or until somebody asks to stop; save on the way and at the end."""
     end = steps(run.config, run.samples_per_update, run.batches.frames_per_epoch, progress)
     saved, interrupt.training = progress.step, True
@@ -98,7 +80,9 @@ def _loop(run: Run, progress: Progress, interrupt: Interrupt) -> None:
     logger.info("%s after %d of %d updates", word, progress.step, end)
 
 
-def _update(run: Run, progress: Progress, end: int, interrupt: Interrupt) -> tuple[Progress, bool]:
+def _update(
+    run: SftRun, progress: Progress, end: int, interrupt: Interrupt
+) -> tuple[Progress, bool]:
     """Make one update; return the progress after it, and whether to stop."""
     training, started_s = run.config.training, run.clock()
     losses, batches, data_s = [], [], 0.0
@@ -123,7 +107,7 @@ def _update(run: Run, progress: Progress, end: int, interrupt: Interrupt) -> tup
         samples=progress.samples + run.samples_per_update,
         position=run.batches.state_dict(),
     )
-    run.tracker.log(
+    run.session.tracker.log(
         Figures(
             step=progress.step,
             samples=progress.samples,
@@ -138,13 +122,13 @@ def _update(run: Run, progress: Progress, end: int, interrupt: Interrupt) -> tup
     return progress, outcome.stop
 
 
-def _agree(run: Run, loss: torch.Tensor, stop: bool) -> Outcome:
+def _agree(run: SftRun, loss: torch.Tensor, stop: bool) -> UpdateOutcome:
     """Return what all processes found; each of them returns the same."""
     norm = run.learner.clip()
     wrong = not (math.isfinite(norm) and bool(torch.isfinite(loss)))
     mine = torch.stack([loss.float(), loss.new_tensor(float(wrong)), loss.new_tensor(float(stop))])
     total = run.accelerator.reduce(mine, reduction="sum").tolist()
-    return Outcome(
+    return UpdateOutcome(
         loss=total[0] / run.accelerator.num_processes,
         grad_norm=norm,
         finite=total[1] == 0,
@@ -153,7 +137,7 @@ def _agree(run: Run, loss: torch.Tensor, stop: bool) -> Outcome:
 
 
 def _not_finite(
-    run: Run, progress: Progress, outcome: Outcome, batches: list[Batch]
+    run: SftRun, progress: Progress, outcome: UpdateOutcome, batches: list[Batch]
 ) -> NotFiniteError:
     """Return the error that names the update, the episodes of all processes, and the way back."""
     pairs = {
@@ -181,37 +165,8 @@ def _not_finite(
     )
 
 
-def _save(run: Run, progress: Progress, name: str) -> None:
-    """Save a checkpoint; every process takes part, the first one writes.
-
-    Raises SpoiltError where weights are no numbers.
-    """
+def _save(run: SftRun, progress: Progress, name: str) -> None:
+    """Save a checkpoint; see `Session.save`."""
     tensors, optimizer = run.learner.tensors(), run.learner.optimizer_state()
-    randoms = gather_object([training_state.random_state()])
-    if run.is_first:
-        spoilt.check_saved(tensors, run.folder / name, "--learning-rate")
-        wandb_run = run.tracker.wandb_run
-        known = replace(progress, wandb_run=wandb_run.id if wandb_run else progress.wandb_run)
-        target = run.folder / name
-        targets = run.at_end if name == checkpoint.FINAL else run.every_save
-
-        def write(folder: Path) -> None:
-            if run.config.lora.enabled:
-                policy_files.write_adapter(folder, target, tensors, run.config.lora, run.base)
-            else:
-                raw = run.learner.loaded.raw_config
-                policy_files.write_weights(folder, tensors, raw, run.learner.model.norm_stats)
-            policy_files.write_assets(folder, run.around)
-            (folder / checkpoint.CONFIG).write_text(config_tree.to_yaml(run.config))
-            training_state.write(folder, known, optimizer, randoms)
-            origin = Lineage(
-                run.config.policy.model, run.made_from, artifact_in(targets, name), progress.step,
-                {"base": run.base.name or str(run.base.folder), "data": run.source.name},
-            )  # fmt: skip
-            origin.write(folder)
-
-        checkpoint.save(run.folder, name, progress.step, write)
-        run.uploads.offer(target, targets)
-        checkpoint.prune(run.folder, run.config.output.keep, run.uploads.pending())
-        logger.info("saved %s", target)
-    run.accelerator.wait_for_everyone()
+    about = {"data": run.source.name}
+    run.session.save(name, Snapshot(progress, tensors, optimizer, about))

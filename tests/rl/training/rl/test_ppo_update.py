@@ -20,6 +20,7 @@ from crane_x7_vla_rl.policies.openvla.errors import ImageError
 from crane_x7_vla_rl.policies.openvla.run.evaluate import Evaluation
 from crane_x7_vla_rl.policies.openvla.weights.loading import load
 from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
+from crane_x7_vla_rl.training.checkpoints.policy_files import write_tensors
 from crane_x7_vla_rl.training.errors import NotFiniteError, PpoError, ResumeError
 from crane_x7_vla_rl.training.rl import agent as agents
 from crane_x7_vla_rl.training.rl import value_head as value
@@ -307,7 +308,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path) 
     buffer = rig.collect(agent)
     update(agent, buffer, rig.EVERYTHING, UpdateIndex(0))
     policy, head = agent.tensors()
-    value.write(tmp_path, head)
+    write_tensors(tmp_path / value.FILE, head)
     torch.save({"policy": policy, "optimizer": agent.optimizer_state()}, tmp_path / "s.pt")
     second = update(agent, buffer, rig.EVERYTHING, UpdateIndex(1))
 
@@ -322,7 +323,8 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path) 
 
 
 def test_a_value_head_of_another_size_is_not_loaded(tmp_path: Path) -> None:
-    value.write(tmp_path, ValueHead(32, ValueConfig(hidden=8)).state_dict())
+    other = ValueHead(32, ValueConfig(hidden=8))
+    write_tensors(tmp_path / value.FILE, other.state_dict())
     with pytest.raises(ResumeError, match=r"value_head.safetensors: is not this run's value head"):
         value.read(tmp_path, ValueHead(32, ValueConfig(hidden=16)))
 

@@ -21,8 +21,8 @@ from crane_x7_vla_rl.data.lerobot.writer import LeRobotWriter
 from crane_x7_vla_rl.policies.openvla.codec import POLICY, PolicySpec
 from crane_x7_vla_rl.policies.openvla.run.evaluate import evaluate
 from crane_x7_vla_rl.policies.openvla.weights import loading
-from crane_x7_vla_rl.training.learner import TokenLoss, gaussian_targets
 from crane_x7_vla_rl.training.schedule import smoothing
+from crane_x7_vla_rl.training.sft.loss import TokenLoss, gaussian_targets
 
 
 def test_the_bell_stands_over_the_demonstrated_bin() -> None:

@@ -27,7 +27,6 @@ from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.policies.load import load_policy
 from crane_x7_vla_rl.policies.openvla.codec import PolicySpec
 from crane_x7_vla_rl.policies.openvla.weights import loading
-from crane_x7_vla_rl.training import learner
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.errors import (
     ConfigError,
@@ -36,6 +35,7 @@ from crane_x7_vla_rl.training.errors import (
     OutputError,
     ResumeError,
 )
+from crane_x7_vla_rl.training.sft.loss import TokenLearner
 
 pytestmark = pytest.mark.timeout(rig.PATIENCE_S + 100)
 WHOLE = ("--no-use-lora", "--learning-rate", "1e-3")
@@ -88,14 +88,14 @@ def test_all_that_may_learn_gets_a_gradient(tmp_path: Path, kind: tuple[str, ...
     class Seen(Exception):
         pass
 
-    def look(taught: learner.Learner, rate: float) -> None:
+    def look(taught: TokenLearner, rate: float) -> None:
         del rate
         named = taught.model.named_parameters()
         seen.update({n: p.grad is not None for n, p in named if p.requires_grad})
         raise Seen
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(learner.Learner, "update", look)
+        patch.setattr(TokenLearner, "update", look)
         with pytest.raises(Seen):
             rig.train(tmp_path / "run", *kind)
     assert len(seen) > 20

@@ -1,0 +1,93 @@
+"""How far a run of reinforcement learning is after its last whole update.
+
+A run and the progress it was opened with → a `RunState`, which the loop moves on, and of which a
+checkpoint is a `Snapshot`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any, Final
+
+from accelerate.utils import gather_object
+
+from crane_x7_vla_rl.sim.vector.protocol import VectorEnv
+from crane_x7_vla_rl.training.checkpoints.training_state import Progress
+from crane_x7_vla_rl.training.rl import value_head as value
+from crane_x7_vla_rl.training.rl.episode_stats import Outcomes, Recent
+from crane_x7_vla_rl.training.rl.rollout import Collected
+from crane_x7_vla_rl.training.rl.run import RlRun
+from crane_x7_vla_rl.training.session import Snapshot
+
+NEVER: Final = -1.0
+"""The best success so far of a run that has not been evaluated."""
+
+
+class Scenes:
+    """The episodes that run in the environments of this process."""
+
+    def __init__(self, env: VectorEnv, outcomes: Outcomes) -> None:
+        self._env, self._outcomes = env, outcomes
+        self.state: dict[str, Any] = env.state_dict()
+        """Which episodes were running when the update that is not done yet began."""
+
+    def add(self, found: Collected, steps: int) -> tuple[int, int]:
+        """Return how many episodes count now, and their successes; see `Outcomes.add`."""
+        return self._outcomes.add(found.episodes, found.ended, steps)
+
+    def note(self) -> None:
+        """Note which episodes are running: the update that began before is done."""
+        self.state = self._env.state_dict()
+
+    def restart(self) -> None:
+        """Restart the running episodes, as a run does that resumes from what is saved now."""
+        self._begin(self._env.state_dict())
+
+    def begin_next(self) -> None:
+        """Begin the next episode in every environment: grpo learns from whole ones alone."""
+        state = self._env.state_dict()
+        self._begin(state | {"episodes": [episode + 1 for episode in state["episodes"]]})
+
+    def _begin(self, state: dict[str, Any]) -> None:
+        self._env.load_state_dict(state)
+        self._outcomes.restart()
+        self.note()
+
+
+@dataclass
+class RunState:
+    """Counters, scenes and scores of a run between two updates."""
+
+    progress: Progress
+    scenes: Scenes
+    best: float
+    """The best success in evaluation."""
+    recent: Recent
+    about: dict[str, Any] = field(default_factory=dict)
+    """The newest update's success, for the checkpoint's lineage."""
+
+    @classmethod
+    def of(cls, run: RlRun, progress: Progress, longest: int) -> RunState:
+        """Return the state that a run begins with; `longest`: decisions of an episode at most."""
+        before = progress.position or {}
+        outcomes = Outcomes(longest, run.rollout.codec.inputs.chunk_steps)
+        best, recent = float(before.get("best", NEVER)), Recent(before.get("recent", ()))
+        return cls(progress, Scenes(run.env, outcomes), best, recent)
+
+    def advance(self, env_steps: int) -> None:
+        """Count an update that is done, and the control steps of its rollout."""
+        before = self.progress
+        self.progress = replace(before, step=before.step + 1, samples=before.samples + env_steps)
+
+    def snapshot(self, run: RlRun) -> Snapshot:
+        """Return what a checkpoint holds; every process must call it."""
+        tensors, head = run.agent.tensors()
+        optimizer = run.agent.optimizer_state()
+        position = {
+            "environments": gather_object([self.scenes.state]),
+            "best": self.best,
+            "recent": self.recent.state(),
+        }
+        progress = replace(self.progress, position=position)
+        others = {value.FILE: head} if head else {}
+        return Snapshot(progress, tensors, optimizer, self.about, others)

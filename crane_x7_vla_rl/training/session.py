@@ -1,0 +1,281 @@
+"""What both trainers do alike: open a run's folder, resume, save checkpoints, upload, finish.
+
+Configuration and maybe a checkpoint → a `Session`; a `Snapshot` → a checkpoint in its folder. All
+processes of a run go through the same calls, the first one writes.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Final, Protocol, TypeVar
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import gather_object
+from torch import Tensor
+
+from crane_x7_vla_rl.log_text import MANY_LINES
+from crane_x7_vla_rl.policies.openvla.weights.loading import Loaded
+from crane_x7_vla_rl.training import learner
+from crane_x7_vla_rl.training import non_finite as spoilt
+from crane_x7_vla_rl.training.checkpoints import lineage, policy_files, publish, training_state
+from crane_x7_vla_rl.training.checkpoints import save as checkpoint
+from crane_x7_vla_rl.training.checkpoints.lineage import Lineage
+from crane_x7_vla_rl.training.checkpoints.policy_files import Base, PolicyAssets
+from crane_x7_vla_rl.training.checkpoints.publish import Uploads, UploadTargets
+from crane_x7_vla_rl.training.checkpoints.resume import Resumption
+from crane_x7_vla_rl.training.checkpoints.training_state import Progress
+from crane_x7_vla_rl.training.config import loader as config_tree
+from crane_x7_vla_rl.training.config.sections import LoraConfig
+from crane_x7_vla_rl.training.interrupt import Interrupt
+from crane_x7_vla_rl.training.learner import Learner
+from crane_x7_vla_rl.training.tracking import Reported, Tracker
+
+logger = logging.getLogger(__name__)
+
+UNDONE: Final = "not-uploaded.txt"
+FINISH_S: Final = 1800.0
+"""The end of a run waits this long for uploads, at least for one more try of each."""
+INTERRUPTED_S: Final = 8.0
+"""The same after SIGTERM: machines are taken away 30 s later."""
+
+Clock = Callable[[], float]
+
+
+class Keeps(Protocol):
+    """How many checkpoints stay."""
+
+    @property
+    def keep(self) -> int | None:
+        """The newest ones; None for all."""
+
+
+class SessionConfig(Reported, publish.Published, Protocol):
+    """What a session reads of either trainer's configuration."""
+
+    @property
+    def output_dir(self) -> Path:
+        """Folder of the run."""
+
+    @property
+    def output(self) -> Keeps:
+        """Where results go."""
+
+    @property
+    def lora(self) -> LoraConfig:
+        """Which weights learn."""
+
+
+@dataclass(frozen=True)
+class TrainerNames:
+    """What a trainer calls its flags and checkpoints."""
+
+    resume_flag: str
+    learning_rate: str
+    """The setting to lower where weights become NaN."""
+    final: str
+    """The checkpoint at the end of a run."""
+    apart: tuple[str, ...] = ()
+    """Checkpoints that stay, whatever output.keep says."""
+
+
+@dataclass(frozen=True)
+class Origin:
+    """The policy that a run started from, and what its checkpoints take over."""
+
+    model: str
+    """Folder or Hub id, as configured."""
+    made_from: str | None
+    """Its artifact at W&B, where it has one."""
+    base: Base
+    loaded: Loaded
+    assets: PolicyAssets
+
+
+@dataclass(frozen=True, eq=False)
+class Snapshot:
+    """A run between two updates, as a checkpoint holds it."""
+
+    progress: Progress
+    policy: Mapping[str, Tensor]
+    """Adapters or all weights, by name."""
+    optimizer: Mapping[str, Any]
+    about: Mapping[str, Any]
+    """What `lineage.json` says beside the base."""
+    others: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    """Other weights by file, such as a value head's."""
+
+
+@dataclass(frozen=True, eq=False)
+class Session:
+    """A run's folder, and everyone who is told how the run goes."""
+
+    config: SessionConfig
+    names: TrainerNames
+    accelerator: Accelerator
+    origin: Origin
+    tracker: Tracker
+    uploads: Uploads
+    targets: UploadTargets
+
+    @property
+    def folder(self) -> Path:
+        """Where results go."""
+        return self.config.output_dir
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes."""
+        return bool(self.accelerator.is_main_process)
+
+    def save(self, name: str, snapshot: Snapshot) -> None:
+        """Save a checkpoint; every process takes part, the first one writes.
+
+        Raises SpoiltError where weights are NaN or infinite, OutputError where the disk is full.
+        """
+        randoms = gather_object([training_state.random_state()])
+        if self.is_first:
+            self._write(name, snapshot, randoms)
+        self.accelerator.wait_for_everyone()
+
+    def _write(self, name: str, snapshot: Snapshot, randoms: list[dict[str, Tensor]]) -> None:
+        target, progress = self.folder / name, snapshot.progress
+        learned = dict(snapshot.policy)
+        for file, tensors in snapshot.others.items():
+            learned |= {f"{Path(file).stem}.{key}": tensor for key, tensor in tensors.items()}
+        spoilt.check_saved(learned, target, self.names.learning_rate)
+        if self.tracker.wandb_run is not None:
+            progress = replace(progress, wandb_run=self.tracker.wandb_run.id)
+        destinations = self.targets.at(name == self.names.final)
+        base = self.origin.base
+        origin = Lineage(
+            self.origin.model, self.origin.made_from, publish.artifact_in(destinations, name),
+            progress.step, {"base": base.name or str(base.folder), **snapshot.about},
+        )  # fmt: skip
+
+        def write(folder: Path) -> None:
+            self._write_policy(folder, target, snapshot.policy)
+            for file, tensors in snapshot.others.items():
+                policy_files.write_tensors(folder / file, tensors)
+            (folder / checkpoint.CONFIG).write_text(config_tree.to_yaml(self.config))
+            training_state.write(folder, progress, snapshot.optimizer, randoms)
+            origin.write(folder)
+
+        checkpoint.save(self.folder, name, progress.step, write)
+        self.uploads.offer(target, destinations)
+        pending = self.uploads.pending()
+        checkpoint.prune(self.folder, self.config.output.keep, pending, self.names.apart)
+        logger.info("saved %s", target)
+
+    def _write_policy(self, folder: Path, target: Path, tensors: Mapping[str, Tensor]) -> None:
+        loaded, lora = self.origin.loaded, self.config.lora
+        if lora.enabled:
+            policy_files.write_adapter(folder, target, tensors, lora, self.origin.base)
+        else:
+            statistics = loaded.model.norm_stats
+            policy_files.write_weights(folder, tensors, loaded.raw_config, statistics)
+        policy_files.write_assets(folder, self.origin.assets)
+
+    def finish(self, interrupted: bool) -> None:
+        """Wait for uploads; list in UNDONE what could not be uploaded."""
+        deadline_s = INTERRUPTED_S if interrupted else FINISH_S
+        undone = self.uploads.finish(deadline_s) + self.tracker.finish(deadline_s)
+        if undone:
+            where, text = self.folder / UNDONE, "\n".join(undone)
+            where.write_text(text + "\n")
+            logger.warning("not uploaded (listed in %s):\n%s", where, text, extra=MANY_LINES)
+
+
+class HasSession(Protocol):
+    """A trainer's run."""
+
+    @property
+    def session(self) -> Session:
+        """What it shares with the other trainer's."""
+
+
+R = TypeVar("R", bound=HasSession)
+
+
+def train(
+    opened: AbstractContextManager[tuple[R, Progress]],
+    loop: Callable[[R, Progress, Interrupt], None],
+) -> None:
+    """Open a run, let `loop` train to the end or until SIGTERM and save, then finish uploads."""
+    with Interrupt() as interrupt, opened as (run, progress):
+        loop(run, progress, interrupt)
+        interrupt.training = False  # all is saved: a second signal ends the process at once
+        run.session.finish(interrupt.wanted)
+
+
+def begin(
+    config: SessionConfig,
+    device: learner.Device,
+    resumption: Resumption | None,
+    names: TrainerNames,
+) -> Accelerator:
+    """Join the run's processes, log the configuration and claim the run's folder.
+
+    Raises OutputError where the folder holds another run.
+    """
+    accelerator = learner.start_processes(device)
+    if not accelerator.is_main_process:
+        logging.getLogger().setLevel(logging.WARNING)
+    text = config_tree.to_yaml(config)
+    logger.info("configuration:\n%s", text.rstrip(), extra=MANY_LINES)
+    if resumption is not None:
+        logger.info("going on from %s", resumption.folder)
+        for change in resumption.changes:
+            logger.warning("changed since then: %s", change)
+    if accelerator.is_main_process:
+        folder = config.output_dir
+        resuming = resumption is not None and resumption.folder.parent == folder.resolve()
+        checkpoint.claim(folder, resuming, names.resume_flag)
+        (folder / checkpoint.CONFIG).write_text(text)
+    return accelerator
+
+
+def restore(learning: Learner, resumed: Path | None) -> Progress:
+    """Set optimizer and random states to those of the checkpoint; return how far the run is."""
+    processes = int(learning.accelerator.num_processes)
+    if resumed is None:
+        return Progress(processes=processes)
+    progress = training_state.read_progress(resumed)
+    optimizer, randoms = training_state.read_tensors(resumed)
+    learning.restore_optimizer(optimizer)
+    if progress.processes == processes:
+        training_state.set_random_state(randoms[learning.accelerator.process_index])
+    else:
+        torch.manual_seed(torch.initial_seed() + progress.samples)
+        logger.warning(
+            "changed since then: processes: %d → %d; dropout masks will differ",
+            progress.processes, processes,
+        )  # fmt: skip
+    return replace(progress, processes=processes)
+
+
+@contextmanager
+def open_session(
+    config: SessionConfig, names: TrainerNames, accelerator: Accelerator, origin: Origin,
+    open_tracker: Callable[[], Tracker],
+) -> Iterator[Session]:  # fmt: skip
+    """Yield the session of a run that `begin` began; close its tracker afterwards."""
+    is_first = bool(accelerator.is_main_process)
+    with open_tracker() if is_first else Tracker() as tracker:
+        targets = UploadTargets()
+        if is_first:
+            targets = publish.upload_targets(config, tracker.wandb_run)
+        uploads = Uploads(targets.at_end)
+        yield Session(config, names, accelerator, origin, tracker, uploads, targets)
+
+
+def origin(
+    model: str, weights: str, loaded: Loaded, assets: PolicyAssets, resumed: Path | None
+) -> Origin:
+    """Return where a run starts: the configured `model`, whose whole weights are `weights`."""
+    made_from = lineage.made_from(model, resumed)
+    return Origin(model, made_from, Base.of(weights, loaded.layout), loaded, assets)
