@@ -1,4 +1,4 @@
-"""Fixtures for tests of the image: the workshop and the image, made once per run of pytest.
+"""How many workers run the tests, and fixtures for tests of the image: workshop and image.
 
 A test marked `container` may take its time to set up on a bare machine (base image, tailscale and
 headscale from source); the timeout of pytest counts the test itself alone.
@@ -6,10 +6,12 @@ headscale from source); the timeout of pytest counts the test itself alone.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import fake_tailnet
+import psutil
 import pytest
 from containers import MissingToolsError, Network, Workshop
 from tailnet_rig import find_tools
@@ -17,6 +19,20 @@ from tailnet_rig import find_tools
 from crane_x7_vla_rl import secret_text
 
 CONTAINER_TIMEOUT_S = 180
+WORKER_BYTES = 3e9
+"""What a worker and the processes of its tests hold at most."""
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Before numpy and torch are imported: as many threads as cores, in each worker, is too many.
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers() -> int:
+    """`-n auto`: one worker more than cores, since a third of the time tests wait."""
+    fit = int(psutil.virtual_memory().available // WORKER_BYTES)
+    return max(1, min(len(os.sched_getaffinity(0)) + 1, fit))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
