@@ -111,7 +111,7 @@ def trajectory(
                 accelerations=empty,
                 effort=empty,
                 time_from_start=build(
-                    "builtin_interfaces/FinitePositive", sec=int(due), nanosec=round(due % 1 * 1e9)
+                    "builtin_interfaces/Duration", sec=int(due), nanosec=round(due % 1 * 1e9)
                 ),
             )
             for due, position in points
