@@ -27,17 +27,18 @@ def find_files(folder: Path, *patterns: str) -> list[Path]:
     the log: macOS copies `._name` beside every `name` onto foreign disks.
     """
     found = {path for pattern in patterns for path in folder.glob(pattern)}
-    hidden = {
-        path
-        for path in found
-        if any(part.startswith(".") for part in path.relative_to(folder).parts)
-    }
+    hidden = {path for path in found if is_hidden(path, folder)}
     if hidden:
         logger.warning(
             "%s: %d files left out whose names begin with a dot, such as %s",
             folder, len(hidden), min(hidden).relative_to(folder),
         )  # fmt: skip
     return sorted(found - hidden)
+
+
+def is_hidden(path: Path, folder: Path) -> bool:
+    """Whether the file's name, or that of a folder between it and `folder`, begins with a dot."""
+    return any(part.startswith(".") for part in path.relative_to(folder).parts)
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:

@@ -15,6 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crane_x7_vla_rl.data.episode import DataError, Episode
+from crane_x7_vla_rl.data.files import is_hidden
 
 REPO_ID: Final = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
@@ -83,7 +84,7 @@ def open_source(path: str | Path, *, instruction: str = DEFAULT_INSTRUCTION) -> 
 def _holds(path: Path, pattern: str) -> bool:
     if path.is_file():
         return path.match(pattern.removeprefix("**/"))
-    return any(not name.name.startswith(".") for name in path.glob(pattern))
+    return any(not is_hidden(found, path) for found in path.glob(pattern))
 
 
 def _reader(module: str, function: str) -> Callable[..., EpisodeSource]:

@@ -161,6 +161,9 @@ def test_macos_side_files_are_left_out_and_counted(tmp_path, caplog):
     assert open_logs(tmp_path).lengths.tolist() == [3]
     assert "2 files left out whose names begin with a dot" in caplog.text
     assert open_source(tmp_path)[0].instruction == "pick up the red cube"
+    shutil.rmtree(log.parent)
+    with pytest.raises(DataError, match="found no episodes"):
+        open_source(tmp_path)
 
 
 def test_sequence_examples_are_episodes(tmp_path):
