@@ -5,14 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-import numpy as np
+from crane_x7_vla_rl.fields import FinitePositive
 
 
 @dataclass(frozen=True)
 class BagOptions:
     """What `reader.yaml` may say about a folder of bags. Topics default to those of this system."""
 
-    fps: float = 10.0
+    fps: FinitePositive = 10.0
     """Frames per second to make of the recording, at most the camera's; default: that of the loop
     that will drive the arm."""
     camera_topic: str = "/camera/color/image_raw/compressed"
@@ -31,14 +31,8 @@ class BagOptions:
     action_from: Literal["auto", "leader", "trajectory", "arm", "next_state"] = "auto"
     """Where actions come from; auto: the first of these that the bag has. next_state: the joints
     measured one frame later, for an arm that was moved by hand."""
-    max_gap_s: float = 0.1
+    max_gap_s: FinitePositive = 0.1
     """How far from a frame's time the nearest picture and joint state may be."""
-
-    def __post_init__(self) -> None:
-        for name in ("fps", "max_gap_s"):
-            value = getattr(self, name)
-            if not (np.isfinite(value) and value > 0):
-                raise ValueError(f"{name} is {value}, expected a positive number")
 
     @property
     def action_topics(self) -> dict[str, str]:

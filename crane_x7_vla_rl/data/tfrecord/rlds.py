@@ -20,6 +20,7 @@ import numpy.typing as npt
 from crane_x7_vla_rl.data.episode import Episode
 from crane_x7_vla_rl.data.reader_options import RecordingError
 from crane_x7_vla_rl.data.tfrecord.example import Example, Values, strung
+from crane_x7_vla_rl.fields import FinitePositive
 from crane_x7_vla_rl.images import JPEG_START, PNG_SIGNATURE
 from crane_x7_vla_rl.robot import DOF
 
@@ -44,7 +45,7 @@ LOGGER_FPS: Final = 30.0
 class TfrecordOptions:
     """What `reader.yaml` may say about a folder of TFRecord files."""
 
-    fps: float | None = None
+    fps: FinitePositive | None = None
     """Frames per second; unset: from the time stamps, else the logger's 30."""
     split: str = "train"
     """Which of a tfds data set's splits; files whose name tells none are always read."""
@@ -56,10 +57,6 @@ class TfrecordOptions:
     """Name of the commanded joints' feature."""
     swap_red_blue: bool = False
     """Exchange red and blue: logs whose images were encoded as RGB by a library that takes BGR."""
-
-    def __post_init__(self) -> None:
-        if self.fps is not None and not (np.isfinite(self.fps) and self.fps > 0):
-            raise ValueError(f"fps is {self.fps}, expected a positive number")
 
 
 class Columns:

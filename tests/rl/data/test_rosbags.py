@@ -456,5 +456,5 @@ def test_bags_that_mean_different_things_by_an_action_are_refused(tmp_path):
 def test_a_wrong_option_is_named(tmp_path):
     write_bag(tmp_path / "one", Scene().sent())
     (tmp_path / "reader.yaml").write_text("action_from: follower\n")
-    with pytest.raises(DataError, match=r"action_from is 'follower', expected Literal"):
+    with pytest.raises(DataError, match=r"action_from is 'follower', expected auto or leader or"):
         open_bags(tmp_path)
