@@ -7,6 +7,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -21,6 +22,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from crane_x7_vla_rl.policies.openvla.codec import Codec
+from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
 from crane_x7_vla_rl.sim.vector import make as vector
@@ -257,10 +259,10 @@ def test_a_policy_that_evaluation_finds_spoilt_is_not_saved(
 ) -> None:
     real = rl_evaluation.success
 
-    def spoilt_success(run: object, policy: object, step: int) -> float:
+    def spoilt_success(run: Any, runner: Runner, step: int) -> float:
         with torch.no_grad():
-            policy.get_parameter(MLP)[0, 0] = torch.nan  # type: ignore[attr-defined]
-        return real(run, policy, step)  # type: ignore[arg-type]
+            runner.model.get_parameter(MLP)[0, 0] = torch.nan
+        return real(run, runner, step)
 
     monkeypatch.setattr(rl_evaluation, "success", spoilt_success)
     run = tmp_path / "run"
