@@ -90,10 +90,7 @@ class InferenceLoop:
         self._following = FollowWatch(limits.tracking_rad, bool(config.topics.echo))
         self._reconnects: int | None = None
         self._echoes = Echoes(client, config.session, self._peers, self._following, clock)
-        self._ready = Readiness(
-            client, config, limits, self._peers, self._echoes.guard, self._following, clock,
-            self._forget_path,
-        )  # fmt: skip
+        self._ready = Readiness(client, config, limits, self._echoes, clock, self._forget_path)
         if config.topics.echo and not config.dry_run:
             self._echoes.listen(config.topics.echo)
 

@@ -10,12 +10,10 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from crane_x7_remote.inference.config import LoopConfig
-from crane_x7_remote.inference.following import FollowWatch
 from crane_x7_remote.inference.hold import Hold, HoldReason
 from crane_x7_remote.inference.limits import Limits
 from crane_x7_remote.inference.link.clock_check import check_clocks
-from crane_x7_remote.inference.link.guard_state import GuardState
-from crane_x7_remote.inference.link.peers import Peers
+from crane_x7_remote.inference.link.echoes import Echoes
 from crane_x7_remote.inference.link.ports import LinkState, RobotClient
 from crane_x7_remote.inference.outgoing import GRIPPER_GOAL_TYPE, Dialect
 from crane_x7_remote.inference.safety import check_frame, check_joints
@@ -47,9 +45,7 @@ class Readiness:
         client: RobotClient,
         config: LoopConfig,
         limits: Limits,
-        peers: Peers,
-        guard: GuardState,
-        following: FollowWatch,
+        echoes: Echoes,
         clock: Callable[[], float],
         on_step: Callable[[], None],
     ) -> None:
@@ -57,9 +53,9 @@ class Readiness:
         self._client = client
         self._config = config
         self._limits = limits
-        self._peers = peers
-        self._guard = guard
-        self._following = following
+        self._peers = echoes.peers
+        self._guard = echoes.guard
+        self._following = echoes.following
         self._clock = clock
         self._on_step = on_step
         self._clock_steps = 0

@@ -32,8 +32,8 @@ class Echoes:
         self.delay = LinkDelay()
         self._client = client
         self._session = session
-        self._peers = peers
-        self._following = following
+        self.peers = peers
+        self.following = following
         self._clock = clock
         self._rtt_s: float | None = None
         self._retimed: messages.ParsedTrajectory | None = None
@@ -50,7 +50,7 @@ class Echoes:
         if rtt_s is not None and rtt_s != self._rtt_s:
             self._rtt_s = rtt_s
             self.delay.observe(rtt_s, now_s)
-        for echo_s in self._peers.take_echoes_s():
+        for echo_s in self.peers.take_echoes_s():
             self.delay.observe(echo_s, now_s)
 
     def take_retimed(self) -> messages.ParsedTrajectory | None:
@@ -73,7 +73,7 @@ class Echoes:
         if match["retimed"] and is_ours:
             with contextlib.suppress(messages.MessageError):
                 self._retimed = messages.trajectory(message)
-        self._peers.heard(match["session"], int(match["sequence"]), now_s)
+        self.peers.heard(match["session"], int(match["sequence"]), now_s)
         robot_s = self._client.robot_time(now_s)
         if is_ours and robot_s is not None:
-            self._following.heard(int(match["sequence"]), robot_s)
+            self.following.heard(int(match["sequence"]), robot_s)
