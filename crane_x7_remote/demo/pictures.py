@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from crane_x7_remote.demo.recorder import Recording
-from crane_x7_remote.rosbridge.messages import EncodedFrame, decode_image
+from crane_x7_remote.rosbridge.frames import EncodedFrame, decode_image
 from crane_x7_vla_rl.robot import JOINT_NAMES, PREFIX
 from crane_x7_vla_rl.types import Image
 

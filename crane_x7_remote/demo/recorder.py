@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 
 from crane_x7_remote.guard.rules import STATE_TOPIC
-from crane_x7_remote.rosbridge import messages, protocol
+from crane_x7_remote.rosbridge import frames, messages, protocol
 from crane_x7_remote.rosbridge.client import RosbridgeClient
 from crane_x7_remote.rosbridge.config import ClientConfig
-from crane_x7_remote.rosbridge.messages import EncodedFrame, MessageError, ParsedTrajectory
+from crane_x7_remote.rosbridge.frames import EncodedFrame
+from crane_x7_remote.rosbridge.messages import MessageError, ParsedTrajectory
 from crane_x7_remote.settings import Settings
 from crane_x7_remote.sim_robot.robot import SIM_HAND_TOPIC, SIM_STATE_TOPIC
 from crane_x7_vla_rl.types import Array
@@ -132,7 +133,7 @@ class DemoRecorder:
         self.recording.instructions.append((times[-1] if times else 0.0, instruction))
 
     def _on_frame(self, message: Mapping[str, Any]) -> None:
-        self.recording.frames.append(messages.frame(message, 0.0))
+        self.recording.frames.append(frames.from_message(message, 0.0))
 
     def _on_joints(self, message: Mapping[str, Any]) -> None:
         state = messages.joint_state(message)

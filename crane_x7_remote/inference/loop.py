@@ -31,8 +31,8 @@ from crane_x7_remote.inference.shaping import Moment, Shaped, TrajectoryPlanner
 from crane_x7_remote.inference.tick_log import Sent, TickLog
 from crane_x7_remote.inference.warm_up import warm_up
 from crane_x7_remote.inference.worker import Job, Meanwhile, PolicyWorker, Prediction
-from crane_x7_remote.rosbridge import messages
-from crane_x7_remote.rosbridge.messages import EncodedFrame
+from crane_x7_remote.rosbridge import frames, messages
+from crane_x7_remote.rosbridge.frames import EncodedFrame
 from crane_x7_vla_rl.policies.base import Policy
 from crane_x7_vla_rl.types import Image, Observation, Trajectory
 
@@ -235,7 +235,7 @@ class InferenceLoop:
     def _decode(self, frame: EncodedFrame) -> Image | Hold:
         started_s = self._clock()
         try:
-            image = messages.decode_image(frame)
+            image = frames.decode_image(frame)
         except messages.MessageError as error:
             self.metrics.counters["refused_frames"] += 1
             return Hold(HoldReason.FRAME_UNREADABLE, str(error))

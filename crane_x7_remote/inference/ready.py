@@ -17,7 +17,8 @@ from crane_x7_remote.inference.link.echoes import Echoes
 from crane_x7_remote.inference.link.ports import LinkState, RobotClient
 from crane_x7_remote.inference.outgoing import GRIPPER_GOAL_TYPE, Dialect
 from crane_x7_remote.inference.safety import check_frame, check_joints
-from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
+from crane_x7_remote.rosbridge.frames import EncodedFrame
+from crane_x7_remote.rosbridge.messages import StampedJoints
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from crane_x7_remote.errors import PolicyFailingError
 from crane_x7_remote.inference.hold import Hold, HoldReason
 from crane_x7_remote.inference.metrics import LoopMetrics
-from crane_x7_remote.rosbridge.messages import EncodedFrame
+from crane_x7_remote.rosbridge.frames import EncodedFrame
 from crane_x7_vla_rl.types import Trajectory
 
 logger = logging.getLogger(__name__)

@@ -28,9 +28,10 @@ from crane_x7_remote.errors import LinkFailedError, PeerUnreachableError
 from crane_x7_remote.rosbridge import protocol
 from crane_x7_remote.rosbridge.config import ClientConfig, LinkStatus, Subscription
 from crane_x7_remote.rosbridge.connection import close_link, explain, open_link, pause_s, watch
+from crane_x7_remote.rosbridge.frames import EncodedFrame
 from crane_x7_remote.rosbridge.inbox import Callback, Inbox, IncomingTopics
 from crane_x7_remote.rosbridge.joint_watch import JointFault
-from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
+from crane_x7_remote.rosbridge.messages import StampedJoints
 from crane_x7_remote.rosbridge.robot_clocks import ClockReport
 from crane_x7_remote.rosbridge.silence import Change, describe
 from crane_x7_vla_rl.log_text import shown

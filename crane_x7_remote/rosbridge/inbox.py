@@ -13,11 +13,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from crane_x7_remote.rosbridge import messages, protocol
+from crane_x7_remote.rosbridge import frames, messages, protocol
 from crane_x7_remote.rosbridge.clock import Staleness
 from crane_x7_remote.rosbridge.envelopes import Fragments, unpack_png
+from crane_x7_remote.rosbridge.frames import EncodedFrame
 from crane_x7_remote.rosbridge.joint_watch import JointFault, JointWatch, Layout
-from crane_x7_remote.rosbridge.messages import EncodedFrame, RosVersion, StampedJoints
+from crane_x7_remote.rosbridge.messages import RosVersion, StampedJoints
 from crane_x7_remote.rosbridge.robot_clocks import ClockReport, RobotClocks
 from crane_x7_remote.rosbridge.silence import SilenceWatch
 from crane_x7_remote.rosbridge.throttle import Throttle
@@ -273,9 +274,9 @@ class Inbox:
     def _take_frame(self, message: Mapping[str, Any], arrival_s: float) -> bool:
         topic = self._topics.camera
         assert topic is not None
-        if messages.is_depth_topic(topic):
-            raise messages.MessageError(f"{topic} holds distances: {messages.COLOUR_TOPIC}")
-        frame = messages.frame(message, arrival_s)
+        if frames.is_depth_topic(topic):
+            raise messages.MessageError(f"{topic} holds distances: {frames.COLOUR_TOPIC}")
+        frame = frames.from_message(message, arrival_s)
         self._versions.observe(messages.stamp_version(message), topic, arrival_s)
         last = self._frame
         if last is not None and frame.stamp_s != 0 and frame.stamp_s == last.stamp_s:

@@ -27,8 +27,9 @@ from crane_x7_remote.inference.loop import InferenceLoop
 from crane_x7_remote.inference.outgoing import OutgoingTopics
 from crane_x7_remote.rosbridge import inbox as inbox_module
 from crane_x7_remote.rosbridge import messages, protocol
+from crane_x7_remote.rosbridge.frames import EncodedFrame
 from crane_x7_remote.rosbridge.joint_watch import JointFault
-from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
+from crane_x7_remote.rosbridge.messages import StampedJoints
 from crane_x7_remote.rosbridge.robot_clocks import ClockReport
 from crane_x7_remote.sim_robot.controller import TrajectoryController, TrajectoryRefused
 from crane_x7_remote.sim_robot.executed import Executed, ExecutionFigures

@@ -16,8 +16,9 @@ from crane_x7_remote.inference.limits import Limits
 from crane_x7_remote.inference.loop import InferenceLoop
 from crane_x7_remote.inference.tick_log import Sent
 from crane_x7_remote.inference.trajectory import state_at
+from crane_x7_remote.rosbridge.frames import EncodedFrame
 from crane_x7_remote.rosbridge.joint_watch import JointFault
-from crane_x7_remote.rosbridge.messages import EncodedFrame, RosVersion, StampedJoints
+from crane_x7_remote.rosbridge.messages import RosVersion, StampedJoints
 from crane_x7_remote.rosbridge.robot_clocks import ClockReport
 from crane_x7_vla_rl import robot
 from crane_x7_vla_rl.types import ActionChunk, JointState, Observation, Trajectory

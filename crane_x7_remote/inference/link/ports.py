@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
+from crane_x7_remote.rosbridge.frames import EncodedFrame
 from crane_x7_remote.rosbridge.joint_watch import JointFault
-from crane_x7_remote.rosbridge.messages import EncodedFrame, RosVersion, StampedJoints
+from crane_x7_remote.rosbridge.messages import RosVersion, StampedJoints
 from crane_x7_remote.rosbridge.robot_clocks import ClockReport
 
 

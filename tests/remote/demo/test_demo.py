@@ -33,7 +33,8 @@ from crane_x7_remote.errors import (
     RemoteError,
     SettingsError,
 )
-from crane_x7_remote.rosbridge.messages import EncodedFrame, ParsedTrajectory
+from crane_x7_remote.rosbridge.frames import EncodedFrame
+from crane_x7_remote.rosbridge.messages import ParsedTrajectory
 from crane_x7_remote.sim_robot.arm import still_picture
 from crane_x7_vla_rl.policies.load import SHIPPED
 from crane_x7_vla_rl.policies.skills import Skills

@@ -22,8 +22,9 @@ from crane_x7_remote.inference.metrics import Distribution
 from crane_x7_remote.inference.outgoing import OutgoingTopics
 from crane_x7_remote.inference.tick_log import Sent
 from crane_x7_remote.rosbridge.clock import ClockStep
+from crane_x7_remote.rosbridge.frames import EncodedFrame
 from crane_x7_remote.rosbridge.joint_watch import FaultKind, JointFault
-from crane_x7_remote.rosbridge.messages import EncodedFrame, StampedJoints
+from crane_x7_remote.rosbridge.messages import StampedJoints
 from crane_x7_remote.rosbridge.robot_clocks import ClockReport
 from crane_x7_vla_rl import robot
 from crane_x7_vla_rl.types import ActionChunk, JointState, Observation

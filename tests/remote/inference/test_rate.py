@@ -17,7 +17,7 @@ from crane_x7_remote.inference.hold import Hold, HoldReason
 from crane_x7_remote.inference.loop import _Asked
 from crane_x7_remote.inference.tick_log import Sent
 from crane_x7_remote.inference.worker import Job
-from crane_x7_remote.rosbridge.messages import EncodedFrame
+from crane_x7_remote.rosbridge.frames import EncodedFrame
 from crane_x7_vla_rl.types import Observation
 
 ASKED = "VLA_INFERENCE_RATE"

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from crane_x7_remote.rosbridge import messages, protocol
+from crane_x7_remote.rosbridge import frames, messages, protocol
 from crane_x7_remote.rosbridge.messages import MessageError
 from crane_x7_vla_rl.robot import ARM_JOINT_NAMES, JOINT_NAMES
 from crane_x7_vla_rl.types import Trajectory
@@ -23,9 +23,9 @@ JPEG = simplejpeg.encode_jpeg(PICTURE, quality=95)
 PNG = cv2.imencode(".png", PICTURE)[1].tobytes()
 
 
-def encoded(content: bytes, picture_format: str = "jpeg") -> messages.EncodedFrame:
+def encoded(content: bytes, picture_format: str = "jpeg") -> frames.EncodedFrame:
     message = {"header": STAMP, "format": picture_format, "data": content}
-    return messages.frame(message, 12.5)
+    return frames.from_message(message, 12.5)
 
 
 def joints(**changes: Any) -> dict[str, Any]:
@@ -89,12 +89,12 @@ def test_what_is_no_stamp_is_refused(stamp: object) -> None:
 
 @pytest.mark.parametrize("content", [JPEG, PNG])
 def test_bytes_and_base64_are_the_same_picture(content: bytes) -> None:
-    as_bytes = messages.frame({"header": STAMP, "format": "jpeg", "data": content}, 1.0)
+    as_bytes = frames.from_message({"header": STAMP, "format": "jpeg", "data": content}, 1.0)
     text = base64.b64encode(content).decode()
-    as_text = messages.frame({"header": STAMP, "format": "jpeg", "data": text}, 1.0)
+    as_text = frames.from_message({"header": STAMP, "format": "jpeg", "data": text}, 1.0)
     assert as_bytes.image_bytes == as_text.image_bytes
     assert as_bytes.stamp_s == 1_700_000_000.25
-    image = messages.decode_image(as_text)
+    image = frames.decode_image(as_text)
     assert image.shape == (48, 64, 3)
     assert image.dtype == np.uint8
     assert np.abs(image.astype(int) - PICTURE).max() <= 4
@@ -106,7 +106,7 @@ def test_colours_come_in_the_order_red_green_blue() -> None:
     jpeg = simplejpeg.encode_jpeg(red, colorspace="RGB")
     png = cv2.imencode(".png", np.ascontiguousarray(red[..., ::-1]))[1].tobytes()
     for content in (jpeg, png):
-        pixel = messages.decode_image(encoded(content))[8, 8]
+        pixel = frames.decode_image(encoded(content))[8, 8]
         assert pixel[0] > 190
         assert pixel[1:].max() < 10
 
@@ -114,34 +114,34 @@ def test_colours_come_in_the_order_red_green_blue() -> None:
 @pytest.mark.parametrize("kept", [3, 20, len(JPEG) // 2, len(JPEG) - 40])
 def test_a_truncated_jpeg_is_refused(kept: int) -> None:
     with pytest.raises(MessageError, match="JPEG of"):
-        messages.decode_image(encoded(JPEG[:kept]))
+        frames.decode_image(encoded(JPEG[:kept]))
 
 
 @pytest.mark.parametrize("kept", [10, 30, len(PNG) // 2, len(PNG) - 12])
 def test_a_truncated_png_is_refused(kept: int) -> None:
     with pytest.raises(MessageError, match="cut off"):
-        messages.decode_image(encoded(PNG[:kept], "png"))
+        frames.decode_image(encoded(PNG[:kept], "png"))
 
 
 def test_a_huge_picture_is_refused_by_its_header() -> None:
     start = JPEG.index(b"\xff\xc0") + 5
     huge = JPEG[:start] + b"\xea\x60\xea\x60" + JPEG[start + 4 :]
     with pytest.raises(MessageError, match="60000×60000"):
-        messages.decode_image(encoded(huge))
+        frames.decode_image(encoded(huge))
     huge_png = PNG[:16] + (10**6).to_bytes(4, "big") * 2 + PNG[24:]
     with pytest.raises(MessageError, match="1000000×1000000"):
-        messages.decode_image(encoded(huge_png))
+        frames.decode_image(encoded(huge_png))
 
 
 def test_neither_jpeg_nor_png_names_the_format_and_what_came() -> None:
     with pytest.raises(MessageError, match=r"'rgb8'.*expected JPEG or PNG"):
-        messages.decode_image(encoded(b"\x00" * 100, "rgb8"))
+        frames.decode_image(encoded(b"\x00" * 100, "rgb8"))
 
 
 @pytest.mark.parametrize("content", [None, "", b"", "no base64!", 7, [1, 2]])
 def test_what_is_no_picture_is_refused(content: object) -> None:
     with pytest.raises(MessageError, match=r"CompressedImage\.data"):
-        messages.frame({"header": STAMP, "data": content}, 0.0)
+        frames.from_message({"header": STAMP, "data": content}, 0.0)
 
 
 DEPTH = np.tile(np.arange(400, 464, dtype=np.uint16), (48, 1))
@@ -181,10 +181,10 @@ def test_what_is_no_picture_in_colour_is_refused_whatever_its_format_says(
     content: bytes, picture_format: str
 ) -> None:
     with pytest.raises(MessageError, match=r"/color/image_raw/compressed"):
-        messages.decode_image(encoded(content, picture_format))
-    direct = messages.EncodedFrame(content, picture_format, 1.0, 1.0)
+        frames.decode_image(encoded(content, picture_format))
+    direct = frames.EncodedFrame(content, picture_format, 1.0, 1.0)
     with pytest.raises(MessageError):
-        messages.decode_image(direct)
+        frames.decode_image(direct)
 
 
 @pytest.mark.parametrize(
@@ -202,7 +202,7 @@ def test_what_is_no_picture_in_colour_is_refused_whatever_its_format_says(
 def test_pictures_in_colour_are_taken_under_every_format_of_image_transport(
     content: bytes, picture_format: str
 ) -> None:
-    image = messages.decode_image(encoded(content, picture_format))
+    image = frames.decode_image(encoded(content, picture_format))
     assert np.abs(image.astype(int) - PICTURE).max() <= 4
 
 
@@ -210,12 +210,12 @@ def test_a_raw_image_names_the_compressed_topic() -> None:
     raw = {"header": STAMP, "height": 2, "width": 2, "encoding": "rgb8", "is_bigendian": 0,
            "step": 6, "data": bytes(12)}  # fmt: skip
     with pytest.raises(MessageError, match=r"raw sensor_msgs/Image.*image_raw/compressed"):
-        messages.frame(raw, 0.0)
+        frames.from_message(raw, 0.0)
 
 
 def test_a_depth_topic_is_known_by_its_name() -> None:
-    assert messages.is_depth_topic("/camera/depth/image_rect_raw/compressedDepth")
-    assert not messages.is_depth_topic("/camera/color/image_raw/compressed")
+    assert frames.is_depth_topic("/camera/depth/image_rect_raw/compressedDepth")
+    assert not frames.is_depth_topic("/camera/color/image_raw/compressed")
 
 
 # --- joints --------------------------------------------------------------------------------------
@@ -416,7 +416,7 @@ def spoiled(value: Any, random: random.Random) -> Any:
 @pytest.mark.parametrize(
     "read",
     [
-        lambda message: messages.frame(message, 0.0),
+        lambda message: frames.from_message(message, 0.0),
         messages.joint_state,
         messages.instruction,
         messages.trajectory,

@@ -12,7 +12,7 @@ import pytest
 import sapien
 
 from crane_x7_remote.errors import SimulationError
-from crane_x7_remote.rosbridge import messages
+from crane_x7_remote.rosbridge import frames
 from crane_x7_remote.sim_robot.arm import Arm, KinematicArm
 from crane_x7_remote.sim_robot.arm_process import ProcessArm
 from crane_x7_remote.sim_robot.maniskill_arm import ManiSkillArm, SceneConfig
@@ -71,8 +71,8 @@ def test_a_target_beyond_the_limits_ends_at_the_limit(arm: Arm) -> None:
 
 
 def test_its_camera_gives_a_whole_jpeg(arm: Arm) -> None:
-    frame = messages.EncodedFrame(arm.jpeg(), "jpeg", 0.0, 0.0)
-    image = messages.decode_image(frame)
+    frame = frames.EncodedFrame(arm.jpeg(), "jpeg", 0.0, 0.0)
+    image = frames.decode_image(frame)
     assert image.ndim == 3
     assert image.std() > 5, "an empty picture"
 
@@ -93,7 +93,7 @@ def test_a_cube_named_red_is_seen_red() -> None:
     arm = ProcessArm(partial(ManiSkillArm, SCENE))
     try:
         assert set(arm.scene()) == {"red", "green", "blue"}
-        image = messages.decode_image(messages.EncodedFrame(arm.jpeg(), "jpeg", 0.0, 0.0))
+        image = frames.decode_image(frames.EncodedFrame(arm.jpeg(), "jpeg", 0.0, 0.0))
     finally:
         arm.close()
     red, green, blue = (image[:, :, channel].astype(int) for channel in range(3))

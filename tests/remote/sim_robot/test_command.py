@@ -12,7 +12,7 @@ import pytest
 from sim_robot_rig import ready_port, started
 from websockets.sync.client import ClientConnection, connect
 
-from crane_x7_remote.rosbridge import messages, protocol
+from crane_x7_remote.rosbridge import frames, messages, protocol
 from crane_x7_vla_rl.robot import ARM_JOINT_NAMES, HOME_RAD
 
 CAMERA, JOINTS = "/camera/color/image_raw/compressed", "/joint_states"
@@ -44,8 +44,8 @@ def test_it_shows_pictures_and_moves_on_a_trajectory_and_ends_on_sigterm(arm: st
         port = ready_port(process)
         with connect(f"ws://127.0.0.1:{port}", max_size=None) as connection:
             ask(connection, CAMERA, "sensor_msgs/CompressedImage")
-            frame = messages.frame(next_message(connection, CAMERA), 0.0)
-            assert messages.decode_image(frame).shape == (480, 640, 3)
+            frame = frames.from_message(next_message(connection, CAMERA), 0.0)
+            assert frames.decode_image(frame).shape == (480, 640, 3)
             ask(connection, JOINTS, "sensor_msgs/msg/JointState")
             np.testing.assert_allclose(position(connection), HOME_RAD, atol=0.05)
             target = HOME_RAD[:7] + 0.2

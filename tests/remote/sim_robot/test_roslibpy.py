@@ -15,7 +15,7 @@ import pytest
 import roslibpy
 from roslibpy.ros1 import actionlib
 
-from crane_x7_remote.rosbridge import messages
+from crane_x7_remote.rosbridge import frames, messages
 from crane_x7_remote.sim_robot.arm import KinematicArm
 from crane_x7_remote.sim_robot.robot import RobotConfig, SimRobot
 from crane_x7_remote.sim_robot.server import ServerConfig
@@ -43,8 +43,8 @@ def heard(ros: roslibpy.Ros, topic: str, kind: str, **options: Any) -> queue.Que
 def test_it_reads_our_camera_and_joints(ros: roslibpy.Ros) -> None:
     pictures = heard(ros, CAMERA, "sensor_msgs/CompressedImage")
     joints = heard(ros, JOINTS, "sensor_msgs/JointState")
-    frame = messages.frame(pictures.get(timeout=5), 0.0)
-    assert messages.decode_image(frame).shape == (480, 640, 3)
+    frame = frames.from_message(pictures.get(timeout=5), 0.0)
+    assert frames.decode_image(frame).shape == (480, 640, 3)
     assert frame.stamp_s == pytest.approx(time.time(), abs=2)
     state = messages.joint_state(joints.get(timeout=5))
     np.testing.assert_allclose(state.position_rad, HOME_RAD)

@@ -17,7 +17,7 @@ from sim_robot_rig import Client, state_now
 from websockets.sync.client import connect
 
 from crane_x7_remote.errors import RemoteError
-from crane_x7_remote.rosbridge import messages, protocol
+from crane_x7_remote.rosbridge import frames, messages, protocol
 from crane_x7_remote.settings import Settings
 from crane_x7_remote.sim_robot.arm import KinematicArm
 from crane_x7_remote.sim_robot.robot import (
@@ -80,8 +80,8 @@ def test_camera_is_served(client: Client, type_name: str, compression: str) -> N
     assert isinstance(payload, bytes if compression == "cbor" else str)
     message = protocol.decode(payload)["msg"]
     assert isinstance(message["data"], bytes if compression == "cbor" else str)
-    frame = messages.frame(message, arrival_s=0.0)
-    assert messages.decode_image(frame).shape == (480, 640, 3)
+    frame = frames.from_message(message, arrival_s=0.0)
+    assert frames.decode_image(frame).shape == (480, 640, 3)
     assert 60_000 < len(frame.image_bytes) < 100_000
 
 
