@@ -59,13 +59,13 @@ class Rollouts:
 
 @dataclass(eq=False)
 class _Episode:
-    """One that is running."""
+    """An episode that is running."""
 
     seed: int
     instruction: str = ""
 
 
-class _Turns:
+class _RoundRobin:
     """All scenes of all processes, and the seeds that are left for them."""
 
     def __init__(self, policy: OpenVLAPolicy, config: EvaluateConfig, workers: Workers) -> None:
@@ -81,8 +81,8 @@ class _Turns:
         if orders:
             self.workers.send(worker, orders)
 
-    def take(self, worker: int) -> None:
-        """Take one turn: receive looks, note what ended, let the policy choose, send orders."""
+    def serve(self, worker: int) -> None:
+        """Receive looks, note what ended, let the policy choose, send orders."""
         looks: dict[int, Look] = self.workers.receive(worker)
         ended = [slot for slot, look in looks.items() if look.observation is None]
         for slot in ended:
@@ -104,7 +104,7 @@ class _Turns:
         slots, seen = [], []
         for slot, look in looks.items():
             if look.observation is not None:
-                told = _told(look.observation, look.named, self.config)
+                told = _as_told(look.observation, look.named, self.config)
                 self.running[worker][slot].instruction = told.instruction
                 slots.append(slot)
                 seen.append(told)
@@ -138,16 +138,16 @@ def roll_out(policy: OpenVLAPolicy, config: EvaluateConfig) -> Rollouts:
         Workers(count, partial(EvalWorker, world)) as workers,
         episode_bar(config.world.task, config.num_episodes) as show,
     ):
-        turns = _Turns(policy, config, workers)
+        scenes = _RoundRobin(policy, config, workers)
         for worker in range(count):
-            turns.begin(worker)
-        while any(turns.running):
+            scenes.begin(worker)
+        while any(scenes.running):
             for worker in range(count):
-                if turns.running[worker]:
-                    turns.take(worker)
-            show(len(turns.results), _success_so_far(turns.results))
-    results = tuple(sorted(turns.results, key=lambda result: result.seed))
-    return Rollouts(results, world.control_hz, time.monotonic() - started_s, turns.policy_s)
+                if scenes.running[worker]:
+                    scenes.serve(worker)
+            show(len(scenes.results), _success_so_far(scenes.results))
+    results = tuple(sorted(scenes.results, key=lambda result: result.seed))
+    return Rollouts(results, world.control_hz, time.monotonic() - started_s, scenes.policy_s)
 
 
 def _control_hz(policy: OpenVLAPolicy, source: str) -> int:
@@ -160,7 +160,7 @@ def _control_hz(policy: OpenVLAPolicy, source: str) -> int:
     return round(rate)
 
 
-def _told(observation: Observation, named: str, config: EvaluateConfig) -> Observation:
+def _as_told(observation: Observation, named: str, config: EvaluateConfig) -> Observation:
     """Return the observation with the instruction that the policy shall be given."""
     if not config.swapped:
         return observation
@@ -170,7 +170,7 @@ def _told(observation: Observation, named: str, config: EvaluateConfig) -> Obser
 
 
 def _clear_videos(folder: Path) -> None:
-    """Remove those of an evaluation before; they would lie beside this one's."""
+    """Remove the videos of an earlier evaluation, which would mix with this one's."""
     for path in folder.glob("seed-*.mp4"):
         path.unlink()
 
