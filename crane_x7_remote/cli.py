@@ -28,7 +28,7 @@ COMMANDS = {
 
 
 class Parser(argparse.ArgumentParser):
-    """Its complaints show no secret that stands in the environment as well."""
+    """Masks the environment's secrets in its error messages."""
 
     def error(self, message: str) -> NoReturn:
         """Print usage and `message`, and exit with code 2."""

@@ -56,7 +56,7 @@ class PeerUnreachableError(RemoteError):
 
 
 class LinkFailedError(RemoteError):
-    """The thread of the connection to rosbridge ended by an error of ours; nothing brings it back.
+    """The thread of the connection to rosbridge ended by an error of ours; no reconnect will come.
 
     Its cause is the error that ended it.
     """
@@ -107,7 +107,7 @@ class TailnetKeyError(RemoteError):
 
 
 class TailnetKeyExpiredError(TailnetKeyError):
-    """TS_AUTHKEY was right once; its time is over."""
+    """TS_AUTHKEY has expired."""
 
     exit_code = ExitCode.TAILNET_KEY_EXPIRED
 
@@ -143,7 +143,7 @@ class RoleError(RemoteError):
 
 
 class UnhealthyError(RemoteError):
-    """`status` found no running boot to ask."""
+    """`status` found no running boot."""
 
     exit_code = ExitCode.UNHEALTHY
 
@@ -173,7 +173,7 @@ class SshAuthError(RemoteError):
 
 
 class SshHostKeyError(RemoteError):
-    """The other end is not the host that it was, or is not known."""
+    """The other end's host key has changed, or is not known."""
 
     exit_code = ExitCode.SSH_HOST_KEY
 

@@ -65,7 +65,7 @@ OptionalText = Annotated[str | None, EmptyIsNone]
 
 
 class Settings(BaseSettings):
-    """Everything that can be set from outside."""
+    """Every setting: the fields' docstrings are the help of flags and docs/settings.md."""
 
     model_config = SettingsConfigDict(
         frozen=True, extra="forbid", use_attribute_docstrings=True, case_sensitive=False

@@ -12,7 +12,7 @@ from crane_x7_remote.settings import Settings
 
 POLL_S = 1.0
 SILENT_S = 5.0
-"""The loop writes every second; one that has not for so long hangs."""
+"""The loop writes every second; one that has not written for this long hangs."""
 
 
 async def watch(path: Path, settings: Settings, board: StatusBoard) -> None:

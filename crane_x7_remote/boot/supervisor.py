@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
 STEADY_S = 60.0
-"""A daemon that ran for so long starts again without further delay when it ends."""
+"""A daemon that ran for this long is restarted without further delay when it ends."""
 FAILED_START_S = 3.0
 """Grace for a daemon that did not become ready."""
 KEPT_LINES = 40

@@ -292,7 +292,7 @@ class _Progress:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[Callable[[], bool]]:
-    """Give what tells whether SIGINT or SIGTERM came; both end the run in order."""
+    """Yield a function that tells whether SIGINT or SIGTERM came; both end the run in order."""
     came: list[int] = []
 
     def note(number: int, frame: types.FrameType | None) -> None:

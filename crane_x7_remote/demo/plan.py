@@ -30,7 +30,7 @@ USUAL: Final = Skills(
     instructions=("pick up the red cube", "place the blue cube on the plate"),
     rate_hz=10.0,
 )
-"""Of colour servo, and shown to a checkpoint that does not say what it can do."""
+"""For colour servo, and for a checkpoint without skills.json."""
 CAMERA_HZ: Final = 30.0
 TICKS_PER_TRAJECTORY: Final = 2
 """A trajectory is valid for at least so many ticks: the arm must not stop between two of them."""

@@ -26,7 +26,7 @@ FROM_THE_LOOP = (
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What came of the two instructions; seconds count from the loop's start."""
+    """What became of the two instructions; seconds count from the loop's start."""
 
     seed: int
     instruction: str

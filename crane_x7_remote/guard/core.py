@@ -39,21 +39,21 @@ from crane_x7_vla_rl.types import Trajectory
 Message = Mapping[str, Any]
 
 AT_ONCE_S = 0.003
-"""A joint state that came so lately is as good as the next one."""
+"""A joint state this recent is as good as the next one."""
 PATIENCE_S = 0.1
-"""A trajectory that no joint state follows for so long is refused."""
+"""A trajectory that no joint state follows within this time is refused."""
 HEADROOM, MARGIN_S, LONGEST_LEAD_S = 1.5, 0.02, 0.25
 TAKE_BACK_SHARE = 0.5
-"""Of the lead: what has not come back by then is taken back."""
+"""Share of the lead: what has not been heard by then is taken back."""
 OVERSLEPT_S = 0.004
 """Woken later than this, the guard itself stood still: what has come meanwhile is read first."""
 LOOK_AGAIN_S = 0.01
 RESTART_LEAD_S = 0.2
 """See shaping.RESTART_LEAD_S."""
 FUTURE_S = 0.1
-"""A trajectory may be stamped so far ahead of the robot's clock."""
+"""A trajectory may be stamped this far ahead of the robot's clock."""
 DRIVER_S = 2.0
-"""A loop that was not heard for so long has given up the arm."""
+"""A loop that was silent for longer has given up the arm."""
 REMEMBERED = 64
 OWN_FRAME_ID = "guard/"
 
@@ -102,7 +102,7 @@ class _Waiting:
 
 @dataclass(frozen=True, eq=False)
 class _Flight:
-    """What was sent and has not come back."""
+    """What was sent and has not been heard yet."""
 
     frame_id: str
     sent_s: float

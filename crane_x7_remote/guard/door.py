@@ -26,7 +26,7 @@ STOP_PLACES = 4
 UPSTREAM_WAIT_S = 1.0
 """How long a new client waits for a rosbridge that is being started."""
 MOST_HANDSHAKES = 300
-"""That may be under way; one more ends the oldest: an honest one takes milliseconds."""
+"""Handshakes that may be under way; one more ends the oldest. A normal one takes milliseconds."""
 
 
 @dataclass(frozen=True)

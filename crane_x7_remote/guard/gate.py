@@ -398,7 +398,7 @@ class Gate:
         return protocol.publish(STOP_TOPIC, {"data": self._core.stopped is not None})
 
     def _tell_state(self) -> None:
-        """Tell everybody who listens, and ROS."""
+        """Tell every client that listens, and ROS."""
         state, stop = self._state_operation(), self._stop_operation()
         for client in self._clients.values():
             if STATE_TOPIC in client.follows:

@@ -17,7 +17,7 @@ BYTES_PER_S, MOST_BYTES_AT_ONCE = 4e6, 2e6
 SLICE_BYTES = 4096
 """At most so much is parsed between two looks at the budget: some 600 of the smallest frames."""
 LINGER_S = 1.0
-"""How long a client that was told to go may take to close its end."""
+"""How long a rejected client may take to close its end."""
 POLICY_VIOLATION = 1008
 """Close code of RFC 6455, section 7.4.1."""
 

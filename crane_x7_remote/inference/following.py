@@ -20,19 +20,19 @@ from crane_x7_vla_rl.robot import ARM_DOF, JOINT_NAMES
 from crane_x7_vla_rl.types import Array, JointState, Trajectory
 
 WINDOWS_S = (1.0, 4.0)
-"""Over how long both are compared; the longer one finds slow paths."""
+"""Windows of the comparison; the longer one finds slow paths."""
 LAG_S = 0.5
 """An arm may trail its path by this much; a servo takes 0.2 s, a busy simulation more."""
 PERSISTS_S = 0.3
-"""For so long the arm must go elsewhere before it counts."""
+"""The arm must go elsewhere for this long before it holds."""
 REST_S, REST_RAD = 1.0, 0.02
-"""An arm that moved by less than this for so long is at rest, and is tried again."""
+"""An arm that moved by less than REST_RAD for REST_S is at rest, and is tried again."""
 FORGET_S = 1.5
-"""So long after its path has ended, an arm may be moved by others."""
+"""This long after its path has ended, something else may move the arm."""
 LONG_GAP_S = 0.5
 """After such a gap in the measured states, the comparison starts again."""
 SPACING_S = 0.015
-"""States nearer to each other than this are not needed."""
+"""Measured states closer together than this are skipped."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -84,7 +84,7 @@ class InferenceLoop:
         self._rate = RateWatch(self.metrics)
         self._policy_s = self._decode_s = 0.0
         self._asked: _Asked | Hold | None = None
-        """What the policy was asked ahead; its answer is the next tick's."""
+        """The frame that the policy was asked about in advance; its answer is the next tick's."""
         self._used: EncodedFrame | None = None
         self._planner = TrajectoryPlanner(config.session, config.validity_s, limits, self._peers)
         self._following = FollowWatch(limits.tracking_rad, bool(config.topics.echo))
@@ -330,8 +330,7 @@ class InferenceLoop:
         self._following.restart()
 
     def _watch_arm(self, outcome: Sent | Hold | None) -> None:
-        """See whether the arm goes where it was sent; joints that are no ground to act on are no
-        ground to judge it, either."""
+        """Check whether the arm goes where it was sent, unless the joints cannot be trusted."""
         joints = self._client.joints()
         if isinstance(outcome, Hold) and outcome.reason in UNUSABLE_JOINTS:
             return

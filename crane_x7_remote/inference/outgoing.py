@@ -23,7 +23,7 @@ GRIPPER_GOAL_TYPE = "control_msgs/GripperCommandActionGoal"
 
 @dataclass(frozen=True)
 class Dialect:
-    """How this robot's rosbridge wants to be spoken to."""
+    """The variant of the protocol that this robot's rosbridge understands."""
 
     version: RosVersion = 2
     has_actions: bool = True

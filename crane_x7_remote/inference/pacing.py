@@ -18,7 +18,7 @@ MAX_SLEW = 0.0005
 """Largest change of a period, as a share of it: half of the 0.1 % that the rate may be off."""
 SETTLING_TICKS = 50
 SETTLING_SLEW = 0.02
-"""Right after the link came up the first frame, which set the phase, may have been a late one."""
+"""The first frame after the link came up sets the phase; it may have been late."""
 GAIN = 0.1
 """Share of the phase error that one tick takes away."""
 ATTEMPTS = 3

@@ -30,7 +30,7 @@ left out, if they are longer than twice the period and twice the median."""
 
 @dataclass(frozen=True)
 class TickTiming:
-    """One trajectory that left."""
+    """Times of one tick that sent a trajectory."""
 
     taken_s: float
     """When its frame was in hand."""
@@ -98,7 +98,7 @@ class RateWatch:
         if limit != self.limit:
             self._say(limit, rate_hz)
             self._metrics.rate_limit = limit
-            timings.clear()  # the next change needs proof of its own
+            timings.clear()  # the next change needs new evidence
 
     def _say(self, limit: RateLimit | None, rate_hz: float) -> None:
         asked = f"the asked {self._metrics.asked_rate_hz:g} Hz"
@@ -112,7 +112,7 @@ class RateWatch:
         logger.warning("%s: %s", cause, driving)
 
     def _cause(self) -> RateLimit | None:
-        """Return what cost more time; what was named before, unless the other costs twice that."""
+        """Return what cost more time; the last one named stays unless the other costs twice it."""
         policy_s, camera_s = self._lost_s("policy"), self._lost_s("camera")
         if policy_s == camera_s == 0:
             return None

@@ -35,11 +35,11 @@ UNUSABLE_JOINTS = frozenset(
         HoldReason.CLOCK_RATE,
     }
 )
-"""Behind these holds the measured joints, or their times, say nothing about the arm."""
+"""After these holds the measured joints, or their times, say nothing about the arm."""
 
 
 class Readiness:
-    """Asks all that can forbid to drive."""
+    """Checks everything that can forbid to drive."""
 
     def __init__(
         self,

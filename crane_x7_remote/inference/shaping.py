@@ -32,7 +32,7 @@ what it wanted before. A servo's sag of 0.04 rad takes 6 · 0.04 / 0.2² = 6 rad
 SHORTEST_RESTART_LEAD_S = 0.1
 """A slow policy leaves no more; 0.01 rad of sag then takes as much."""
 SAME_RAD = 0.001
-"""Two paths that are nearer than this at a moment are one path there."""
+"""Two paths closer than this at a moment count as the same there."""
 SHORTEST_HORIZON_S = 0.1
 """A trajectory that would have to be at rest sooner than this is not worth starting."""
 
@@ -72,7 +72,7 @@ class Shaped:
 
 
 class TrajectoryPlanner:
-    """Makes the trajectories of one loop, each one going on from the one before."""
+    """Makes the trajectories of one loop; each continues the one before."""
 
     def __init__(self, session: str, validity_s: float, limits: Limits, peers: Peers) -> None:
         self._session = session
@@ -85,7 +85,7 @@ class TrajectoryPlanner:
         self._sequence = 0
 
     def sent(self, shaped: Shaped) -> None:
-        """Note that this one left: the next goes on from it."""
+        """Note that this one was sent: the next one continues it."""
         self._before = shaped.followed
         self._running = flown(shaped.followed, shaped.trajectory)
         self._sequence = shaped.trajectory.sequence
@@ -146,7 +146,7 @@ class TrajectoryPlanner:
         )
 
     def brake(self, joints: StampedJoints, moment: Moment) -> Trajectory | None:
-        """Return the shortest way to rest; None when the arm is not moving by our doing."""
+        """Return the shortest way to rest; None unless a trajectory of ours moves the arm."""
         running = self._running
         if running is None or self._peers.overdue_s(moment.now_s) is not None:
             return None

@@ -80,7 +80,7 @@ class PolicyWorker:
         return job if isinstance(job, Hold) else self.answer(job, timeout_s)
 
     def ask(self, observation: Observation) -> Job | Hold:
-        """Let the policy begin; a Hold while it computes something else."""
+        """Start the policy; a Hold while it still computes."""
         job = Job(observation, self._reset_pending, has_begun=True)
         with self._changed:
             if self._job is not None:

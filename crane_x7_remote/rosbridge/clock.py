@@ -34,11 +34,11 @@ DRIFT = 200e-6
 AHEAD_S = 0.05
 """A stamp this much ahead of the estimate is doubted; smaller raises are taken as they come."""
 BEHIND_S = 0.05
-"""A clock set back by less is not looked for: it costs as much of the frames' lifetime."""
+"""A clock set back by less is ignored; frames then look older by as much."""
 STAMP_BACK_S = 0.01
 """A stamp that went back by less is jitter."""
 CONFIRMATIONS = 3
-"""A step is believed when so many messages in a row agree: one wrong stamp moves nothing."""
+"""A step is believed when this many messages in a row agree: one wrong stamp moves nothing."""
 AHEAD_CONFIRM_S, BACK_CONFIRM_S = 0.1, 0.3
 """Over how long a time they must agree."""
 LONG_CONFIRMATIONS, LONG_CONFIRM_S = 8, 0.6
@@ -48,12 +48,12 @@ JITTER_S = 0.2
 AGREE_S = 0.5
 """Stamps ahead by amounts further apart than this agree on nothing."""
 SETTLING, SETTLING_S = 5, 0.3
-"""The first so many messages, over at least this time, only make the estimate."""
+"""The first SETTLING messages, over at least SETTLING_S, only make the estimate."""
 RECENT = 20
 RAISE_S = 1.0
 """Raises within this time are taken together."""
 EXPECT_S = 3.0
-"""A step that another topic showed is expected for this long."""
+"""A step that another topic showed is expected for this long here."""
 
 
 @dataclass(frozen=True)
@@ -283,7 +283,7 @@ def _spread_s(seen: list[_Seen], duration_s: float) -> float:
 
 
 STEADY_S, STEADY_COUNT = 0.7, 8
-"""So long, and at least so many messages, must be late by one amount."""
+"""All messages of this time, and at least this many, must be late by the same amount."""
 STEADY_LAG_S, STEADY_SPREAD_S = 0.25, 0.08
 STEADY_AGAIN_S = 10.0
 """A reconnect for a steady lag is tried at most this often."""

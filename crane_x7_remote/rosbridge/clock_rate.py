@@ -10,7 +10,7 @@ from itertools import pairwise
 
 BIN_S = 0.5
 BINS = 5
-"""The fastest message of so many half seconds in a row must tell the same rate."""
+"""The fastest messages of this many half seconds in a row must agree on the rate."""
 LEAST = 0.05
 """A rate this near to 1 is not named; a clock may be slewed."""
 ALIKE = 0.4

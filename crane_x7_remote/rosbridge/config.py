@@ -27,7 +27,7 @@ class ClientConfig:
     """Fixed throttle of the camera; None: adapted to the link."""
     max_message_bytes: int = protocol.MAX_MESSAGE_BYTES
     token: str | None = field(default=None, repr=False)
-    """What the guard before rosbridge asks for, if it does."""
+    """The token that a guard before rosbridge requires, if it does."""
 
     @property
     def link(self) -> LinkConfig:
@@ -43,7 +43,7 @@ class ClientConfig:
 
 @dataclass(frozen=True)
 class LinkStatus:
-    """How the connection does; a snapshot."""
+    """State of the connection, a snapshot."""
 
     connected: bool
     since_s: float

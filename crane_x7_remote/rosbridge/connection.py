@@ -45,7 +45,7 @@ class LinkConfig:
     """With the interval, a dead link is found within 1.9 s."""
     max_message_bytes: int = MAX_MESSAGE_BYTES
     token: str | None = field(default=None, repr=False)
-    """What the guard before rosbridge asks for, if it does."""
+    """The token that a guard before rosbridge requires, if it does."""
     path: str = "/"
 
     @property

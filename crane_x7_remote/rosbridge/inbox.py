@@ -34,7 +34,7 @@ STATUS_AGAIN_S = 1.0
 
 Callback = Callable[[Mapping[str, Any]], None]
 MAX_NAMED = 16
-"""What a server makes up is remembered and logged for so many names."""
+"""Unknown names that a server sends are remembered and logged up to this many."""
 
 
 @dataclass(frozen=True)

@@ -65,7 +65,7 @@ PUBLISHED_ORDER = (5, 8, 2, 0, 7, 4, 6, 1, 3)
 
 @dataclass(frozen=True)
 class RobotConfig:
-    """What the robot is called, how fast it is and what its clock says."""
+    """Names, rates and the clock of the robot."""
 
     server: ServerConfig = field(default_factory=ServerConfig)
     topics: Settings = field(default_factory=Settings)
@@ -305,7 +305,7 @@ class SimRobot:
         )
 
     def _guard(self, run: Callable[[], None]) -> None:
-        """Run one thread; keep what ended it for whoever waits on `ended`."""
+        """Run one thread; keep what ended it in `failure`, and set `ended`."""
         try:
             run()
         except Exception as error:

@@ -9,11 +9,11 @@ from crane_x7_vla_rl.log_text import shown as shown
 from crane_x7_vla_rl.secret_text import remember as remember
 
 LINE_BYTES: Final = 1 << 20
-"""A line that is longer is cut, and the rest of it thrown away."""
+"""A longer line is cut, and the rest of it discarded."""
 
 
 class LineSplitter:
-    """Cuts a stream into lines, whatever comes: no line and no rest grows without limit."""
+    """Cuts a stream into lines; neither a line nor an unfinished rest grows without limit."""
 
     def __init__(self) -> None:
         self._rest = b""

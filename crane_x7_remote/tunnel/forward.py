@@ -26,7 +26,7 @@ from crane_x7_remote.rosbridge.connection import SEND_BUFFER_BYTES, LinkConfig, 
 logger = logging.getLogger(__name__)
 
 LISTEN_HOST = "127.0.0.1"
-"""Never another: whoever reaches this port moves the robot."""
+"""Never another address: a client of this port can move the robot."""
 MAX_CLIENTS = 64
 RESET_POLL_S = 0.2
 TCP_CLOSE = 7

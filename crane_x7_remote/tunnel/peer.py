@@ -290,7 +290,7 @@ def _gave_up(error: RemoteError, spec: PeerSpec) -> RemoteError:
 
 
 class TailnetDiagnosis:
-    """Asks the tailnet why a robot cannot be reached that is not waited for with `wait`."""
+    """Asks the tailnet why a robot cannot be reached, for callers that do not use `wait`."""
 
     def __init__(
         self,

@@ -15,20 +15,20 @@ import statistics
 from collections import deque
 
 WINDOW_S = 180.0
-"""The slowest round trip is remembered for so long."""
+"""The slowest round trip is remembered for this long."""
 BUCKET_S = 5.0
 SINK = 0.02
 """Share of the lead that is given back per second once the slowest round trip is forgotten."""
 HEADROOM = 1.25
 """Trajectories meet a stall at any phase: the slowest seen is not the slowest to come."""
 MARGIN_S = 0.02
-"""On top: what a busy machine adds now and then."""
+"""Added to the lead: delays of a busy machine."""
 RECENT = 32
 """Round trips whose median is the typical one."""
 UNKNOWN_S = 0.03
-"""Round trip assumed before the first was measured."""
+"""Round trip that is assumed before the first measurement."""
 FIRST_S = 0.06
-"""Slowest round trip assumed at the start; sinks as any other."""
+"""Slowest round trip that is assumed at the start; sinks like any other."""
 LARGEST_SHARE = 0.5
 """Of the validity: a longer lead would leave too little of the trajectory. Stalls beyond it are for
 the guard beside the robot."""
@@ -50,7 +50,7 @@ class LinkDelay:
         self.observe_missing(round_trip_s, now_s)
 
     def observe_missing(self, waited_s: float, now_s: float) -> None:
-        """Take that an answer has been missing for `waited_s`: its round trip is at least that."""
+        """Note that an answer has been missing for `waited_s`: its round trip is at least that."""
         if not self._buckets or now_s - self._buckets[-1][0] >= BUCKET_S:
             self._buckets.append([now_s, waited_s])
         self._buckets[-1][1] = max(self._buckets[-1][1], waited_s)

@@ -13,7 +13,7 @@ from typing import Any
 STATE_TOPIC = "/vla/guard"
 """std_msgs/String with JSON, about once a second and at each change."""
 SILENCE_S = 3.0
-"""A guard that was not heard for so long is not counted on."""
+"""A guard that was silent for longer does not count as present."""
 
 
 class GuardState:

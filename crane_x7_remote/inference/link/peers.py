@@ -22,7 +22,7 @@ SHORT_LISTEN_S = 0.3
 SILENCE_S = 2.0
 """Another loop that was not heard for this long has given up the arm."""
 LONGEST_S = 5.0
-"""An echo that comes later than this says nothing about the link of now."""
+"""A later echo says nothing about the present link."""
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class _Flight:
 
     sent_s: float
     lead_s: float
-    """So long after `sent_s` it leaves the one before: coming later, the arm steps."""
+    """It leaves the one before this long after `sent_s`; if it arrives later, the arm steps."""
     expires_s: float
     """From then on no controller starts it."""
 
@@ -124,7 +124,7 @@ class Peers:
             self._expired.popitem(last=False)
 
     def is_lost(self, sequence: int) -> bool:
-        """Whether this trajectory of ours neither came back nor still can."""
+        """Whether this trajectory of ours was not heard and has expired."""
         with self._lock:
             return sequence > self._arrived and sequence not in self._in_flight
 
