@@ -1,16 +1,21 @@
-"""Where a run goes on, and what may change on the way: for fine-tuning and reinforcement learning.
+"""Where a run is resumed, and what may change then: for fine-tuning and reinforcement learning.
 
-Two configurations come in, the checkpoint's and the one wanted now; what differs leaves, in words.
+A checkpoint's configuration and today's layers → today's configuration and what differs, in words.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
+from crane_x7_vla_rl.training.checkpoints.save import CONFIG
 from crane_x7_vla_rl.training.config import loader as config_tree
+from crane_x7_vla_rl.training.config.loader import Layer
 from crane_x7_vla_rl.training.errors import ResumeError
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -33,6 +38,20 @@ class Rules:
     """Beginnings of those that do not touch what is learnt, and are not worth a word."""
     decided: str
     """What the fixed ones decide, in words."""
+
+
+def configure(
+    cls: type[T], wanted: Sequence[Layer], folder: Path, place: Mapping[str, str], rules: Rules
+) -> tuple[T, Resumption]:
+    """Return the configuration of a run that goes on from `folder`, and what that changes.
+
+    What the checkpoint holds counts least, then `place`, the run's folder of today by dotted key,
+    then `wanted`. Raises ConfigError, and ResumeError for what cannot change.
+    """
+    before = config_tree.read_file(folder / CONFIG)
+    old = config_tree.build(cls, [before])
+    new = config_tree.build(cls, [before, Layer(str(folder), place), *wanted])
+    return new, resume(folder, old, new, rules)
 
 
 def resume(folder: Path, old: Any, new: Any, rules: Rules) -> Resumption:

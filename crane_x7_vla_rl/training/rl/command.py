@@ -1,4 +1,4 @@
-"""`train`: from variables, files, flags and a checkpoint to one `RlConfig`, and to exit codes.
+"""`train`: variables, files, flags and a checkpoint → one `RlConfig`, and its run.
 
 A resumed run starts from the configuration that its checkpoint holds; files, flags and overrides
 given now count more, and what they change is listed. A checkpoint that is not whole gives way to
@@ -15,9 +15,8 @@ from typing import Final
 
 from crane_x7_vla_rl.training import settings
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
-from crane_x7_vla_rl.training.checkpoints.resume import Resumption, Rules, resume
+from crane_x7_vla_rl.training.checkpoints.resume import Resumption, Rules, configure
 from crane_x7_vla_rl.training.config import loader as config_tree
-from crane_x7_vla_rl.training.config.loader import Layer
 from crane_x7_vla_rl.training.errors import OutputError, ResumeError
 from crane_x7_vla_rl.training.rl.config import RlConfig
 
@@ -76,11 +75,9 @@ def read(args: argparse.Namespace) -> tuple[RlConfig, Resumption | None]:
     if args.resume is None:
         return config_tree.build(RlConfig, [*settings.layers(), *wanted]), None
     folder = locate(args.resume)
-    before = config_tree.read_file(folder / checkpoint.CONFIG)
-    old = config_tree.build(RlConfig, [before])
-    place = {"output.dir": str(folder.parent.parent), "output.experiment_name": folder.parent.name}
-    new = config_tree.build(RlConfig, [before, Layer(str(folder), place), *wanted])
-    return new, resume(folder, old, new, RULES)
+    run_folder = folder.parent
+    place = {"output.dir": str(run_folder.parent), "output.experiment_name": run_folder.name}
+    return configure(RlConfig, wanted, folder, place, RULES)
 
 
 def locate(path: Path) -> Path:

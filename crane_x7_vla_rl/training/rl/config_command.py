@@ -1,4 +1,4 @@
-"""`config`: a whole configuration of `train` as YAML, to keep, change and give to `--config`."""
+"""`config`: a template's name → a whole configuration of `train` as YAML, for `--config`."""
 
 from __future__ import annotations
 

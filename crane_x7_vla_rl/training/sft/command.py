@@ -1,4 +1,4 @@
-"""`sft`: from flags, files and a checkpoint to one `SftConfig`, and from failures to exit codes.
+"""`sft`: flags, files and a checkpoint → one `SftConfig`, and its run.
 
 A resumed run starts from the configuration that its checkpoint holds; files, flags and overrides
 given now count more, and what they change is listed.
@@ -7,18 +7,14 @@ given now count more, and what they change is listed.
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 from typing import Final
 
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
-from crane_x7_vla_rl.training.checkpoints.resume import Resumption, Rules, resume
+from crane_x7_vla_rl.training.checkpoints.resume import Resumption, Rules, configure
 from crane_x7_vla_rl.training.config import loader as config_tree
-from crane_x7_vla_rl.training.config.loader import Layer
 from crane_x7_vla_rl.training.errors import LaterError
 from crane_x7_vla_rl.training.sft.config import SftConfig
-
-logger = logging.getLogger(__name__)
 
 RULES: Final = Rules(
     fixed=(
@@ -64,8 +60,4 @@ def read(args: argparse.Namespace) -> tuple[SftConfig, Resumption | None]:
     if args.resume_from_checkpoint is None:
         return config_tree.build(SftConfig, wanted), None
     folder = checkpoint.locate(args.resume_from_checkpoint)
-    before = config_tree.read_file(folder / checkpoint.CONFIG)
-    old = config_tree.build(SftConfig, [before])
-    here = Layer(str(folder), {"output.dir": str(folder.parent)})
-    new = config_tree.build(SftConfig, [before, here, *wanted])
-    return new, resume(folder, old, new, RULES)
+    return configure(SftConfig, wanted, folder, {"output.dir": str(folder.parent)}, RULES)
