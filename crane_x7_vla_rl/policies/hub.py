@@ -300,10 +300,10 @@ def _fetch_file(source: Source, commit: str, name: str, cache: Path) -> Path:
 
 
 def _fetch_blob(source: Source, commit: str, name: str, cache: Path) -> None:
-    """Fetch a shard over plain HTTP into the cache's blobs, going on with a part left from before.
+    """Fetch a shard over plain HTTP into the cache's blobs, continuing a part left from before.
 
-    Left to huggingface_hub where hf_xet is there and no part is: that is faster, but starts anew
-    after a crash.
+    Left to huggingface_hub where hf_xet is installed and no part exists: that is faster, but starts
+    from zero after a crash.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get

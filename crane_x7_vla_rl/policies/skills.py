@@ -1,7 +1,7 @@
-"""What a checkpoint says that it can do: the scenes it knows, its tasks, and how it is to be asked.
+"""What a checkpoint says that it can do: the scenes it knows, its tasks, and their instructions.
 
-`skills.json` beside the weights comes in or leaves. Nobody guesses from weights: a checkpoint
-without the file has no skills that are known.
+`skills.json` beside the weights → `Skills`, and back. Nothing is guessed from weights: a checkpoint
+without the file has no known skills.
 """
 
 from __future__ import annotations
