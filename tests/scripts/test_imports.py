@@ -13,6 +13,11 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = ("crane_x7_remote", "crane_x7_vla_rl")
+TREES = {
+    path.relative_to(ROOT).as_posix(): ast.parse(path.read_text(encoding="utf-8"))
+    for package in PACKAGES
+    for path in (ROOT / package).rglob("*.py")
+}
 MAY_READ_THE_ENVIRONMENT = {
     "crane_x7_remote/settings.py",
     "crane_x7_vla_rl/training/settings.py",
@@ -35,14 +40,36 @@ def reads_environment(node: ast.AST) -> bool:
     )  # fmt: skip
 
 
+def private_names(tree: ast.Module) -> list[str]:
+    """Return the `_names` of our other files that a file imports, or reads as attributes."""
+    ours = [
+        alias
+        for node in ast.walk(tree)
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGES)
+        for alias in node.names
+    ]
+    known = {alias.asname or alias.name for alias in ours}
+    read = [
+        node.attr
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute)
+        and isinstance(node.value, ast.Name)
+        and node.value.id in known
+    ]
+    return [
+        name
+        for name in (*(alias.name for alias in ours), *read)
+        if name.startswith("_") and not name.startswith("__")
+    ]
+
+
 def test_the_environment_is_read_in_the_two_settings_files_alone() -> None:
-    found = {
-        path.relative_to(ROOT).as_posix()
-        for package in PACKAGES
-        for path in (ROOT / package).rglob("*.py")
-        if any(map(reads_environment, ast.walk(ast.parse(path.read_text(encoding="utf-8")))))
-    }
+    found = {name for name, tree in TREES.items() if any(map(reads_environment, ast.walk(tree)))}
     assert found == MAY_READ_THE_ENVIRONMENT
+
+
+def test_no_file_uses_a_private_name_of_another() -> None:
+    assert not {name: found for name, tree in TREES.items() if (found := private_names(tree))}
 
 
 @pytest.mark.parametrize("name", NUMPY_ALONE)
