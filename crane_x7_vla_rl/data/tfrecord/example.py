@@ -1,7 +1,8 @@
 """Parse `tf.train.Example` and `tf.train.SequenceExample` without TensorFlow. Bytes → named values.
 
-The messages are described here rather than generated, so that no compiler is needed. An Example is
-wire-compatible with a SequenceExample that has a context alone, so one message reads both.
+The messages are described here, not generated: a `_pb2` module would need protoc, be opaque, and
+refuse to be imported under a protobuf older than its compiler. An Example is wire-compatible
+with a SequenceExample that has a context alone, so one message reads both.
 Source: tensorflow/core/example/{example,feature}.proto.
 """
 
@@ -12,7 +13,7 @@ from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from google.protobuf import descriptor_pb2, descriptor_pool, message_factory
+from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, text_format
 from google.protobuf.message import DecodeError
 
 from crane_x7_vla_rl.data.reader_options import RecordingError
@@ -20,26 +21,32 @@ from crane_x7_vla_rl.data.reader_options import RecordingError
 Values = npt.NDArray[np.float32] | npt.NDArray[np.int64] | list[bytes]
 """The flat content of a feature: float_list, int64_list or bytes_list."""
 
-PACKAGE: Final = "crane_x7_vla_rl"
-"""Not TensorFlow's own, so that both can be imported by one process."""
-SCALARS: Final = {
-    "BytesList": descriptor_pb2.FieldDescriptorProto.TYPE_BYTES,
-    "FloatList": descriptor_pb2.FieldDescriptorProto.TYPE_FLOAT,
-    "Int64List": descriptor_pb2.FieldDescriptorProto.TYPE_INT64,
-}
-MESSAGES: Final = {
-    "Feature": (("bytes_list", "BytesList"), ("float_list", "FloatList"),
-                ("int64_list", "Int64List")),
-    "FeaturesEntry": (("key", ""), ("value", "Feature")),
-    "Features": (("feature", "repeated FeaturesEntry"),),
-    "FeatureList": (("feature", "repeated Feature"),),
-    "FeatureListsEntry": (("key", ""), ("value", "FeatureList")),
-    "FeatureLists": (("feature_list", "repeated FeatureListsEntry"),),
-    "SequenceExample": (("context", "Features"), ("feature_lists", "FeatureLists")),
-}  # fmt: skip
-"""Message → its fields in the order of their numbers, each with its type; "" is a string.
-
-Maps are spelt as the repeated entries that they are on the wire."""
+SCHEMA: Final = """
+name: "crane_x7_vla_rl/example.proto" package: "crane_x7_vla_rl" syntax: "proto3"
+message_type { name: "BytesList" field { name: "value" number: 1 <many> type: TYPE_BYTES } }
+message_type { name: "FloatList" field { name: "value" number: 1 <many> type: TYPE_FLOAT } }
+message_type { name: "Int64List" field { name: "value" number: 1 <many> type: TYPE_INT64 } }
+message_type { name: "Feature"
+  field { name: "bytes_list" number: 1 <one> type_name: "BytesList" }
+  field { name: "float_list" number: 2 <one> type_name: "FloatList" }
+  field { name: "int64_list" number: 3 <one> type_name: "Int64List" } }
+message_type { name: "FeaturesEntry"
+  field { name: "key" number: 1 <one> type: TYPE_STRING }
+  field { name: "value" number: 2 <one> type_name: "Feature" } }
+message_type { name: "Features"
+  field { name: "feature" number: 1 <many> type_name: "FeaturesEntry" } }
+message_type { name: "FeatureList" field { name: "feature" number: 1 <many> type_name: "Feature" } }
+message_type { name: "FeatureListsEntry"
+  field { name: "key" number: 1 <one> type: TYPE_STRING }
+  field { name: "value" number: 2 <one> type_name: "FeatureList" } }
+message_type { name: "FeatureLists"
+  field { name: "feature_list" number: 1 <many> type_name: "FeatureListsEntry" } }
+message_type { name: "SequenceExample"
+  field { name: "context" number: 1 <one> type_name: "Features" }
+  field { name: "feature_lists" number: 2 <one> type_name: "FeatureLists" } }
+""".replace("<one>", "label: LABEL_OPTIONAL").replace("<many>", "label: LABEL_REPEATED")
+"""A FileDescriptorProto. Its package is not TensorFlow's, so that one process can import both; maps
+are spelt as the repeated entries that they are on the wire."""
 
 
 class Example:
@@ -121,32 +128,8 @@ def _kind(feature: Any) -> str:
 @cache
 def _message_class() -> Any:
     """Return the class of SequenceExample, from a pool of its own."""
-    file = descriptor_pb2.FileDescriptorProto(
-        name=f"{PACKAGE}/example.proto", package=PACKAGE, syntax="proto3"
-    )
-    for name, scalar in SCALARS.items():
-        message = file.message_type.add(name=name)
-        message.field.add(name="value", number=1, label=_label(repeated=True), type=scalar)
-    for name, fields in MESSAGES.items():
-        message = file.message_type.add(name=name)
-        for number, (field, kind) in enumerate(fields, 1):
-            _add_field(message, number, field, kind)
+    file = text_format.Parse(SCHEMA, descriptor_pb2.FileDescriptorProto())
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{PACKAGE}.SequenceExample"))
-
-
-def _add_field(message: Any, number: int, name: str, kind: str) -> None:
-    label = _label(repeated=kind.startswith("repeated "))
-    kinds = descriptor_pb2.FieldDescriptorProto
-    added = message.field.add(
-        name=name, number=number, label=label, type=kinds.TYPE_MESSAGE if kind else
-        kinds.TYPE_STRING,
-    )  # fmt: skip
-    if kind:
-        added.type_name = f".{PACKAGE}.{kind.removeprefix('repeated ')}"
-
-
-def _label(*, repeated: bool) -> Any:
-    kinds = descriptor_pb2.FieldDescriptorProto
-    return kinds.LABEL_REPEATED if repeated else kinds.LABEL_OPTIONAL
+    name = f"{file.package}.SequenceExample"
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(name))
