@@ -31,7 +31,7 @@ from crane_x7_remote.demo import pictures, report
 from crane_x7_remote.demo import plan as plan_module
 from crane_x7_remote.demo.children import DemoProcess
 from crane_x7_remote.demo.plan import DemoPlan
-from crane_x7_remote.demo.recorder import DemoRecorder, Recording
+from crane_x7_remote.demo.recorder import Recording, RunRecorder
 from crane_x7_remote.errors import ExitCode, OutputError
 
 logger = logging.getLogger(__name__)
@@ -97,7 +97,7 @@ def _show(
         recording, scene, guard = Recording(), {}, {}
         outcome = _outcome(plan, {}, _Stage(), 0.0)
         if found:
-            recorder = stack.enter_context(DemoRecorder(int(found[1]), plan.settings))
+            recorder = stack.enter_context(RunRecorder(int(found[1]), plan.settings))
             recording = recorder.recording
             command = plan_module.loop_command(plan, int(found[2]), metrics_path)
             loop = stack.enter_context(DemoProcess("infer", command, folder / "loop.log"))
@@ -124,7 +124,7 @@ class _Stage:
 
 def _watch(
     plan: DemoPlan,
-    recorder: DemoRecorder,
+    recorder: RunRecorder,
     children: tuple[DemoProcess, DemoProcess],
     progress: _Progress,
     is_stopped: Callable[[], bool],
@@ -159,7 +159,7 @@ def _watch(
 
 
 def _is_over(
-    plan: DemoPlan, stage: _Stage, now_s: float, done: bool, recorder: DemoRecorder
+    plan: DemoPlan, stage: _Stage, now_s: float, done: bool, recorder: RunRecorder
 ) -> bool:
     """Move the stage on; True when there is nothing left to wait for."""
     if stage.started_s is None:

@@ -63,7 +63,7 @@ class Recording:
         return np.array(times), np.array(positions).reshape(-1, 8)
 
 
-class DemoRecorder:
+class RunRecorder:
     """Listens on rosbridge; a context manager."""
 
     def __init__(self, port: int, names: Settings, camera_period_ms: int = 66) -> None:
@@ -95,7 +95,7 @@ class DemoRecorder:
         subscribe(SIM_STATE_TOPIC, "std_msgs/String", self._on_scene)
         subscribe(STATE_TOPIC, "std_msgs/String", self._on_guard)
 
-    def __enter__(self) -> DemoRecorder:
+    def __enter__(self) -> RunRecorder:
         self.client.start()
         self.client.wait_connected(10)
         return self

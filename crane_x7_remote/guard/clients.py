@@ -18,7 +18,7 @@ from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import ConnectionClosed, WebSocketException
 
 from crane_x7_remote.guard.limits import Complaints, CountedConnection
-from crane_x7_remote.guard.outbox import Bound, LinkOutbox
+from crane_x7_remote.guard.outbox import LinkOutbox, QueueLimit
 from crane_x7_remote.guard.requests import ACTION_TOPIC, Forward, Refused
 from crane_x7_remote.rosbridge import protocol
 from crane_x7_remote.rosbridge.connection import (
@@ -33,9 +33,9 @@ from crane_x7_remote.rosbridge.connection import (
 
 logger = logging.getLogger(__name__)
 
-TO_CLIENT = Bound(count=64, total_bytes=512 * 1024)
+TO_CLIENT = QueueLimit(count=64, total_bytes=512 * 1024)
 """Six pictures of 80 KB: anything older is useless."""
-TO_ROSBRIDGE = Bound(count=64, total_bytes=256 * 1024)
+TO_ROSBRIDGE = QueueLimit(count=64, total_bytes=256 * 1024)
 PING_INTERVAL_S, PING_TIMEOUT_S = 1.0, 1.5
 """A client whose link is dead is closed within 2.5 s."""
 MOST_SUBSCRIPTIONS = 64

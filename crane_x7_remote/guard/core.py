@@ -101,7 +101,7 @@ class _Waiting:
 
 
 @dataclass(frozen=True, eq=False)
-class _Flight:
+class _SentPath:
     """What was sent and has not been heard yet."""
 
     frame_id: str
@@ -126,7 +126,7 @@ class GuardCore:
         self._stopped: str | None = None
         self._wants_brake = False
         self._waiting: _Waiting | None = None
-        self._flight: _Flight | None = None
+        self._flight: _SentPath | None = None
         self._sent_ids: OrderedDict[str, None] = OrderedDict()
         self._newest: OrderedDict[str, int] = OrderedDict()
         self._outcomes: OrderedDict[Key, Trajectory | None] = OrderedDict()
@@ -455,7 +455,7 @@ class GuardCore:
         assert self._running is not None
         lead_s = self._lead_s
         look_s = now_s + (lead_s if takes_back else TAKE_BACK_SHARE * lead_s)
-        self._flight = _Flight(frame_id, now_s, look_s, self._running, takes_back)
+        self._flight = _SentPath(frame_id, now_s, look_s, self._running, takes_back)
         self._sent_ids[frame_id] = None
         _forget(self._sent_ids)
         self._running = flown(self._running, path)
@@ -479,7 +479,7 @@ class GuardCore:
             return []
         return self._send_own(join.brake(at, self._limits), now_s, takes_back=False)
 
-    def _look(self, flight: _Flight, now_s: float) -> list[Output]:
+    def _look(self, flight: _SentPath, now_s: float) -> list[Output]:
         """What was sent has not come back in time: take it back, by sending what ran before it."""
         if flight.takes_back:
             if now_s - flight.sent_s > join.STAY_S:

@@ -15,7 +15,7 @@ Payload = str | bytes
 
 
 @dataclass(frozen=True)
-class Bound:
+class QueueLimit:
     """How much may wait; a single payload may always."""
 
     count: int
@@ -25,7 +25,7 @@ class Bound:
 class LinkOutbox:
     """One link's queue; not thread-safe."""
 
-    def __init__(self, bound: Bound) -> None:
+    def __init__(self, bound: QueueLimit) -> None:
         self._bound = bound
         self._waiting: deque[Payload] = deque()
         self._bytes = 0

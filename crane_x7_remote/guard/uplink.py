@@ -17,7 +17,7 @@ from typing import Any
 from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import WebSocketException
 
-from crane_x7_remote.guard.outbox import Bound, LinkOutbox
+from crane_x7_remote.guard.outbox import LinkOutbox, QueueLimit
 from crane_x7_remote.rosbridge import protocol
 from crane_x7_remote.rosbridge.connection import (
     LinkConfig,
@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 LONGEST_PAUSE_S = 0.5
 """Between two attempts: rosbridge is on the same machine, and a driver waits."""
-BOUND = Bound(count=8, total_bytes=512 * 1024)
+BOUND = QueueLimit(count=8, total_bytes=512 * 1024)
 """What may wait for a rosbridge that does not read: a trajectory or two over both topics."""
 MOST_STATUS_KINDS = 32
 

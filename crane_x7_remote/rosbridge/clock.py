@@ -65,7 +65,7 @@ class ClockStep:
 
 
 @dataclass(frozen=True)
-class _Seen:
+class _Arrival:
     """One message: its stamp (robot's clock) and its arrival (ours)."""
 
     stamp_s: float
@@ -95,8 +95,8 @@ class ClockOffset:
         self._recent: deque[float] = deque(maxlen=RECENT)
         self._raises: list[ClockStep] = []
         self._newest_s = float("-inf")
-        self._ahead: list[_Seen] = []
-        self._behind: deque[_Seen] = deque(maxlen=400)
+        self._ahead: list[_Arrival] = []
+        self._behind: deque[_Arrival] = deque(maxlen=400)
         self.is_settled = False
         """Whether enough messages have come to trust the estimate."""
         self.doubt: tuple[float, int] | None = None
@@ -104,7 +104,7 @@ class ClockOffset:
 
     def observe(self, stamp_s: float, arrival_s: float) -> bool:
         """Take in one message; False when its stamp must not be used (yet)."""
-        seen = _Seen(stamp_s, arrival_s)
+        seen = _Arrival(stamp_s, arrival_s)
         self.doubt = None
         offset_s = self.offset_s(arrival_s)
         if offset_s is None or not self.is_settled:
@@ -147,7 +147,7 @@ class ClockOffset:
 
     # --- the estimate ----------------------------------------------------------------------------
 
-    def _settle(self, seen: _Seen) -> bool:
+    def _settle(self, seen: _Arrival) -> bool:
         """Make the first estimate: the second fastest of at least three, as one may be wrong."""
         if not self._settling:
             self._since_s = seen.arrival_s
@@ -165,7 +165,7 @@ class ClockOffset:
             self.is_settled = True
         return is_right
 
-    def _agree(self, seen: _Seen, offset_s: float) -> None:
+    def _agree(self, seen: _Arrival, offset_s: float) -> None:
         self._recent.append(seen.offset_s)
         self._newest_s = max(self._newest_s, seen.stamp_s)
         if seen.offset_s > offset_s and len(self._recent) > 1:
@@ -184,7 +184,7 @@ class ClockOffset:
             self.step = ClockStep(now_s, total_s)
             self.steps += 1
 
-    def _take_step(self, seen: list[_Seen], known: ClockStep | None = None) -> None:
+    def _take_step(self, seen: list[_Arrival], known: ClockStep | None = None) -> None:
         """Go over to what these messages agree on; `known` is a step that was told already."""
         last = seen[-1]
         offsets = sorted(each.offset_s for each in seen)
@@ -205,7 +205,7 @@ class ClockOffset:
         """Return how far below the estimate messages usually lie, generously."""
         return 3 * (offset_s - median(self._recent)) if self._recent else 0.0
 
-    def _is_expected(self, seen: _Seen, offset_s: float) -> bool:
+    def _is_expected(self, seen: _Arrival, offset_s: float) -> bool:
         expected = self._expected
         if expected is None or seen.arrival_s - expected.at_s > EXPECT_S:
             return False
@@ -213,7 +213,7 @@ class ClockOffset:
 
     # --- set forward -----------------------------------------------------------------------------
 
-    def _doubt_ahead(self, seen: _Seen, offset_s: float) -> bool:
+    def _doubt_ahead(self, seen: _Arrival, offset_s: float) -> bool:
         self._ahead = [
             each for each in self._ahead if abs(each.offset_s - seen.offset_s) <= AGREE_S
         ]
@@ -226,7 +226,7 @@ class ClockOffset:
 
     # --- set back --------------------------------------------------------------------------------
 
-    def _is_set_back(self, seen: _Seen, offset_s: float) -> bool:
+    def _is_set_back(self, seen: _Arrival, offset_s: float) -> bool:
         """Whether this message lies behind a stamp that went back, and not on the old clock."""
         behind_s = offset_s - seen.offset_s
         if behind_s <= BEHIND_S:
@@ -236,7 +236,7 @@ class ClockOffset:
         least_s = offset_s - max(each.offset_s for each in self._behind)
         return behind_s >= least_s / 2
 
-    def _doubt_behind(self, seen: _Seen, offset_s: float) -> bool:
+    def _doubt_behind(self, seen: _Arrival, offset_s: float) -> bool:
         if self._behind and seen.stamp_s < self._behind[-1].stamp_s - STAMP_BACK_S:
             self._behind.clear()  # went back once more
         self._behind.append(seen)
@@ -265,7 +265,7 @@ class ClockOffset:
         )
 
 
-def _covers(seen: list[_Seen], count: int, duration_s: float) -> bool:
+def _covers(seen: list[_Arrival], count: int, duration_s: float) -> bool:
     """Whether there are so many messages over such a time, and their stamps advance with it."""
     first, last = seen[0], seen[-1]
     return (
@@ -275,7 +275,7 @@ def _covers(seen: list[_Seen], count: int, duration_s: float) -> bool:
     )
 
 
-def _spread_s(seen: list[_Seen], duration_s: float) -> float:
+def _spread_s(seen: list[_Arrival], duration_s: float) -> float:
     """Return how far the offsets of the last `duration_s` lie apart."""
     until_s = seen[-1].arrival_s - duration_s
     offsets = [each.offset_s for each in seen if each.arrival_s >= until_s]

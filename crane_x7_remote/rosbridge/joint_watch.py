@@ -70,7 +70,7 @@ Layout = tuple[object, ...]
 
 
 @dataclass(frozen=True, eq=False)
-class _Seen:
+class _Measurement:
     position: Array
     """(7,)."""
     measured_s: float
@@ -89,7 +89,7 @@ class JointWatch:
 
     def reset(self) -> None:
         """Reset for a new link; a fault that was found stays for its time."""
-        self._seen: deque[_Seen] = deque(maxlen=3)
+        self._seen: deque[_Measurement] = deque(maxlen=3)
         self._arrivals: deque[float] = deque(maxlen=20)
         self._layout: Layout | None = None
         self._switches: deque[float] = deque(maxlen=ALTERNATIONS)
@@ -112,7 +112,7 @@ class JointWatch:
             return
         if self._seen and arrival_s - self._seen[-1].arrival_s > LONG_GAP_S:
             self.reset()
-        self._seen.append(_Seen(position, measured_s, arrival_s, stamped))
+        self._seen.append(_Measurement(position, measured_s, arrival_s, stamped))
         self._arrivals.append(arrival_s)
         if self._layout is not None and layout != self._layout:
             self._switches.append(arrival_s)
@@ -135,7 +135,7 @@ class JointWatch:
         arrivals = self._arrivals
         return (arrivals[-1] - arrivals[0]) / max(len(arrivals) - 1, 1)
 
-    def _between_s(self, first: _Seen, second: _Seen) -> float:
+    def _between_s(self, first: _Measurement, second: _Measurement) -> float:
         """Return the time between two measurements: by stamps where plausible, else by arrivals."""
         by_arrival_s = second.arrival_s - first.arrival_s
         if first.is_stamped and second.is_stamped:

@@ -26,11 +26,11 @@ from crane_x7_remote.rosbridge.protocol import brief
 from crane_x7_remote.sim_robot import ros_types
 from crane_x7_remote.sim_robot.outbox import ClientOutbox
 from crane_x7_remote.sim_robot.session import (
+    ClientSession,
     GoalKey,
     Operation,
     OperationError,
     Publication,
-    Session,
 )
 
 logger = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class RosbridgeServer:
         self._version = ros_version
         self._sequences = dict.fromkeys(robot.topics, 0)
         self._unsent: set[str] = set()
-        self._sessions: dict[int, Session] = {}
+        self._sessions: dict[int, ClientSession] = {}
         self._numbers = itertools.count(1)
         self._server: Server | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -250,7 +250,7 @@ class RosbridgeServer:
     async def _serve_client(self, connection: ServerConnection) -> None:
         waiting = asyncio.Event()
         outbox = ClientOutbox(self._config.backlog, waiting.set)
-        session = Session(next(self._numbers), self, outbox, self._clock, self._version)
+        session = ClientSession(next(self._numbers), self, outbox, self._clock, self._version)
         self._sessions[session.number] = session
         logger.info("client %d connected from %s", session.number, connection.remote_address)
         sender = asyncio.create_task(_send_waiting(connection, outbox, waiting))

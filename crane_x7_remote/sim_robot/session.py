@@ -140,7 +140,7 @@ class TopicSubscriptions:
         return "cbor" if "cbor" in self.compression.values() else "none"
 
 
-class Session:
+class ClientSession:
     """State of one connected client."""
 
     def __init__(

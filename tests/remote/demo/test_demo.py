@@ -138,8 +138,8 @@ def test_no_process_outlives_a_killed_parent(tmp_path: Path) -> None:
     """kill -9 gives no chance to clean up: the kernel must tell the children."""
     code = (
         "import time; from pathlib import Path\n"
-        "from crane_x7_remote.demo.children import Child\n"
-        f"child = Child('sim-robot', ['sim-robot', '--arm', 'kinematic', '--port', '0'],"
+        "from crane_x7_remote.demo.children import DemoProcess\n"
+        f"child = DemoProcess('sim-robot', ['sim-robot', '--arm', 'kinematic', '--port', '0'],"
         f" Path({str(tmp_path / 'robot.log')!r}))\n"
         "child.wait_for_line('ready', 30)\n"
         "print(child.pid, flush=True)\n"

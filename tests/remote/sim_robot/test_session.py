@@ -13,10 +13,10 @@ from crane_x7_remote.sim_robot.outbox import MOST_REPLIES, MOST_WAITING_BYTES, C
 from crane_x7_remote.sim_robot.session import (
     LONGEST_NAME,
     MOST_SUBSCRIPTIONS,
+    ClientSession,
     GoalKey,
     OperationError,
     Publication,
-    Session,
 )
 
 TOPIC = "/camera"
@@ -54,18 +54,18 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-def session(clock: Clock) -> Session:
-    return Session(1, EveryTopic(), ClientOutbox(None, lambda: None), clock)
+def session(clock: Clock) -> ClientSession:
+    return ClientSession(1, EveryTopic(), ClientOutbox(None, lambda: None), clock)
 
 
-def sent(session: Session) -> list[dict[str, Any]]:
+def sent(session: ClientSession) -> list[dict[str, Any]]:
     operations = []
     while (payload := session.outbox.take()) is not None:
         operations.append(protocol.decode(payload))
     return operations
 
 
-def subscribe(session: Session, **fields: Any) -> None:
+def subscribe(session: ClientSession, **fields: Any) -> None:
     session.receive(json.dumps({"op": "subscribe", "topic": TOPIC, "type": "x/Y"} | fields))
 
 
@@ -73,7 +73,7 @@ def subscribe(session: Session, **fields: Any) -> None:
     ("throttle_ms", "rate_hz"), [(0, 30), (33, 30), (50, 15), (60, 15), (67, 10), (95, 10)]
 )
 def test_a_30_hz_camera_is_thinned_as_measured_at_a_real_server(
-    session: Session, clock: Clock, throttle_ms: int, rate_hz: float
+    session: ClientSession, clock: Clock, throttle_ms: int, rate_hz: float
 ) -> None:
     subscribe(session, throttle_rate=throttle_ms)
     for frame in range(300):
@@ -82,7 +82,7 @@ def test_a_30_hz_camera_is_thinned_as_measured_at_a_real_server(
     assert len(sent(session)) == pytest.approx(rate_hz * 10, abs=1)
 
 
-def test_queue_length_drops_nothing(session: Session, clock: Clock) -> None:
+def test_queue_length_drops_nothing(session: ClientSession, clock: Clock) -> None:
     subscribe(session, queue_length=1)
     for frame in range(100):
         clock.now_s = 100 + frame / 30
@@ -90,7 +90,7 @@ def test_queue_length_drops_nothing(session: Session, clock: Clock) -> None:
     assert len(sent(session)) == 100
 
 
-def test_cbor_wins_where_two_ids_differ(session: Session) -> None:
+def test_cbor_wins_where_two_ids_differ(session: ClientSession) -> None:
     subscribe(session, id="a", compression="none")
     subscribe(session, id="b", compression="cbor")
     session.offer(Publication(TOPIC, {"data": b"x"}))
@@ -146,7 +146,9 @@ def test_what_waits_is_bounded_in_bytes_and_the_newest_survives() -> None:
     assert len(outbox.take() or "") == 2 * MOST_WAITING_BYTES
 
 
-def test_subscriptions_are_bounded_and_a_known_one_can_still_be_changed(session: Session) -> None:
+def test_subscriptions_are_bounded_and_a_known_one_can_still_be_changed(
+    session: ClientSession,
+) -> None:
     for number in range(MOST_SUBSCRIPTIONS):
         subscribe(session, topic=f"/t{number % 7}", id=f"{number}")
     subscribe(session, topic="/t1", id="one more")
@@ -161,7 +163,7 @@ def test_subscriptions_are_bounded_and_a_known_one_can_still_be_changed(session:
 
 
 @pytest.mark.parametrize("name", ["id", "topic", "type", "compression"])
-def test_a_long_name_is_told_by_its_length_alone(session: Session, name: str) -> None:
+def test_a_long_name_is_told_by_its_length_alone(session: ClientSession, name: str) -> None:
     subscribe(session, **{name: "x" * (LONGEST_NAME + 1)})
     (status,) = sent(session)
     assert f"{name} has 257 characters" in status["msg"]
