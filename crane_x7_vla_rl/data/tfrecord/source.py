@@ -172,21 +172,21 @@ def _newest_versions(files: Sequence[Path]) -> list[Path]:
     """
     versions: dict[Path, dict[Path, list[Path]]] = {}
     for file in files:
-        if VERSION.fullmatch(file.parent.name):
+        if VERSION.fullmatch(file.parent.name) and SHARD.search(file.name):
             versions.setdefault(file.parent.parent, {}).setdefault(file.parent, []).append(file)
-    unused: set[Path] = set()
+    unread: set[Path] = set()
     for found in versions.values():
         newest_first = sorted(found, key=_version, reverse=True)
         whole = (folder for folder in newest_first if not list(_missing_shards(found[folder])))
         chosen = next(whole, newest_first[0])
         others = [folder for folder in newest_first if folder != chosen]
-        unused.update(others)
+        unread.update(file for folder in others for file in found[folder])
         if others:
             logger.warning(
                 "%s: version %s is read; not read: %s", chosen.parent, chosen.name,
                 ", ".join(folder.name for folder in others),
             )  # fmt: skip
-    return [file for file in files if file.parent not in unused]
+    return [file for file in files if file not in unread]
 
 
 def _version(folder: Path) -> tuple[bool, list[int]]:

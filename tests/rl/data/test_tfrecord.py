@@ -145,6 +145,12 @@ def test_of_several_versions_the_newest_complete_one_is_read(tmp_path, caplog):
     assert open_logs(root / "1.9.0").lengths.tolist() == [3]
 
 
+def test_logs_in_folders_named_like_versions_are_all_read(tmp_path):
+    for version, steps in (("1.0.0", 3), ("1.1.0", 4)):
+        write(tmp_path / version / "one.tfrecord", [rlds_episode(steps)])
+    assert open_logs(tmp_path).lengths.tolist() == [3, 4]
+
+
 def test_where_no_version_is_complete_the_newest_says_what_it_lacks(tmp_path):
     for version in ("1.0.0", "1.2.0"):
         shards(tmp_path, version, [4], missing=1)
