@@ -176,7 +176,7 @@ def _statistics() -> dict[str, Any]:
 
 
 def initialise(model: OpenVLA, seed: int) -> None:
-    """Draw all weights anew: linear maps keep the size of what passes, embeddings are small.
+    """Sample all weights again: linear maps keep the size of what passes, embeddings are small.
 
     The rows of the 256 action tokens, in and out, change smoothly from bin to bin, and the places
     of patches smoothly over the image: that they are numbers on a line and places on a plane is

@@ -35,4 +35,4 @@ class NotFiniteError(OpenVLAError, base.NotFiniteError):
 
 
 class AdapterError(OpenVLAError):
-    """LoRA is asked for with a senseless rank, or on modules that are not there."""
+    """LoRA has an impossible rank, or names modules that do not exist."""

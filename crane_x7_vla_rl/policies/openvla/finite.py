@@ -1,7 +1,7 @@
 """NaN and infinities in weights and answers: found, marked and named.
 
-Tensors by name, modules and logits come in; nothing leaves where all are numbers, else the words
-that name the weights, or NotFiniteError. `marked` runs on the model's device, waits for nothing and
+Tensors by name, modules, logits → nothing where all are numbers, else the names of the weights, or
+NotFiniteError. `marked` runs on the model's device, waits for nothing and
 may be captured: the tokens themselves carry what it found to the host, where `check_tokens` reads
 it. Weights are looked through when they are loaded, and when an answer is no number.
 

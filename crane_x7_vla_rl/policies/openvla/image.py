@@ -1,10 +1,9 @@
-"""From camera images to the 6-channel pixel values that the towers take.
+"""Camera images → the 6-channel pixel values that the towers take, as a tensor.
 
 RGB, resized to the model's size (224 × 224 in the released one) with PIL's bicubic, optionally
 centre-cropped as OpenVLA's evaluation does after training with random crops, scaled to 0…1 and
 normalised twice: channels 0–2 for DINOv2, 3–5 for SigLIP. On CUDA the resize runs on the device
-(see `resample`), elsewhere in PIL, which is faster there. Images come in as PIL images or arrays; a
-tensor leaves.
+(see `resample`), elsewhere in PIL, which is faster there. Images are PIL images or arrays.
 """
 
 from __future__ import annotations

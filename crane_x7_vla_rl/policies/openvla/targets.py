@@ -1,4 +1,4 @@
-"""What an action of OpenVLA means on a CRANE-X7: actions come in, joint targets leave.
+"""What an action of OpenVLA means on a CRANE-X7: actions → joint targets.
 
 The number of dimensions, which the statistics under the chosen key decide, says which:
 

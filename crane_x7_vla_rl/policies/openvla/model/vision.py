@@ -1,4 +1,4 @@
-"""The two vision towers, DINOv2 and SigLIP: 6-channel pixels come in, their patches leave.
+"""The two vision towers, DINOv2 and SigLIP: 6-channel pixels → features of their patches.
 
 Names of parameters are those of the checkpoint (timm's, with qkv in one matrix), so that weights
 and LoRA keys load one to one. The features are the output of each tower's last block but one,

@@ -1,7 +1,7 @@
 """The language model without gradients: joined products, a cache in place, few kernels.
 
-The same function as `LlamaModel.forward`, which training and `evaluate` use; embeddings come in,
-final hidden states leave, keys and values go into the cache. On CUDA what lies between the products
+Embeddings → final hidden states, keys and values into the cache: the same function as
+`LlamaModel.forward`, which training and `evaluate` use. On CUDA what lies between the products
 runs in the kernels of `kernels`, elsewhere in torch's operations.
 
 Legend: as in `language`.

@@ -1,7 +1,7 @@
 """Where each token of a batch goes: `[BOS] [image tokens] [pads] [text] [29871] [action]`.
 
-Prompts of unequal length come in as lists of ids; ids, slots, positions and masks for the language
-model leave. Pads stand between image and text, so that every row's prompt ends at the same slot and
+Prompts of unequal length, as lists of ids → ids, slots, positions and masks for the language model.
+Pads stand between image and text, so that every row's prompt ends at the same slot and
 a slot is known without looking at the data, as a captured graph needs. Pads are masked, and a
 token's position counts only what is not a pad.
 

@@ -1,13 +1,13 @@
 """Frozen layers with adapters beside them, computed in fewer passes over memory than PEFT's own.
 
-`lora` puts them into a model. Activations come in and leave; names of parameters, merging and
+`lora` puts them into a model. Activations → activations; names of parameters, merging and
 switching adapters off are PEFT's, whose layers these are. What they compute is the same, but
 
 - dropout's and the adapter's factors go into the small second matrix, not over all outputs;
 - dropout draws 16 bits per element on a CPU;
 - the adapter's output is added by the product that makes it, and so is the gradient of its input;
 - a convolution whose patches do not overlap is a product over patches;
-- a head can be asked for some of its rows.
+- a head can compute some of its rows alone.
 
 Legend: … batch and positions, N all of them, r rank.
 """

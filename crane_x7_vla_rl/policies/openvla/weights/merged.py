@@ -1,8 +1,8 @@
 """A policy whose adapters are added to its weights, beside the one that learns.
 
-A model with adapters comes in; one without any leaves, which answers the same in half of the time,
-since it has a third of the products and its joined ones. Its weights are made anew from base and
-adapters whenever they have changed, so that nothing drifts. In float32 alone: bfloat16 would round
+A model with adapters → one without any, which answers the same in half of the time, since it has a
+third of the products and its joined ones. Its weights are computed again from base and adapters
+whenever they have changed, so that nothing drifts. In float32 alone: bfloat16 would round
 small updates away.
 """
 
