@@ -93,13 +93,19 @@ def _overrides(given: Sequence[str]) -> Layer:
 def build(cls: type[T], wanted: Sequence[Layer]) -> T:
     """Return the dataclass that the layers describe, the last one counting most.
 
-    Raises ConfigError for an unknown key, a value of another type, a key without a value, and what
-    a section's own check refuses.
+    A section without values, as YAML has it where all its lines are comments, sets nothing. Raises
+    ConfigError for an unknown key, a value of another type, a key without a value, and what a
+    section's own check refuses.
     """
     known = {leaf.key: leaf for leaf in leaves(cls)}
+    sections = {key.rpartition(".")[0] for key in known if "." in key}
     values: dict[str, Any] = {}
     for layer in wanted:
         for key, value in layer.values.items():
+            if key in sections and value is None:
+                continue
+            if key in sections:
+                raise ConfigError(f"{layer.source}: {key} is {value!r}, expected keys and values")
             if key not in known:
                 raise ConfigError(f"{layer.source}: {_unknown(key, known)}")
             try:

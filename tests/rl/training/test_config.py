@@ -108,6 +108,7 @@ def test_5e_5_is_a_number_wherever_it_stands(tmp_path: Path) -> None:
         ("data: {image_size: '0x224'}", "data.image_size is '0x224', expected as in 224x224"),
         ("lora: {dropout: 1}", "lora.dropout is 1.0"),
         ("publish: {push_to_hub: end}", "--push-to-hub needs --hub-model-id"),
+        ("training: 5", "training is 5, expected keys and values"),
         ("- 5", "holds a list, expected keys and values"),
         ("a: [", "is no YAML"),
     ],
@@ -117,6 +118,11 @@ def test_what_is_misspelt_or_senseless_is_refused_with_its_key(
 ) -> None:
     with pytest.raises(ConfigError, match=said):
         read("--backend", "openvla", "--config", written(tmp_path, text))
+
+
+def test_a_section_whose_lines_are_all_comments_sets_nothing(tmp_path: Path) -> None:
+    file = written(tmp_path, "backend: openvla\ntraining:\n#  batch_size: 4\n")
+    assert read("--config", file) == read("--backend", "openvla")
 
 
 def test_the_file_with_the_error_is_named(tmp_path: Path) -> None:
