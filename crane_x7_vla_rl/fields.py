@@ -43,7 +43,7 @@ SIZE: Final = r"0*[1-9]\d*x0*[1-9]\d*"
 """Width and height of a picture, as text; `tuple[int, int]` is this."""
 EXPECTED: Final[Mapping[Any, str]] = {
     bool: "true or false", int: "a whole number", float: "a number", str: "text",
-    tuple[int, int]: "WxH as in 128x128",
+    tuple[int, int]: "WxH as in 128x128", tuple[str, ...]: "a list of texts",
 }  # fmt: skip
 
 
@@ -61,6 +61,7 @@ class Range:
     high: float = math.inf
     low_open: bool = False
     high_open: bool = False
+    unit: str = ""
 
     def __contains__(self, value: float) -> bool:
         above = self.low < value if self.low_open else self.low <= value
@@ -68,7 +69,7 @@ class Range:
 
     def __str__(self) -> str:
         if self.high < math.inf and not self.high_open:
-            return f"{self.low} to {self.high}"
+            return f"{self.low} to {self.high} {self.unit}".rstrip()
         least = f"above {self.low}" if self.low_open else f"{self.low} or more"
         return least if self.high == math.inf else f"{least} and below {self.high}"
 
@@ -89,15 +90,28 @@ class Like:
 
 @dataclass(frozen=True)
 class OneOf:
-    """One of these texts, or several."""
+    """One of these texts."""
 
     names: tuple[str, ...]
 
-    def __contains__(self, value: str | tuple[str, ...]) -> bool:
-        return {value} <= {*self.names} if isinstance(value, str) else {*value} <= {*self.names}
+    def __contains__(self, value: str) -> bool:
+        return value in self.names
 
     def __str__(self) -> str:
-        return " or ".join(self.names)
+        return f"one of {', '.join(self.names)}"
+
+
+@dataclass(frozen=True)
+class SomeOf:
+    """Some of these texts, at least one."""
+
+    names: tuple[str, ...]
+
+    def __contains__(self, value: tuple[str, ...]) -> bool:
+        return len(value) > 0 and {*value} <= {*self.names}
+
+    def __str__(self) -> str:
+        return f"a list of some of {', '.join(self.names)}"
 
 
 Count = Annotated[int, Range(1)]
@@ -139,6 +153,9 @@ class Kind:
             return _number(self.base, value)
         if self.base == tuple[int, int] and re.fullmatch(SIZE, str(value)):
             return tuple(map(int, str(value).split("x")))
+        is_list = self.base == tuple[str, ...] and isinstance(value, list | tuple)
+        if is_list and all(isinstance(text, str) for text in value):
+            return tuple(value)
         if self.base in (bool, str) and isinstance(value, self.base):
             return value
         raise ValueError(EXPECTED[self.base])
@@ -293,8 +310,10 @@ def _options(leaf: Leaf, typed: bool) -> dict[str, Any]:
         return options | {"action": argparse.BooleanOptionalAction}
     if base == tuple[str, ...]:
         options["nargs"] = "+"
-    if isinstance(bound, OneOf) or get_origin(base) is Literal:
-        return options | {"choices": bound.names if isinstance(bound, OneOf) else get_args(base)}
+    if isinstance(bound, OneOf | SomeOf):
+        return options | {"choices": bound.names}
+    if get_origin(base) is Literal:
+        return options | {"choices": get_args(base)}
     if typed:
         options["type"] = leaf.kind.from_text
     name = leaf.key.rpartition(".")[2].upper()

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Final
 
 from crane_x7_vla_rl import fields
-from crane_x7_vla_rl.fields import Count, FiniteAmount, FinitePositive, OneOf
+from crane_x7_vla_rl.fields import Count, FiniteAmount, FinitePositive, OneOf, SomeOf
 
 LIFT_ID: Final = "Lift-CRANE-X7"
 PICK_PLACE_ID: Final = "PickPlace-CRANE-X7"
@@ -31,7 +31,7 @@ class WorldConfig:
     """Steps per second of simulated time."""
     image_size: tuple[int, int] = (128, 128)
     """Width and height of the camera's pictures."""
-    colours: Annotated[tuple[str, ...], OneOf(COLOUR_NAMES)] = COLOUR_NAMES
+    colours: Annotated[tuple[str, ...], SomeOf(COLOUR_NAMES)] = COLOUR_NAMES
     """The cubes that there are; the seed chooses which of them the instruction names."""
     spawn_range_m: FiniteAmount = 0.03
     """Cubes and plate lie at most this far, along x and y, from their four spots, 0 to 0.05."""

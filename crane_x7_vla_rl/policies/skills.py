@@ -7,11 +7,12 @@ without the file has no known skills.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
+from crane_x7_vla_rl.fields import OneOf, Range, SomeOf, kinds
 from crane_x7_vla_rl.policies.base import PolicyLoadError
 from crane_x7_vla_rl.scenes import COLOUR_NAMES, EPISODE_S
 
@@ -19,23 +20,33 @@ SKILLS: Final = "skills.json"
 OPTIONAL: Final = {"temperature", "max_jump_rad", "lets_go"}
 
 
+class _Tasks:
+    """At least one text, and none of blanks alone."""
+
+    def __contains__(self, value: tuple[str, ...]) -> bool:
+        return len(value) > 0 and all(text.strip() for text in value)
+
+    def __str__(self) -> str:
+        return "a list of tasks in words"
+
+
 @dataclass(frozen=True)
 class Skills:
     """The content of skills.json."""
 
-    task: str
+    task: Annotated[str, OneOf(tuple(EPISODE_S))]
     """gymnasium id of the scene."""
-    colours: tuple[str, ...]
+    colours: Annotated[tuple[str, ...], SomeOf(COLOUR_NAMES)]
     """The cubes that there may be."""
-    spawn_range_m: float
+    spawn_range_m: Annotated[float, Range(0, 0.05, unit="m")]
     """How far they lie from their spots; see scenes.WorldConfig."""
-    instructions: tuple[str, ...]
+    instructions: Annotated[tuple[str, ...], _Tasks()]
     """Tasks that it can do, in its own words."""
-    rate_hz: float
+    rate_hz: Annotated[float, Range(0.1, 200, unit="Hz")]
     """At which it is to be asked: so that the arm has come as far as in training."""
-    temperature: float = 0.0
+    temperature: Annotated[float, Range(0, 10)] = 0.0
     """Of its tokens, where it does best."""
-    max_jump_rad: float = 1.0
+    max_jump_rad: Annotated[float, Range(0.01, 10, unit="rad")] = 1.0
     """By how much its targets may be away from where the arm is; the loop refuses what is more."""
     lets_go: bool = True
     """Whether it puts down what it holds for a new task; else somebody must take it."""
@@ -43,7 +54,8 @@ class Skills:
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: str = SKILLS) -> Skills:
         """Return the skills in parsed JSON; raises PolicyLoadError that names what is wrong."""
-        wanted = {field.name for field in fields(cls)}
+        known = kinds(cls)
+        wanted = known.keys()
         unknown, missing = sorted(set(raw) - wanted), sorted(wanted - set(raw) - OPTIONAL)
         if unknown:
             raise PolicyLoadError(
@@ -51,11 +63,17 @@ class Skills:
             )
         if missing:
             raise PolicyLoadError(f"{source}: {', '.join(missing)} is missing")
-        for name, (is_right, expected) in _EXPECTED.items():
-            if name in raw and not is_right(raw[name]):
-                raise PolicyLoadError(f"{source}: {name} is {raw[name]!r}, expected {expected}")
-        listed = {name: tuple(raw[name]) for name in ("colours", "instructions")}
-        return cls(**{**raw, **listed})
+        values = {}
+        for name, value in raw.items():
+            try:
+                values[name] = known[name].convert(value)
+                known[name].check(values[name])
+            except ValueError as error:
+                expected = known[name].bound or error
+                raise PolicyLoadError(
+                    f"{source}: {name} is {value!r}, expected {expected}"
+                ) from None
+        return cls(**values)
 
     @classmethod
     def beside(cls, folder: Path) -> Skills | None:
@@ -79,28 +97,3 @@ class Skills:
         path = folder / SKILLS
         path.write_text(json.dumps(asdict(self), indent=2) + "\n")
         return path
-
-
-def _number(lowest: float, highest: float) -> Callable[[Any], bool]:
-    return lambda value: type(value) in (int, float) and lowest <= value <= highest
-
-
-def _is_words(value: object) -> bool:
-    if not isinstance(value, list):
-        return False
-    return bool(value) and all(isinstance(word, str) and bool(word.strip()) for word in value)
-
-
-_EXPECTED: Final[dict[str, tuple[Callable[[Any], bool], str]]] = {
-    "task": (lambda value: value in EPISODE_S, f"one of {', '.join(EPISODE_S)}"),
-    "colours": (
-        lambda value: _is_words(value) and set(value) <= set(COLOUR_NAMES),
-        f"a list of some of {', '.join(COLOUR_NAMES)}",
-    ),
-    "spawn_range_m": (_number(0, 0.05), "0 to 0.05 m"),
-    "instructions": (_is_words, "a list of tasks in words"),
-    "rate_hz": (_number(0.1, 200), "0.1 to 200 Hz"),
-    "temperature": (_number(0, 10), "0 to 10"),
-    "max_jump_rad": (_number(0.01, 10), "0.01 to 10 rad"),
-    "lets_go": (lambda value: isinstance(value, bool), "true or false"),
-}

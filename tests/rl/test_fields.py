@@ -17,10 +17,10 @@ from crane_x7_vla_rl.fields import (
     FinitePositive,
     Index,
     Like,
-    OneOf,
     Positive,
     Range,
     Share,
+    SomeOf,
 )
 
 
@@ -40,7 +40,7 @@ class Options(Base):
 
     size: tuple[int, int] = (4, 4)
     """Of pictures."""
-    names: Annotated[tuple[str, ...], OneOf(("red", "blue"))] = ("red",)
+    names: Annotated[tuple[str, ...], SomeOf(("red", "blue"))] = ("red",)
     """Of cubes."""
     kind: Literal["a", "b"] = "a"
     """Which."""
