@@ -30,6 +30,7 @@ from torch.distributed.tensor import DTensor
 from crane_x7_vla_rl.policies.openvla import OpenVLA, finite
 from crane_x7_vla_rl.policies.openvla.model.language import DecoderLayer
 from crane_x7_vla_rl.policies.openvla.model.vision import Block
+from crane_x7_vla_rl.policies.openvla.weights import layout as layouts
 from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.policies.openvla.weights.loading import Loaded
 from crane_x7_vla_rl.policies.openvla.weights.lora import ALL_LINEAR, LoraSettings, add_lora
@@ -155,6 +156,8 @@ def prepare(wanted: ModelSpec, device: torch.device, resumed: Path | None) -> Lo
     """
     if wanted.device == "cuda" and device.type != "cuda":
         raise ConfigError("training.device is cuda, but torch sees no CUDA device here")
+    if resumed is None:
+        refuse_oft(wanted.model)
     halved = wanted.precision == "bf16" or (wanted.precision == "auto" and device.type == "cuda")
     loaded = _load(wanted, device, halved, resumed)
     model = loaded.model
@@ -168,6 +171,17 @@ def prepare(wanted: ModelSpec, device: torch.device, resumed: Path | None) -> Lo
     if halved:
         _autocast(model, device)
     return loaded
+
+
+def refuse_oft(model: str) -> None:
+    """Raise ConfigError for an OpenVLA-OFT checkpoint: nobody has trained its tokens."""
+    if (heads := layouts.find(model).heads()) is not None:
+        raise ConfigError(
+            f"{model} is an OpenVLA-OFT checkpoint: its actions come from a head in {heads}, nobody"
+            " trained its action tokens, and tokens are what is trained here; start from an OpenVLA"
+            " checkpoint without such a head, as openvla/openvla-7b, or fine-tune one by"
+            " `crane-x7-vla-rl sft` first"
+        )
 
 
 def _load(wanted: ModelSpec, device: torch.device, halved: bool, resumed: Path | None) -> Loaded:

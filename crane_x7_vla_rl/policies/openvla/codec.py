@@ -35,10 +35,14 @@ from crane_x7_vla_rl.policies.openvla.image import WHOLE, View
 from crane_x7_vla_rl.policies.openvla.targets import DIMENSIONS
 from crane_x7_vla_rl.policies.openvla.tokenizer import PromptTokenizer
 from crane_x7_vla_rl.policies.openvla.weights.files import read_json
-from crane_x7_vla_rl.policies.openvla.weights.layout import TOKENIZER, Layout
+from crane_x7_vla_rl.policies.openvla.weights.layout import (
+    POLICY,
+    TOKENIZER,
+    Layout,
+    statistics_file,
+)
 from crane_x7_vla_rl.robot import DOF
 
-POLICY: Final = "policy.json"
 MAX_CHUNK: Final = 64
 PERIOD_S: Final = 0.1
 """Of checkpoints that do not say: one step of the 10 Hz at which the loop asks by default."""
@@ -113,10 +117,10 @@ class Codec:
         Raises CheckpointError for an unknown key, other dimensions, or no tokenizer.
         """
         inputs = inputs or PolicySpec.of(layout)
-        action = _statistics(norm_stats, unnorm_key, layout.folder)
+        action = _statistics(norm_stats, unnorm_key, layout)
         state = action
         if inputs.state_tokens:
-            state = _statistics(norm_stats, unnorm_key, layout.folder, "proprio")
+            state = _statistics(norm_stats, unnorm_key, layout, "proprio")
             if state.dimensions != DOF:
                 raise CheckpointError(
                     f"{layout.folder}: the proprio statistics {unnorm_key!r} have"
@@ -175,19 +179,22 @@ def _view(raw: object, source: str) -> View:
 
 
 def _statistics(
-    norm_stats: Mapping[str, Any], key: str, source: Path, kind: str = "action"
+    norm_stats: Mapping[str, Any], key: str, layout: Layout, kind: str = "action"
 ) -> Statistics:
-    try:
-        statistics = find_statistics(norm_stats, key, kind)
-    except StatisticsError as error:
+    entry = norm_stats.get(key)
+    if not isinstance(entry, Mapping) or not isinstance(entry.get(kind), Mapping):
         known = ", ".join(sorted(norm_stats)) or "none"
         what = f"no {kind} statistics" if key in norm_stats else "no statistics"
         raise CheckpointError(
-            f"VLA_UNNORM_KEY={key}: {source} has {what} under this key; known: {known}"
-        ) from error
+            f"VLA_UNNORM_KEY={key}: {layout.folder} has {what} under this key; known: {known}"
+        )
+    try:
+        statistics = find_statistics(norm_stats, key, kind, str(statistics_file(layout, key)))
+    except StatisticsError as error:
+        raise CheckpointError(f"VLA_UNNORM_KEY={key}: {error}") from error
     if kind == "action" and statistics.dimensions not in DIMENSIONS:
         raise CheckpointError(
-            f"{source}: the statistics {key!r} have {statistics.dimensions} dimensions, expected 8"
-            " (joints and gripper) or 7 (tool step and gripper)"
+            f"{layout.folder}: the statistics {key!r} have {statistics.dimensions} dimensions,"
+            " expected 8 (joints and gripper) or 7 (tool step and gripper)"
         )
     return statistics

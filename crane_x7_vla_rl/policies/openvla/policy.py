@@ -1,4 +1,4 @@
-"""OpenVLA as a `Policy`: observations in, joint targets of the CRANE-X7 out (see `targets`).
+"""OpenVLA as a `Policy`. Observations → joint targets of the CRANE-X7 (see `targets`).
 
 Two kinds of checkpoint: OpenVLA's own, whose tokens say one action, or several (see `codec`), and
 OpenVLA-OFT, a chunk of them from its regression head.
@@ -16,15 +16,16 @@ import torch
 from torch import Tensor
 
 from crane_x7_vla_rl.policies.base import ModelOptions, only_numbers
-from crane_x7_vla_rl.policies.openvla.codec import Codec
+from crane_x7_vla_rl.policies.openvla.codec import Codec, PolicySpec
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
 from crane_x7_vla_rl.policies.openvla.image import cut
 from crane_x7_vla_rl.policies.openvla.model.openvla import OpenVLA
-from crane_x7_vla_rl.policies.openvla.run.oft import LIBERO, OpenVLAOft
+from crane_x7_vla_rl.policies.openvla.run.oft import LIBERO, OpenVLAOft, with_heads
 from crane_x7_vla_rl.policies.openvla.run.rollout import Sampling
 from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from crane_x7_vla_rl.policies.openvla.targets import joint_targets
-from crane_x7_vla_rl.policies.openvla.weights import loading, oft_loading
+from crane_x7_vla_rl.policies.openvla.weights import loading
+from crane_x7_vla_rl.policies.openvla.weights.layout import POLICY
 from crane_x7_vla_rl.policies.openvla.weights.loading import Loaded
 from crane_x7_vla_rl.robot import DOF
 from crane_x7_vla_rl.types import ActionChunk, Array, Observation
@@ -101,7 +102,7 @@ class OpenVLAPolicy:
         if options.center_crop is not None:
             self._model.crop = options.center_crop
         self._actor: Actor
-        if oft_loading.is_oft(source):
+        if loaded.layout.heads() is not None:
             self._actor = _chunk_actor(loaded, options, self._codec.action.dimensions)
         else:
             self._actor = TokenActor(runner or Runner(loaded.model), self._codec, options)
@@ -147,14 +148,17 @@ def _sampling(model: OpenVLA, options: ModelOptions) -> Sampling:
 
 def _chunk_actor(loaded: Loaded, options: ModelOptions, dimensions: int) -> ChunkActor:
     """Return OpenVLA-OFT with its heads; raises CheckpointError for what cannot be a CRANE-X7's."""
-    source = loaded.layout.folder
-    if options.chunk_steps is None:
+    layout = loaded.layout
+    source, steps = layout.folder, options.chunk_steps
+    if steps is None and layout.first(POLICY) is not None:
+        steps = PolicySpec.of(layout).chunk_steps
+    if steps is None:
         raise CheckpointError(
             f"{source} is an OpenVLA-OFT checkpoint, whose files do not say how many steps it"
             " predicts at once; set VLA_CHUNK_STEPS to what it was trained with (8 in the released"
-            " LIBERO models, 5 for Bridge)"
+            f" LIBERO models, 5 for Bridge), or write a {POLICY} with chunk_steps beside its heads"
         )
-    model = oft_loading.with_heads(loaded, replace(LIBERO, steps=options.chunk_steps))
+    model = with_heads(loaded, replace(LIBERO, steps=steps))
     if model.head.action_dim != dimensions:
         raise CheckpointError(
             f"{source}: its action head has {model.head.action_dim} dimensions, the statistics"

@@ -1,7 +1,7 @@
 """`merge`: an adapter and its base become one whole model that needs neither.
 
-A checkpoint folder or Hub id comes in; a folder with `model.safetensors`, `config.json` and all
-that a policy reads beside them leaves, whole or not at all.
+Checkpoint folder or Hub id → a folder with `model.safetensors`, `config.json` and all that a policy
+reads beside them, whole or not at all.
 """
 
 from __future__ import annotations
@@ -36,14 +36,21 @@ def run(args: argparse.Namespace) -> int:
 def merge(path_or_repo_id: str, output: Path, dtype: object) -> Path:
     """Write what `path_or_repo_id` means, adapters added to the weights, in the torch `dtype`.
 
-    Sums are made in float32. Raises OutputError where `output` exists or cannot be written, and
-    PolicyLoadError; NotFiniteError is one, for weights that are no numbers in `dtype`.
+    All that a policy reads beside them comes along, OpenVLA-OFT's heads included. Sums are made in
+    float32. Raises OutputError where `output` exists or cannot be written, and PolicyLoadError;
+    NotFiniteError is one, for weights that are NaN or infinite in `dtype`.
     """
     import torch
 
-    from crane_x7_vla_rl.policies.openvla.codec import POLICY
     from crane_x7_vla_rl.policies.openvla.weights import loading
-    from crane_x7_vla_rl.policies.openvla.weights.layout import PREPROCESSOR, STATISTICS, TOKENIZER
+    from crane_x7_vla_rl.policies.openvla.weights.layout import (
+        HEADS,
+        POLICY,
+        PREPROCESSOR,
+        STATISTICS,
+        TOKENIZER,
+    )
+    from crane_x7_vla_rl.policies.skills import SKILLS
     from crane_x7_vla_rl.training.checkpoints import policy_files
 
     assert isinstance(dtype, torch.dtype)
@@ -56,8 +63,11 @@ def merge(path_or_repo_id: str, output: Path, dtype: object) -> Path:
         statistics = loaded.model.norm_stats
         policy_files.write_weights(folder, loaded.model.state_dict(), loaded.raw_config, statistics)
         policy_files.write_json(folder / STATISTICS, statistics)
-        for name in (TOKENIZER, PREPROCESSOR, POLICY, checkpoint.CONFIG):
+        for name in (TOKENIZER, PREPROCESSOR, POLICY, SKILLS, checkpoint.CONFIG):
             if (source := loaded.layout.first(name)) is not None:
                 shutil.copyfile(source, folder / name)
+        if (heads := loaded.layout.heads()) is not None:
+            for source in heads.glob(HEADS):
+                shutil.copyfile(source, folder / source.name)
 
     return checkpoint.write_whole(output, {"step": 0, "serial": 1}, write)

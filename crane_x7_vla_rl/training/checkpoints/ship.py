@@ -16,10 +16,15 @@ import torch
 from torch import Tensor
 
 from crane_x7_vla_rl.actions import FIRST_ACTION_TOKEN, VOCABULARY
-from crane_x7_vla_rl.policies.openvla.codec import POLICY, PolicySpec
+from crane_x7_vla_rl.policies.openvla.codec import PolicySpec
 from crane_x7_vla_rl.policies.openvla.tokenizer import PromptTokenizer
 from crane_x7_vla_rl.policies.openvla.weights import loading
-from crane_x7_vla_rl.policies.openvla.weights.layout import PREPROCESSOR, STATISTICS, TOKENIZER
+from crane_x7_vla_rl.policies.openvla.weights.layout import (
+    POLICY,
+    PREPROCESSOR,
+    STATISTICS,
+    TOKENIZER,
+)
 from crane_x7_vla_rl.training.checkpoints import policy_files
 from crane_x7_vla_rl.training.errors import OutputError
 
@@ -36,6 +41,8 @@ def write(checkpoint: str, folder: Path) -> PolicySpec:
     Raises OutputError where it does not fit in MOST_BYTES or float16, and PolicyLoadError.
     """
     loaded = loading.load(checkpoint, dtype=torch.float32)
+    if loaded.layout.heads() is not None:
+        raise OutputError(f"{checkpoint} is an OpenVLA-OFT checkpoint; expected one of tokens")
     tokenizer = loaded.layout.first(TOKENIZER)
     if tokenizer is None:
         raise OutputError(f"{checkpoint}: there is no {TOKENIZER}; a policy cannot do without")

@@ -130,6 +130,7 @@ def _whole(config: RlConfig, accelerator: Accelerator) -> str:
     source = config.start.model
     if not config.lora.enabled or layouts.find(source).adapter is None:
         return source
+    learner.refuse_oft(source)
     target = config.output_dir / BASE
     if accelerator.is_main_process and checkpoint.problem(target) is not None:
         half = config.training.precision == "bf16" or (

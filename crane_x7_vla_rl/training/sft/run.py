@@ -22,10 +22,10 @@ from crane_x7_vla_rl.data.loader.batches import Batches, LoaderOptions
 from crane_x7_vla_rl.data.source import EpisodeSource, open_source
 from crane_x7_vla_rl.data.statistics import compute_statistics
 from crane_x7_vla_rl.policies.base import DEFAULT_UNNORM_KEY
-from crane_x7_vla_rl.policies.openvla.codec import POLICY, Codec, PolicySpec
+from crane_x7_vla_rl.policies.openvla.codec import Codec, PolicySpec
 from crane_x7_vla_rl.policies.openvla.image import WHOLE
 from crane_x7_vla_rl.policies.openvla.weights.files import read_json
-from crane_x7_vla_rl.policies.openvla.weights.layout import STATISTICS
+from crane_x7_vla_rl.policies.openvla.weights.layout import POLICY, STATISTICS
 from crane_x7_vla_rl.training import session as sessions
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.checkpoints.policy_files import Base, PolicyAssets

@@ -1,9 +1,9 @@
 """OpenVLA-OFT: a whole chunk of continuous actions in one pass (https://arxiv.org/abs/2502.19645).
 
-Pixels of one or several images, prompts and the robot's state come in; actions in the robot's units
-leave. The sequence is `[BOS] [image tokens] [state] [pads] [text] [29871] [placeholders] [</s>]`
-with T·D placeholders of zeros, and every token sees every other. A head reads each action from the
-position before its placeholder, as next-token prediction would.
+Pixels of one or several images, prompts and the robot's state → actions in the robot's units. The
+sequence is `[BOS] [image tokens] [state] [pads] [text] [29871] [placeholders] [</s>]` with T·D
+placeholders of zeros, and every token sees every other. A head reads each action from the position
+before its placeholder, as next-token prediction would.
 
 Departures from the released evaluation code: batches, and a dimension whose statistics have no
 span counts as 0, as in training, where that code says −1.
@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -33,6 +34,8 @@ from crane_x7_vla_rl.policies.openvla.run.replay import Replay
 from crane_x7_vla_rl.policies.openvla.run.rollout import Engine
 from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from crane_x7_vla_rl.policies.openvla.run.sequence import Prompts, Span, mask, pack, positions
+from crane_x7_vla_rl.policies.openvla.weights.loading import Loaded, load
+from crane_x7_vla_rl.policies.openvla.weights.oft_loading import load_heads
 from crane_x7_vla_rl.prompt import BOS_TOKEN, STOP_TOKEN
 
 
@@ -203,3 +206,21 @@ class OpenVLAOft(nn.Module):
 
     def _statistics(self, key: str, kind: str) -> Statistics:
         return find_statistics(self.base.norm_stats, key, kind, bounds=self.settings.bounds)
+
+
+def load_oft(
+    path_or_repo_id: str | Path,
+    *,
+    settings: ChunkSettings = LIBERO,
+    device: str | torch.device = "cpu",
+    dtype: torch.dtype = torch.float32,
+) -> OpenVLAOft:
+    """Return the policy, ready to predict; raises CheckpointError, which names file and key."""
+    return with_heads(load(path_or_repo_id, device=device, dtype=dtype), settings)
+
+
+def with_heads(loaded: Loaded, settings: ChunkSettings) -> OpenVLAOft:
+    """Return a loaded base with its heads; raises CheckpointError and NotFiniteError."""
+    like = loaded.model.projector.fc3.bias
+    policy = OpenVLAOft(loaded.model, *load_heads(loaded), settings)
+    return policy.to(device=like.device, dtype=like.dtype).eval()

@@ -1,12 +1,13 @@
-"""LoRA adapters on disk: which tensors change which weights of the model, and by what scale.
+"""LoRA adapters on disk. An adapter's folder → which tensors change which weights, by what scale.
 
-An adapter folder comes in; a description leaves that `loading` either merges into the weights while
-it reads them, or hands to PEFT for further training. Shapes: a linear weight is (out, in), its A
+`loading` either merges them into the weights while it reads those, or hands them to PEFT for
+further training. Shapes: a linear weight is (out, in), its A
 (r, in), its B (out, r); a convolution's A is (r, in, h, w), its B (out, r, 1, 1).
 """
 
 from __future__ import annotations
 
+import json
 import math
 import re
 from collections.abc import Mapping
@@ -118,10 +119,8 @@ def _pair(module: str, halves: Mapping[str, Stored], config: Mapping[str, Any], 
             raise CheckpointError(
                 f"{known.file}: {module} has no lora_{half}, expected both halves"
             )
-    rank = int(_by_pattern(config.get("rank_pattern"), module, config["r"]))
-    alpha = float(
-        _by_pattern(config.get("alpha_pattern"), module, config.get("lora_alpha", PEFT_ALPHA))
-    )
+    rank = int(_figure("r", "rank_pattern", module, config, path))
+    alpha = _figure("lora_alpha", "alpha_pattern", module, config, path)
     found = halves["A"].shape[0] if halves["A"].shape else 0
     if found != rank:
         raise CheckpointError(
@@ -133,12 +132,28 @@ def _pair(module: str, halves: Mapping[str, Stored], config: Mapping[str, Any], 
     return Pair(halves["A"], halves["B"], rank, alpha, scale)
 
 
-def _by_pattern(patterns: Mapping[str, Any] | None, module: str, otherwise: Any) -> Any:
-    """Return the value of the first pattern that matches the end of the name, as PEFT does."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return otherwise
+def _figure(
+    name: str, patterns_name: str, module: str, config: Mapping[str, Any], path: Path
+) -> float:
+    """Return the module's figure: of the first pattern that matches the end of its name, as PEFT.
+
+    Where none does, that of all modules. Raises CheckpointError for one that is no number.
+    """
+    value = config.get(name, PEFT_ALPHA)
+    patterns = config.get(patterns_name) or {}
+    if not isinstance(patterns, dict):
+        raise CheckpointError(f"{path}: {patterns_name} is {patterns!r}, expected an object")
+    for pattern, own in patterns.items():
+        try:
+            matches = re.match(rf"(.*\.)?({pattern})$", module)
+        except re.error as error:
+            raise CheckpointError(f"{path}: {patterns_name} has {pattern!r}: {error}") from error
+        if matches:
+            name, value = f"{patterns_name}[{pattern!r}]", own
+            break
+    if type(value) not in (int, float) or not math.isfinite(value):
+        raise CheckpointError(f"{path}: {name} is {json.dumps(value)}, expected a number")
+    return float(value)
 
 
 def merged(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:

@@ -1,4 +1,4 @@
-"""Which files of a checkpoint folder are to be loaded: a whole model, or an adapter and its base.
+"""Which files of a checkpoint to load. Folder or Hub id → a `Layout`: base and maybe an adapter.
 
 A folder that holds weights of its own is a whole model, whatever lies beside them: trainers that
 merge at every save leave the adapter next to the result. Otherwise the adapter is looked for in the
@@ -24,10 +24,14 @@ logger = logging.getLogger(__name__)
 CONFIG: Final = "config.json"
 STATISTICS: Final = "dataset_statistics.json"
 TOKENIZER: Final = "tokenizer.json"
+POLICY: Final = "policy.json"
 PREPROCESSOR: Final = "preprocessor_config.json"
 CENTER_CROP: Final = "center_crop"
 """Our own key in it: training used random crops, so the policy must see the centre alone."""
 ADAPTER_FOLDERS: Final = ("lora_adapters", "lora_adapter")
+HEADS: Final = "*--*_checkpoint.pt"
+"""What OpenVLA-OFT adds to a model, see `oft_loading`."""
+ACTION_HEAD: Final = "action_head"
 
 
 @dataclass(frozen=True)
@@ -35,7 +39,7 @@ class Layout:
     """Where the parts of one checkpoint lie."""
 
     folder: Path
-    """What was asked for."""
+    """The folder that was named, or the Hub's copy."""
     base: Path
     """The folder with config.json and all weights."""
     adapter: Adapter | None
@@ -46,12 +50,29 @@ class Layout:
 
     def all(self, name: str) -> list[Path]:
         """Return the files of this name, what counts most last."""
-        folders = [self.base]
-        if self.adapter is not None:
-            own = self.adapter.folder
-            folders += [own.parent, own] if own.name in ADAPTER_FOLDERS else [own]
-        paths = [folder / name for folder in folders]
+        paths = [folder / name for folder in self._folders()]
         return [path for path in paths if path.is_file()]
+
+    def heads(self) -> Path | None:
+        """Return the folder with OpenVLA-OFT's action head; None where actions are tokens.
+
+        Where there is a head, nobody trained the tokens, unless a policy.json nearer than the head
+        says that a trainer of ours has done so since.
+        """
+        for folder in reversed(self._folders()):
+            if any(folder.glob(f"{ACTION_HEAD}{HEADS.removeprefix('*')}")):
+                return folder
+            if (folder / POLICY).is_file():
+                return None
+        return None
+
+    def _folders(self) -> list[Path]:
+        """Return where files may lie: the base, the adapter's run, the adapter."""
+        if self.adapter is None:
+            return [self.base]
+        own = self.adapter.folder
+        run = [own.parent] if own.name in ADAPTER_FOLDERS else []
+        return [self.base, *run, own]
 
 
 def find(
@@ -61,8 +82,7 @@ def find(
     folder = hub.resolve(path_or_repo_id, revision, token)
     beside = [folder / name for name in ADAPTER_FOLDERS if (folder / name).is_dir()]
     if has_weights(folder):
-        if beside:
-            logger.info("%s holds a whole model; %s is left alone", folder, beside[0].name)
+        _say_what_is_left_alone(folder, beside)
         return Layout(folder, folder, None)
     for candidate in (folder, *beside):
         if (candidate / adapters.CONFIG).is_file():
@@ -77,6 +97,17 @@ def find(
         f" {adapters.CONFIG} here, in {' or in '.join(ADAPTER_FOLDERS)}; found"
         f" {', '.join(sorted(path.name for path in folder.iterdir())[:10]) or 'nothing'}"
     )
+
+
+def _say_what_is_left_alone(folder: Path, beside: list[Path]) -> None:
+    if (folder / adapters.CONFIG).is_file():
+        logger.warning(
+            "%s holds a whole model and an adapter (%s); the whole model is used. If the adapter is"
+            " not merged into it, move the adapter's files to a folder of their own and name that",
+            folder, adapters.CONFIG,
+        )  # fmt: skip
+    elif beside:
+        logger.info("%s holds a whole model; %s is left alone", folder, beside[0].name)
 
 
 def _base_of(adapter: Adapter, token: str | None) -> Path:
@@ -106,16 +137,32 @@ def center_crop(layout: Layout) -> bool:
 
 
 def norm_stats(layout: Layout) -> dict[str, Any]:
-    """Return the statistics by dataset: config.json's, updated by dataset_statistics.json."""
+    """Return the statistics by data set: config.json's, updated by dataset_statistics.json.
+
+    A malformed entry is a warning here, and an error of who uses it: it may be another robot's.
+    """
     found: dict[str, Any] = {}
-    config = layout.base / CONFIG
-    sources = [(config, read_json(config).get("norm_stats") or {})]
-    sources += [(path, read_json(path)) for path in layout.all(STATISTICS)]
-    for path, statistics in sources:
+    for path, statistics in _statistics_files(layout):
         for dataset in statistics:
             try:
                 find_statistics(statistics, dataset, source=str(path))
             except StatisticsError as error:
-                raise CheckpointError(str(error)) from error
+                logger.warning("%s; the other statistics can be used", error)
         found |= statistics
     return found
+
+
+def statistics_file(layout: Layout, dataset: str) -> Path:
+    """Return the file whose statistics of the data set count."""
+    files = [path for path, found in _statistics_files(layout) if dataset in found]
+    return files[-1] if files else layout.folder
+
+
+def _statistics_files(layout: Layout) -> list[tuple[Path, dict[str, Any]]]:
+    """Return all statistics, what counts most last."""
+    config = layout.base / CONFIG
+    first = read_json(config).get("norm_stats") or {}
+    if not isinstance(first, dict):
+        kind = type(first).__name__
+        raise CheckpointError(f"{config}: norm_stats is a {kind}, expected an object")
+    return [(config, first), *((path, read_json(path)) for path in layout.all(STATISTICS))]

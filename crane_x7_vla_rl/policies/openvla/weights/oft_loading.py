@@ -1,4 +1,4 @@
-"""Released OpenVLA-OFT checkpoints: a folder or Hub id comes in, an `OpenVLAOft` leaves.
+"""Heads of released OpenVLA-OFT checkpoints. A loaded base → its action head and projector.
 
 Beside a merged OpenVLA lie `action_head--<step>_checkpoint.pt` and, where training used the robot's
 state, `proprio_projector--<step>_checkpoint.pt`; sizes follow from the weights. They are pickles:
@@ -17,10 +17,9 @@ from torch import Tensor, nn
 from crane_x7_vla_rl.policies.openvla import finite
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
 from crane_x7_vla_rl.policies.openvla.model.oft_heads import ActionHead, ProprioProjector
-from crane_x7_vla_rl.policies.openvla.run.oft import LIBERO, ChunkSettings, OpenVLAOft
-from crane_x7_vla_rl.policies.openvla.weights.loading import Loaded, load
+from crane_x7_vla_rl.policies.openvla.weights.layout import ACTION_HEAD
+from crane_x7_vla_rl.policies.openvla.weights.loading import Loaded
 
-HEAD: Final = "action_head"
 UNSUPPORTED: Final = {
     "vision_backbone": "FiLM conditioning",
     "noisy_action_projector": "the diffusion head",
@@ -30,42 +29,30 @@ _WRAPPED: Final = "module."
 """Before every key, where training was distributed."""
 
 
-def load_oft(
-    path_or_repo_id: str | Path,
-    *,
-    settings: ChunkSettings = LIBERO,
-    device: str | torch.device = "cpu",
-    dtype: torch.dtype = torch.float32,
-) -> OpenVLAOft:
-    """Return the policy, ready to predict; raises CheckpointError, which names file and key."""
-    return with_heads(load(path_or_repo_id, device=device, dtype=dtype), settings)
+def load_heads(loaded: Loaded) -> tuple[ActionHead, ProprioProjector | None]:
+    """Return the heads of a loaded base; raises CheckpointError and NotFiniteError.
 
-
-def is_oft(folder: Path) -> bool:
-    """Return whether an action head lies in the folder: its tokens would mean nothing."""
-    return any(folder.glob(f"{HEAD}--*_checkpoint.pt"))
-
-
-def with_heads(loaded: Loaded, settings: ChunkSettings) -> OpenVLAOft:
-    """Return a loaded base with the heads beside it; raises CheckpointError, NotFiniteError."""
-    folder, hidden = loaded.layout.folder, loaded.model.config.text.hidden_size
+    The second is None where training did not use the robot's state.
+    """
+    folder, hidden = loaded.layout.heads(), loaded.model.config.text.hidden_size
+    if folder is None:
+        where = loaded.layout.folder
+        raise CheckpointError(f"{where} holds no {ACTION_HEAD}--<step>_checkpoint.pt")
     for kind, what in UNSUPPORTED.items():
         if found := _file(folder, kind):
             raise CheckpointError(f"{found}: {what} is not implemented, expected an L1 head alone")
-    path = _file(folder, HEAD)
-    if path is None:
-        raise CheckpointError(f"{folder} holds no {HEAD}--<step>_checkpoint.pt")
+    path = _file(folder, ACTION_HEAD)
+    assert path is not None  # that is what `heads` looks for
     weights = _read(path)
     head = ActionHead(hidden, len(_get(weights, "model.fc2.bias", path)))
     _fill(head, weights, path)
-    proprio = None
-    if path := _file(folder, "proprio_projector"):
-        weights = _read(path)
-        proprio = ProprioProjector(_get(weights, "fc1.weight", path).shape[1], hidden)
-        _fill(proprio, weights, path)
-    like = loaded.model.projector.fc3.bias
-    policy = OpenVLAOft(loaded.model, head, proprio, settings)
-    return policy.to(device=like.device, dtype=like.dtype).eval()
+    path = _file(folder, "proprio_projector")
+    if path is None:
+        return head, None
+    weights = _read(path)
+    proprio = ProprioProjector(_get(weights, "fc1.weight", path).shape[1], hidden)
+    _fill(proprio, weights, path)
+    return head, proprio
 
 
 def _file(folder: Path, kind: str) -> Path | None:

@@ -33,13 +33,12 @@ from crane_x7_vla_rl.policies.load import load_policy
 from crane_x7_vla_rl.policies.openvla import builder, finite
 from crane_x7_vla_rl.policies.openvla.codec import PolicySpec
 from crane_x7_vla_rl.policies.openvla.errors import NotFiniteError
-from crane_x7_vla_rl.policies.openvla.run.oft import ChunkSettings
+from crane_x7_vla_rl.policies.openvla.run.oft import ChunkSettings, load_oft
 from crane_x7_vla_rl.policies.openvla.run.rollout import Sampling
 from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
 from crane_x7_vla_rl.policies.openvla.weights.merged import Merged
-from crane_x7_vla_rl.policies.openvla.weights.oft_loading import load_oft
 from crane_x7_vla_rl.robot import HOME_RAD
 from crane_x7_vla_rl.training import cli
 from crane_x7_vla_rl.training.checkpoints import ship

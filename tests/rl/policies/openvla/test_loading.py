@@ -21,7 +21,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from crane_x7_vla_rl.policies.base import PolicyLoadError
-from crane_x7_vla_rl.policies.openvla import OpenVLA
+from crane_x7_vla_rl.policies.openvla import OpenVLA, builder
+from crane_x7_vla_rl.policies.openvla.codec import Codec
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError, OpenVLAError
 from crane_x7_vla_rl.policies.openvla.run.evaluate import evaluate
 from crane_x7_vla_rl.policies.openvla.run.runner import Runner
@@ -233,9 +234,24 @@ def test_statistics_that_do_not_fit_are_named_with_file_and_key(
 ) -> None:
     path = copy / "dataset_statistics.json"
     path.write_text(json.dumps({"mine": {"action": action}}))
-    message = _refusal(copy)
-    assert f"{path}: mine.action" in message
-    assert words in message
+    loaded = load(copy)
+    with pytest.raises(CheckpointError) as caught:
+        Codec.of(loaded.layout, loaded.model.norm_stats, "mine")
+    assert f"{path}: mine.action" in str(caught.value)
+    assert words in str(caught.value)
+
+
+@pytest.mark.parametrize("entry", [{"action": {"q01": [0.0]}}, {"action": {}}, {}, None, 7])
+def test_malformed_statistics_of_another_data_set_are_no_reason_to_refuse_ours(
+    copy: Path, entry: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    (copy / "dataset_statistics.json").write_text(json.dumps({"mine": _action(8), "other": entry}))
+    builder.train_tokenizer().save(str(copy / "tokenizer.json"))
+    loaded = load(copy)
+    codec = Codec.of(loaded.layout, loaded.model.norm_stats, "mine")
+    assert codec.action.dimensions == 8
+    assert "other" in caplog.text
+    assert "the other statistics can be used" in caplog.text
 
 
 # Adapters
@@ -330,6 +346,36 @@ def test_a_merged_model_with_its_adapter_beside_it_is_not_adapted_twice(
 ) -> None:
     _train(copy / "lora_adapter", CHECKPOINT, [QUERY], r=2, lora_alpha=4)
     _equal(load(copy).model, weights)
+
+
+def test_a_whole_model_and_an_adapter_in_one_folder_say_which_is_used(
+    copy: Path, weights: dict[str, torch.Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    _train(copy, CHECKPOINT, [QUERY], r=2, lora_alpha=4)
+    _equal(load(copy).model, weights)
+    assert "a whole model and an adapter (adapter_config.json); the whole model is used" in (
+        caplog.text
+    )
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"lora_alpha": None}, "lora_alpha is null, expected a number"),
+        ({"lora_alpha": "16"}, 'lora_alpha is "16", expected a number'),
+        ({"alpha_pattern": {QUERY: None}}, f"alpha_pattern['{QUERY}'] is null, expected a number"),
+        ({"rank_pattern": {QUERY: "x"}}, f"rank_pattern['{QUERY}'] is \"x\", expected a number"),
+        ({"rank_pattern": [4]}, "rank_pattern is [4], expected an object"),
+        ({"alpha_pattern": {"(": 4}}, "alpha_pattern has '('"),
+    ],
+)
+def test_figures_of_an_adapter_that_are_none_are_named_with_their_file(
+    tmp_path: Path, change: dict[str, Any], said: str
+) -> None:
+    _train(tmp_path, CHECKPOINT, [QUERY], r=2, lora_alpha=4)
+    path = tmp_path / "adapter_config.json"
+    _edit(path, **change)
+    assert f"{path}: {said}" in _refusal(tmp_path)
 
 
 def test_the_base_may_be_given_relative_to_the_adapter(tmp_path: Path) -> None:

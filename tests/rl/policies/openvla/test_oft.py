@@ -24,8 +24,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
-from crane_x7_vla_rl.policies.openvla.run.oft import ChunkSettings, OpenVLAOft
-from crane_x7_vla_rl.policies.openvla.weights.oft_loading import load_oft
+from crane_x7_vla_rl.policies.openvla.run.oft import ChunkSettings, OpenVLAOft, load_oft
 
 SETTINGS = ChunkSettings(STEPS)
 

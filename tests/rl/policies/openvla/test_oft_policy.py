@@ -3,38 +3,32 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from oft_rig import KEY, STEPS, proprio_weights, write
+from oft_rig import KEY, STATE, STEPS, proprio_weights, write_adapter, write_for_arm
 
 from crane_x7_vla_rl.kinematics import tool_frame
 from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.policies.load import load_policy
-from crane_x7_vla_rl.policies.openvla import builder
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
-from crane_x7_vla_rl.policies.openvla.run.oft import ChunkSettings
+from crane_x7_vla_rl.policies.openvla.run.oft import ChunkSettings, load_oft
 from crane_x7_vla_rl.policies.openvla.targets import joint_targets
 from crane_x7_vla_rl.policies.openvla.tokenizer import PromptTokenizer
-from crane_x7_vla_rl.policies.openvla.weights.oft_loading import load_oft
 from crane_x7_vla_rl.robot import HOME_RAD
 from crane_x7_vla_rl.types import ActionChunk, JointState, Observation
 
 BENT = HOME_RAD + np.array([0.3, 0.4, 0.2, 0.3, -0.1, -0.2, 0.1, 0.2])
 """Away from the limits and from every singular pose."""
-SMALL = {"q01": [-0.01] * 3 + [-0.05] * 3 + [0.0], "q99": [0.01] * 3 + [0.05] * 3 + [1.0]}
-STATE = {"q01": [-3.0] * 8, "q99": [3.0] * 8}
 
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     """A released layout whose steps are small enough for the arm to follow."""
-    made = write(tmp_path / "oft")
-    builder.train_tokenizer().save(str(made / "tokenizer.json"))
-    set_statistics(made, {KEY: {"action": SMALL, "proprio": STATE}})
-    return made
+    return write_for_arm(tmp_path / "oft")
 
 
 def set_statistics(folder: Path, statistics: dict[str, object]) -> None:
@@ -99,3 +93,36 @@ def test_a_state_that_is_no_joints_of_ours_is_refused(folder: Path) -> None:
     torch.save(weights, folder / "proprio_projector--150000_checkpoint.pt")
     with pytest.raises(CheckpointError, match="reads a state of 6 dimensions, expected 8"):
         predict(folder, observe())
+
+
+@pytest.mark.parametrize("named", ["run", "run/lora_adapter"])
+@pytest.mark.parametrize("heads", ["oft", "run", "run/lora_adapter"])
+def test_heads_are_found_with_the_adapter_its_run_or_its_base(
+    folder: Path, heads: str, named: str
+) -> None:
+    """Whichever folder is named: without them, tokens would be read that nobody trained."""
+    wanted = predict(folder, observe())
+    root = folder.parent
+    write_adapter(root / "run" / "lora_adapter", folder)
+    for path in folder.glob("*_checkpoint.pt"):
+        if heads != "oft":
+            shutil.move(path, root / heads / path.name)
+    with pytest.raises(CheckpointError, match=r"OpenVLA-OFT checkpoint.*set VLA_CHUNK_STEPS"):
+        load_policy("openvla", ModelOptions(str(root / named), unnorm_key=KEY))
+    found = predict(root / named, observe())
+    np.testing.assert_array_equal(found[0].position_rad, wanted[0].position_rad)
+
+
+def test_tokens_that_were_trained_since_outweigh_the_heads_of_the_base(folder: Path) -> None:
+    adapter = write_adapter(folder.parent / "run", folder)
+    (adapter / "policy.json").write_text('{"chunk_steps": 2}')
+    policy = load_policy("openvla", ModelOptions(str(adapter), unnorm_key=KEY))
+    assert policy.predict([observe()])[0].position_rad.shape == (2, 8)
+
+
+def test_the_number_of_steps_may_stand_beside_the_heads(folder: Path) -> None:
+    wanted = predict(folder, observe())
+    (folder / "policy.json").write_text(json.dumps({"chunk_steps": STEPS}))
+    policy = load_policy("openvla", ModelOptions(str(folder), unnorm_key=KEY))
+    (found,) = policy.predict([observe()])
+    np.testing.assert_array_equal(found.position_rad, wanted[0].position_rad)

@@ -18,9 +18,10 @@ import training_rig as rig
 
 from crane_x7_vla_rl.actions import FIRST_ACTION_TOKEN
 from crane_x7_vla_rl.data.lerobot.writer import LeRobotWriter
-from crane_x7_vla_rl.policies.openvla.codec import POLICY, PolicySpec
+from crane_x7_vla_rl.policies.openvla.codec import PolicySpec
 from crane_x7_vla_rl.policies.openvla.run.evaluate import evaluate
 from crane_x7_vla_rl.policies.openvla.weights import loading
+from crane_x7_vla_rl.policies.openvla.weights.layout import POLICY
 from crane_x7_vla_rl.training.schedule import smoothing
 from crane_x7_vla_rl.training.sft.loss import TokenLoss, gaussian_targets
 

@@ -1,0 +1,85 @@
+"""OpenVLA-OFT checkpoints: whoever trains or rewrites one keeps its heads, or refuses it."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import oft_rig
+import pytest
+import rl_rig
+import torch
+import training_rig
+
+from crane_x7_vla_rl.policies.base import ModelOptions
+from crane_x7_vla_rl.policies.load import load_policy
+from crane_x7_vla_rl.robot import HOME_RAD
+from crane_x7_vla_rl.training import cli
+from crane_x7_vla_rl.training.checkpoints import ship
+from crane_x7_vla_rl.training.errors import ExitCode, OutputError
+from crane_x7_vla_rl.types import JointState, Observation
+
+HEAD = "action_head--7_checkpoint.pt"
+
+
+@pytest.fixture
+def oft(tmp_path: Path) -> Path:
+    return oft_rig.write_for_arm(tmp_path / "oft")
+
+
+def with_head(base: Path, folder: Path) -> Path:
+    """Return a copy of a checkpoint of tokens with an action head beside it."""
+    shutil.copytree(base, folder, copy_function=shutil.copyfile)
+    torch.save({}, folder / HEAD)
+    return folder
+
+
+def adapted(base: Path, folder: Path) -> Path:
+    return oft_rig.write_adapter(folder, base)
+
+
+def test_sft_refuses_one_as_its_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    model = with_head(training_rig.base(), tmp_path / "oft")
+    words = training_rig.flags(tmp_path / "run", "--max-steps", "1", "--model", str(model))
+    assert cli.main(["sft", *words]) == ExitCode.CONFIG
+    assert "is an OpenVLA-OFT checkpoint: its actions come from a head" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["whole", "adapter"])
+def test_train_refuses_to_start_from_one(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+) -> None:
+    model = with_head(rl_rig.base(), tmp_path / "oft")
+    if kind == "adapter":
+        model = adapted(model, tmp_path / "adapter")
+    words = rl_rig.flags(tmp_path / "run", "--num-updates", "1", "--sft-checkpoint", str(model))
+    assert cli.main(["train", *words]) == ExitCode.CONFIG
+    said = capsys.readouterr().err
+    assert f"{model} is an OpenVLA-OFT checkpoint" in said
+    assert "start from an OpenVLA checkpoint without such a head" in said
+    assert not (tmp_path / "run" / "base").exists()
+
+
+@pytest.mark.parametrize("kind", ["whole", "adapter"])
+def test_merge_takes_the_heads_along(oft: Path, tmp_path: Path, kind: str) -> None:
+    source = oft if kind == "whole" else adapted(oft, tmp_path / "run" / "lora_adapter")
+    merged = tmp_path / "merged"
+    assert cli.main(["merge", str(source), str(merged), "--dtype", "fp32"]) == 0
+    image = np.random.default_rng(0).integers(0, 255, (48, 64, 3), dtype=np.uint8)
+    joints = HOME_RAD + np.array([0.3, 0.4, 0.2, 0.3, -0.1, -0.2, 0.1, 0.2])
+    seen = Observation(image, JointState(joints, np.zeros(8)), "pick up the red cube", 0.0)
+    wanted, found = (
+        load_policy(
+            "openvla",
+            ModelOptions(str(folder), unnorm_key=oft_rig.KEY, chunk_steps=oft_rig.STEPS),
+        ).predict([seen])[0].position_rad
+        for folder in (oft, merged)
+    )  # fmt: skip
+    assert found.shape == (oft_rig.STEPS, 8)
+    np.testing.assert_array_equal(found, wanted)
+
+
+def test_one_is_not_shipped(oft: Path, tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match="is an OpenVLA-OFT checkpoint"):
+        ship.write(str(oft), tmp_path)
