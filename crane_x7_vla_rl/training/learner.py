@@ -35,13 +35,12 @@ from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.policies.openvla.weights.loading import Loaded
 from crane_x7_vla_rl.policies.openvla.weights.lora import ALL_LINEAR, LoraSettings, add_lora
 from crane_x7_vla_rl.training.checkpoints import policy_files
-from crane_x7_vla_rl.training.config.sections import LoraConfig
+from crane_x7_vla_rl.training.config.sections import ComputeConfig, LoraConfig
 from crane_x7_vla_rl.training.errors import ConfigError, ResumeError
 
 RATE: Final[str] = "lr"
 BASE_RATE: Final[str] = "base_lr"
 """Keys of an optimizer's group: its learning rate, and the one before any schedule."""
-Device = Literal["auto", "cuda", "cpu"]
 PATIENCE: Final = timedelta(minutes=30)
 """So long processes wait for one another: for the first one's statistics and checkpoints."""
 WHOLE: Final = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -60,6 +59,19 @@ class Learner:
     def forget(self) -> None:
         """Drop all gradients."""
         self.optimizer.zero_grad(set_to_none=True)
+
+    def accumulating(self, last: bool) -> AbstractContextManager[None]:
+        """Return a context for a pass forward and backward.
+
+        Processes add up their gradients in the `last` pass of an update alone.
+        """
+        if isinstance(self.module, FSDPModule):
+            self.module.set_requires_gradient_sync(last)
+            return nullcontext()
+        alone: AbstractContextManager[None] = (
+            nullcontext() if last else self.accelerator.no_sync(self.module)
+        )
+        return alone
 
     def clip(self) -> float:
         """Shorten the gradient; return its length before, over all processes."""
@@ -99,24 +111,10 @@ class Learner:
             group.update(configured)
 
 
-def accumulating(
-    module: nn.Module, accelerator: Accelerator, last: bool
-) -> AbstractContextManager[None]:
-    """Return a context for a forward and backward pass of a module that `spread` returned.
-
-    Processes add up their gradients in the `last` pass of an update alone.
-    """
-    if isinstance(module, FSDPModule):
-        module.set_requires_gradient_sync(last)
-        return nullcontext()
-    alone: AbstractContextManager[None] = nullcontext() if last else accelerator.no_sync(module)
-    return alone
-
-
 def clip(module: nn.Module, longest: float) -> float:
     """Shorten the gradient of `module` to `longest`; return its length before, over all processes.
 
-    What is not a number stays so, for the caller to see.
+    NaN and infinity stay, for the caller to see.
     """
     norm = nn.utils.clip_grad_norm_(module.parameters(), longest)
     return float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
@@ -128,7 +126,7 @@ def own_memory(tensor: Tensor) -> Tensor:
     return tensor if whole else tensor.clone()
 
 
-def start_processes(device: Device) -> Accelerator:
+def start_processes(device: str) -> Accelerator:
     """Join the processes that torchrun started, if it did; see docs/scale.md."""
     patience = InitProcessGroupKwargs(timeout=PATIENCE)
     return Accelerator(cpu=device == "cpu", kwargs_handlers=[patience])
@@ -141,32 +139,35 @@ class ModelSpec:
     model: str
     """Folder or Hub id to start from."""
     lora: LoraConfig
-    precision: Literal["auto", "bf16", "fp32"]
-    device: Device
-    gradient_checkpointing: bool
-    seed: int
+    compute: ComputeConfig
 
 
-def prepare(wanted: ModelSpec, device: torch.device, resumed: Path | None) -> Loaded:
+def is_halved(compute: ComputeConfig, device: torch.device) -> bool:
+    """Whether matrix products are in bfloat16."""
+    chosen = {"auto": device.type == "cuda", "bf16": True, "fp32": False}
+    return chosen[compute.precision]
+
+
+def prepare(spec: ModelSpec, device: torch.device, resumed: Path | None) -> Loaded:
     """Return a model ready to learn on the device, with the weights of the base or of `resumed`.
 
     Sets torch's random state, from which new adapters are made, to the seed. Raises
     CheckpointError or HubError for a base that does not load, NotFiniteError for weights that are
     NaN or infinite, ConfigError and ResumeError for one that does not fit the configuration.
     """
-    if wanted.device == "cuda" and device.type != "cuda":
+    if spec.compute.device == "cuda" and device.type != "cuda":
         raise ConfigError("training.device is cuda, but torch sees no CUDA device here")
     if resumed is None:
-        refuse_oft(wanted.model)
-    halved = wanted.precision == "bf16" or (wanted.precision == "auto" and device.type == "cuda")
-    loaded = _load(wanted, device, halved, resumed)
+        refuse_oft(spec.model)
+    halved = is_halved(spec.compute, device)
+    loaded = _load(spec, device, halved, resumed)
     model = loaded.model
-    torch.manual_seed(wanted.seed)
-    if wanted.lora.enabled:
-        _add_adapters(model, wanted.lora, resumed)
+    torch.manual_seed(spec.compute.seed)
+    if spec.lora.enabled:
+        _add_adapters(model, spec.lora, resumed)
     else:
         _free(model)
-    model.checkpoint_gradients(wanted.gradient_checkpointing)
+    model.checkpoint_gradients(spec.compute.gradient_checkpointing)
     model.train()
     if halved:
         _autocast(model, device)
@@ -184,18 +185,18 @@ def refuse_oft(model: str) -> None:
         )
 
 
-def _load(wanted: ModelSpec, device: torch.device, halved: bool, resumed: Path | None) -> Loaded:
-    if wanted.lora.enabled:
+def _load(spec: ModelSpec, device: torch.device, halved: bool, resumed: Path | None) -> Loaded:
+    if spec.lora.enabled:
         frozen = torch.bfloat16 if halved else torch.float32
-        loaded = loading.load(wanted.model, device=device, dtype=frozen)
+        loaded = loading.load(spec.model, device=device, dtype=frozen)
         if loaded.layout.adapter is not None:
             raise ConfigError(
-                f"policy.model is {wanted.model}, itself an adapter; new adapters need whole"
+                f"policy.model is {spec.model}, itself an adapter; new adapters need whole"
                 " weights to name as their base: write them first with `crane-x7-vla-rl merge`"
             )
         return loaded
     # Weights that learn stay float32: updates of 1e-4 of their size are lost in bfloat16.
-    source = resumed or wanted.model
+    source = resumed or spec.model
     return loading.load(source, device=device, dtype=torch.float32)
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Final, Protocol, TypeVar
+from typing import Any, Final
 
 import torch
 from accelerate import Accelerator
@@ -30,10 +30,10 @@ from crane_x7_vla_rl.training.checkpoints.publish import Uploads, UploadTargets
 from crane_x7_vla_rl.training.checkpoints.resume import Resumption
 from crane_x7_vla_rl.training.checkpoints.training_state import Progress
 from crane_x7_vla_rl.training.config import loader as config_tree
-from crane_x7_vla_rl.training.config.sections import LoraConfig
+from crane_x7_vla_rl.training.config.run_config import RunConfig
 from crane_x7_vla_rl.training.interrupt import Interrupt
 from crane_x7_vla_rl.training.learner import Learner
-from crane_x7_vla_rl.training.tracking import Reported, Tracker
+from crane_x7_vla_rl.training.tracking import Tracker
 
 logger = logging.getLogger(__name__)
 
@@ -44,30 +44,6 @@ INTERRUPTED_S: Final = 8.0
 """The same after SIGTERM: machines are taken away 30 s later."""
 
 Clock = Callable[[], float]
-
-
-class Keeps(Protocol):
-    """How many checkpoints stay."""
-
-    @property
-    def keep(self) -> int | None:
-        """The newest ones; None for all."""
-
-
-class SessionConfig(Reported, publish.Published, Protocol):
-    """What a session reads of either trainer's configuration."""
-
-    @property
-    def output_dir(self) -> Path:
-        """Folder of the run."""
-
-    @property
-    def output(self) -> Keeps:
-        """Where results go."""
-
-    @property
-    def lora(self) -> LoraConfig:
-        """Which weights learn."""
 
 
 @dataclass(frozen=True)
@@ -114,7 +90,7 @@ class Snapshot:
 class Session:
     """A run's folder, and everyone who is told how the run goes."""
 
-    config: SessionConfig
+    config: RunConfig
     names: TrainerNames
     accelerator: Accelerator
     origin: Origin
@@ -190,39 +166,26 @@ class Session:
             logger.warning("not uploaded (listed in %s):\n%s", where, text, extra=MANY_LINES)
 
 
-class HasSession(Protocol):
-    """A trainer's run."""
-
-    @property
-    def session(self) -> Session:
-        """What it shares with the other trainer's."""
-
-
-R = TypeVar("R", bound=HasSession)
-
-
 def train(
-    opened: AbstractContextManager[tuple[R, Progress]],
-    loop: Callable[[R, Progress, Interrupt], None],
+    opened: AbstractContextManager[tuple[Any, Progress]],
+    loop: Callable[[Any, Progress, Interrupt], None],
 ) -> None:
-    """Open a run, let `loop` train to the end or until SIGTERM and save, then finish uploads."""
+    """Open a run, let `loop` train to the end or until SIGTERM and save, then finish uploads.
+
+    `opened` yields an SftRun or RlRun, whose `session` is a Session.
+    """
     with Interrupt() as interrupt, opened as (run, progress):
         loop(run, progress, interrupt)
         interrupt.training = False  # all is saved: a second signal ends the process at once
         run.session.finish(interrupt.wanted)
 
 
-def begin(
-    config: SessionConfig,
-    device: learner.Device,
-    resumption: Resumption | None,
-    names: TrainerNames,
-) -> Accelerator:
+def begin(config: RunConfig, resumption: Resumption | None, names: TrainerNames) -> Accelerator:
     """Join the run's processes, log the configuration and claim the run's folder.
 
     Raises OutputError where the folder holds another run.
     """
-    accelerator = learner.start_processes(device)
+    accelerator = learner.start_processes(config.training.device)
     if not accelerator.is_main_process:
         logging.getLogger().setLevel(logging.WARNING)
     text = config_tree.to_yaml(config)
@@ -260,7 +223,7 @@ def restore(learning: Learner, resumed: Path | None) -> Progress:
 
 @contextmanager
 def open_session(
-    config: SessionConfig, names: TrainerNames, accelerator: Accelerator, origin: Origin,
+    config: RunConfig, names: TrainerNames, accelerator: Accelerator, origin: Origin,
     open_tracker: Callable[[], Tracker],
 ) -> Iterator[Session]:  # fmt: skip
     """Yield the session of a run that `begin` began; close its tracker afterwards."""

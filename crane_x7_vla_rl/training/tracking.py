@@ -21,7 +21,7 @@ from typing import IO, Any, Final, Protocol, Self
 
 from crane_x7_vla_rl.log_text import shown
 from crane_x7_vla_rl.training.config import loader as config_tree
-from crane_x7_vla_rl.training.config.sections import LoggingConfig
+from crane_x7_vla_rl.training.config.run_config import RunConfig
 from crane_x7_vla_rl.training.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -188,29 +188,13 @@ def scalars(figures: Step) -> dict[str, float]:
     return {name: value for name, value in found if name != "step" and value is not None}
 
 
-class Reported(Protocol):
-    """What W&B is told of a run's configuration."""
-
-    @property
-    def experiment_name(self) -> str:
-        """Name of the run."""
-
-    @property
-    def wandb_project(self) -> str:
-        """Project there."""
-
-    @property
-    def logging(self) -> LoggingConfig:
-        """Where figures go."""
-
-
 class WandbRun:
     """A run at Weights & Biases, or on disk where it cannot be reached or WANDB_MODE=offline.
 
     Its files lie in WANDB_DIR, or else in the run's folder.
     """
 
-    def __init__(self, config: Reported, run: Path, run_id: str | None) -> None:
+    def __init__(self, config: RunConfig, run: Path, run_id: str | None) -> None:
         import wandb
 
         try:
@@ -295,7 +279,7 @@ class Formatters:
 
 
 def open_tracker(
-    config: Reported, run: Path, steps: StepRange, formatters: Formatters, wandb_run: str | None
+    config: RunConfig, run: Path, steps: StepRange, formatters: Formatters, wandb_run: str | None
 ) -> Tracker:
     """Return the tracker of a run's first process; `wandb_run` is the id of the run to go on in."""
     logs = config.logging

@@ -21,7 +21,7 @@ from crane_x7_vla_rl import secret_text
 from crane_x7_vla_rl.log_text import shown
 from crane_x7_vla_rl.training.checkpoints import lineage
 from crane_x7_vla_rl.training.checkpoints.save import CONFIG, MARKER
-from crane_x7_vla_rl.training.config.sections import PublishConfig
+from crane_x7_vla_rl.training.config.run_config import RunConfig
 from crane_x7_vla_rl.training.errors import ConfigError
 from crane_x7_vla_rl.training.tracking import WandbRun
 
@@ -206,19 +206,7 @@ class UploadTargets:
         return self.at_end if end else self.every_save
 
 
-class Published(Protocol):
-    """What is configured about uploads."""
-
-    @property
-    def experiment_name(self) -> str:
-        """Name of the run."""
-
-    @property
-    def publish(self) -> PublishConfig:
-        """Where checkpoints go."""
-
-
-def upload_targets(config: Published, wandb_run: WandbRun | None) -> UploadTargets:
+def upload_targets(config: RunConfig, wandb_run: WandbRun | None) -> UploadTargets:
     """Return where checkpoints go; raises ConfigError where the Hub refuses."""
     wanted: list[tuple[UploadTarget, str]] = []
     if config.publish.push_to_hub != "no":

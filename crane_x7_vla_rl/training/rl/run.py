@@ -85,7 +85,7 @@ def open_run(
 
     Raises OutputError, ConfigError, ResumeError, SimError and PolicyLoadError.
     """
-    accelerator = sessions.begin(config, config.training.device, resumption, NAMES)
+    accelerator = sessions.begin(config, resumption, NAMES)
     threads = max(1, torch.get_num_threads() // int(accelerator.num_processes))
     resumed = resumption.folder if resumption else None
     weights = _whole(config, accelerator)
@@ -133,9 +133,7 @@ def _whole(config: RlConfig, accelerator: Accelerator) -> str:
     learner.refuse_oft(source)
     target = config.output_dir / BASE
     if accelerator.is_main_process and checkpoint.problem(target) is not None:
-        half = config.training.precision == "bf16" or (
-            config.training.precision == "auto" and accelerator.device.type == "cuda"
-        )
+        half = learner.is_halved(config.training, accelerator.device)
         logger.info("%s is an adapter; writing whole weights to %s", source, target)
         merge(source, target, torch.bfloat16 if half else torch.float32)
     accelerator.wait_for_everyone()
@@ -143,12 +141,8 @@ def _whole(config: RlConfig, accelerator: Accelerator) -> str:
 
 
 def _load(config: RlConfig, model: str, accelerator: Accelerator, resumed: Path | None) -> Loaded:
-    training = config.training
-    wanted = learner.ModelSpec(
-        model, config.lora, training.precision, training.device,
-        training.gradient_checkpointing, training.seed,
-    )  # fmt: skip
-    loaded = learner.prepare(wanted, accelerator.device, resumed)
+    spec = learner.ModelSpec(model, config.lora, config.training)
+    loaded = learner.prepare(spec, accelerator.device, resumed)
     size = sum(parameter.numel() for parameter in loaded.model.parameters())
     if accelerator.device.type == "cpu" and size < SMALL:
         torch.set_num_threads(1)  # while it rolls out, the simulations have the other cores

@@ -340,7 +340,7 @@ def _minibatch(
         if not len(samples):  # the others have something to do, and wait for this one's gradients
             samples, weights = torch.zeros(1, dtype=torch.int64), torch.zeros(1)
         last = index == len(parts) - 1
-        with learner.accumulating(agent.module, agent.accelerator, last):
+        with agent.accumulating(last):
             output = _evaluate(agent, batch.buffer, samples, config)
             old = batch.old(samples, weights, output.log_probs.device)
             losses = ppo.ppo_loss(output, old, config)

@@ -87,7 +87,7 @@ class TokenLearner(Learner):
 
         Processes add up their gradients in the `last` of an update's backward passes alone.
         """
-        with learner.accumulating(self.module, self.accelerator, last):
+        with self.accumulating(last):
             loss: Tensor = self.module(*inputs)
             torch.autograd.backward(loss * share)
         return loss.detach()
@@ -104,10 +104,7 @@ def build(config: SftConfig, accelerator: Accelerator, resumed: Path | None) -> 
     Raises what `learner.prepare` does, and ConfigError for another image size than the model's.
     """
     training = config.training
-    spec = ModelSpec(
-        config.policy.model, config.lora, training.precision, training.device,
-        training.gradient_checkpointing, training.seed,
-    )  # fmt: skip
+    spec = ModelSpec(config.policy.model, config.lora, training)
     loaded = learner.prepare(spec, accelerator.device, resumed)
     _check_size(config, loaded.model)
     module = learner.spread(TokenLoss(loaded.model), training.sharding, accelerator)

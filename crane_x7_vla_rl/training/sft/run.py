@@ -87,7 +87,7 @@ def open_run(
 
     Raises OutputError, DataError, ConfigError, ResumeError and PolicyLoadError.
     """
-    accelerator = sessions.begin(config, config.training.device, resumption, NAMES)
+    accelerator = sessions.begin(config, resumption, NAMES)
     resumed = resumption.folder if resumption else None
     source = open_source(config.data.root, instruction=config.data.instruction)
     learner = loss.build(config, accelerator, resumed)
