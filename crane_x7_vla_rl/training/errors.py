@@ -64,17 +64,17 @@ class ResumeError(TrainingError):
 
 
 class NotFiniteError(TrainingError):
-    """Loss or gradient is not a number any more; names step, episodes and the last checkpoint."""
+    """Loss or gradient is NaN or infinite; names step, episodes and the last checkpoint."""
 
     exit_code = ExitCode.NOT_FINITE
 
 
 class SpoiltError(NotFiniteError):
-    """The policy's own answers are not numbers any more: its weights are not worth keeping."""
+    """The policy outputs NaN or infinity: its weights are not saved."""
 
 
 class PpoError(TrainingError):
-    """Reinforcement learning could not work as it is asked: no gradient, or a buffer that lies."""
+    """Reinforcement learning cannot work as configured: no gradient, or an inconsistent buffer."""
 
     exit_code = ExitCode.NOT_LEARNING
 

@@ -1,7 +1,7 @@
-"""A policy that learning has spoilt: named where its answers are no numbers, and never saved.
+"""A policy whose outputs are NaN or infinite: its weights are named, and never saved.
 
-A module, or the tensors of a checkpoint that is to be written, come in; a SpoiltError that names
-weights, and the way back, leaves. Its exit code is 6.
+A module, or the tensors of a checkpoint about to be written → a SpoiltError that names weights and
+says how to resume. Its exit code is 6.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from crane_x7_vla_rl.training.errors import SpoiltError
 
 
 def answer(where: str, module: nn.Module, error: Exception | None = None) -> SpoiltError:
-    """Return the error for answers of `module`, policy and value head, that are no numbers.
+    """Return the error for answers of `module`, policy and value head, that are NaN or infinite.
 
     `error` tells more where all weights are finite.
     """
     what = finite.broken(module) or str(error or "weights are finite, but too large")
     return SpoiltError(
-        f"{where}: {what}. The update before has spoilt the policy, which is not saved; go on from"
-        " the last checkpoint with a lower ppo.learning_rate"
+        f"{where}: {what}. The previous update made the policy output NaN, so it is not saved;"
+        " resume the last checkpoint with a lower ppo.learning_rate"
     )
 
 
 def check_saved(tensors: Mapping[str, Tensor], target: Path, rate: str) -> None:
-    """Raise SpoiltError where what is to be saved as `target` does not hold numbers alone.
+    """Raise SpoiltError where what is to be saved as `target` holds NaN or infinity.
 
     `rate` is the setting to lower.
     """

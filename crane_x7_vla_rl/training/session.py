@@ -88,7 +88,7 @@ class Snapshot:
 
 @dataclass(frozen=True, eq=False)
 class Session:
-    """A run's folder, and everyone who is told how the run goes."""
+    """A run's folder, tracker and uploads."""
 
     config: RunConfig
     names: TrainerNames

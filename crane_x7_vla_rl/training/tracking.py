@@ -1,8 +1,9 @@
 """How training goes: figures of every update to a file, a terminal, TensorBoard and W&B.
 
-`Figures` come in from the first process alone. `metrics.jsonl` holds every update, one JSON object
-a line; the rest is a view of it. tensorboard and wandb are imported where they are asked for, and
-neither may stop a training: what W&B cannot be told now is kept on disk and named at the end.
+Each update's `Figures`, from the first process alone → all sinks. `metrics.jsonl` holds every
+update, one JSON object a line; the rest is a view of it. tensorboard and wandb are imported where
+they are configured, and neither may stop a training: what W&B cannot be told now is kept on disk
+and named at the end.
 """
 
 from __future__ import annotations
@@ -169,7 +170,7 @@ class TensorBoard:
     def __init__(self, run: Path, step: int) -> None:
         from torch.utils.tensorboard import SummaryWriter
 
-        # Events after `step` come from a run that this one goes on from before its end.
+        # Events after `step` come from a run that this one resumes before its end.
         self._writer: Any = SummaryWriter(str(run / TENSORBOARD), purge_step=step + 1)
 
     def log(self, figures: Step) -> None:
@@ -183,7 +184,7 @@ class TensorBoard:
 
 
 def scalars(figures: Step) -> dict[str, float]:
-    """Return the figures that are drawn over the step; None is not drawn."""
+    """Return the figures that are plotted over the step; None is not plotted."""
     found = asdict(figures).items()
     return {name: value for name, value in found if name != "step" and value is not None}
 
@@ -281,7 +282,7 @@ class Formatters:
 def open_tracker(
     config: RunConfig, run: Path, steps: StepRange, formatters: Formatters, wandb_run: str | None
 ) -> Tracker:
-    """Return the tracker of a run's first process; `wandb_run` is the id of the run to go on in."""
+    """Return the tracker of a run's first process; `wandb_run` is the id of the run to resume."""
     logs = config.logging
     sinks: list[Sink] = [MetricsFile(run, steps.begun)]
     if sys.stderr.isatty():

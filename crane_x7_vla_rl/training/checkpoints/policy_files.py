@@ -1,6 +1,6 @@
 """What makes a folder loadable as VLA_MODEL_PATH: weights or an adapter, and what is around them.
 
-Tensors and descriptions come in, files leave: `model.safetensors` (or shards) with `config.json`,
+Tensors and descriptions → files: `model.safetensors` (or shards) with `config.json`,
 or `adapter_model.safetensors` with `adapter_config.json`, which names the base; beside them the
 statistics, the tokenizer, `policy.json`, and whether images must be cropped. Nothing here decides
 when or where to write; see `checkpoint`.

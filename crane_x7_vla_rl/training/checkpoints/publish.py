@@ -1,7 +1,7 @@
 """Uploads of checkpoints, beside the training and never in its way.
 
-Complete checkpoints come in; a thread brings one after the other to the Hub or to W&B, and tries
-again while they cannot be reached. What could not be uploaded is listed at the end. On the Hub a
+Complete checkpoints → the Hub or W&B, one after the other in a thread, which tries again while they
+cannot be reached. What could not be uploaded is listed at the end. On the Hub a
 checkpoint is the repository's content, its files in one commit and its marker in the next, then a
 tag of its name: `owner/name` is the newest, `owner/name@checkpoint-500` stays what it was.
 """
@@ -241,7 +241,7 @@ class UploadWorker:
         threading.Thread(target=self._work, name=f"to {target}", daemon=True).start()
 
     def offer(self, folder: Path) -> None:
-        """Upload this checkpoint as soon as may be."""
+        """Upload this checkpoint as soon as possible."""
         with self._changed:
             if len(self._waiting) > WAITING:
                 self._given_up.append(self._waiting.pop(1))  # the first may be on its way

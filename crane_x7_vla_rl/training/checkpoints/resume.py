@@ -20,7 +20,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Resumption:
-    """Where a run goes on."""
+    """How a run resumes."""
 
     folder: Path
     """A complete checkpoint."""
@@ -35,7 +35,7 @@ class Rules:
     fixed: tuple[str, ...]
     """Those that may not, since they decide what is in a checkpoint."""
     free: tuple[str, ...]
-    """Beginnings of those that do not touch what is learnt, and are not worth a word."""
+    """Beginnings of those that do not touch what is learnt; changes are not listed."""
     decided: str
     """What the fixed ones decide, in words."""
 
@@ -43,7 +43,7 @@ class Rules:
 def configure(
     cls: type[T], wanted: Sequence[Layer], folder: Path, place: Mapping[str, str], rules: Rules
 ) -> tuple[T, Resumption]:
-    """Return the configuration of a run that goes on from `folder`, and what that changes.
+    """Return the configuration of a run that resumes from `folder`, and what that changes.
 
     What the checkpoint holds counts least, then `place`, the run's folder of today by dotted key,
     then `wanted`. Raises ConfigError, and ResumeError for what cannot change.
@@ -55,7 +55,7 @@ def configure(
 
 
 def resume(folder: Path, old: Any, new: Any, rules: Rules) -> Resumption:
-    """Return how a run goes on from `folder`; raises ResumeError for what cannot change."""
+    """Return how a run resumes from `folder`; raises ResumeError for what cannot change."""
     changed = {
         key: f"{key}: {before!r} → {after!r}"
         for key, (before, after) in config_tree.differences(old, new).items()

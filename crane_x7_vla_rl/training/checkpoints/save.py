@@ -2,10 +2,10 @@
 
 A run's folder holds `checkpoint-<step>` and `checkpoint-final` (`checkpoint_<update>` and so on in
 reinforcement learning), each with a marker `complete.json` that lists its files and their sizes,
-and `last`, a symlink to the newest: the one saved last, for a run may go on from an older one. What
-a checkpoint contains is the business of the function that writes it; nothing here knows a model. A
-process may be killed at any instant: what it leaves has a name that begins with a dot, and the next
-start removes it.
+and `last`, a symlink to the newest: the one saved last, for a run may resume from an older one.
+What a checkpoint contains is the business of the function that writes it; nothing here knows a
+model. A process may be killed at any instant: what it leaves has a name that begins with a dot, and
+the next start removes it.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def named(step: int) -> str:
 
 
 def claim(run: Path, resuming: bool, flag: str = "--resume-from-checkpoint") -> None:
-    """Make the run's folder ours: a new one, or one to go on in, freed from leftovers.
+    """Make the run's folder ours: a new one, or one to resume, freed from leftovers.
 
     Raises OutputError where it holds anything and is not resumed, or cannot be written.
     """
@@ -108,7 +108,7 @@ def _unsaved(target: Path, error: Exception) -> OutputError:
     last = newest(target.parent)
     return OutputError(
         f"{target}: cannot be saved: {error} ({free_gb(target.parent)}); the last complete"
-        f" checkpoint is {last or 'none'}; make room where the disk is full, then go on with"
+        f" checkpoint is {last or 'none'}; make room where the disk is full, then resume"
         " that checkpoint"
     )
 
@@ -118,7 +118,7 @@ def free_gb(folder: Path) -> str:
     try:
         return f"{shutil.disk_usage(folder).free / 1e9:.2f} GB are free there"
     except OSError as error:
-        return f"its disk cannot be asked for room: {error.strerror}"
+        return f"cannot read free disk space: {error.strerror}"
 
 
 def _next_serial(run: Path) -> int:

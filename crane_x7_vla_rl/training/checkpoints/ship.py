@@ -1,9 +1,9 @@
 """A small checkpoint made smaller still, to ship with the project: the same policy in fewer bytes.
 
-A checkpoint folder, adapter or whole, comes in; a folder that the ordinary loader reads leaves.
-Weights become float16, whose 11 bits round less than bfloat16's 8. Rows of the vocabulary that no
-prompt can reach, and head rows of tokens that are no actions, are never read: they become zeros,
-which a package or a Git object stores in next to nothing.
+Checkpoint folder, adapter or whole → a folder that the ordinary loader reads. Weights become
+float16, whose 11 bits round less than bfloat16's 8. Rows of the vocabulary that no prompt can
+reach, and head rows of tokens that are no actions, are never read: they become zeros, which a
+package or a Git object stores in next to nothing.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ LARGEST: Final = float(torch.finfo(torch.float16).max)
 
 
 def write(checkpoint: str, folder: Path) -> PolicySpec:
-    """Write the checkpoint's policy into the empty `folder`; return how it is to be asked.
+    """Write the checkpoint's policy into the empty `folder`; return what it reads and answers.
 
     Raises OutputError where it does not fit in MOST_BYTES or float16, and PolicyLoadError.
     """

@@ -1,4 +1,4 @@
-"""What a checkpoint holds for the trainer alone, so that a resumed run goes on as if nothing was.
+"""What a checkpoint holds for the trainer alone, so that a resumed run equals one never stopped.
 
 `training_state/` has `trainer.json` (counters, data position, tracker run) and `tensors.pt`
 (optimizer by names of parameters, random states of every process); the latter is read as tensors,
@@ -73,7 +73,7 @@ def read_progress(folder: Path) -> Progress:
     try:
         return Progress(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise ResumeError(f"{path}: cannot be continued from: {error}") from error
+        raise ResumeError(f"{path}: cannot be resumed: {error}") from error
 
 
 def read_tensors(folder: Path) -> tuple[dict[str, Any], list[dict[str, Tensor]]]:
@@ -83,4 +83,4 @@ def read_tensors(folder: Path) -> tuple[dict[str, Any], list[dict[str, Tensor]]]
         found = torch.load(path, map_location="cpu", weights_only=True)
         return found["optimizer"], found["random"]
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise ResumeError(f"{path}: cannot be continued from: {error}") from error
+        raise ResumeError(f"{path}: cannot be resumed: {error}") from error

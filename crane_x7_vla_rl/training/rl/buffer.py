@@ -1,11 +1,11 @@
-"""What a rollout leaves for an update, and how minibatches are drawn from it.
+"""What an update learns from, and how minibatches are sampled from it.
 
-Tensors of T steps and N environments come in; flat samples, checked, leave. Sample t·N + n is step
-t of environment n of this process; of all processes together it is t·E + e, where the first one's
+Tensors of T steps and N environments → flat samples, checked. Sample t·N + n is step t of
+environment n of this process; of all processes together it is t·E + e, where the first one's
 environments are the first N of E.
 
 Legend: T steps of a rollout, N environments of this process, E of all, D tokens of an answer,
-S pixels of a side.
+S pixels of a side, H the policy's hidden size, B samples.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Buffer:
 
     def pixels(self, policy: OpenVLA, samples: Tensor) -> Tensor:
         """Return what the policy sees of flat samples (B,): pixels or patches, on its device."""
-        chosen = self.images.flatten(0, 1)[samples.to(self.images.device)]
+        chosen = self.images.flatten(0, 1)[samples.to(self.images.device)]  # (B, …)
         if chosen.dtype == torch.uint8:
             return policy.normalise(chosen)
         like = policy.projector.fc3.bias
@@ -86,7 +86,7 @@ class Buffer:
         return [self.prompts[step][environment] for step, environment in places]
 
     def first_non_finite(self) -> str:
-        """Return which of the figures of valid steps is not a number, and where; empty if none."""
+        """Name the first figure of a valid step that is NaN or infinite; empty if none."""
         for name in ("log_probs", "advantages", "values", "returns"):
             tensor = getattr(self, name)
             wrong = ~torch.isfinite(tensor)
@@ -110,6 +110,6 @@ def shuffled(steps: int, environments: int, generator: torch.Generator) -> Tenso
     Any E in a row from a multiple of E are of E environments, so that each process has about as
     much to do as every other in each minibatch, and each minibatch sees all environments.
     """
-    times = torch.rand(environments, steps, generator=generator).argsort(1)
-    rows = torch.rand(steps, environments, generator=generator).argsort(1)
+    times = torch.rand(environments, steps, generator=generator).argsort(1)  # (E, T)
+    rows = torch.rand(steps, environments, generator=generator).argsort(1)  # (T, E)
     return (times.T.gather(1, rows) * environments + rows).flatten()

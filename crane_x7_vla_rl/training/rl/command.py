@@ -1,8 +1,8 @@
 """`train`: variables, files, flags and a checkpoint → one `RlConfig`, and its run.
 
 A resumed run starts from the configuration that its checkpoint holds; files, flags and overrides
-given now count more, and what they change is listed. A checkpoint that is not whole gives way to
-the newest one of its run that is.
+given now count more, and what they change is listed. An incomplete checkpoint is replaced by the
+newest complete one of its run.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     config_tree.add_arguments(parser, RlConfig)
     parser.add_argument(
         "--resume", type=Path, metavar="FOLDER",
-        help="go on from checkpoint_<update>, or from a run's newest checkpoint; the configuration"
+        help="resume checkpoint_<update>, or a run's newest checkpoint; the configuration"
         " comes from there, flags count more",
     )  # fmt: skip
 
@@ -63,14 +63,14 @@ def run(args: argparse.Namespace) -> int:
         folder = config.output_dir
         raise OutputError(
             f"{folder}: cannot be written: {error} ({checkpoint.free_gb(folder)}); the last"
-            f" complete checkpoint is {checkpoint.newest(folder) or 'none'}; make room, then go on"
-            " with --resume"
+            f" complete checkpoint is {checkpoint.newest(folder) or 'none'}; make room, then"
+            " resume with --resume"
         ) from error
     return 0
 
 
 def read(args: argparse.Namespace) -> tuple[RlConfig, Resumption | None]:
-    """Return the configuration and where to go on; raises ConfigError, ResumeError."""
+    """Return the configuration and what to resume; raises ConfigError, ResumeError."""
     wanted = config_tree.layers(args, RlConfig)
     if args.resume is None:
         return config_tree.build(RlConfig, [*settings.layers(), *wanted]), None
@@ -91,5 +91,5 @@ def locate(path: Path) -> Path:
         other = checkpoint.newest(path.expanduser().absolute().parent)
         if other is None:
             raise
-        logger.warning("%s; going on from that one", error)
+        logger.warning("%s; resuming from that one", error)
         return other

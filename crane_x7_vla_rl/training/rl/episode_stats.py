@@ -1,9 +1,9 @@
-"""How episodes end while a policy learns, and success free of the haste of short ones.
+"""How episodes end while a policy learns: an unbiased success rate.
 
-Of the episodes that have ended soon after all environments began anew, too many are short, and
-those are the successes: a failure runs into its time limit. Here an episode counts when its time
-limit has passed, however early it ended, so whether it counts depends on its beginning alone. What
-ended in rollouts comes in; how many episodes count now, and how they ended, leaves.
+Episodes that ended in rollouts → how many of them count now, and how many succeeded. Of the
+episodes that have ended soon after all environments restarted, too many are short, and those are
+the successes: a failure runs into its time limit. So an episode counts only after its time limit,
+however early it ended: whether it counts depends on its beginning alone.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ class Outcomes:
         """`longest`: decisions until the time limit; `chunk_steps`: control steps of a decision."""
         self._longest, self._chunk_steps = longest, chunk_steps
         self._now = 0
-        """Since all environments began anew."""
+        """Since all environments restarted."""
         self._waiting: list[tuple[int, bool]] = []
         """When each episode began, and whether it succeeded."""
 
     def restart(self) -> None:
-        """All environments have begun anew: nobody will know how the running episodes end."""
+        """All environments restarted: how the running episodes would have ended stays unknown."""
         self._now, self._waiting = 0, []
 
     def add(
@@ -72,7 +72,7 @@ class Recent:
         return sum(successes for _, successes in self._updates) / total if total else None
 
     def state(self) -> list[tuple[int, int]]:
-        """Return what a resumed run goes on from."""
+        """Return what a resumed run begins with."""
         return list(self._updates)
 
 

@@ -1,7 +1,6 @@
-"""How well a policy does in the midst of a run, on scenes that the run never learns from.
+"""How well a policy does during a run, on scenes that the run never learns from.
 
-The policy that acts comes in; `evaluation/update_<n>/` with results and videos, and the rate of
-success leave.
+The acting policy → the success rate, and `evaluation/update_<n>/` with results and videos.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ EVALUATION: Final = "evaluation"
 def success(run: RlRun, runner: Runner, step: int) -> float:
     """Evaluate in this process; write results and videos, show the latter to W&B; return 0 to 1.
 
-    Raises SpoiltError where the policy's answers are no numbers.
+    Raises SpoiltError where the policy's logits are NaN or infinite.
     """
     from crane_x7_vla_rl.training.evaluate.rollout import roll_out
 

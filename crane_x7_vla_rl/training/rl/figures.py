@@ -1,6 +1,6 @@
 """What is logged of an update of reinforcement learning, for files, people and a plot.
 
-Figures of rollout, update and evaluation come in; a line, a bar's text and `curves.png` leave.
+Figures of rollout, update and evaluation → a log line, a bar's text and `curves.png`.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class RlFigures(Step):
     """Of the evaluation after this update."""
     recent_success: float | None = None
     """Share of the newest 100 episodes or a few more whose time limit has passed, however they
-    ended: what `success` is without its haste, and smoother; see `outcomes`."""
+    ended: `success` without its bias, and smoother; see `episode_stats`."""
 
 
 def line(figures: RlFigures) -> str:

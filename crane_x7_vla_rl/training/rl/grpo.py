@@ -1,17 +1,17 @@
 """GRPO's advantages: an episode is as good as it is better than others that began alike.
 
-Rewards of whole episodes come in; advantages and which steps to learn from leave. All else is
-`ppo_loss` without a value head (https://arxiv.org/abs/2402.03300). Numbers go on from `update`.
+Rewards of whole episodes → advantages, and which steps to learn from. All else is `ppo_loss`
+without a value head (https://arxiv.org/abs/2402.03300). Numbers continue those of `update`.
 
 26. An episode's return is the plain sum of its rewards; every step of it has the same advantage,
     (return − mean of the group) / standard deviation of the group.
 27. A group whose episodes all ended alike teaches nothing and is left out, so that minibatches are
     not diluted: https://arxiv.org/abs/2503.14476 (dynamic sampling)
 28. Episodes that did not end within the rollout, and discarded ones, are left out: their return is
-    not known. So rollouts must begin with a reset of all environments, and go on for as long as the
+    not known. So rollouts must begin with a reset of all environments, and last as long as the
     longest episode; taking those that ended first would favour short ones.
 
-Legend: T steps of a rollout, N environments.
+Legend: T steps of a rollout, N environments, K episodes.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ def group_advantages(
     if any(tensor.shape != rewards.shape or tensor.ndim != 2 for tensor in given):
         shapes = ", ".join(str(tuple(tensor.shape)) for tensor in given)
         raise PpoError(f"grpo: shapes are {shapes}, expected (T, N) four times")
-    episodes = _number_episodes(ended)
+    episodes = _number_episodes(ended)  # (T, N)
     count = int(episodes.max()) + 1
-    returns = _per_episode(torch.where(valid, rewards, 0.0).double(), episodes, count)
+    returns = _per_episode(torch.where(valid, rewards, 0.0).double(), episodes, count)  # (K,)
     whole = _per_episode(ended.double(), episodes, count) > 0
     whole &= _per_episode((~valid).double(), episodes, count) == 0
-    of = torch.zeros(count, dtype=torch.int64, device=groups.device)
+    of = torch.zeros(count, dtype=torch.int64, device=groups.device)  # (K,)
     of[episodes.flatten()] = groups.flatten()
     advantages, taught = torch.zeros_like(returns), torch.zeros_like(whole)
     for group in sorted(set(of[whole].tolist())):
-        members = whole & (of == group)
+        members = whole & (of == group)  # (K,)
         spread = returns[members].std(correction=0)
         if spread > 0:
             advantages[members] = (returns[members] - returns[members].mean()) / (spread + TINY)
@@ -55,10 +55,11 @@ def group_advantages(
 
 def _number_episodes(ended: Tensor) -> Tensor:
     """Return (T, N) int64: a number of its own for each episode."""
-    before = torch.cat([torch.zeros_like(ended[:1]), ended[:-1]]).long().cumsum(0)
-    columns = torch.arange(ended.shape[1], device=ended.device)
+    before = torch.cat([torch.zeros_like(ended[:1]), ended[:-1]]).long().cumsum(0)  # (T, N)
+    columns = torch.arange(ended.shape[1], device=ended.device)  # (N,)
     return before * ended.shape[1] + columns
 
 
 def _per_episode(x: Tensor, episodes: Tensor, count: int) -> Tensor:
+    """Return (K,): the sums of `x` (T, N) over the steps of each episode."""
     return x.new_zeros(count).index_add_(0, episodes.flatten(), x.flatten())

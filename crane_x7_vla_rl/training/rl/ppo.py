@@ -1,12 +1,12 @@
-"""PPO's arithmetic: advantages from rewards and values, and the loss of judged actions.
+"""PPO's arithmetic: advantages from rewards and values, and the loss of actions that were taken.
 
-Tensors come in, from a rollout and from `run.evaluate`; advantages, returns, or losses to go
-backward from leave. `update` makes weights better with it. Each detail has a number, and a test
-that names it; 17 and on are in `update`.
+Tensors of a rollout and of `run.evaluate` → advantages, returns, and losses with gradients, by
+which `update` moves the weights. Each detail has a number, and a test that names it; 17 and on are
+in `update`.
 
 1.  Advantages are generalised: Σ (γλ)^k δ, https://arxiv.org/abs/1506.02438
-2.  A truncated episode is worth what its final observation is; a terminated one is worth nothing
-    further, https://arxiv.org/abs/1712.00378. Neither hands anything to the next episode. (CleanRL
+2.  The value after a truncated episode is that of its final observation; after a terminated one
+    it is 0, https://arxiv.org/abs/1712.00378. Neither hands anything to the next episode. (CleanRL
     and RL4VLA take truncation for termination.)
 3.  Discarded steps (a crashed worker's) have no advantage, and nothing passes through them.
 4.  Returns, the value head's targets, are advantages + values, not rewards to go:
@@ -52,7 +52,7 @@ TINY: Final = 1e-8
 
 
 class PolicyOutput(NamedTuple):
-    """What policy and value head think now of actions that were taken; carries gradients."""
+    """What policy and value head say now of actions that were taken; carries gradients."""
 
     log_probs: Tensor
     """(B, D)."""
@@ -105,7 +105,7 @@ def gae(
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return advantages and returns, each (T, N); 0 where not `valid`.
 
-    All come as (T, N). `next_values` is what the observation after each step is worth, the final
+    All are (T, N). `next_values` are the values of the observations after each step, of the final
     one where an episode was truncated (see `next_values`); `ended` is terminated or truncated;
     `valid` is False for discarded steps. Raises PpoError for other shapes, and for an episode that
     terminated without having ended.
@@ -116,10 +116,10 @@ def gae(
         raise PpoError(f"gae: shapes are {shapes}, expected (T, N) six times")
     if bool((terminated & ~ended).any()):
         raise PpoError("gae: a step terminated but did not end; ended is terminated or truncated")
-    ahead = torch.where(terminated, 0.0, next_values)
-    deltas = torch.where(valid, rewards + gamma * ahead - values, 0.0)
+    ahead = torch.where(terminated, 0.0, next_values)  # (T, N)
+    deltas = torch.where(valid, rewards + gamma * ahead - values, 0.0)  # (T, N)
     advantages = torch.zeros_like(values)
-    running = torch.zeros_like(values[0])
+    running = torch.zeros_like(values[0])  # (N,)
     for step in reversed(range(len(values))):
         running = deltas[step] + gamma * lam * torch.where(ended[step], 0.0, running)
         running = torch.where(valid[step], running, 0.0)
@@ -130,7 +130,7 @@ def gae(
 def next_values(
     values: Tensor, last_values: Tensor, truncated: Tensor, final_values: Tensor
 ) -> Tensor:
-    """Return (T, N): what the observation after each step is worth.
+    """Return (T, N): the value of the observation after each step.
 
     `values` (T, N) of the observations before each step, `last_values` (N,) of those after the last
     one; `final_values` (T, N) of final observations, read where `truncated` (T, N) alone.
@@ -165,16 +165,16 @@ def ppo_loss(new: PolicyOutput, old: OldSamples, config: PpoConfig) -> Losses:
     action_mask = torch.ones_like(old.log_probs, dtype=torch.bool)
     if old.action_mask is not None:
         action_mask = old.action_mask
-    tokens = action_mask.sum(-1).clamp(min=1)
-    log_ratio = torch.where(action_mask, new.log_probs - old.log_probs, 0.0)
+    tokens = action_mask.sum(-1).clamp(min=1)  # (B,)
+    log_ratio = torch.where(action_mask, new.log_probs - old.log_probs, 0.0)  # (B, D)
     policy, clipped = _policy_loss(log_ratio, old.advantages, action_mask, config)
-    entropy = torch.where(action_mask, new.entropy, 0.0).sum(-1) / tokens
+    entropy = torch.where(action_mask, new.entropy, 0.0).sum(-1) / tokens  # (B,)
     value, ref_kl = torch.zeros_like(policy), torch.zeros_like(policy)
     if new.values is not None:
         value = value_loss(new.values, old.values, old.returns, config.value)
     if old.ref_log_probs is not None:
         gap = torch.where(action_mask, old.ref_log_probs - new.log_probs, 0.0)
-        ref_kl = _divergence(gap).sum(-1)
+        ref_kl = _divergence(gap).sum(-1)  # (B,)
     each = {
         "policy": policy,
         "value": value,
@@ -199,15 +199,15 @@ def _policy_loss(
     """Return loss and share of clipped ratios, each (B,), for log ratios (B, D)."""
     if config.level == "action":
         log_ratio, action_mask = log_ratio.sum(-1, keepdim=True), action_mask.any(-1, keepdim=True)
-    ratio = _bounded_exp(log_ratio)
-    gain = advantages.unsqueeze(-1)
+    ratio = _bounded_exp(log_ratio)  # (B, D), or (B, 1) at action level
+    gain = advantages.unsqueeze(-1)  # (B, 1)
     low, high = 1 - config.clip_low, 1 + config.clip_high
     objective = torch.minimum(ratio * gain, ratio.clamp(low, high) * gain)
     if config.dual_clip is not None:
         bounded = torch.maximum(objective, config.dual_clip * gain)
         objective = torch.where(gain < 0, bounded, objective)
     outside = (ratio.detach() < low) | (ratio.detach() > high)
-    parts = action_mask.sum(-1).clamp(min=1)
+    parts = action_mask.sum(-1).clamp(min=1)  # (B,)
     loss = -torch.where(action_mask, objective, 0.0).sum(-1) / parts
     return loss, (outside & action_mask).sum(-1) / parts
 
@@ -216,7 +216,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, config: Valu
     """Return (B,), half the squared error or what `config.loss` says instead; all (B,)."""
     if config.loss == "huber":
         return functional.huber_loss(values, returns, reduction="none", delta=config.huber_delta)
-    error = (values - returns).square()
+    error = (values - returns).square()  # (B,)
     if config.loss == "clipped":
         near = old_values + (values - old_values).clamp(-config.clip, config.clip)
         error = torch.maximum(error, (near - returns).square())

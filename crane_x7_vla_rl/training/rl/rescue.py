@@ -30,7 +30,7 @@ def named(step: int) -> str:
 
 
 class Rescue:
-    """Saves a run's state when it is told to, and before an error ends the run."""
+    """Saves a run's state when the loop says so, and before an error ends the run."""
 
     def __init__(self, run: RlRun, state: RunState) -> None:
         self._run, self._state = run, state

@@ -1,9 +1,11 @@
-"""Rollouts: a policy acts in all environments at once; what it saw, chose and was paid leaves.
+"""Rollouts: a policy acts in all environments at once.
 
-Environments take turns in groups: while one group is simulated, the policy looks at the next. Each
-picture is cut and squashed once, into the buffer; the policy acts on those bytes, and updates learn
-from the same ones. Actions are drawn from generators that the numbers of update and environment
-seed, so that a resumed run draws the same, on however many processes the environments are.
+Environments, agent and rules → a `Collected`: the buffer that an update learns from, with
+advantages, and the episodes that ended. Environments take turns in groups: while one group is
+simulated, the policy looks at the next. Each picture is cropped and resized once, into the buffer;
+the policy acts on those bytes, and updates learn from the same ones. Actions are sampled from
+generators that the numbers of update and environment seed, so that a resumed run samples the same,
+on however many processes the environments are.
 
 Legend: T steps of a rollout, N environments of this process, n of a group, D tokens of an answer,
 S pixels of a side.
@@ -86,8 +88,8 @@ def collect(
 ) -> Collected | None:
     """Return the rollout of update `number` (from 0), or None where `stop` ended it early.
 
-    Raises SimError, NotFiniteError for what the simulation says that is not a number, and
-    SpoiltError for logits and values that are none.
+    Raises SimError, NotFiniteError for NaN or infinity from the simulation, and
+    SpoiltError for logits and values that are NaN or infinite.
     """
     with config.agent.acting() as runner:
         return _Collection(config, runner, number, clock).run(stop)
@@ -151,8 +153,8 @@ class _Collection:
         envs = self.config.env.groups[group]
         part = slice(envs.start, envs.stop)
         views = self.config.env.look(group)
-        measured = self._measured(views, step)
-        shown = self.images[step, part]
+        measured = self._measured(views, step)  # (n, 8) rad
+        shown = self.images[step, part]  # (n, S, S, 3), a view of the buffer
         crop_and_resize(views.images, self.config.codec.inputs.view, shown)
         prompts = self.config.codec.prompts(views.instructions, measured)
         seen = self.policy.normalise(shown)
@@ -165,7 +167,7 @@ class _Collection:
         self.tokens[step, part] = chosen.tokens
         self.log_probs[step, part] = chosen.log_probs.cpu()
         self.values[step, part] = self._value(step, chosen)
-        targets = self._targets(self.tokens[step, part], measured)
+        targets = self._targets(self.tokens[step, part], measured)  # (n, steps, 8) rad
         self.infer_s += self.clock() - started_s
         self.config.env.send(group, targets)
 
@@ -182,8 +184,8 @@ class _Collection:
         self._check_rewards(step, envs)
         taken = torch.as_tensor(steps.steps)
         each = self.config.codec.answer_length // self.config.codec.inputs.chunk_steps
-        index = torch.arange(self.config.codec.answer_length) // each
-        self.action_mask[step, part] = index < taken[:, None]
+        index = torch.arange(self.config.codec.answer_length) // each  # (D,), step of each token
+        self.action_mask[step, part] = index < taken[:, None]  # (n, D)
         self.env_steps += int(taken.sum())
         self.episodes += steps.episodes
         self.ended += [step] * len(steps.episodes)
@@ -209,7 +211,7 @@ class _Collection:
         self.infer_s += self.clock() - started_s
 
     def _look_ahead(self, group: int) -> Tensor:
-        """Return (n,): what the observations after the last step are worth."""
+        """Return (n,): values of the observations after the last step."""
         if self.config.ppo.algorithm != "ppo":
             return torch.zeros(len(self.config.env.groups[group]))
         started_s = self.clock()

@@ -167,7 +167,7 @@ def _restore_scenes(env: VectorEnv, progress: Progress, rank: int) -> None:
     if len(states) != progress.processes:
         raise ResumeError(
             f"the checkpoint holds the environments of {len(states)} processes, expected"
-            f" {progress.processes}; go on with as many processes as before"
+            f" {progress.processes}; resume with as many processes as before"
         )
     env.load_state_dict(states[rank])
 
@@ -183,7 +183,7 @@ def _control_hz(inputs: PolicySpec, source: str) -> int:
 
 
 def _keeps_patches(config: RlConfig, model: OpenVLA) -> bool:
-    """Whether rollouts keep patches; raises ConfigError where vision learns, and sees anew."""
+    """Whether rollouts keep patches; raises ConfigError where vision learns."""
     learning = [
         name
         for part in (model.vision_backbone, model.projector)

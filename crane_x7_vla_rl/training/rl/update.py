@@ -1,13 +1,13 @@
-"""One update: a rollout comes in, better weights and what happened on the way leave.
+"""One update of reinforcement learning. A rollout's buffer → moved weights, and `UpdateMetrics`.
 
-`update` reads top to bottom: check → normalise → probe → minibatches, each of them judge → loss →
-gradients → are they numbers? → optimizer. It is told its number and a seed; all that is drawn
-follows from these, so that a resumed run goes on bit for bit on a CPU. Processes do the same steps
-at the same time, and together what one process would do with all of their environments. Numbers go
-on from `ppo`.
+`update` reads top to bottom: check → normalise → probe → minibatches, each of them evaluate → loss
+→ gradients → are they finite? → optimizer. All random numbers follow from the update's number and a
+seed, so that a resumed run continues bit for bit on a CPU. Processes do the same steps at the same
+time, and together what one process would do with all of their environments. Numbers continue those
+of `ppo`.
 
-17. Minibatches are drawn anew in each epoch from the samples of all processes, each step once; all
-    environments have nearly the same share in each (see `rollout_buffer.shuffled`).
+17. Minibatches are sampled again in each epoch from the samples of all processes, each step
+    once; all environments have nearly the same share in each (see `buffer.shuffled`).
 18. Rollouts and updates look at the same bytes by the same code, so before the first step every
     ratio is 1 and every value the rollout's; `ratio_error` and `value_error` say how nearly.
 19. An update ends before the step for which KL to the policy that acted exceeds target_kl, as in
@@ -17,13 +17,14 @@ on from `ppo`.
 21. Policy and value head have learning rates of their own, which may both sink to 0 over a run;
     the gradient is shortened as a whole,
     https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/ (details 4, 11).
-22. What is not a number ends the run before the step that it would spoil, in all processes.
+22. NaN or infinity in a loss or gradient ends the run before the step, in all processes.
 23. In the first value.warmup updates the value head learns alone.
-24. Old log-probabilities and values can be recomputed by the code that judges, which rounds as
+24. Old log-probabilities and values can be recomputed by the code that evaluates, which rounds as
     it will in the first minibatch; returns and advantages stay.
 25. Micro-batches change memory and speed, not the result (see 15).
 
-Legend: T steps of a rollout, N environments of this process, E of all, B samples, D tokens.
+Legend: T steps of a rollout, N environments of this process, E of all, S = T·N, B of these samples,
+D tokens of an answer.
 """
 
 from __future__ import annotations
@@ -133,8 +134,8 @@ class UpdateBatch:
 def update(agent: Agent, buffer: Buffer, config: PpoConfig, index: UpdateIndex) -> UpdateMetrics:
     """Learn from a rollout; every process must call it with its own.
 
-    Raises NotFiniteError, before the step that would spoil the weights, SpoiltError where the
-    rollout's policy was spoilt already, and PpoError.
+    Raises NotFiniteError before a step that would make weights NaN, SpoiltError where the rollout's
+    policy has output NaN already, and PpoError.
     """
     where = f"update {index.number + 1}"
     valid = _check(agent, buffer, where)
@@ -195,8 +196,8 @@ def _check(agent: Agent, buffer: Buffer, where: str) -> Tensor:
     if agent.largest(float(bool(broken))) > 0:
         raise SpoiltError(  # what simulations return was checked before
             f"{where}: {broken or 'a figure in another process'} is not a number, expected numbers"
-            " in all valid steps of a rollout. The previous update spoilt the policy, which is not"
-            " saved; go on from the last checkpoint with a lower ppo.learning_rate"
+            " in all valid steps of a rollout. The previous update made the policy output NaN, so"
+            " it is not saved; resume the last checkpoint with a lower ppo.learning_rate"
         )
     steps, environments = buffer.shape
     gathered = agent.accelerator.gather(buffer.valid.to(device, torch.uint8).contiguous())
@@ -229,7 +230,7 @@ def _value_alone(config: PpoConfig) -> PpoConfig:
 def _prepare(
     agent: Agent, buffer: Buffer, advantages: Tensor, valid: Tensor, config: PpoConfig
 ) -> UpdateBatch:
-    log_probs, values = buffer.log_probs.flatten(0, 1), buffer.values.flatten()
+    log_probs, values = buffer.log_probs.flatten(0, 1), buffer.values.flatten()  # (S, D), (S,)
     if config.old_log_probs == "recomputed":
         log_probs, found = _evaluate_all(agent, buffer, config, nullcontext())
         values = values if found is None else found
@@ -244,7 +245,7 @@ def _evaluate_all(
     agent: Agent, buffer: Buffer, config: PpoConfig, how: AbstractContextManager[None]
 ) -> tuple[Tensor, Tensor | None]:
     """Return log-probabilities (S, D) and values (S,) of all samples of this process."""
-    everything = torch.arange(buffer.advantages.numel())
+    everything = torch.arange(buffer.advantages.numel())  # (S,)
     with how:
         parts = [
             _evaluate(agent, buffer, samples, config)
@@ -256,8 +257,8 @@ def _evaluate_all(
 
 
 def _evaluate(agent: Agent, buffer: Buffer, samples: Tensor, config: PpoConfig) -> PolicyOutput:
-    tokens = buffer.tokens.flatten(0, 1)[samples.to(buffer.tokens.device)]
-    pixels = buffer.pixels(agent.policy, samples)
+    tokens = buffer.tokens.flatten(0, 1)[samples.to(buffer.tokens.device)]  # (B, D)
+    pixels = buffer.pixels(agent.policy, samples)  # (B, …), see Buffer.images
     prompts = buffer.prompts_of(samples)
     output: PolicyOutput = agent.module(
         pixels, prompts, tokens, config.temperature, config.value.detach
@@ -269,7 +270,7 @@ def _probe(agent: Agent, batch: UpdateBatch, config: PpoConfig, where: str) -> f
     """Return the length of the policy gradient alone; raises PpoError where it is wrongly 0."""
     if config.policy_coefficient == 0:
         return 0.0
-    size = batch.advantages.abs()
+    size = batch.advantages.abs()  # (S,)
     largest = agent.largest(float(size.max()))
     if largest == 0:
         return 0.0
@@ -319,10 +320,10 @@ def _minibatches(
     for epoch in range(config.epochs):
         generator.manual_seed(derive_seed(index.seed, index.number, epoch))
         for samples in shuffled(steps, environments, generator).tensor_split(count):
-            samples = samples[batch.valid.flatten()[samples]]
+            samples = samples[batch.valid.flatten()[samples]]  # (B,)
             if not len(samples):
                 continue
-            owners = samples % environments // mine
+            owners = samples % environments // mine  # (B,), ranks
             busiest = int(owners.bincount().max())
             own = samples[owners == rank]
             local = own // environments * mine + own % environments - rank * mine
@@ -358,8 +359,8 @@ def _listed(losses: Losses) -> Tensor:
 @torch.no_grad()
 def _errors(output: PolicyOutput, old: OldSamples) -> tuple[float, float]:
     """Return how far ratios are from 1, and values from the rollout's, at most."""
-    counts = old.weights > 0
-    log_ratio = output.log_probs - old.log_probs
+    counts = old.weights > 0  # (B,)
+    log_ratio = output.log_probs - old.log_probs  # (B, D)
     if old.action_mask is not None:
         log_ratio = torch.where(old.action_mask, log_ratio, 0.0)
     ratio = log_ratio.sum(-1)[counts].expm1().abs()

@@ -1,9 +1,8 @@
-"""The value head: what a view is worth, from the hidden state before the first action token.
+"""The value head: the value of a view, from the hidden state before the first action token.
 
-A hidden state (`Rollout.hidden` while collecting, `Evaluation.hidden` while learning: the same
-thing) comes in, a number leaves. Policy and value share all that is below, which saves half of the
-memory of a second network (https://arxiv.org/abs/2505.19789). It is kept beside the policy in a
-checkpoint, as `value_head.safetensors`.
+Hidden state (`Rollout.hidden` while collecting, `Evaluation.hidden` while learning: the same thing)
+→ a number. Policy and value share all that is below, which saves half of the memory of a second
+network (https://arxiv.org/abs/2505.19789). A checkpoint holds it as `value_head.safetensors`.
 """
 
 from __future__ import annotations
@@ -54,7 +53,7 @@ class ValueHead(nn.Module):
 def read(folder: Path, head: ValueHead) -> None:
     """Give the head the weights of a checkpoint; raises ResumeError where they do not fit.
 
-    Raises NotFiniteError where they are no numbers.
+    Raises NotFiniteError where they are NaN or infinite.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file

@@ -1,8 +1,8 @@
 """Random crops and colours for training images, the same for a sample however it is batched.
 
-An image (S, S, 3) uint8 comes in and leaves so, in the loader's threads. What is drawn depends on
-the seed and the sample's place in training alone: a resumed run, and one on other processes, sees
-the same pictures.
+Image (S, S, 3) uint8 → the same, varied, in the loader's threads. The variation depends on the seed
+and the sample's place in training alone: a resumed run, and one on other processes, sees the same
+pictures.
 
 The ranges are OpenVLA's (`vla-scripts/finetune.py`, `image_aug`): crops of 90 % of the area,
 brightness ± 0.2, contrast and saturation 0.8…1.2, hue ± 0.05 of the circle. Departures: saturation

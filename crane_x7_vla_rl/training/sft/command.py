@@ -32,7 +32,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     config_tree.add_arguments(parser, SftConfig)
     parser.add_argument(
         "--resume-from-checkpoint", type=Path, metavar="FOLDER",
-        help="go on from checkpoint-<step>, from last, or from a run's newest checkpoint; the"
+        help="resume checkpoint-<step>, last, or a run's newest checkpoint; the"
         " configuration comes from there, flags count more",
     )  # fmt: skip
 
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def read(args: argparse.Namespace) -> tuple[SftConfig, Resumption | None]:
-    """Return the configuration and where to go on; raises ConfigError, ResumeError."""
+    """Return the configuration and what to resume; raises ConfigError, ResumeError."""
     wanted = config_tree.layers(args, SftConfig)
     if args.resume_from_checkpoint is None:
         return config_tree.build(SftConfig, wanted), None

@@ -1,9 +1,9 @@
-"""Fine-tuning by demonstrations: batches in, a run's folder of checkpoints and figures out.
+"""Fine-tuning by demonstrations. Configuration → a run's folder of checkpoints and figures.
 
-One update reads top to bottom in `_update`: samples → loss → gradients → are they numbers? →
+One update reads top to bottom in `_update`: samples → loss → gradients → are they finite? →
 optimizer. Between updates the run saves and listens to SIGTERM. All processes do the same; the
 first one writes. Every random draw follows from the seed and the sample's place, or from a state
-that checkpoints hold, so that a resumed run goes on bit for bit on a CPU.
+that checkpoints hold, so that a resumed run continues bit for bit on a CPU.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class UpdateOutcome:
     grad_norm: float
     finite: bool
     stop: bool
-    """Whether anybody was asked to stop."""
+    """Whether any process got SIGTERM."""
 
 
 def train(
@@ -65,7 +65,7 @@ def _loop(run: SftRun, progress: Progress, interrupt: Interrupt) -> None:
     end = steps(run.config, run.samples_per_update, run.batches.frames_per_epoch, progress)
     saved, interrupt.training = progress.step, True
     stop, pause = interrupt.wanted, run.config.training.stop_after or end
-    if not progress.step < pause < end:  # the latter also where a stopped run goes on
+    if not progress.step < pause < end:  # the latter also where a stopped run resumes
         pause = end
     while progress.step < pause and not stop:
         progress, stop = _update(run, progress, end, interrupt)

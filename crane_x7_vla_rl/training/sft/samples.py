@@ -1,7 +1,7 @@
-"""From a batch of demonstrations to what OpenVLA is asked and what it should have answered.
+"""From a batch of demonstrations to prompts for OpenVLA and the answers to learn.
 
-A `data.loader.Batch` comes in; pixels, prompt ids and action tokens leave, made by the codec that
-the policy uses when it drives an arm, so that what is trained is what is rolled out.
+`data.loader.Batch` → pixels, prompt ids and action tokens, made by the codec that the policy uses
+when it drives an arm, so that training and rollouts see the same.
 Legend: B batch, S pixels of a side, T steps of a chunk, 8 joints.
 """
 
@@ -38,9 +38,9 @@ class ModelBatch:
 def image_transform(
     size: int, view: View, settings: AugmentationConfig, seed: int
 ) -> Callable[[Image, int], Image]:
-    """Return what the loader's threads do to images: cut, squash to (size, size, 3), and vary.
+    """Return what the loader's threads do to images: cut, resize to (size, size, 3), and vary.
 
-    They are cut and squashed as the policy does it.
+    They are cut and resized as the policy does it.
     """
 
     def shown(image: Image, place: int) -> Image:
@@ -58,10 +58,10 @@ def model_batch(batch: Batch, codec: Codec, like: Tensor) -> ModelBatch:
 
     Images are normalised in float32, whatever the dtype.
     """
-    images = torch.from_numpy(batch.images).to(like.device, non_blocking=True)
-    scaled = images.permute(0, 3, 1, 2).to(torch.float32) / 255
+    images = torch.from_numpy(batch.images).to(like.device, non_blocking=True)  # (B, S, S, 3)
+    scaled = images.permute(0, 3, 1, 2).to(torch.float32) / 255  # (B, 3, S, S)
     mean, std = (torch.tensor(v, device=like.device).view(1, 6, 1, 1) for v in (MEAN, STD))
-    pixels = (scaled.repeat(1, 2, 1, 1) - mean) / std
+    pixels = (scaled.repeat(1, 2, 1, 1) - mean) / std  # (B, 6, S, S)
     return ModelBatch(
         pixels.to(like.dtype),
         codec.prompts(batch.instructions, batch.state),

@@ -207,7 +207,7 @@ def test_a_truncated_checkpoint_gives_way_to_the_last_complete_one_and_that_is_s
     assert rl_command.locate(run / "checkpoint_final") == run / "checkpoint_2"
     assert f"{run / 'checkpoint_final'} is no complete checkpoint: " in caplog.text
     assert said in caplog.text
-    assert "going on from that one" in caplog.text
+    assert "resuming from that one" in caplog.text
     assert rl_command.locate(run) == run / "checkpoint_2"
 
 
@@ -287,7 +287,7 @@ def assert_said(error: str, said: str, saved: Path) -> None:
     ("minibatch", "said"),
     [
         ("4", r"update 2, minibatch \d: the policy loss is"),
-        ("12", "update 3: log_probs of step 0 .* has spoilt the policy, which is not saved"),
+        ("12", "update 3: log_probs of step 0 .* made the policy output NaN, so it is not saved"),
     ],
 )
 def test_a_loss_that_is_no_number_ends_the_run_before_the_weights_are_nan(
