@@ -16,22 +16,12 @@ import math
 import re
 import textwrap
 import types
+import typing
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import pairwise
-from typing import (
-    Annotated,
-    Any,
-    Final,
-    Literal,
-    Protocol,
-    TypeVar,
-    Union,
-    get_args,
-    get_origin,
-    get_type_hints,
-)
+from typing import Annotated, Any, Final, Literal, TypeVar, get_args, get_origin
 
 T = TypeVar("T")
 
@@ -47,81 +37,56 @@ EXPECTED: Final[Mapping[Any, str]] = {
 }  # fmt: skip
 
 
-class Bound(Protocol):
-    """Which values of its type a field takes; `str` of it follows `expected`."""
-
-    def __contains__(self, value: Any, /) -> bool: ...
-
-
 @dataclass(frozen=True)
-class Range:
-    """Numbers from `low` to `high`, without the ends that are open."""
+class Bound:
+    """Which values of its type a field takes."""
 
-    low: float
-    high: float = math.inf
-    low_open: bool = False
-    high_open: bool = False
-    unit: str = ""
-
-    def __contains__(self, value: float) -> bool:
-        above = self.low < value if self.low_open else self.low <= value
-        return above and (value < self.high if self.high_open else value <= self.high)
-
-    def __str__(self) -> str:
-        if self.high < math.inf and not self.high_open:
-            return f"{self.low} to {self.high} {self.unit}".rstrip()
-        least = f"above {self.low}" if self.low_open else f"{self.low} or more"
-        return least if self.high == math.inf else f"{least} and below {self.high}"
+    accepts: Callable[[Any], bool]
+    expected: str
+    """Follows this word in messages."""
+    names: tuple[str, ...] = ()
+    """All that there are, where they can be listed."""
 
 
-@dataclass(frozen=True)
-class Like:
-    """Texts that fit a pattern."""
-
-    pattern: str
-    example: str
-
-    def __contains__(self, value: str) -> bool:
-        return re.fullmatch(self.pattern, value) is not None
-
-    def __str__(self) -> str:
-        return f"as in {self.example}"
+def at_least(low: float) -> Bound:
+    """Bound a number from below."""
+    return Bound(lambda value: value >= low, f"{low} or more")
 
 
-@dataclass(frozen=True)
-class OneOf:
-    """One of these texts."""
-
-    names: tuple[str, ...]
-
-    def __contains__(self, value: str) -> bool:
-        return value in self.names
-
-    def __str__(self) -> str:
-        return f"one of {', '.join(self.names)}"
+def above(low: float) -> Bound:
+    """Bound a number from below; `low` itself is out."""
+    return Bound(lambda value: value > low, f"above {low}")
 
 
-@dataclass(frozen=True)
-class SomeOf:
-    """Some of these texts, at least one."""
-
-    names: tuple[str, ...]
-
-    def __contains__(self, value: tuple[str, ...]) -> bool:
-        return len(value) > 0 and {*value} <= {*self.names}
-
-    def __str__(self) -> str:
-        return f"a list of some of {', '.join(self.names)}"
+def within(low: float, high: float, unit: str = "") -> Bound:
+    """Bound a number by both ends, which are in."""
+    return Bound(lambda value: low <= value <= high, f"{low} to {high} {unit}".rstrip())
 
 
-Count = Annotated[int, Range(1)]
-Index = Annotated[int, Range(0)]
-Amount = Annotated[float, Range(0)]
-Positive = Annotated[float, Range(0, low_open=True)]
-FiniteAmount = Annotated[float, Range(0, high_open=True)]
+def size_text(example: str) -> Bound:
+    """Bound a text to width and height of a picture."""
+    return Bound(lambda text: bool(re.fullmatch(SIZE, text)), f"as in {example}")
+
+
+def one_of(names: tuple[str, ...]) -> Bound:
+    """Bound a text to these."""
+    return Bound(names.__contains__, f"one of {', '.join(names)}", names)
+
+
+def some_of(names: tuple[str, ...]) -> Bound:
+    """Bound texts to at least one of these, and no other."""
+    expected = f"a list of some of {', '.join(names)}"
+    return Bound(lambda texts: 0 < len({*texts}) == len({*texts} & {*names}), expected, names)
+
+
+Count = Annotated[int, at_least(1)]
+Index = Annotated[int, at_least(0)]
+Amount = Annotated[float, at_least(0)]
+Positive = Annotated[float, above(0)]
+FiniteAmount = Annotated[float, Bound(lambda value: 0 <= value < math.inf, "0 or more")]
 """A length or noise; a limit or weight may be infinite."""
-FinitePositive = Annotated[float, Range(0, low_open=True, high_open=True)]
-Share = Annotated[float, Range(0, 1)]
+FinitePositive = Annotated[float, Bound(lambda value: 0 < value < math.inf, "above 0")]
+Share = Annotated[float, within(0, 1)]
 
 
 @dataclass(frozen=True)
@@ -162,9 +127,9 @@ class Kind:
 
     def check(self, value: Any) -> None:
         """Raise ValueError that says what was expected, where `value` is out of range."""
-        if self.bound is None or (self.optional and value is None) or value in self.bound:
+        if self.bound is None or (self.optional and value is None) or self.bound.accepts(value):
             return
-        raise ValueError(f"{self.bound}, or none" if self.optional else self.bound)
+        raise ValueError(self.bound.expected + (", or none" if self.optional else ""))
 
     def from_text(self, text: str) -> Any:
         """Return the value that a flag's text means; raises ArgumentTypeError."""
@@ -194,7 +159,7 @@ def _number(base: type, value: float | str) -> float:
 
 def kind_of(hint: Any) -> Kind:
     """Return what a field with this type takes, such as `Annotated[int, Range(1)] | None`."""
-    if get_origin(hint) in (Union, types.UnionType):
+    if get_origin(hint) in (typing.Union, types.UnionType):
         (inner,) = (each for each in get_args(hint) if each is not type(None))
         return dataclasses.replace(kind_of(inner), optional=True)
     if get_origin(hint) is Annotated:
@@ -210,7 +175,7 @@ def argument_type(hint: Any) -> Callable[[str], Any]:
 
 def kinds(cls: type) -> dict[str, Kind]:
     """Return what each field of a dataclass takes, by name."""
-    hints = get_type_hints(cls, include_extras=True)
+    hints = typing.get_type_hints(cls, include_extras=True)
     return {field.name: kind_of(hints[field.name]) for field in dataclasses.fields(cls)}
 
 
@@ -310,10 +275,8 @@ def _options(leaf: Leaf, typed: bool) -> dict[str, Any]:
         return options | {"action": argparse.BooleanOptionalAction}
     if base == tuple[str, ...]:
         options["nargs"] = "+"
-    if isinstance(bound, OneOf | SomeOf):
-        return options | {"choices": bound.names}
-    if get_origin(base) is Literal:
-        return options | {"choices": get_args(base)}
+    if choices := get_args(base) if get_origin(base) is Literal else bound and bound.names:
+        return options | {"choices": choices}
     if typed:
         options["type"] = leaf.kind.from_text
     name = leaf.key.rpartition(".")[2].upper()

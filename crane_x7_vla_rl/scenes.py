@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass
 from typing import Annotated, Any, Final
 
 from crane_x7_vla_rl import fields
-from crane_x7_vla_rl.fields import Count, FiniteAmount, FinitePositive, OneOf, SomeOf
+from crane_x7_vla_rl.fields import Count, FiniteAmount, FinitePositive, one_of, some_of
 
 LIFT_ID: Final = "Lift-CRANE-X7"
 PICK_PLACE_ID: Final = "PickPlace-CRANE-X7"
@@ -25,13 +25,13 @@ COLOUR_NAMES: Final = ("red", "green", "blue")
 class WorldConfig:
     """One task in one kind of scene; see sim.scene.CubeScene."""
 
-    task: Annotated[str, OneOf(tuple(EPISODE_S))] = LIFT_ID
+    task: Annotated[str, one_of(tuple(EPISODE_S))] = LIFT_ID
     """What to do."""
     control_hz: Count = 20
     """Steps per second of simulated time."""
     image_size: tuple[int, int] = (128, 128)
     """Width and height of the camera's pictures."""
-    colours: Annotated[tuple[str, ...], SomeOf(COLOUR_NAMES)] = COLOUR_NAMES
+    colours: Annotated[tuple[str, ...], some_of(COLOUR_NAMES)] = COLOUR_NAMES
     """The cubes that there are; the seed chooses which of them the instruction names."""
     spawn_range_m: FiniteAmount = 0.03
     """Cubes and plate lie at most this far, along x and y, from their four spots, 0 to 0.05."""
@@ -60,8 +60,3 @@ class WorldConfig:
 def add_arguments(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) -> None:
     """Add a flag for each field of WorldConfig but those in `without`; see `fields.from_flags`."""
     fields.add_flags(parser.add_argument_group("scene"), WorldConfig, without, typed=True)
-
-
-def from_arguments(args: argparse.Namespace) -> WorldConfig:
-    """Return the configuration in parsed flags."""
-    return fields.from_flags(WorldConfig, args)

@@ -29,7 +29,7 @@ from crane_x7_remote.sim_robot.robot import RobotConfig, SimRobot
 from crane_x7_remote.sim_robot.server import ServerConfig
 from crane_x7_remote.system.parent_death import die_with
 from crane_x7_vla_rl import scenes
-from crane_x7_vla_rl.fields import Range, argument_type
+from crane_x7_vla_rl.fields import argument_type, within
 
 logger = logging.getLogger(__name__)
 
@@ -38,9 +38,9 @@ OWN_FLAGS = (
     "task", "control_hz", "image_size", "home_noise_rad", "camera_shift_m", "camera_noise",
 )  # fmt: skip
 """Of the scene's, those that this command does not have, or in its own way."""
-PORT = argument_type(Annotated[int, Range(0, 65535)])
-BACKLOG = argument_type(Annotated[int, Range(0, 1_000_000)])
-RATE_HZ = argument_type(Annotated[float, Range(0.1, 1000)])
+PORT = argument_type(Annotated[int, within(0, 65535)])
+BACKLOG = argument_type(Annotated[int, within(0, 1_000_000)])
+RATE_HZ = argument_type(Annotated[float, within(0.1, 1000)])
 STOP_TIMEOUT_S = 2.0
 POLL_S = 0.05
 TOPICS = ("camera_topic", "joint_states_topic", "arm_topic", "gripper_action")

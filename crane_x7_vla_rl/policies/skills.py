@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from crane_x7_vla_rl.fields import OneOf, Range, SomeOf, kinds
+from crane_x7_vla_rl.fields import Bound, kinds, one_of, some_of, within
 from crane_x7_vla_rl.policies.base import PolicyLoadError
 from crane_x7_vla_rl.scenes import COLOUR_NAMES, EPISODE_S
 
@@ -20,33 +20,26 @@ SKILLS: Final = "skills.json"
 OPTIONAL: Final = {"temperature", "max_jump_rad", "lets_go"}
 
 
-class _Tasks:
-    """At least one text, and none of blanks alone."""
-
-    def __contains__(self, value: tuple[str, ...]) -> bool:
-        return len(value) > 0 and all(text.strip() for text in value)
-
-    def __str__(self) -> str:
-        return "a list of tasks in words"
+TASKS: Final = Bound(lambda texts: texts and all(map(str.strip, texts)), "a list of tasks in words")
 
 
 @dataclass(frozen=True)
 class Skills:
     """The content of skills.json."""
 
-    task: Annotated[str, OneOf(tuple(EPISODE_S))]
+    task: Annotated[str, one_of(tuple(EPISODE_S))]
     """gymnasium id of the scene."""
-    colours: Annotated[tuple[str, ...], SomeOf(COLOUR_NAMES)]
+    colours: Annotated[tuple[str, ...], some_of(COLOUR_NAMES)]
     """The cubes that there may be."""
-    spawn_range_m: Annotated[float, Range(0, 0.05, unit="m")]
+    spawn_range_m: Annotated[float, within(0, 0.05, "m")]
     """How far they lie from their spots; see scenes.WorldConfig."""
-    instructions: Annotated[tuple[str, ...], _Tasks()]
+    instructions: Annotated[tuple[str, ...], TASKS]
     """Tasks that it can do, in its own words."""
-    rate_hz: Annotated[float, Range(0.1, 200, unit="Hz")]
+    rate_hz: Annotated[float, within(0.1, 200, "Hz")]
     """At which it is to be asked: so that the arm has come as far as in training."""
-    temperature: Annotated[float, Range(0, 10)] = 0.0
+    temperature: Annotated[float, within(0, 10)] = 0.0
     """Of its tokens, where it does best."""
-    max_jump_rad: Annotated[float, Range(0.01, 10, unit="rad")] = 1.0
+    max_jump_rad: Annotated[float, within(0.01, 10, "rad")] = 1.0
     """By how much its targets may be away from where the arm is; the loop refuses what is more."""
     lets_go: bool = True
     """Whether it puts down what it holds for a new task; else somebody must take it."""
@@ -69,10 +62,10 @@ class Skills:
                 values[name] = known[name].convert(value)
                 known[name].check(values[name])
             except ValueError as error:
-                expected = known[name].bound or error
-                raise PolicyLoadError(
-                    f"{source}: {name} is {value!r}, expected {expected}"
-                ) from None
+                bound = known[name].bound
+                expected = bound.expected if bound else error
+                message = f"{source}: {name} is {value!r}, expected {expected}"
+                raise PolicyLoadError(message) from None
         return cls(**values)
 
     @classmethod

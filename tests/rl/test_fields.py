@@ -16,11 +16,12 @@ from crane_x7_vla_rl.fields import (
     FiniteAmount,
     FinitePositive,
     Index,
-    Like,
     Positive,
-    Range,
     Share,
-    SomeOf,
+    at_least,
+    size_text,
+    some_of,
+    within,
 )
 
 
@@ -40,7 +41,7 @@ class Options(Base):
 
     size: tuple[int, int] = (4, 4)
     """Of pictures."""
-    names: Annotated[tuple[str, ...], SomeOf(("red", "blue"))] = ("red",)
+    names: Annotated[tuple[str, ...], some_of(("red", "blue"))] = ("red",)
     """Of cubes."""
     kind: Literal["a", "b"] = "a"
     """Which."""
@@ -94,9 +95,9 @@ def test_a_wrong_flag_says_what_came_and_what_was_expected(
         (FiniteAmount, [0.0], [-0.1, math.inf], "0 or more"),
         (FinitePositive, [0.1], [0.0, math.inf], "above 0"),
         (Share, [0.0, 1.0], [1.1, -0.1], "0 to 1"),
-        (Annotated[float, Range(0, 1, high_open=True)], [0.0], [1.0], "0 or more and below 1"),
-        (Annotated[int, Range(1_000_000)], [1_000_000], [5], "1000000 or more"),
-        (Annotated[str, Like(fields.SIZE, "4x4")], ["12x3"], ["0x3", "12", "x3"], "as in 4x4"),
+        (Annotated[float, within(0.1, 2, "m")], [0.1, 2.0], [0.0, 2.1], "0.1 to 2 m"),
+        (Annotated[int, at_least(1_000_000)], [1_000_000], [5], "1000000 or more"),
+        (Annotated[str, size_text("4x4")], ["12x3"], ["0x3", "12", "x3"], "as in 4x4"),
     ],
 )
 def test_a_range_holds_its_ends_and_says_itself(

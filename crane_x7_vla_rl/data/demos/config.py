@@ -76,4 +76,4 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def from_arguments(args: argparse.Namespace) -> DemosConfig:
     """Return what the flags of `add_arguments` say."""
-    return fields.from_flags(DemosConfig, args, world=scenes.from_arguments(args))
+    return fields.from_flags(DemosConfig, args, world=fields.from_flags(WorldConfig, args))

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from crane_x7_vla_rl.training.checkpoints.save import CONFIG
 from crane_x7_vla_rl.training.config import loader as config_tree
@@ -51,11 +51,6 @@ def configure(
     before = config_tree.read_file(folder / CONFIG)
     old = config_tree.build(cls, [before])
     new = config_tree.build(cls, [before, Layer(str(folder), place), *wanted])
-    return new, resume(folder, old, new, rules)
-
-
-def resume(folder: Path, old: Any, new: Any, rules: Rules) -> Resumption:
-    """Return how a run resumes from `folder`; raises ResumeError for what cannot change."""
     changed = {
         key: f"{key}: {before!r} → {after!r}"
         for key, (before, after) in config_tree.differences(old, new).items()
@@ -67,4 +62,4 @@ def resume(folder: Path, old: Any, new: Any, rules: Rules) -> Resumption:
             f"{folder} was made with {rules.decided}; these cannot change on the way:"
             f" {'; '.join(fixed)}. Leave them as they were, or start a new run"
         )
-    return Resumption(folder, tuple(changed.values()))
+    return new, Resumption(folder, tuple(changed.values()))

@@ -6,11 +6,12 @@ from dataclasses import dataclass, field
 from typing import Annotated, ClassVar, Literal
 
 from crane_x7_vla_rl import fields
-from crane_x7_vla_rl.fields import BARE, Count, Index, Range, flag
+from crane_x7_vla_rl.fields import BARE, Bound, Count, Index, flag
 from crane_x7_vla_rl.training.errors import ConfigError
 
 Moment = Literal["no", "end", "every-save"]
 """When checkpoints are published."""
+DropoutShare = Annotated[float, Bound(lambda share: 0 <= share < 1, "0 or more and below 1")]
 
 
 class Section:
@@ -52,7 +53,7 @@ class LoraConfig(Section, section="lora"):
     """Inner size of an adapter."""
     alpha: Count = flag("--lora-alpha", 64)
     """An adapter counts alpha / rank."""
-    dropout: Annotated[float, Range(0, 1, high_open=True)] = flag("--lora-dropout", 0.1)
+    dropout: DropoutShare = flag("--lora-dropout", 0.1)
     """Share of an adapter's inputs that are dropped in training."""
     targets: str = flag("--lora-targets", "all-linear")
     """Ends of module names, separated by commas, or every linear layer that the model reads."""

@@ -15,6 +15,7 @@ from typing import Any, Final
 
 from crane_x7_vla_rl import fields, scenes
 from crane_x7_vla_rl.policies.base import ModelOptions
+from crane_x7_vla_rl.scenes import WorldConfig
 from crane_x7_vla_rl.training.evaluate.config import RESULTS, EvaluateConfig
 
 OUTPUTS: Final = Path("outputs/evaluate")
@@ -38,7 +39,7 @@ def read(args: argparse.Namespace) -> EvaluateConfig:
         args,
         model=fields.from_flags(ModelOptions, args, path=args.checkpoint),
         output=args.output or OUTPUTS / _name(args),
-        world=scenes.from_arguments(args),
+        world=fields.from_flags(WorldConfig, args),
     )
 
 

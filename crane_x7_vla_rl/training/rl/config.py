@@ -12,15 +12,14 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 from crane_x7_vla_rl.fields import (
-    SIZE,
     Amount,
     Count,
     FiniteAmount,
     FinitePositive,
     Index,
-    Like,
-    Range,
+    at_least,
     flag,
+    size_text,
 )
 from crane_x7_vla_rl.policies.base import DEFAULT_UNNORM_KEY
 from crane_x7_vla_rl.scenes import COLOUR_NAMES, EVALUATION_SEED, PICK_PLACE_ID, WorldConfig
@@ -47,7 +46,7 @@ from crane_x7_vla_rl.vector_config import (
 
 OUTPUTS: Final = "/workspace/vla-rl/outputs"
 NAME: Final = "crane_x7_vla_rl"
-EvaluationSeed = Annotated[int, Range(EVALUATION_SEED)]
+EvaluationSeed = Annotated[int, at_least(EVALUATION_SEED)]
 """None that a scene to learn from may have."""
 
 
@@ -89,7 +88,7 @@ class EnvConfig(Section, section="env"):
     rewards: RewardKind = "binary"
     """binary: 1 for success, which ends an episode; sparse: 1 where success holds at the end;
     dense: progress, step by step."""
-    image_size: Annotated[str, Like(SIZE, "320x240")] = flag("--camera-size", "320x240")
+    image_size: Annotated[str, size_text("320x240")] = flag("--camera-size", "320x240")
     """Width and height of the camera's pictures."""
     colours: str = ",".join(COLOUR_NAMES)
     """Of the cubes, separated by commas."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from crane_x7_vla_rl.fields import Amount, Count, Index, Positive, Range, Share, flag
+from crane_x7_vla_rl.fields import Amount, Count, Index, Positive, Share, above, flag
 from crane_x7_vla_rl.training.config.sections import Section
 
 
@@ -63,7 +63,7 @@ class PpoConfig(Section, section="ppo"):
     clip_high: Amount = 0.28
     """A ratio above 1 + this gains nothing by rising further; above clip_low, unlikely actions that
     worked may grow faster. Equal to clip_low for the symmetric clip."""
-    dual_clip: Annotated[float, Range(1, low_open=True)] | None = None
+    dual_clip: Annotated[float, above(1)] | None = None
     """Bound of what a bad action with a large ratio counts, in advantages; 3 is usual, none as in
     PPO."""
     gamma: Share = 0.99

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from crane_x7_vla_rl.fields import SIZE, Amount, Count, Index, Like, Positive, Share, flag
+from crane_x7_vla_rl.fields import Amount, Count, Index, Positive, Share, flag, size_text
 from crane_x7_vla_rl.training.config.sections import (
     ComputeConfig,
     LoggingConfig,
@@ -30,7 +30,7 @@ class DataConfig(Section, section="data"):
     """Folder with TFRecord logs, a LeRobot data set or rosbags, or a LeRobot data set's Hub id."""
     instruction: str = "Pick and place the object"
     """What to do, for episodes that do not say so themselves."""
-    image_size: Annotated[str, Like(SIZE, "224x224")] = "224x224"
+    image_size: Annotated[str, size_text("224x224")] = "224x224"
     """Width and height of what the model reads, images of any size are squashed to it."""
     workers: Count = flag("--data-workers", 2)
     """Threads that decode images ahead of time."""
