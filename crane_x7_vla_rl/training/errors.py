@@ -86,6 +86,6 @@ class OutOfMemoryError(TrainingError):
 
 
 class LaterError(TrainingError):
-    """Asked for something that comes with a later issue; see the CHANGELOG."""
+    """A feature that comes with a later issue; see the CHANGELOG."""
 
     exit_code = ExitCode.LATER

@@ -1,7 +1,7 @@
 """What a policy of tokens reads beside the image, and what its tokens mean: one place for both.
 
-Instructions and measured joints come in and become prompt ids; recorded actions become the tokens
-to learn, and chosen tokens become joint targets. Fine-tuning, reinforcement learning and the policy
+Instructions and measured joints → prompt ids; recorded actions → the tokens to learn; chosen tokens
+→ joint targets. Fine-tuning, reinforcement learning and the policy
 all go through here, so that what is trained is what is rolled out. `policy.json` beside the weights
 holds `PolicySpec`; a released checkpoint has none, reads no joints and says one action at a time.
 

@@ -134,7 +134,7 @@ class OpenVLAPolicy:
         ]
 
     def reset(self) -> None:
-        """Begin sampled tokens anew; nothing else is remembered that would change an answer."""
+        """Restart the sampling of tokens; nothing else that is remembered changes an answer."""
         self._actor.reset()
 
 

@@ -97,14 +97,14 @@ class EnvConfig(Section, section="env"):
     home_noise_rad: FiniteAmount = 0.02
     """Standard deviation of the arm's joints in the first step."""
     camera_shift_m: FiniteAmount = 0.0
-    """Standard deviation of the camera's place, drawn anew for each episode."""
+    """Standard deviation of the camera's place, sampled per episode."""
     camera_noise: FiniteAmount = 0.0
-    """Standard deviation of each pixel's channels, of 255, drawn anew for each picture."""
+    """Standard deviation of each pixel's channels, of 255, sampled per picture."""
     episode_s: FinitePositive | None = None
     """How long an episode of the rollouts may take, in simulated seconds; not given, as long as the
     task's do in evaluation. A shorter one wastes less on tries that have failed."""
     deadline_s: FinitePositive = flag("--env-deadline-s", 60.0)
-    """A simulation that has not answered by then counts as hung and is started anew."""
+    """A simulation that has not answered by then counts as hung and is restarted."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
