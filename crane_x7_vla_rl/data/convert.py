@@ -18,7 +18,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("folder", type=Path, help="where the LeRobot data set is written")
     parser.add_argument("--instruction", default="", help="task of episodes that name none")
     parser.add_argument(
-        "--resume", action="store_true", help="go on after the last episode in FOLDER"
+        "--resume", action="store_true", help="continue after the last episode in FOLDER"
     )
 
 

@@ -69,7 +69,7 @@ class DemosReport:
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `demos`."""
     parser.add_argument("output", type=Path, help="folder of the data set")
-    parser.add_argument("--resume", action="store_true", help="go on with the data set")
+    parser.add_argument("--resume", action="store_true", help="continue the data set")
     fields.add_flags(parser, DemosConfig, ("output", "world"), typed=True)
     scenes.add_arguments(parser)
 

@@ -17,7 +17,7 @@ from crane_x7_vla_rl.types import Image
 NOISE_STREAM: Final = 2
 """Of a seed's random numbers; the scene's own and the camera's are others."""
 ON_THE_WAY: Final = (ExpertPhase.HOVER, ExpertPhase.DESCEND)
-LESSONS: Final = (
+REARRANGEMENTS: Final = (
     Arrangement.ALONE, Arrangement.SORTED, Arrangement.ANY, Arrangement.EXCHANGED
 )  # fmt: skip
 """In turn. One cube alone teaches what cubes look like; sorted ones, that words tell where to go;
@@ -61,7 +61,7 @@ class DemoRecorder:
             world.step(action + noise.normal(0, level_rad, len(action)))
             free = expert.phase in ON_THE_WAY and rearranged < self._config.rearrange
             if free and noise.uniform() < REARRANGED:
-                world.rearrange(noise, LESSONS[rearranged % len(LESSONS)])
+                world.rearrange(noise, REARRANGEMENTS[rearranged % len(REARRANGEMENTS)])
                 rearranged += 1
         return Episode(
             images=images,

@@ -80,7 +80,7 @@ def read_tasks(folder: Path) -> tuple[str, ...]:
 
 
 def read_published(folder: Path, features: Mapping[str, Any], fps: float) -> Published:
-    """Return what the folder holds, nothing if it is new; raises DataError if it cannot go on."""
+    """Return what the folder holds, nothing if it is new; raises DataError if it cannot grow."""
     if not (folder / layout.INFO).exists():
         return Published()
     info = read_json(folder / layout.INFO)
