@@ -1,10 +1,11 @@
-"""From what VLA_MODEL_PATH names, a folder or `owner/name[@revision]` on the Hub, to a folder.
+"""The Hub: VLA_MODEL_PATH's folder or `owner/name[@revision]` → a local folder.
 
-Weights and JSON come from the Hub into its usual cache; code never does: `PATTERNS` lists the only
-files that are fetched. huggingface_hub does the transport, the cache layout and the progress bars.
-What it leaves open is done here: every question has a deadline (its own listing waits for ever
-where the server stays silent), the disk's room is checked before the first byte, and a shard that
-an earlier process left half-fetched is continued where it broke off.
+Weights and JSON go into the Hub's usual cache; code never does: `PATTERNS` lists the only files
+that are downloaded. huggingface_hub does the transport, the cache layout and the progress bars.
+This module adds: every request has a deadline (its own listing waits for ever where the server
+stays silent), free disk space is checked before the first byte, and a shard that an earlier process
+left half-downloaded is resumed where it broke off. Data sets share `look_up`, `cached` and
+`note_revision`.
 """
 
 from __future__ import annotations
@@ -15,12 +16,11 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, Literal
 from urllib.parse import urlsplit
 
 from crane_x7_vla_rl import secret_text, variables
@@ -28,7 +28,8 @@ from crane_x7_vla_rl.log_text import shown
 from crane_x7_vla_rl.policies.base import PolicyLoadError
 
 if TYPE_CHECKING:
-    from huggingface_hub import ModelInfo
+    from huggingface_hub import DatasetInfo, ModelInfo
+    from huggingface_hub.errors import HfHubHTTPError
 
 logger = logging.getLogger(__name__)
 
@@ -46,16 +47,23 @@ ROOM_SHARE: Final = 1.01
 CHUNK_BYTES: Final = 1 << 20
 FULL_DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
-T = TypeVar("T")
-
 
 class HubError(PolicyLoadError):
     """The Hub did not give the model, and the cache does not hold it."""
 
+    def __init__(self, message: str, status: int | None = None) -> None:
+        """`status` is the Hub's answer, where it refused."""
+        super().__init__(message)
+        self.status = status
+
+
+class Unreachable(Exception):
+    """The Hub is silent, overloaded, broken or switched off: what the cache holds may do."""
+
 
 @dataclass(frozen=True)
 class Source:
-    """One model repository on the Hub."""
+    """One repository on the Hub."""
 
     name: str
     """owner/name."""
@@ -63,6 +71,7 @@ class Source:
     """Branch, tag or commit."""
     token: str | None = None
     """None: HF_TOKEN or the token that `hf auth login` stored, as huggingface_hub finds it."""
+    kind: Literal["model", "dataset"] = "model"
 
     def __str__(self) -> str:
         return f"{self.name}@{self.revision}"
@@ -105,41 +114,37 @@ def _usable(token: str | None) -> str | None:
 
 
 def _fetch(source: Source) -> Path:
-    from huggingface_hub import constants
-
-    if constants.is_offline_mode():
-        return _cached(source, "HF_HUB_OFFLINE is set")
     try:
-        info = _patiently(lambda: _ask(source), source)
-    except _Unreachable as error:
-        return _cached(source, str(error))
-    return _download(source, info)
+        return _download(source, look_up(source))
+    except Unreachable as error:
+        folder = cached(source, str(error))
+        if folder is not None:
+            return folder
+        raise HubError(
+            f"{error}; the cache does not hold {source} either: try again later, or fetch it where"
+            " the Hub can be reached and give the folder"
+        ) from error
 
 
-class _Unreachable(Exception):
-    """The Hub is silent, overloaded or broken: what the cache holds may do."""
+def look_up(source: Source) -> ModelInfo | DatasetInfo:
+    """Return commit and files of a repository, after up to TRIES requests.
 
-
-def _ask(source: Source) -> ModelInfo:
-    from huggingface_hub import HfApi, constants
-
-    return HfApi(token=source.token).model_info(
-        source.name,
-        revision=source.revision,
-        files_metadata=True,
-        timeout=constants.HF_HUB_ETAG_TIMEOUT,
-    )
-
-
-def _patiently(ask: Callable[[], T], source: Source) -> T:
-    """Ask up to TRIES times; raises HubError for what time does not mend, else _Unreachable."""
+    Raises HubError for what time does not mend, else Unreachable.
+    """
     import httpx2
+    from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError
 
+    if constants.is_offline_mode():
+        raise Unreachable("HF_HUB_OFFLINE is set")
+    api = HfApi(token=source.token)
     pause_s = FIRST_PAUSE_S
     for left in reversed(range(TRIES)):
         try:
-            return ask()
+            return api.repo_info(
+                source.name, revision=source.revision, repo_type=source.kind,
+                timeout=constants.HF_HUB_ETAG_TIMEOUT, files_metadata=True,
+            )  # type: ignore[return-value]  # fmt: skip
         except HfHubHTTPError as error:
             problem = _explain(error, source)
             asked_s = error.response.headers.get("Retry-After", "")
@@ -148,58 +153,60 @@ def _patiently(ask: Callable[[], T], source: Source) -> T:
             problem = f"{source}: the Hub did not answer ({type(error).__name__}: {shown(error)})"
         if left == 0 or pause_s > LONGEST_PAUSE_S:
             break
-        logger.info("%s; asking again in %g s", problem, pause_s)
+        logger.info("%s; trying again in %g s", problem, pause_s)
         time.sleep(pause_s)
         pause_s *= 2
-    raise _Unreachable(problem)
+    raise Unreachable(problem)
 
 
-def _explain(error: Exception, source: Source) -> str:
+def _explain(error: HfHubHTTPError, source: Source) -> str:
     """Return what a status means that may pass; raises HubError for one that will not."""
-    from huggingface_hub.errors import HfHubHTTPError, RevisionNotFoundError
+    from huggingface_hub.errors import RevisionNotFoundError
 
-    assert isinstance(error, HfHubHTTPError)
     status = error.response.status_code
+    said = f"{source}: the Hub answered {status}"
+    if status == 429:
+        return f"{said}: too many requests from here"
+    if status >= 500:
+        return f"{said}: it is in trouble"
     if isinstance(error, RevisionNotFoundError):
-        raise HubError(
+        said = (
             f"{source.name} on the Hub has no revision {source.revision!r}; give a branch, a tag or"
             " a full commit hash"
-        ) from error
-    if status in (401, 403):
-        raise HubError(
-            f"{source}: the Hub answered {status}: no access with this token, or no such"
-            " repository; set HF_TOKEN to a token that may read it, accept the model's licence on"
-            " its page if it has one, and check the name"
-        ) from error
-    if status == 404:
-        raise HubError(
-            f"{source}: the Hub answered 404: there is no such model; check the name"
-        ) from error
-    if status != 429 and status < 500:
-        raise HubError(f"{source}: the Hub answered {status}: {shown(error)}") from error
-    meaning = "too many requests from here" if status == 429 else "it is in trouble"
-    return f"{source}: the Hub answered {status}: {meaning}"
+        )
+    elif status in (401, 403):
+        said += (
+            ": no access with this token, or no such repository; set HF_TOKEN to a token that may"
+            " read it, accept the model's licence on its page if it has one, and check the name"
+        )
+    elif status == 404:
+        said += f": there is no such {source.kind}; check the name"
+    else:
+        said += f": {shown(error)}"
+    raise HubError(said, status) from error
 
 
-def _cached(source: Source, why: str) -> Path:
-    """Return what an earlier download left; whether it is whole is seen when it is loaded."""
+def cached(source: Source, why: str) -> Path | None:
+    """Return what an earlier download left, or None; loading it shows whether it is whole.
+
+    `why` the Hub was not used goes into the log.
+    """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     try:
         folder = Path(
-            snapshot_download(source.name, revision=source.revision, local_files_only=True)
+            snapshot_download(
+                source.name, repo_type=source.kind, revision=source.revision, local_files_only=True
+            )
         )
-    except LocalEntryNotFoundError as error:
-        raise HubError(
-            f"{why}; the cache does not hold {source} either: try again later, or fetch it where"
-            " the Hub can be reached and give the folder"
-        ) from error
+    except LocalEntryNotFoundError:
+        return None
     logger.warning("%s; using what the cache holds: %s", why, folder)
     return folder
 
 
-def _download(source: Source, info: ModelInfo) -> Path:
+def _download(source: Source, info: ModelInfo | DatasetInfo) -> Path:
     """Fetch every wanted file of the commit that `info` describes; return their folder."""
     import httpx2
     from huggingface_hub import constants
@@ -217,7 +224,8 @@ def _download(source: Source, info: ModelInfo) -> Path:
         _check_room(cache, source, commit, {name: sizes[name] for name in wanted})
         for name in wanted:
             path = _fetch_file(source, commit, name, cache)
-        _note_revision(source, commit, cache)
+        folder = path.parents[len(Path(name).parts) - 1]
+        note_revision(source, folder)
     except httpx2.TransportError as error:
         raise HubError(
             f"{source}: the download of {name} broke off ({type(error).__name__}: {shown(error)});"
@@ -225,7 +233,7 @@ def _download(source: Source, info: ModelInfo) -> Path:
         ) from error
     except OSError as error:
         raise _explain_os_error(error, source, name, cache) from error
-    return path.parents[len(Path(name).parts) - 1]
+    return folder
 
 
 def _is_wanted(name: str) -> bool:
@@ -279,10 +287,14 @@ def _blobs(source: Source, cache: Path) -> Path:
     return cache / repo_folder_name(repo_id=source.name, repo_type="model") / "blobs"
 
 
-def _note_revision(source: Source, commit: str, cache: Path) -> None:
-    """Remember which commit the branch or tag means, as huggingface_hub does, for offline use."""
+def note_revision(source: Source, folder: Path) -> None:
+    """Note which commit the branch or tag means, as huggingface_hub does, for use without the Hub.
+
+    `folder` is the commit's, in the cache.
+    """
+    commit = folder.name
     if source.revision != commit:
-        ref = _blobs(source, cache).parent / "refs" / source.revision
+        ref = folder.parents[1] / "refs" / source.revision
         ref.parent.mkdir(parents=True, exist_ok=True)
         ref.write_text(commit)
 
@@ -307,8 +319,10 @@ def _fetch_blob(source: Source, commit: str, name: str, cache: Path) -> None:
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
     from huggingface_hub.file_download import http_get
-    from huggingface_hub.utils._fixes import WeakFileLock
-    from huggingface_hub.utils._headers import build_hf_headers
+    from huggingface_hub.utils import (  # type: ignore[attr-defined]
+        WeakFileLock,
+        build_hf_headers,
+    )
 
     url = hf_hub_url(source.name, name, revision=commit)
     about = get_hf_file_metadata(url, token=source.token, retry_on_errors=True)

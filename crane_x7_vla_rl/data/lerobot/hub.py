@@ -1,13 +1,10 @@
 """Download a LeRobotDataset. `owner/name[@revision]` and patterns → a folder in the Hub's cache.
 
-Only matching files are downloaded. The list of files is requested with a deadline (the library's
-own listing has none) and retried; without an answer, the cache is used.
+Only matching files are downloaded. Deadlines, retries and the cache are those of `policies.hub`.
 """
 
 from __future__ import annotations
 
-import logging
-import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from fnmatch import fnmatch
@@ -17,14 +14,11 @@ from typing import Final
 from crane_x7_vla_rl import secret_text
 from crane_x7_vla_rl.data.episode import DataError
 from crane_x7_vla_rl.log_text import shown
-
-logger = logging.getLogger(__name__)
+from crane_x7_vla_rl.policies import hub
 
 META: Final = ("meta/*",)
 BRANCH: Final = "main"
 """What is taken where no revision is named."""
-TRIES: Final = 3
-FIRST_PAUSE_S: Final = 1.0
 DOWNLOADS: Final = 4
 """Files that are fetched side by side."""
 
@@ -35,18 +29,22 @@ def fetch_dataset(repo_id: str, patterns: Sequence[str]) -> Path:
     Raises DataError where the Hub has no such data set, refuses, or stays silent and the cache
     does not hold it.
     """
-    from huggingface_hub import constants, get_token, hf_hub_download
+    from huggingface_hub import get_token, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
 
     secret_text.remember(get_token())
     name, _, revision = repo_id.partition("@")
-    revision = revision or BRANCH
-    if constants.is_offline_mode():
-        return _cached(repo_id, "HF_HUB_OFFLINE is set")
-    listing = _list(name, revision)
-    if listing is None:
-        return _cached(repo_id, "the Hub did not answer")
-    commit, files = listing
+    source = hub.Source(name, revision or BRANCH, kind="dataset")
+    try:
+        found = hub.look_up(source)
+    except hub.Unreachable as error:
+        return _cached(source, repo_id, str(error))
+    except hub.HubError as error:
+        raise DataError(
+            f"{name}: the Hub answered {error.status}; check the name and the revision, and set"
+            " HF_TOKEN where the data set is private"
+        ) from error
+    files = sorted(file.rfilename for file in found.siblings or ())
     wanted = [file for file in files if any(fnmatch(file, pattern) for pattern in patterns)]
     if not wanted:
         raise DataError(
@@ -55,7 +53,7 @@ def fetch_dataset(repo_id: str, patterns: Sequence[str]) -> Path:
         )
 
     def get(file: str) -> Path:
-        return Path(hf_hub_download(name, file, repo_type="dataset", revision=commit))
+        return Path(hf_hub_download(name, file, repo_type="dataset", revision=found.sha))
 
     try:
         with ThreadPoolExecutor(DOWNLOADS) as pool:
@@ -66,57 +64,15 @@ def fetch_dataset(repo_id: str, patterns: Sequence[str]) -> Path:
             " again: what is complete is kept"
         ) from error
     folder = paths[0].parents[len(Path(wanted[0]).parts) - 1]
-    if revision != commit:  # remembered as huggingface_hub does, for the time without it
-        ref = folder.parents[1] / "refs" / revision
-        ref.parent.mkdir(parents=True, exist_ok=True)
-        ref.write_text(commit)
+    hub.note_revision(source, folder)
     return folder
 
 
-def _list(name: str, revision: str) -> tuple[str, list[str]] | None:
-    """Return commit and file names; None where the Hub is silent or in trouble."""
-    import httpx2
-    from huggingface_hub import HfApi, constants
-    from huggingface_hub.errors import HfHubHTTPError
-
-    pause_s = FIRST_PAUSE_S
-    for left in reversed(range(TRIES)):
-        try:
-            info = HfApi().dataset_info(
-                name, revision=revision, timeout=constants.HF_HUB_ETAG_TIMEOUT
-            )
-        except HfHubHTTPError as error:
-            status = error.response.status_code
-            if status != 429 and status < 500:
-                raise DataError(
-                    f"{name}: the Hub answered {status}; check the name and the revision, and set"
-                    " HF_TOKEN where the data set is private"
-                ) from error
-            problem = f"the Hub answered {status}"
-        except httpx2.TransportError as error:
-            problem = f"the Hub did not answer ({type(error).__name__})"
-        else:
-            return str(info.sha), sorted(file.rfilename for file in info.siblings or ())
-        if left:
-            logger.info("%s: %s; asking again in %g s", name, problem, pause_s)
-            time.sleep(pause_s)
-            pause_s *= 2
-    return None
-
-
-def _cached(repo_id: str, why: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
-
-    name, _, revision = repo_id.partition("@")
-    try:
-        folder = snapshot_download(
-            name, repo_type="dataset", revision=revision or BRANCH, local_files_only=True
-        )
-    except LocalEntryNotFoundError as error:
+def _cached(source: hub.Source, repo_id: str, why: str) -> Path:
+    folder = hub.cached(source, why)
+    if folder is None:
         raise DataError(
             f"{repo_id}: {why}, and the cache does not hold it; try again later, or fetch it where"
             " the Hub can be reached and give the folder"
-        ) from error
-    logger.warning("%s: %s; using what the cache holds: %s", repo_id, why, folder)
-    return Path(folder)
+        )
+    return folder

@@ -14,6 +14,7 @@ import training_rig as rig
 from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.policies.load import load_policy
 from crane_x7_vla_rl.policies.openvla.weights import loading
+from crane_x7_vla_rl.policies.skills import Skills
 from crane_x7_vla_rl.training import cli
 from crane_x7_vla_rl.training.errors import ExitCode
 
@@ -53,3 +54,11 @@ def test_an_existing_folder_is_not_overwritten(
 ) -> None:
     assert cli.main(["merge", str(rig.base()), str(tmp_path)]) == ExitCode.OUTPUT
     assert "exists; merge writes a new folder" in capsys.readouterr().err
+
+
+def test_what_the_policy_can_do_comes_along(tmp_path: Path) -> None:
+    base = shutil.copytree(rig.base(), tmp_path / "base")
+    skills = Skills("Lift-CRANE-X7", ("red", "blue"), 0.02, ("pick up the red cube",), 5.0, 1.0)
+    skills.write(base)
+    assert cli.main(["merge", str(base), str(tmp_path / "merged")]) == 0
+    assert Skills.beside(tmp_path / "merged") == skills
