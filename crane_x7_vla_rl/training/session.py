@@ -6,6 +6,7 @@ processes of a run go through the same calls, the first one writes.
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -31,6 +32,7 @@ from crane_x7_vla_rl.training.checkpoints.resume import Resumption
 from crane_x7_vla_rl.training.checkpoints.training_state import Progress
 from crane_x7_vla_rl.training.config import loader as config_tree
 from crane_x7_vla_rl.training.config.run_config import RunConfig
+from crane_x7_vla_rl.training.errors import OutputError
 from crane_x7_vla_rl.training.interrupt import Interrupt
 from crane_x7_vla_rl.training.learner import Learner
 from crane_x7_vla_rl.training.tracking import Tracker
@@ -42,6 +44,8 @@ FINISH_S: Final = 1800.0
 """The end of a run waits this long for uploads, at least for one more try of each."""
 INTERRUPTED_S: Final = 8.0
 """The same after SIGTERM: machines are taken away 30 s later."""
+FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""Errors of a disk that takes no more."""
 
 Clock = Callable[[], float]
 
@@ -167,17 +171,28 @@ class Session:
 
 
 def train(
-    opened: AbstractContextManager[tuple[Any, Progress]],
+    config: RunConfig, names: TrainerNames, opened: AbstractContextManager[tuple[Any, Progress]],
     loop: Callable[[Any, Progress, Interrupt], None],
-) -> None:
+) -> None:  # fmt: skip
     """Open a run, let `loop` train to the end or until SIGTERM and save, then finish uploads.
 
-    `opened` yields an SftRun or RlRun, whose `session` is a Session.
+    `opened` yields an SftRun or RlRun, whose `session` is a Session. Raises OutputError where the
+    disk is full.
     """
-    with Interrupt() as interrupt, opened as (run, progress):
-        loop(run, progress, interrupt)
-        interrupt.training = False  # all is saved: a second signal ends the process at once
-        run.session.finish(interrupt.wanted)
+    try:
+        with Interrupt() as interrupt, opened as (run, progress):
+            loop(run, progress, interrupt)
+            interrupt.training = False  # all is saved: a second signal ends the process at once
+            run.session.finish(interrupt.wanted)
+    except OSError as error:
+        if error.errno not in FULL:
+            raise
+        folder = config.output_dir
+        raise OutputError(
+            f"{folder}: cannot be written: {error} ({checkpoint.free_gb(folder)}); the last"
+            f" complete checkpoint is {checkpoint.newest(folder) or 'none'}; make room, then"
+            f" resume with {names.resume_flag}"
+        ) from error
 
 
 def begin(config: RunConfig, resumption: Resumption | None, names: TrainerNames) -> Accelerator:

@@ -68,7 +68,7 @@ class Ours:
             raise RuntimeError(f"{found.discarded} decisions were lost with a simulation")
         return Round(
             config.steps * config.env.num_envs, found.env_steps, learned.samples * ppo.epochs,
-            learned.steps, found.simulate_s, rolled_s - started_s, ended_s - rolled_s,
+            learned.minibatches, found.simulate_s, rolled_s - started_s, ended_s - rolled_s,
         )  # fmt: skip
 
 

@@ -8,7 +8,6 @@ newest complete one of its run.
 from __future__ import annotations
 
 import argparse
-import errno
 import logging
 from pathlib import Path
 from typing import Final
@@ -17,7 +16,7 @@ from crane_x7_vla_rl.training import settings
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.checkpoints.resume import Resumption, Rules, configure
 from crane_x7_vla_rl.training.config import loader as config_tree
-from crane_x7_vla_rl.training.errors import OutputError, ResumeError
+from crane_x7_vla_rl.training.errors import ResumeError
 from crane_x7_vla_rl.training.rl.config import RlConfig
 
 logger = logging.getLogger(__name__)
@@ -32,9 +31,6 @@ RULES: Final = Rules(
     decided="another model or other environments",
 )  # fmt: skip
 """The tensors and environments that there are stay."""
-
-FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""What a disk says that takes no more."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,17 +51,7 @@ def run(args: argparse.Namespace) -> int:
     config, resumption = read(args)
     from crane_x7_vla_rl.training.rl.loop import train
 
-    try:
-        train(config, resumption)
-    except OSError as error:
-        if error.errno not in FULL:
-            raise
-        folder = config.output_dir
-        raise OutputError(
-            f"{folder}: cannot be written: {error} ({checkpoint.free_gb(folder)}); the last"
-            f" complete checkpoint is {checkpoint.newest(folder) or 'none'}; make room, then"
-            " resume with --resume"
-        ) from error
+    train(config, resumption)
     return 0
 
 

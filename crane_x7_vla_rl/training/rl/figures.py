@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from crane_x7_vla_rl.training.rl.update import UpdateMetrics
 from crane_x7_vla_rl.training.tracking import METRICS, Step, short
 
 PLOT: Final = "curves.png"
@@ -30,8 +31,8 @@ SHARES: Final = ("success of sampled episodes", "success in evaluation", "ratios
 
 
 @dataclass(frozen=True)
-class RlFigures(Step):
-    """One update."""
+class RlFigures(UpdateMetrics, Step):
+    """One update: its metrics, its rollout, and its time."""
 
     env_steps: int
     """Control steps of all processes together, since the beginning."""
@@ -46,22 +47,6 @@ class RlFigures(Step):
     """Mean control steps."""
     discarded: int
     """Decisions that crashed simulations lost."""
-    policy_loss: float
-    value_loss: float
-    entropy: float
-    approx_kl: float
-    ref_kl: float
-    clip_fraction: float
-    explained_variance: float
-    grad_norm: float
-    policy_grad_norm: float
-    ratio_error: float
-    value_error: float
-    advantage_mean: float
-    advantage_std: float
-    samples: int
-    minibatches: int
-    stopped_early: bool
     learning_rate: float
     env_steps_s: float
     """Control steps per second of the whole update."""

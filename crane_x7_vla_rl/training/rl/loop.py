@@ -34,7 +34,7 @@ from crane_x7_vla_rl.training.rl.episode_stats import Sums
 from crane_x7_vla_rl.training.rl.figures import RlFigures
 from crane_x7_vla_rl.training.rl.rescue import Rescue, named
 from crane_x7_vla_rl.training.rl.rollout import Collected, collect
-from crane_x7_vla_rl.training.rl.run import BEST, FINAL, RlRun, open_run
+from crane_x7_vla_rl.training.rl.run import BEST, FINAL, NAMES, RlRun, open_run
 from crane_x7_vla_rl.training.rl.run_state import RunState
 from crane_x7_vla_rl.training.rl.update import UpdateIndex, UpdateMetrics, update
 from crane_x7_vla_rl.training.session import Clock
@@ -49,7 +49,7 @@ def train(
 
     Raises TrainingError, SimError and PolicyLoadError, each of which says what to do.
     """
-    session.train(open_run(config, resumption, clock), _loop)
+    session.train(config, NAMES, open_run(config, resumption, clock), _loop)
 
 
 def _loop(run: RlRun, progress: Progress, interrupt: Interrupt) -> None:
@@ -200,9 +200,7 @@ def _figures(
     progress: Progress, sums: Sums, metrics: UpdateMetrics, found: Collected
 ) -> dict[str, Any]:
     """Return what of `RlFigures` the rollout and the update say."""
-    learned = asdict(metrics)
-    learned["minibatches"] = learned.pop("steps")
-    return learned | {
+    return asdict(metrics) | {
         "step": progress.step,
         "env_steps": progress.samples,
         "episodes": sums.episodes,

@@ -91,8 +91,8 @@ class UpdateMetrics:
     advantage_std: float
     samples: int
     """Valid ones of the rollout."""
-    steps: int
-    """Of the optimizer."""
+    minibatches: int
+    """Steps of the optimizer."""
     stopped_early: bool
     """By target_kl."""
 
@@ -181,7 +181,7 @@ def update(agent: Agent, buffer: Buffer, config: PpoConfig, index: UpdateIndex) 
         advantage_mean=mean,
         advantage_std=std,
         samples=int(valid.sum()),
-        steps=steps,
+        minibatches=steps,
         stopped_early=stopped,
     )
 

@@ -28,7 +28,7 @@ from crane_x7_vla_rl.training.interrupt import Interrupt
 from crane_x7_vla_rl.training.schedule import learning_rate, smoothing
 from crane_x7_vla_rl.training.session import Clock, Snapshot
 from crane_x7_vla_rl.training.sft.config import SftConfig
-from crane_x7_vla_rl.training.sft.run import SftRun, open_run, steps
+from crane_x7_vla_rl.training.sft.run import NAMES, SftRun, open_run, steps
 from crane_x7_vla_rl.training.sft.samples import model_batch
 from crane_x7_vla_rl.training.tracking import Figures
 
@@ -57,7 +57,7 @@ def train(
 
     Raises TrainingError, DataError and PolicyLoadError, each of which says what to do.
     """
-    session.train(open_run(config, resumption, clock), _loop)
+    session.train(config, NAMES, open_run(config, resumption, clock), _loop)
 
 
 def _loop(run: SftRun, progress: Progress, interrupt: Interrupt) -> None:

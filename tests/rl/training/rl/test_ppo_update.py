@@ -62,7 +62,7 @@ def test_18_before_the_first_step_ratios_are_1_and_values_the_rollouts(agent: Ag
     assert found.ratio_error <= 1e-4
     assert found.value_error <= 1e-4
     assert found.samples == 10
-    assert found.steps == 6
+    assert found.minibatches == 6
     assert not found.stopped_early
 
 
@@ -96,7 +96,7 @@ def test_19_an_update_ends_before_the_step_that_goes_too_far(agent: Agent) -> No
         group[agents.RATE] = rate
     found = update(agent, rig.collect(agent), hasty, FIRST)
     assert found.stopped_early
-    assert 1 <= found.steps < 6
+    assert 1 <= found.minibatches < 6
     assert found.approx_kl > 1e-3
 
 

@@ -343,11 +343,13 @@ def test_a_run_that_is_killed_again_and_again_learns_the_same(tmp_path: Path) ->
     assert rig.losses(killed) == rig.losses(whole)
 
 
-def test_a_full_disk_stops_the_run_and_names_the_last_checkpoint(tmp_path: Path) -> None:
+@pytest.mark.parametrize("room", [20_000, 100])
+def test_a_full_disk_stops_the_run_and_names_the_last_checkpoint(tmp_path: Path, room: int) -> None:
+    """Where there is room for 100 bytes, figures of an update cannot be written any more."""
     run = tmp_path / "run"
     rig.train(run, "--max-steps", "2")
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, limits[1]))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
     try:
         with pytest.raises(OutputError, match="make room") as caught:
             rig.again("--resume-from-checkpoint", str(run), "--max-steps", "4")
