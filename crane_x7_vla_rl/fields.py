@@ -1,7 +1,7 @@
 """Fields of frozen dataclasses. A class → a `Leaf` per value; text and YAML values → typed values.
 
 A section is a field whose type is a dataclass. A leaf is a bool, int, float, str, Literal, a size
-or several texts, or None. `Annotated[int, Range(1)]` bounds it; the docstring under it is its
+or several texts, or None. `Annotated[int, at_least(1)]` bounds it; the docstring under it is its
 help. Type, default, range and help of a value thus stand in one place, for file and flag alike.
 """
 
@@ -158,7 +158,7 @@ def _number(base: type, value: float | str) -> float:
 
 
 def kind_of(hint: Any) -> Kind:
-    """Return what a field with this type takes, such as `Annotated[int, Range(1)] | None`."""
+    """Return what a field with this type takes, such as `Annotated[int, at_least(1)] | None`."""
     if get_origin(hint) in (typing.Union, types.UnionType):
         (inner,) = (each for each in get_args(hint) if each is not type(None))
         return dataclasses.replace(kind_of(inner), optional=True)

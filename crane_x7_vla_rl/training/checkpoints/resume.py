@@ -52,8 +52,8 @@ def configure(
     old = config_tree.build(cls, [before])
     new = config_tree.build(cls, [before, Layer(str(folder), place), *wanted])
     changed = {
-        key: f"{key}: {before!r} → {after!r}"
-        for key, (before, after) in config_tree.differences(old, new).items()
+        key: f"{key}: {was!r} → {now!r}"
+        for key, (was, now) in config_tree.differences(old, new).items()
         if not key.startswith(rules.free)
     }
     fixed = [text for key, text in changed.items() if key in rules.fixed]

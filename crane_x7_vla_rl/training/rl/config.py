@@ -108,7 +108,7 @@ class EnvConfig(Section, section="env"):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        odd = [colour for colour in self.names if colour not in COLOUR_NAMES]
+        odd = [colour for colour in self.names or ("",) if colour not in COLOUR_NAMES]
         if odd:
             known = ", ".join(COLOUR_NAMES)
             raise ConfigError(f"env.colours has {odd[0]!r}, known: {known}; separate by commas")
