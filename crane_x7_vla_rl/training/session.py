@@ -21,8 +21,7 @@ from torch import Tensor
 
 from crane_x7_vla_rl.log_text import MANY_LINES
 from crane_x7_vla_rl.policies.openvla.weights.loading import Loaded
-from crane_x7_vla_rl.training import learner
-from crane_x7_vla_rl.training import non_finite as spoilt
+from crane_x7_vla_rl.training import learner, non_finite
 from crane_x7_vla_rl.training.checkpoints import lineage, policy_files, publish, training_state
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.checkpoints.lineage import Lineage
@@ -30,7 +29,7 @@ from crane_x7_vla_rl.training.checkpoints.policy_files import Base, PolicyAssets
 from crane_x7_vla_rl.training.checkpoints.publish import Uploads, UploadTargets
 from crane_x7_vla_rl.training.checkpoints.resume import Resumption
 from crane_x7_vla_rl.training.checkpoints.training_state import Progress
-from crane_x7_vla_rl.training.config import loader as config_tree
+from crane_x7_vla_rl.training.config import loader
 from crane_x7_vla_rl.training.config.run_config import RunConfig
 from crane_x7_vla_rl.training.errors import OutputError
 from crane_x7_vla_rl.training.interrupt import Interrupt
@@ -127,7 +126,7 @@ class Session:
         learned = dict(snapshot.policy)
         for file, tensors in snapshot.others.items():
             learned |= {f"{Path(file).stem}.{key}": tensor for key, tensor in tensors.items()}
-        spoilt.check_saved(learned, target, self.names.learning_rate)
+        non_finite.check_saved(learned, target, self.names.learning_rate)
         if self.tracker.wandb_run is not None:
             progress = replace(progress, wandb_run=self.tracker.wandb_run.id)
         destinations = self.targets.at(name == self.names.final)
@@ -141,7 +140,7 @@ class Session:
             self._write_policy(folder, target, snapshot.policy)
             for file, tensors in snapshot.others.items():
                 policy_files.write_tensors(folder / file, tensors)
-            (folder / checkpoint.CONFIG).write_text(config_tree.to_yaml(self.config))
+            (folder / checkpoint.CONFIG).write_text(loader.to_yaml(self.config))
             training_state.write(folder, progress, snapshot.optimizer, randoms)
             origin.write(folder)
 
@@ -203,7 +202,7 @@ def begin(config: RunConfig, resumption: Resumption | None, names: TrainerNames)
     accelerator = learner.start_processes(config.training.device)
     if not accelerator.is_main_process:
         logging.getLogger().setLevel(logging.WARNING)
-    text = config_tree.to_yaml(config)
+    text = loader.to_yaml(config)
     logger.info("configuration:\n%s", text.rstrip(), extra=MANY_LINES)
     if resumption is not None:
         logger.info("going on from %s", resumption.folder)

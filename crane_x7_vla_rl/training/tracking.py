@@ -21,7 +21,7 @@ from types import TracebackType
 from typing import IO, Any, Final, Protocol, Self
 
 from crane_x7_vla_rl.log_text import shown
-from crane_x7_vla_rl.training.config import loader as config_tree
+from crane_x7_vla_rl.training.config import loader
 from crane_x7_vla_rl.training.config.run_config import RunConfig
 from crane_x7_vla_rl.training.errors import ConfigError
 
@@ -212,7 +212,7 @@ class WandbRun:
             "entity": config.logging.wandb_entity,
             "name": config.experiment_name,
             "dir": known.root_dir if chosen else str(run),
-            "config": config_tree.flat(config),
+            "config": loader.flat(config),
             "id": run_id,
         }
         settings = wandb.Settings(init_timeout=INIT_S, login_timeout=INIT_S, silent=True)

@@ -15,7 +15,7 @@ import torch
 from crane_x7_vla_rl.policies.openvla import builder
 from crane_x7_vla_rl.policies.openvla.codec import PolicySpec
 from crane_x7_vla_rl.scenes import WorldConfig
-from crane_x7_vla_rl.training.config import loader as config_tree
+from crane_x7_vla_rl.training.config import loader
 from crane_x7_vla_rl.training.config.loader import Layer
 from crane_x7_vla_rl.training.rl.config import RlConfig
 
@@ -85,8 +85,8 @@ class Case:
             "output.experiment_name": name,
         }
         layers = [self.scale.changes, here, changes or {}]
-        return config_tree.build(
-            RlConfig, [config_tree.read_file(RECIPE), *(Layer("bench_rl", each) for each in layers)]
+        return loader.build(
+            RlConfig, [loader.read_file(RECIPE), *(Layer("bench_rl", each) for each in layers)]
         )
 
     def world(self) -> WorldConfig:

@@ -20,7 +20,7 @@ from crane_x7_remote.errors import ExitCode, SettingsError
 from crane_x7_vla_rl.fields import leaves
 from crane_x7_vla_rl.training import cli
 from crane_x7_vla_rl.training import settings as training_settings
-from crane_x7_vla_rl.training.config import loader as config_tree
+from crane_x7_vla_rl.training.config import loader
 from crane_x7_vla_rl.training.errors import ConfigError
 from crane_x7_vla_rl.training.errors import ExitCode as TrainingExit
 from crane_x7_vla_rl.training.rl import command as rl_command
@@ -140,16 +140,16 @@ def test_variables_are_above_defaults_and_below_files_and_flags(tmp_path: Path) 
     file = tmp_path / "rl.yaml"
     environ = {"LIFT_BACKEND": "cpu", "LIFT_SIMULATOR": "genesis", "VLA_MODEL_PATH": "owner/name"}
     given = training_settings.layers(environ)
-    config = config_tree.build(RlConfig, given)
+    config = loader.build(RlConfig, given)
     assert (config.env.backend, config.env.simulator) == ("cpu", "genesis")
     assert config.start.model == "owner/name"
     file.write_text("env: {backend: gpu}\nstart: {sft_checkpoint: here}\n")
-    config = config_tree.build(RlConfig, [*given, config_tree.read_file(file)])
+    config = loader.build(RlConfig, [*given, loader.read_file(file)])
     assert (config.env.backend, config.env.simulator) == ("gpu", "genesis")
     assert config.start.model == "here"
     assert training_settings.layers({"LIFT_BACKEND": "", "VLA_DEVICE": "cpu"}) == []
     with pytest.raises(ConfigError, match=r"LIFT_BACKEND: env\.backend is 'cuda', expected cpu or"):
-        config_tree.build(RlConfig, training_settings.layers({"LIFT_BACKEND": "cuda"}))
+        loader.build(RlConfig, training_settings.layers({"LIFT_BACKEND": "cuda"}))
 
 
 def test_train_and_its_templates_heed_the_variables_they_are_started_with(

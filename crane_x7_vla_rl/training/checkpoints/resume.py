@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from crane_x7_vla_rl.training.checkpoints.save import CONFIG
-from crane_x7_vla_rl.training.config import loader as config_tree
+from crane_x7_vla_rl.training.config import loader
 from crane_x7_vla_rl.training.config.loader import Layer
 from crane_x7_vla_rl.training.errors import ResumeError
 
@@ -48,12 +48,12 @@ def configure(
     What the checkpoint holds counts least, then `place`, the run's folder of today by dotted key,
     then `wanted`. Raises ConfigError, and ResumeError for what cannot change.
     """
-    before = config_tree.read_file(folder / CONFIG)
-    old = config_tree.build(cls, [before])
-    new = config_tree.build(cls, [before, Layer(str(folder), place), *wanted])
+    before = loader.read_file(folder / CONFIG)
+    old = loader.build(cls, [before])
+    new = loader.build(cls, [before, Layer(str(folder), place), *wanted])
     changed = {
         key: f"{key}: {was!r} → {now!r}"
-        for key, (was, now) in config_tree.differences(old, new).items()
+        for key, (was, now) in loader.differences(old, new).items()
         if not key.startswith(rules.free)
     }
     fixed = [text for key, text in changed.items() if key in rules.fixed]

@@ -15,7 +15,7 @@ from typing import Final
 from crane_x7_vla_rl.training import settings
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.checkpoints.resume import Resumption, Rules, configure
-from crane_x7_vla_rl.training.config import loader as config_tree
+from crane_x7_vla_rl.training.config import loader
 from crane_x7_vla_rl.training.errors import ResumeError
 from crane_x7_vla_rl.training.rl.config import RlConfig
 
@@ -35,7 +35,7 @@ RULES: Final = Rules(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `train`."""
-    config_tree.add_arguments(parser, RlConfig)
+    loader.add_arguments(parser, RlConfig)
     parser.add_argument(
         "--resume", type=Path, metavar="FOLDER",
         help="resume checkpoint_<update>, or a run's newest checkpoint; the configuration"
@@ -57,9 +57,9 @@ def run(args: argparse.Namespace) -> int:
 
 def read(args: argparse.Namespace) -> tuple[RlConfig, Resumption | None]:
     """Return the configuration and what to resume; raises ConfigError, ResumeError."""
-    wanted = config_tree.layers(args, RlConfig)
+    wanted = loader.layers(args, RlConfig)
     if args.resume is None:
-        return config_tree.build(RlConfig, [*settings.layers(), *wanted]), None
+        return loader.build(RlConfig, [*settings.layers(), *wanted]), None
     folder = locate(args.resume)
     run_folder = folder.parent
     place = {"output.dir": str(run_folder.parent), "output.experiment_name": run_folder.name}

@@ -23,7 +23,7 @@ from crane_x7_vla_rl.fields import (
 )
 from crane_x7_vla_rl.policies.base import DEFAULT_UNNORM_KEY
 from crane_x7_vla_rl.scenes import COLOUR_NAMES, EVALUATION_SEED, PICK_PLACE_ID, WorldConfig
-from crane_x7_vla_rl.training.config import loader as config_tree
+from crane_x7_vla_rl.training.config import loader
 from crane_x7_vla_rl.training.config.loader import Layer
 from crane_x7_vla_rl.training.config.sections import (
     ComputeConfig,
@@ -296,4 +296,4 @@ to learn in earnest, on a GPU with 80 GB."""
 def template(name: str, below: Sequence[Layer] = ()) -> str:
     """Return a whole configuration as YAML; what it leaves at its default, `below` may change."""
     wanted = [*below, Layer(name, TEMPLATES[name])]
-    return config_tree.to_yaml(config_tree.build(RlConfig, wanted))
+    return loader.to_yaml(loader.build(RlConfig, wanted))

@@ -12,7 +12,7 @@ from crane_x7_vla_rl.data.files import write_json
 from crane_x7_vla_rl.policies.base import ModelOptions, NotFiniteError
 from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy
 from crane_x7_vla_rl.policies.openvla.run.runner import Runner
-from crane_x7_vla_rl.training import non_finite as spoilt
+from crane_x7_vla_rl.training import non_finite
 from crane_x7_vla_rl.training.evaluate.config import RESULTS, VIDEOS, EvaluateConfig
 from crane_x7_vla_rl.training.evaluate.report import summary
 from crane_x7_vla_rl.training.rl.run import RlRun
@@ -52,7 +52,7 @@ def success(run: RlRun, runner: Runner, step: int) -> float:
         rollouts = roll_out(acting, evaluation)
     except NotFiniteError as error:
         where = f"update {step}, evaluation"
-        raise spoilt.answer(where, run.agent.core, error) from error
+        raise non_finite.answer(where, run.agent.core, error) from error
     results = summary(evaluation, rollouts)
     write_json(evaluation.output / RESULTS, results)
     if run.session.tracker.wandb_run is not None:

@@ -28,7 +28,7 @@ from crane_x7_vla_rl.training.checkpoints.resume import Resumption
 from crane_x7_vla_rl.training.checkpoints.training_state import Progress
 from crane_x7_vla_rl.training.errors import ConfigError
 from crane_x7_vla_rl.training.interrupt import Interrupt
-from crane_x7_vla_rl.training.rl import evaluation as rl_evaluation
+from crane_x7_vla_rl.training.rl import evaluation
 from crane_x7_vla_rl.training.rl.config import RlConfig
 from crane_x7_vla_rl.training.rl.episode_stats import Sums
 from crane_x7_vla_rl.training.rl.figures import RlFigures
@@ -159,7 +159,7 @@ class _Loop:
         if not every or step % every:
             return False
         with self.rescue.evaluation(), run.agent.acting() as runner:
-            found = [rl_evaluation.success(run, runner, step) if run.session.is_first else None]
+            found = [evaluation.success(run, runner, step) if run.session.is_first else None]
             (success,) = broadcast_object_list(found)
         figures["evaluation_success"] = success = float(success or 0.0)
         is_best = success > self.state.best

@@ -14,10 +14,10 @@ from typing import Final
 import torch
 
 from crane_x7_vla_rl.sim.errors import SimError
-from crane_x7_vla_rl.training import out_of_memory as memory
+from crane_x7_vla_rl.training import out_of_memory
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.errors import NotFiniteError, OutOfMemoryError, SpoiltError
-from crane_x7_vla_rl.training.rl import figures as rl_tracking
+from crane_x7_vla_rl.training.rl import figures
 from crane_x7_vla_rl.training.rl.run import FINAL, RlRun
 from crane_x7_vla_rl.training.rl.run_state import RunState
 
@@ -48,7 +48,7 @@ class Rescue:
             self._saved = self._state.progress.step
         self._run.session.save(name, self._state.snapshot(self._run))
         if self._run.session.is_first:
-            rl_tracking.plot(self._run.folder)
+            figures.plot(self._run.folder)
 
     @contextmanager
     def rollout(self) -> Iterator[None]:
@@ -95,17 +95,17 @@ class Rescue:
         try:
             yield
         except (torch.OutOfMemoryError, MemoryError, RuntimeError) as error:
-            if not memory.ran_out(error):
+            if not out_of_memory.ran_out(error):
                 raise
             saved = self._save_late(is_intact, together=False)
             raise OutOfMemoryError(
-                f"{where}: memory ran out ({memory.need(error)}); lower {lower}, and go on with"
-                f" --resume {saved}"
+                f"{where}: memory ran out ({out_of_memory.need(error)}); lower {lower}, and"
+                f" resume with --resume {saved}"
             ) from error
         except (NotFiniteError, SimError) as error:
             is_good = is_intact and not isinstance(error, SpoiltError)
             saved = self._save_late(is_good, together)
-            raise type(error)(f"{error} (go on with --resume {saved})") from error
+            raise type(error)(f"{error} (resume with --resume {saved})") from error
 
     def _save_late(self, is_good: bool, together: bool) -> Path | None:
         """Save the last whole update where it can be; return the newest checkpoint."""

@@ -32,7 +32,7 @@ from crane_x7_vla_rl.policies.openvla.run.rollout import Rollout, Sampling
 from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from crane_x7_vla_rl.policies.openvla.targets import joint_targets
 from crane_x7_vla_rl.sim.vector.protocol import EpisodeResult, Steps, VectorEnv, Views
-from crane_x7_vla_rl.training import non_finite as spoilt
+from crane_x7_vla_rl.training import non_finite
 from crane_x7_vla_rl.training.errors import NotFiniteError
 from crane_x7_vla_rl.training.rl import grpo, ppo
 from crane_x7_vla_rl.training.rl.agent import Agent
@@ -244,7 +244,7 @@ class _Collection:
             return replace(chosen, tokens=self.policy.on_host(chosen.tokens))
         except base.NotFiniteError as error:
             where = f"update {self.number + 1}: log_probs of step {step} are no numbers"
-            raise spoilt.answer(where, self.config.agent.core, error) from error
+            raise non_finite.answer(where, self.config.agent.core, error) from error
 
     @torch.no_grad()
     def _keep(self, step: int, part: slice, pixels: Tensor) -> Tensor:
@@ -263,7 +263,7 @@ class _Collection:
         values = self.config.agent.value(chosen.hidden).float().cpu()
         if not bool(torch.isfinite(values).all()):
             where = f"update {self.number + 1}: values of step {step} are no numbers"
-            raise spoilt.answer(where, self.config.agent.core)
+            raise non_finite.answer(where, self.config.agent.core)
         return values
 
     def _targets(self, tokens: Tensor, measured: Array) -> Array:

@@ -32,7 +32,7 @@ from crane_x7_vla_rl.training.checkpoints.resume import Resumption
 from crane_x7_vla_rl.training.checkpoints.training_state import Progress
 from crane_x7_vla_rl.training.errors import ConfigError, ResumeError
 from crane_x7_vla_rl.training.rl import agent as agents
-from crane_x7_vla_rl.training.rl import figures as rl_tracking
+from crane_x7_vla_rl.training.rl import figures
 from crane_x7_vla_rl.training.rl import value_head as value
 from crane_x7_vla_rl.training.rl.agent import Agent
 from crane_x7_vla_rl.training.rl.config import RlConfig
@@ -109,7 +109,7 @@ def open_run(
 
     def tracker() -> Tracker:
         steps = StepRange(progress.step, config.training.num_updates)
-        formatters = Formatters(rl_tracking.line, rl_tracking.bar)
+        formatters = Formatters(figures.line, figures.bar)
         return open_tracker(config, config.output_dir, steps, formatters, progress.wandb_run)
 
     try:

@@ -12,7 +12,7 @@ from typing import Final
 
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.checkpoints.resume import Resumption, Rules, configure
-from crane_x7_vla_rl.training.config import loader as config_tree
+from crane_x7_vla_rl.training.config import loader
 from crane_x7_vla_rl.training.errors import LaterError
 from crane_x7_vla_rl.training.sft.config import SftConfig
 
@@ -29,7 +29,7 @@ RULES: Final = Rules(
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `sft`."""
-    config_tree.add_arguments(parser, SftConfig)
+    loader.add_arguments(parser, SftConfig)
     parser.add_argument(
         "--resume-from-checkpoint", type=Path, metavar="FOLDER",
         help="resume checkpoint-<step>, last, or a run's newest checkpoint; the"
@@ -56,8 +56,8 @@ def run(args: argparse.Namespace) -> int:
 
 def read(args: argparse.Namespace) -> tuple[SftConfig, Resumption | None]:
     """Return the configuration and what to resume; raises ConfigError, ResumeError."""
-    wanted = config_tree.layers(args, SftConfig)
+    wanted = loader.layers(args, SftConfig)
     if args.resume_from_checkpoint is None:
-        return config_tree.build(SftConfig, wanted), None
+        return loader.build(SftConfig, wanted), None
     folder = checkpoint.locate(args.resume_from_checkpoint)
     return configure(SftConfig, wanted, folder, {"output.dir": str(folder.parent)}, RULES)

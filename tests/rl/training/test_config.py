@@ -12,7 +12,7 @@ import pytest
 
 from crane_x7_vla_rl.fields import leaves
 from crane_x7_vla_rl.training import cli
-from crane_x7_vla_rl.training.config import loader as config_tree
+from crane_x7_vla_rl.training.config import loader
 from crane_x7_vla_rl.training.errors import ConfigError, ExitCode
 from crane_x7_vla_rl.training.sft import command as sft_command
 from crane_x7_vla_rl.training.sft.config import SftConfig
@@ -57,7 +57,7 @@ def test_flags_of_the_former_trainer_keep_their_names_and_defaults(line: str) ->
     flag, key, default = line.strip().split(" ", 2)
     known = {leaf.key: leaf for leaf in leaves(SftConfig)}
     assert known[key].flag == flag
-    assert str(config_tree.flat(read("--backend", "openvla"))[key]) == default
+    assert str(loader.flat(read("--backend", "openvla"))[key]) == default
     assert known[key].text
 
 
@@ -179,14 +179,14 @@ def test_what_is_saved_is_read_back(tmp_path: Path) -> None:
     )  # fmt: skip
     assert config.publish.push_to_hub == "end"
     path = tmp_path / "train_config.yaml"
-    path.write_text(config_tree.to_yaml(config))
-    assert config_tree.build(SftConfig, [config_tree.read_file(path)]) == config
+    path.write_text(loader.to_yaml(config))
+    assert loader.build(SftConfig, [loader.read_file(path)]) == config
 
 
 def test_differences_are_listed_by_key() -> None:
     one = read("--backend", "openvla")
     other = read("--backend", "openvla", "--batch-size", "4", "--no-use-lora")
-    assert config_tree.differences(one, other) == {
+    assert loader.differences(one, other) == {
         "training.batch_size": (16, 4),
         "lora.enabled": (True, False),
     }

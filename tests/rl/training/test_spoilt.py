@@ -30,7 +30,7 @@ from crane_x7_vla_rl.training import cli
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.errors import ExitCode, SpoiltError
 from crane_x7_vla_rl.training.rl import agent as agents
-from crane_x7_vla_rl.training.rl import evaluation as rl_evaluation
+from crane_x7_vla_rl.training.rl import evaluation
 from crane_x7_vla_rl.training.rl.agent import Agent
 from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig, ValueConfig
 from crane_x7_vla_rl.training.rl.rollout import RolloutConfig, collect
@@ -257,14 +257,14 @@ def test_values_of_truncated_episodes_are_checked_too(rolling: RolloutConfig) ->
 def test_a_policy_that_evaluation_finds_spoilt_is_not_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = rl_evaluation.success
+    real = evaluation.success
 
     def spoilt_success(run: Any, runner: Runner, step: int) -> float:
         with torch.no_grad():
             runner.model.get_parameter(MLP)[0, 0] = torch.nan
         return real(run, runner, step)
 
-    monkeypatch.setattr(rl_evaluation, "success", spoilt_success)
+    monkeypatch.setattr(evaluation, "success", spoilt_success)
     run = tmp_path / "run"
     more = ("--evaluate-every", "1", "--evaluate-episodes", "1", "--evaluate-videos", "0")
     assert cli.main(["train", *rl_rig.flags(run, *SHORT, *more)]) == ExitCode.NOT_FINITE

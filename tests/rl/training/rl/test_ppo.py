@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from crane_x7_vla_rl.fields import leaves
-from crane_x7_vla_rl.training.config import loader as config_tree
+from crane_x7_vla_rl.training.config import loader
 from crane_x7_vla_rl.training.config.loader import Layer
 from crane_x7_vla_rl.training.errors import ConfigError, PpoError
 from crane_x7_vla_rl.training.rl import ppo
@@ -431,7 +431,7 @@ def test_every_field_of_the_configuration_is_documented_and_has_a_flag_of_its_ow
     assert all(leaf.text for leaf in known)
     assert len({leaf.flag for leaf in known}) == len(known)
     wanted = {"minibatch_size": "64", "value.learning_rate": "3e-3", "dual_clip": None}
-    made = config_tree.build(PpoConfig, [Layer("a.yaml", wanted)])
+    made = loader.build(PpoConfig, [Layer("a.yaml", wanted)])
     assert (made.minibatch_size, made.value.learning_rate) == (64, 3e-3)
 
 
@@ -449,4 +449,4 @@ def test_every_field_of_the_configuration_is_documented_and_has_a_flag_of_its_ow
 )
 def test_senseless_configurations_are_refused(wanted: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigError, match=said):
-        config_tree.build(PpoConfig, [Layer("ppo.yaml", wanted)])
+        loader.build(PpoConfig, [Layer("ppo.yaml", wanted)])
