@@ -1,9 +1,9 @@
 """Environments in one simulation that steps all scenes at once, on a GPU: tensors stay there.
 
-`Scenes` is what differs between simulators; chunks, ends, rewards, seeds and resets are the same
-for all and are here. A scene whose episode has ended within a chunk idles, its arm held where it
-is, until the chunk's end; then all ended scenes begin their next episodes together. One simulation
-cannot overlap with itself, so there is one group, and `send` only stores the targets.
+`BatchedScenes` is what differs between simulators; chunks, ends, rewards, seeds and resets are the
+same for all and are here. A scene whose episode has ended within a chunk idles, its arm held where
+it is, until the chunk's end; then all ended scenes begin their next episodes together. One
+simulation cannot overlap with itself, so there is one group, and `send` only stores the targets.
 
 Legend: N scenes, T steps of a chunk, H × W pixels.
 """
@@ -38,7 +38,7 @@ class TaskStatus:
     """(N,) float32, 0…1: the dense reward's terms, see sim.tasks."""
 
 
-class Scenes(Protocol):
+class BatchedScenes(Protocol):
     """N scenes of one simulator; tensors are on its device."""
 
     device: torch.device
@@ -79,9 +79,9 @@ class _Chunk:
 
 
 class BatchedVectorEnv:
-    """A VectorEnv over Scenes; see the module's docstring."""
+    """A VectorEnv over BatchedScenes; see the module's docstring."""
 
-    def __init__(self, config: VectorConfig, scenes: Scenes) -> None:
+    def __init__(self, config: VectorConfig, scenes: BatchedScenes) -> None:
         self.config, self.scenes = config, scenes
         self.num_envs = config.num_envs
         self.groups = (range(config.num_envs),)

@@ -70,7 +70,7 @@ def make(config: VectorConfig) -> BatchedVectorEnv:
 
 
 class GenesisScenes:
-    """N scenes; see batched.Scenes."""
+    """N scenes; see batched.BatchedScenes."""
 
     def __init__(self, config: VectorConfig) -> None:
         """Build and compile, which takes minutes at the first time on a machine."""
@@ -172,7 +172,7 @@ class GenesisScenes:
     # --- the interface ---------------------------------------------------------------------------
 
     def begin(self, envs: list[int], seeds: list[int]) -> None:
-        """See Scenes; numbers are drawn in the order of sim.scene, so that layouts are the same."""
+        """See BatchedScenes; sampled in the order of sim.scene, so that layouts are the same."""
         layouts, poses, colours = [], [], len(self._world.colours)
         for env, seed in zip(envs, seeds, strict=True):
             generator = np.random.RandomState(seed)
@@ -204,7 +204,7 @@ class GenesisScenes:
                 body.zero_all_dofs_velocity(envs)
 
     def step(self, targets_rad: torch.Tensor) -> None:
-        """See Scenes; finger B follows finger A's target."""
+        """See BatchedScenes; finger B follows finger A's target."""
         targets = targets_rad.clamp(self._lower, self._upper)
         both = torch.cat([targets, targets[:, -1:]], dim=1)
         self._robot.control_dofs_position(both, self._dofs)
@@ -212,25 +212,25 @@ class GenesisScenes:
         self._now = self._judge(counts=True)
 
     def progress(self) -> TaskStatus:
-        """See Scenes."""
+        """See BatchedScenes."""
         return self._now
 
     def state_rad(self) -> torch.Tensor:
-        """See Scenes."""
+        """See BatchedScenes."""
         state: torch.Tensor = self._robot.get_dofs_position(self._dofs[:DOF])
         return state.to(torch.float32).clone()
 
     def images(self) -> torch.Tensor:
-        """See Scenes."""
+        """See BatchedScenes."""
         picture = np.asarray(self._camera.render()[0])  # (N, H, W, 3) uint8
         return torch.from_numpy(picture.copy()).to(self.device)
 
     def instructions(self) -> list[str]:
-        """See Scenes."""
+        """See BatchedScenes."""
         return [f"pick up the {self._world.colours[index]} cube" for index in self._named.tolist()]
 
     def close(self) -> None:
-        """See Scenes."""
+        """See BatchedScenes."""
         self._scene.destroy()
 
     # --- what is true now ------------------------------------------------------------------------

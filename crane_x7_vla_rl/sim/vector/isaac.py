@@ -2,7 +2,7 @@
 
 Isaac Sim needs an RTX GPU, a driver and an installation of some 20 GB that could not be had where
 this was written, so there are no scenes for it. They belong here, as a class that fulfils
-batched.Scenes; chunks, ends, rewards, seeds and resets come with BatchedVectorEnv.
+batched.BatchedScenes; chunks, ends, rewards, seeds and resets come with BatchedVectorEnv.
 """
 
 from __future__ import annotations

@@ -114,7 +114,7 @@ class ManiSkillScenes:
             )
 
     def begin(self, envs: list[int], seeds: list[int]) -> None:
-        """See Scenes. ManiSkill wants the seeds of all scenes, also for a partial reset."""
+        """See BatchedScenes. ManiSkill wants the seeds of all scenes, also for a partial reset."""
         for env, seed in zip(envs, seeds, strict=True):
             self._seeds[env] = seed
         index = torch.tensor(envs, device=self.device)
@@ -122,11 +122,11 @@ class ManiSkillScenes:
         self._noise.manual_seed(sum(self._seeds))
 
     def step(self, targets_rad: torch.Tensor) -> None:
-        """See Scenes."""
+        """See BatchedScenes."""
         *_, self._info = self._scene.step(targets_rad.clamp(self._lower, self._upper))
 
     def progress(self) -> TaskStatus:
-        """See Scenes; progress is computed for dense rewards alone."""
+        """See BatchedScenes; progress is computed for dense rewards alone."""
         success = self._info["success"]
         if not self._dense:
             return TaskStatus(success, torch.zeros_like(success, dtype=torch.float32))
@@ -134,12 +134,12 @@ class ManiSkillScenes:
         return TaskStatus(success, reward)
 
     def state_rad(self) -> torch.Tensor:
-        """See Scenes."""
+        """See BatchedScenes."""
         state: torch.Tensor = self._scene.agent.robot.get_qpos()[:, :DOF].clone()
         return state
 
     def images(self) -> torch.Tensor:
-        """See Scenes."""
+        """See BatchedScenes."""
         scene = self._scene.scene
         scene.update_render(update_sensors=True, update_human_render_cameras=False)
         camera = scene.sensors["base_camera"]
@@ -153,12 +153,12 @@ class ManiSkillScenes:
         return (picture + noise * drawn).round().clamp(0, 255).to(torch.uint8)
 
     def instructions(self) -> list[str]:
-        """See Scenes."""
+        """See BatchedScenes."""
         words: list[str] = self._scene.instruction
         return words
 
     def close(self) -> None:
-        """See Scenes."""
+        """See BatchedScenes."""
         self._scene.close()
 
 
