@@ -11,7 +11,7 @@ import pytest
 from places import ROOT
 
 from crane_x7_remote.rosbridge import messages, protocol
-from crane_x7_remote.rosbridge.inbox import Inbox, Topics
+from crane_x7_remote.rosbridge.inbox import Inbox, IncomingTopics
 from crane_x7_remote.rosbridge.messages import MessageError
 from crane_x7_vla_rl.data.episode import Episode, EpisodeError
 from crane_x7_vla_rl.policies.openvla.tokenizer import PromptTokenizer
@@ -97,7 +97,7 @@ def test_marks_that_a_tokenizer_does_not_call_special_are_refused(tmp_path: Path
 
 
 def _take(*operations: dict[str, Any]) -> Inbox:
-    topics = Topics("/camera", "/joints", "/instruction")
+    topics = IncomingTopics("/camera", "/joints", "/instruction")
     inbox = Inbox(topics, 1 << 20, adapts_throttle=False, on_throttle=lambda _: None)
     for operation in operations:
         inbox.take(protocol.encode_json(operation), 1.0)
