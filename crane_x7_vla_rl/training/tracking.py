@@ -280,10 +280,10 @@ class Formatters:
 
 
 def open_tracker(
-    config: RunConfig, run: Path, steps: StepRange, formatters: Formatters, wandb_run: str | None
+    config: RunConfig, steps: StepRange, formatters: Formatters, wandb_run: str | None
 ) -> Tracker:
     """Return the tracker of a run's first process; `wandb_run` is the id of the run to resume."""
-    logs = config.logging
+    logs, run = config.logging, config.output_dir
     sinks: list[Sink] = [MetricsFile(run, steps.begun)]
     if sys.stderr.isatty():
         sinks.append(TerminalBar(steps.steps, steps.begun, sys.stderr, formatters.bar))

@@ -78,6 +78,14 @@ def cut(image: Array, view: View) -> Array:
     return image[y : max(round(bottom * height), y + 1), x : max(round(right * width), x + 1)]
 
 
+def cut_and_resize(image: Array, view: View, size: int) -> Array:
+    """Return (size, size, 3): the part of an image (H, W, 3) inside `view`, resized by PIL."""
+    part = cut(image, view)
+    if part.shape[:2] == (size, size):
+        return part
+    return np.asarray(Image.fromarray(part).resize((size, size), Image.Resampling.BICUBIC))
+
+
 def centre_crop(resized: Tensor) -> Tensor:
     """Return (B, 3, S, S) uint8: the centre's √0.9 of each side, stretched back bilinearly.
 

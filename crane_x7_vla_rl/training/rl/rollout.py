@@ -20,13 +20,12 @@ from typing import Any, Final
 
 import numpy as np
 import torch
-from PIL import Image as Pil
 from torch import Tensor
 
 from crane_x7_vla_rl.kinematics import UnreachableError
 from crane_x7_vla_rl.policies import base
 from crane_x7_vla_rl.policies.openvla.codec import Codec
-from crane_x7_vla_rl.policies.openvla.image import View, cut
+from crane_x7_vla_rl.policies.openvla.image import View, cut, cut_and_resize
 from crane_x7_vla_rl.policies.openvla.resample import resize
 from crane_x7_vla_rl.policies.openvla.run.rollout import Rollout, Sampling
 from crane_x7_vla_rl.policies.openvla.run.runner import Runner
@@ -359,11 +358,7 @@ def crop_and_resize(images: Any, view: View, into: Tensor) -> None:
     found = images.cpu().numpy() if isinstance(images, Tensor) else images
     target = into.numpy()
     for row, image in enumerate(found):
-        seen = cut(image, view)
-        if seen.shape[:2] != (side, side):
-            small = Pil.fromarray(seen).resize((side, side), Pil.Resampling.BICUBIC)
-            seen = np.asarray(small)
-        target[row] = seen
+        target[row] = cut_and_resize(image, view, side)
 
 
 def _cut_all(images: Any, view: View) -> Any:

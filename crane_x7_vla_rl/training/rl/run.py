@@ -110,7 +110,7 @@ def open_run(
     def tracker() -> Tracker:
         steps = StepRange(progress.step, config.training.num_updates)
         formatters = Formatters(figures.line, figures.bar)
-        return open_tracker(config, config.output_dir, steps, formatters, progress.wandb_run)
+        return open_tracker(config, steps, formatters, progress.wandb_run)
 
     try:
         if progress.position is not None:

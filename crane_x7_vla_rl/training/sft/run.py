@@ -110,7 +110,7 @@ def open_run(
             episodes = batches.frames_per_epoch / len(source)
             formatters = Formatters(partial(line, frames_per_episode=episodes), below)
             begun = StepRange(progress.step, end)
-            return open_tracker(config, config.output_dir, begun, formatters, progress.wandb_run)
+            return open_tracker(config, begun, formatters, progress.wandb_run)
 
         with sessions.open_session(config, NAMES, accelerator, origin, tracker) as session:
             yield SftRun(session, config, source, batches, learner, codec, clock), progress

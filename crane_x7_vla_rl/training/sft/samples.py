@@ -10,14 +10,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
-from PIL import Image as Pil
 from torch import Tensor
 
 from crane_x7_vla_rl.data.loader.batches import Batch
 from crane_x7_vla_rl.policies.openvla.codec import Codec
-from crane_x7_vla_rl.policies.openvla.image import MEAN, STD, View, cut
+from crane_x7_vla_rl.policies.openvla.image import View, cut_and_resize, normalised
 from crane_x7_vla_rl.training.sft.augment import augment
 from crane_x7_vla_rl.training.sft.config import AugmentationConfig
 from crane_x7_vla_rl.types import Image
@@ -44,11 +42,7 @@ def image_transform(
     """
 
     def shown(image: Image, place: int) -> Image:
-        image = cut(image, view)
-        if image.shape[:2] != (size, size):
-            resized = Pil.fromarray(image).resize((size, size), Pil.Resampling.BICUBIC)
-            image = np.asarray(resized)
-        return augment(image, seed, place, settings)
+        return augment(cut_and_resize(image, view, size), seed, place, settings)
 
     return shown
 
@@ -59,11 +53,8 @@ def model_batch(batch: Batch, codec: Codec, like: Tensor) -> ModelBatch:
     Images are normalised in float32, whatever the dtype.
     """
     images = torch.from_numpy(batch.images).to(like.device, non_blocking=True)  # (B, S, S, 3)
-    scaled = images.permute(0, 3, 1, 2).to(torch.float32) / 255  # (B, 3, S, S)
-    mean, std = (torch.tensor(v, device=like.device).view(1, 6, 1, 1) for v in (MEAN, STD))
-    pixels = (scaled.repeat(1, 2, 1, 1) - mean) / std  # (B, 6, S, S)
     return ModelBatch(
-        pixels.to(like.dtype),
+        normalised(images.permute(0, 3, 1, 2), like.dtype),
         codec.prompts(batch.instructions, batch.state),
         torch.from_numpy(codec.tokens(batch.actions)),
     )
