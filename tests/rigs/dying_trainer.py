@@ -16,6 +16,7 @@ import rl_rig
 import torch
 
 from crane_x7_vla_rl.sim.vector import make as vector
+from crane_x7_vla_rl.training.rl import figures as rl_figures
 
 CHANGES = {"os.rename", "os.mkdir", "os.rmdir", "os.remove", "os.symlink", "os.truncate"}
 WRITING = os.O_WRONLY | os.O_RDWR
@@ -41,6 +42,7 @@ def at(phase: str, moment: str, folder: str = "") -> None:
     """
     scenes, tick = rl_rig.Scripted({}), Countdown(int(moment))
     vector.make = lambda _: scenes
+    rl_figures.plot = rl_rig.empty_curves
     if phase == "rollout":
         scenes.receive = before(scenes.receive, tick)  # type: ignore[method-assign]
     elif phase == "learning":

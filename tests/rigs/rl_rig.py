@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 import training_rig
 from training_rig import SIZES
@@ -20,6 +21,7 @@ from crane_x7_vla_rl.robot import HOME_RAD
 from crane_x7_vla_rl.sim.vector.protocol import EpisodeResult, Steps, Views
 from crane_x7_vla_rl.training.checkpoints import training_state
 from crane_x7_vla_rl.training.rl import command as rl_command
+from crane_x7_vla_rl.training.rl import figures as rl_figures
 
 TIMES = {"env_steps_s", "simulate_s", "infer_s", "learn_s", "update_s"}
 
@@ -45,17 +47,25 @@ def flags(output: Path, *more: str) -> list[str]:
     ]  # fmt: skip
 
 
-def train(output: Path, *more: str) -> None:
+def train(output: Path, *more: str, curves: bool = False) -> None:
     """Train in this process."""
-    again(*flags(output, *more))
+    again(*flags(output, *more), curves=curves)
 
 
-def again(*argv: str) -> None:
-    """Train with these flags alone, in this process."""
+def again(*argv: str, curves: bool = False) -> None:
+    """Train with these flags alone, in this process; the picture of the curves takes a second."""
     torch.set_num_threads(1)
     parser = argparse.ArgumentParser()
     rl_command.add_arguments(parser)
-    rl_command.run(parser.parse_args(argv))
+    with pytest.MonkeyPatch.context() as patch:
+        if not curves:
+            patch.setattr(rl_figures, "plot", empty_curves)
+        rl_command.run(parser.parse_args(argv))
+
+
+def empty_curves(run: Path) -> None:
+    """Write the file of the curves as `plot` does, without drawing them."""
+    (run / rl_figures.PLOT).write_bytes(b"")
 
 
 WHOLE = ("--evaluate-every", "4", "--evaluate-episodes", "1", "--evaluate-videos", "1")
@@ -65,7 +75,7 @@ WHOLE = ("--evaluate-every", "4", "--evaluate-episodes", "1", "--evaluate-videos
 def whole() -> Path:
     """Return the folder of a run of WHOLE that was never stopped, in a real simulation."""
     run = training_rig.workplace() / "rl_whole"
-    train(run, *WHOLE)
+    train(run, *WHOLE, curves=True)
     return run
 
 
