@@ -45,7 +45,7 @@ from crane_x7_vla_rl.robot import DOF
 
 MAX_CHUNK: Final = 64
 PERIOD_S: Final = 0.1
-"""Of checkpoints that do not say: one step of the 10 Hz at which the loop asks by default."""
+"""Of checkpoints that do not say: one step at 10 Hz, the default rate of the inference loop."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ class PolicySpec:
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: str = POLICY) -> PolicySpec:
-        """Return the inputs in parsed JSON; raises CheckpointError for what is unknown or odd."""
+        """Return the inputs in parsed JSON; raises CheckpointError for invalid ones."""
         known = [field.name for field in fields(cls)]
         unknown = sorted(set(raw) - set(known))
         if unknown:

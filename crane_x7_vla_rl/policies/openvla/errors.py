@@ -1,4 +1,4 @@
-"""What OpenVLA refuses, in one hierarchy. Each message says what came and what was expected."""
+"""Every error of OpenVLA, in one hierarchy. A fault → an exception that says what was expected."""
 
 from __future__ import annotations
 

@@ -1,9 +1,9 @@
 """NaN and infinities in weights and answers: found, marked and named.
 
-Tensors by name, modules, logits → nothing where all are numbers, else the names of the weights, or
-NotFiniteError. `marked` runs on the model's device, waits for nothing and
-may be captured: the tokens themselves carry what it found to the host, where `check_tokens` reads
-it. Weights are looked through when they are loaded, and when an answer is no number.
+Tensors by name, modules, logits → nothing where all are finite, else the names of the weights, or
+NotFiniteError. `marked` runs on the model's device, waits for nothing and may be captured: the
+tokens themselves carry what it found to the host, where `check_tokens` reads it. Weights are
+checked when they are loaded, and when an answer is not finite.
 
 The −inf that this package writes itself stand in attention masks alone (`sequence.mask`). Logits
 are those of the 256 action rows, of which none is ever masked: each has to be a number.
@@ -39,7 +39,7 @@ class NonFinite:
 def find_non_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[NonFinite]:
     """Return those tensors that hold NaN or infinities; of sharded ones, this process's part.
 
-    A sum is no number where one of its terms is none, so each tensor is read once, without a copy.
+    A sum is not finite where one of its terms is not: each tensor is read once, without a copy.
     A device is waited for once.
     """
     known = [(name, _local(x)) for name, x in tensors if x.is_floating_point() and x.numel()]
@@ -86,7 +86,7 @@ def not_finite(found: Sequence[NonFinite], source: object) -> NotFiniteError:
 def marked(tokens: Tensor, logits: Tensor) -> Tensor:
     """Return tokens (B, D), NO_TOKEN in rows whose logits (B, D, V) are not all numbers.
 
-    0 times what is no number is NaN, and so is a sum with it: half the operations of `isfinite`.
+    0 times NaN or infinity is NaN, and so is a sum with it: half the operations of `isfinite`.
     """
     wrong = (logits * 0).sum((1, 2)) != 0  # (B,)
     return tokens.masked_fill(wrong[:, None], NO_TOKEN)
@@ -101,7 +101,7 @@ def check_tokens(tokens: Tensor, module: nn.Module) -> None:
 
 
 def unanswered(rows: Sequence[int], batch: int, module: nn.Module) -> NotFiniteError:
-    """Return the error for samples `rows` of a batch, for which `module` gave no numbers."""
+    """Return the error for samples `rows` of a batch, for which `module` gave NaN or infinities."""
     what = broken(module) or "weights are finite, but too large or wrongly multiplied"
     which = ", ".join(str(row) for row in rows[:NAMED]) + (", …" if len(rows) > NAMED else "")
     return NotFiniteError(

@@ -119,7 +119,7 @@ class OpenVLAPolicy:
         """Return targets per observation.
 
         Raises UnreachableError for a step out of reach, and NotFiniteError where weights or
-        logits are no numbers.
+        logits are NaN or infinite.
         """
         view = self._codec.inputs.view
         pixels = self._model.preprocess([cut(each.image, view) for each in observations])

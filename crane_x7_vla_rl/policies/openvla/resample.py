@@ -1,4 +1,4 @@
-"""PIL's bicubic resize as two matrix products, so that a GPU can do it and get the same pixels.
+"""PIL's bicubic resize as two matrix products, for a GPU. An image → the same pixels as PIL's.
 
 PIL resizes 8-bit images along the width, rounds to 8 bits, then along the height, with weights
 rounded to 22 bits (`libImaging/Resample.c`). Products of such integers are exact in float64.

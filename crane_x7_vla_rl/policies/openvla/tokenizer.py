@@ -1,4 +1,4 @@
-"""From an instruction in words to the ids of its prompt, by the checkpoint's own tokenizer.json.
+"""Prompts by the checkpoint's own tokenizer.json. An instruction in words → ids.
 
 The `tokenizers` library reads that file and nothing else of the checkpoint.
 """

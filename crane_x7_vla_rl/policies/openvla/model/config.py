@@ -1,6 +1,6 @@
-"""The sizes of an OpenVLA model: from a checkpoint's `config.json` to frozen dataclasses.
+"""The sizes of an OpenVLA model. A checkpoint's parsed `config.json` → frozen dataclasses.
 
-`OpenVLAConfig.from_dict` takes the parsed JSON; nothing here reads a file. Fields that a released
+Nothing here reads a file. Fields that a released
 checkpoint leaves out have the values of the released 224-pixel model, see `TowerConfig`.
 """
 

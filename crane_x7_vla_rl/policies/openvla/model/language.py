@@ -1,4 +1,4 @@
-"""Llama, as OpenVLA uses it: embeddings in, final hidden states out; its static key-value cache.
+"""Llama, as OpenVLA uses it, with a static key-value cache. Embeddings → final hidden states.
 
 Written here because inference needs what transformers' Llama does not give: joined projections, a
 cache written in place at slots known when a CUDA graph is captured, a last layer that computes only
@@ -125,7 +125,7 @@ class SelfAttention(nn.Module):
             attn_mask=mask,
             is_causal=causal and mask is None and query.shape[1] > 1,
             enable_gqa=self.heads != self.key_heads,
-        )
+        )  # (B, h, T, d)
         return mixed.transpose(1, 2).flatten(2)
 
 
@@ -166,7 +166,7 @@ class DecoderLayer(nn.Module):
         if last and this.keep is not None:
             x, query, mask = x[:, -this.keep :], query[:, -this.keep :], this.keep_mask
         x = x + self.self_attn.o_proj(self.self_attn.mix(query, key, value, mask, this.causal))
-        hidden = self.post_attention_layernorm(x)
+        hidden = self.post_attention_layernorm(x)  # (B, T, H)
         gated = functional.silu(self.mlp.gate_proj(hidden)) * self.mlp.up_proj(hidden)
         summed: Tensor = x + self.mlp.down_proj(gated)
         return summed
@@ -223,6 +223,6 @@ def rotary_table(config: LlamaConfig, length: int, like: Tensor) -> tuple[Tensor
     exponents = torch.arange(0, config.head_dim, 2, dtype=torch.float32, device=like.device)
     frequencies = 1.0 / (config.rope_theta ** (exponents / config.head_dim))
     positions = torch.arange(length, dtype=torch.float32, device=like.device)
-    angles = torch.outer(positions, frequencies)
+    angles = torch.outer(positions, frequencies)  # (length, d / 2)
     cos, sin = angles.cos(), angles.sin()
     return torch.cat([cos, cos], -1).to(like.dtype), torch.cat([-sin, sin], -1).to(like.dtype)

@@ -1,4 +1,4 @@
-"""The four matrix products of a decoder layer, as the inference path sees them.
+"""The matrix products of a decoder layer at inference. A layer's modules → four `Matrix`.
 
 Training goes through the modules, where PEFT may have put adapters. Inference joins q, k, v and
 gate, up into one product each: `join_weights` moves the modules' weights into one block of memory

@@ -1,4 +1,4 @@
-"""The two small networks that OpenVLA-OFT adds: actions out of hidden states, proprioception in.
+"""OpenVLA-OFT's two small networks. Hidden states → actions; the robot's state → one token.
 
 Names of parameters equal those of the released `action_head--…` and `proprio_projector--…` files
 (https://arxiv.org/abs/2502.19645).
@@ -56,7 +56,7 @@ class ActionHead(nn.Module):
     def forward(self, hidden: Tensor) -> Tensor:
         """Hidden states (B, T·D, H) → (B, T, D), −1 to 1 in training but not cut."""
         batch, placeholders, width = hidden.shape
-        steps = placeholders // self.action_dim
+        steps = placeholders // self.action_dim  # T
         actions: Tensor = self.model(hidden.reshape(batch, steps, self.action_dim * width))
         return actions
 

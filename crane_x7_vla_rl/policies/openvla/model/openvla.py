@@ -111,7 +111,7 @@ class OpenVLA(nn.Module):
         """Return (B, D) in the units of the statistics `unnorm_key` for tokens (B, D).
 
         Raises StatisticsError for an unknown key, or statistics with other dimensions, and
-        NotFiniteError for tokens of logits that were no numbers.
+        NotFiniteError for tokens of logits that were NaN or infinite.
         """
         if isinstance(tokens, Tensor):
             tokens = self.on_host(tokens).numpy()

@@ -1,4 +1,4 @@
-"""From the patches of both towers to the language model's embedding space: three linear layers."""
+"""Three linear layers. Patches of both towers → the language model's embedding space."""
 
 from __future__ import annotations
 

@@ -34,7 +34,7 @@ class Attention(nn.Module):
         """(B, N, C) → (B, N, C)."""
         batch, tokens, dim = x.shape
         qkv = self.qkv(x).view(batch, tokens, 3, self.heads, dim // self.heads)
-        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)
+        query, key, value = qkv.permute(2, 0, 3, 1, 4).unbind(0)  # each (B, heads, N, C / heads)
         mixed = functional.scaled_dot_product_attention(query, key, value)
         projected: Tensor = self.proj(mixed.transpose(1, 2).reshape(batch, tokens, dim))
         return projected
@@ -134,11 +134,11 @@ class Tower(nn.Module):
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S), normalised for this tower, → (B, N, C)."""
-        x: Tensor = self.patch_embed(pixels) + self.pos_embed
+        x: Tensor = self.patch_embed(pixels) + self.pos_embed  # (B, N, C)
         if self.prefix:
             batch = len(x)
             tokens = [self.cls_token.expand(batch, -1, -1), self.reg_token.expand(batch, -1, -1)]
-            x = torch.cat([*tokens, x], dim=1)
+            x = torch.cat([*tokens, x], dim=1)  # (B, prefix + N, C)
         for block in self.blocks[:-1]:
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)

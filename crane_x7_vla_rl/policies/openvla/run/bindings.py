@@ -1,4 +1,4 @@
-"""Which modules and which memory a model is made of, to notice when either changes.
+"""Notice changes of a model's modules and memory. A model → whether what was derived from it holds.
 
 Captured graphs and joined weights point at memory, and cached image prefixes at values; adapters,
 casts, loading and training change them. `hold` tells whether the former are still right, `version`

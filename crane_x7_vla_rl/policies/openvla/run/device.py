@@ -1,4 +1,4 @@
-"""What a tensor's device can run: Triton kernels on CUDA where they compile, nothing elsewhere."""
+"""Which kernels a device can run. A tensor → the Triton kernels on CUDA, where they compile."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ Images, prompts and action tokens → log-probabilities, entropies and a hidden 
 sequence goes through the modules in one causal pass, so that adapters apply and gradients flow; the
 figures equal those that `rollout` reported when it chose the tokens.
 
-Legend: B batch, D action dimensions, H hidden size.
+Legend: B batch, D action dimensions, H hidden size, P prefix slots (BOS and image), L text slots.
 """
 
 from __future__ import annotations
@@ -62,10 +62,10 @@ def evaluate(
     tokens = check_actions(action_tokens, len(instructions))
     steps = tokens.shape[1]
     prompts = pack(instructions, model.config, prefix, steps)
-    hidden = _hidden(model, images, prompts, tokens, prefix)
-    logits = model.action_logits(hidden) / temperature
+    hidden = _hidden(model, images, prompts, tokens, prefix)  # (B, D, H)
+    logits = model.action_logits(hidden) / temperature  # (B, D, 256)
     distribution = functional.log_softmax(logits, dim=-1)
-    chosen = (tokens.to(logits.device) - FIRST_ACTION_TOKEN).unsqueeze(-1)
+    chosen = (tokens.to(logits.device) - FIRST_ACTION_TOKEN).unsqueeze(-1)  # (B, D, 1)
     return Evaluation(
         log_probs=distribution.gather(-1, chosen).squeeze(-1),
         entropy=-(distribution.exp() * distribution).sum(-1),
@@ -82,9 +82,10 @@ def _hidden(
     like = model.projector.fc3.bias
     steps = tokens.shape[1]
     patches = images.to(like) if images.ndim == 3 else model.encode(images.to(like))
-    ids = torch.cat([prompts.ids.to(like.device), tokens[:, :-1].to(like.device)], dim=1)
-    bos = language.embed_tokens(ids.new_full((len(ids), 1), BOS_TOKEN))
-    x = torch.cat([bos, patches, language.embed_tokens(ids)], dim=1)
+    given = tokens[:, :-1].to(like.device)
+    ids = torch.cat([prompts.ids.to(like.device), given], dim=1)  # (B, L + D − 1)
+    bos = language.embed_tokens(ids.new_full((len(ids), 1), BOS_TOKEN))  # (B, 1, H)
+    x = torch.cat([bos, patches, language.embed_tokens(ids)], dim=1)  # (B, P + L + D − 1, H)
     span = Span(prefix, 0, x.shape[1])
     pads = prompts.pads.to(like.device) if prompts.padded else None
     cos, sin = rotary_table(model.config.text, span.end, like)

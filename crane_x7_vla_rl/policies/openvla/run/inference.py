@@ -31,7 +31,7 @@ def infer(model: LlamaModel, x: Tensor, this: Pass, matrices: list[LayerMatrices
     """Embeddings (B, T, H) → final hidden states (B, T or keep, H)."""
     kernels = kernels_for(x)
     layers = cast(list[DecoderLayer], list(model.layers))
-    normed: Tensor = layers[0].input_layernorm(x)
+    normed: Tensor = layers[0].input_layernorm(x)  # (B, T, H)
     for index, (layer, products) in enumerate(zip(layers, matrices, strict=True)):
         last = index + 1 == len(layers)
         following = model.norm if last else layers[index + 1].input_layernorm
@@ -39,9 +39,9 @@ def infer(model: LlamaModel, x: Tensor, this: Pass, matrices: list[LayerMatrices
         mask = this.mask
         if last and this.keep is not None:
             x, query, mask = x[:, -this.keep :], query[:, -this.keep :], this.keep_mask
-        mixed = layer.self_attn.mix(query, key, value, mask, this.causal)
+        mixed = layer.self_attn.mix(query, key, value, mask, this.causal)  # (B, T, h·d)
         x, normed = _add_norm(products.out, x, mixed, layer.post_attention_layernorm, kernels)
-        inner = _gated(products.gate_up(normed), kernels)
+        inner = _gated(products.gate_up(normed), kernels)  # (B, T, inner)
         x, normed = _add_norm(products.down, x, inner, following, kernels)
     return normed
 
@@ -51,13 +51,13 @@ def _attend_to(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return query (B, T, h, d), keys and values (B, S, g, d), the first two turned."""
     batch, length, _ = joined.shape
-    qkv = joined.view(batch, length, -1, attention.head_dim)
+    qkv = joined.view(batch, length, -1, attention.head_dim)  # (B, T, h + 2·g, d)
     if kernels is not None and this.cache is not None:
         layer = this.cache.layers[index]
         query = kernels.turn_into(qkv, this.cos, this.sin, layer, this.start)
         return query, *this.cache.seen(index, this.start + length, this.window)
     both = attention.heads + attention.key_heads
-    turned = rotate(qkv[:, :, :both], this.cos, this.sin)
+    turned = rotate(qkv[:, :, :both], this.cos, this.sin)  # (B, T, h + g, d)
     query, key, value = (
         turned[:, :, : attention.heads],
         turned[:, :, attention.heads :],

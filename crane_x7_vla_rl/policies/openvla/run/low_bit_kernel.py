@@ -1,4 +1,4 @@
-"""The product of a few activations with 8-bit weights, in Triton: each weight is read once.
+"""A Triton kernel for 8-bit weights. A few activations → their product, each weight read once.
 
 Imported on CUDA only. Tested through Triton's interpreter on the CPU; unverified on a device, and
 its tile sizes are not tuned.

@@ -164,9 +164,9 @@ class OpenVLAOft(nn.Module):
         """Compute the actions from what the buffers hold, and nothing else: may be captured."""
         assert buffers.images is not None
         language, span = self.base.language_model.model, buffers.span
-        x = self._embeddings(buffers.images, buffers)
+        x = self._embeddings(buffers.images, buffers)  # (B, span, H)
         pads = buffers.pads if buffers.padded else None
-        at = positions(span, pads, x.device)
+        at = positions(span, pads, x.device)  # (B or 1, span)
         seen = None if pads is None else mask(span, pads, x, causal=False)
         keep = self.placeholders + 2
         this = Pass(
@@ -177,17 +177,17 @@ class OpenVLAOft(nn.Module):
             keep=keep,
             keep_mask=None if seen is None else seen[:, :, -keep:],
         )
-        hidden = infer(language, x, this, buffers.engine.matrices)
+        hidden = infer(language, x, this, buffers.engine.matrices)  # (B, keep, H)
         buffers.actions.copy_(self.head(hidden[:, : self.placeholders]))
 
     def _embeddings(self, images: Tensor, buffers: ChunkBuffers) -> Tensor:
         """Return (B, everything, H)."""
         embed, ids = self.base.language_model.model.embed_tokens, buffers.ids
-        patches = images if images.ndim == 3 else self.base.encode(images)
+        patches = images if images.ndim == 3 else self.base.encode(images)  # (B, I·N, H)
         parts = [embed(ids.new_full((len(ids), 1), BOS_TOKEN)), patches]
         if self.proprio is not None:
-            parts.append(self.proprio(buffers.state)[:, None])
-        blank = patches.new_zeros(len(ids), self.placeholders, patches.shape[2])
+            parts.append(self.proprio(buffers.state)[:, None])  # (B, 1, H)
+        blank = patches.new_zeros(len(ids), self.placeholders, patches.shape[2])  # (B, T·D, H)
         parts += [embed(ids), blank, embed(ids.new_full((len(ids), 1), STOP_TOKEN))]
         return torch.cat(parts, dim=1)
 

@@ -1,4 +1,4 @@
-"""A function over fixed buffers: called as it is on the CPU, captured once and replayed on CUDA.
+"""A function over fixed buffers → a call on the CPU, a captured and replayed graph on CUDA.
 
 The function takes nothing and returns nothing: it reads and writes tensors that stay where they
 are, and may be run several times with the same effect. Both devices share it, so that what the CPU

@@ -2,8 +2,8 @@
 
 `Engine` holds what one model needs for inference: joined weights, rotary tables, and for each batch
 size its buffers with the steps that work on them (`Replay`: CUDA graphs, plain calls elsewhere).
-`runner.Runner` keeps one up to date. Logits that are no numbers would be an action like any other
-to argmax: the last step marks their tokens, on the device, see `finite`.
+`runner.Runner` keeps one up to date. To argmax, NaN logits would be an action like any other: the
+last step marks their tokens, on the device, see `finite`.
 
 The buffers keep the last call: the same images again skip vision and the image's part of the
 prefill, the same prompt with them skips the rest of it. Both are exact: keys and values of the
@@ -249,10 +249,10 @@ class Engine:
     def _prefill(self, buffers: Buffers, span: Span, padded: bool) -> None:
         pads = buffers.pads if padded else None
         embed = self.model.language_model.model.embed_tokens
-        x = embed(buffers.ids[:, : span.end - span.prefix])
+        x = embed(buffers.ids[:, : span.end - span.prefix])  # (B, L, H)
         if span.start == 0:
-            bos = embed(buffers.ids.new_full((buffers.batch, 1), BOS_TOKEN))
-            x = torch.cat([bos, buffers.patches, x], dim=1)
+            bos = embed(buffers.ids.new_full((buffers.batch, 1), BOS_TOKEN))  # (B, 1, H)
+            x = torch.cat([bos, buffers.patches, x], dim=1)  # (B, P + L, H)
         seen = mask(span, pads, self.like) if padded or span.start > 0 else None
         cos, sin = self._rotary(span, pads)
         this = Pass(
@@ -264,7 +264,7 @@ class Engine:
             cache=buffers.cache,
             start=span.start,
         )
-        hidden = infer(self.model.language_model.model, x, this, self.matrices)
+        hidden = infer(self.model.language_model.model, x, this, self.matrices)  # (B, 1, H)
         buffers.hidden.copy_(hidden[:, -1])
         buffers.logits[:, 0] = self.model.action_logits(hidden)[:, -1]
 
@@ -291,15 +291,16 @@ class Engine:
                     start=span.end + step - 1,
                     window=window,
                 )
-                x = embed(buffers.tokens[:, before])
+                x = embed(buffers.tokens[:, before])  # (B, 1, H)
                 hidden = infer(self.model.language_model.model, x, this, self.decode_matrices)
                 buffers.logits[:, step] = self.model.action_logits(hidden)[:, 0]
-            scores = buffers.logits[:, step]
+            scores = buffers.logits[:, step]  # (B, 256)
             if noisy:
                 scores = scores / buffers.temperature + buffers.noise[:, step]
             buffers.tokens[:, step] = scores.argmax(-1) + FIRST_ACTION_TOKEN
-        log_probs = functional.log_softmax(buffers.logits[:, :steps] / buffers.temperature, -1)
-        chosen = (buffers.tokens[:, :steps] - FIRST_ACTION_TOKEN).unsqueeze(-1)
+        scaled = buffers.logits[:, :steps] / buffers.temperature
+        log_probs = functional.log_softmax(scaled, -1)  # (B, D, 256)
+        chosen = (buffers.tokens[:, :steps] - FIRST_ACTION_TOKEN).unsqueeze(-1)  # (B, D, 1)
         buffers.log_probs[:, :steps] = log_probs.gather(-1, chosen).squeeze(-1)
         buffers.tokens[:, :steps] = marked(buffers.tokens[:, :steps], buffers.logits[:, :steps])
 

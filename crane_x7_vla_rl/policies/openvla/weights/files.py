@@ -1,4 +1,4 @@
-"""What lies in a checkpoint folder: JSON files and the headers of safetensors files, checked.
+"""A checkpoint folder's JSON and safetensors headers. A file → its content, checked.
 
 Nothing is read but headers here; `loading` reads the tensors. No file of a checkpoint is ever
 executed or unpickled: weights are safetensors, the rest is JSON.

@@ -119,8 +119,8 @@ def _base_of(adapter: Adapter, token: str | None) -> Path:
         base = here if here.is_dir() else hub.resolve(adapter.base, adapter.base_revision, token)
     except hub.HubError as error:
         raise CheckpointError(
-            f"{source}: the base of this adapter cannot be had; write another folder or Hub id into"
-            f" base_model_name_or_path if it lies elsewhere: {error}"
+            f"{source}: the base of this adapter cannot be loaded; if it lies elsewhere, write"
+            f" its folder or Hub id into base_model_name_or_path: {error}"
         ) from error
     if not has_weights(base):
         raise CheckpointError(f"{source}: its base {base} is no whole model of its own")

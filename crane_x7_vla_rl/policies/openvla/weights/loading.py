@@ -1,4 +1,4 @@
-"""From checkpoint files to an `OpenVLA` on its device: every tensor checked, none read twice.
+"""Load a checkpoint. Folder or Hub id → an `OpenVLA` on its device, every tensor checked.
 
 The model is laid out without memory first. Then one file after the other is memory-mapped, and each
 tensor goes straight to the device, is cast there, and gets its adapter added; the file is unmapped
@@ -60,7 +60,7 @@ def load(
 
     `path_or_repo_id` is a folder or a Hub id, which an @ and a revision may follow. Raises
     CheckpointError or HubError for whatever is wrong with it, and NotFiniteError, which names the
-    weights, where they are not all numbers.
+    weights, where some are NaN or infinite.
     """
     started_s = time.monotonic()
     found = layout.find(path_or_repo_id, revision, token)
@@ -123,7 +123,7 @@ def _check_numbers(
     pairs: Mapping[str, adapters.Pair],
     device: torch.device,
 ) -> None:
-    """Raise NotFiniteError where weights are no numbers; names those in the files, not the sums."""
+    """Raise NotFiniteError for NaN or infinite weights; names those in the files, not the sums."""
     found: list[finite.NonFinite] = []
     file = Path()
     for one in finite.find_non_finite(model.named_parameters()):

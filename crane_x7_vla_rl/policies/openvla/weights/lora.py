@@ -1,4 +1,4 @@
-"""Fresh LoRA adapters for training, by PEFT, on any modules of an OpenVLA.
+"""New LoRA adapters for training, by PEFT. A model and settings → the model, adapted in place.
 
 The model stays an `OpenVLA`: its weights are frozen, each target becomes a PEFT layer in place (one
 of `lora_layers`), and a `Runner` notices. Loading stored adapters is in `loading`.

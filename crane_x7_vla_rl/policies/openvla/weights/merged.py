@@ -24,9 +24,9 @@ class Merged:
 
     def __init__(self, learning: OpenVLA) -> None:
         """Raises AdapterError for weights that are not all float32 or not whole."""
-        odd = [name for name, p in learning.named_parameters() if p.dtype != torch.float32]
-        if odd:
-            raise AdapterError(f"{odd[0]} is not float32: adapters cannot be added without a loss")
+        rounded = [name for name, p in learning.named_parameters() if p.dtype != torch.float32]
+        if rounded:
+            raise AdapterError(f"{rounded[0]} is not float32: added adapters would be rounded")
         self._adapted: dict[str, Any] = {
             name: module for name, module in learning.named_modules() if _has_adapter(module)
         }

@@ -387,7 +387,8 @@ def test_the_base_may_be_given_relative_to_the_adapter(tmp_path: Path) -> None:
 def test_a_base_that_is_nowhere_is_named_with_the_file_that_names_it(tmp_path: Path) -> None:
     _train(tmp_path, "/models/none here", [QUERY], r=2)
     message = _refusal(tmp_path)
-    assert f"{tmp_path / 'adapter_config.json'}: the base of this adapter cannot be had" in message
+    config = tmp_path / "adapter_config.json"
+    assert f"{config}: the base of this adapter cannot be loaded" in message
     assert "/models/none here" in message
 
 
