@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a wish that the loop reads between two updates.
+"""SIGTERM and Ctrl-C. Signal → a flag that the loop reads between two updates.
 
 Before training has begun there is nothing to save, and the process ends at once.
 """

@@ -1,4 +1,4 @@
-"""Whether an error means that memory ran out, and how much was needed until then."""
+"""Memory that ran out. An error → whether it means that, and how much was needed until then."""
 
 from __future__ import annotations
 

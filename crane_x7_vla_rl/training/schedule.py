@@ -1,4 +1,4 @@
-"""How figures change over a run: the learning rate, and how sharp the target is.
+"""Schedules. The number of an update → its learning rate, and how sharp its target is.
 
 The rate rises in a line to its peak, then falls as half a cosine to nothing.
 """

@@ -1,4 +1,4 @@
-"""What a checkpoint was made from, as a file beside its weights and as W&B's lineage.
+"""Lineage: what a checkpoint was made from → a file beside its weights, and W&B's lineage.
 
 The trainer writes `lineage.json` into each checkpoint; uploads read it. A checkpoint that goes to
 W&B carries the name of its artifact there, so whoever starts from its folder, a copy of it or the

@@ -1,4 +1,6 @@
-"""Checkpoints that are whole or not there: written aside, synced, then renamed into place.
+"""Atomic checkpoints. A function that fills a folder → that folder, complete, or nothing.
+
+It is written aside, synced, then renamed into place.
 
 A run's folder holds `checkpoint-<step>` and `checkpoint-final` (`checkpoint_<update>` and so on in
 reinforcement learning), each with a marker `complete.json` that lists its files and their sizes,

@@ -1,4 +1,6 @@
-"""What a checkpoint holds for the trainer alone, so that a resumed run equals one never stopped.
+"""The trainer's own part of a checkpoint: progress, optimizer, random states ↔ `training_state/`.
+
+With it, a resumed run equals one that was never stopped.
 
 `training_state/` has `trainer.json` (counters, data position, tracker run) and `tensors.pt`
 (optimizer by names of parameters, random states of every process); the latter is read as tensors,
