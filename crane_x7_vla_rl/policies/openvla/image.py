@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
-from typing import Final
+from typing import Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -23,6 +23,7 @@ from crane_x7_vla_rl.policies.openvla.resample import resize
 
 Array = npt.NDArray[np.uint8]
 Picture = Image.Image | Array
+Pixels = TypeVar("Pixels", Array, Tensor)
 
 IMAGE_SIZE: Final = 224
 """Pixels of each side in the released model."""
@@ -67,7 +68,7 @@ def normalised(resized: Tensor, dtype: torch.dtype, crop: bool = False) -> Tenso
     return ((scaled.repeat(1, 2, 1, 1) - mean) / std).to(dtype)
 
 
-def cut(image: Array, view: View) -> Array:
+def cut(image: Pixels, view: View) -> Pixels:
     """Return the part of an image (H, W, 3) inside `view`, the same memory.
 
     Edges fall on the nearest pixels, and at least one pixel remains.
@@ -84,6 +85,26 @@ def cut_and_resize(image: Array, view: View, size: int) -> Array:
     if part.shape[:2] == (size, size):
         return part
     return np.asarray(Image.fromarray(part).resize((size, size), Image.Resampling.BICUBIC))
+
+
+def crop_and_resize(images: Array | Tensor, view: View, into: Tensor) -> None:
+    """Write pictures (n, H, W, 3) uint8, cut to `view`, into (n, S, S, 3), as the policy does it.
+
+    Pictures are numpy or tensors; on CUDA they are resized there.
+    """
+    side = into.shape[1]
+    if into.is_cuda:
+        rows = torch.as_tensor(images).to(into.device, non_blocking=True)
+        part = cut(rows.permute(1, 2, 0, 3), view).permute(2, 0, 1, 3)  # (n, height, width, 3)
+        if part.shape[1:3] != (side, side):
+            flat = part.permute(0, 3, 1, 2).flatten(0, 1)
+            part = resize(flat, side, side).view(len(into), 3, side, side).permute(0, 2, 3, 1)
+        into.copy_(part)
+        return
+    found = images.cpu().numpy() if isinstance(images, Tensor) else images
+    target = into.numpy()
+    for row, image in enumerate(found):
+        target[row] = cut_and_resize(image, view, side)
 
 
 def centre_crop(resized: Tensor) -> Tensor:

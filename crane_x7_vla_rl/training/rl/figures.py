@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from crane_x7_vla_rl.training.rl.update import UpdateMetrics
 from crane_x7_vla_rl.training.tracking import METRICS, Step, short
 
 PLOT: Final = "curves.png"
@@ -28,6 +27,41 @@ DRAWN: Final[Mapping[str, Mapping[str, str]]] = {
 }
 """Title of each picture, and its curves with their names."""
 SHARES: Final = ("success of sampled episodes", "success in evaluation", "ratios clipped")
+
+
+@dataclass(frozen=True)
+class UpdateMetrics:
+    """What happened in an update, over all processes; means over its minibatches."""
+
+    policy_loss: float
+    value_loss: float
+    entropy: float
+    """Nats per token."""
+    approx_kl: float
+    """To the policy that acted, nats per answer; in the last minibatch."""
+    ref_kl: float
+    """To the starting policy, nats per answer; 0 where kl_coefficient is."""
+    clip_fraction: float
+    """Share of ratios outside the clip."""
+    explained_variance: float
+    """Of returns, by the rollout's values: 1 perfect, 0 no better than a constant."""
+    grad_norm: float
+    """Before it was shortened."""
+    policy_grad_norm: float
+    """Of the policy loss alone, for the probed samples; 0 where nothing was to be learned."""
+    ratio_error: float
+    """Largest distance of a ratio from 1 before the first step."""
+    value_error: float
+    """Largest distance of a value from the rollout's before the first step."""
+    advantage_mean: float
+    """Before normalisation."""
+    advantage_std: float
+    samples: int
+    """Valid ones of the rollout."""
+    minibatches: int
+    """Steps of the optimizer."""
+    stopped_early: bool
+    """By target_kl."""
 
 
 @dataclass(frozen=True)

@@ -31,12 +31,12 @@ from crane_x7_vla_rl.training.interrupt import Interrupt
 from crane_x7_vla_rl.training.rl import evaluation
 from crane_x7_vla_rl.training.rl.config import RlConfig
 from crane_x7_vla_rl.training.rl.episode_stats import Sums
-from crane_x7_vla_rl.training.rl.figures import RlFigures
+from crane_x7_vla_rl.training.rl.figures import RlFigures, UpdateMetrics
 from crane_x7_vla_rl.training.rl.rescue import Rescue, named
 from crane_x7_vla_rl.training.rl.rollout import Collected, collect
 from crane_x7_vla_rl.training.rl.run import BEST, FINAL, NAMES, RlRun, open_run
 from crane_x7_vla_rl.training.rl.run_state import RunState
-from crane_x7_vla_rl.training.rl.update import UpdateIndex, UpdateMetrics, update
+from crane_x7_vla_rl.training.rl.update import UpdateIndex, update
 from crane_x7_vla_rl.training.session import Clock
 
 logger = logging.getLogger(__name__)

@@ -25,8 +25,7 @@ from torch import Tensor
 from crane_x7_vla_rl.kinematics import UnreachableError
 from crane_x7_vla_rl.policies import base
 from crane_x7_vla_rl.policies.openvla.codec import Codec
-from crane_x7_vla_rl.policies.openvla.image import View, cut, cut_and_resize
-from crane_x7_vla_rl.policies.openvla.resample import resize
+from crane_x7_vla_rl.policies.openvla.image import crop_and_resize
 from crane_x7_vla_rl.policies.openvla.run.rollout import Rollout, Sampling
 from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from crane_x7_vla_rl.policies.openvla.targets import joint_targets
@@ -339,29 +338,3 @@ class _Collection:
         whole = self.terminated | self.truncated
         advantages, taught = grpo.group_advantages(self.rewards, whole, valid, groups)
         return advantages, torch.zeros_like(advantages), taught
-
-
-def crop_and_resize(images: Any, view: View, into: Tensor) -> None:
-    """Write pictures (n, H, W, 3) uint8, cut to `view`, into (n, S, S, 3), as the policy does it.
-
-    Pictures are numpy or tensors; on CUDA they are resized there.
-    """
-    side = into.shape[1]
-    if into.is_cuda:
-        rows = torch.as_tensor(images).to(into.device, non_blocking=True)
-        part = torch.as_tensor(_cut_all(rows, view))
-        if part.shape[1:3] != (side, side):
-            flat = part.permute(0, 3, 1, 2).flatten(0, 1)
-            part = resize(flat, side, side).view(len(into), 3, side, side).permute(0, 2, 3, 1)
-        into.copy_(part)
-        return
-    found = images.cpu().numpy() if isinstance(images, Tensor) else images
-    target = into.numpy()
-    for row, image in enumerate(found):
-        target[row] = cut_and_resize(image, view, side)
-
-
-def _cut_all(images: Any, view: View) -> Any:
-    """As `cut`, for (n, H, W, 3)."""
-    seen: Any = cut(images.permute(1, 2, 0, 3), view)
-    return seen.permute(2, 0, 1, 3)

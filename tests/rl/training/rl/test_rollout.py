@@ -13,14 +13,14 @@ from accelerate import Accelerator
 from rl_rig import Scripted
 
 from crane_x7_vla_rl.policies.openvla.codec import Codec
-from crane_x7_vla_rl.policies.openvla.image import cut
+from crane_x7_vla_rl.policies.openvla.image import crop_and_resize, cut
 from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
 from crane_x7_vla_rl.training.errors import NotFiniteError
 from crane_x7_vla_rl.training.rl import agent as agents
 from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig, ValueConfig
-from crane_x7_vla_rl.training.rl.rollout import Collected, RolloutConfig, collect, crop_and_resize
+from crane_x7_vla_rl.training.rl.rollout import Collected, RolloutConfig, collect
 from crane_x7_vla_rl.training.rl.update import UpdateIndex, update
 
 CONFIG = PpoConfig(minibatch_size=4, micro_batch_size=4, epochs=1, value=ValueConfig(hidden=16))
