@@ -7,13 +7,13 @@ downloaded artifact knows where it comes from.
 
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 from crane_x7_vla_rl.policies.base import PolicyLoadError
 from crane_x7_vla_rl.policies.openvla.weights import layout as layouts
+from crane_x7_vla_rl.policies.openvla.weights.files import read_json
 from crane_x7_vla_rl.training.checkpoints.policy_files import write_json
 
 LINEAGE: Final = "lineage.json"
@@ -39,9 +39,12 @@ class Lineage:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Return what a checkpoint's folder says, nothing where it says nothing."""
+    """Return what a checkpoint's folder says, nothing where it says nothing.
+
+    Raises CheckpointError for a file that is no JSON object.
+    """
     path = folder / LINEAGE
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+    return read_json(path) if path.is_file() else {}
 
 
 def made_from(model: str, resumed: Path | None) -> str | None:

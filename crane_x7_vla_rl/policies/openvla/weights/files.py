@@ -68,7 +68,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
             raise CheckpointError(_no_weights(folder))
         return read_header(folder / SINGLE)
     weight_map = read_json(folder / INDEX).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
+    if not isinstance(weight_map, dict) or {type(name) for name in weight_map.values()} != {str}:
         raise CheckpointError(f"{folder / INDEX}: found no weight_map, expected key → file name")
     found: dict[str, Stored] = {}
     for name in sorted(set(weight_map.values())):
@@ -127,9 +127,13 @@ def read_header(path: Path) -> dict[str, Stored]:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
         raise CheckpointError(f"{path} has no safetensors header: {error}") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(
+            f"{path} has a header that is a {type(header).__name__}, not an object"
+        )
     header.pop("__metadata__", None)
     tensors = {key: _stored(path, key, entry) for key, entry in header.items()}
-    ends = [entry["data_offsets"][1] for entry in header.values()]
+    ends = [int(entry["data_offsets"][1]) for entry in header.values()]
     expected = _LENGTH_BYTES + length + max(ends, default=0)
     if size != expected:
         raise CheckpointError(
@@ -143,7 +147,7 @@ def _stored(path: Path, key: str, entry: object) -> Stored:
     try:
         assert isinstance(entry, dict)
         dtype, shape = str(entry["dtype"]), tuple(int(length) for length in entry["shape"])
-        begin, end = entry["data_offsets"]
+        begin, end = map(int, entry["data_offsets"])
     except (AssertionError, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path}: {key} is described by {entry!r}") from error
     needed = ITEM_BYTES.get(dtype, 0) * math.prod(shape)

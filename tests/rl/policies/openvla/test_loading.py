@@ -164,6 +164,32 @@ def test_a_key_that_its_shard_lacks_is_named(copy: Path) -> None:
     assert f"{copy / SHARDS[1]} lacks {EMBEDDING}" in _refusal(copy)
 
 
+@pytest.mark.parametrize("weight_map", [[1], {}, {EMBEDDING: 5}, {EMBEDDING: None}, "x"])
+def test_an_index_that_names_no_files_is_refused(copy: Path, weight_map: object) -> None:
+    index = copy / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    assert f"{index}: found no weight_map, expected key → file name" in _refusal(copy)
+
+
+@pytest.mark.parametrize(
+    ("header", "said"),
+    [
+        ([], "a header that is a list"),
+        (3, "a header that is a int"),
+        ({"x": {"dtype": "F32", "shape": [1], "data_offsets": ["a", 4]}}, "x is described by"),
+    ],
+)
+def test_a_header_that_describes_no_tensors_is_refused(
+    copy: Path, weights: dict[str, torch.Tensor], header: object, said: str
+) -> None:
+    text = json.dumps(header).encode()
+    path = _single(copy, weights) / "model.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + bytes(64))
+    message = _refusal(copy)
+    assert str(path) in message
+    assert said in message
+
+
 def test_a_wrong_shape_is_named_with_file_key_found_and_expected(
     copy: Path, weights: dict[str, torch.Tensor]
 ) -> None:

@@ -12,6 +12,7 @@ import pytest
 import rl_rig
 import training_rig
 
+from crane_x7_vla_rl.policies.base import PolicyLoadError
 from crane_x7_vla_rl.training.checkpoints import lineage
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.checkpoints.lineage import Lineage
@@ -156,3 +157,11 @@ def test_online_a_line_leads_from_what_training_started_from(tmp_path: Path, ref
     assert artifact.metadata["about"] == {"success": 0.5}
     assert lineage.made_from(str(start(tmp_path / "sft")), None) == STARTED
     assert lineage.made_from("gone", tmp_path / "checkpoint_2") == STARTED
+
+
+@pytest.mark.parametrize("text", ["{", "[]", '"x"'])
+def test_a_damaged_lineage_is_named(tmp_path: Path, text: str) -> None:
+    folder = start(tmp_path / "sft")
+    (folder / lineage.LINEAGE).write_text(text)
+    with pytest.raises(PolicyLoadError, match=str(folder / lineage.LINEAGE)):
+        lineage.made_from(str(folder), None)
