@@ -15,23 +15,23 @@ PNG_SIGNATURE: Final = b"\x89PNG\r\n\x1a\n"
 PNG_END: Final = b"IEND\xaeB`\x82"
 
 
-class ImageError(ValueError):
+class PictureError(ValueError):
     """Bytes are no picture that can be shown; says how many, and what is wrong with them."""
 
 
 def decode_picture(content: bytes) -> Image:
-    """Return the picture; raises ImageError for a truncated one, where OpenCV would show grey."""
+    """Return the picture; raises PictureError for a truncated one, where OpenCV would show grey."""
     if content.startswith(PNG_SIGNATURE):
         if not content.rstrip(b"\0").endswith(PNG_END):
-            raise ImageError(f"PNG of {len(content)} bytes is cut off: no IEND")
+            raise PictureError(f"PNG of {len(content)} bytes is cut off: no IEND")
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
         if image is None:
-            raise ImageError(f"PNG of {len(content)} bytes cannot be decoded")
+            raise PictureError(f"PNG of {len(content)} bytes cannot be decoded")
         return np.ascontiguousarray(image[:, :, ::-1], dtype=np.uint8)
     if not content.startswith(JPEG_START):
-        raise ImageError(f"image begins with {content[:8]!r}, expected JPEG or PNG")
+        raise PictureError(f"image begins with {content[:8]!r}, expected JPEG or PNG")
     try:
         decoded: Image = simplejpeg.decode_jpeg(content, colorspace="RGB", strict=True)
     except ValueError as error:
-        raise ImageError(f"JPEG of {len(content)} bytes cannot be decoded: {error}") from error
+        raise PictureError(f"JPEG of {len(content)} bytes cannot be decoded: {error}") from error
     return decoded

@@ -15,7 +15,7 @@ import simplejpeg
 
 from crane_x7_remote.rosbridge.messages import Message, MessageError, read_stamp
 from crane_x7_remote.rosbridge.protocol import brief
-from crane_x7_vla_rl.images import JPEG_START, PNG_SIGNATURE, ImageError, decode_picture
+from crane_x7_vla_rl.images import JPEG_START, PNG_SIGNATURE, PictureError, decode_picture
 from crane_x7_vla_rl.types import Image
 
 MAX_IMAGE_PIXELS = 4096 * 4096
@@ -124,7 +124,7 @@ def decode_image(encoded: EncodedFrame, max_pixels: int = MAX_IMAGE_PIXELS) -> I
                 " expected JPEG or PNG"
             )
         return decode_picture(content)
-    except ImageError as error:
+    except PictureError as error:
         raise MessageError(str(error)) from error
     except ValueError as error:
         raise MessageError(f"JPEG of {len(content)} bytes cannot be decoded: {error}") from error

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from crane_x7_vla_rl.images import ImageError, decode_picture
+from crane_x7_vla_rl.images import PictureError, decode_picture
 from crane_x7_vla_rl.prompt import clean_instruction
 from crane_x7_vla_rl.robot import DOF
 from crane_x7_vla_rl.types import Image
@@ -114,5 +114,5 @@ def decode_image(content: bytes) -> Image:
     """Return (H, W, 3) uint8 RGB of a JPEG or PNG; a truncated one raises DataError, never grey."""
     try:
         return decode_picture(content)
-    except ImageError as error:
+    except PictureError as error:
         raise DataError(str(error)) from error

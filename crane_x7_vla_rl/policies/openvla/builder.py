@@ -27,7 +27,7 @@ from torch import nn
 
 from crane_x7_vla_rl.actions import ACTION_BINS, FIRST_ACTION_TOKEN, VOCABULARY
 from crane_x7_vla_rl.policies.openvla.codec import PERIOD_S, PolicySpec
-from crane_x7_vla_rl.policies.openvla.errors import CheckpointError, ConfigError
+from crane_x7_vla_rl.policies.openvla.errors import CheckpointError, ModelConfigError
 from crane_x7_vla_rl.policies.openvla.image import IMAGE_SIZE, WHOLE
 from crane_x7_vla_rl.policies.openvla.model.config import PATCH_SIZE, OpenVLAConfig
 from crane_x7_vla_rl.policies.openvla.model.openvla import OpenVLA
@@ -259,7 +259,7 @@ def main(argv: list[str] | None = None) -> int:
         asked = {name: getattr(args, name) for name in asdict(PolicySpec())}
         inputs = PolicySpec.from_dict(asked, "the flags")
         folder = build(args.folder, sizes, args.seed, inputs)
-    except (CheckpointError, ConfigError, OSError) as error:
+    except (CheckpointError, ModelConfigError, OSError) as error:
         print(f"builder: {error}", file=sys.stderr)
         return 1
     size_mb = (folder / SINGLE).stat().st_size / 1e6

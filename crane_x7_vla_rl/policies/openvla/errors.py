@@ -10,7 +10,7 @@ class OpenVLAError(ValueError):
     """Anything that this policy refuses."""
 
 
-class ConfigError(OpenVLAError):
+class ModelConfigError(OpenVLAError):
     """A `config.json` describes a model that this package does not implement."""
 
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from crane_x7_vla_rl.policies.openvla.errors import ConfigError
+from crane_x7_vla_rl.policies.openvla.errors import ModelConfigError
 from crane_x7_vla_rl.policies.openvla.image import IMAGE_SIZE
 
 PATCH_SIZE: Final = 14
@@ -97,7 +97,7 @@ class OpenVLAConfig:
     def from_dict(cls, raw: Mapping[str, Any], source: str = "config.json") -> OpenVLAConfig:
         """Return the configuration in parsed JSON `raw`; `source` names it in errors.
 
-        Raises ConfigError for another architecture, towers, resolution or action vocabulary. A
+        Raises ModelConfigError for another architecture, towers, resolution or action vocabulary. A
         resolution other than the released model's needs `vision_towers`, whose `patch_size` goes
         with `image_sizes`: released checkpoints have no such key.
         """
@@ -120,7 +120,7 @@ class OpenVLAConfig:
 def _expect(raw: Mapping[str, Any], name: str, wanted: object, source: str) -> None:
     found = raw.get(name, wanted)
     if found != wanted:
-        raise ConfigError(
+        raise ModelConfigError(
             f"{source}: {name} is {found!r}, expected {wanted!r}; only the 224-pixel"
             " DINOv2+SigLIP OpenVLA is implemented"
         )
@@ -133,11 +133,11 @@ def _resolution(raw: Mapping[str, Any], towers: Mapping[str, Any], source: str) 
         return IMAGE_SIZE, PATCH_SIZE
     sides = raw.get("image_sizes", [IMAGE_SIZE, IMAGE_SIZE])
     if not isinstance(sides, list) or len(sides) != 2 or sides[0] != sides[1]:
-        raise ConfigError(f"{source}: image_sizes is {sides!r}, expected two equal numbers")
+        raise ModelConfigError(f"{source}: image_sizes is {sides!r}, expected two equal numbers")
     image = _positive(sides[0], "image_sizes", source)
     patch = _positive(towers.get("patch_size", PATCH_SIZE), "vision_towers.patch_size", source)
     if image % patch:
-        raise ConfigError(
+        raise ModelConfigError(
             f"{source}: patches of {patch} pixels do not fill images of {image}; choose image_sizes"
             " that are a multiple of vision_towers.patch_size"
         )
@@ -147,13 +147,13 @@ def _resolution(raw: Mapping[str, Any], towers: Mapping[str, Any], source: str) 
 def _section(raw: Mapping[str, Any], name: str, source: str) -> Mapping[str, Any]:
     found = raw.get(name, {})
     if not isinstance(found, Mapping):
-        raise ConfigError(f"{source}: {name} is {type(found).__name__}, expected an object")
+        raise ModelConfigError(f"{source}: {name} is {type(found).__name__}, expected an object")
     return found
 
 
 def _positive(value: object, name: str, source: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ConfigError(f"{source}: {name} is {value!r}, expected a whole number above 0")
+        raise ModelConfigError(f"{source}: {name} is {value!r}, expected a whole number above 0")
     return value
 
 
@@ -162,7 +162,7 @@ def _tower(released: TowerConfig, raw: Mapping[str, Any], source: str) -> TowerC
     width = _positive(raw.get("embed_dim", released.embed_dim), "embed_dim", source)
     heads = _positive(raw.get("num_heads", released.num_heads), "num_heads", source)
     if width % heads:
-        raise ConfigError(f"{source}: a tower of {width} channels cannot have {heads} heads")
+        raise ModelConfigError(f"{source}: a tower of {width} channels cannot have {heads} heads")
     return TowerConfig(
         embed_dim=width,
         depth=_positive(raw.get("depth", released.depth), "depth", source),
@@ -196,12 +196,12 @@ def _text(raw: Mapping[str, Any], source: str) -> LlamaConfig:
         rope_theta=float(raw.get("rope_theta", released.rope_theta)),
     )
     if text.hidden_size % heads or heads % text.num_key_value_heads:
-        raise ConfigError(
+        raise ModelConfigError(
             f"{source}: text_config has {text.hidden_size} channels, {heads} heads and"
             f" {text.num_key_value_heads} key heads; each must divide the one before"
         )
     if text.vocab_size < 32000:
-        raise ConfigError(
+        raise ModelConfigError(
             f"{source}: text_config.vocab_size is {text.vocab_size}, expected 32000 or more:"
             " the actions are ids 31744 to 31999"
         )

@@ -20,7 +20,7 @@ from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.policies.load import load_policy
 from crane_x7_vla_rl.policies.openvla import builder
 from crane_x7_vla_rl.policies.openvla.codec import Codec, PolicySpec
-from crane_x7_vla_rl.policies.openvla.errors import CheckpointError, ConfigError
+from crane_x7_vla_rl.policies.openvla.errors import CheckpointError, ModelConfigError
 from crane_x7_vla_rl.policies.openvla.model.config import OpenVLAConfig
 from crane_x7_vla_rl.policies.openvla.run.evaluate import evaluate
 from crane_x7_vla_rl.policies.openvla.run.runner import Runner
@@ -179,7 +179,7 @@ def test_state_tokens_without_statistics_of_the_state_are_refused(loaded: loadin
 )
 def test_odd_resolutions_are_named(tiny: Path, change: dict[str, Any], message: str) -> None:
     raw = json.loads((tiny / "config.json").read_text()) | change
-    with pytest.raises(ConfigError, match=message):
+    with pytest.raises(ModelConfigError, match=message):
         OpenVLAConfig.from_dict(raw)
 
 

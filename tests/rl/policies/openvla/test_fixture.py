@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from crane_x7_vla_rl.policies.openvla import OpenVLA, OpenVLAConfig
-from crane_x7_vla_rl.policies.openvla.errors import ConfigError
+from crane_x7_vla_rl.policies.openvla.errors import ModelConfigError
 from crane_x7_vla_rl.policies.openvla.model.language import rotary_table
 from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 
@@ -140,5 +140,5 @@ def test_sizes_left_out_are_the_released_models() -> None:
     ],
 )
 def test_a_config_of_another_model_is_refused(change: dict[str, object], said: str) -> None:
-    with pytest.raises(ConfigError, match=said):
+    with pytest.raises(ModelConfigError, match=said):
         OpenVLAConfig.from_dict({"model_type": "openvla", **change})
