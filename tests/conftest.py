@@ -6,8 +6,9 @@ headscale from source); the timeout of pytest counts the test itself alone.
 
 from __future__ import annotations
 
+import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import fake_tailnet
@@ -26,6 +27,17 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Before numpy and torch are imported: as many threads as cores, in each worker, is too many.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collection() -> Generator[None, object, object]:
+    """Look for no garbage among imports, which stay: it took a quarter of the time."""
+    gc.disable()
+    try:
+        return (yield)
+    finally:
+        gc.enable()
+        gc.freeze()
 
 
 @pytest.hookimpl(optionalhook=True)
