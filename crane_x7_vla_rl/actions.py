@@ -62,12 +62,17 @@ class Statistics:
         for name in bounds:
             try:
                 vectors.append(np.array(raw[name], dtype=np.float64))
-            except (KeyError, TypeError, ValueError) as error:
+            except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise StatisticsError(
                     f"{source}: {name} is {raw.get(name)!r}, expected a list of numbers"
                 ) from error
         low, high = vectors
-        mask = np.array(raw.get("mask", np.ones(low.shape, bool)))
+        try:
+            mask = np.array(raw.get("mask", np.ones(low.shape, bool)))
+        except ValueError as error:  # lists of several lengths
+            raise StatisticsError(
+                f"{source}: mask is {raw['mask']!r}, expected a list of true and false"
+            ) from error
         if low.ndim != 1 or not low.size or low.shape != high.shape or mask.shape != low.shape:
             raise StatisticsError(
                 f"{source}: {bounds[0]} has shape {low.shape}, {bounds[1]} {high.shape}, mask"

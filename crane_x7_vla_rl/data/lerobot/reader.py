@@ -9,6 +9,7 @@ truncated or does not hold what `meta/` says raises DataError with the file's na
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,6 +21,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from crane_x7_vla_rl.data.episode import DataError, Episode, EpisodeError
 from crane_x7_vla_rl.data.files import read_json
@@ -37,6 +39,9 @@ OPEN_TABLES: Final = 32
 """Files of frames kept in memory; one of 100 k frames takes 8 MB."""
 MENDED_FRAMES: Final = 3
 """A video stamp at most this far off is put right; further off, it may mean another episode."""
+_ROW: Final = ("length", "tasks", "dataset_from_index", "data/chunk_index", "data/file_index")
+_VIDEO_ROW: Final = ("chunk_index", "file_index", "from_timestamp")
+"""What the row of an episode must say; the latter about its video."""
 _COLUMNS: Final = (layout.STATE, layout.ACTION, "episode_index")
 
 
@@ -68,12 +73,10 @@ class LeRobotSource:
         self._folder, self.name = folder, name or str(folder)
         self._info = read_json(folder / layout.INFO)
         self._check_info()
-        self._columns = {
-            name: _joint_columns(folder / layout.INFO, self._info, name)
-            for name in (layout.STATE, layout.ACTION)
-        }
+        self._columns = _columns(folder / layout.INFO, self._info)
         self.camera = self._pick_camera(camera)
         self._rows = read_rows(folder, self._info)
+        self._check_rows()
         self._lengths = np.array([row["length"] for row in self._rows], dtype=np.int64)
         self._places: _VideoPlaces | None = None
         if self._info["features"][self.camera]["dtype"] == "video":
@@ -132,12 +135,36 @@ class LeRobotSource:
         missing = [name for name in needed if name not in info]
         if missing:
             raise DataError(f"{path}: lacks {', '.join(missing)}")
+        fps, total, features = info["fps"], info["total_episodes"], info["features"]
+        if type(fps) not in (int, float) or not 0 < fps < math.inf:
+            raise DataError(f"{path}: fps is {fps!r}, expected frames per second above 0")
+        if type(total) is not int or total < 0:
+            raise DataError(f"{path}: total_episodes is {total!r}, expected a number")
+        if not isinstance(features, Mapping):
+            raise DataError(f"{path}: features is {features!r}, expected an object")
+        for name, about in features.items():
+            if not isinstance(about, Mapping) or "dtype" not in about:
+                raise DataError(f"{path}: {name} is {about!r}, expected dtype, shape and names")
         for name in (layout.STATE, layout.ACTION):
-            shape = info["features"].get(name, {}).get("shape")
+            shape = features.get(name, {}).get("shape")
             if shape != [DOF]:
                 raise DataError(
                     f"{path}: {name} has shape {shape}, expected [{DOF}]: the joints of a CRANE-X7"
                 )
+
+    def _check_rows(self) -> None:
+        """Raise DataError where an episode's row lacks a value that finding its frames needs."""
+        needed = [*_ROW]
+        if self._info["features"][self.camera]["dtype"] == "video":
+            needed += [f"videos/{self.camera}/{name}" for name in _VIDEO_ROW]
+        for index, row in enumerate(self._rows):
+            for key in needed:
+                value = row.get(key)
+                if value is None or (isinstance(value, float) and not math.isfinite(value)):
+                    raise DataError(
+                        f"{self._folder}/meta/episodes: {key} of episode {index} is {value};"
+                        " correct it, or convert the data set again"
+                    )
 
     def _pick_camera(self, wanted: str | None) -> str:
         features: Mapping[str, Any] = self._info["features"]
@@ -195,8 +222,27 @@ class LeRobotSource:
         return VideoFrames(self._videos, path, start / fps, fps, row["length"])
 
 
-def _joint_columns(path: Path, info: Mapping[str, Any], feature: str) -> list[int]:
-    """Return where each of the 8 joints stands in `feature`, by its names.
+def _columns(path: Path, info: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Return where each of the 8 joints stands in state and action.
+
+    Raises DataError where the names of one are in another order than ours, and the other has none.
+    """
+    state, action = (_joint_columns(path, info, name) for name in (layout.STATE, layout.ACTION))
+    ours = list(range(DOF))
+    if (state is None) != (action is None) and ours not in (state, action):
+        named, nameless = layout.STATE, layout.ACTION
+        if state is None:
+            named, nameless = nameless, named
+        raise DataError(
+            f"{path}: {named} names its joints in another order than"
+            f" {', '.join(JOINT_NAMES)}, and {nameless} names none, so its order is unknown; write"
+            f" the names of {nameless} there"
+        )
+    return {layout.STATE: state or ours, layout.ACTION: action or ours}
+
+
+def _joint_columns(path: Path, info: Mapping[str, Any], feature: str) -> list[int] | None:
+    """Return where each of the 8 joints stands in `feature`, by its names; None without names.
 
     Raises DataError for names of another robot. LeRobot's own names end in `.pos`.
     """
@@ -207,9 +253,12 @@ def _joint_columns(path: Path, info: Mapping[str, Any], feature: str) -> list[in
             "%s: %s names no joints (%s); its columns are taken for %s",
             path, feature, robot, ", ".join(JOINT_NAMES),
         )  # fmt: skip
-        return list(range(DOF))
+        return None
     try:
-        return places_of_joints([name.removesuffix(".pos") for name in names], DOF)
+        places = places_of_joints([name.removesuffix(".pos") for name in names], DOF)
+        if len(names) != DOF:
+            raise JointsError(f"has {len(names)} names for {DOF} columns")
+        return places
     except JointsError as error:
         raise DataError(
             f"{path}: {feature} has the joints {', '.join(names)} ({robot}), not those of a"
@@ -219,24 +268,20 @@ def _joint_columns(path: Path, info: Mapping[str, Any], feature: str) -> list[in
 
 
 def _flat(names: Any) -> Iterator[str]:
-    """Yield the names in a list, or in lists by kind such as {"motors": [...]}."""
-    if isinstance(names, Mapping):
-        names = list(names.values())
-    for name in names or ():
-        if isinstance(name, list):
-            yield from _flat(name)
-        else:
-            yield str(name)
+    """Yield the names in a list, in lists by kind such as {"motors": [...]}, or name → column."""
+    if isinstance(names, str):
+        yield names
+    elif isinstance(names, Mapping) and all(type(at) is int for at in names.values()):
+        yield from sorted(names, key=lambda name: names[name])
+    else:
+        for name in names.values() if isinstance(names, Mapping) else names or ():
+            if name is not None:
+                yield from _flat(name)
 
 
 def _video_places(rows: Sequence[Mapping[str, Any]], camera: str, fps: Fraction) -> _VideoPlaces:
-    """Return where the episodes lie in their videos; raises DataError where rows do not say."""
-    chunk, file, stamp = (
-        f"videos/{camera}/{name}" for name in ("chunk_index", "file_index", "from_timestamp")
-    )
-    for key in (chunk, file, stamp):
-        if any(row.get(key) is None for row in rows):
-            raise DataError(f"meta/episodes: episodes without {key}; convert the data set again")
+    """Return where the episodes lie in their videos."""
+    chunk, file, stamp = (f"videos/{camera}/{name}" for name in _VIDEO_ROW)
     files = [(row[chunk], row[file]) for row in rows]
     starts = np.zeros(len(rows), np.int64)
     ends: dict[tuple[int, int], int] = {}
@@ -260,8 +305,7 @@ def _read_frames(path: Path, columns: Mapping[str, list[int]]) -> _Frames:
     table = layout.read_table(path, _COLUMNS)
     try:
         state, action = (
-            table[name].combine_chunks().flatten().to_numpy().reshape(-1, DOF)[:, columns[name]]
-            for name in (layout.STATE, layout.ACTION)
+            _rows_of_joints(table[name])[:, columns[name]] for name in (layout.STATE, layout.ACTION)
         )
     except (pa.ArrowException, ValueError) as error:
         raise DataError(f"{path}: state and action are not rows of {DOF} numbers") from error
@@ -269,6 +313,15 @@ def _read_frames(path: Path, columns: Mapping[str, list[int]]) -> _Frames:
     if not len(state) == len(action) == len(episode):
         raise DataError(f"{path}: state, action and episode_index differ in length")
     return _Frames(state.astype(np.float32), action.astype(np.float32), episode)
+
+
+def _rows_of_joints(column: pa.ChunkedArray) -> npt.NDArray[Any]:
+    """Return the (T, 8) of a column of lists; raises ValueError where a list is of other length."""
+    lengths = pc.unique(pc.list_value_length(column)).to_pylist()
+    if lengths not in ([], [DOF]):
+        raise ValueError(f"lists of {lengths} values")
+    rows: npt.NDArray[Any] = column.combine_chunks().flatten().to_numpy().reshape(-1, DOF)
+    return rows
 
 
 def _read_pictures(path: Path, camera: str, place: slice) -> list[bytes | Image]:

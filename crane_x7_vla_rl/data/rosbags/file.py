@@ -58,17 +58,19 @@ class Received:
 class _Mcap(McapReader):  # type: ignore[misc]
     """Finds every message of a file whose index is not complete.
 
-    Writers may leave out the message indexes, or the summary as a whole. `rosbags` takes a chunk
+    Writers may leave out the message indexes, the counts, or the summary as a whole. `rosbags` takes a chunk
     without message indexes for empty, and refuses to scan messages that are not in order of time,
     though whoever reads them here sorts them.
     """
+
+    statistics: Any
 
     def read_index(self) -> None:
         super().read_index()
         if not (self.connections and all(chunk.channel_count for chunk in self.chunks)):
             self.chunks.clear()
-        if not self.connections:
-            self.statistics = None
+        if not (self.connections and self.statistics and self.statistics.channel_message_counts):
+            self.statistics = None  # counted again: from the chunks' indexes, or by a scan
 
     def messages(
         self, connections: Collection[Connection], start: int | None = None, stop: int | None = None

@@ -64,7 +64,10 @@ def read_file(path: Path) -> Layer:
         content = {}
     if not isinstance(content, Mapping):
         raise ConfigError(f"{path}: holds a {type(content).__name__}, expected keys and values")
-    return Layer(str(path), dict(_flatten(content)))
+    values: dict[str, Any] = {}
+    for key, value in _flatten(content):
+        _add(values, key, value, str(path))  # an alias and a dotted key may mean the same
+    return Layer(str(path), values)
 
 
 def _flatten(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -81,13 +84,19 @@ def _overrides(given: Sequence[str]) -> Layer:
         key, equals, value = text.partition("=")
         if not equals:
             raise ConfigError(f"--override {text}: expected KEY=VALUE, as in training.batch_size=4")
-        if (name := key.strip()) in values:
-            raise ConfigError(f"--override {text}: {name} is given twice; keep one")
         try:
-            values[name] = parse_yaml(value)
+            parsed = parse_yaml(value)
         except YamlError as error:
             raise ConfigError(f"--override {text}: the value {error}") from error
+        for name, each in _flatten({key.strip(): parsed}):
+            _add(values, name, each, f"--override {text}")
     return Layer("--override", values)
+
+
+def _add(values: dict[str, Any], key: str, value: Any, source: str) -> None:
+    if key in values:
+        raise ConfigError(f"{source}: {key} is given twice; keep one")
+    values[key] = value
 
 
 def build(cls: type[T], wanted: Sequence[Layer]) -> T:

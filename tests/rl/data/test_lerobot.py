@@ -430,6 +430,92 @@ def test_joints_without_names_are_taken_in_our_order_with_a_warning(
     assert "state names no joints (robot_type is 'franka')" in caplog.text
 
 
+def test_joints_may_be_named_by_their_columns(tmp_path: Path) -> None:
+    """LeRobot writes names of some robots as {name: column}."""
+    write(tmp_path, range(2))
+    columns = {name: column for column, name in enumerate(GRIPPER_FIRST)}
+    for names in (columns, {"motors": columns}):
+        rename_joints(tmp_path, names)
+        state = open_lerobot(tmp_path)[1].state
+        np.testing.assert_array_equal(state[:, 7], episode(1, 5).state[:, 0])
+
+
+def test_more_names_than_columns_are_refused(tmp_path: Path) -> None:
+    write(tmp_path, range(2))
+    rename_joints(tmp_path, [*JOINT_NAMES, "rail"])
+    with pytest.raises(DataError, match=r"rail .* has 9 names for 8 columns"):
+        open_lerobot(tmp_path)
+
+
+@pytest.mark.parametrize("nameless", ["observation.state", "action"])
+def test_an_order_that_only_state_or_action_names_is_no_guess_for_the_other(
+    tmp_path: Path, nameless: str
+) -> None:
+    write(tmp_path, range(2))
+    rename_joints(tmp_path, GRIPPER_FIRST)
+    features = json.loads((tmp_path / "meta/info.json").read_text())["features"]
+    features[nameless]["names"] = None
+    edit_info(tmp_path, features=features)
+    with pytest.raises(DataError, match=f"write the names of {nameless} there"):
+        open_lerobot(tmp_path)
+
+
+def test_rows_of_uneven_length_are_refused_though_their_sum_fits(tmp_path: Path) -> None:
+    write(tmp_path, range(2))
+    path = tmp_path / "data/chunk-000/file-000.parquet"
+    table = pq.read_table(path)
+    rows = table["observation.state"].to_pylist()
+    rows[5], rows[6] = [*rows[5], rows[6][0]], rows[6][1:]
+    column = pa.array(rows, pa.list_(pa.float32()))
+    at = table.column_names.index("observation.state")
+    pq.write_table(table.set_column(at, "observation.state", column), path)
+    with pytest.raises(DataError, match="are not rows of 8 numbers"):
+        open_lerobot(tmp_path)[1]
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("length", None),
+        ("tasks", None),
+        ("dataset_from_index", None),
+        ("data/chunk_index", None),
+        ("videos/observation.images.base/from_timestamp", float("nan")),
+        ("videos/observation.images.base/from_timestamp", float("inf")),
+    ],
+)
+def test_what_an_episodes_row_does_not_say_is_named(
+    tmp_path: Path, key: str, value: object
+) -> None:
+    write(tmp_path, range(3))
+    path = tmp_path / "meta/episodes/chunk-000/file-000.parquet"
+    table = pq.read_table(path)
+    rows = table.to_pylist()
+    rows[1][key] = value
+    pq.write_table(pa.Table.from_pylist(rows, schema=table.schema), path)
+    with pytest.raises(DataError, match=f"episodes: {key} of episode 1 is {value}; correct it"):
+        open_lerobot(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"fps": None}, "fps is None"),
+        ({"fps": 0}, "fps is 0"),
+        ({"total_episodes": None}, "total_episodes is None"),
+        ({"features": []}, r"features is \[\]"),
+        ({"features": {"action": None}}, "action is None"),
+    ],
+)
+def test_senseless_values_in_the_info_are_named(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    write(tmp_path, range(1))
+    edit_info(tmp_path, **changes)
+    with pytest.raises(DataError, match=f"info.json: {message}, expected"):
+        open_lerobot(tmp_path)
+
+
 def shift_stamps(folder: Path, frames: Callable[[int], float]) -> None:
     path = folder / "meta/episodes/chunk-000/file-000.parquet"
     table = pq.read_table(path)

@@ -389,6 +389,7 @@ def test_messages_that_got_lost_are_missed(tmp_path):
     "rewrite",
     [
         mcap_rig.without_summary,
+        mcap_rig.without_channel_counts,
         mcap_rig.with_chunk_index_alone,
         lambda content: mcap_rig.with_chunk_index_alone(content, (SCHEMA, CHANNEL)),
         lambda content: mcap_rig.with_chunk_index_alone(content, (SCHEMA, CHANNEL, STATISTICS)),

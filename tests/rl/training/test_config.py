@@ -162,6 +162,23 @@ def test_an_override_given_twice_is_refused() -> None:
         read("--backend", "openvla", "--override", "lora={a: 1, a: 2}")
 
 
+def test_one_key_by_section_and_by_dots_is_refused_in_overrides_and_through_aliases(
+    tmp_path: Path,
+) -> None:
+    twice = ("--override", "lora.rank=4", "--override", "lora={rank: 8}")
+    with pytest.raises(ConfigError, match=r"--override lora=.*: lora\.rank is given twice"):
+        read("--backend", "openvla", *twice)
+    for text in ("x: &x {rank: 4}\nlora: *x", "x: &x {rank: 4}\nlora: {<<: *x}"):
+        file = written(tmp_path, f"{text}\nlora.rank: 8")
+        with pytest.raises(ConfigError, match=r"lora\.rank is given twice") as caught:
+            read("--backend", "openvla", "--config", file)
+        assert str(caught.value).startswith(f"{file}: ")
+
+
+def test_an_override_may_be_a_section() -> None:
+    assert read("--backend", "openvla", "--override", "lora={rank: 8}").lora.rank == 8
+
+
 def test_a_merged_key_may_be_given_again_and_an_alias_may_stand_anywhere(tmp_path: Path) -> None:
     file = written(tmp_path, "training: &t {batch_size: 3}\nlora: {rank: 4}\n<<: {lora: {rank: 8}}")
     assert read("--backend", "openvla", "--config", file).lora.rank == 4

@@ -87,6 +87,8 @@ def test_statistics_of_another_robot_do_not_scale_this_one(model: OpenVLA) -> No
         ({"action": {"q01": [0.0], "q99": ["a"]}}, r"q99 is \['a'\], expected a list of numbers"),
         ({"action": {"q01": [0.0], "q99": [1.0, 2.0]}}, "three lists of one length"),
         ({"action": {"q01": [0.0], "q99": [1.0], "mask": [1]}}, "mask holds int64"),
+        ({"action": {"q01": [0.0], "q99": [1.0], "mask": [True, [True]]}}, "mask is .*expected a"),
+        ({"action": {"q01": [10**400], "q99": [1.0]}}, "q01 is .*expected a list of numbers"),
         ({"action": {"q01": [0.0], "q99": [float("nan")]}}, "expected finite q01 ≤ q99"),
         ({"action": {"q01": [2.0], "q99": [1.0]}}, "expected finite q01 ≤ q99"),
     ],
