@@ -58,9 +58,9 @@ class Received:
 class _Mcap(McapReader):  # type: ignore[misc]
     """Finds every message of a file whose index is not complete.
 
-    Writers may leave out the message indexes, the counts, or the summary as a whole. `rosbags` takes a chunk
-    without message indexes for empty, and refuses to scan messages that are not in order of time,
-    though whoever reads them here sorts them.
+    Writers may leave out the message indexes, the counts, or the summary as a whole. `rosbags`
+    takes a chunk without message indexes for empty, and refuses to scan messages that are not in
+    order of time, though whoever reads them here sorts them.
     """
 
     statistics: Any
