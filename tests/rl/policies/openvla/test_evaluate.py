@@ -33,9 +33,9 @@ def pixels() -> Tensor:
     return rig.expected()["pixel_values"]
 
 
-def sample(model: OpenVLA, temperature: float = 1.0) -> Rollout:
+def sample(runner: Runner, temperature: float = 1.0) -> Rollout:
     sampling = Sampling(temperature, torch.Generator().manual_seed(0))
-    return Runner(model).roll_out(pixels(), rig.prompts(), 8, sampling)
+    return runner.roll_out(pixels(), rig.prompts(), 8, sampling)
 
 
 def furthest(a: Tensor, b: Tensor) -> float:
@@ -45,10 +45,10 @@ def furthest(a: Tensor, b: Tensor) -> float:
 @pytest.mark.parametrize("bucket", [1, 16])
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
 def test_evaluation_equals_what_the_rollout_reported(
-    model: OpenVLA, temperature: float, bucket: int
+    model: OpenVLA, runner: Runner, temperature: float, bucket: int
 ) -> None:
-    model._runner = Runner(model, bucket)
-    rollout = sample(model, temperature)
+    runner.bucket = bucket
+    rollout = sample(runner, temperature)
     judged = evaluate(model, pixels(), rig.prompts(), rollout.tokens, temperature)
     assert furthest(judged.log_probs, rollout.log_probs) <= EQUAL
     assert furthest(judged.hidden, rollout.hidden) <= EQUAL
@@ -182,7 +182,7 @@ def test_adapters_go_to_any_targets_and_are_seen_by_both_paths(
         for name, parameter in model.named_parameters():
             if "lora_B" in name:
                 parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
-    adapted = sample(model)
+    adapted = sample(runner)
     judged = evaluate(model, pixels(), rig.prompts(), adapted.tokens)
     assert furthest(adapted.logits, before.logits) > 1e-2
     assert furthest(judged.log_probs, adapted.log_probs) <= EQUAL

@@ -226,9 +226,10 @@ def test_finite_weights_are_said_to_be_and_the_sample_is_named(tiny: Path) -> No
     model = loading.load(tiny).model
     seen = model.encode(pixels(4)).detach()
     seen[2, 5, 0] = torch.nan
+    runner = Runner(model)
     with pytest.raises(NotFiniteError, match=r"weights are finite.* sample 2 of 4"):
-        Runner(model).roll_out(seen, prompts(4), 3)
-    assert Runner(model).roll_out(seen[:2], prompts(2), 3).tokens.min() >= FIRST_ACTION_TOKEN
+        runner.roll_out(seen, prompts(4), 3)
+    assert runner.roll_out(seen[:2], prompts(2), 3).tokens.min() >= FIRST_ACTION_TOKEN
 
 
 def test_a_mark_travels_in_the_tokens_of_its_row_alone() -> None:

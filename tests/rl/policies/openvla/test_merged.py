@@ -42,11 +42,11 @@ def move(model: OpenVLA, deviation: float) -> None:
             parameter.add_(torch.randn_like(parameter), alpha=deviation)
 
 
-def answer(model: OpenVLA) -> Rollout:
+def answer(runner: Runner) -> Rollout:
     draw = torch.Generator().manual_seed(2)
     pixels = torch.randn(3, 6, SIDE, SIDE, generator=draw)
     prompts = [torch.tensor([1, *range(300, 304 + row)]) for row in range(3)]
-    return Runner(model).roll_out(pixels, prompts, 8, Sampling(1.0, draw))
+    return runner.roll_out(pixels, prompts, 8, Sampling(1.0, draw))
 
 
 def apart(one: Tensor, other: Tensor) -> float:
@@ -55,14 +55,17 @@ def apart(one: Tensor, other: Tensor) -> float:
 
 def test_it_answers_as_the_model_that_learns_before_and_after_an_update(learning: OpenVLA) -> None:
     merged = Merged(learning)
+    as_it_learns, added = Runner(learning), Runner(merged.model)
     for _ in range(2):
-        theirs, ours = answer(learning), answer(merged.refresh())
+        merged.refresh()
+        theirs, ours = answer(as_it_learns), answer(added)
         assert torch.equal(ours.tokens, theirs.tokens)
         assert apart(ours.log_probs, theirs.log_probs) < 1e-4
         assert apart(ours.hidden, theirs.hidden) < 1e-4
         before = ours
         move(learning, 0.05)
-    assert apart(answer(merged.refresh()).logits, before.logits) > 0.1
+    merged.refresh()
+    assert apart(answer(added).logits, before.logits) > 0.1
 
 
 def test_it_has_no_adapters_and_takes_nothing_from_the_model_that_learns(
@@ -70,7 +73,7 @@ def test_it_has_no_adapters_and_takes_nothing_from_the_model_that_learns(
 ) -> None:
     kept = {name: tensor.clone() for name, tensor in learning.state_dict().items()}
     merged = Merged(learning)
-    answer(merged.model)
+    answer(Runner(merged.model))
     assert not agents.has_adapters(merged.model)
     assert not any(parameter.requires_grad for parameter in merged.model.parameters())
     assert all(torch.equal(kept[name], x) for name, x in learning.state_dict().items())
@@ -89,4 +92,4 @@ def test_an_agent_in_float32_acts_with_the_copy(learning: OpenVLA) -> None:
     made = agents.build(learning, PpoConfig(), Accelerator(cpu=True))
     with made.acting() as runner:
         assert not agents.has_adapters(runner.model)
-        assert torch.equal(answer(runner.model).tokens, answer(learning).tokens)
+        assert torch.equal(answer(runner).tokens, answer(Runner(learning)).tokens)
