@@ -77,12 +77,12 @@ def wake(made: Agent) -> None:
 
 
 def look(
-    made: Agent, images: Tensor, prompts: list[Tensor], tokens: int, draw: torch.Generator
-) -> tuple[Tensor, Tensor, Tensor]:
+    made: Agent, runner: Runner, images: Tensor, prompts: list[Tensor], tokens: int,
+    draw: torch.Generator,
+) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return tokens, log-probabilities and values of a rollout's step."""
-    found = Runner(made.policy).roll_out(
-        made.policy.normalise(images), prompts, tokens, Sampling(1.0, draw)
-    )
+    seen = made.policy.normalise(images)
+    found = runner.roll_out(seen, prompts, tokens, Sampling(1.0, draw))
     values = torch.zeros(len(images))
     if made.core.value_head is not None:
         values = made.value(found.hidden)
@@ -98,7 +98,8 @@ def collect(made: Agent, seed: int = 0) -> Buffer:
         [torch.tensor([1, *range(300, 302 + (step + n) % 3)]) for n in range(ENVIRONMENTS)]
         for step in range(STEPS)
     ]
-    steps = [look(made, images[step], prompts[step], TOKENS, draw) for step in range(STEPS)]
+    runner = Runner(made.policy)
+    steps = [look(made, runner, images[step], prompts[step], TOKENS, draw) for step in range(STEPS)]
     tokens, log_probs, values = (torch.stack(part) for part in zip(*steps, strict=True))
     rewards = torch.randn(shape, generator=draw)
     ended = torch.rand(shape, generator=draw) < 0.3
@@ -136,12 +137,13 @@ def learn(made: Agent, config: PpoConfig, updates: int, draw: torch.Generator) -
     the lower half; each episode is one step.
     """
     rewards = []
+    runner = Runner(made.policy)
     for number in range(updates):
         colours = torch.where(torch.rand(2, 32, generator=draw) < 0.5, RED, BLUE)
         images = torch.full((2, 32, SIDE, SIDE, 3), 40, dtype=torch.uint8)
         images.scatter_(-1, colours[..., None, None, None].expand(2, 32, SIDE, SIDE, 1), 220)
         prompts = [[torch.tensor([1, 300, 301])] * 32] * 2
-        steps = [look(made, images[step], prompts[step], 2, draw) for step in range(2)]
+        steps = [look(made, runner, images[step], prompts[step], 2, draw) for step in range(2)]
         tokens, log_probs, values = (torch.stack(part) for part in zip(*steps, strict=True))
         upper = tokens[..., 0] >= 31744 + 128
         reward = (upper == (colours == RED)).float()
