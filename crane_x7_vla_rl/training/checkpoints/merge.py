@@ -44,11 +44,11 @@ def merge(path_or_repo_id: str, output: Path, dtype: object) -> Path:
 
     from crane_x7_vla_rl.policies.openvla.weights import loading
     from crane_x7_vla_rl.policies.openvla.weights.layout import (
-        HEADS,
         POLICY,
         PREPROCESSOR,
         STATISTICS,
         TOKENIZER,
+        head_files,
     )
     from crane_x7_vla_rl.policies.skills import SKILLS
     from crane_x7_vla_rl.training.checkpoints import policy_files
@@ -67,7 +67,7 @@ def merge(path_or_repo_id: str, output: Path, dtype: object) -> Path:
             if (source := loaded.layout.first(name)) is not None:
                 shutil.copyfile(source, folder / name)
         if (heads := loaded.layout.heads()) is not None:
-            for source in heads.glob(HEADS):
+            for source in head_files(heads):
                 shutil.copyfile(source, folder / source.name)
 
     return checkpoint.write_whole(output, {"step": 0, "serial": 1}, write)

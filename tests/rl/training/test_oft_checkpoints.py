@@ -80,6 +80,26 @@ def test_merge_takes_the_heads_along(oft: Path, tmp_path: Path, kind: str) -> No
     np.testing.assert_array_equal(found, wanted)
 
 
+def test_macos_side_files_are_no_heads(oft: Path, tmp_path: Path) -> None:
+    names = [path.name for path in oft.iterdir() if path.is_file()]
+    for name in names:
+        (oft / f"._{name}").write_bytes(b"\0\5\x16\7 Mac OS X")
+    assert cli.main(["merge", str(oft), str(tmp_path / "merged"), "--dtype", "fp32"]) == 0
+    found = {path.name for path in (tmp_path / "merged").iterdir()}
+    assert not {name for name in found if name.startswith(".")}
+    assert {name for name in names if name.endswith("_checkpoint.pt")} <= found
+
+
+def test_training_refuses_one_whose_head_is_missing(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    model = with_head(rl_rig.base(), tmp_path / "oft")
+    (model / HEAD).rename(model / "proprio_projector--7_checkpoint.pt")
+    words = rl_rig.flags(tmp_path / "run", "--num-updates", "1", "--sft-checkpoint", str(model))
+    assert cli.main(["train", *words]) == ExitCode.CONFIG
+    assert f"{model} is an OpenVLA-OFT checkpoint" in capsys.readouterr().err
+
+
 def test_one_is_not_shipped(oft: Path, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="is an OpenVLA-OFT checkpoint"):
         ship.write(str(oft), tmp_path)

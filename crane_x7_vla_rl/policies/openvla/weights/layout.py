@@ -31,7 +31,6 @@ CENTER_CROP: Final = "center_crop"
 ADAPTER_FOLDERS: Final = ("lora_adapters", "lora_adapter")
 HEADS: Final = "*--*_checkpoint.pt"
 """What OpenVLA-OFT adds to a model, see `oft_loading`."""
-ACTION_HEAD: Final = "action_head"
 
 
 @dataclass(frozen=True)
@@ -54,13 +53,13 @@ class Layout:
         return [path for path in paths if path.is_file()]
 
     def heads(self) -> Path | None:
-        """Return the folder with OpenVLA-OFT's action head; None where actions are tokens.
+        """Return the folder with OpenVLA-OFT's heads; None where actions are tokens.
 
-        Where there is a head, nobody trained the tokens, unless a policy.json nearer than the head
-        says that a trainer of ours has done so since.
+        Where there is any of them, nobody trained the tokens, unless a policy.json nearer than the
+        heads says that a trainer of ours has done so since.
         """
         for folder in reversed(self._folders()):
-            if any(folder.glob(f"{ACTION_HEAD}{HEADS.removeprefix('*')}")):
+            if head_files(folder):
                 return folder
             if (folder / POLICY).is_file():
                 return None
@@ -73,6 +72,11 @@ class Layout:
         own = self.adapter.folder
         run = [own.parent] if own.name in ADAPTER_FOLDERS else []
         return [self.base, *run, own]
+
+
+def head_files(folder: Path) -> list[Path]:
+    """Return what OpenVLA-OFT adds to a model, sorted, without the side files of macOS."""
+    return sorted(path for path in folder.glob(HEADS) if not path.name.startswith("."))
 
 
 def find(

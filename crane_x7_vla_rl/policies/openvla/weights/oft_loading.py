@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from crane_x7_vla_rl.policies.openvla import finite
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
 from crane_x7_vla_rl.policies.openvla.model.oft_heads import ActionHead, ProprioProjector
-from crane_x7_vla_rl.policies.openvla.weights.layout import ACTION_HEAD
+from crane_x7_vla_rl.policies.openvla.weights.layout import head_files
 from crane_x7_vla_rl.policies.openvla.weights.loading import Loaded
 
+ACTION_HEAD: Final = "action_head"
 UNSUPPORTED: Final = {
     "vision_backbone": "FiLM conditioning",
     "noisy_action_projector": "the diffusion head",
@@ -42,7 +43,12 @@ def load_heads(loaded: Loaded) -> tuple[ActionHead, ProprioProjector | None]:
         if found := _file(folder, kind):
             raise CheckpointError(f"{found}: {what} is not implemented, expected an L1 head alone")
     path = _file(folder, ACTION_HEAD)
-    assert path is not None  # that is what `heads` looks for
+    if path is None:
+        names = ", ".join(each.name for each in head_files(folder))
+        raise CheckpointError(
+            f"{folder} holds no {ACTION_HEAD}--<step>_checkpoint.pt, but {names}: part of an"
+            " OpenVLA-OFT checkpoint; fetch all of it"
+        )
     weights = _read(path)
     head = ActionHead(hidden, len(_get(weights, "model.fc2.bias", path)))
     _fill(head, weights, path)

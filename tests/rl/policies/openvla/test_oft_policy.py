@@ -80,6 +80,17 @@ def test_without_the_number_of_steps_it_is_refused_not_read_as_tokens(folder: Pa
         load_policy("openvla", ModelOptions(str(folder), unnorm_key=KEY))
 
 
+@pytest.mark.parametrize("left", ["proprio_projector", "noisy_action_projector", "vision_backbone"])
+def test_where_its_head_is_missing_tokens_are_not_read_instead(folder: Path, left: str) -> None:
+    for path in folder.glob("*_checkpoint.pt"):
+        path.unlink()
+    torch.save({}, folder / f"{left}--150000_checkpoint.pt")
+    with pytest.raises(CheckpointError, match=r"OpenVLA-OFT checkpoint.*set VLA_CHUNK_STEPS"):
+        load_policy("openvla", ModelOptions(str(folder), unnorm_key=KEY))
+    with pytest.raises(CheckpointError, match=f"holds no action_head.*{left}|is not implemented"):
+        predict(folder, observe())
+
+
 def test_a_head_of_other_dimensions_than_the_statistics_is_refused(folder: Path) -> None:
     wide = {"q01": [-1.0] * 8, "q99": [1.0] * 8}
     set_statistics(folder, {"joints": {"action": wide, "proprio": STATE}})
