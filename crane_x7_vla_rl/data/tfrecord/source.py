@@ -161,32 +161,38 @@ def _files(path: Path, split: str) -> list[Path]:
         raise RecordingError(
             str(path), "split", f"{split} is in no file's name, but {known}; choose in reader.yaml"
         )
-    return _newest_versions(chosen)
+    return _newest_versions(chosen, files)
 
 
-def _newest_versions(files: Sequence[Path]) -> list[Path]:
-    """Return the files without those of tfds data sets' other versions, which hold the same again.
+def _newest_versions(chosen: Sequence[Path], files: Sequence[Path]) -> list[Path]:
+    """Return `chosen` without those of tfds data sets' other versions, which hold the same again.
 
-    Of versions `<data set>/1.0.0`, `<data set>/1.1.0` … the newest with all its shards is taken;
-    where none has them all, the newest, so that its missing shards are told.
+    `files` are those of all splits: a version that lacks the split is not read either. Of versions
+    `<data set>/1.0.0`, `<data set>/1.1.0` … the newest with all its shards is taken; where none
+    has them all, the newest, so that its missing shards are told.
     """
     versions: dict[Path, dict[Path, list[Path]]] = {}
     for file in files:
         if VERSION.fullmatch(file.parent.name) and SHARD.search(file.name):
-            versions.setdefault(file.parent.parent, {}).setdefault(file.parent, []).append(file)
+            shards = versions.setdefault(file.parent.parent, {}).setdefault(file.parent, [])
+            if file in chosen:
+                shards.append(file)
     unread: set[Path] = set()
     for found in versions.values():
         newest_first = sorted(found, key=_version, reverse=True)
-        whole = (folder for folder in newest_first if not list(_missing_shards(found[folder])))
-        chosen = next(whole, newest_first[0])
-        others = [folder for folder in newest_first if folder != chosen]
+        split = [folder for folder in newest_first if found[folder]]
+        if not split:
+            continue
+        whole = (folder for folder in split if not list(_missing_shards(found[folder])))
+        read = next(whole, split[0])
+        others = [folder for folder in newest_first if folder != read]
         unread.update(file for folder in others for file in found[folder])
         if others:
             logger.warning(
-                "%s: version %s is read; not read: %s", chosen.parent, chosen.name,
+                "%s: version %s is read; not read: %s", read.parent, read.name,
                 ", ".join(folder.name for folder in others),
             )  # fmt: skip
-    return [file for file in files if file not in unread]
+    return [file for file in chosen if file not in unread]
 
 
 def _version(folder: Path) -> tuple[bool, list[int]]:

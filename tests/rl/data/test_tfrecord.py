@@ -145,6 +145,13 @@ def test_of_several_versions_the_newest_complete_one_is_read(tmp_path, caplog):
     assert open_logs(root / "1.9.0").lengths.tolist() == [3]
 
 
+def test_a_newer_version_without_the_split_is_said_to_be_left_out(tmp_path, caplog):
+    shards(tmp_path / "lift", "1.0.0", [3])
+    write(tmp_path / "lift/1.1.0/crane_x7-val.tfrecord-00000-of-00001", [rlds_episode(4)])
+    assert open_logs(tmp_path).lengths.tolist() == [3]
+    assert "lift: version 1.0.0 is read; not read: 1.1.0" in caplog.text
+
+
 def test_logs_in_folders_named_like_versions_are_all_read(tmp_path):
     for version, steps in (("1.0.0", 3), ("1.1.0", 4)):
         write(tmp_path / version / "one.tfrecord", [rlds_episode(steps)])
