@@ -204,7 +204,7 @@ class Machine:
 
     def processes(self) -> list[tuple[int, int, str, str]]:
         """Return (pid, parent, state, command line) of all, as the machine counts."""
-        done = self.run("ps", "-eo", "pid=,ppid=,stat=,args=")
+        done = self.run("ps", "-wweo", "pid=,ppid=,stat=,args=")
         rows = (line.split(None, 3) for line in done.stdout.splitlines())
         return [(int(pid), int(parent), state, args) for pid, parent, state, args in rows]
 
