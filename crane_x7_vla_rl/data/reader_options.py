@@ -64,6 +64,8 @@ def read_options(path: Path, cls: type[T]) -> T:
         raw = read_yaml(file)
     except (YamlError, OSError) as error:
         raise RecordingError(str(file), "text", str(error)) from error
+    if raw is None:  # all its lines are comments
+        return cls()
     if not isinstance(raw, dict):
         raise RecordingError(str(file), "text", f"holds {raw!r}, expected lines of key: value")
     known, values = kinds(cls), {}

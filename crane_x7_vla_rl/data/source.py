@@ -75,10 +75,10 @@ def open_source(path: str | Path, *, instruction: str = DEFAULT_INSTRUCTION) -> 
             if module == "lerobot":
                 return reader(folder)
             return reader(folder, instruction=instruction)
-    raise DataError(
-        f"{folder}: found no episodes; expected one of"
-        f" {', '.join(dict.fromkeys(pattern for pattern, _, _ in READERS))}"
-    )
+    patterns = [pattern for pattern, _, _ in READERS]
+    hidden = {found for pattern in patterns for found in folder.glob(pattern)}
+    left_out = f"; left out {len(hidden)} whose names begin with a dot" if hidden else ""
+    raise DataError(f"{folder}: found no episodes; expected one of {', '.join(patterns)}{left_out}")
 
 
 def _holds(path: Path, pattern: str) -> bool:

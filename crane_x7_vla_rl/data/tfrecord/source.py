@@ -172,10 +172,11 @@ def _newest_versions(chosen: Sequence[Path], files: Sequence[Path]) -> list[Path
     has them all, the newest, so that its missing shards are told.
     """
     versions: dict[Path, dict[Path, list[Path]]] = {}
+    wanted = set(chosen)
     for file in files:
         if VERSION.fullmatch(file.parent.name) and SHARD.search(file.name):
             shards = versions.setdefault(file.parent.parent, {}).setdefault(file.parent, [])
-            if file in chosen:
+            if file in wanted:
                 shards.append(file)
     unread: set[Path] = set()
     for found in versions.values():

@@ -421,6 +421,21 @@ def test_a_missing_shard_is_named(tmp_path):
         open_logs(tmp_path)
 
 
+@pytest.mark.parametrize("text", ["", "# fps: 7\n"])
+def test_options_of_which_all_are_comments_set_nothing(tmp_path, text):
+    write_log(tmp_path, 0, logger_steps())
+    without = open_logs(tmp_path).fps
+    (tmp_path / "reader.yaml").write_text(text)
+    assert open_logs(tmp_path).fps == without
+
+
+def test_a_folder_of_side_files_alone_says_that_they_are_left_out(tmp_path):
+    for name in ("._a.tfrecord", "._b.mcap"):
+        (tmp_path / name).write_bytes(b"\0\5\x16\7 Mac OS X")
+    with pytest.raises(DataError, match=r"no episodes; .*; left out 2 whose names begin"):
+        open_source(tmp_path)
+
+
 @pytest.mark.parametrize(
     ("text", "message"),
     [
