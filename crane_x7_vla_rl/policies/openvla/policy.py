@@ -155,8 +155,9 @@ def _chunk_actor(loaded: Loaded, options: ModelOptions, dimensions: int) -> Chun
     if steps is None:
         raise CheckpointError(
             f"{source} is an OpenVLA-OFT checkpoint, whose files do not say how many steps it"
-            " predicts at once; set VLA_CHUNK_STEPS to what it was trained with (8 in the released"
-            f" LIBERO models, 5 for Bridge), or write a {POLICY} with chunk_steps beside its heads"
+            f' predicts at once; write {{"chunk_steps": 8}} into {layout.heads()}/{POLICY} (8 in'
+            " the released LIBERO models, 5 for Bridge), or set VLA_CHUNK_STEPS, which only infer"
+            " reads"
         )
     model = with_heads(loaded, replace(LIBERO, steps=steps))
     if model.head.action_dim != dimensions:

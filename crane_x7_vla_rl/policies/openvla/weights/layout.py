@@ -93,7 +93,9 @@ def find(
             adapter = adapters.read(candidate)
             base = _base_of(adapter, token)
             logger.info("%s adapts %s", candidate, base)
-            return Layout(folder, base, adapter)
+            found = Layout(folder, base, adapter)
+            _say_which_heads_are_unused(found)
+            return found
     if (folder / CONFIG).is_file():
         return Layout(folder, folder, None)  # reading the weights says what is missing
     raise CheckpointError(
@@ -112,6 +114,14 @@ def _say_what_is_left_alone(folder: Path, beside: list[Path]) -> None:
         )  # fmt: skip
     elif beside:
         logger.info("%s holds a whole model; %s is left alone", folder, beside[0].name)
+
+
+def _say_which_heads_are_unused(layout: Layout) -> None:
+    if layout.heads() is None and head_files(layout.base):
+        logger.warning(
+            "the heads of OpenVLA-OFT in %s are not used: %s says that action tokens were trained"
+            " since; if nobody did, move it beside the heads", layout.base, layout.first(POLICY),
+        )  # fmt: skip
 
 
 def _base_of(adapter: Adapter, token: str | None) -> Path:

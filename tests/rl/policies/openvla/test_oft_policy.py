@@ -76,8 +76,11 @@ def test_a_batch_gets_the_answers_of_each_alone(folder: Path) -> None:
 
 
 def test_without_the_number_of_steps_it_is_refused_not_read_as_tokens(folder: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"OpenVLA-OFT checkpoint.*set VLA_CHUNK_STEPS"):
+    with pytest.raises(
+        CheckpointError, match=r"OpenVLA-OFT checkpoint.*set VLA_CHUNK_STEPS"
+    ) as caught:
         load_policy("openvla", ModelOptions(str(folder), unnorm_key=KEY))
+    assert f'write {{"chunk_steps": 8}} into {folder}/policy.json' in str(caught.value)
 
 
 @pytest.mark.parametrize("left", ["proprio_projector", "noisy_action_projector", "vision_backbone"])
@@ -124,11 +127,14 @@ def test_heads_are_found_with_the_adapter_its_run_or_its_base(
     np.testing.assert_array_equal(found[0].position_rad, wanted[0].position_rad)
 
 
-def test_tokens_that_were_trained_since_outweigh_the_heads_of_the_base(folder: Path) -> None:
+def test_tokens_that_were_trained_since_outweigh_the_heads_of_the_base(
+    folder: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     adapter = write_adapter(folder.parent / "run", folder)
     (adapter / "policy.json").write_text('{"chunk_steps": 2}')
     policy = load_policy("openvla", ModelOptions(str(adapter), unnorm_key=KEY))
     assert policy.predict([observe()])[0].position_rad.shape == (2, 8)
+    assert f"in {folder} are not used: {adapter / 'policy.json'} says" in caplog.text
 
 
 def test_the_number_of_steps_may_stand_beside_the_heads(folder: Path) -> None:
