@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -54,6 +55,18 @@ def records(path: Path) -> Iterator[Any]:
         store.close()
 
 
+def complete_records(path: Path, within_s: float = 60.0) -> list[Any]:
+    """Return the records once the last one is there: wandb's own process writes them, and
+    `finish` of a run on a busy machine may return first."""
+    end_s = time.monotonic() + within_s
+    while True:
+        found = list(records(path))
+        if found and found[-1].HasField("exit"):
+            return found
+        assert time.monotonic() < end_s, f"{path} lacks its end after {len(found)} records"
+        time.sleep(0.2)
+
+
 def test_an_offline_run_holds_figures_videos_and_checkpoints_with_their_origin(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -68,7 +81,8 @@ def test_an_offline_run_holds_figures_videos_and_checkpoints_with_their_origin(
     (recorded,) = run.glob("wandb/offline-run-*/*.wandb")
     logged: dict[str, Any] = {}
     artifacts: dict[str, Any] = {}
-    for record in records(recorded):
+    told_records = complete_records(recorded)
+    for record in told_records:
         for item in record.history.item:
             logged[item.key or "/".join(item.nested_key)] = json.loads(item.value_json)
         for one in (record.artifact, record.request.log_artifact.artifact):
@@ -85,7 +99,7 @@ def test_an_offline_run_holds_figures_videos_and_checkpoints_with_their_origin(
     assert logged[f"evaluation/{scene}/caption"] == outcome
     copied = recorded.parent / "files" / logged[f"evaluation/{scene}/path"]
     assert copied.read_bytes() == shown.read_bytes()
-    (run_id,) = {record.run.run_id for record in records(recorded)} - {""}
+    (run_id,) = {record.run.run_id for record in told_records} - {""}
     for name in ("checkpoint_best", "checkpoint_final"):
         told = artifacts[name]
         here = lineage.read(run / name)
