@@ -58,6 +58,21 @@ def test_setup_on_a_disk_of_some_gigabytes_warns_and_tries(tmp_path: Path) -> No
     assert "bin" in done.stdout.split()
 
 
+def test_libraries_are_found_though_the_list_of_them_is_long(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nobody may close the pipe early, once the first line is found: that ends ldconfig."""
+    names = ("GL.so.1", "gthread-2.0.so.0", "Xext.so.6", "X11.so.6", "EGL.so.1", "vulkan.so.1")
+    found = "".join(f"lib{name}\n" for name in names)
+    ldconfig = tmp_path / "ldconfig"
+    ldconfig.write_text(f"#!/bin/sh\nprintf '{found}'\nexec seq 300000\n")
+    ldconfig.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+    checkout = tmp_path / "checkout"
+    checkout.mkdir()
+    assert "MB are free for" in setup_on_a_disk_of(64, checkout).stderr
+
+
 @pytest.fixture
 def two_images(workshop: Workshop) -> Iterator[tuple[str, str]]:
     """An image of 1970 and one of now, named like those that the tests build."""
