@@ -169,8 +169,8 @@ class RunningLoop:
     def state(self) -> str:
         return self.loop.metrics.state
 
-    def holds(self, reason: str) -> int:
-        return self.loop.metrics.holds[reason]
+    def holds(self, *reasons: str) -> int:
+        return sum(self.loop.metrics.holds[reason] for reason in reasons)
 
     def sent(self) -> int:
         return self.loop.metrics.counters["trajectories"]
@@ -182,13 +182,13 @@ class RunningLoop:
             lambda: self.sent() >= wanted, timeout_s, f"driving; {dict(self.loop.metrics.holds)}"
         )
 
-    def wait_hold(self, reason: str, ticks: int = 3, timeout_s: float = 5.0) -> None:
-        """Wait for `ticks` further holds for this reason."""
-        wanted = self.holds(reason) + ticks
+    def wait_hold(self, *reasons: str, ticks: int = 3, timeout_s: float = 5.0) -> None:
+        """Wait for `ticks` further holds for any of these reasons."""
+        wanted = self.holds(*reasons) + ticks
         wait_until(
-            lambda: self.holds(reason) >= wanted,
+            lambda: self.holds(*reasons) >= wanted,
             timeout_s,
-            f"hold for {reason}; {dict(self.loop.metrics.holds)}",
+            f"hold for {' or '.join(reasons)}; {dict(self.loop.metrics.holds)}",
         )
 
     def __enter__(self) -> RunningLoop:

@@ -252,6 +252,10 @@ def test_a_flood_of_made_up_operations_is_counted_and_logged_for_a_few(
 # --- cameras that are none -----------------------------------------------------------------------
 
 
+FRAMELESS = ("no_frame", "no_new_frame")
+"""The second one where a good picture was used before."""
+
+
 @pytest.mark.parametrize(
     ("picture", "words"),
     [
@@ -267,7 +271,7 @@ def test_a_camera_that_is_none_is_not_driven_with_and_the_hold_says_why(
     with Ros1Bridge() as server, RunningLoop(server.port, Stays()) as running:
         server.picture = picture
         wait_until(lambda: running.client.link.no_frame_because, 5, "the cause is known")
-        running.wait_hold("no_new_frame" if running.sent() else "no_frame")
+        running.wait_hold(*FRAMELESS)
         because = running.client.link.no_frame_because or ""
         assert words in because
         assert "/camera/color/image_raw/compressed" in because
@@ -275,7 +279,7 @@ def test_a_camera_that_is_none_is_not_driven_with_and_the_hold_says_why(
         assert hold is not None
         assert words in hold.detail
         sent = running.sent()
-        running.wait_hold("no_new_frame" if sent else "no_frame", 5)
+        running.wait_hold(*FRAMELESS, ticks=5)
         assert running.sent() == sent
 
 

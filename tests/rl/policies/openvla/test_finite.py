@@ -350,7 +350,7 @@ def test_while_driving_a_spoilt_model_holds(tiny: Path) -> None:
         spoil(policy._model.get_parameter(PARTS["query"]), PARTS["query"], torch.nan)
         running.wait_hold(HoldReason.POLICY_RAISED)
         sent = running.sent()
-        running.wait_hold(HoldReason.POLICY_RAISED, 5)
+        running.wait_hold(HoldReason.POLICY_RAISED, ticks=5)
         assert running.sent() == sent
         robot.assert_nothing_bad_arrived()
 
