@@ -39,8 +39,8 @@ class Work:
     def of(cls, ours: Ours) -> Work:
         """Count it."""
         run, seen = ours.run, ours.run.env.look(0)
-        (prompt,) = run.cast.codec.prompts(seen.instructions[:1], np.asarray(seen.state_rad[:1]))
-        policy, answer = run.agent.policy, run.cast.codec.answer_length
+        (prompt,) = run.rollout.codec.prompts(seen.instructions[:1], np.asarray(seen.state_rad[:1]))
+        policy, answer = run.agent.policy, run.rollout.codec.answer_length
         return cls(
             answer_flop(policy, len(prompt), answer),
             run.config.ppo.epochs * update_flop(policy, len(prompt), answer),

@@ -75,7 +75,7 @@ def compare(ours: Ours, policy: Policy) -> Difference:
             config.temperature, False,
         )  # fmt: skip
     draw = torch.Generator().manual_seed(0)
-    length = ours.run.cast.codec.answer_length
+    length = ours.run.rollout.codec.answer_length
     tokens = FIRST_ACTION_TOKEN + torch.randint(ACTION_BINS, (len(prompts), length), generator=draw)
     tokens = tokens.to(pixels.device)
     judged = agent.module(pixels, prompts, tokens, config.temperature, config.value.detach)
