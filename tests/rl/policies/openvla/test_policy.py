@@ -317,7 +317,8 @@ def test_infer_drives_a_robot_with_it(tiny: Path, tmp_path: Path) -> None:
             "--duration", "6", "--metrics", str(metrics),
             VLA_MODEL_PATH=str(tiny), VLA_DEVICE="cpu",
         )  # fmt: skip
-        robot.assert_nothing_bad_arrived()
+        # The robot shares this machine: it may be late itself, and then refuses.
+        robot.assert_nothing_bad_arrived(refused=("ended_in_the_past",))
     assert done.returncode == 0, done.stderr
     assert "has random weights" in done.stderr
     assert json.loads(metrics.read_text())["trajectories"] > 5
