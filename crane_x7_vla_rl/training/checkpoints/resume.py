@@ -5,15 +5,19 @@ A checkpoint's configuration and today's layers → today's configuration and wh
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from crane_x7_vla_rl.training.checkpoints import save
 from crane_x7_vla_rl.training.checkpoints.save import CONFIG
 from crane_x7_vla_rl.training.config import loader
 from crane_x7_vla_rl.training.config.loader import Layer
 from crane_x7_vla_rl.training.errors import ResumeError
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -38,6 +42,21 @@ class Rules:
     """Beginnings of those that do not touch what is learnt; changes are not listed."""
     decided: str
     """What the fixed ones decide, in words."""
+
+
+def locate(path: Path) -> Path:
+    """Return the complete checkpoint that `path` means, or the newest beside it, and log which.
+
+    Raises ResumeError where there is none.
+    """
+    try:
+        return save.locate(path)
+    except ResumeError as error:
+        other = save.newest(path.expanduser().absolute().parent)
+        if other is None:
+            raise
+        logger.warning("%s; resuming from that one", error)
+        return other
 
 
 def configure(

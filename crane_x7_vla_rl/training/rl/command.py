@@ -8,18 +8,13 @@ newest complete one of its run.
 from __future__ import annotations
 
 import argparse
-import logging
 from pathlib import Path
 from typing import Final
 
 from crane_x7_vla_rl.training import settings
-from crane_x7_vla_rl.training.checkpoints import save as checkpoint
-from crane_x7_vla_rl.training.checkpoints.resume import Resumption, Rules, configure
+from crane_x7_vla_rl.training.checkpoints.resume import Resumption, Rules, configure, locate
 from crane_x7_vla_rl.training.config import loader
-from crane_x7_vla_rl.training.errors import ResumeError
 from crane_x7_vla_rl.training.rl.config import RlConfig
-
-logger = logging.getLogger(__name__)
 
 RULES: Final = Rules(
     fixed=(
@@ -64,18 +59,3 @@ def read(args: argparse.Namespace) -> tuple[RlConfig, Resumption | None]:
     run_folder = folder.parent
     place = {"output.dir": str(run_folder.parent), "output.experiment_name": run_folder.name}
     return configure(RlConfig, wanted, folder, place, RULES)
-
-
-def locate(path: Path) -> Path:
-    """Return the complete checkpoint that `path` means, or the newest beside it, and say so.
-
-    Raises ResumeError where there is none.
-    """
-    try:
-        return checkpoint.locate(path)
-    except ResumeError as error:
-        other = checkpoint.newest(path.expanduser().absolute().parent)
-        if other is None:
-            raise
-        logger.warning("%s; resuming from that one", error)
-        return other

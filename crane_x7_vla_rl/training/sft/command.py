@@ -1,7 +1,8 @@
 """`sft`: flags, files and a checkpoint → one `SftConfig`, and its run.
 
 A resumed run starts from the configuration that its checkpoint holds; files, flags and overrides
-given now count more, and what they change is listed.
+given now count more, and what they change is listed. An incomplete checkpoint is replaced by the
+newest complete one of its run.
 """
 
 from __future__ import annotations
@@ -10,8 +11,7 @@ import argparse
 from pathlib import Path
 from typing import Final
 
-from crane_x7_vla_rl.training.checkpoints import save as checkpoint
-from crane_x7_vla_rl.training.checkpoints.resume import Resumption, Rules, configure
+from crane_x7_vla_rl.training.checkpoints.resume import Resumption, Rules, configure, locate
 from crane_x7_vla_rl.training.config import loader
 from crane_x7_vla_rl.training.errors import LaterError
 from crane_x7_vla_rl.training.sft.config import SftConfig
@@ -59,5 +59,5 @@ def read(args: argparse.Namespace) -> tuple[SftConfig, Resumption | None]:
     wanted = loader.layers(args, SftConfig)
     if args.resume_from_checkpoint is None:
         return loader.build(SftConfig, wanted), None
-    folder = checkpoint.locate(args.resume_from_checkpoint)
+    folder = locate(args.resume_from_checkpoint)
     return configure(SftConfig, wanted, folder, {"output.dir": str(folder.parent)}, RULES)

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import checkpoint_rig as rig
 import pytest
+from places import ROOT
 
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.errors import OutputError, ResumeError
@@ -37,7 +38,7 @@ def start(run: Path, step: int) -> subprocess.Popen[str]:
     process = subprocess.Popen(
         [sys.executable, str(RIG), str(run), str(step)],
         stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env=os.environ | {"PYTHONPATH": str(RIG.parent.parent)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert process.stdout is not None
     line = process.stdout.readline()
@@ -111,7 +112,7 @@ def test_a_full_file_system_leaves_what_was_there(tmp_path: Path) -> None:
     done = subprocess.run(
         ["unshare", "--mount", "--map-root-user", "sh", "-c", script],
         capture_output=True, text=True, timeout=60,
-        env=os.environ | {"PYTHONPATH": str(RIG.parent.parent)},
+        env=os.environ | {"PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     if done.returncode == NO_MOUNT or done.stderr.startswith("unshare:"):
         # A container without privileges may not mount, and a disk cannot be filled otherwise.

@@ -34,9 +34,9 @@ from crane_x7_vla_rl.sim.vector import maniskill_gpu as vector_gpu
 from crane_x7_vla_rl.sim.vector.maniskill_gpu import Machine
 from crane_x7_vla_rl.sim.vector.protocol import Views
 from crane_x7_vla_rl.training import cli
+from crane_x7_vla_rl.training.checkpoints import resume
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.errors import ExitCode, ResumeError
-from crane_x7_vla_rl.training.rl import command as rl_command
 from crane_x7_vla_rl.training.rl import loop as rl
 from crane_x7_vla_rl.training.rl.agent import Agent
 
@@ -204,11 +204,11 @@ def test_a_truncated_checkpoint_gives_way_to_the_last_complete_one_and_that_is_s
 ) -> None:  # fmt: skip
     run = copied(whole, tmp_path)
     damage(run / "checkpoint_final")
-    assert rl_command.locate(run / "checkpoint_final") == run / "checkpoint_2"
+    assert resume.locate(run / "checkpoint_final") == run / "checkpoint_2"
     assert f"{run / 'checkpoint_final'} is no complete checkpoint: " in caplog.text
     assert said in caplog.text
     assert "resuming from that one" in caplog.text
-    assert rl_command.locate(run) == run / "checkpoint_2"
+    assert resume.locate(run) == run / "checkpoint_2"
 
 
 @pytest.mark.usefixtures("scripted")
@@ -230,7 +230,7 @@ def test_without_any_complete_checkpoint_there_is_nothing_to_go_on_from(
     for folder in checkpoint.complete(run):
         cut(folder / "adapter_model.safetensors")
     with pytest.raises(ResumeError, match="no complete one lies beside it"):
-        rl_command.locate(run / "checkpoint_1")
+        resume.locate(run / "checkpoint_1")
 
 
 # --- what goes wrong in a run ---------------------------------------------------------------------

@@ -267,6 +267,20 @@ def test_a_loss_that_is_no_number_stops_with_step_episodes_and_the_last_checkpoi
     assert checkpoint.step_of(good) < step
 
 
+def test_a_damaged_checkpoint_gives_way_to_the_newest_complete_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    rig.train(run, "--max-steps", "4", "--save-steps", "2")
+    damaged = checkpoint.newest(run)
+    assert damaged is not None
+    os.truncate(damaged / "training_state/tensors.pt", 10)
+    rig.again("--resume-from-checkpoint", str(damaged), "--max-steps", "3")
+    assert f"{damaged} is no complete checkpoint: " in caplog.text
+    assert f"the newest complete one is {run / 'checkpoint-2'}; resuming from that" in caplog.text
+    assert [entry["step"] for entry in rig.metrics(run)] == [1, 2, 3]
+
+
 def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=f"give --image-size {rig.SIDE}x{rig.SIDE}"):
         rig.train(tmp_path / "run", "--image-size", "224x224")
