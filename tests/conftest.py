@@ -20,6 +20,11 @@ from tailnet_rig import find_tools
 from crane_x7_vla_rl import secret_text
 
 CONTAINER_TIMEOUT_S = 180
+REAL_TIME = [
+    Path(__file__).parent / "remote" / room
+    for room in ("demo", "guard", "inference", "rosbridge", "sim_robot")
+]
+"""Rooms whose tests run loops and servers against the clock."""
 WORKER_BYTES = 3e9
 """What a worker and the processes of its tests hold at most."""
 
@@ -47,8 +52,25 @@ def pytest_xdist_auto_num_workers() -> int:
     return max(1, min(len(os.sched_getaffinity(0)) + 1, fit))
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--real-time-only", action="store_true",
+        help="fail at once if any test to run is not marked real_time; see scripts/test",
+    )  # fmt: skip
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Only a test that keeps real time may be excused for a busy machine."""
+    if session.config.getoption("--real-time-only"):
+        others = [item.nodeid for item in session.items if not item.get_closest_marker("real_time")]
+        if others:
+            raise pytest.UsageError(f"failed, and do not depend on time: {', '.join(others)}")
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
+        if item.path.parent in REAL_TIME:
+            item.add_marker(pytest.mark.real_time)
         if item.get_closest_marker("container") and not item.get_closest_marker("timeout"):
             item.add_marker(pytest.mark.timeout(CONTAINER_TIMEOUT_S, func_only=True))
 

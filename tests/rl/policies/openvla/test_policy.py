@@ -308,6 +308,7 @@ def _run(*words: str, **environ: str) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.real_time
 def test_infer_drives_a_robot_with_it(tiny: Path, tmp_path: Path) -> None:
     metrics = tmp_path / "metrics.json"
     with FaultyRobot() as robot:
@@ -317,8 +318,7 @@ def test_infer_drives_a_robot_with_it(tiny: Path, tmp_path: Path) -> None:
             "--duration", "6", "--metrics", str(metrics),
             VLA_MODEL_PATH=str(tiny), VLA_DEVICE="cpu",
         )  # fmt: skip
-        # The robot shares this machine: it may be late itself, and then refuses.
-        robot.assert_nothing_bad_arrived(refused=("ended_in_the_past",))
+        robot.assert_nothing_bad_arrived()
     assert done.returncode == 0, done.stderr
     assert "has random weights" in done.stderr
     assert json.loads(metrics.read_text())["trajectories"] > 5
