@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import argparse
-import importlib
 import sys
 from collections.abc import Sequence
-from typing import NoReturn
 
 from crane_x7_remote import settings
-from crane_x7_remote.errors import ExitCode, RemoteError
-from crane_x7_vla_rl import log_text
+from crane_x7_remote.errors import RemoteError
+from crane_x7_vla_rl import command_line
 
 COMMANDS = {
     "infer": ("crane_x7_remote.inference.command", "drive the arm: camera in, trajectories out"),
@@ -25,49 +22,19 @@ COMMANDS = {
     "tunnel": ("crane_x7_remote.tunnel.command", "bring the robot's rosbridge to this machine"),
 }
 """Name → module with `add_arguments(parser)` and `run(args) -> int`, and its line of help."""
-
-
-class Parser(argparse.ArgumentParser):
-    """Masks the environment's secrets in its error messages."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print usage and `message`, and exit with code 2."""
-        super().error(log_text.tell(message))
+PROGRAM = command_line.Program(
+    name="crane-x7-remote",
+    description="Run vision-language-action policies on a CRANE-X7 arm from anywhere.",
+    commands=COMMANDS,
+    failure_code=lambda error: error.exit_code if isinstance(error, RemoteError) else None,
+    old_names={},
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command named in `argv` and return its exit code (see errors.ExitCode)."""
-    argv = list(sys.argv[1:] if argv is None else argv)
-    log_text.install()
     settings.tidy_environment()
-    parser = Parser(
-        prog="crane-x7-remote",
-        description="Run vision-language-action policies on a CRANE-X7 arm from anywhere.",
-    )
-    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
-    chosen = next((word for word in argv if word in COMMANDS), None)
-    for name, (module_name, help_text) in COMMANDS.items():
-        command = commands.add_parser(name, help=help_text, description=help_text)
-        if name == chosen:
-            module = importlib.import_module(module_name)
-            command.add_argument("--log-level", default="info", help="debug, info, warning, error")
-            module.add_arguments(command)
-    args = parser.parse_args(argv)
-    _configure_logging(args.log_level)
-    try:
-        return int(module.run(args))
-    except RemoteError as error:
-        print(log_text.tell(f"crane-x7-remote {args.command}: {error}"), file=sys.stderr)
-        return error.exit_code
-    except KeyboardInterrupt:
-        return 128 + 2
-    except BrokenPipeError:
-        return ExitCode.OUTPUT
-
-
-def _configure_logging(level: str) -> None:
-    line = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-    log_text.configure(level, line, datefmt="%H:%M:%S")
+    return command_line.main(PROGRAM, argv, settings.line_to_complete())
 
 
 if __name__ == "__main__":

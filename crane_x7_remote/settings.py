@@ -315,6 +315,11 @@ def load(
     return settings
 
 
+def line_to_complete() -> str | None:
+    """Return what a shell wants completed; None where this process is no completion."""
+    return variables.line_to_complete(os.environ)
+
+
 def tidy_environment() -> None:
     """Let this process's environment hold what was meant, and mask its secrets from now on.
 

@@ -13,10 +13,15 @@ import threading
 import traceback
 import warnings
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Any, Final, TextIO
 
 from crane_x7_vla_rl.secret_text import mask
 
+LINE: Final = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
+"""Of every log of both packages."""
+CLOCK: Final = "%H:%M:%S"
+DATE_AND_CLOCK: Final = "%Y-%m-%d %H:%M:%S"
+"""For logs that are read on another day."""
 LINE_LIMIT: Final = 2000
 """Characters of one line of a log."""
 SHOWN_LIMIT: Final = 300
@@ -97,15 +102,27 @@ def _message(record: logging.LogRecord) -> str:
         return f"{record.msg} {record.args!r}"
 
 
-def configure(level: str, line: str, datefmt: str) -> None:
+def configure(level: str, line: str = LINE, datefmt: str = CLOCK) -> None:
     """Log to standard error in the format `line`, unless somebody has set logging up; `install`."""
     install()
     root = logging.getLogger()
     if not root.handlers:
-        handler = logging.StreamHandler(sys.stderr)
+        handler = StandardError()
         handler.setFormatter(LineFormatter(line, datefmt))
         root.addHandler(handler)
         root.setLevel(level.upper())
+
+
+class StandardError(logging.StreamHandler[TextIO]):
+    """Writes to what `sys.stderr` is now: a progress bar may stand in for it meanwhile."""
+
+    def __init__(self) -> None:
+        logging.Handler.__init__(self)
+
+    @property
+    def stream(self) -> TextIO:  # type: ignore[override]
+        """Standard error."""
+        return sys.stderr
 
 
 def install() -> None:

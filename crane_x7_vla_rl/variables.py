@@ -30,6 +30,11 @@ FILE_PREFIX: Final = "file:"
 """TS_AUTHKEY=file:/path names a file; the path is no secret and may hold blanks."""
 
 
+def line_to_complete(environ: Mapping[str, str]) -> str | None:
+    """Return the command line that a shell wants completed, see argcomplete; None where none is."""
+    return environ.get("COMP_LINE") if "_ARGCOMPLETE" in environ else None
+
+
 def bare(text: str) -> str:
     """Return `text` without blanks, invisible characters and pairs of quotes at its ends."""
     while True:

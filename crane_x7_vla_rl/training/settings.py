@@ -37,6 +37,11 @@ def layers(environ: Mapping[str, str] | None = None) -> list[Layer]:
     ]
 
 
+def line_to_complete() -> str | None:
+    """Return what a shell wants completed; None where this process is no completion."""
+    return variables.line_to_complete(os.environ)
+
+
 def tidy_environment() -> list[str]:
     """Strip this process's secrets for the libraries that read them, and mask them from now on.
 

@@ -1,0 +1,258 @@
+"""What both commands share. A table of commands and words → help, completion, or an exit code.
+
+A command is a module with `add_arguments(parser)` and `run(args) -> int`; it is imported only when
+it is chosen. A module may also have `COMMON`, the names of the values whose flags `--help` shows;
+`--help-all` then shows the others, too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import importlib
+import importlib.metadata
+import re
+import shutil
+import sys
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Final, NoReturn
+
+from crane_x7_vla_rl import log_text
+from crane_x7_vla_rl.fields import argument_type
+from crane_x7_vla_rl.suggest import did_you_mean
+
+DISTRIBUTION: Final = "crane-x7-remote"
+"""Both commands belong to it."""
+LEVELS: Final = ("debug", "info", "warning", "error")
+COMPLETION: Final = (
+    "crane_x7_vla_rl.completion",
+    "print what a shell needs to complete commands and flags",
+)
+WIDTH: Final = 100
+"""Columns of help, at most."""
+NO_VALUE: Final = re.compile(r"(\S+): ignored explicit argument '(.*)'", re.DOTALL)
+USAGE, OUTPUT, INTERRUPTED = 2, 8, 128 + 2
+"""Exit codes that are the same in both packages."""
+
+
+@dataclass(frozen=True)
+class Program:
+    """One command of the shell, and its own commands."""
+
+    name: str
+    description: str
+    commands: Mapping[str, tuple[str, str]]
+    """Name → module, and its line of help."""
+    failure_code: Callable[[Exception], int | None]
+    """Exit code of an expected failure; None for a fault of ours."""
+    old_names: Mapping[str, str]
+    """Flag of older documents → what to type today."""
+
+
+class Help(argparse.HelpFormatter):
+    """Help as wide as the terminal, up to WIDTH."""
+
+    def __init__(self, prog: str) -> None:
+        columns = shutil.get_terminal_size().columns - 2
+        super().__init__(prog, max_help_position=30, width=min(columns, WIDTH))
+        self._action_max_length = 16  # argparse forgets that commands are indented
+
+
+class Parser(argparse.ArgumentParser):
+    """Errors without usage and without secrets, no abbreviated flags, short help."""
+
+    def __init__(self, **options: Any) -> None:
+        options.setdefault("formatter_class", Help)
+        super().__init__(**options, allow_abbrev=False)
+        self.common: Collection[str] = ()
+        """Names of the values whose flags `format_help` shows; all if empty."""
+        for kind in (int, float):
+            self.register("type", kind, argument_type(kind))
+
+    def error(self, message: str) -> NoReturn:
+        """Print `message` and exit with code 2."""
+        message = NO_VALUE.sub(r"\1: takes no value, got '\2'", message.removeprefix("argument "))
+        text = f"{self.prog}: {message}\nsee {self.prog} --help"
+        print(log_text.tell(text), file=sys.stderr)
+        sys.exit(USAGE)
+
+    def format_help(self, everything: bool = False) -> str:
+        """Return the help, of the common flags alone where some are marked so."""
+        hidden = [] if everything or not self.common else self._rare()
+        texts = [action.help for action in hidden]
+        for action in hidden:
+            action.help = argparse.SUPPRESS
+        try:
+            with self._short_usage():
+                text = super().format_help()
+        finally:
+            for action, help_text in zip(hidden, texts, strict=True):
+                action.help = help_text
+        return f"{text}\n{len(hidden)} more flags: {self.prog} --help-all\n" if hidden else text
+
+    def format_usage(self) -> str:
+        """Return the usage: what must be given."""
+        with self._short_usage():
+            return super().format_usage()
+
+    def _rare(self) -> list[argparse.Action]:
+        return [
+            action
+            for action in self._actions
+            if action.option_strings
+            and action.help != argparse.SUPPRESS
+            and action.dest not in (*self.common, "help", "help_all", "log_level")
+        ]
+
+    @contextlib.contextmanager
+    def _short_usage(self) -> Iterator[None]:
+        needed = [each for each in self._actions if each.required or not each.option_strings]
+        formatter = self._get_formatter()
+        formatter.add_usage(None, needed, [], "")
+        words = formatter.format_help().strip().replace("%", "%%")
+        self.usage = words if self._subparsers else f"{words} [FLAG …]"
+        try:
+            yield
+        finally:
+            self.usage = None
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is None or value in action.choices:
+            return
+        names = [str(choice) for choice in action.choices]
+        what = "command" if isinstance(action, argparse._SubParsersAction) else ""
+        few = len(names) <= 15 or not all(name.isdecimal() for name in names)
+        expected = ", ".join(names) if few else f"{names[0]} to {names[-1]}"
+        hint = did_you_mean(str(value), names)
+        if what:
+            text = f"there is no command {value!r}{hint or '; commands: ' + expected}"
+            raise argparse.ArgumentError(None, text)
+        raise argparse.ArgumentError(action, f"{value!r}, expected one of {expected}{hint}")
+
+
+class _HelpAll(argparse.Action):
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, dest, 0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> NoReturn:
+        assert isinstance(parser, Parser)
+        print(parser.format_help(everything=True), end="")
+        parser.exit()
+
+
+class _Version(argparse.Action):
+    def __init__(self, option_strings: Sequence[str], dest: str, help: str) -> None:
+        super().__init__(option_strings, dest, 0, default=argparse.SUPPRESS, help=help)
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any, **__: Any) -> NoReturn:
+        try:
+            version = importlib.metadata.version(DISTRIBUTION)
+        except importlib.metadata.PackageNotFoundError:
+            version = "of a checkout that is not installed"
+        print(f"{parser.prog} {version}")
+        parser.exit()
+
+
+def main(
+    program: Program,
+    argv: Sequence[str] | None,
+    line_to_complete: str | None,
+    check: Callable[[], None] = lambda: None,
+) -> int:
+    """Run the command named in `argv` (default: the process's) and return its exit code.
+
+    `line_to_complete` is what a shell wants completed, if it is a shell that runs this process.
+    `check` raises an expected failure where no command may run.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    log_text.install()
+    if line_to_complete is not None:
+        words = line_to_complete.split()[1:]
+    chosen = next((word for word in words if not word.startswith("-")), None)
+    try:
+        parser, module = _parser(program, chosen)
+    except ModuleNotFoundError as error:
+        return _missing(f"{program.name} {chosen}", error)
+    if line_to_complete is not None:
+        import argcomplete
+
+        argcomplete.autocomplete(parser)  # and ends the process
+    if not words:
+        parser.print_help()
+        return 0
+    args = _parse(parser, words, program)
+    log_text.configure(args.log_level)
+    try:
+        check()
+        return int(module.run(args))
+    except ModuleNotFoundError as error:
+        return _missing(f"{program.name} {args.command}", error)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        return OUTPUT
+    except Exception as error:
+        code = program.failure_code(error)
+        if code is None:
+            raise
+        print(log_text.tell(f"{program.name} {args.command}: {error}"), file=sys.stderr)
+        return code
+
+
+def _parser(program: Program, chosen: str | None) -> tuple[Parser, Any]:
+    """Return the parser, with the flags of the chosen command alone, and that command's module."""
+    parser, module = Parser(prog=program.name, description=program.description), None
+    parser.add_argument("--version", action=_Version, help="print the version and exit")
+    commands = parser.add_subparsers(
+        dest="command", metavar="COMMAND", required=True, title="commands"
+    )
+    for name, (module_name, help_text) in {**program.commands, "completion": COMPLETION}.items():
+        command = commands.add_parser(name, help=help_text, description=help_text)
+        if name != chosen:
+            continue
+        module = importlib.import_module(module_name)
+        command.add_argument(
+            "--log-level", choices=LEVELS, type=str.lower, default="info",
+            help="least severe lines that the log shows (%(default)s)",
+        )  # fmt: skip
+        module.add_arguments(command)
+        command.set_defaults(program=program.name)
+        command.common = getattr(module, "COMMON", ())
+        if command.common:
+            command.add_argument("--help-all", action=_HelpAll, help="show every flag and exit")
+    return parser, module
+
+
+def _parse(parser: Parser, words: Sequence[str], program: Program) -> argparse.Namespace:
+    args, unknown = parser.parse_known_args(words)
+    if unknown:
+        (commands,) = (each for each in parser._actions if each.dest == "command")
+        assert isinstance(commands, argparse._SubParsersAction)
+        command = commands.choices[args.command]
+        command.error(explain_unknown(unknown, command._option_string_actions, program.old_names))
+    return args
+
+
+def explain_unknown(
+    words: Sequence[str], flags: Collection[str], old_names: Mapping[str, str]
+) -> str:
+    """Return what to say about words that nobody takes: today's name, or the nearest flags."""
+    texts = []
+    for before, word in pairwise(("", *words)):
+        if before.startswith("-") and not word.startswith("-"):
+            continue  # most likely its value
+        name = word.partition("=")[0]
+        hint = f"; it is now {old_names[name]}" if name in old_names else ""
+        texts.append(f"{word} is unknown{hint or did_you_mean(name, flags)}")
+    return ", ".join(texts)
+
+
+def _missing(command: str, error: ModuleNotFoundError) -> int:
+    """Say which package is missing; one of ours is a fault, and raised again."""
+    if (error.name or "").startswith("crane_x7"):
+        raise error
+    text = f"the package {error.name} is missing: pip install 'crane-x7-remote[train,sim]'"
+    print(log_text.tell(f"{command}: {text}"), file=sys.stderr)
+    return USAGE

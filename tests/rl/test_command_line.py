@@ -1,0 +1,105 @@
+"""What both commands do alike: versions, help, wrong words, completion."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+from crane_x7_remote import cli as remote
+from crane_x7_vla_rl import completion
+from crane_x7_vla_rl.training import cli as learning
+
+Main = Callable[[Sequence[str]], int]
+MAINS = {"crane-x7-remote": remote.main, "crane-x7-vla-rl": learning.main}
+both = pytest.mark.parametrize(("name", "main"), MAINS.items(), ids=MAINS)
+
+
+def ends(main: Main, *words: str) -> int:
+    try:
+        return main(words)
+    except SystemExit as end:
+        return int(str(end.code))
+
+
+@both
+def test_version_is_the_installed_one(
+    name: str, main: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ends(main, "--version") == 0
+    assert capsys.readouterr().out == f"{name} {metadata.version('crane-x7-remote')}\n"
+
+
+@both
+def test_a_bare_command_prints_its_help(
+    name: str, main: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ends(main) == 0
+    shown = capsys.readouterr()
+    assert shown.out.startswith(f"usage: {name} COMMAND")
+    assert "completion" in shown.out
+    assert shown.err == ""
+
+
+@pytest.mark.parametrize(
+    ("main", "words", "said"),
+    [
+        (remote.main, ["infre"], "no command 'infre'; did you mean infer?"),
+        (learning.main, ["trian"], "no command 'trian'; did you mean train?"),
+        (remote.main, ["xyzzy"], "no command 'xyzzy'; commands: infer, sim-robot"),
+        (remote.main, ["stop", "--reas", "x"], "--reas is unknown; did you mean --reason?"),
+        (remote.main, ["tunnel", "local", "a@b", "--ident", "k"], "--ident is unknown"),
+        (learning.main, ["demos", "x", "--episode", "3"], "--episode is unknown"),
+        (remote.main, ["status", "--log-level", "loud"], "--log-level: 'loud', expected one of"),
+        (learning.main, ["config", "--log-level", "loud"], "--log-level: 'loud', expected one of"),
+        (remote.main, ["status", "--json=yes"], "--json: takes no value, got 'yes'"),
+    ],
+    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+)
+def test_a_wrong_word_is_named_in_one_line(
+    main: Main, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not below sixty lines of usage, and no beginning of a flag counts for the flag."""
+    assert ends(main, *words) == 2
+    shown = capsys.readouterr().err
+    assert said in shown
+    assert len(shown.splitlines()) == 2
+
+
+@both
+@pytest.mark.parametrize("shell", completion.SHELLS)
+def test_every_shell_gets_code_for_the_command_that_printed_it(
+    shell: str, name: str, main: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ends(main, "completion", shell) == 0
+    assert name in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("line", "offered"),
+    [
+        ("crane-x7-remote sim", "sim-robot"),
+        ("crane-x7-vla-rl config --template f", "fast full"),
+        ("crane-x7-remote status --js", "--json"),
+    ],
+)
+def test_bash_completes(line: str, offered: str, capsys: pytest.CaptureFixture[str]) -> None:
+    name = line.split()[0]
+    assert ends(MAINS[name], "completion", "bash") == 0
+    script = (
+        f"{capsys.readouterr().out}\n"
+        f"COMP_LINE={line!r}; COMP_POINT={len(line)}; COMP_TYPE=9; COMP_WORDBREAKS=' '\n"
+        f"_python_argcomplete {name}\n"
+        'for word in "${COMPREPLY[@]}"; do printf "%s " $word; done'
+    )
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    done = subprocess.run(
+        ["bash", "-c", script], capture_output=True, text=True, timeout=60, check=False,
+        env={**os.environ, "PATH": path},
+    )  # fmt: skip
+    assert done.stdout.split() == offered.split(), done.stderr
