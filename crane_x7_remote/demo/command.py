@@ -33,6 +33,7 @@ from crane_x7_remote.demo.children import DemoProcess
 from crane_x7_remote.demo.plan import DemoPlan
 from crane_x7_remote.demo.recorder import Recording, RunRecorder
 from crane_x7_remote.errors import ExitCode, OutputError
+from crane_x7_vla_rl.policies.color_servo.instruction import NotUnderstood, Task, Verb, parse
 
 logger = logging.getLogger(__name__)
 
@@ -145,7 +146,8 @@ def _watch(
             elif now_s - begun_s > (MODEL_START_S if plan.model else LOOP_START_S):
                 break
         words = plan.instruction if stage.switched_s is None else plan.then or ""
-        if not fulfilled(words, scene):
+        before = None if stage.switched_s is None else plan.instruction
+        if not fulfilled(words, scene, before):
             fulfilled_since_s = None
         elif fulfilled_since_s is None:
             fulfilled_since_s = now_s
@@ -181,11 +183,18 @@ def _is_over(
     return done or now_s - stage.switched_s > plan.second_timeout_s
 
 
-def fulfilled(instruction: str, scene: dict[str, Any]) -> bool:
-    """Tell from the true scene whether an instruction is fulfilled at this moment."""
-    key = "placed" if "plate" in instruction.lower() else "lifted"
-    cubes = scene.get("cubes", {})
-    return any(status.get(key) for colour, status in cubes.items() if colour in instruction.lower())
+def fulfilled(instruction: str, scene: dict[str, Any], before: str | None = None) -> bool:
+    """Tell from the true scene whether an instruction is fulfilled at this moment.
+
+    The words are read as the colour servo reads them, English or Japanese. `before` is the
+    instruction that came before, whose cube "it" means.
+    """
+    earlier = None if before is None else parse(before)
+    task = parse(instruction, earlier.colour if isinstance(earlier, Task) else None)
+    if isinstance(task, NotUnderstood):
+        return False
+    status = scene.get("cubes", {}).get(task.colour, {})
+    return bool(status.get("placed" if task.verb is Verb.PLACE else "lifted"))
 
 
 def grasped(scene: dict[str, Any]) -> tuple[str, ...]:

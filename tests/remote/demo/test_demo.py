@@ -204,6 +204,10 @@ def test_report_on_a_full_disk_is_an_error() -> None:
         ("Place the RED cube on the plate", {"lifted": False, "placed": True}, True),
         ("place the red cube on the plate", {"lifted": True, "placed": False}, False),
         ("pick up the blue cube", {"lifted": True, "placed": True}, False),
+        ("赤いキューブを持ち上げて", {"lifted": True, "placed": False}, True),
+        ("赤いキューブを皿に置いて", {"lifted": True, "placed": False}, False),
+        ("赤いキューブを皿に置いて", {"lifted": False, "placed": True}, True),
+        ("do not pick up the red cube", {"lifted": True, "placed": False}, False),
         ("wait", {"lifted": True, "placed": True}, False),
     ],
 )
@@ -212,6 +216,13 @@ def test_an_instruction_is_fulfilled_by_its_own_cube_alone(
 ) -> None:
     assert fulfilled(instruction, {"cubes": {"red": state}}) is expected
     assert fulfilled(instruction, {}) is False
+
+
+def test_it_means_the_cube_of_the_instruction_before() -> None:
+    scene = {"cubes": {"red": {"placed": True}, "blue": {"placed": False}}}
+    assert fulfilled("put it on the plate", scene, before="pick up the red cube")
+    assert not fulfilled("put it on the plate", scene, before="青いキューブを持ち上げて")
+    assert not fulfilled("put it on the plate", scene)
 
 
 def planned(*flags: str) -> DemoPlan:
