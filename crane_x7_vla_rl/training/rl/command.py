@@ -18,9 +18,9 @@ from crane_x7_vla_rl.training.rl.config import RlConfig
 
 RULES: Final = Rules(
     fixed=(
-        "start.pretrained", "start.sft_checkpoint", "lora.enabled", "lora.rank", "lora.alpha",
-        "lora.targets", "ppo.algorithm", "ppo.value.hidden", "ppo.value.layers",
-        "env.num_parallel_envs",
+        "start.pretrained", "start.sft_checkpoint", "start.unnorm_key", "start.statistics",
+        "lora.enabled", "lora.rank", "lora.alpha", "lora.targets",
+        "ppo.algorithm", "ppo.value.hidden", "ppo.value.layers", "env.num_parallel_envs",
     ),
     free=("output.", "logging.", "publish.", "training.device", "env.processes"),
     decided="another model or other environments",

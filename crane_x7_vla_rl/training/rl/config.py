@@ -60,7 +60,10 @@ class StartConfig:
     """Folder or Hub id of a fine-tuned policy to start from, instead of pretrained; the usual
     case."""
     unnorm_key: str = DEFAULT_UNNORM_KEY
-    """Of the statistics that its actions are in."""
+    """Key of the statistics that scale its actions."""
+    statistics: str | None = None
+    """JSON file with the statistics under that key; not given, the model's own, and where it has
+    none under crane_x7, those of this arm that come with the package."""
 
     @property
     def model(self) -> str:

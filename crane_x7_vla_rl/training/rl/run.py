@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import torch
 from accelerate import Accelerator
@@ -20,10 +20,11 @@ from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.codec import Codec, PolicySpec
 from crane_x7_vla_rl.policies.openvla.policy import SMALL
 from crane_x7_vla_rl.policies.openvla.weights import layout as layouts
+from crane_x7_vla_rl.policies.openvla.weights.files import read_json
 from crane_x7_vla_rl.policies.openvla.weights.loading import Loaded
 from crane_x7_vla_rl.sim.vector import make as vector
 from crane_x7_vla_rl.sim.vector.protocol import VectorEnv
-from crane_x7_vla_rl.training import learner
+from crane_x7_vla_rl.training import arm_statistics, learner
 from crane_x7_vla_rl.training import session as sessions
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.checkpoints.merge import merge
@@ -91,6 +92,7 @@ def open_run(
     weights = _whole(config, accelerator)
     loaded = _load(config, weights, accelerator, resumed)
     policy = loaded.model
+    policy.norm_stats = _statistics(config, policy, resumed)
     codec = Codec.of(loaded.layout, policy.norm_stats, config.start.unnorm_key)
     assets = PolicyAssets.of(
         loaded.layout, dict(policy.norm_stats), bool(policy.crop), codec.inputs
@@ -147,6 +149,16 @@ def _load(config: RlConfig, model: str, accelerator: Accelerator, resumed: Path 
     if accelerator.device.type == "cpu" and size < SMALL:
         torch.set_num_threads(1)  # while it rolls out, the simulations have the other cores
     return loaded
+
+
+def _statistics(config: RlConfig, policy: OpenVLA, resumed: Path | None) -> dict[str, Any]:
+    """Return what scales the actions: as in the resumed checkpoint, else as configured."""
+    known = dict(policy.norm_stats)
+    if resumed is not None:
+        return known | read_json(resumed / layouts.STATISTICS)
+    start = config.start
+    file = None if start.statistics is None else Path(start.statistics).expanduser()
+    return arm_statistics.complete(start.model, known, start.unnorm_key, file)
 
 
 def _agent(

@@ -18,8 +18,8 @@ from crane_x7_vla_rl.training.sft.config import SftConfig
 
 RULES: Final = Rules(
     fixed=(
-        "backend", "policy.state_tokens", "policy.chunk_steps", "lora.enabled", "lora.rank",
-        "lora.alpha", "lora.targets",
+        "backend", "policy.statistics", "policy.state_tokens", "policy.chunk_steps",
+        "lora.enabled", "lora.rank", "lora.alpha", "lora.targets",
     ),
     free=("output.", "logging.", "publish.", "training.device", "data.workers"),
     decided="another model",

@@ -80,6 +80,9 @@ class PolicyConfig(Section, section="policy"):
 
     model: str = "openvla/openvla-7b"
     """Folder or Hub id (owner/name@revision) of the weights to start from."""
+    statistics: str | None = None
+    """JSON file with the statistics that scale actions and joints, under the key crane_x7; not
+    given, they are computed from the demonstrations."""
     state_tokens: bool | None = None
     """Show the model the measured joints, as eight tokens behind the instruction; not given, as the
     model's own policy.json says."""

@@ -26,6 +26,7 @@ from crane_x7_vla_rl.policies.openvla.codec import Codec, PolicySpec
 from crane_x7_vla_rl.policies.openvla.image import WHOLE
 from crane_x7_vla_rl.policies.openvla.weights.files import read_json
 from crane_x7_vla_rl.policies.openvla.weights.layout import POLICY, STATISTICS
+from crane_x7_vla_rl.training import arm_statistics
 from crane_x7_vla_rl.training import session as sessions
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.checkpoints.policy_files import Base, PolicyAssets
@@ -92,7 +93,7 @@ def open_run(
     source = open_source(config.data.root, instruction=config.data.instruction)
     learner = loss.build(config, accelerator, resumed)
     inputs = _inputs(config, learner, source, resumed)
-    statistics = _statistics(learner, source, resumed)
+    statistics = _statistics(config, learner, source, resumed)
     learner.model.norm_stats |= statistics
     loaded, model = learner.loaded, config.policy.model
     codec = Codec.of(loaded.layout, learner.model.norm_stats, DEFAULT_UNNORM_KEY, inputs)
@@ -148,11 +149,14 @@ def _inputs(
 
 
 def _statistics(
-    learner: TokenLearner, source: EpisodeSource, resumed: Path | None
+    config: SftConfig, learner: TokenLearner, source: EpisodeSource, resumed: Path | None
 ) -> dict[str, Any]:
     """Return dataset_statistics.json's content; the first process computes it for all."""
     if resumed is not None:
         return read_json(resumed / STATISTICS)
+    if config.policy.statistics is not None:
+        file = Path(config.policy.statistics).expanduser()
+        return arm_statistics.complete(config.policy.model, {}, DEFAULT_UNNORM_KEY, file)
     found = [compute_statistics(source).to_dict() if learner.accelerator.is_main_process else None]
     (statistics,) = broadcast_object_list(found)
     return dict(statistics)
