@@ -12,8 +12,9 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
+import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -29,6 +30,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 from crane_x7_remote import addresses, public_keys
 from crane_x7_remote.errors import SettingsError
 from crane_x7_vla_rl import secret_text, variables
+from crane_x7_vla_rl.fields import quoted
 from crane_x7_vla_rl.log_text import cut
 from crane_x7_vla_rl.prompt import MAX_INSTRUCTION_BYTES, clean_instruction
 from crane_x7_vla_rl.suggest import did_you_mean
@@ -58,6 +60,26 @@ EmptyIsNone = BeforeValidator(lambda value: None if value == "" else value)
 
 ALIASES = {"vla_policy": ("--policy",)}
 """Further names of some flags."""
+
+GROUPS = {
+    "robot link": ("rosbridge_", "peer_", "ts_"),
+    "policy": ("vla_", "hf_", "camera_pose"),
+    "safety": ("max_", "policy_timeout", "trajectory_validity", "dry_run"),
+    "guard": ("guard_",),
+    "topics": ("camera_topic", "joint_states_topic", "instruction_topic", "arm_topic",
+               "trajectory_topic", "action_topic", "gripper_action"),
+    "other": ("",),
+}  # fmt: skip
+"""Groups of flags in help → how their fields begin; the first that fits."""
+METAVARS = {
+    "_host": "HOST", "_port": "PORT", "_proxy": "URL", "_timeout": "S", "_age": "S",
+    "_validity": "S", "max_jump": "RAD", "_rate": "HZ", "vla_policy": "POLICY",
+    "_model_path": "MODEL", "_device": "DEVICE", "_key": "KEY", "_topic": "TOPIC",
+    "gripper_action": "ACTION", "_listen": "ADDRESS:PORT", "_upstream": "HOST:PORT",
+    "_pose": "FILE", "_root": "FOLDER", "_dir": "FOLDER", "_socket": "FILE",
+    "socks5_server": "ADDRESS:PORT",
+}  # fmt: skip
+"""How fields end → what stands for their values in help."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -309,7 +331,8 @@ def load(
         problems += [_explain(problem) for problem in error.errors()]
     if problems:
         # A secret may be wrong as a variable, and again as the field's value.
-        lines = "\n".join(f"  {line}" for line in dict.fromkeys(problems))
+        given = {name for name, value in (flags or {}).items() if value is not None}
+        lines = "\n".join(f"  {_named(line, given)}" for line in dict.fromkeys(problems))
         raise SettingsError(f"settings are wrong:\n{lines}")
     settings._notes = tuple(notes)
     return settings
@@ -338,22 +361,32 @@ def add_flags(parser: argparse.ArgumentParser, fields: Iterable[str]) -> None:
 
     Values stay text, so that variables and flags are checked by the same code.
     """
+    groups: dict[str, argparse._ActionsContainer] = {}
     for name in fields:
-        field = Settings.model_fields[name]
-        default = "unset" if field.default is None else repr(field.default)
-        help_text = f"{field.description} [{name.upper()}, default {default}]".replace("%", "%%")
+        title = next(title for title, starts in GROUPS.items() if name.startswith(starts))
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
         flags = ("--" + name.replace("_", "-"), *ALIASES.get(name, ()))
-        if field.annotation in (bool, bool | None):
-            parser.add_argument(
-                *flags,
-                dest=name,
-                action=argparse.BooleanOptionalAction,
-                default=None,
-                help=help_text,
-            )
-        else:
-            metavar = "SECRET" if SecretStr in typing.get_args(field.annotation) else "VALUE"
-            parser.add_argument(*flags, dest=name, metavar=metavar, help=help_text)
+        kind = _flag_kind(name)
+        groups[title].add_argument(*flags, dest=name, help=_flag_help(name), **kind)
+
+
+def _flag_kind(name: str) -> dict[str, Any]:
+    annotation = Settings.model_fields[name].annotation
+    if annotation in (bool, bool | None):
+        return {"action": argparse.BooleanOptionalAction, "default": None}
+    if SecretStr in typing.get_args(annotation):
+        return {"metavar": "SECRET"}
+    kinds = {annotation, *typing.get_args(annotation)}
+    words = (word for ending, word in METAVARS.items() if name.endswith(ending))
+    return {"metavar": next(words, "N" if int in kinds else "X" if float in kinds else "TEXT")}
+
+
+def _flag_help(name: str) -> str:
+    field = Settings.model_fields[name]
+    default = "" if field.default in (None, "") else "=" + quoted(field.default).strip("'")
+    text = (field.description or "").rstrip(".")
+    return f"{text} [{name.upper()}{default}]".replace("%", "%%")
 
 
 def from_args(args: argparse.Namespace) -> Settings:
@@ -500,9 +533,44 @@ def _unknown_variables(environ: Mapping[str, str]) -> Iterable[str]:
 
 
 def _explain(problem: Mapping[str, Any]) -> str:
-    variable = str(problem["loc"][0]).upper()
+    name = str(problem["loc"][0])
     message = str(problem["msg"]).removeprefix("Value error, ")
-    return f"{variable}={_repr(variable.lower(), problem['input'])}: {message}"
+    if problem["type"] != "value_error":
+        message = f"expected {_expected(name)}"
+    return f"{name.upper()}={_repr(name, problem['input'])}: {message}"
+
+
+def _expected(name: str) -> str:
+    """Return which values a field takes, in words."""
+    field = Settings.model_fields[name]
+    kind = typing.get_origin(field.annotation)
+    kinds = (
+        typing.get_args(field.annotation)
+        if kind in (typing.Union, types.UnionType)
+        else (field.annotation,)
+    )
+    if choices := [
+        word for kind in kinds if typing.get_origin(kind) is Literal
+        for word in typing.get_args(kind)
+    ]:  # fmt: skip
+        return " or ".join(choices)
+    if bool in kinds:
+        return "true or false"
+    if int not in kinds and float not in kinds:
+        return "text"
+    texts = ["a whole number" if int in kinds else "a number"]
+    for bound, words in (("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most")):
+        limits = [getattr(each, bound) for each in field.metadata if hasattr(each, bound)]
+        texts += [f"{words} {limit:g}" for limit in limits]
+    return ", ".join(texts)
+
+
+def _named(problem: str, given: Collection[str]) -> str:
+    """Return the problem, by the name of the flag where a flag set the value."""
+    variable, equals, rest = problem.partition("=")
+    if not equals or variable.lower() not in given:
+        return problem
+    return f"--{variable.lower().replace('_', '-')} {rest}"
 
 
 def _repr(name: str, value: object) -> str:

@@ -12,6 +12,7 @@ import ast
 import contextlib
 import dataclasses
 import inspect
+import json
 import math
 import re
 import textwrap
@@ -35,6 +36,16 @@ EXPECTED: Final[Mapping[Any, str]] = {
     bool: "true or false", int: "a whole number", float: "a number", str: "text",
     tuple[int, int]: "WxH as in 128x128", tuple[str, ...]: "a list of texts",
 }  # fmt: skip
+UNITS: Final[Mapping[str, str]] = {
+    "s": "S", "hz": "HZ", "m": "M", "rad": "RAD", "minutes": "MIN", "mb": "MB",
+}  # fmt: skip
+"""Last word of a flag → what stands for its number in help."""
+STRINGS: Final[Mapping[str, str]] = {
+    "dir": "FOLDER", "root": "FOLDER", "pretrained": "MODEL", "checkpoint": "MODEL",
+    "model": "MODEL", "instruction": "TEXT", "key": "KEY", "file": "FILE", "statistics": "FILE",
+    "device": "DEVICE",
+}  # fmt: skip
+"""The same for text."""
 
 
 @dataclass(frozen=True)
@@ -65,7 +76,7 @@ def within(low: float, high: float, unit: str = "") -> Bound:
 
 def size_text(example: str) -> Bound:
     """Bound a text to width and height of a picture."""
-    return Bound(lambda text: bool(re.fullmatch(SIZE, text)), f"as in {example}")
+    return Bound(lambda text: bool(re.fullmatch(SIZE, text)), f"WxH as in {example}")
 
 
 def one_of(names: tuple[str, ...]) -> Bound:
@@ -157,6 +168,15 @@ def _number(base: type, value: float | str) -> float:
     return number
 
 
+def quoted(value: Any) -> str:
+    """Return what came as a message shows it: text in quotes, all else as YAML and JSON have it."""
+    if isinstance(value, str):
+        return repr(value)
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    return json.dumps(value, default=str, ensure_ascii=False)
+
+
 def kind_of(hint: Any) -> Kind:
     """Return what a field with this type takes, such as `Annotated[int, at_least(1)] | None`."""
     if get_origin(hint) in (typing.Union, types.UnionType):
@@ -173,8 +193,13 @@ def argument_type(hint: Any) -> Callable[[str], Any]:
     return kind_of(hint).from_text
 
 
-def kinds(cls: type) -> dict[str, Kind]:
+def kinds(cls: type) -> Mapping[str, Kind]:
     """Return what each field of a dataclass takes, by name."""
+    return _kinds(cls)
+
+
+@lru_cache(maxsize=64)
+def _kinds(cls: type) -> Mapping[str, Kind]:
     hints = typing.get_type_hints(cls, include_extras=True)
     return {field.name: kind_of(hints[field.name]) for field in dataclasses.fields(cls)}
 
@@ -248,7 +273,8 @@ def check(instance: Any, prefix: str = "", error: type[Exception] = ValueError) 
         try:
             kind.check(value)
         except ValueError as expected:
-            raise error(f"{prefix}{name} is {value!r}, expected {expected}") from None
+            text = f"{prefix}{name} is {quoted(value)}, expected {expected}"
+            raise error(text) from None
 
 
 def add_flags(
@@ -256,12 +282,33 @@ def add_flags(
 ) -> None:
     """Add a flag for each leaf but those whose key, or section, is in `without`.
 
-    Typed, the parser converts, checks and fills in defaults, for `from_flags`. Otherwise a value
-    stays text, and what is not given sets nothing.
+    The flags of a section stand in a group of their own. Typed, the parser converts, checks and
+    fills in defaults, for `from_flags`. Otherwise a value stays text, and what is not given sets
+    nothing.
     """
+    groups = {"": parser}
     for leaf in leaves(cls):
-        if leaf.key not in without and leaf.key.partition(".")[0] not in without:
-            parser.add_argument(leaf.flag, help=_help(leaf), **_options(leaf, typed))
+        section = leaf.key.partition(".")[0] if "." in leaf.key else ""
+        if leaf.key in without or section in without:
+            continue
+        if section not in groups:
+            groups[section] = parser.add_argument_group(_title(cls, section))
+        groups[section].add_argument(leaf.flag, help=_help(leaf), **_options(leaf, typed))
+
+
+def _title(cls: type, section: str) -> str:
+    """Return a section's name, and the first line of what its class says of itself."""
+    words = (inspect.getdoc(kinds(cls)[section].base) or "").partition("\n")[0]
+    first = words.partition(". ")[0].rstrip(".")
+    return f"{section}: {first[:1].lower()}{first[1:]}"
+
+
+class OnOff(argparse.BooleanOptionalAction):
+    """`--name` and `--no-name`; the help stays as it is given."""
+
+    def __init__(self, *args: Any, help: str | None = None, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.help = help
 
 
 def _options(leaf: Leaf, typed: bool) -> dict[str, Any]:
@@ -272,15 +319,26 @@ def _options(leaf: Leaf, typed: bool) -> dict[str, Any]:
     if leaf.bare is not None:
         options |= {"nargs": "?", "const": leaf.bare}
     if base is bool:
-        return options | {"action": argparse.BooleanOptionalAction}
+        return options | {"action": OnOff}
     if base == tuple[str, ...]:
         options["nargs"] = "+"
     if choices := get_args(base) if get_origin(base) is Literal else bound and bound.names:
         return options | {"choices": choices}
     if typed:
         options["type"] = leaf.kind.from_text
-    name = leaf.key.rpartition(".")[2].upper()
-    return options | {"metavar": "WxH" if base == tuple[int, int] else name}
+    return options | {"metavar": _metavar(leaf)}
+
+
+def _metavar(leaf: Leaf) -> str:
+    """Return one short word for the value: its unit, or what it is."""
+    if "WxH" in EXPECTED.get(leaf.kind.base, "") or (
+        leaf.kind.bound and "as in" in leaf.kind.bound.expected
+    ):
+        return "WxH"
+    last = leaf.flag.rpartition("-")[2]
+    if leaf.kind.base is str:
+        return STRINGS.get(last, "NAME")
+    return UNITS.get(last, "N" if leaf.kind.base is int else "X")
 
 
 def _help(leaf: Leaf) -> str:
@@ -289,7 +347,9 @@ def _help(leaf: Leaf) -> str:
         return text
     if isinstance(default, tuple):
         default = ("x" if leaf.kind.base == tuple[int, int] else " ").join(map(str, default))
-    return f"{text} ({default})"
+    if isinstance(default, bool):
+        default = "on" if default else "off"
+    return f"{text} ({default:g})" if isinstance(default, float) else f"{text} ({default})"
 
 
 def from_flags(cls: type[T], args: argparse.Namespace, **fixed: Any) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
@@ -103,3 +104,47 @@ def test_bash_completes(line: str, offered: str, capsys: pytest.CaptureFixture[s
         env={**os.environ, "PATH": path},
     )  # fmt: skip
     assert done.stdout.split() == offered.split(), done.stderr
+
+
+@both
+def test_help_of_no_command_shows_python(
+    name: str, main: Main, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not False but off, no class, no path object; and no word longer than a value's name."""
+    program = {"crane-x7-remote": remote, "crane-x7-vla-rl": learning}[name].PROGRAM
+    for command in program.commands:
+        assert ends(main, command, "--help") == 0
+        shown = capsys.readouterr().out
+        assert not re.search(r"\b(True|False|None)\b|Path\(|<class|\[\'", shown), command
+
+
+@pytest.mark.parametrize("command", ["train", "sft"])
+def test_help_of_a_trainer_is_short_and_in_groups(
+    command: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert ends(learning.main, command, "--help") == 0
+    short = capsys.readouterr().out
+    assert ends(learning.main, command, "--help-all") == 0
+    whole = capsys.readouterr().out
+    assert len(short.splitlines()) <= 85
+    assert "training: how long" in short
+    assert "--weight-decay" in whole
+    assert "--weight-decay" not in short
+    hidden = len(flags(whole) - flags(short))
+    assert f"{hidden} more flags: crane-x7-vla-rl {command} --help-all" in short
+
+
+def flags(text: str) -> set[str]:
+    return set(re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE))
+
+
+def test_help_of_infer_is_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
+    assert ends(remote.main, "infer", "--help") == 0
+    shown = capsys.readouterr().out
+    places = [
+        shown.index(f"\n{group}:\n") for group in ("robot link", "policy", "safety", "topics")
+    ]
+    assert places == sorted(places)
+    assert "--vla-inference-rate HZ" in shown
+    assert "[VLA_INFERENCE_RATE=10" in shown

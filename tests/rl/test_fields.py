@@ -97,7 +97,7 @@ def test_a_wrong_flag_says_what_came_and_what_was_expected(
         (Share, [0.0, 1.0], [1.1, -0.1], "0 to 1"),
         (Annotated[float, within(0.1, 2, "m")], [0.1, 2.0], [0.0, 2.1], "0.1 to 2 m"),
         (Annotated[int, at_least(1_000_000)], [1_000_000], [5], "1000000 or more"),
-        (Annotated[str, size_text("4x4")], ["12x3"], ["0x3", "12", "x3"], "as in 4x4"),
+        (Annotated[str, size_text("4x4")], ["12x3"], ["0x3", "12", "x3"], "WxH as in 4x4"),
     ],
 )
 def test_a_range_holds_its_ends_and_says_itself(

@@ -12,16 +12,18 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import yaml
 
-from crane_x7_vla_rl.fields import Leaf, add_flags, construct, leaves
+from crane_x7_vla_rl.fields import Leaf, add_flags, construct, leaves, quoted
 from crane_x7_vla_rl.suggest import nearest
 from crane_x7_vla_rl.training.errors import ConfigError
 from crane_x7_vla_rl.yaml_file import YamlError, parse_yaml, read_yaml
 
 T = TypeVar("T")
+FLAGS: Final = "command line"
+"""The source of what flags set; messages name the flag instead."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ def layers(args: argparse.Namespace, cls: type) -> list[Layer]:
     given = vars(args)
     flags = {leaf.key: given[leaf.key] for leaf in leaves(cls) if leaf.key in given}
     found = [] if args.config is None else [read_file(args.config)]
-    return [*found, Layer("command line", flags), _overrides(args.override)]
+    return [*found, Layer(FLAGS, flags), _overrides(args.override)]
 
 
 def read_file(path: Path) -> Layer:
@@ -114,13 +116,18 @@ def build(cls: type[T], wanted: Sequence[Layer]) -> T:
             if key in sections and value is None:
                 continue
             if key in sections:
-                raise ConfigError(f"{layer.source}: {key} is {value!r}, expected keys and values")
+                raise ConfigError(
+                    f"{layer.source}: {key} is {quoted(value)}, expected keys and values"
+                )
             if key not in known:
                 raise ConfigError(f"{layer.source}: {_unknown(key, known)}")
             try:
-                values[key] = known[key].kind.convert(value)
+                values[key] = value = known[key].kind.convert(value)
+                known[key].kind.check(value)
             except ValueError as error:
-                raise ConfigError(f"{layer.source}: {key} is {value!r}, expected {error}") from None
+                source = known[key].flag if layer.source == FLAGS else layer.source
+                text = f"{source}: {key} is {quoted(value)}, expected {error}"
+                raise ConfigError(text) from None
     for leaf in known.values():
         if leaf.key not in values and leaf.default is dataclasses.MISSING:
             raise ConfigError(f"{leaf.key} is not set; give {leaf.flag}, or {leaf.key} in the file")

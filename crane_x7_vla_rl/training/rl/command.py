@@ -26,6 +26,15 @@ RULES: Final = Rules(
     decided="another model or other environments",
 )  # fmt: skip
 """The tensors and environments that there are stay."""
+COMMON: Final = (
+    "config", "override", "resume", "follow", "start.pretrained", "start.sft_checkpoint",
+    "start.statistics", "env.simulator", "env.env_id", "env.backend", "env.num_parallel_envs",
+    "training.num_updates", "training.rollout_steps", "training.time_limit_minutes",
+    "training.device", "training.seed", "ppo.learning_rate", "ppo.micro_batch_size",
+    "lora.enabled", "lora.rank", "evaluation.every", "output.dir", "output.experiment_name",
+    "output.save_every", "logging.use_wandb", "publish.push_to_hub", "publish.hub_model_id",
+)  # fmt: skip
+"""See command_line."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -25,6 +25,15 @@ RULES: Final = Rules(
     decided="another model",
 )  # fmt: skip
 """The tensors that there are, and what they mean, stay."""
+COMMON: Final = (
+    "config", "override", "resume", "resume_from_checkpoint", "follow", "backend", "data.root",
+    "data.instruction", "data.image_size", "training.batch_size", "training.num_epochs",
+    "training.max_steps", "training.learning_rate", "training.device", "training.seed",
+    "lora.enabled", "lora.rank", "policy.model", "policy.statistics", "output.experiment_name",
+    "output.dir", "output.save_steps", "logging.log_steps", "logging.use_wandb",
+    "publish.push_to_hub", "publish.hub_model_id",
+)  # fmt: skip
+"""See command_line."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -250,7 +250,7 @@ def test_what_cannot_be_below_0_is_a_usage_error(
 ) -> None:
     with pytest.raises(SystemExit):
         cli.main(["evaluate", "--checkpoint", "a", flag, "-1"])
-    assert f"argument {flag}: '-1', expected 0 or more" in capsys.readouterr().err
+    assert f"evaluate: {flag}: '-1', expected 0 or more" in capsys.readouterr().err
 
 
 def test_a_rate_that_the_simulation_cannot_keep_is_named(tmp_path: Path) -> None:

@@ -1,0 +1,82 @@
+"""Every flag of every command names itself, the wrong value and what it takes instead."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from crane_x7_remote import cli as remote
+from crane_x7_remote import settings
+from crane_x7_vla_rl import command_line
+from crane_x7_vla_rl.fields import Kind, leaves
+from crane_x7_vla_rl.training import cli as learning
+from crane_x7_vla_rl.training.rl.config import RlConfig
+from crane_x7_vla_rl.training.sft.config import SftConfig
+
+WRONG = "wr0ng"
+NEEDED = {
+    "boot": [], "completion": ["bash"], "convert": ["a", "b"], "demos": ["a"],
+    "evaluate": ["--checkpoint", "a"], "merge": ["a", "b"], "say": ["a"],
+    "sft": ["--backend", "openvla"], "tunnel local": ["a@b"], "tunnel remote": ["a@b"],
+    "validate": ["a"],
+}  # fmt: skip
+"""What a command does not start without."""
+TEXTS = (str, Path, None)
+
+
+def commands() -> Iterator[tuple[str, str]]:
+    for program in (remote.PROGRAM, learning.PROGRAM):
+        for command in (*program.commands, "completion"):
+            ways = ("tailnet", "local", "remote") if command == "tunnel" else ("",)
+            yield from ((program.name, f"{command} {way}".rstrip()) for way in ways)
+
+
+def takes_any_text(action: argparse.Action) -> bool:
+    """Whether no text is wrong for it, as for a topic's name."""
+    for config in (RlConfig, SftConfig):
+        for leaf in leaves(config):
+            if leaf.key == action.dest and "." in leaf.key:
+                return leaf.kind.base is str and leaf.kind.bound is None
+    if action.dest in settings.Settings.model_fields:
+        return settings._expected(action.dest) == "text"
+    kind = getattr(action.type, "__self__", None)
+    if isinstance(kind, Kind):
+        return kind.base is str and kind.bound is None
+    return action.choices is None and action.type in TEXTS
+
+
+@pytest.mark.parametrize(("name", "command"), [*commands()])
+def test_a_wrong_value_is_named_with_its_flag_and_what_it_takes(
+    name: str, command: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cli = remote if name == remote.PROGRAM.name else learning
+    words = command.split()
+    parser, _ = command_line._parser(cli.PROGRAM, words[0])
+    for word in words:
+        (chooser,) = (
+            action for action in parser._actions
+            if isinstance(action, argparse._SubParsersAction)
+        )  # fmt: skip
+        parser = chooser.choices[word]
+    flags = [
+        action for action in parser._actions
+        if action.option_strings and action.nargs != 0 and not takes_any_text(action)
+    ]  # fmt: skip
+    wrong = []
+    for action in flags:
+        flag = action.option_strings[0]
+        values = [WRONG] * (action.nargs if isinstance(action.nargs, int) else 1)
+        needed = NEEDED.get(command, [])
+        if flag in needed:
+            needed = needed[2:]
+        try:
+            code = cli.main([*words, *needed, flag, *values])
+        except SystemExit as end:
+            code = int(str(end.code))
+        said = capsys.readouterr().err
+        if code not in (2, 3) or not all(text in said for text in (flag, WRONG, "expected")):
+            wrong.append(f"{flag}: exit code {code}, {said!r}")
+    assert wrong == []
