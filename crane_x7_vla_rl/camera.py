@@ -87,3 +87,8 @@ def vertical_fov_rad(horizontal_fov_rad: float, width: int, height: int) -> floa
 BASE_CAMERA: Final = Camera((0.80, 0.25, 0.62), (0.17, 0.0, 0.10), float(np.deg2rad(58.0)))
 """Stands opposite the robot and to its left, so that the arm hides little of what it reaches for;
 sees the whole arm and its table."""
+
+VIEW_CAMERA: Final = Camera((0.92, 0.34, 0.56), (0.13, 0.0, 0.17), float(np.deg2rad(58.0)))
+"""A bystander's view of the whole arm, for videos alone. No policy looks through it."""
+VIEW_SIZE: Final = (640, 480)
+"""(width, height) of its pictures."""

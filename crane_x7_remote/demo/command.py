@@ -27,7 +27,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from crane_x7_remote.demo import pictures, report
+from crane_x7_remote.demo import pictures, plots, report, summary
 from crane_x7_remote.demo import plan as plan_module
 from crane_x7_remote.demo.children import DemoProcess
 from crane_x7_remote.demo.plan import DemoPlan
@@ -55,6 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output-dir", type=Path, default=Path("outputs/demo"), help="(%(default)s)")
     add("--record", action=argparse.BooleanOptionalAction, default=True,
         help="write video and plots (on)")  # fmt: skip
+    add("--gif", action="store_true", help="write demo.gif too, for a web page")
     add("--json", type=Path, metavar="PATH", help="write the report there too; - prints it")
 
 
@@ -66,10 +67,11 @@ def run(args: argparse.Namespace) -> int:
         outcome, made = _show(plan, folder, is_stopped)
     report.write(made.report, folder / "report.json")
     if args.record:
-        _write_pictures(made, folder)
+        _write_pictures(outcome, made, folder, with_gif=args.gif)
     if args.json is not None:
         _hand_out(made.report, args.json)
-    _say_result(outcome, made.report, folder, to_stderr=args.json == Path("-"))
+    out = sys.stderr if args.json == Path("-") else sys.stdout
+    print(summary.text(outcome, made.report, folder), file=out)
     return ExitCode.OK if outcome.succeeded else ExitCode.DEMO_TASK
 
 
@@ -113,9 +115,10 @@ def _show(
 
 @dataclass
 class _Stage:
-    """How far the run is; times on our monotonic clock, from the first tick."""
+    """How far the run is; times on our monotonic clock."""
 
     started_s: float | None = None
+    """When the first trajectory came: the loop's start, from which everything counts."""
     first_done_s: float | None = None
     second_done_s: float | None = None
     switched_s: float | None = None
@@ -141,9 +144,8 @@ def _watch(
         now_s = time.monotonic()
         scene = recorder.scene
         if stage.started_s is None:
-            if recorder.recording.trajectories:
-                stage.started_s = now_s
-            elif now_s - begun_s > (MODEL_START_S if plan.model else LOOP_START_S):
+            stage.started_s = recorder.started_s
+            if stage.started_s is None and now_s - begun_s > _start_limit_s(plan):
                 break
         words = plan.instruction if stage.switched_s is None else plan.then or ""
         before = None if stage.switched_s is None else plan.instruction
@@ -158,6 +160,10 @@ def _watch(
         time.sleep(POLL_S)
     started_s = stage.started_s or begun_s
     return _outcome(plan, recorder.scene, stage, time.monotonic() - started_s)
+
+
+def _start_limit_s(plan: DemoPlan) -> float:
+    return MODEL_START_S if plan.model else LOOP_START_S
 
 
 def _is_over(
@@ -220,27 +226,24 @@ def _outcome(
         policy=plan.policy,
         model=None if plan.model is None else plan.model.path,
         random_weights=plan.model is not None and plan.model.is_random,
+        rate_reason=plan.rate_reason,
     )
 
 
-def _write_pictures(made: Made, folder: Path) -> None:
-    recording = made.recording
+def _write_pictures(
+    outcome: report.DemoResult, made: Made, folder: Path, *, with_gif: bool
+) -> None:
+    film = pictures.Film(made.recording, outcome, made.metrics.get("rate_hz"))
     try:
-        pictures.write_video(recording, folder / "demo.mp4")
-        pictures.write_joint_plot(recording, folder / "targets.png")
-        pictures.write_latency_plot(made.metrics, folder / "latency.png")
-        pictures.write_strip(recording, _telling_times(recording), folder / "frame.png")
+        pictures.write_video(film, folder / "demo.mp4")
+        pictures.write_strip(film, film.telling_times(), folder / "frame.png")
+        if with_gif:
+            pictures.write_gif(film, folder / "demo.gif")
+        joints = plots.joint_plot(made.recording, outcome.duration_s)
+        plots.write(joints, folder / "targets.png")
+        plots.write(plots.latency_plot(made.metrics), folder / "latency.png")
     except OSError as error:
         raise OutputError(f"pictures cannot be written into {folder}: {error}") from error
-
-
-def _telling_times(recording: Recording) -> list[float]:
-    """The start, the moment of the change (first cube up), and the end, on the robot's clock."""
-    if not recording.frames:
-        return []
-    times = [recording.frames[0].stamp_s]
-    times += [time_s - 0.1 for time_s, _ in recording.instructions[1:]]
-    return [*times, recording.frames[-1].stamp_s]
 
 
 def _make_folder(parent: Path) -> Path:
@@ -321,29 +324,3 @@ def _hand_out(made: dict[str, Any], path: Path) -> None:
         print(json.dumps(made, indent=2, ensure_ascii=False))
     else:
         report.write(made, path)
-
-
-def _say_result(
-    outcome: report.DemoResult, made: dict[str, Any], folder: Path, *, to_stderr: bool
-) -> None:
-    out = sys.stderr if to_stderr else sys.stdout
-    latency = made.get("latency_without_policy_ms") or {}
-    if outcome.random_weights:
-        print(f"{outcome.model} has random weights: it shows that the loop runs, not that it can"
-              " do a task", file=out)  # fmt: skip
-    for words, done_s in (
-        (outcome.instruction, outcome.first_done_s),
-        (outcome.then, outcome.second_done_s),
-    ):
-        if words is not None:
-            state = "not done" if done_s is None else f"done after {done_s:.1f} s"
-            print(f"{words}: {state}", file=out)
-    for colour in outcome.put_back:
-        print(f"a hand took the {colour} cube: the policy was not taught to let go", file=out)
-    if latency.get("p50") is not None and made.get("rate_hz"):
-        print(
-            f"{made['rate_hz']:.2f} Hz; frame to trajectory without the policy:"
-            f" p50 {latency['p50']:.1f} ms, p99 {latency['p99']:.1f} ms",
-            file=out,
-        )
-    print(f"everything is in {folder}/", file=out)

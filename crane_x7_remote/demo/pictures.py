@@ -1,134 +1,234 @@
-"""A recording → video, plots and the picture for the README.
+"""A run as moving and still pictures. `Recording` and what became of the tasks → MP4, GIF, PNG.
 
-Legend: pictures are (H, W, 3) uint8 RGB.
+A picture shows the whole arm; its inset shows what the policy saw last. The caption's seconds count
+from the loop's start, as the video's own time and report.json do.
+
+Legend: pictures are (H, W, 3) uint8 RGB; times in s since the loop started.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 import cv2
 import numpy as np
 
-from crane_x7_remote.demo.recorder import Recording
+from crane_x7_remote.demo.recorder import Hand, Recording
+from crane_x7_remote.demo.report import DemoResult
 from crane_x7_remote.rosbridge.frames import EncodedFrame, decode_image
-from crane_x7_vla_rl.robot import JOINT_NAMES, PREFIX
+from crane_x7_vla_rl.camera import BASE_CAMERA, VIEW_CAMERA
 from crane_x7_vla_rl.types import Image
 
-STRIP_HEIGHT = 44
+VIDEO_HZ: Final = 15
+GIF_HZ: Final = 10
+GIF_WIDTH: Final = 640
+GIF_COLOURS: Final = 64
+TAIL_S: Final = 0.5
+"""How long pictures last after the run."""
+NOTE_S: Final = 2.0
+"""How long it is said that a task is done or that a hand takes a cube."""
+STRIP_HEIGHT: Final = 64
+INSET_SHARE: Final = 0.3
+"""Of the picture's width."""
+INSET_TITLE: Final = "what the policy sees"
+WHITE, GREY, AMBER, GREEN, DARK = (
+    (240, 240, 240), (150, 150, 150), (255, 190, 60), (120, 220, 120), (24, 24, 24),
+)  # fmt: skip
 
 
-def write_video(recording: Recording, path: Path, rate_hz: int = 15) -> int:
-    """Write the pictures with their captions as H.264; return how many."""
+class Film:
+    """What is shown at each moment of a run."""
+
+    def __init__(
+        self, recording: Recording, result: DemoResult, rate_hz: float | None = None
+    ) -> None:
+        """`rate_hz` is the loop's rate, for the inset."""
+        self._recording = recording
+        self._result = result
+        self._rate_hz = rate_hz
+        self._start_s = recording.start_s
+        self._shots = recording.views or recording.frames
+        self._camera = VIEW_CAMERA if recording.views else BASE_CAMERA
+        self._stamps = [shot.stamp_s - self._start_s for shot in self._shots]
+        self._decoded: dict[int, Image] = {}
+
+    @property
+    def end_s(self) -> float:
+        """When the last picture is shown: shortly after the run, unless pictures end before."""
+        if not self._shots:
+            return 0.0
+        return max(0.0, min(self._result.duration_s + TAIL_S, self._stamps[-1]))
+
+    def times(self, rate_hz: float) -> list[float]:
+        """Return the times of a film with so many pictures per second."""
+        if not self._shots:
+            return []
+        return [index / rate_hz for index in range(int(self.end_s * rate_hz) + 1)]
+
+    def at(self, time_s: float) -> Image:
+        """Return the picture of this moment with inset and caption."""
+        shot = self._shots[max(0, bisect_right(self._stamps, time_s) - 1)]
+        picture = self._decode(shot).copy()
+        self._draw_inset(picture, time_s)
+        for hand in self._hands(time_s):
+            self._draw_hand(picture, hand)
+        return np.concatenate([picture, self._strip(picture.shape[1], time_s)])
+
+    def instruction_at(self, time_s: float) -> str:
+        """Return the instruction in force."""
+        given = self._recording.instructions
+        texts = [text for since_s, text in given if since_s - self._start_s <= time_s]
+        return texts[-1] if texts else (given[0][1] if given else "")
+
+    def notes_at(self, time_s: float) -> list[str]:
+        """Return what has just happened: a task done, a cube taken by a hand."""
+        result = self._result
+        notes = [
+            f"done after {done_s:.1f} s: {words}"
+            for words, done_s in (
+                (result.instruction, result.first_done_s),
+                (result.then, result.second_done_s),
+            )
+            if done_s is not None and 0 <= time_s - done_s < NOTE_S
+        ]
+        return notes + [f"a hand takes the {hand.colour} cube" for hand in self._hands(time_s)]
+
+    def policy_picture(self, time_s: float) -> tuple[EncodedFrame, float] | None:
+        """Return the picture behind the newest trajectory, and how old that picture was when the
+        trajectory came; None before the first."""
+        recording, now_s = self._recording, self._start_s + time_s
+        index = bisect_right(recording.arrivals_s, now_s) - 1
+        if index < 0 or not recording.frames:
+            return None
+        stamp_s = recording.trajectories[index].stamp_s
+        frame = min(recording.frames, key=lambda frame: abs(frame.stamp_s - stamp_s))
+        return frame, recording.arrivals_s[index] - stamp_s
+
+    def telling_times(self) -> list[float]:
+        """Return the start, the moment before the task changes, and the end."""
+        if not self._shots:
+            return []
+        changes = [since_s - self._start_s for since_s, _ in self._recording.instructions[1:]]
+        return [0.0, *(max(0.0, change_s - 0.1) for change_s in changes), self.end_s]
+
+    def _hands(self, time_s: float) -> list[Hand]:
+        since = [(time_s - (hand.time_s - self._start_s), hand) for hand in self._recording.hands]
+        return [hand for since_s, hand in since if 0 <= since_s < NOTE_S]
+
+    def _decode(self, frame: EncodedFrame) -> Image:
+        key = id(frame)
+        if key not in self._decoded:
+            if len(self._decoded) > 4:  # The shot and the inset of this moment, and of the last.
+                self._decoded.clear()
+            self._decoded[key] = decode_image(frame)
+        return self._decoded[key]
+
+    def _draw_inset(self, picture: Image, time_s: float) -> None:
+        """Draw what the policy saw last into the upper right corner, with rate and latency."""
+        found = self.policy_picture(time_s)
+        if found is None or self._shots is self._recording.frames:
+            return
+        frame, age_s = found
+        seen = self._decode(frame)
+        width = round(INSET_SHARE * picture.shape[1])
+        height = round(seen.shape[0] * width / seen.shape[1])
+        scale = picture.shape[1] / 640
+        margin, line = round(10 * scale), round(20 * scale)
+        right = picture.shape[1] - margin
+        small = cv2.resize(seen, (width, height), interpolation=cv2.INTER_AREA)
+        corners = (right - width - 2, margin - 2), (right + 1, margin + height + 2 * line)
+        cv2.rectangle(picture, *corners, DARK, -1)
+        picture[margin : margin + height, right - width : right] = small
+        rate = "" if self._rate_hz is None else f"{self._rate_hz:.1f} Hz, "
+        for row, text in enumerate((INSET_TITLE, f"{rate}command {1e3 * age_s:.0f} ms later")):
+            at = (right - width + 4, margin + height + round((0.75 + 0.9 * row) * line))
+            _write(picture, text, at, 0.42 * scale, WHITE if row == 0 else GREY)
+
+    def _draw_hand(self, picture: Image, hand: Hand) -> None:
+        """Draw an arrow along which a hand moved the cube."""
+        if hand.from_m is None or hand.to_m is None:
+            return
+        height, width = picture.shape[:2]
+        points = self._camera.project([hand.from_m, hand.to_m], width, height)
+        if not np.isfinite(points).all():
+            return
+        start, end = ((round(float(u)), round(float(v))) for u, v in points)
+        cv2.arrowedLine(picture, start, end, AMBER, 2, cv2.LINE_AA, tipLength=0.12)
+        at = (start[0] + 10, start[1] + 4)
+        for thickness, colour in ((3, DARK), (1, AMBER)):  # Outlined: it lies on any colour.
+            _write(picture, "a hand", at, 0.5 * width / 640, colour, thickness)
+
+    def _strip(self, width: int, time_s: float) -> Image:
+        """Return the caption: time and instruction, below them what has just happened."""
+        scale = width / 640
+        strip: Image = np.full((2 * round(STRIP_HEIGHT * scale / 2), width, 3), DARK, np.uint8)
+        left = round(10 * scale)
+        words = f"{time_s:5.1f} s  {self.instruction_at(time_s)}"
+        _write(strip, words, (left, round(27 * scale)), 0.65 * scale, WHITE)
+        colour = AMBER if self._hands(time_s) else GREEN
+        notes = "; ".join(self.notes_at(time_s))
+        _write(strip, notes, (left, round(52 * scale)), 0.5 * scale, colour)
+        return strip
+
+
+def write_video(film: Film, path: Path) -> int:
+    """Write the film as H.264; return its number of pictures."""
     from crane_x7_vla_rl.mp4 import write_mp4
 
-    even = (
-        picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2]
-        for picture in captioned(recording)
+    pictures = (_even(film.at(time_s)) for time_s in film.times(VIDEO_HZ))
+    return write_mp4(str(path), pictures, VIDEO_HZ, {"preset": "veryfast", "crf": "23"})
+
+
+def write_gif(film: Film, path: Path) -> None:
+    """Write the film as a small GIF that plays in a web page."""
+    from PIL import Image as Pillow
+
+    small = [Pillow.fromarray(picture) for picture in _narrow(film)]
+    if not small:
+        return
+    # One palette, of a picture that shows everything, keeps still pixels equal and the file small.
+    palette = small[-1].quantize(GIF_COLOURS)
+    first, *rest = (
+        picture.quantize(palette=palette, dither=Pillow.Dither.NONE) for picture in small
     )
-    return write_mp4(str(path), even, rate_hz, {"preset": "veryfast", "crf": "23"})
+    first.save(path, save_all=True, append_images=rest, duration=1000 // GIF_HZ, loop=0)
 
 
-def captioned(recording: Recording) -> Iterator[Image]:
-    """Yield each picture with the time and the instruction in force under it."""
-    if not recording.frames:
+def write_strip(film: Film, times_s: Sequence[float], path: Path, width: int = 1440) -> None:
+    """Write the pictures of `times_s` side by side as a PNG."""
+    if not times_s:
         return
-    start_s = recording.frames[0].stamp_s
-    for frame in recording.frames:
-        yield caption(frame, start_s, instruction_at(recording, frame.stamp_s))
-
-
-def caption(frame: EncodedFrame, start_s: float, text: str) -> Image:
-    """Return the picture with a strip below it."""
-    picture = decode_image(frame)
-    strip = np.full((STRIP_HEIGHT, picture.shape[1], 3), 24, dtype=np.uint8)
-    words = f"{frame.stamp_s - start_s:5.1f} s  {text}"
-    scale = picture.shape[1] / 640
-    cv2.putText(
-        strip, words, (10, 29), cv2.FONT_HERSHEY_SIMPLEX, 0.65 * scale, (240, 240, 240), 1,
-        cv2.LINE_AA,
-    )  # fmt: skip
-    return np.concatenate([picture, strip])
-
-
-def instruction_at(recording: Recording, time_s: float) -> str:
-    """Return the instruction in force at a time on the robot's clock."""
-    given = [text for since_s, text in recording.instructions if since_s <= time_s]
-    if given:
-        return given[-1]
-    return recording.instructions[0][1] if recording.instructions else ""
-
-
-def write_strip(recording: Recording, times_s: Sequence[float], path: Path) -> None:
-    """Write the captioned pictures nearest to `times_s` side by side as a PNG."""
-    if not recording.frames:
-        return
-    start_s = recording.frames[0].stamp_s
-    chosen = [
-        min(recording.frames, key=lambda frame, at=time_s: abs(frame.stamp_s - at))  # type: ignore[misc]
-        for time_s in times_s
-    ]
-    pictures = [
-        caption(frame, start_s, instruction_at(recording, frame.stamp_s)) for frame in chosen
-    ]
-    joined = np.concatenate(pictures, axis=1)
-    width = 1440
-    height = round(joined.shape[0] * width / joined.shape[1])
-    small = cv2.resize(joined, (width, height), interpolation=cv2.INTER_AREA)
-    ok, png = cv2.imencode(".png", small[:, :, ::-1])
+    joined = np.concatenate([film.at(time_s) for time_s in times_s], axis=1)
+    ok, png = cv2.imencode(".png", _resized(joined, width)[:, :, ::-1])
     assert ok
     path.write_bytes(png.tobytes())
 
 
-def write_joint_plot(recording: Recording, path: Path) -> None:
-    """Plot targets against measured positions, a panel for each joint."""
-    measured_s, measured = recording.measured()
-    commanded_s, commanded = recording.commanded()
-    start_s = min([*measured_s[:1], *commanded_s[:1]], default=0.0)
-    figure, axes = _figure(4, 2, (11, 10))
-    for index, (axis, name) in enumerate(zip(axes.flat, JOINT_NAMES, strict=True)):
-        axis.plot(measured_s - start_s, measured[:, index], lw=1.2, label="measured")
-        axis.plot(commanded_s - start_s, commanded[:, index], lw=0.8, ls="--", label="target")
-        for time_s, _ in recording.instructions[1:]:
-            axis.axvline(time_s - start_s, color="0.6", lw=0.8)
-        axis.set_title(name.removeprefix(PREFIX), fontsize=8)
-        axis.set_ylabel("rad", fontsize=8)
-        axis.tick_params(labelsize=7)
-    for axis in axes[-1]:
-        axis.set_xlabel("s", fontsize=8)
-    axes.flat[0].legend(fontsize=7)
-    figure.savefig(path, dpi=110)
+def _narrow(film: Film) -> Iterator[Image]:
+    for time_s in film.times(GIF_HZ):
+        yield _resized(film.at(time_s), GIF_WIDTH)
 
 
-def write_latency_plot(metrics: dict[str, Any], path: Path) -> None:
-    """Plot how long frames took from arrival to their trajectory, from the loop's own figures."""
-    figure, axes = _figure(1, 1, (8, 4.5))
-    axis = axes.flat[0]
-    for key, label in (
-        ("latency_ms", "frame received → trajectory sent"),
-        ("latency_without_policy_ms", "without the policy's time"),
-    ):
-        summary = metrics.get(key) or {}
-        bins = summary.get("histogram") or []
-        if bins:
-            edges = [upper for upper, _ in bins]
-            share = 100 * np.array([count for _, count in bins]) / summary["count"]
-            axis.step(edges, share, where="mid", label=f"{label}: p50 {summary['p50']:.1f} ms")
-    axis.set_xscale("log")
-    axis.set_xlabel("ms")
-    axis.set_ylabel("% of trajectories")
-    if axis.lines:
-        axis.legend()
-    figure.savefig(path, dpi=110)
+def _resized(picture: Image, width: int) -> Image:
+    height = round(picture.shape[0] * width / picture.shape[1])
+    return np.asarray(cv2.resize(picture, (width, height), interpolation=cv2.INTER_AREA), np.uint8)
 
 
-def _figure(rows: int, columns: int, size: tuple[float, float]) -> tuple[Any, Any]:
-    """A figure without a display and without pyplot's global state."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
+def _even(picture: Image) -> Image:
+    """Return the picture with even sides, as H.264 wants them."""
+    return picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2]
 
-    figure = Figure(figsize=size, layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure, figure.subplots(rows, columns, squeeze=False)
+
+def _write(
+    picture: Image,
+    text: str,
+    at: tuple[int, int],
+    size: float,
+    colour: tuple[int, int, int],
+    thickness: int = 1,
+) -> None:
+    """Write text; OpenCV's own font knows Japanese too."""
+    cv2.putText(picture, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, colour, thickness, cv2.LINE_AA)

@@ -17,7 +17,7 @@ from crane_x7_remote.settings import Settings
 from crane_x7_vla_rl.fields import FiniteAmount, argument_type
 from crane_x7_vla_rl.policies.base import PolicyLoadError
 from crane_x7_vla_rl.policies.load import POLICY_NAMES, SHIPPED, has_random_weights
-from crane_x7_vla_rl.policies.skills import Skills
+from crane_x7_vla_rl.policies.skills import SKILLS, Skills
 from crane_x7_vla_rl.scenes import COLOUR_NAMES, EVALUATION_SEED, PICK_PLACE_ID, WorldConfig
 
 NVIDIA_DEVICE = Path("/dev/nvidiactl")
@@ -64,6 +64,8 @@ class DemoPlan:
     camera_rate_hz: float
     first_timeout_s: float
     second_timeout_s: float
+    rate_reason: str
+    """Why the loop runs at its rate."""
     settings: Settings
     """Of the environment, which both processes inherit."""
 
@@ -115,6 +117,7 @@ def read(args: argparse.Namespace) -> DemoPlan:
         camera_rate_hz=args.camera_rate,
         first_timeout_s=args.timeout[0],
         second_timeout_s=args.timeout[1],
+        rate_reason=_rate_reason(args, model),
         settings=settings,
     )
 
@@ -136,6 +139,14 @@ def _skills(model: Model | None) -> Skills:
         return Skills.beside(Path(model.path).expanduser()) or USUAL
     except PolicyLoadError as error:
         raise PolicyError(str(error)) from error
+
+
+def _rate_reason(args: argparse.Namespace, model: Model | None) -> str:
+    if args.rate is not None:
+        return "set by --rate"
+    if model is not None and (Path(model.path).expanduser() / SKILLS).is_file():
+        return f"the policy's own rate, from its {SKILLS}"
+    return "the demo's default"
 
 
 def _with_flags(skills: Skills, args: argparse.Namespace) -> Skills:

@@ -17,16 +17,17 @@ from crane_x7_remote.errors import OutputError
 from crane_x7_vla_rl.robot import ARM_DOF
 
 PACKAGES = ("crane-x7-remote", "mani_skill", "sapien", "torch", "websockets", "numpy")
+CLOCK = "seconds since the loop's first trajectory, in this report, the video and the plots"
 FROM_THE_LOOP = (
-    "asked_rate_hz", "rate_hz", "trajectory_rate_hz", "ticks", "skipped_ticks", "trajectories",
-    "holds", "lateness_ms", "latency_ms", "latency_without_policy_ms", "policy_ms", "frame_age_ms",
-    "policy_failures", "link",
+    "asked_rate_hz", "rate_hz", "rate_limit", "trajectory_rate_hz", "ticks", "skipped_ticks",
+    "trajectories", "holds", "lateness_ms", "latency_ms", "latency_without_policy_ms", "policy_ms",
+    "frame_age_ms", "policy_failures", "link",
 )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What became of the two instructions; seconds count from the loop's start."""
+    """What became of the two instructions; seconds count from the loop's first trajectory."""
 
     seed: int
     instruction: str
@@ -36,7 +37,7 @@ class DemoResult:
     placed: tuple[str, ...]
     """Cubes that lay on the plate at the end, the gripper open and away."""
     first_done_s: float | None
-    """When the first instruction was fulfilled."""
+    """When the first instruction had been fulfilled for a second."""
     second_done_s: float | None
     duration_s: float
     put_back: tuple[str, ...] = ()
@@ -46,6 +47,8 @@ class DemoResult:
     """Folder or Hub id, for a policy with weights."""
     random_weights: bool = False
     """The model says that its weights are random: the arm cannot do the task."""
+    rate_reason: str = ""
+    """Why the loop was set to its rate."""
 
     @property
     def succeeded(self) -> bool:
@@ -61,6 +64,7 @@ def build(
     """Return everything that report.json holds."""
     return {
         **asdict(outcome),
+        "clock": CLOCK,
         "succeeded": outcome.succeeded,
         **{name: _without_histogram(metrics.get(name)) for name in FROM_THE_LOOP},
         "tracking_error_rad": tracking_error_rad(recording),
@@ -68,6 +72,7 @@ def build(
         "controller": scene.get("controller", {}),
         "recorded": {
             "frames": len(recording.frames),
+            "views": len(recording.views),
             "joint_states": len(recording.joint_times_s),
             "trajectories": len(recording.trajectories),
         },

@@ -37,6 +37,9 @@ class Arm(Protocol):
     def jpeg(self) -> bytes:
         """Return what the camera sees now."""
 
+    def view_jpeg(self) -> bytes:
+        """Return the whole arm as a bystander sees it now; for people, never for a policy."""
+
     def scene(self) -> dict[str, dict[str, Any]]:
         """Return the true state of each cube by colour; for reports only, never for a policy."""
 
@@ -71,6 +74,9 @@ class KinematicArm:
         return JointState(self._position, self._velocity)
 
     def jpeg(self) -> bytes:
+        return self._jpeg
+
+    def view_jpeg(self) -> bytes:
         return self._jpeg
 
     def scene(self) -> dict[str, dict[str, Any]]:

@@ -57,6 +57,11 @@ class ProcessArm:
         picture: bytes = self._ask("jpeg")
         return picture
 
+    def view_jpeg(self) -> bytes:
+        """See Arm."""
+        picture: bytes = self._ask("view_jpeg")
+        return picture
+
     def scene(self) -> dict[str, dict[str, Any]]:
         """See Arm."""
         cubes: dict[str, dict[str, Any]] = self._ask("scene")

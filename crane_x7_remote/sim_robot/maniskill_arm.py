@@ -47,7 +47,8 @@ class ManiSkillArm:
         """Raises SimulationError when the scene cannot be built or shown here."""
         self._config = config
         self._env = _make_environment(config)
-        self._camera = _find_camera(self._env, config.camera)
+        self._camera = _find_camera(self._env, f"{config.camera}_camera")
+        self._view = _find_camera(self._env, "render_camera")
         self.jpeg()  # The first picture takes longest.
         self._start_poses = {colour: cube.pose.sp for colour, cube in self._env.cubes.items()}
         self._ever_lifted = dict.fromkeys(self._env.cube_status(), False)
@@ -68,10 +69,17 @@ class ManiSkillArm:
 
     def jpeg(self) -> bytes:
         """See Arm."""
+        return self._picture(self._camera)
+
+    def view_jpeg(self) -> bytes:
+        """See Arm."""
+        return self._picture(self._view)
+
+    def _picture(self, camera: Any) -> bytes:
         self._env.scene.update_render(update_sensors=True, update_human_render_cameras=False)
-        self._camera.take_picture()
+        camera.take_picture()
         # The camera's own buffer: ManiSkill's way over a tensor copies for another 6 ms.
-        pixels = np.ascontiguousarray(self._camera.get_picture("Color"))  # (H, W, 4) uint8
+        pixels = np.ascontiguousarray(camera.get_picture("Color"))  # (H, W, 4) uint8
         encoded: bytes = simplejpeg.encode_jpeg(
             pixels, quality=self._config.jpeg_quality, colorspace="RGBA", colorsubsampling="420"
         )
@@ -128,4 +136,4 @@ def _make_environment(config: SceneConfig) -> Any:
 def _find_camera(environment: Any, name: str) -> Any:
     """Return SAPIEN's camera behind ManiSkill's sensor."""
     cameras = environment.scene.sub_scenes[0].get_cameras()
-    return next(camera for camera in cameras if camera.name.endswith(f"{name}_camera"))
+    return next(camera for camera in cameras if camera.name.endswith(name))

@@ -36,7 +36,7 @@ from crane_x7_remote.sim_robot.gripper_topics import GoalStatus, GripperTopics, 
 from crane_x7_remote.sim_robot.ros_types import convert
 from crane_x7_remote.sim_robot.server import RosbridgeServer, ServerConfig
 from crane_x7_remote.sim_robot.session import GoalKey, Operation
-from crane_x7_vla_rl.robot import ARM_DOF, FINGER_B, JOINT_NAMES
+from crane_x7_vla_rl.robot import ARM_DOF, FINGER_B, HOME_RAD, JOINT_NAMES
 from crane_x7_vla_rl.types import JointState
 
 logger = logging.getLogger(__name__)
@@ -46,6 +46,11 @@ SIM_HAND_TOPIC = "/sim/hand"
 """std_msgs/String with the colour of a cube: a hand puts it back where it lay at the start."""
 SIM_CLOCK_STEP_TOPIC = "/sim/clock_step"
 """std_msgs/Float64 with seconds, negative ones too: the robot's clock is stepped by them."""
+SIM_TARGETS_TOPIC = "/sim/targets"
+"""sensor_msgs/JointState: what both controllers want at a step, stamped like the joint states."""
+SIM_VIEW_TOPIC = "/sim/view/compressed"
+"""sensor_msgs/CompressedImage of a second camera that sees the whole arm; for people, never for a
+policy. It is rendered only while somebody subscribes."""
 LATEST_TIME_S = 2.0**31 - 1
 """Of a ROS stamp."""
 MOST_HANDS = 16
@@ -53,6 +58,7 @@ MOST_HANDS = 16
 TOPIC_CLIENT = 0
 """In GoalKey, for a goal that came on a topic (ROS 1); sessions count from 1."""
 SIM_STATE_HZ = 5.0
+SIM_VIEW_HZ = 15.0
 START_TIMEOUT_S = 180.0
 """A simulation is imported and built in ten seconds, on busy cores more."""
 MOST_STEPS_AT_ONCE = 4
@@ -107,6 +113,7 @@ class SimRobot:
         self._gripper: GripperController | None = None
         self._goal: GoalKey | None = None
         self._to_put_back: list[str] = []
+        self._target_rad = HOME_RAD.copy()
         self._served, self._moving = threading.Event(), threading.Event()
         self._stop = threading.Event()
         self.ended = threading.Event()
@@ -197,6 +204,8 @@ class SimRobot:
             names.joint_states_topic: "sensor_msgs/JointState",
             names.arm_topic: "trajectory_msgs/JointTrajectory",
             SIM_STATE_TOPIC: "std_msgs/String",
+            SIM_TARGETS_TOPIC: "sensor_msgs/JointState",
+            SIM_VIEW_TOPIC: "sensor_msgs/CompressedImage",
             SIM_HAND_TOPIC: "std_msgs/String",
             SIM_CLOCK_STEP_TOPIC: "std_msgs/Float64",
         }
@@ -358,7 +367,7 @@ class SimRobot:
     def _pace(self, arm: Arm) -> None:
         """Step and publish at absolute deadlines; made-up steps are not published."""
         start_s, steps = self._clock(), 0
-        frames = states = 0
+        frames = views = states = 0
         self._moving.set()
         while True:
             deadline_s = start_s + (steps + 1) * arm.period_s
@@ -370,9 +379,15 @@ class SimRobot:
                 stamp_s = self._step(arm)
             elapsed_s = steps * arm.period_s
             self._publish_joints(arm, stamp_s)
+            is_rendered = False
             if int(elapsed_s * self._config.camera_rate_hz + 1e-6) > frames:
                 frames = int(elapsed_s * self._config.camera_rate_hz + 1e-6)
-                self._publish_camera(arm, stamp_s)
+                is_rendered = self._publish_camera(arm, stamp_s)
+            due_views = int(elapsed_s * SIM_VIEW_HZ + 1e-6) - views
+            # Two pictures in one step would delay the arm: the view waits for a step without one.
+            if due_views > (1 if is_rendered else 0):
+                views += due_views
+                self._publish_view(arm, stamp_s)
             if int(elapsed_s * SIM_STATE_HZ) > states:
                 states = int(elapsed_s * SIM_STATE_HZ)
                 self._publish_state(arm, stamp_s)
@@ -386,6 +401,7 @@ class SimRobot:
             stamp_s = steady_s + self._stepped_s
             target = np.append(self._controller.update(steady_s), self._gripper.target_rad)
             to_put_back, self._to_put_back = self._to_put_back, []
+        self._target_rad = target
         for colour in to_put_back:
             arm.put_back(colour)
         arm.step(target)
@@ -416,12 +432,23 @@ class SimRobot:
         topic = self._config.topics.joint_states_topic
         if self.server.is_wanted(topic):
             self.server.publish_threadsafe(topic, self.joint_message(arm.joints(), stamp_s))
+        if self.server.is_wanted(SIM_TARGETS_TOPIC):
+            wanted = JointState(self._target_rad, np.zeros_like(self._target_rad))
+            self.server.publish_threadsafe(SIM_TARGETS_TOPIC, self.joint_message(wanted, stamp_s))
 
-    def _publish_camera(self, arm: Arm, stamp_s: float) -> None:
+    def _publish_camera(self, arm: Arm, stamp_s: float) -> bool:
+        """Publish a picture if anybody would get it; return whether it was rendered."""
         topic = self._config.topics.camera_topic
-        if self.server.is_wanted(topic, within_s=1 / self._config.camera_rate_hz):
-            message = messages.compressed_image(arm.jpeg(), stamp_s, self._config.ros_version)
-            self.server.publish_threadsafe(topic, message)
+        if not self.server.is_wanted(topic, within_s=1 / self._config.camera_rate_hz):
+            return False
+        message = messages.compressed_image(arm.jpeg(), stamp_s, self._config.ros_version)
+        self.server.publish_threadsafe(topic, message)
+        return True
+
+    def _publish_view(self, arm: Arm, stamp_s: float) -> None:
+        if self.server.is_wanted(SIM_VIEW_TOPIC, within_s=1 / SIM_VIEW_HZ):
+            message = messages.compressed_image(arm.view_jpeg(), stamp_s, self._config.ros_version)
+            self.server.publish_threadsafe(SIM_VIEW_TOPIC, message)
 
     def _publish_state(self, arm: Arm, stamp_s: float) -> None:
         gripper = self._gripper_topics

@@ -25,7 +25,7 @@ from mani_skill.utils.structs.actor import Actor
 from mani_skill.utils.structs.pose import Pose
 from mani_skill.utils.structs.types import SceneConfig, SimConfig
 
-from crane_x7_vla_rl.camera import BASE_CAMERA, vertical_fov_rad
+from crane_x7_vla_rl.camera import BASE_CAMERA, VIEW_CAMERA, VIEW_SIZE, vertical_fov_rad
 from crane_x7_vla_rl.robot import (
     CAMERA_HORIZONTAL_FOV_RAD,
     CAMERA_IN_GRIPPER_BASE_M,
@@ -136,9 +136,11 @@ class CubeScene(BaseEnv):
 
     @property
     def _default_human_render_camera_configs(self) -> CameraConfig:
-        pose = sapien_utils.look_at((0.75, 0.45, 0.5), (0.15, 0.0, 0.1))
+        width, height = VIEW_SIZE
+        pose = sapien_utils.look_at(VIEW_CAMERA.position_m, VIEW_CAMERA.target_m)
+        fov = vertical_fov_rad(VIEW_CAMERA.horizontal_fov_rad, width, height)
         return CameraConfig(
-            "render_camera", pose, 640, 480, 0.9, 0.05, 5, shader_config=self._shader()
+            "render_camera", pose, width, height, fov, 0.05, 10, shader_config=self._shader()
         )
 
     def _shader(self) -> ShaderConfig | None:
