@@ -105,6 +105,8 @@ def _show(
             command = plan_module.loop_command(plan, int(found[2]), metrics_path)
             loop = stack.enter_context(DemoProcess("infer", command, folder / "loop.log"))
             outcome = _watch(plan, recorder, (robot, loop), progress, is_stopped)
+            if not is_stopped():
+                time.sleep(pictures.TAIL_S)  # The last pictures say what came of it.
             loop.stop()
             scene, guard = recorder.scene, recorder.guard
         progress.end()

@@ -26,7 +26,7 @@ VIDEO_HZ: Final = 15
 GIF_HZ: Final = 10
 GIF_WIDTH: Final = 640
 GIF_COLOURS: Final = 64
-TAIL_S: Final = 0.5
+TAIL_S: Final = 1.0
 """How long pictures last after the run."""
 NOTE_S: Final = 2.0
 """How long it is said that a task is done or that a hand takes a cube."""

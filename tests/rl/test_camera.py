@@ -5,7 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from crane_x7_vla_rl.camera import BASE_CAMERA, Camera
+from crane_x7_vla_rl.camera import BASE_CAMERA, VIEW_CAMERA, VIEW_SIZE, Camera
+from crane_x7_vla_rl.kinematics import link_frames
+from crane_x7_vla_rl.robot import HOME_RAD
 
 WIDTH, HEIGHT = 640, 480
 
@@ -55,3 +57,13 @@ def test_points_behind_and_rays_above_the_horizon_are_nan() -> None:
 def test_a_camera_that_looks_straight_down_is_refused() -> None:
     with pytest.raises(ValueError, match="horizon"):
         Camera((0, 0, 1), (0, 0, 0), 1.0)
+
+
+def test_the_view_shows_the_whole_arm_wherever_a_task_takes_it() -> None:
+    for pan_rad in np.linspace(-0.8, 0.8, 9):
+        for lean_rad in (-0.5, 0.0, 0.4):
+            position = HOME_RAD.copy()
+            position[:2] += pan_rad, lean_rad
+            pixels = VIEW_CAMERA.project(link_frames(position)[:, :3, 3], *VIEW_SIZE)
+            assert (pixels > 20).all()
+            assert (pixels < np.subtract(VIEW_SIZE, 20)).all()

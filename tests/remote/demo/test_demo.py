@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import av
-import numpy as np
 import psutil
 import pytest
 from processes import descendants, is_alive, survivors
@@ -33,12 +32,8 @@ from crane_x7_remote.errors import (
     RemoteError,
     SettingsError,
 )
-from crane_x7_remote.rosbridge.frames import EncodedFrame
-from crane_x7_remote.rosbridge.messages import ParsedTrajectory
-from crane_x7_remote.sim_robot.arm import still_picture
 from crane_x7_vla_rl.policies.load import SHIPPED
 from crane_x7_vla_rl.policies.skills import Skills
-from crane_x7_vla_rl.robot import HOME_RAD, JOINT_NAMES
 from crane_x7_vla_rl.scenes import EVALUATION_SEED
 
 DEMO = [sys.executable, "-m", "crane_x7_remote", "demo"]
@@ -70,9 +65,13 @@ def test_demo_lifts_the_red_cube_and_places_the_blue_one(tmp_path: Path) -> None
     assert made["latency_ms"]["count"] == made["trajectories"]
     assert made["guard"]["passed"] + made["guard"]["retimed"] > 50
     assert made["guard"]["gate"]["faults"] == 0
+    assert min(made["recorded"]["frames"], made["recorded"]["views"]) > 60
     with av.open(str(folder / "demo.mp4")) as video:
-        pictures_seen = sum(1 for _ in video.decode(video=0))
-    assert pictures_seen == made["recorded"]["frames"] > 60
+        stream = video.streams.video[0]
+        video_s = float(stream.duration * stream.time_base)
+    # It starts with the loop, from whose start the report counts.
+    assert video_s == pytest.approx(made["duration_s"] + pictures.TAIL_S, abs=0.5)
+    assert made["rate_reason"] == "the demo's default"
     for name in ("targets.png", "latency.png", "frame.png"):
         assert (folder / name).read_bytes().startswith(b"\x89PNG")
 
@@ -303,53 +302,6 @@ def test_what_the_fingers_hold_is_known_from_the_true_scene() -> None:
     held = {"grasped": True, "lifted": False}
     assert grasped({"cubes": {"red": held, "blue": held | {"grasped": False}}}) == ("red",)
     assert grasped({}) == ()
-
-
-def recording(lag_s: float) -> Recording:
-    """Ten seconds of a joint that follows its targets `lag_s` late."""
-    made = Recording(instructions=[(0.0, "first"), (5.0, "second")])
-    picture = still_picture(160, 120)
-    for tick in range(100):
-        time_s = 0.1 * tick
-        made.frames.append(EncodedFrame(picture, "jpeg", time_s, 0.0))
-        made.joint_times_s.append(time_s)
-        made.joint_rad.append(HOME_RAD + 0.1 * (time_s - lag_s))
-        offsets = np.array([0.05, 0.12, 0.25])
-        made.trajectories.append(
-            ParsedTrajectory(
-                joint_names=JOINT_NAMES,
-                position_rad=HOME_RAD + 0.1 * (time_s + offsets[:, None]),
-                velocity_rad_s=None,
-                acceleration_rad_s2=None,
-                time_from_start_s=offsets,
-                stamp_s=time_s,
-                session="00000000",
-                sequence=tick,
-                valid_s=0.5,
-            )
-        )
-    return made
-
-
-def test_a_newer_trajectory_replaces_the_rest_of_the_one_before() -> None:
-    times, positions = recording(0.0).commanded()
-    assert np.all(np.diff(times) > 0)
-    assert len(times) == len(positions) == 99 * 2 + 3
-
-
-def test_tracking_error_is_the_lag_times_the_speed() -> None:
-    error = report.tracking_error_rad(recording(lag_s=0.3))
-    assert error is not None
-    assert error["p50"] == pytest.approx(0.03, abs=1e-6)
-    assert report.tracking_error_rad(Recording()) is None
-
-
-def test_captions_change_with_the_instruction(tmp_path: Path) -> None:
-    made = recording(0.0)
-    assert pictures.instruction_at(made, 4.9) == "first"
-    assert pictures.instruction_at(made, 5.0) == "second"
-    assert pictures.write_video(made, tmp_path / "video.mp4") == 100
-    assert pictures.write_video(Recording(), tmp_path / "empty.mp4") == 0
 
 
 def test_report_of_an_empty_run_is_still_whole() -> None:

@@ -70,11 +70,11 @@ def test_a_target_beyond_the_limits_ends_at_the_limit(arm: Arm) -> None:
     np.testing.assert_allclose(arm.joints().position_rad, HOME_RAD, atol=0.06)
 
 
-def test_its_camera_gives_a_whole_jpeg(arm: Arm) -> None:
-    frame = frames.EncodedFrame(arm.jpeg(), "jpeg", 0.0, 0.0)
-    image = frames.decode_image(frame)
-    assert image.ndim == 3
-    assert image.std() > 5, "an empty picture"
+def test_its_cameras_give_whole_jpegs(arm: Arm) -> None:
+    for jpeg in (arm.jpeg(), arm.view_jpeg()):
+        image = frames.decode_image(frames.EncodedFrame(jpeg, "jpeg", 0.0, 0.0))
+        assert image.ndim == 3
+        assert image.std() > 5, "an empty picture"
 
 
 def test_its_scene_tells_each_cubes_state(arm: Arm) -> None:

@@ -24,6 +24,8 @@ from crane_x7_remote.sim_robot.arm import KinematicArm
 from crane_x7_remote.sim_robot.robot import (
     SIM_HAND_TOPIC,
     SIM_STATE_TOPIC,
+    SIM_TARGETS_TOPIC,
+    SIM_VIEW_TOPIC,
     RobotConfig,
     SimRobot,
 )
@@ -378,6 +380,21 @@ def test_the_gripper_action_answers_when_reached(client: Client) -> None:
     assert result["values"]["position"] == pytest.approx(0.8, abs=0.02)
 
 
+def test_targets_tell_a_goal_no_later_than_the_joints_that_follow_it(client: Client) -> None:
+    client.subscribe(SIM_TARGETS_TOPIC, JOINTS_TYPE)
+    client.subscribe(JOINTS, JOINTS_TYPE)
+    client.next("publish")
+    client.send("send_action_goal", id="g1", action=TOPICS.gripper_action, action_type=GRIPPER,
+                args={"command": {"position": 0.8}})  # fmt: skip
+    first_s: dict[str, float] = {}
+    for operation in client.collect(0.5):
+        if operation["op"] == "publish":
+            state = messages.joint_state(operation["msg"])
+            if state.position_rad[-1] > HOME_RAD[-1] + 0.4:
+                first_s.setdefault(operation["topic"], messages.read_stamp(operation["msg"]))
+    assert first_s[SIM_TARGETS_TOPIC] <= first_s[JOINTS]
+
+
 def test_the_newest_gripper_goal_wins(client: Client) -> None:
     for goal_id, position in (("g1", 1.5), ("g2", 0.4)):
         client.send("send_action_goal", id=goal_id, action=TOPICS.gripper_action,
@@ -503,6 +520,39 @@ def test_a_slow_client_gets_the_newest_messages(
 
         wait_until(is_new, 20, "the newest")
         assert np.diff(stamps).max() > 1, "what could not be sent was dropped"
+
+
+def test_the_view_is_rendered_for_subscribers_alone_and_beside_no_camera_picture(
+    client_of: Callable[[SimRobot], Client],
+) -> None:
+    """Two pictures in one step would make the arm late."""
+    calls: list[str] = []
+
+    class Logging(KinematicArm):
+        def step(self, target_rad: np.ndarray) -> None:
+            calls.append("step")
+            super().step(target_rad)
+
+        def jpeg(self) -> bytes:
+            calls.append("camera")
+            return super().jpeg()
+
+        def view_jpeg(self) -> bytes:
+            calls.append("view")
+            return super().view_jpeg()
+
+    with SimRobot(config(), Logging) as robot:
+        client = client_of(robot)
+        client.subscribe(CAMERA, CAMERA_TYPE, throttle_rate=50)
+        client.collect(0.3)
+        assert "view" not in calls
+        assert "camera" in calls
+        client.subscribe(SIM_VIEW_TOPIC, CAMERA_TYPE)
+        client.collect(1.5)
+    steps = [{*step.split()} for step in " ".join(calls).split("step")]
+    views = sum("view" in step for step in steps)
+    assert views > 12
+    assert sum(step == {"camera", "view"} for step in steps) < views / 4
 
 
 def test_no_picture_is_made_that_nobody_will_get(
