@@ -100,7 +100,7 @@ def run(args: argparse.Namespace) -> int:
         while not stop():
             if robot.ended.wait(POLL_S):
                 raise SimulationError(f"sim-robot failed: {robot.failure}") from robot.failure
-            if guard is not None:
+            if guard is not None and not stop():  # Ctrl-C reaches the guard as well
                 guard.check()
         logger.info("stopping on a signal")
     return ExitCode.OK

@@ -165,3 +165,21 @@ def test_a_wrong_flag_is_a_usage_error(flags: list[str]) -> None:
         _, stderr = process.communicate(timeout=20)
     assert process.returncode == 2
     assert flags[0] in stderr
+
+
+def test_ctrl_c_that_ends_the_guard_first_is_an_end_in_order() -> None:
+    """A terminal sends SIGINT to both; while the robot looks away, the guard may end before it."""
+    with started("--arm", "kinematic", "--port", "0", "--guard", "0") as process:
+        ready_port(process)
+        (guard,) = (
+            child for child in psutil.Process(process.pid).children() if "guard" in child.cmdline()
+        )
+        process.send_signal(signal.SIGSTOP)
+        guard.send_signal(signal.SIGINT)
+        deadline = time.monotonic() + 10
+        while guard.status() != psutil.STATUS_ZOMBIE:  # until its parent looks
+            assert time.monotonic() < deadline
+            time.sleep(0.02)
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGCONT)
+        assert process.wait(10) == 0
