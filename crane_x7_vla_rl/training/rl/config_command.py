@@ -31,6 +31,7 @@ def run(args: argparse.Namespace) -> int:
         print(text, end="")
         return 0
     try:
+        args.output.parent.mkdir(parents=True, exist_ok=True)
         with args.output.open("x", encoding="utf-8") as file:
             file.write(text)
     except OSError as error:
