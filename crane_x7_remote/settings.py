@@ -94,7 +94,8 @@ class Settings(BaseSettings):
     )
 
     rosbridge_host: str = "crane-x7-local"
-    """Host name or address of the robot's rosbridge server; host:port, ws://host:port are read."""
+    """Host name or address of the robot's rosbridge server; host:port and ws://host:port are \
+accepted."""
     rosbridge_port: Port = 9090
     """Port of the robot's rosbridge server."""
     rosbridge_proxy: Annotated[str | None, EmptyIsNone] = None
@@ -103,23 +104,23 @@ class Settings(BaseSettings):
     """Seconds to wait for rosbridge to answer at the start before giving up."""
 
     vla_policy: Annotated[Literal["color-servo", "openvla"] | None, EmptyIsNone] = None
-    """Which policy drives, color-servo or openvla; without it, VLA_MODEL_PATH decides."""
+    """Policy that drives: color-servo or openvla. Unset: VLA_MODEL_PATH decides."""
     vla_model_path: Annotated[str | None, EmptyIsNone] = None
-    """Local folder or Hub id of the model; owner/name@revision pins a branch, tag or commit. \
-`train` starts from it, unless its configuration or flags name another."""
+    """Folder or Hub id of the model; owner/name@revision pins a branch, tag or commit. `train` \
+starts from it, unless its configuration or a flag names another model."""
     vla_task_instruction: str = "pick up the object"
-    """What the robot is asked to do at the start."""
+    """Task at the start."""
     vla_device: str = "cuda"
     """Device that the model runs on: cuda, cuda:1 or cpu."""
     vla_inference_rate: Annotated[float, Field(gt=0, le=200, allow_inf_nan=False)] = 10.0
     """Trajectories per second, Hz."""
     vla_unnorm_key: str = "crane_x7"
-    """Key of the statistics that turn the model's outputs into radians."""
+    """Key of the statistics that convert the model's outputs to radians."""
     vla_center_crop: Annotated[bool | None, EmptyIsNone] = None
-    """Crop images to the centre's 90 % as after training with random crops; unset: as the \
+    """Crop images to the centre's 90 %, as after training with random crops. Unset: as the \
 checkpoint says, else no."""
     vla_chunk_steps: Annotated[int | None, Field(ge=1, le=100), EmptyIsNone] = None
-    """Steps that an OpenVLA-OFT checkpoint predicts at once, as it was trained: 8 for LIBERO's."""
+    """Steps per prediction of an OpenVLA-OFT checkpoint, as in its training: 8 for LIBERO's."""
     vla_temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Of OpenVLA's action tokens: 0 takes the likeliest, 1 samples as the model was trained."""
     hf_token: Annotated[SecretStr | None, EmptyIsNone] = None
@@ -128,104 +129,108 @@ checkpoint says, else no."""
     max_frame_age: Positive = 0.5
     """Seconds after which a camera frame or joint state is too old to act on."""
     policy_timeout: Positive = 1.0
-    """Seconds after which a prediction is given up and its result thrown away."""
+    """Seconds after which a prediction is cancelled and its result discarded."""
     trajectory_validity: Positive = 0.5
-    """Seconds after its frame at which a receiver must refuse a trajectory."""
+    """Seconds after its frame after which a receiver must refuse a trajectory."""
     max_jump: Positive = 1.0
-    """Radians by which a target may be away from where its arm joint is; a policy whose targets \
-are goals rather than steps needs more."""
+    """Largest distance in rad between a target and the measured arm joint. A policy whose \
+targets are goals rather than steps needs more."""
     dry_run: bool = False
-    """Predict and check, but publish nothing."""
+    """Predict and check, but send nothing to the arm."""
 
     camera_topic: str = "/camera/color/image_raw/compressed"
-    """sensor_msgs/CompressedImage to act on."""
+    """Camera topic, sensor_msgs/CompressedImage."""
     joint_states_topic: str = "/joint_states"
-    """sensor_msgs/JointState, joints in any order."""
+    """Joint states, sensor_msgs/JointState, joints in any order."""
     instruction_topic: str = "/vla/update_instruction"
-    """std_msgs/String that changes the task while running."""
+    """Topic that changes the task while the loop runs, std_msgs/String."""
     arm_topic: str = "/crane_x7_arm_controller/joint_trajectory"
-    """trajectory_msgs/JointTrajectory for the arm's controller; empty: not published."""
+    """Topic of the arm's controller, trajectory_msgs/JointTrajectory; empty: not published."""
     trajectory_topic: str = "/vla/predicted_trajectory"
-    """trajectory_msgs/JointTrajectory over all 8 joints; empty: not published."""
+    """Trajectory of all 8 joints, trajectory_msgs/JointTrajectory; empty: not published."""
     action_topic: str = "/vla/predicted_action"
-    """std_msgs/Float32MultiArray, 7 arm joints + gripper; empty: not published."""
+    """Targets of 7 arm joints and the gripper, std_msgs/Float32MultiArray; empty: not published."""
     gripper_action: str = "/crane_x7_gripper_controller/gripper_cmd"
-    """control_msgs GripperCommand action for the gripper; empty: the gripper is not driven."""
+    """Action of the gripper's controller, control_msgs/GripperCommand; empty: the gripper is not \
+driven."""
 
     ts_authkey: Annotated[SecretStr | None, EmptyIsNone] = None
-    """Auth key of the tailnet, or file:/path to one; without it no tailnet is joined."""
+    """Auth key of the tailnet, or file:/path to one; unset: no tailnet is joined."""
     ts_hostname: OptionalText = None
     """Name on the tailnet; unset: crane-x7-inference for role infer, else crane-x7-vla-rl."""
     ts_state_dir: OptionalText = "/var/lib/tailscale"
-    """Folder for what survives a restart, a volume. While none is mounted at the default, the \
-node leaves the tailnet when the container stops; empty: it is also registered as ephemeral."""
+    """Folder of the state that survives a restart; mount a volume there. Without a volume at the \
+default folder the node leaves the tailnet when the container stops. Empty: it is also registered \
+as ephemeral."""
     ts_userspace: bool = True
     """Userspace networking; false needs /dev/net/tun and the capability NET_ADMIN."""
     ts_socket: OptionalText = None
-    """Its socket; unset: /var/run/tailscale/tailscaled.sock as root, else in BOOT_RUN_DIR."""
+    """Socket of tailscaled; unset: /var/run/tailscale/tailscaled.sock as root, else in \
+BOOT_RUN_DIR."""
     ts_socks5_server: OptionalText = "127.0.0.1:1055"
-    """Where tailscaled offers a SOCKS5 proxy into the tailnet; localhost only, empty: nowhere."""
+    """Address of tailscaled's SOCKS5 proxy into the tailnet; localhost only. Empty: no proxy."""
     ts_outbound_http_proxy_listen: OptionalText = None
-    """Where tailscaled offers an HTTP proxy into the tailnet; localhost only."""
+    """Address of tailscaled's HTTP proxy into the tailnet; localhost only. Empty: no proxy."""
     ts_extra_args: str = ""
-    """More flags of `tailscale up`, such as --login-server=https://…"""
+    """Additional flags of `tailscale up`, such as --login-server=https://…"""
     ts_tailscaled_extra_args: str = ""
-    """More flags of tailscaled."""
+    """Additional flags of tailscaled."""
     ts_auth_once: bool = False
-    """Use the auth key only when the kept state is not logged in."""
+    """Use the auth key only if the saved state is not logged in."""
     ts_accept_dns: bool = False
-    """Take over the tailnet's DNS configuration."""
+    """Use the tailnet's DNS configuration."""
     ts_login_timeout: Positive = 60.0
-    """Seconds for joining the tailnet before boot gives up."""
+    """Seconds for joining the tailnet before boot fails."""
     ts_enable_health_check: bool = True
     """Serve /healthz on TS_LOCAL_ADDR_PORT."""
     ts_local_addr_port: str = "127.0.0.1:9002"
     """Address and port of /healthz."""
 
     ssh_public_key: OptionalText = None
-    """Public keys that may log in as vla, one per line; without any there is no sshd."""
+    """Public keys that may log in as user vla, one per line; unset: no sshd."""
     public_key: OptionalText = None
-    """More of the same; Runpod's name."""
+    """More public keys; Runpod's name for them."""
     ssh_port: Port = 22
     """Port of sshd."""
     ssh_listen_address: OptionalText = None
-    """Address that sshd listens on; unset: all. 127.0.0.1: logins through the tailnet alone."""
+    """Address that sshd listens on; unset: all. 127.0.0.1: logins through the tailnet only."""
     ssh_state_dir: OptionalText = None
-    """Folder of the host key; unset: TS_STATE_DIR/ssh, or the container's own if none is kept."""
+    """Folder of the host key; unset: TS_STATE_DIR/ssh, or a folder inside the container if no \
+state is kept."""
 
     boot_run_dir: OptionalText = None
     """Folder for sockets and generated files; unset: /run/crane-x7 as root, else in /tmp."""
     lift_simulator: Annotated[
         Literal["maniskill", "genesis", "isaacsim"], BeforeValidator(lambda v: v or "maniskill")
     ] = "maniskill"
-    """What simulates while `train` runs; its configuration and --simulator count more."""
+    """Simulator of `train`; its configuration file and --simulator override it."""
     lift_backend: Annotated[Literal["cpu", "gpu"], BeforeValidator(lambda v: v or "gpu")] = "gpu"
-    """Where `train` simulates, cpu or gpu; its configuration and --backend count more."""
+    """Where `train` simulates, cpu or gpu; its configuration file and --backend override it."""
     hf_home: OptionalText = None
-    """Cache of the Hugging Face Hub; user vla must be able to write there."""
+    """Cache of the Hugging Face Hub; user vla must be able to write to it."""
     wandb_dir: OptionalText = None
-    """Where W&B and the trainer write; user vla must be able to write there."""
+    """Folder of W&B's files; user vla must be able to write to it."""
     wandb_api_key: Annotated[SecretStr | None, EmptyIsNone] = None
-    """Key of W&B; reaches the role and ssh sessions."""
+    """API key of W&B; passed on to the role and to ssh sessions."""
 
     rosbridge_token: Annotated[SecretStr | None, EmptyIsNone] = None
-    """Token of the guard before rosbridge, or file:/path to one; rosbridge itself asks for none."""
+    """Token of the guard before rosbridge, or file:/path to one; rosbridge itself needs none."""
     guard_listen: str = "127.0.0.1:9091"
-    """Where `guard` listens: address:port, several with commas; one that is neither of this \
-machine alone nor of the tailnet needs GUARD_TOKEN."""
+    """Address of `guard`, address:port; several with commas. An address that is neither local \
+nor in the tailnet needs GUARD_TOKEN."""
     guard_upstream: str = "127.0.0.1:9090"
     """The rosbridge server behind the guard, host:port."""
     guard_token: Annotated[SecretStr | None, EmptyIsNone] = None
     """Token that clients of the guard must send, or file:/path to one; unset: none."""
     guard_link_timeout: Positive = 5.0
-    """Seconds after which a driving loop that lost its link and did not come back stops the arm \
-until `resume`."""
+    """Seconds after which the guard stops the arm, until `resume`, if the driving loop has lost \
+its link."""
     guard_max_clients: Annotated[int, Field(ge=1, le=100)] = 8
-    """Clients that the guard serves at once."""
+    """Clients that the guard serves at the same time."""
     guard_topics: str = ""
-    """Further topics that clients of the guard may subscribe, as topic=type, with commas."""
+    """Additional topics that clients of the guard may subscribe to: topic=type, with commas."""
     guard_pass_action: bool = False
-    """Whether ACTION_TOPIC passes the guard: it commands the arm past every check."""
+    """Let ACTION_TOPIC pass the guard; it commands the arm past every check."""
 
     _notes: tuple[str, ...] = PrivateAttr(())
 
@@ -583,22 +588,32 @@ def _repr(name: str, value: object) -> str:
     return cut(repr(text), 120)
 
 
-def as_markdown() -> str:
-    """Return the table of docs/settings.md; a test holds the file to it."""
-    lines = [
-        "# Settings",
-        "",
-        "Each is an environment variable. A command takes those that it needs as flags as well, in",
-        "lower case with dashes (`--rosbridge-host`; see its `--help`); what only `boot`,",
-        "tailscaled, sshd and the trainer read is a variable alone. Default < variable < flag.",
-        "Empty means unset where that is allowed, and so do null, None, nil and undefined for",
-        "secrets, keys, folders, addresses and models.",
-        "",
-        "| variable | default | meaning |",
-        "|---|---|---|",
-    ]
+def as_markdown(flags: Mapping[str, str]) -> str:
+    """Return docs/settings.md; scripts/render-settings writes it, and a test compares.
+
+    `flags` has a text for each variable that is a flag of some command.
+    """
+    count = len(Settings.model_fields)
+    head = f"""# Settings
+
+Each of these {count} settings is an environment variable. {len(flags)} are flags as well; the last
+column says of which commands. The others are variables only: `boot`, tailscaled, sshd or libraries
+read them.
+
+- Default < variable < flag. A checkpoint's own values, such as its rate, are between default and
+  variable.
+- Empty means unset where that is allowed. The same holds for null, None, nil and undefined in
+  secrets, keys, folders, addresses and models.
+- All wrong values are listed at once, before anything starts, with exit code 3.
+- `crane-x7-remote infer --help-all` shows the flags of the loop.
+
+| variable | default | meaning | flag |
+|---|---|---|---|
+"""
+    rows = []
     for name, field in Settings.model_fields.items():
         default = "(unset)" if field.default is None else f"`{field.default}`"
         default = "(empty)" if field.default == "" else default
-        lines.append(f"| `{name.upper()}` | {default} | {field.description} |")
-    return "\n".join(lines) + "\n"
+        flag = flags.get(name.upper(), "–")
+        rows.append(f"| `{name.upper()}` | {default} | {field.description} | {flag} |\n")
+    return head + "".join(rows)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import runpy
 from pathlib import Path
 from typing import get_args
 
@@ -109,9 +110,15 @@ def test_settings_are_frozen() -> None:
         loaded.rosbridge_port = 1  # type: ignore[misc]
 
 
-def test_documentation_lists_exactly_the_settings() -> None:
-    """To renew: python -c 'from crane_x7_remote import settings as s; print(s.as_markdown(), end="")' > docs/settings.md"""  # noqa: E501
-    assert (ROOT / "docs/settings.md").read_text() == settings.as_markdown()
+def test_the_page_lists_every_setting_and_the_commands_that_take_it_as_a_flag() -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "render-settings"))
+    page = (ROOT / "docs/settings.md").read_text()
+    assert page == script["render"](), "run scripts/render-settings"
+    rows = {row.split("`")[1]: row for row in page.splitlines() if row.startswith("| `")}
+    assert rows.keys() == {name.upper() for name in settings.Settings.model_fields}
+    assert "`--rosbridge-host` of infer, say, tunnel tailnet" in rows["ROSBRIDGE_HOST"]
+    assert "`--backend` of train" in rows["LIFT_BACKEND"]
+    assert rows["TS_AUTHKEY"].endswith("| – |")
 
 
 def test_training_and_simulation_are_set_as_in_the_published_tables() -> None:
