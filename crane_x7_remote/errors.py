@@ -20,6 +20,8 @@ class ExitCode(IntEnum):
     DEMO_CHILD = 9
     DEMO_TASK = 10
     GUARD = 11
+    TASK_REFUSED = 12
+    NO_LOOP = 13
     TAILNET_KEY = 20
     TAILNET_KEY_EXPIRED = 21
     CONTROL_UNREACHABLE = 22
@@ -98,6 +100,18 @@ class GuardError(RemoteError):
     """The guard cannot listen, or did not confirm a stop."""
 
     exit_code = ExitCode.GUARD
+
+
+class TaskRefusedError(RemoteError):
+    """A loop does not do the task that it was given, and says why."""
+
+    exit_code = ExitCode.TASK_REFUSED
+
+
+class NoLoopError(RemoteError):
+    """No loop answered a task."""
+
+    exit_code = ExitCode.NO_LOOP
 
 
 class TailnetKeyError(RemoteError):

@@ -48,7 +48,7 @@ UNSETTABLE = (
     "rosbridge_host", "rosbridge_proxy", "vla_policy", "vla_model_path", "vla_center_crop",
     "vla_chunk_steps", "ts_hostname", "ts_state_dir", "ts_socket", "ts_socks5_server",
     "ts_outbound_http_proxy_listen", "ssh_listen_address", "ssh_state_dir", "boot_run_dir",
-    "lift_simulator", "lift_backend", "hf_home", "wandb_dir",
+    "lift_simulator", "lift_backend", "hf_home", "wandb_dir", "camera_pose",
 )  # fmt: skip
 """Fields besides secrets and keys for which null, None, nil and undefined mean unset, and where
 blanks and quotes at the ends are not meant. Numbers are none of them: MAX_JUMP=none must not be
@@ -136,8 +136,11 @@ checkpoint says, else no."""
     """Largest distance in rad between a target and the measured arm joint. A policy whose \
 targets are goals rather than steps needs more."""
     dry_run: bool = False
-    """Predict and check, but send nothing to the arm."""
+    """Predict and check, but send nothing to the arm; only /vla/status is published."""
 
+    camera_pose: OptionalText = None
+    """YAML file with the pose of the camera, such as configs/camera_pose.yaml; sim: the simulated \
+robot's camera. Unset: as the robot states on /vla/camera_pose. Only color-servo needs it."""
     camera_topic: str = "/camera/color/image_raw/compressed"
     """Camera topic, sensor_msgs/CompressedImage."""
     joint_states_topic: str = "/joint_states"

@@ -22,17 +22,20 @@ Point = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class Camera:
-    """A camera that looks from one point at another, its horizon level."""
+    """A camera that looks from one point at another, its horizon level unless `up_m` tilts it."""
 
     position_m: Point
     """Optical centre in the world."""
     target_m: Point
     """Point in the world that the optical axis passes through."""
     horizontal_fov_rad: float
+    up_m: Point = (0.0, 0.0, 1.0)
+    """Direction in the world that points up in the picture, as far as the optical axis allows."""
 
     def __post_init__(self) -> None:
         forward = np.subtract(self.target_m, self.position_m)
-        if np.hypot(forward[0], forward[1]) < 1e-6 * (1 + abs(forward[2])):
+        sideways = np.cross(forward, self.up_m)
+        if np.linalg.norm(sideways) < 1e-6 * (1 + np.linalg.norm(forward)):
             raise ValueError(
                 f"a camera at {self.position_m} that looks at {self.target_m} looks straight down "
                 "or nowhere, so its horizon is undefined; move one of them sideways"
@@ -45,7 +48,7 @@ class Camera:
         """(3, 3): columns are the camera's axes right, down, forward in the world."""
         forward = np.subtract(self.target_m, self.position_m)  # (3,)
         forward = forward / np.linalg.norm(forward)
-        right = np.cross(forward, (0.0, 0.0, 1.0))
+        right = np.cross(forward, self.up_m)
         right = right / np.linalg.norm(right)
         rotation = np.column_stack([right, np.cross(forward, right), forward])  # (3, 3)
         rotation.setflags(write=False)
@@ -82,6 +85,11 @@ class Camera:
 def vertical_fov_rad(horizontal_fov_rad: float, width: int, height: int) -> float:
     """Return the vertical field of view, which simulators take, of an image of this size."""
     return float(2 * np.arctan(np.tan(horizontal_fov_rad / 2) * height / width))
+
+
+def horizontal_fov_rad(vertical_fov_rad: float, width: int, height: int) -> float:
+    """Return the horizontal field of view of an image of this size."""
+    return float(2 * np.arctan(np.tan(vertical_fov_rad / 2) * width / height))
 
 
 BASE_CAMERA: Final = Camera((0.80, 0.25, 0.62), (0.17, 0.0, 0.10), float(np.deg2rad(58.0)))

@@ -24,8 +24,9 @@ from crane_x7_remote.guard.requests import (
     Say,
     Stop,
 )
-from crane_x7_remote.rosbridge import messages, protocol
+from crane_x7_remote.rosbridge import loop_status, messages, protocol
 from crane_x7_remote.rosbridge.protocol import brief
+from crane_x7_remote.rosbridge.topics import CAMERA_POSE_TOPIC, STATUS_TOPIC, STRING
 
 STOP_TOPIC = "/vla/stop"
 """std_msgs/Bool: true brakes the arm and lets nothing pass, false resumes."""
@@ -96,6 +97,8 @@ class AllowList:
                 names.instruction: "std_msgs/String",
                 names.arm: TRAJECTORY,
                 names.trajectory: TRAJECTORY,
+                CAMERA_POSE_TOPIC: STRING,
+                STATUS_TOPIC: STRING,
                 **below,
             }
         )
@@ -107,6 +110,7 @@ class AllowList:
                 names.arm: TRAJECTORY,
                 names.trajectory: TRAJECTORY,
                 names.instruction: "std_msgs/String",
+                STATUS_TOPIC: STRING,
                 STOP_TOPIC: "std_msgs/Bool",
                 **({names.action: "std_msgs/Float32MultiArray"} if names.passes_action else {}),
                 **goals,
@@ -233,6 +237,8 @@ class AllowList:
             return Stop(rebuild.boolean(message), rebuild.reason(operation))
         if topic == names.instruction:
             return Say(topic, messages.string(messages.instruction(message)))
+        if topic == STATUS_TOPIC:
+            return Say(topic, loop_status.read(message).message())
         if topic == names.action:
             values = rebuild.numbers(message.get("data"), "Float32MultiArray.data", ACTION_VALUES)
             if any(abs(value) > MAX_ACTION for value in values):

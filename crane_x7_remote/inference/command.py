@@ -33,9 +33,12 @@ from crane_x7_remote.inference.metrics import LoopMetrics, MetricsWriter
 from crane_x7_remote.inference.outgoing import OutgoingTopics
 from crane_x7_remote.rosbridge.client import RosbridgeClient
 from crane_x7_remote.rosbridge.config import ClientConfig
+from crane_x7_remote.rosbridge.topics import STATUS_TOPIC, STRING
 from crane_x7_remote.settings import Settings
 from crane_x7_remote.system.real_time import ask_for_real_time
 from crane_x7_remote.tunnel.peer import StatusCommand, TailnetDiagnosis
+from crane_x7_vla_rl import camera_pose
+from crane_x7_vla_rl.camera_pose import CameraPose
 from crane_x7_vla_rl.policies.base import ModelOptions, NotFiniteError, Policy, PolicyLoadError
 from crane_x7_vla_rl.policies.load import load_policy
 
@@ -67,6 +70,7 @@ def run(args: argparse.Namespace) -> int:
     """Drive until a signal or `--duration`; raises RemoteError for every expected failure."""
     settings = settings_module.from_args(args)
     name = _policy_name(settings)
+    config = _loop_config(settings, args.session or secrets.token_hex(4), _camera_pose(settings))
     writer = None if args.metrics is None else _metrics_writer(args.metrics)
     stop = threading.Event()
     ends: list[InferenceLoop] = []
@@ -88,7 +92,6 @@ def run(args: argparse.Namespace) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     deadline_s = time.monotonic() + settings.peer_wait_timeout
     limits = Limits(max_jump_rad=settings.max_jump)
-    config = _loop_config(settings, args.session or secrets.token_hex(4))
     with RosbridgeClient(_client_config(settings)) as client:
         policy = _load(name, settings)
         loop = InferenceLoop(client, policy, config, limits, time.monotonic)
@@ -210,11 +213,31 @@ def _client_config(settings: Settings) -> ClientConfig:
         camera_topic=settings.camera_topic,
         joint_states_topic=settings.joint_states_topic,
         instruction_topic=settings.instruction_topic,
-        advertise={} if settings.dry_run else _topics(settings).published,
+        advertise={STATUS_TOPIC: STRING}
+        | ({} if settings.dry_run else _topics(settings).published),
     )
 
 
-def _loop_config(settings: Settings, session: str) -> LoopConfig:
+def _say_hint(settings: Settings) -> str:
+    """Return how to give this loop another task, as it can be typed."""
+    flags = "".join(
+        f" --{name.replace('_', '-')} {value}"
+        for name in ("rosbridge_host", "rosbridge_port", "instruction_topic")
+        if (value := getattr(settings, name)) != Settings.model_fields[name].default
+    )
+    return f'Give a task: crane-x7-remote say{flags} "pick up the red cube"'
+
+
+def _camera_pose(settings: Settings) -> CameraPose | None:
+    if settings.camera_pose is None:
+        return None
+    try:
+        return camera_pose.read(settings.camera_pose)
+    except camera_pose.CameraPoseError as error:
+        raise SettingsError(f"CAMERA_POSE: {error}") from error
+
+
+def _loop_config(settings: Settings, session: str, camera: CameraPose | None) -> LoopConfig:
     return LoopConfig(
         session=session,
         rate_hz=settings.vla_inference_rate,
@@ -223,6 +246,8 @@ def _loop_config(settings: Settings, session: str) -> LoopConfig:
         policy_timeout_s=settings.policy_timeout,
         validity_s=settings.trajectory_validity,
         dry_run=settings.dry_run,
+        camera_pose=camera,
+        say_hint=_say_hint(settings),
         topics=_topics(settings),
     )
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from crane_x7_remote.inference.link import peers
 from crane_x7_remote.inference.outgoing import OutgoingTopics
+from crane_x7_vla_rl.camera_pose import CameraPose
 
 
 @dataclass(frozen=True)
@@ -20,6 +21,10 @@ class LoopConfig:
     policy_timeout_s: float = 1.0
     validity_s: float = 0.5
     dry_run: bool = False
+    camera_pose: CameraPose | None = None
+    """Where the camera stands, from the operator; None: as the robot says."""
+    say_hint: str = 'Give a task: crane-x7-remote say "pick up the red cube"'
+    """Ends the warning about a task that the policy refuses."""
     topics: OutgoingTopics = field(default_factory=OutgoingTopics)
     policy_failing_s: float = 60.0
     """After so many seconds without one good prediction the loop ends with PolicyFailingError."""

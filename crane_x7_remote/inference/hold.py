@@ -24,6 +24,8 @@ class HoldReason(StrEnum):
     the server drops."""
     JOINTS_STALE = "joints_stale"
     JOINTS_NOT_FINITE = "joints_not_finite"
+    CAMERA_UNCONFIRMED = "camera_unconfirmed"
+    """The policy measures in the picture, and nobody has said where the camera stands."""
     JOINTS_OUT_OF_LIMITS = "joints_out_of_limits"
     JOINTS_IMPOSSIBLE = "joints_impossible"
     """Measured positions change faster than the joints can."""

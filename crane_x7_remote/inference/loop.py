@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from crane_x7_remote.inference.camera_watch import CameraWatch
 from crane_x7_remote.inference.config import LoopConfig
 from crane_x7_remote.inference.following import FollowWatch
 from crane_x7_remote.inference.hold import Hold, HoldReason
@@ -28,11 +29,14 @@ from crane_x7_remote.inference.pacing import Pacer
 from crane_x7_remote.inference.rate import RateWatch
 from crane_x7_remote.inference.ready import UNUSABLE_JOINTS, Readiness
 from crane_x7_remote.inference.shaping import Moment, Shaped, TrajectoryPlanner
+from crane_x7_remote.inference.task import StatusReport, Task
 from crane_x7_remote.inference.tick_log import Sent, TickLog
 from crane_x7_remote.inference.warm_up import warm_up
 from crane_x7_remote.inference.worker import Job, Meanwhile, PolicyWorker, Prediction
-from crane_x7_remote.rosbridge import frames, messages
+from crane_x7_remote.rosbridge import frames, messages, protocol
 from crane_x7_remote.rosbridge.frames import EncodedFrame
+from crane_x7_remote.rosbridge.topics import STATUS_TOPIC
+from crane_x7_vla_rl.log_text import shown
 from crane_x7_vla_rl.policies.base import Policy
 from crane_x7_vla_rl.types import Image, Observation, Trajectory
 
@@ -41,6 +45,8 @@ logger = logging.getLogger(__name__)
 AHEAD_S = 0.002
 """How much earlier than decoding needs the next frame of a slow policy is taken: waiting is not
 exact."""
+LONGEST_SLEEP_S = 0.2
+"""Between two ticks: a task that comes meanwhile is answered after so long."""
 GOODBYE_S = 0.2
 """How long the last trajectory may wait for its turn on the socket."""
 
@@ -78,8 +84,9 @@ class InferenceLoop:
         self._worker = PolicyWorker(policy, clock)
         self._peers = Peers(config.session, config.listen_s, config.silence_s)
         self._outgoing = Outgoing(config.topics, config.session)
-        self._instruction = config.instruction
+        self._task = Task(policy, config.instruction, config.say_hint)
         self.metrics.instruction = config.instruction
+        self._status = StatusReport(self._task, self.metrics, config.dry_run)
         self._pacer = Pacer(1 / config.rate_hz, clock())
         self._rate = RateWatch(self.metrics)
         self._policy_s = self._decode_s = 0.0
@@ -91,13 +98,15 @@ class InferenceLoop:
         self._reconnects: int | None = None
         self._echoes = Echoes(client, config.session, self._peers, self._following, clock)
         self._ready = Readiness(client, config, limits, self._echoes, clock, self._forget_path)
+        self._camera = CameraWatch(client, policy, config.camera_pose, self._worker.reset_next)
+        self._camera.listen()
         if config.topics.echo and not config.dry_run:
             self._echoes.listen(config.topics.echo)
 
     def warm_up(self) -> None:
         """Let the policy answer made-up pictures, see `warm_up`; raises what it raises."""
         started_s = self._clock()
-        warm_up(self._policy, self._instruction, started_s)
+        warm_up(self._policy, self._task.instruction, started_s)
         self.metrics.warm_up_s = self._clock() - started_s
         logger.info("policy is warm after %.2f s", self.metrics.warm_up_s)
 
@@ -123,7 +132,8 @@ class InferenceLoop:
                 if duration_s is not None and self._pacer.deadline_s - started_s >= duration_s:
                     break
                 if now_s < self._pacer.deadline_s:
-                    self._sleep(self._pacer.deadline_s - now_s)
+                    self._sleep(min(self._pacer.deadline_s - now_s, LONGEST_SLEEP_S))
+                    self._answer()
                     continue
                 self.tick()
                 self.metrics.counters["skipped_ticks"] += self._pacer.advance(self._clock())
@@ -140,6 +150,7 @@ class InferenceLoop:
         self.metrics.tick(now_s)
         self.metrics.lateness.add(now_s - self._pacer.aim_s)
         self._follow_instruction()
+        self._task.remind(now_s)
         self._notice_link(now_s)
         self._ready.notice_clock(self._client.clocks(now_s).steps)
         self._echoes.measure(now_s)
@@ -150,6 +161,7 @@ class InferenceLoop:
             self._rate.note(outcome)
             self._pacer.overdue_periods = 2 if self._rate.limit == "policy" else 1
         self._watch_arm(outcome)
+        self._tell_status()
         return outcome
 
     def _decide(self) -> Sent | Hold | None:
@@ -183,11 +195,13 @@ class InferenceLoop:
         assert joints is not None
         self._used = frame
         image = self._decode(frame)
-        if isinstance(image, Hold):
-            return image
+        hold = image if isinstance(image, Hold) else self._camera.hold(image)
+        if hold is not None:
+            return hold
+        assert not isinstance(image, Hold)
         now_s = self._clock()
         taken_s = now_s - self._client.frame_age_s(frame, now_s)
-        observation = Observation(image, joints.state, self._instruction, taken_s)
+        observation = Observation(image, joints.state, self._task.instruction, taken_s)
         if begin_by_s is not None:
             return _Asked(frame, self._worker.ask_next(observation, begin_by_s))
         job = self._worker.ask(observation)
@@ -297,10 +311,25 @@ class InferenceLoop:
         return now_s + (trajectory.valid_s if robot_s is None else ends_s - robot_s)
 
     def _follow_instruction(self) -> None:
+        """Take a task that was given meanwhile; whoever gave it waits for the answer."""
         instruction = self._client.take_instruction()
-        if instruction is not None and instruction != self._instruction:
-            logger.info("instruction is now %r", instruction)
-            self._instruction = self.metrics.instruction = instruction
+        if instruction is None:
+            return
+        if instruction != self._task.instruction:
+            logger.info('the task is now "%s"', shown(instruction))
+            self.metrics.instruction = instruction
+            self._task.take(instruction)
+        self._status.ask()
+
+    def _answer(self) -> None:
+        """Answer a task between two ticks, which may be seconds apart."""
+        self._follow_instruction()
+        self._tell_status()
+
+    def _tell_status(self) -> None:
+        status = self._status.due(self._clock())
+        if status is not None:
+            self._client.tell(protocol.publish(STATUS_TOPIC, status.message()))
 
     def _notice_link(self, now_s: float) -> None:
         """Forget the path behind a new link: the robot may have been restarted meanwhile."""

@@ -116,15 +116,20 @@ class LoopMetrics:
         self.counters["trajectories"] += 1
         _span(self._trajectories_s, now_s)
 
+    @property
+    def rate_hz(self) -> float | None:
+        """Ticks per second since the first one; None before the second."""
+        return _rate(self.counters["ticks"], self._ticks_s)
+
     def snapshot(self, link: dict[str, Any] | None = None) -> dict[str, Any]:
         """Return all figures, ready for JSON; `link` says how the client does."""
-        ticks, trajectories = self.counters["ticks"], self.counters["trajectories"]
+        trajectories = self.counters["trajectories"]
         return {
             "session": self.session,
             "state": self.state,
             "instruction": self.instruction,
             "asked_rate_hz": self.asked_rate_hz,
-            "rate_hz": _rate(ticks, self._ticks_s),
+            "rate_hz": self.rate_hz,
             "trajectory_rate_hz": _rate(trajectories, self._trajectories_s),
             "rate_limit": self.rate_limit,
             "rate_lost_hz": self.rate_lost_hz,

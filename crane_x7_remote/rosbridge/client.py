@@ -70,6 +70,7 @@ class RosbridgeClient:
         """What ended the network thread before `close`."""
         self._sending = threading.Lock()
         self._in_flight = False
+        self._telling = False
         self._dropped = 0
         self._loop = asyncio.new_event_loop()
         self._stop = asyncio.Event()
@@ -256,6 +257,22 @@ class RosbridgeClient:
             raise
         return True
 
+    def tell(self, operation: Mapping[str, Any]) -> bool:
+        """Send one operation beside the bundles, which it never delays.
+
+        False means dropped: the link is down, or the one before is still on its way.
+        """
+        with self._sending:
+            if not self._connected or self._telling:
+                return False
+            self._telling = True
+        payload = protocol.encode_json(operation)
+        try:
+            self._loop.call_soon_threadsafe(self._start_telling, payload)
+        except RuntimeError:  # the network thread has ended
+            return False
+        return True
+
     # --- network thread: the connection ----------------------------------------------------------
 
     def _run(self) -> None:
@@ -347,7 +364,7 @@ class RosbridgeClient:
         self._connections += 1
         self._since_s = self._clock()
         with self._sending:
-            self._in_flight = False
+            self._in_flight = self._telling = False
         with self._changed:
             self._connected = True
             self._changed.notify_all()
@@ -432,15 +449,20 @@ class RosbridgeClient:
 
     def _request(self, payload: str) -> None:
         """Send an operation that the caller repeats after a reconnect."""
-
-        async def send() -> None:
-            link = self._link
-            if link is not None:
-                with contextlib.suppress(OSError, WebSocketException):
-                    await link.send(payload)
-
         if self._connected:
-            self._loop.call_soon_threadsafe(lambda: self._loop.create_task(send()))
+            self._loop.call_soon_threadsafe(lambda: self._loop.create_task(self._try(payload)))
+
+    def _start_telling(self, payload: str) -> None:
+        def told(_: asyncio.Task[None]) -> None:
+            self._telling = False
+
+        self._loop.create_task(self._try(payload)).add_done_callback(told)
+
+    async def _try(self, payload: str) -> None:
+        link = self._link
+        if link is not None:
+            with contextlib.suppress(OSError, WebSocketException):
+                await link.send(payload)
 
     def _ask_for_throttle(self, rate_ms: int) -> None:
         topic = self._config.camera_topic

@@ -1,8 +1,8 @@
 """`crane-x7-remote sim-robot`: a simulated CRANE-X7 behind rosbridge, until it is told to stop.
 
 Prints one line that starts with `ready` and names host and port once clients are served and the arm
-moves; with `--guard` a guard runs before it, as a process, and its port stands there too. SIGTERM
-and SIGINT end it with exit code 0.
+moves; with `--guard` a guard runs before it, as a process, and its port stands there too; with
+`--view` a second line names the page that shows it. SIGTERM and SIGINT end it with exit code 0.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import subprocess
 import sys
 import types
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Annotated
 
@@ -27,8 +28,10 @@ from crane_x7_remote.sim_robot.arm_process import ProcessArm
 from crane_x7_remote.sim_robot.maniskill_arm import ManiSkillArm, SceneConfig
 from crane_x7_remote.sim_robot.robot import RobotConfig, SimRobot
 from crane_x7_remote.sim_robot.server import ServerConfig
+from crane_x7_remote.sim_robot.view import View
 from crane_x7_remote.system.parent_death import die_with
-from crane_x7_vla_rl import scenes
+from crane_x7_vla_rl import camera_pose, scenes
+from crane_x7_vla_rl.camera_pose import SIM_POSE, CameraPose
 from crane_x7_vla_rl.fields import argument_type, within
 
 logger = logging.getLogger(__name__)
@@ -63,6 +66,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--image-size", type=_image_size, default=(640, 480), metavar="WIDTHxHEIGHT",
         help="camera picture (640x480)")  # fmt: skip
     add("--camera", choices=("base", "hand"), default="base", help="which camera (%(default)s)")
+    add("--camera-pose", dest="base_camera_pose", type=_camera_pose, default=SIM_POSE,
+        metavar="FILE", help="place of the base camera, as configs/camera_pose.yaml")  # fmt: skip
     add("--camera-rate", type=RATE_HZ, default=30.0, metavar="HZ", help="pictures (%(default)s)")
     add("--control-rate", type=RATE_HZ, default=30.0, metavar="HZ",
         help="steps of the arm and joint states (%(default)s)")  # fmt: skip
@@ -75,6 +80,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " clock is then a step of the arm")  # fmt: skip
     add("--guard", type=PORT, nargs="?", const=9091, metavar="PORT",
         help="run a guard before it, on 127.0.0.1 (9091; 0 picks a free port)")  # fmt: skip
+    add("--view", type=PORT, nargs="?", const=8080, metavar="PORT",
+        help="show camera, task and joints on a page at http://127.0.0.1:PORT (8080; 0 picks a free"
+        " port)")  # fmt: skip
     settings.add_flags(parser, TOPICS)
 
 
@@ -85,18 +93,25 @@ def run(args: argparse.Namespace) -> int:
             f"--camera-rate {args.camera_rate:g} is above --control-rate {args.control_rate:g};"
             " the camera can see each step once at most"
         )
+    arm_maker = _arm_maker(args)
     stop = _StopOnSignal()
-    robot = SimRobot(_config(args), _arm_maker(args))
     with contextlib.ExitStack() as stack:
+        view = None if args.view is None else stack.enter_context(View(args.view))
+        robot = SimRobot(_config(args), arm_maker)
         stack.callback(robot.close, STOP_TIMEOUT_S)
         robot.start(is_cancelled=stop)
         guard, place = None, ""
         if args.guard is not None and not stop():
             guard = stack.enter_context(_Guard(args, robot.port))
             place = f", guard on port {guard.port}"
+        if view is not None and not stop():
+            view.watch(_own_address(args.host), robot.port, settings.from_args(args))
+            stack.callback(view.unwatch)
         if not stop():
             served = f"{args.host} port {robot.port}{place}"
             print(f"ready: sim-robot serves rosbridge on {served}", flush=True)
+            if view is not None:
+                print(f"view: {view.url}", flush=True)
         while not stop():
             if robot.ended.wait(POLL_S):
                 raise SimulationError(f"sim-robot failed: {robot.failure}") from robot.failure
@@ -111,8 +126,8 @@ class _Guard:
 
     def __init__(self, args: argparse.Namespace, port: int) -> None:
         """Start it and wait for its `ready`; raises SimulationError."""
-        host = "127.0.0.1" if args.host in ("0.0.0.0", "::") else args.host
-        flags = {"guard_listen": f"127.0.0.1:{args.guard}", "guard_upstream": f"{host}:{port}"}
+        upstream = f"{_own_address(args.host)}:{port}"
+        flags = {"guard_listen": f"127.0.0.1:{args.guard}", "guard_upstream": upstream}
         flags |= {name: getattr(args, name) for name in TOPICS if getattr(args, name) is not None}
         words = [f"--{name.replace('_', '-')}={value}" for name, value in flags.items()]
         self._process = subprocess.Popen(
@@ -161,6 +176,11 @@ class _StopOnSignal:
         return self._is_asked
 
 
+def _own_address(host: str) -> str:
+    """Return where this machine reaches what listens on `host`."""
+    return "127.0.0.1" if host in ("0.0.0.0", "::") else host
+
+
 def _config(args: argparse.Namespace) -> RobotConfig:
     return RobotConfig(
         server=ServerConfig(host=args.host, port=args.port, backlog=args.backlog or None),
@@ -169,6 +189,7 @@ def _config(args: argparse.Namespace) -> RobotConfig:
         camera_rate_hz=args.camera_rate,
         clock_offset_s=args.clock_offset_s,
         path_follows_clock=args.path_follows_clock,
+        camera_pose=replace(args.base_camera_pose, size_px=None) if args.camera == "base" else None,
         description={"task": args.task, "seed": args.seed, "camera": args.camera},
     )
 
@@ -178,17 +199,28 @@ def _arm_maker(args: argparse.Namespace) -> Callable[[], Arm]:
     if args.arm == "kinematic":
         return lambda: KinematicArm(period_s=1 / args.control_rate)
 
+    misfit = args.base_camera_pose.misfit(*args.image_size)
+    if misfit is not None:
+        raise SimulationError(f"--camera-pose with --image-size: {misfit}")
     scene = SceneConfig(
         task=args.task,
         seed=args.seed,
         colours=tuple(args.colours),
         spawn_range_m=args.spawn_range_m,
         camera=args.camera,
+        base_camera=args.base_camera_pose.camera(*args.image_size),
         image_size=args.image_size,
         control_rate_hz=args.control_rate,
         jpeg_quality=args.jpeg_quality,
     )
     return lambda: ProcessArm(partial(ManiSkillArm, scene))
+
+
+def _camera_pose(text: str) -> CameraPose:
+    try:
+        return camera_pose.read(text)
+    except camera_pose.CameraPoseError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _image_size(text: str) -> tuple[int, int]:

@@ -14,6 +14,7 @@ import numpy.typing as npt
 import simplejpeg
 
 from crane_x7_remote.errors import SimulationError
+from crane_x7_vla_rl.camera import BASE_CAMERA, Camera
 from crane_x7_vla_rl.robot import DOF, LOWER_RAD, UPPER_RAD
 from crane_x7_vla_rl.scenes import COLOUR_NAMES, WorldConfig
 from crane_x7_vla_rl.types import JointState
@@ -34,6 +35,8 @@ class SceneConfig:
     """How far cubes and plate lie from their spots."""
     camera: str = "base"
     """base or hand."""
+    base_camera: Camera = BASE_CAMERA
+    """Where that camera stands."""
     image_size: tuple[int, int] = (640, 480)
     """(width, height)."""
     control_rate_hz: float = 30.0
@@ -124,6 +127,7 @@ def _make_environment(config: SceneConfig) -> Any:
             image_size=config.image_size,
             colours=config.colours,
             spawn_range_m=config.spawn_range_m,
+            base_camera=config.base_camera,
             cameras=(f"{config.camera}_camera",),
             control_freq=round(config.control_rate_hz),
         ).unwrapped

@@ -22,6 +22,7 @@ import numpy as np
 from crane_x7_remote.errors import RemoteError, SimulationError
 from crane_x7_remote.rosbridge import messages, protocol
 from crane_x7_remote.rosbridge.protocol import brief
+from crane_x7_remote.rosbridge.topics import CAMERA_POSE_TOPIC, STRING
 from crane_x7_remote.settings import Settings
 from crane_x7_remote.sim_robot.arm import Arm
 from crane_x7_remote.sim_robot.controller import (
@@ -36,6 +37,7 @@ from crane_x7_remote.sim_robot.gripper_topics import GoalStatus, GripperTopics, 
 from crane_x7_remote.sim_robot.ros_types import convert
 from crane_x7_remote.sim_robot.server import RosbridgeServer, ServerConfig
 from crane_x7_remote.sim_robot.session import GoalKey, Operation
+from crane_x7_vla_rl.camera_pose import SIM_POSE, CameraPose
 from crane_x7_vla_rl.robot import ARM_DOF, FINGER_B, HOME_RAD, JOINT_NAMES
 from crane_x7_vla_rl.types import JointState
 
@@ -82,6 +84,8 @@ class RobotConfig:
     """Added to the robot's clock."""
     path_follows_clock: bool = False
     """See TrajectoryController."""
+    camera_pose: CameraPose | None = SIM_POSE
+    """Told on CAMERA_POSE_TOPIC; None: the camera does not stand still."""
     description: Mapping[str, Any] = field(default_factory=dict)
     """Goes into /sim/state as it is: task, seed."""
 
@@ -108,6 +112,9 @@ class SimRobot:
         self._epoch_s = time.time() - clock() + config.clock_offset_s
         self._stepped_s = 0.0
         self.server = RosbridgeServer(self, config.server, clock, config.ros_version)
+        if config.camera_pose is not None:
+            told = messages.string(config.camera_pose.to_json())
+            self.server.latch(CAMERA_POSE_TOPIC, told)
         self._lock = threading.Lock()
         self._controller: TrajectoryController | None = None
         self._gripper: GripperController | None = None
@@ -203,6 +210,7 @@ class SimRobot:
             names.camera_topic: "sensor_msgs/CompressedImage",
             names.joint_states_topic: "sensor_msgs/JointState",
             names.arm_topic: "trajectory_msgs/JointTrajectory",
+            CAMERA_POSE_TOPIC: STRING,
             SIM_STATE_TOPIC: "std_msgs/String",
             SIM_TARGETS_TOPIC: "sensor_msgs/JointState",
             SIM_VIEW_TOPIC: "sensor_msgs/CompressedImage",

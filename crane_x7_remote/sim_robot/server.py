@@ -100,6 +100,7 @@ class RosbridgeServer:
         self._sequences = dict.fromkeys(robot.topics, 0)
         self._unsent: set[str] = set()
         self._sessions: dict[int, ClientSession] = {}
+        self._latched: dict[str, Operation] = {}
         self._numbers = itertools.count(1)
         self._server: Server | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -131,6 +132,10 @@ class RosbridgeServer:
         if self._server is None:
             raise RuntimeError("the server is not started, so it has no port yet")
         return int(self._server.sockets[0].getsockname()[1])
+
+    def latch(self, topic: str, message: Operation) -> None:
+        """Send this message to whoever subscribes `topic` from now on; call it before `start`."""
+        self._latched[topic] = message
 
     def is_wanted(self, topic: str, within_s: float = math.inf) -> bool:
         """Whether anybody would be sent a message of `topic` that is ready `within_s` from now.
@@ -239,6 +244,17 @@ class RosbridgeServer:
         if session is not None:
             session.reply(operation)
 
+    def _send_latched(self, session: ClientSession, greeted: set[str]) -> set[str]:
+        """Send the latched topics that a client has newly subscribed; return those it has by now.
+
+        `greeted` are those that it had been sent before.
+        """
+        subscribed = self._latched.keys() & session.subscriptions.keys()
+        for topic in subscribed - greeted:
+            kind = self._type_of(topic)
+            session.offer(Publication(topic, self._latched[topic], kind, self._version))
+        return subscribed
+
     def _turn_away(self, connection: ServerConnection, request: Request) -> Response | None:
         del request
         if len(self._sessions) < MOST_CLIENTS:
@@ -254,9 +270,11 @@ class RosbridgeServer:
         self._sessions[session.number] = session
         logger.info("client %d connected from %s", session.number, connection.remote_address)
         sender = asyncio.create_task(_send_waiting(connection, outbox, waiting))
+        greeted: set[str] = set()
         try:
             async for payload in connection:
                 session.receive(payload, self._config.max_message_bytes)
+                greeted = self._send_latched(session, greeted)
                 while outbox.is_flooded and not sender.done():
                     await asyncio.sleep(FLOODED_PAUSE_S)
         except ConnectionClosed as error:

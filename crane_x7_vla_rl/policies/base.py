@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 
+from crane_x7_vla_rl.camera_pose import CameraPose
 from crane_x7_vla_rl.fields import FiniteAmount
 from crane_x7_vla_rl.robot import JOINT_NAMES
 from crane_x7_vla_rl.types import ActionChunk, Observation
@@ -31,6 +32,8 @@ class Policy(Protocol):
 
     One that rightly answers the same whatever the picture, as where it sees nothing to grasp, has
     an attribute `may_answer_alike` that is true; of any other, the loop says so at its start.
+    One that follows some instructions only is an `Interpreter`, one that must know where the camera
+    stands a `CameraUser`; the loop looks for their methods.
     """
 
     def predict(self, observations: Sequence[Observation]) -> list[ActionChunk]:
@@ -39,6 +42,30 @@ class Policy(Protocol):
 
     def reset(self) -> None:
         """Forget everything remembered about earlier observations, of all slots."""
+        ...
+
+
+@runtime_checkable
+class Interpreter(Protocol):
+    """A policy that follows some instructions only."""
+
+    def refusal(self, instruction: str) -> str | None:
+        """Return why it cannot follow `instruction` and what it understands; None where it can.
+
+        May be called from another thread than `predict`.
+        """
+        ...
+
+
+@runtime_checkable
+class CameraUser(Protocol):
+    """A policy that measures in the picture: wrong about the camera, it moves to wrong places."""
+
+    def look_through(self, pose: CameraPose) -> None:
+        """Take the pose of the camera whose pictures come from now on.
+
+        May be called from another thread than `predict`.
+        """
         ...
 
 

@@ -25,7 +25,13 @@ from mani_skill.utils.structs.actor import Actor
 from mani_skill.utils.structs.pose import Pose
 from mani_skill.utils.structs.types import SceneConfig, SimConfig
 
-from crane_x7_vla_rl.camera import BASE_CAMERA, VIEW_CAMERA, VIEW_SIZE, vertical_fov_rad
+from crane_x7_vla_rl.camera import (
+    BASE_CAMERA,
+    VIEW_CAMERA,
+    VIEW_SIZE,
+    Camera,
+    vertical_fov_rad,
+)
 from crane_x7_vla_rl.robot import (
     CAMERA_HORIZONTAL_FOV_RAD,
     CAMERA_IN_GRIPPER_BASE_M,
@@ -82,16 +88,19 @@ class CubeScene(BaseEnv):
         spawn_range_m: float = 0.03,
         home_noise_rad: float = 0.02,
         control_freq: int = 20,
+        base_camera: Camera = BASE_CAMERA,
         **kwargs: Any,
     ) -> None:
         """`image_size` is (width, height); `cameras` of CAMERAS are rendered, each costs time;
-        `colours` of COLOURS are the cubes that there are. Raises SimError for a wrong option."""
+        `colours` of COLOURS are the cubes that there are; `base_camera` is that camera.
+        Raises SimError for a wrong option."""
         _check_choice("cameras", cameras, CAMERAS)
         _check_choice("colours", colours, tuple(COLOURS))
         if not 0 <= spawn_range_m <= 0.05:
             raise SimError(f"spawn_range_m is {spawn_range_m}, expected 0 to 0.05 m")
         self.image_size = image_size
         self.camera_names = cameras
+        self.base_camera = base_camera
         self.colours = colours
         self.spawn_range_m = spawn_range_m
         self.home_noise_rad = home_noise_rad
@@ -117,8 +126,9 @@ class CubeScene(BaseEnv):
         configs = []
         shader = self._shader()
         if "base_camera" in self.camera_names:
-            pose = sapien_utils.look_at(BASE_CAMERA.position_m, BASE_CAMERA.target_m)
-            fov = vertical_fov_rad(BASE_CAMERA.horizontal_fov_rad, width, height)
+            camera = self.base_camera
+            pose = sapien_utils.look_at(camera.position_m, camera.target_m, camera.up_m)
+            fov = vertical_fov_rad(camera.horizontal_fov_rad, width, height)
             lens = (width, height, fov, 0.05, 5)
             configs.append(CameraConfig("base_camera", pose, *lens, shader_config=shader))
         if "hand_camera" in self.camera_names:

@@ -1,19 +1,24 @@
-"""`crane-x7-remote say`, run as the operator runs it, against the real server."""
+"""`crane-x7-remote say`, run as the operator runs it, against the real server and real loops."""
 
 from __future__ import annotations
 
+import json
 import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 
 import pytest
+from guard_rig import RunningGuard
+from loop_rig import RunningLoop, SwingingPolicy, wait_until
 from websockets.sync.client import connect
 
+from crane_x7_remote.errors import ExitCode
 from crane_x7_remote.rosbridge import messages, protocol
 from crane_x7_remote.sim_robot.arm import KinematicArm
 from crane_x7_remote.sim_robot.robot import RobotConfig, SimRobot
 from crane_x7_remote.sim_robot.server import ServerConfig
+from crane_x7_vla_rl.camera_pose import CameraPose
 
 TOPIC = "/vla/update_instruction"
 
@@ -24,10 +29,10 @@ def robot() -> Iterator[SimRobot]:
         yield running
 
 
-def say(text: str, host: str, port: int) -> subprocess.CompletedProcess[str]:
+def say(text: str, host: str, port: int, *more: str) -> subprocess.CompletedProcess[str]:
     flags = ["--rosbridge-host", host, "--rosbridge-port", str(port)]
     return subprocess.run(
-        [sys.executable, "-m", "crane_x7_remote", "say", text, *flags],
+        [sys.executable, "-m", "crane_x7_remote", "say", text, *flags, *more],
         capture_output=True,
         text=True,
         timeout=30,
@@ -37,13 +42,55 @@ def say(text: str, host: str, port: int) -> subprocess.CompletedProcess[str]:
 
 @pytest.mark.parametrize("text", ["pick up the blue cube", 'say "青" \\ and more'])
 def test_what_is_said_reaches_a_subscriber(robot: SimRobot, text: str) -> None:
-    with connect(f"ws://127.0.0.1:{robot.port}") as listener:
+    with RunningLoop(robot.port), connect(f"ws://127.0.0.1:{robot.port}") as listener:
         operation = protocol.subscribe(TOPIC, "std_msgs/msg/String", id="a", compression="cbor")
         listener.send(protocol.encode_json(operation))
         result = say(text, "127.0.0.1", robot.port)
         assert (result.returncode, result.stderr) == (0, "")
         heard = protocol.decode(listener.recv(timeout=5))
     assert messages.instruction(heard["msg"]) == text
+
+
+class ChoosyPolicy(SwingingPolicy):
+    """Knows one task, and must know where the camera stands."""
+
+    pose: CameraPose | None = None
+
+    def look_through(self, pose: CameraPose) -> None:
+        self.pose = pose
+
+    def refusal(self, instruction: str) -> str | None:
+        return None if instruction == "wave" else f'"{instruction}" is unknown; expected "wave"'
+
+
+def test_a_loop_that_understands_the_task_accepts_it_through_the_guard(robot: SimRobot) -> None:
+    policy = ChoosyPolicy()
+    with RunningGuard(robot.port) as guard, RunningLoop(guard.port, policy) as loop:
+        result = say("wave", "127.0.0.1", guard.port)
+        wait_until(lambda: policy.pose is not None, 5, "where the camera stands")
+    assert (result.returncode, result.stderr) == (ExitCode.OK, "")
+    assert result.stdout == f"accepted by loop {loop.session}: wave\n"
+
+
+def test_a_task_that_a_loop_refuses_is_no_success(robot: SimRobot) -> None:
+    """Every loop is waited for: the one without an opinion accepts, the other one refuses."""
+    with RunningLoop(robot.port, ChoosyPolicy()) as choosy, RunningLoop(robot.port) as other:
+        result = say("dance", "127.0.0.1", robot.port)
+        listed = say("dance", "127.0.0.1", robot.port, "--json")
+    assert result.returncode == listed.returncode == ExitCode.TASK_REFUSED
+    assert f"accepted by loop {other.session}: dance" in result.stdout
+    assert f'refused by loop {choosy.session}: "dance" is unknown; expected "wave"' in result.stderr
+    found = json.loads(listed.stdout)
+    assert found["instruction"] == "dance"
+    states = {answer["session"]: answer["task_state"] for answer in found["answers"]}
+    assert states == {choosy.session: "refused", other.session: "accepted"}
+
+
+def test_nobody_answers_where_no_loop_runs(robot: SimRobot) -> None:
+    result = say("wave", "127.0.0.1", robot.port)
+    assert result.returncode == ExitCode.NO_LOOP
+    assert "no loop answered within 3 s" in result.stderr
+    assert result.stdout == ""
 
 
 def test_a_blank_task_is_refused_before_connecting() -> None:

@@ -21,7 +21,9 @@ CONTROL_HZ = 20
 STEPS_PER_IMAGE = 2
 
 
-def make_env(image_size: tuple[int, int] = (640, 480), home_noise_rad: float = 0.02) -> Any:
+def make_env(
+    image_size: tuple[int, int] = (640, 480), home_noise_rad: float = 0.02, **options: Any
+) -> Any:
     return sim.make(
         sim.PICK_PLACE_ID,
         image_size=image_size,
@@ -29,6 +31,7 @@ def make_env(image_size: tuple[int, int] = (640, 480), home_noise_rad: float = 0
         reward_mode="none",
         home_noise_rad=home_noise_rad,
         control_freq=CONTROL_HZ,
+        **options,
     )
 
 

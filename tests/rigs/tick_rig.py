@@ -16,10 +16,13 @@ from crane_x7_remote.inference.limits import Limits
 from crane_x7_remote.inference.loop import InferenceLoop
 from crane_x7_remote.inference.tick_log import Sent
 from crane_x7_remote.inference.trajectory import state_at
+from crane_x7_remote.rosbridge import loop_status
 from crane_x7_remote.rosbridge.frames import EncodedFrame
 from crane_x7_remote.rosbridge.joint_watch import JointFault
+from crane_x7_remote.rosbridge.loop_status import LoopStatus
 from crane_x7_remote.rosbridge.messages import RosVersion, StampedJoints
 from crane_x7_remote.rosbridge.robot_clocks import ClockReport
+from crane_x7_remote.rosbridge.topics import STATUS_TOPIC
 from crane_x7_vla_rl import robot
 from crane_x7_vla_rl.types import ActionChunk, JointState, Observation, Trajectory
 
@@ -73,6 +76,8 @@ class FakeClient:
     echoes: bool = True
     instructions: list[str] = field(default_factory=list)
     listener: Callable[[Mapping[str, Any]], None] | None = None
+    statuses: list[LoopStatus] = field(default_factory=list)
+    camera_says: Callable[[Mapping[str, Any]], None] | None = None
     guard_says: Callable[[Mapping[str, Any]], None] | None = None
     trajectory: Trajectory | None = None
     measured: StampedJoints | None = None
@@ -127,6 +132,11 @@ class FakeClient:
             self.listener(operations[1]["msg"])
         return True
 
+    def tell(self, operation: Mapping[str, Any]) -> bool:
+        assert operation["topic"] == STATUS_TOPIC
+        self.statuses.append(loop_status.read(operation["msg"]))
+        return True
+
     def advertise(self, topic: str, type_name: str) -> None:
         self.advertised[topic] = type_name
 
@@ -143,6 +153,9 @@ class FakeClient:
         if topic == "/vla/guard":
             assert type_name == "std_msgs/String"
             self.guard_says = callback
+            return
+        if topic == "/vla/camera_pose":
+            self.camera_says = callback
             return
         assert topic == "/vla/predicted_trajectory"
         assert type_name == "trajectory_msgs/JointTrajectory"
@@ -174,11 +187,14 @@ class Rig:
     """A loop with everything around it; `tick` moves fake time to the next deadline."""
 
     def __init__(
-        self, make_client: Callable[[Clock], FakeClient] = FakeClient, **config: Any
+        self,
+        make_client: Callable[[Clock], FakeClient] = FakeClient,
+        policy: MovingPolicy | None = None,
+        **config: Any,
     ) -> None:
         self.clock = Clock()
         self.client = make_client(self.clock)
-        self.policy = MovingPolicy()
+        self.policy = policy or MovingPolicy()
         values = {"session": "0a1b2c3d", "rate_hz": 10.0, "listen_s": 0.0} | config
         self.loop = InferenceLoop(
             self.client,

@@ -27,12 +27,21 @@ class Task:
     colour: str
     """One of COLOUR_WORDS' keys."""
 
+    def __str__(self) -> str:
+        """Say it in English."""
+        place = " on the plate" if self.verb is Verb.PLACE else ""
+        return f"{self.verb} the {self.colour} cube{place}"
+
 
 @dataclass(frozen=True)
 class NotUnderstood:
     """Why an instruction is no task."""
 
     reason: str
+
+    def __str__(self) -> str:
+        """Return the reason."""
+        return f"not understood, {self.reason}"
 
 
 COLOUR_WORDS: Final = {
@@ -63,6 +72,13 @@ _BESIDE: Final = re.compile(
     r"\b(next to|besides?|near|by|behind|under|left of|right of|in front of|close to)\b"
 )
 """What follows is there to tell a place: its colour is not that of the cube to move."""
+
+
+EXAMPLE: Final = "pick up the red cube"
+UNDERSTOOD: Final = (
+    f'expected "{EXAMPLE}" or "place the blue cube on the plate" or the like, with red, green,'
+    " blue or yellow, in English or Japanese"
+)
 
 
 def parse(instruction: str, before: str | None = None) -> Task | NotUnderstood:

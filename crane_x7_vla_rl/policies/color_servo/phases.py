@@ -19,6 +19,7 @@ import numpy as np
 
 from crane_x7_vla_rl import kinematics
 from crane_x7_vla_rl.kinematics import UnreachableError
+from crane_x7_vla_rl.log_text import shown
 from crane_x7_vla_rl.policies.color_servo import grasp
 from crane_x7_vla_rl.policies.color_servo.instruction import NotUnderstood, Task, Verb, parse
 from crane_x7_vla_rl.policies.color_servo.memory import COLOURS, Remembered, SceneMemory, is_seen_at
@@ -106,6 +107,11 @@ class PhaseMachine:
             phase: getattr(self, f"_{phase}") for phase in Phase
         }
 
+    @property
+    def colour_before(self) -> str | None:
+        """The colour that "it" in a next instruction means."""
+        return self._task.colour if isinstance(self._task, Task) else self._colour_before
+
     def decide(
         self, observation: Observation, picture: Picture, wanted: Array, velocity: Array
     ) -> JointGoal:
@@ -156,11 +162,10 @@ class PhaseMachine:
             self._since_s = observation.time_s
 
     def _take_instruction(self, instruction: str) -> None:
-        if isinstance(self._task, Task):
-            self._colour_before = self._task.colour
+        self._colour_before = self.colour_before
         self._instruction, self._task = instruction, parse(instruction, self._colour_before)
         self._misses, self._said = 0, ""
-        logger.info("instruction %r: %s", instruction, self._task)
+        logger.info('instruction "%s": %s', shown(instruction), self._task)
         if self.phase is Phase.CLOSE:
             self._enter(Phase.RELEASE)
         elif self.phase is Phase.DESCEND:
@@ -210,7 +215,7 @@ class PhaseMachine:
     def _stay(self, reason: str) -> Phase:
         """Hold the present position; the reason is logged when it changes."""
         if reason != self._said:
-            logger.info("holding: %s", reason)
+            logger.info("holding: %s", shown(reason))
             self._said = reason
         self._goal = JointGoal(self._stop)
         return Phase.WAIT
@@ -220,7 +225,7 @@ class PhaseMachine:
     def _wait(self) -> Phase:
         task = self._task
         if isinstance(task, NotUnderstood):
-            return self._stay(f"instruction {self._instruction!r} gives no task: {task.reason}")
+            return self._stay(f'"{self._instruction}" gives no task: {task.reason}')
         if self.held == task.colour:
             if task.verb is Verb.PLACE and self._scene.plate_m is None:
                 return self._stay("the plate is not visible")

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from crane_x7_vla_rl.camera import BASE_CAMERA, Camera
+from crane_x7_vla_rl.camera_pose import SIM_POSE, CameraPose
 from crane_x7_vla_rl.policies.base import only_numbers
+from crane_x7_vla_rl.policies.color_servo.instruction import UNDERSTOOD, NotUnderstood, parse
 from crane_x7_vla_rl.policies.color_servo.motion import Motion
 from crane_x7_vla_rl.policies.color_servo.phases import PhaseMachine
 from crane_x7_vla_rl.policies.color_servo.vision import Picture
@@ -18,13 +19,14 @@ from crane_x7_vla_rl.types import ActionChunk, Observation
 
 
 class ColorServo:
-    """Closed loop on the image of `camera`; sees nothing but the observation."""
+    """Closed loop on the image of one camera; sees nothing but the observation."""
 
     may_answer_alike = True
     """It stays where it is, whatever the picture, while it has no task or sees no cube."""
 
-    def __init__(self, camera: Camera = BASE_CAMERA) -> None:
-        self._camera = camera
+    def __init__(self, pose: CameraPose = SIM_POSE) -> None:
+        """`pose` is the simulated robot's camera unless another is given."""
+        self._pose = pose
         self._slots: list[tuple[PhaseMachine, Motion]] = []
 
     def predict(self, observations: Sequence[Observation]) -> list[ActionChunk]:
@@ -39,6 +41,18 @@ class ColorServo:
             for slot, observation in zip(self._slots, observations, strict=False)
         ]
 
+    def look_through(self, pose: CameraPose) -> None:
+        """See base.CameraUser; `reset` forgets what was seen through another camera."""
+        self._pose = pose
+
+    def refusal(self, instruction: str) -> str | None:
+        """See base.Interpreter."""
+        before = self._slots[0][0].colour_before if self._slots else None
+        task = parse(instruction, before)
+        if not isinstance(task, NotUnderstood):
+            return None
+        return f'color-servo does not understand "{instruction}": {task.reason}; {UNDERSTOOD}'
+
     def reset(self) -> None:
         """Forget everything remembered about earlier observations, of all slots."""
         self._slots.clear()
@@ -47,7 +61,8 @@ class ColorServo:
         self, phases: PhaseMachine, motion: Motion, observation: Observation
     ) -> ActionChunk:
         wanted, velocity = motion.state(observation.joints, observation.time_s)
-        picture = Picture(observation.image, self._camera)
+        height, width = observation.image.shape[:2]
+        picture = Picture(observation.image, self._pose.camera(width, height))
         goal = phases.decide(observation, picture, wanted, velocity)
         chunk = motion.chunk(goal, observation.joints, observation.time_s)
         return only_numbers(chunk, observation.instruction)

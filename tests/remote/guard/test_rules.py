@@ -32,6 +32,8 @@ from crane_x7_remote.guard.requests import (
     Stop,
 )
 from crane_x7_remote.guard.rules import STATE_TOPIC, STOP_TOPIC, AllowList, Names
+from crane_x7_remote.rosbridge.loop_status import LoopStatus
+from crane_x7_remote.rosbridge.topics import CAMERA_POSE_TOPIC, STATUS_TOPIC
 
 RULES = AllowList(Names())
 
@@ -60,6 +62,8 @@ def publish(topic: str, message: Any, **more: Any) -> dict[str, Any]:
         (PREDICTION, "trajectory_msgs/msg/JointTrajectory"),
         (INSTRUCTION, "std_msgs/String"),
         (INSTRUCTION, None),
+        (STATUS_TOPIC, "std_msgs/String"),
+        (CAMERA_POSE_TOPIC, "std_msgs/msg/String"),
         (f"{GRIPPER}/result", "control_msgs/GripperCommandActionResult"),
     ],
 )
@@ -72,6 +76,20 @@ def test_what_driving_needs_may_be_subscribed(topic: str, kind: str | None) -> N
         "op": "subscribe", "id": "a", "topic": topic, "type": RULES.subscribed[topic],
         "compression": "cbor", "throttle_rate": 7, "queue_length": 1,
     }  # fmt: skip
+
+
+def test_a_loops_status_passes_as_the_fields_that_are_known() -> None:
+    status = LoopStatus("0a1b2c3d", "wave", "accepted", None, 10.0, 4.5, None, 7, False)
+    text = status.message()["data"][:-1] + ', "more": [1, 2]}'
+    assert read(publish(STATUS_TOPIC, {"data": text})) == Say(STATUS_TOPIC, status.message())
+    assert read({"op": "advertise", "topic": STATUS_TOPIC, "type": "std_msgs/String"}) == Nothing()
+    for data in ("", "dance", "{}", 7, "x" * 50_000):
+        assert refused(publish(STATUS_TOPIC, {"data": data})).kind == "message"
+
+
+def test_no_client_may_say_where_the_camera_stands() -> None:
+    assert refused(publish(CAMERA_POSE_TOPIC, {"data": "{}"})).kind == "topic"
+    assert refused({"op": "advertise", "topic": CAMERA_POSE_TOPIC}).kind == "topic"
 
 
 @pytest.mark.parametrize("topic", [STOP_TOPIC, STATE_TOPIC])
