@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import json
 import socket
+import sys
 from http.client import HTTPConnection
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from crane_x7_remote import settings as settings_module
 from crane_x7_remote.boot.files import run_dirs, status_socket
 from crane_x7_remote.boot.status_board import PARTS
 from crane_x7_remote.errors import ExitCode, UnhealthyError
+from crane_x7_vla_rl import tables
 from crane_x7_vla_rl.log_text import shown
 
 ANSWER_TIMEOUT_S = 5.0
@@ -23,13 +25,20 @@ ANSWER_TIMEOUT_S = 5.0
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `status`."""
-    parser.add_argument("--json", action="store_true", help="print what /healthz says")
+    parser.add_argument(
+        "--json", action="store_true", help="print one JSON document, as /healthz says"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Print the state of every part. Raises UnhealthyError where no boot runs."""
     answer = ask(settings_module.load().boot_run_dir)
-    print(json.dumps(answer, indent=2) if args.json else as_text(answer))
+    if args.json:
+        print(json.dumps(answer, indent=2))
+    elif sys.stdout.isatty():
+        _show(answer)
+    else:
+        print(as_text(answer))
     return ExitCode.OK if answer["healthy"] else ExitCode.UNHEALTHY
 
 
@@ -58,6 +67,17 @@ def as_text(answer: dict[str, Any]) -> str:
         if part["advice"]:
             lines.append(f"{'':<7} → {shown(part['advice'])}")
     return "\n".join(lines)
+
+
+def _show(answer: dict[str, Any]) -> None:
+    columns = ("part", "state", "since", "detail", "what to do")
+    parts = {name: answer[name] for name in PARTS}
+    rows = [
+        (name, part["state"], _duration(part["for_s"]), shown(part["detail"]),
+         shown(part["advice"] or ""))
+        for name, part in parts.items()
+    ]  # fmt: skip
+    tables.show("healthy" if answer["healthy"] else "not healthy", columns, rows)
 
 
 def _duration(seconds: float) -> str:

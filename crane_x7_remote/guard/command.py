@@ -12,6 +12,7 @@ import asyncio
 import contextlib
 import gc
 import ipaddress
+import json
 import logging
 import resource
 import signal
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `guard`."""
     settings_module.add_flags(parser, FLAGS)
     parser.add_argument("--rules", action="store_true", help="print what passes, and end")
+    parser.add_argument("--json", action="store_true", help="with --rules: one JSON document")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -54,7 +56,7 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_module.from_args(args)
     rules = AllowList(_names(settings))
     if args.rules:
-        print("\n".join(rules.lines()))
+        print(json.dumps(rules.as_json(), indent=2) if args.json else "\n".join(rules.lines()))
         return ExitCode.OK
     config = _config(settings)
     core = GuardCore(CoreConfig(

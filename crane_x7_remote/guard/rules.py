@@ -137,18 +137,24 @@ class AllowList:
             "status": _nothing,
         }
 
+    def as_json(self) -> dict[str, dict[str, str]]:
+        """Return the allow-list: what may be done → name → type."""
+        hidden = set(self._goals) | {name for name in self.subscribed if self._is_below(name)}
+        topics = {"subscribe": self.subscribed | self.own, "publish": self.published}
+        listed = {
+            verb: {topic: kind for topic, kind in found.items() if topic not in hidden}
+            for verb, found in topics.items()
+        }
+        action = self._names.gripper_action
+        return listed | {"action": {action: GRIPPER_ACTION_TYPE} if action else {}}
+
     def lines(self) -> list[str]:
         """Return the allow-list in words, one rule a line."""
-        hidden = set(self._goals) | {name for name in self.subscribed if self._is_below(name)}
+        listed = self.as_json()
         lines = [
-            f"subscribe  {topic}  ({kind})"
-            for topic, kind in (self.subscribed | self.own).items()
-            if topic not in hidden
-        ]
-        lines += [
-            f"publish    {topic}  ({kind})"
-            for topic, kind in self.published.items()
-            if topic not in hidden
+            f"{verb:<9}  {topic}  ({kind})"
+            for verb in ("subscribe", "publish")
+            for topic, kind in listed[verb].items()
         ]
         if self._names.gripper_action:
             lines.append(

@@ -34,6 +34,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--port", type=int, help="its port [of GUARD_LISTEN]")
     add("--token", metavar="SECRET", help="as ROSBRIDGE_TOKEN; stopping from its own machine needs"
         " none")  # fmt: skip
+    add("--json", action="store_true", help="print the guard's state as one JSON document")
     settings_module.add_flags(parser, ("guard_listen",))
 
 
@@ -52,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     )
     wanted = args.command == "stop"
     state = ask(link, wanted, args.reason)
-    print(_in_words(state))
+    print(json.dumps(state) if args.json else _in_words(state))
     return ExitCode.OK
 
 

@@ -7,27 +7,27 @@ answers at once.
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from crane_x7_vla_rl import tables
 from crane_x7_vla_rl.fields import Count, argument_type
 from crane_x7_vla_rl.log_text import escape
 
 if TYPE_CHECKING:
-    from rich.console import Console
-    from rich.text import Text
-
     from crane_x7_vla_rl.data.source import EpisodeSource
     from crane_x7_vla_rl.data.validate_checks import Contents, Problem
 
 EXIT_PROBLEMS = 1
 SHOWN_PROBLEMS = 200
 SHOWN_INSTRUCTIONS = 20
-PIPE_WIDTH = 160
-"""Columns of the table where standard output is no terminal."""
+JUDGED = {True: "succeeded", False: "failed", None: "not judged"}
+FIGURES = ("min", "q01", "mean", "q99", "max", "std")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,17 +47,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--frame", type=Path, metavar="FILE.png", help="write the first picture there: look whether"
         " red is red, and the camera the right one",
     )  # fmt: skip
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def run(args: argparse.Namespace) -> int:
     """Check `args.path`; return 0 where it is whole, 1 where anything is wrong."""
-    from rich.console import Console
-
     from crane_x7_vla_rl.data.progress import episode_bar
     from crane_x7_vla_rl.data.validate_checks import Contents, check_episodes, open_tolerantly
 
-    terminal = sys.stdout.isatty()
-    console = Console(file=sys.stdout, width=None if terminal else PIPE_WIDTH, highlight=False)
     source, problems = open_tolerantly(args.path, args.instruction)
     contents = Contents()
     if source is not None:
@@ -65,83 +62,92 @@ def run(args: argparse.Namespace) -> int:
             problems += check_episodes(
                 source, workers=args.workers, contents=contents, progress=show
             )
+    if args.json:
+        print(json.dumps(_as_json(args.path, source, problems, contents), ensure_ascii=False))
+    elif problems or source is None:
+        _print_problems(args.path, problems, 0 if source is None else len(source))
+    else:
+        _print_summary(source, contents)
     if problems or source is None:
-        _print_problems(console, args.path, problems, 0 if source is None else len(source))
         return EXIT_PROBLEMS
-    _print_summary(console, source, contents)
     if args.frame is not None:
         _write_frame(source, args.frame)
-        console.print(f"First picture: {args.frame}", soft_wrap=True)
+        print(f"First picture: {args.frame}", file=sys.stderr if args.json else sys.stdout)
     return 0
 
 
-def _print_problems(
-    console: Console, path: str, problems: Sequence[Problem], episodes: int
-) -> None:
-    from rich.table import Table
+def _as_json(
+    path: str, source: EpisodeSource | None, problems: Sequence[Problem], contents: Contents
+) -> dict[str, Any]:
+    found = {"path": path, "problems": [asdict(problem) for problem in problems]}
+    if problems or source is None:
+        return {**found, "episodes": 0 if source is None else len(source)}
+    from crane_x7_vla_rl.data.statistics import compute_statistics
 
-    table = Table(
-        title=f"{path}: {len(problems)} problem{'' if len(problems) == 1 else 's'}",
-        title_justify="left",
-    )
-    for name in ("file", "episode", "field", "what is wrong"):
-        table.add_column(name, overflow="fold")
-    for problem in problems[:SHOWN_PROBLEMS]:
-        number = "" if problem.episode is None else str(problem.episode)
-        file = _below(problem.file, path)
-        table.add_row(*(_plain(text) for text in (file, number, problem.field, problem.what)))
-    console.print(table)
+    statistics = compute_statistics(source)
+    return {
+        **found,
+        "episodes": contents.episodes,
+        "frames": contents.frames,
+        "fps": source.fps,
+        "image_sizes": [f"{width}x{height}" for width, height in contents.sizes],
+        "outcomes": {JUDGED[outcome]: count for outcome, count in contents.outcomes.items()},
+        "instructions": dict(contents.instructions),
+        "joints_rad": {
+            kind: {name: [float(x) for x in getattr(summary, name)] for name in FIGURES}
+            for kind, summary in (("state", statistics.proprio), ("action", statistics.action))
+        },
+    }
+
+
+def _print_problems(path: str, problems: Sequence[Problem], episodes: int) -> None:
+    rows = [
+        (
+            _below(problem.file, path),
+            "" if problem.episode is None else str(problem.episode),
+            problem.field,
+            problem.what,
+        )
+        for problem in problems[:SHOWN_PROBLEMS]
+    ]
+    title = f"{path}: {len(problems)} problem{'' if len(problems) == 1 else 's'}"
+    tables.show(title, ("file", "episode", "field", "what is wrong"), rows)
     if len(problems) > SHOWN_PROBLEMS:
-        console.print(f"… and {len(problems) - SHOWN_PROBLEMS} more")
+        print(f"… and {len(problems) - SHOWN_PROBLEMS} more")
     wrong = len({problem.episode for problem in problems if problem.episode is not None})
-    console.print(f"{episodes - wrong} of {episodes} readable episodes are whole.")
+    print(f"{episodes - wrong} of {episodes} readable episodes are whole.")
 
 
-def _print_summary(console: Console, source: EpisodeSource, contents: Contents) -> None:
-    from rich.table import Table
-
+def _print_summary(source: EpisodeSource, contents: Contents) -> None:
     from crane_x7_vla_rl.data.statistics import compute_statistics
     from crane_x7_vla_rl.robot import JOINT_NAMES
 
     sizes = ", ".join(f"{width}×{height}" for width, height in contents.sizes)
-    console.print(
-        f"{source.name}: {contents.episodes} episodes, {contents.frames} frames at {source.fps:g}"
+    print(
+        escape(source.name),
+        f": {contents.episodes} episodes, {contents.frames} frames at {source.fps:g}"
         f" per second ({contents.frames / source.fps / 60:.1f} min), pictures {sizes};"
         " nothing is wrong.",
-        soft_wrap=True,
+        sep="",
     )
-    judged = {True: "succeeded", False: "failed", None: "not judged"}
-    outcomes = (f"{count} {judged[outcome]}" for outcome, count in contents.outcomes.most_common())
-    console.print(f"Outcomes: {', '.join(outcomes)}")
+    outcomes = (f"{count} {JUDGED[outcome]}" for outcome, count in contents.outcomes.most_common())
+    print(f"Outcomes: {', '.join(outcomes)}")
     for words, count in contents.instructions.most_common(SHOWN_INSTRUCTIONS):
-        console.print(_plain(f"{count:6d} × {words}"), soft_wrap=True)
+        print(f"{count:6d} × {escape(words)}")
     if len(contents.instructions) > SHOWN_INSTRUCTIONS:
-        console.print(
-            f"   … and {len(contents.instructions) - SHOWN_INSTRUCTIONS} more instructions"
-        )
+        print(f"   … and {len(contents.instructions) - SHOWN_INSTRUCTIONS} more instructions")
     statistics = compute_statistics(source)
-    table = Table(title="joints, rad", title_justify="left")
-    names = ("min", "q01", "mean", "q99", "max", "std")
-    for column in ("joint", "", *names):
-        table.add_column(column, justify="right" if column in names else "left", overflow="fold")
+    rows = []
     for joint, joint_name in enumerate(JOINT_NAMES):
         for kind, summary in (("state", statistics.proprio), ("action", statistics.action)):
-            values = (f"{getattr(summary, name)[joint]:.3f}" for name in names)
-            shown = joint_name.removeprefix("crane_x7_") if kind == "state" else ""
-            table.add_row(shown, kind, *values)
-    console.print(table)
+            values = (f"{getattr(summary, name)[joint]:.3f}" for name in FIGURES)
+            rows.append((joint_name.removeprefix("crane_x7_"), kind, *values))
+    tables.show("joints, rad", ("joint", "kind", *FIGURES), rows, right=FIGURES)
 
 
 def _below(file: str, path: str) -> str:
     """Return `file` without the folder that the table's title names already."""
     return file.removeprefix(path.rstrip("/") + "/")
-
-
-def _plain(text: str) -> Text:
-    """Return text that no bracket in it can colour, and no control character in it changes."""
-    from rich.text import Text
-
-    return Text(escape(text))
 
 
 def _write_frame(source: EpisodeSource, file: Path) -> None:

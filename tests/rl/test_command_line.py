@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import subprocess
@@ -13,7 +14,9 @@ from pathlib import Path
 import pytest
 
 from crane_x7_remote import cli as remote
-from crane_x7_vla_rl import completion
+from crane_x7_remote.errors import ExitCode
+from crane_x7_vla_rl import completion, tables
+from crane_x7_vla_rl.data import progress
 from crane_x7_vla_rl.training import cli as learning
 
 Main = Callable[[Sequence[str]], int]
@@ -148,3 +151,49 @@ def test_help_of_infer_is_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
     assert places == sorted(places)
     assert "--vla-inference-rate HZ" in shown
     assert "[VLA_INFERENCE_RATE=10" in shown
+
+
+@pytest.mark.parametrize("watched", [True, False])
+def test_a_table_is_ruled_for_a_person_and_plain_for_a_pipe(
+    watched: bool, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: watched)
+    tables.show("two", ("name", "n"), [("a", "10"), ("[red]b\x1b[2J", "1")], right=("n",))
+    said = capsys.readouterr().out
+    assert "[red]b\\x1b[2J" in said
+    assert ("┃" in said) == watched
+    if not watched:
+        assert said.splitlines()[1:3] == ["name            n", "a              10"]
+
+
+@pytest.mark.parametrize(("terminal", "kind", "shown"), [
+    (True, "xterm", True), (True, "dumb", False), (False, "xterm", False),
+])  # fmt: skip
+def test_progress_is_shown_where_a_person_looks(
+    terminal: bool, kind: str, shown: bool,
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setenv("TERM", kind)
+    monkeypatch.setenv("NO_COLOR", "1")
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: terminal)
+    with progress.episode_bar("episodes", 2) as show:
+        show(1)
+    said = capsys.readouterr()
+    assert ("episodes" in said.err) == shown
+    assert not re.search(r"\x1b\[[0-9;]*m", said.err)
+    assert said.out == ""
+
+
+def test_json_is_one_document_on_standard_output(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert ends(learning.main, "validate", str(tmp_path), "--json") == 1
+    found = json.loads(capsys.readouterr().out)
+    assert "found no episodes" in found["problems"][0]["what"]
+    assert ends(remote.main, "guard", "--rules", "--json") == 0
+    rules = json.loads(capsys.readouterr().out)
+    assert rules["subscribe"]["/joint_states"] == "sensor_msgs/JointState"
+    assert ends(remote.main, "stop", "--port", "1", "--json") == ExitCode.GUARD
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert "did not confirm stop" in said.err

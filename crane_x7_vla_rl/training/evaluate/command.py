@@ -10,6 +10,7 @@ that reads its instruction then fails.
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,6 +28,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `evaluate`."""
     parser.add_argument("--checkpoint", required=True, help="folder or Hub id")
     parser.add_argument("--output", type=Path, help=f"folder ({OUTPUTS}/…, named after the rest)")
+    parser.add_argument(
+        "--json", action="store_true", help="print the results as one JSON document"
+    )
     fields.add_flags(parser, ModelOptions, NOT_MODEL, typed=True)
     fields.add_flags(parser, EvaluateConfig, ("model", "output", "world"), typed=True)
     scenes.add_arguments(parser, without=("control_hz",))
@@ -54,9 +58,12 @@ def run(args: argparse.Namespace) -> int:
     """Evaluate; returns 0. Raises PolicyLoadError, DataError and SimError."""
     config = read(args)
     results = evaluate(config)
-    from crane_x7_vla_rl.training.evaluate.report import describe
+    from crane_x7_vla_rl.training.evaluate.report import show
 
-    print(describe(results))
+    if args.json:
+        print(json.dumps(results | {"output": str(config.output)}))
+        return 0
+    show(results)
     print(f"written to {config.output}")
     return 0
 

@@ -6,11 +6,14 @@ interval says little.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+
+from crane_x7_vla_rl import tables
 
 if TYPE_CHECKING:
     from crane_x7_vla_rl.training.evaluate.config import EvaluateConfig
@@ -94,6 +97,23 @@ def describe(results: Mapping[str, Any]) -> str:
             f" {offline['latency_ms']['p95']:.1f} ms at the 95th percentile"
         )
     return "\n".join(lines)
+
+
+def show(results: Mapping[str, Any]) -> None:
+    """Print the rates: a table where a person looks, else the lines of `describe`."""
+    if not sys.stdout.isatty() or "success" not in results:
+        print(describe(results))
+        return
+    columns = ("instruction", "success", "95 % interval", "episodes")
+    rates = {"all": results["success"]} | results["instructions"]
+    rows = [
+        (text, f"{one['rate']:.1%}", f"{one['low']:.1%} to {one['high']:.1%}",
+         f"{one['successes']} of {one['episodes']}")
+        for text, one in rates.items()
+    ]  # fmt: skip
+    others = describe({name: value for name, value in results.items() if name != "success"})
+    tables.show(results["task"], columns, rows, right=columns[1:])
+    print(others, end="\n" if others else "")
 
 
 def _percent(one: Mapping[str, Any]) -> str:
