@@ -25,7 +25,9 @@ from crane_x7_vla_rl.types import Image
 VIDEO_HZ: Final = 15
 GIF_HZ: Final = 10
 GIF_WIDTH: Final = 640
-GIF_COLOURS: Final = 64
+GIF_COLOURS: Final = 128
+PALETTE_PICTURES, PALETTE_PIXELS = 12, 8
+"""The palette is of so many pictures, and of colours that so many pixels have at least."""
 TAIL_S: Final = 1.0
 """How long pictures last after the run."""
 NOTE_S: Final = 2.0
@@ -157,9 +159,11 @@ class Film:
             return
         start, end = ((round(float(u)), round(float(v))) for u, v in points)
         cv2.arrowedLine(picture, start, end, AMBER, 2, cv2.LINE_AA, tipLength=0.12)
-        at = (start[0] + 10, start[1] + 4)
-        for thickness, colour in ((3, DARK), (1, AMBER)):  # Outlined: it lies on any colour.
-            _write(picture, "a hand", at, 0.5 * width / 640, colour, thickness)
+        size, at = 0.5 * width / 640, (start[0] + 12, start[1] + 4)
+        (wide, high), _ = cv2.getTextSize("a hand", cv2.FONT_HERSHEY_SIMPLEX, size, 1)
+        corners = (at[0] - 4, at[1] - high - 4), (at[0] + wide + 4, at[1] + 5)
+        cv2.rectangle(picture, *corners, DARK, -1)
+        _write(picture, "a hand", at, size, AMBER)
 
     def _strip(self, width: int, time_s: float) -> Image:
         """Return the caption: time and instruction, below them what has just happened."""
@@ -186,15 +190,28 @@ def write_gif(film: Film, path: Path) -> None:
     """Write the film as a small GIF that plays in a web page."""
     from PIL import Image as Pillow
 
-    small = [Pillow.fromarray(picture) for picture in _narrow(film)]
+    small = list(_narrow(film))
     if not small:
         return
-    # One palette, of a picture that shows everything, keeps still pixels equal and the file small.
-    palette = small[-1].quantize(GIF_COLOURS)
+    # One palette for all keeps still pixels equal and the file small.
+    palette = Pillow.fromarray(_telling_colours(small)).quantize(GIF_COLOURS)
+    none = Pillow.Dither.NONE
     first, *rest = (
-        picture.quantize(palette=palette, dither=Pillow.Dither.NONE) for picture in small
+        Pillow.fromarray(picture).quantize(palette=palette, dither=none) for picture in small
     )
     first.save(path, save_all=True, append_images=rest, duration=1000 // GIF_HZ, loop=0)
+
+
+def _telling_colours(pictures: Sequence[Image]) -> Image:
+    """Return the colours of the pictures in one row, the rare ones nearly as often as those of
+    table and wall: one looks at the cubes and the words."""
+    some = np.concatenate(pictures[:: max(1, len(pictures) // PALETTE_PICTURES)])
+    coarse = some.reshape(-1, 3).astype(np.int64) // 4
+    counts = np.bincount(coarse @ (64**2, 64, 1), minlength=64**3)
+    colours = np.stack(np.unravel_index(np.arange(64**3), (64, 64, 64)), axis=1)
+    times = np.where(counts >= PALETTE_PIXELS, counts**0.25, 0).astype(int)
+    row: Image = np.repeat(colours * 4 + 2, times, axis=0)[None].astype(np.uint8)
+    return row
 
 
 def write_strip(film: Film, times_s: Sequence[float], path: Path, width: int = 1440) -> None:
@@ -223,12 +240,7 @@ def _even(picture: Image) -> Image:
 
 
 def _write(
-    picture: Image,
-    text: str,
-    at: tuple[int, int],
-    size: float,
-    colour: tuple[int, int, int],
-    thickness: int = 1,
+    picture: Image, text: str, at: tuple[int, int], size: float, colour: tuple[int, int, int]
 ) -> None:
     """Write text; OpenCV's own font knows Japanese too."""
-    cv2.putText(picture, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, colour, thickness, cv2.LINE_AA)
+    cv2.putText(picture, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA)

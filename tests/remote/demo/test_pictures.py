@@ -124,13 +124,25 @@ def test_a_run_without_a_trajectory_is_still_shown(tmp_path: Path) -> None:
     assert pictures.write_video(Film(Recording(), RESULT), tmp_path / "empty.mp4") == 0
 
 
-def test_a_gif_holds_the_same_seconds(tmp_path: Path) -> None:
+def test_a_gif_holds_the_same_seconds_and_keeps_rare_colours(tmp_path: Path) -> None:
     from PIL import Image
 
-    pictures.write_gif(Film(recording(), RESULT), tmp_path / "demo.gif")
+    made = recording()
+    made.views = [EncodedFrame(flat(90), "png", made.views[50].stamp_s, 0.0)] + [
+        EncodedFrame(flat(90), "png", view.stamp_s, 0.0) for view in made.views[85:]
+    ]
+    made.hands = [Hand(LOOP_S + 0.5, "red", (0.2, 0.0, 0.1), (0.2, 0.0, 0.015))]
+    result = DemoResult(0, "first", None, (), (), None, None, 0.5)
+    pictures.write_gif(Film(made, result), tmp_path / "demo.gif")
     with Image.open(tmp_path / "demo.gif") as gif:
-        assert getattr(gif, "n_frames", 1) > 5
         assert gif.size[0] == pictures.GIF_WIDTH
+        times_s = [0.0]
+        for index in range(getattr(gif, "n_frames", 1)):
+            gif.seek(index)
+            times_s.append(times_s[-1] + gif.info["duration"] / 1000)
+        shown = np.asarray(gif.convert("RGB")).astype(int)
+    assert times_s[-1] == pytest.approx(1.5 + 1 / pictures.GIF_HZ, abs=0.05)
+    assert (np.abs(shown - pictures.AMBER).sum(axis=2) < 30).sum() > 20, "the hand"
 
 
 def test_targets_are_plotted_when_the_controllers_had_them() -> None:
