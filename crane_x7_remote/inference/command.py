@@ -28,6 +28,7 @@ from crane_x7_remote.errors import (
 )
 from crane_x7_remote.inference.config import LoopConfig
 from crane_x7_remote.inference.limits import Limits
+from crane_x7_remote.inference.live_line import live_line
 from crane_x7_remote.inference.loop import InferenceLoop
 from crane_x7_remote.inference.metrics import LoopMetrics, MetricsWriter
 from crane_x7_remote.inference.outgoing import OutgoingTopics
@@ -119,7 +120,8 @@ def _drive(
 
     logger.info("loop %s starts at %g Hz", loop.metrics.session, loop.metrics.asked_rate_hz)
     ask_for_real_time()
-    loop.run(duration_s, report)
+    with live_line(loop.metrics):
+        loop.run(duration_s, report)
     metrics = loop.metrics
     logger.info(
         "%d trajectories in %d ticks; holds: %s",
