@@ -122,7 +122,7 @@ checkpoint says, else no."""
     vla_chunk_steps: Annotated[int | None, Field(ge=1, le=100), EmptyIsNone] = None
     """Steps per prediction of an OpenVLA-OFT checkpoint, as in its training: 8 for LIBERO's."""
     vla_temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Of OpenVLA's action tokens: 0 takes the likeliest, 1 samples as the model was trained."""
+    """Sampling temperature of action tokens: 0 takes the most likely one, 1 samples as trained."""
     hf_token: Annotated[SecretStr | None, EmptyIsNone] = None
     """Token for private models on the Hugging Face Hub."""
 

@@ -206,7 +206,7 @@ class _End(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _look_for_reset(self) -> None:
-        """Ask the kernel now and then: who does not read does not hear of a break either."""
+        """Ask the kernel from time to time: who does not read does not hear of a break either."""
         assert self._transport is not None
         raw = self._transport.get_extra_info("socket")
         if raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSE:

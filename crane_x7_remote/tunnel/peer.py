@@ -320,7 +320,7 @@ class TailnetDiagnosis:
         return error
 
     def look(self, error: PeerUnreachableError) -> None:
-        """Log what the tailnet knows, now and then, one line per change."""
+        """Log what the tailnet knows, from time to time, one line per change."""
         if self._clock() < self._next_look_s:
             return
         self._next_look_s = self._clock() + LOOK_S

@@ -247,8 +247,10 @@ class _Ssh:
 
 
 def _why_taken(port: int) -> str | None:
-    """Return why a port of ours cannot be listened on, None if it can: before ssh is asked to, lest
-    the check for rosbridge is answered by another program that holds it."""
+    """Return why nothing can listen on a local port, None if it is free.
+
+    Checked before ssh starts: another program on this port would answer the check for rosbridge.
+    """
     with socket.socket() as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:

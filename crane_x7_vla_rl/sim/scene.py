@@ -190,7 +190,7 @@ class CubeScene(BaseEnv):
         return builder.build(f"cube_{colour}")
 
     def _build_plate(self) -> Actor:
-        """A round plate, drawn as a low cylinder; cylinders lie along x, hence the turn."""
+        """A round plate, drawn as a low cylinder; cylinders lie along x, so it is turned."""
         builder: ActorBuilder = self.scene.create_actor_builder()
         pose = sapien.Pose(q=[np.cos(np.pi / 4), 0, np.sin(np.pi / 4), 0])
         size = {"radius": PLATE_RADIUS_M, "half_length": PLATE_HEIGHT_M / 2}

@@ -37,7 +37,7 @@ FINISH_S: Final = 60.0
 
 @dataclass(frozen=True)
 class Step:
-    """What is logged of an update, whatever is learnt."""
+    """What is logged of an update, of any trainer."""
 
     step: int
     """Updates done with it."""

@@ -132,7 +132,7 @@ def test_a_server_that_is_no_rosbridge_is_given_up(mute_port: int) -> None:
 
 def test_a_goodbye_that_nobody_answers_changes_no_outcome(mute_port: int) -> None:
     """Given up early, while the TCP connection still stands, roslibpy's close times out always;
-    given up after 5 s, autobahn's own limit, it does so only now and then."""
+    given up after 5 s, autobahn's own limit, it does so only sometimes."""
     code = (
         "import roslibpy, sys, time\n"
         "from crane_x7_remote import cli, say\n"

@@ -1,6 +1,6 @@
 """scripts/bench_rl: both sides see, compute and do the same, limits are counted right, rows whole.
 
-Its simulations start in seconds of an idle core, minutes of a busy one, hence the deadlines.
+Its simulations start in seconds of an idle core, minutes of a busy one, so the deadlines are long.
 """
 
 from __future__ import annotations

@@ -39,7 +39,7 @@ class Rules:
     fixed: tuple[str, ...]
     """Those that may not, since they decide what is in a checkpoint."""
     free: tuple[str, ...]
-    """Beginnings of those that do not touch what is learnt; changes are not listed."""
+    """Beginnings of those that do not touch what is learned; changes are not listed."""
     decided: str
     """What the fixed ones decide, in words."""
 
@@ -64,7 +64,7 @@ def configure(
 ) -> tuple[T, Resumption]:
     """Return the configuration of a run that resumes from `folder`, and what that changes.
 
-    What the checkpoint holds counts least, then `place`, the run's folder of today by dotted key,
+    What the checkpoint holds counts least, then `place`, the run's present folder by dotted key,
     then `wanted`. Raises ConfigError, and ResumeError for what cannot change.
     """
     before = loader.read_file(folder / CONFIG)

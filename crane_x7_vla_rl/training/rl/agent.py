@@ -198,7 +198,7 @@ def _mergeable(policy: OpenVLA) -> bool:
 def _optimizer(core: ActorCritic, config: PpoConfig) -> torch.optim.Optimizer:
     """Return AdamW with a group for the policy and one for the value head.
 
-    Made of the parameters as they are after spreading: those before would be moved in vain.
+    Made of the parameters after spreading: moving those before has no effect.
     """
     parts: list[tuple[nn.Module, float, float]] = [
         (core.policy, config.learning_rate, config.weight_decay)

@@ -181,7 +181,7 @@ class RlScheduleConfig(Section, section="training"):
     rollout_steps: Count = 64
     """Decisions per environment and rollout; an answer of several steps is one."""
     time_limit_minutes: Amount | None = None
-    """Save and end after so long, whatever num_updates says."""
+    """Save and end after this time, even before num_updates."""
     anneal: bool = False
     """Lower both learning rates from update to update, to 0 after num_updates."""
     keep_patches: bool = False

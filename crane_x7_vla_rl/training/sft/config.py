@@ -49,7 +49,7 @@ class ScheduleConfig(Section, section="training"):
     num_epochs: Count = 100
     """How often every frame is seen."""
     max_steps: Count | None = None
-    """Updates after which training ends, whatever num_epochs says."""
+    """Updates after which training ends, regardless of num_epochs."""
     stop_after: Count | None = None
     """Updates after which this run stops and saves, as SIGTERM would make it, on the way to its
     end: for a policy that has learned half of it. One that goes on from there does not."""

@@ -78,7 +78,7 @@ def test_demo_lifts_the_red_cube_and_places_the_blue_one(tmp_path: Path) -> None
 
 @pytest.mark.timeout(400)
 def test_the_policy_that_ships_lifts_a_cube_in_the_demo(tmp_path: Path) -> None:
-    """One of both tasks at least: it samples, and misses now and then."""
+    """One of both tasks at least: it samples, and misses sometimes."""
     figures = tmp_path / "figures.json"
     command = [*DEMO, "--no-record", "--output-dir", str(tmp_path / "out"), "--json", str(figures)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=350, check=False)

@@ -573,7 +573,7 @@ def test_no_picture_is_made_that_nobody_will_get(
         for throttle_ms, rate_hz in ((80, 10), (55, 15), (0, 30)):
             client.subscribe(CAMERA, CAMERA_TYPE, id="a", throttle_rate=throttle_ms)
             client.next("publish")
-            for _ in range(4):  # a busy machine is late now and then, not always
+            for _ in range(4):  # a busy machine is late sometimes, not always
                 before = Counting.pictures
                 received = len(client.collect(2.0))
                 made = Counting.pictures - before

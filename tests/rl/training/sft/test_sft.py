@@ -223,7 +223,7 @@ def test_what_changed_since_the_checkpoint_is_listed(
     assert "changed since then: training.max_steps: 2 → 3" in listed
     assert not [
         text for text in listed if "save_steps" in text
-    ]  # it changes nothing that is learnt
+    ]  # it changes nothing that is learned
     saved = yaml.safe_load((tmp_path / "run" / "last" / "train_config.yaml").read_text())
     assert saved["training"]["learning_rate"] == 1e-3
 
