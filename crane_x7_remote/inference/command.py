@@ -41,7 +41,7 @@ from crane_x7_remote.tunnel.peer import StatusCommand, TailnetDiagnosis
 from crane_x7_vla_rl import camera_pose
 from crane_x7_vla_rl.camera_pose import CameraPose
 from crane_x7_vla_rl.policies.base import ModelOptions, NotFiniteError, Policy, PolicyLoadError
-from crane_x7_vla_rl.policies.load import load_policy
+from crane_x7_vla_rl.policies.load import check_openvla, load_policy
 
 logger = logging.getLogger(__name__)
 
@@ -72,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_module.from_args(args)
     name = _policy_name(settings)
     config = _loop_config(settings, args.session or secrets.token_hex(4), _camera_pose(settings))
+    if name == "openvla":
+        _check(settings)
     writer = None if args.metrics is None else _metrics_writer(args.metrics)
     stop = threading.Event()
     ends: list[InferenceLoop] = []
@@ -170,20 +172,29 @@ def _policy_name(settings: Settings) -> str:
     return "openvla"
 
 
+def _model_options(settings: Settings) -> ModelOptions:
+    return ModelOptions(
+        path=settings.vla_model_path,
+        device=settings.vla_device,
+        unnorm_key=settings.vla_unnorm_key,
+        token=None if settings.hf_token is None else settings.hf_token.get_secret_value(),
+        center_crop=settings.vla_center_crop,
+        chunk_steps=settings.vla_chunk_steps,
+        temperature=settings.vla_temperature,
+    )
+
+
+def _check(settings: Settings) -> None:
+    """Refuse a wrong device or model before anything is opened, imported or fetched."""
+    try:
+        check_openvla(_model_options(settings))
+    except PolicyLoadError as error:
+        raise PolicyError(str(error)) from error
+
+
 def _load(name: str, settings: Settings) -> Policy:
     try:
-        return load_policy(
-            name,
-            ModelOptions(
-                path=settings.vla_model_path,
-                device=settings.vla_device,
-                unnorm_key=settings.vla_unnorm_key,
-                token=None if settings.hf_token is None else settings.hf_token.get_secret_value(),
-                center_crop=settings.vla_center_crop,
-                chunk_steps=settings.vla_chunk_steps,
-                temperature=settings.vla_temperature,
-            ),
-        )
+        return load_policy(name, _model_options(settings))
     except PolicyLoadError as error:
         raise PolicyError(str(error)) from error
 

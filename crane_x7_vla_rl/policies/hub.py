@@ -45,6 +45,9 @@ LONGEST_PAUSE_S: Final = 20.0
 ROOM_SHARE: Final = 1.01
 """Room on the disk that a download needs, as a share of its size."""
 CHUNK_BYTES: Final = 1 << 20
+RECENT_S: Final = 60.0
+"""So long an answer of the Hub counts, also that there is none: one start asks several times."""
+BIGGEST_DESCRIPTION: Final = 20_000_000
 FULL_DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -85,6 +88,12 @@ def resolve(
     `revision` pins a branch, tag or commit and may also follow the id after an @. Raises HubError
     where it is neither a folder nor an id, and where neither Hub nor cache can give it.
     """
+    source = _source(path_or_repo_id, revision, token)
+    return source if isinstance(source, Path) else _fetch(source)
+
+
+def _source(path_or_repo_id: str | Path, revision: str | None, token: str | None) -> Path | Source:
+    """Return the folder, or the repository on the Hub; raises HubError for what is neither."""
     folder = Path(path_or_repo_id).expanduser()
     if folder.is_dir():
         return folder
@@ -96,7 +105,49 @@ def resolve(
             f"{path_or_repo_id}: there is no such folder, and it is no Hub id either (owner/name or"
             " owner/name@revision)"
         )
-    return _fetch(Source(match["name"], revision or match["revision"] or "main", _usable(token)))
+    return Source(match["name"], revision or match["revision"] or "main", _usable(token))
+
+
+@dataclass(frozen=True)
+class Peek:
+    """What is known of a checkpoint before its weights are fetched."""
+
+    folder: Path
+    """With config.json, statistics, tokenizer and the like, but maybe without weights."""
+    names: frozenset[str]
+    """Files that the whole checkpoint has, relative to `folder`."""
+
+
+def peek(
+    path_or_repo_id: str | Path, revision: str | None = None, token: str | None = None
+) -> Peek:
+    """Return a checkpoint's small files, fetched from the Hub where it is no folder.
+
+    Raises HubError as `resolve` does, also for a disk without room for the weights.
+    """
+    source = _source(path_or_repo_id, revision, token)
+    if isinstance(source, Path):
+        return Peek(source, _names(source))
+    try:
+        info = look_up(source)
+    except Unreachable as error:
+        folder = _from_cache(source, error)
+        return Peek(folder, _names(folder))
+    sizes = _wanted(source, info)
+    cache = _cache()
+    _check_room(cache, source, str(info.sha), sizes)
+    small = [
+        name
+        for name, size in sizes.items()
+        if name.endswith(".json") and size < BIGGEST_DESCRIPTION
+    ]
+    folder = _fetch_files(source, str(info.sha), small, cache) if small else cache
+    return Peek(folder, frozenset(sizes))
+
+
+def _names(folder: Path) -> frozenset[str]:
+    files = [path for inside in FOLDERS for path in (folder / inside).glob("*")]
+    return frozenset(str(path.relative_to(folder)) for path in files)
 
 
 def _usable(token: str | None) -> str | None:
@@ -117,20 +168,41 @@ def _fetch(source: Source) -> Path:
     try:
         return _download(source, look_up(source))
     except Unreachable as error:
-        folder = cached(source, str(error))
-        if folder is not None:
-            return folder
+        return _from_cache(source, error)
+
+
+def _from_cache(source: Source, error: Unreachable) -> Path:
+    folder = cached(source, str(error))
+    if folder is None:
         raise HubError(
             f"{error}; the cache does not hold {source} either: try again later, or fetch it where"
             " the Hub can be reached and give the folder"
         ) from error
+    return folder
+
+
+_recent: dict[Source, tuple[float, ModelInfo | DatasetInfo | Unreachable]] = {}
 
 
 def look_up(source: Source) -> ModelInfo | DatasetInfo:
-    """Return commit and files of a repository, after up to TRIES requests.
+    """Return commit and files of a repository, after up to TRIES requests in RECENT_S.
 
     Raises HubError for what time does not mend, else Unreachable.
     """
+    asked_s, answer = _recent.get(source, (-RECENT_S, None))
+    if answer is None or time.monotonic() > asked_s + RECENT_S:
+        try:
+            answer = _ask(source)
+        except Unreachable as error:
+            answer = error
+        _recent[source] = time.monotonic(), answer
+    if isinstance(answer, Unreachable):
+        raise answer
+    return answer
+
+
+def _ask(source: Source) -> ModelInfo | DatasetInfo:
+    """Return what `look_up` does, from the Hub itself."""
     import httpx2
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError
@@ -208,24 +280,41 @@ def cached(source: Source, why: str) -> Path | None:
 
 def _download(source: Source, info: ModelInfo | DatasetInfo) -> Path:
     """Fetch every wanted file of the commit that `info` describes; return their folder."""
-    import httpx2
+    sizes, cache = _wanted(source, info), _cache()
+    _check_room(cache, source, str(info.sha), sizes)
+    folder = _fetch_files(source, str(info.sha), list(sizes), cache)
+    try:
+        note_revision(source, folder)
+    except OSError as error:
+        raise _explain_os_error(error, source, "refs", cache) from error
+    return folder
+
+
+def _cache() -> Path:
     from huggingface_hub import constants
 
-    commit = info.sha
+    return Path(constants.HF_HUB_CACHE)
+
+
+def _wanted(source: Source, info: ModelInfo | DatasetInfo) -> dict[str, int]:
+    """Return the size of each file that is downloaded, sorted by name; raises HubError for none."""
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
-    wanted = sorted(name for name in sizes if _is_wanted(name))
-    if commit is None or not wanted:
+    wanted = {name: sizes[name] for name in sorted(sizes) if _is_wanted(name)}
+    if info.sha is None or not wanted:
         raise HubError(
             f"{source}: the repository holds no weights in safetensors and no configuration; found"
             f" {', '.join(sorted(sizes)) or 'nothing'}"
         )
-    cache = Path(constants.HF_HUB_CACHE)
+    return wanted
+
+
+def _fetch_files(source: Source, commit: str, names: list[str], cache: Path) -> Path:
+    """Fetch these files, at least one; return the folder of the commit. Raises HubError."""
+    import httpx2
+
     try:
-        _check_room(cache, source, commit, {name: sizes[name] for name in wanted})
-        for name in wanted:
+        for name in names:
             path = _fetch_file(source, commit, name, cache)
-        folder = path.parents[len(Path(name).parts) - 1]
-        note_revision(source, folder)
     except httpx2.TransportError as error:
         raise HubError(
             f"{source}: the download of {name} broke off ({type(error).__name__}: {shown(error)});"
@@ -233,7 +322,7 @@ def _download(source: Source, info: ModelInfo | DatasetInfo) -> Path:
         ) from error
     except OSError as error:
         raise _explain_os_error(error, source, name, cache) from error
-    return folder
+    return path.parents[len(Path(name).parts) - 1]
 
 
 def _is_wanted(name: str) -> bool:

@@ -6,39 +6,45 @@ import json
 from pathlib import Path
 from typing import Final
 
+from crane_x7_vla_rl.policies import preflight
 from crane_x7_vla_rl.policies.base import ModelOptions, Policy, PolicyLoadError
+from crane_x7_vla_rl.policies.preflight import INFER, OptionNames
 
 POLICY_NAMES: Final = ("color-servo", "openvla")
 SHIPPED: Final = Path(__file__).parent / "tiny"
 """Folder of the checkpoint that comes with the project; see its README.md."""
 
 
-def load_policy(name: str, options: ModelOptions | None = None) -> Policy:
+def load_policy(
+    name: str, options: ModelOptions | None = None, names: OptionNames = INFER
+) -> Policy:
     """Make the policy called `name` (one of POLICY_NAMES) ready to predict.
 
-    `options` matter to policies with weights alone. Raises PolicyLoadError.
+    `options` matter to policies with weights alone; `names` are those of what sets them, for
+    messages. Raises PolicyLoadError, for what is cheap to find before anything is loaded.
     """
     if name == "color-servo":
         from crane_x7_vla_rl.policies.color_servo.policy import ColorServo
 
         return ColorServo()
     if name == "openvla":
-        return _load_openvla(options or ModelOptions())
+        return _load_openvla(options or ModelOptions(), names)
     raise PolicyLoadError(f"policy {name!r} is unknown; known: {', '.join(POLICY_NAMES)}")
 
 
-def _load_openvla(options: ModelOptions) -> Policy:
+def check_openvla(options: ModelOptions, names: OptionNames = INFER) -> None:
+    """Raise PolicyLoadError with all that is wrong and cheap to find; no weights are fetched."""
     if options.path is None:
         raise PolicyLoadError(
-            "policy 'openvla' needs a model: set VLA_MODEL_PATH to a folder or to a Hub id"
+            f"policy 'openvla' needs a model: set {names.path} to a folder or to a Hub id"
         )
-    try:
-        from crane_x7_vla_rl.policies.openvla import policy
-    except ModuleNotFoundError as error:
-        raise PolicyLoadError(
-            f"VLA_MODEL_PATH={options.path}: policy 'openvla' needs the package {error.name}: pip"
-            " install 'crane-x7-remote[train]', or build the image without EXTRAS="
-        ) from error
+    preflight.check(options, names)
+
+
+def _load_openvla(options: ModelOptions, names: OptionNames) -> Policy:
+    check_openvla(options, names)
+    from crane_x7_vla_rl.policies.openvla import policy
+
     return policy.load(options)
 
 

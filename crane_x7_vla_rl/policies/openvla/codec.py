@@ -30,6 +30,7 @@ from crane_x7_vla_rl.actions import (
     normalised_to_tokens,
     tokens_to_normalised,
 )
+from crane_x7_vla_rl.policies.openvla import keys
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
 from crane_x7_vla_rl.policies.openvla.image import WHOLE, View
 from crane_x7_vla_rl.policies.openvla.targets import DIMENSIONS
@@ -39,6 +40,7 @@ from crane_x7_vla_rl.policies.openvla.weights.layout import (
     POLICY,
     TOKENIZER,
     Layout,
+    no_tokenizer,
     statistics_file,
 )
 from crane_x7_vla_rl.robot import DOF
@@ -128,10 +130,7 @@ class Codec:
                 )
         path = layout.first(TOKENIZER)
         if path is None:
-            raise CheckpointError(
-                f"{layout.base / TOKENIZER} is missing; save the tokenizer of the"
-                " model with save_pretrained there"
-            )
+            raise no_tokenizer(layout)
         return cls(PromptTokenizer(path), inputs, action, state)
 
     @property
@@ -182,16 +181,17 @@ def _statistics(
     norm_stats: Mapping[str, Any], key: str, layout: Layout, kind: str = "action"
 ) -> Statistics:
     entry = norm_stats.get(key)
+    if key not in norm_stats:
+        raise CheckpointError(keys.refusal(str(layout.folder), norm_stats, key, "VLA_UNNORM_KEY"))
     if not isinstance(entry, Mapping) or not isinstance(entry.get(kind), Mapping):
-        known = ", ".join(sorted(norm_stats)) or "none"
-        what = f"no {kind} statistics" if key in norm_stats else "no statistics"
         raise CheckpointError(
-            f"VLA_UNNORM_KEY={key}: {layout.folder} has {what} under this key; known: {known}"
+            f"{layout.folder}: has no {kind} statistics under {key}; write them into its"
+            f" {statistics_file(layout, key).name}"
         )
     try:
         statistics = find_statistics(norm_stats, key, kind, str(statistics_file(layout, key)))
     except StatisticsError as error:
-        raise CheckpointError(f"VLA_UNNORM_KEY={key}: {error}") from error
+        raise CheckpointError(str(error)) from error
     if kind == "action" and statistics.dimensions not in DIMENSIONS:
         raise CheckpointError(
             f"{layout.folder}: the statistics {key!r} have {statistics.dimensions} dimensions,"

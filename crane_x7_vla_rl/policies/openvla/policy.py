@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from crane_x7_vla_rl.policies.base import ModelOptions, only_numbers
+from crane_x7_vla_rl.policies.cuda_devices import no_device
 from crane_x7_vla_rl.policies.openvla.codec import Codec, PolicySpec
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
 from crane_x7_vla_rl.policies.openvla.image import cut
@@ -194,8 +195,5 @@ def _device(name: str) -> torch.device:
     except RuntimeError as error:
         raise CheckpointError(f"VLA_DEVICE={name}: expected cuda, cuda:1 or cpu") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise CheckpointError(
-            f"VLA_DEVICE={name}: this machine offers {torch.cuda.device_count()} CUDA devices; set"
-            " VLA_DEVICE=cpu for a small model, or run where the GPU is"
-        )
+        raise CheckpointError(no_device("VLA_DEVICE", name, torch.cuda.device_count()))
     return device

@@ -17,10 +17,10 @@ from typing import Final
 import numpy as np
 
 from crane_x7_vla_rl import kinematics
+from crane_x7_vla_rl.policies.openvla.keys import TOOL_DIMENSIONS
 from crane_x7_vla_rl.robot import ARM_DOF, DOF, LOWER_RAD, UPPER_RAD
 from crane_x7_vla_rl.types import Array
 
-TOOL_DIMENSIONS: Final = 7
 DIMENSIONS: Final = (TOOL_DIMENSIONS, DOF)
 GRIPPER_OPEN_RAD: Final = 0.6
 """What an end-effector data set's 1 means here: about 8 cm between the fingertips."""

@@ -11,7 +11,7 @@ import json
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -70,8 +70,7 @@ class Adapter:
 
 def read(folder: Path) -> Adapter:
     """Return what the adapter in `folder` changes; raises CheckpointError."""
-    config = read_json(folder / CONFIG)
-    _check_kind(config, folder / CONFIG)
+    config, about = read_json(folder / CONFIG), peek(folder)
     if not (folder / WEIGHTS).exists():
         raise CheckpointError(
             f"{folder / WEIGHTS} is missing; an adapter saved as adapter_model.bin is not loaded:"
@@ -96,8 +95,15 @@ def read(folder: Path) -> Adapter:
     }
     if not pairs and not full:
         raise CheckpointError(f"{folder / WEIGHTS} holds no tensor, expected lora_A and lora_B")
+    return replace(about, pairs=pairs, full=full)
+
+
+def peek(folder: Path) -> Adapter:
+    """Return what adapter_config.json says: the base, but no tensors; raises CheckpointError."""
+    config = read_json(folder / CONFIG)
+    _check_kind(config, folder / CONFIG)
     base = config.get("base_model_name_or_path")
-    return Adapter(folder, str(base or ""), config.get("revision"), pairs, full)
+    return Adapter(folder, str(base or ""), config.get("revision"), {}, {})
 
 
 def _check_kind(config: Mapping[str, Any], path: Path) -> None:

@@ -8,6 +8,7 @@ folder itself, in `lora_adapters/` (statistics in the folder above it) and in `l
 from __future__ import annotations
 
 import logging
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,7 +18,7 @@ from crane_x7_vla_rl.policies import hub
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
 from crane_x7_vla_rl.policies.openvla.weights import adapters
 from crane_x7_vla_rl.policies.openvla.weights.adapters import Adapter
-from crane_x7_vla_rl.policies.openvla.weights.files import has_weights, read_json
+from crane_x7_vla_rl.policies.openvla.weights.files import INDEX, SINGLE, has_weights, read_json
 
 logger = logging.getLogger(__name__)
 
@@ -98,11 +99,35 @@ def find(
             return found
     if (folder / CONFIG).is_file():
         return Layout(folder, folder, None)  # reading the weights says what is missing
-    raise CheckpointError(
+    raise _no_checkpoint(folder, {path.name for path in folder.iterdir()})
+
+
+def _no_checkpoint(folder: Path, names: Collection[str]) -> CheckpointError:
+    return CheckpointError(
         f"{folder} holds no checkpoint: expected {CONFIG} with model.safetensors, or"
         f" {adapters.CONFIG} here, in {' or in '.join(ADAPTER_FOLDERS)}; found"
-        f" {', '.join(sorted(path.name for path in folder.iterdir())[:10]) or 'nothing'}"
+        f" {', '.join(sorted(names)[:10]) or 'nothing'}"
     )
+
+
+def peek(
+    path_or_repo_id: str | Path, revision: str | None = None, token: str | None = None
+) -> Layout:
+    """Return the layout as `find` does, from small files alone: no weights are fetched or read.
+
+    An adapter holds no tensors. Raises CheckpointError and HubError.
+    """
+    seen = hub.peek(path_or_repo_id, revision, token)
+    if {SINGLE, INDEX} & seen.names:
+        return Layout(seen.folder, seen.folder, None)
+    for candidate in (seen.folder, *(seen.folder / name for name in ADAPTER_FOLDERS)):
+        if (candidate / adapters.CONFIG).is_file():
+            adapter = adapters.peek(candidate)
+            base = _base_of(adapter, token, weights=False)
+            return Layout(seen.folder, base, adapter)
+    if (seen.folder / CONFIG).is_file():
+        return Layout(seen.folder, seen.folder, None)
+    raise _no_checkpoint(seen.folder, seen.names)
 
 
 def _say_what_is_left_alone(folder: Path, beside: list[Path]) -> None:
@@ -124,13 +149,19 @@ def _say_which_heads_are_unused(layout: Layout) -> None:
         )  # fmt: skip
 
 
-def _base_of(adapter: Adapter, token: str | None) -> Path:
+def _base_of(adapter: Adapter, token: str | None, weights: bool = True) -> Path:
+    """Return the folder of an adapter's base; without `weights`, with its small files at least."""
     source = adapter.folder / adapters.CONFIG
     if not adapter.base:
         raise CheckpointError(f"{source} names no base_model_name_or_path; write its base there")
     here = adapter.folder / adapter.base
     try:
-        base = here if here.is_dir() else hub.resolve(adapter.base, adapter.base_revision, token)
+        if here.is_dir():
+            base = here
+        elif not weights:
+            return hub.peek(adapter.base, adapter.base_revision, token).folder
+        else:
+            base = hub.resolve(adapter.base, adapter.base_revision, token)
     except hub.HubError as error:
         raise CheckpointError(
             f"{source}: the base of this adapter cannot be loaded; if it lies elsewhere, write"
@@ -139,6 +170,14 @@ def _base_of(adapter: Adapter, token: str | None) -> Path:
     if not has_weights(base):
         raise CheckpointError(f"{source}: its base {base} is no whole model of its own")
     return base
+
+
+def no_tokenizer(layout: Layout) -> CheckpointError:
+    """Return what to raise for a checkpoint without tokenizer.json."""
+    return CheckpointError(
+        f"{layout.base / TOKENIZER} is missing; save the tokenizer of the model with"
+        " save_pretrained there"
+    )
 
 
 def center_crop(layout: Layout) -> bool:
@@ -164,6 +203,11 @@ def norm_stats(layout: Layout) -> dict[str, Any]:
                 logger.warning("%s; the other statistics can be used", error)
         found |= statistics
     return found
+
+
+def raw_statistics(layout: Layout) -> dict[str, Any]:
+    """Return the statistics by data set as they are, maybe malformed; raises CheckpointError."""
+    return {key: entry for _, found in _statistics_files(layout) for key, entry in found.items()}
 
 
 def statistics_file(layout: Layout, dataset: str) -> Path:

@@ -197,7 +197,7 @@ def test_a_checkpoint_without_a_tokenizer_is_refused() -> None:
 
 @pytest.mark.parametrize("device", ["cuda:63", "gpu", "tpu:0:1"])
 def test_a_device_that_is_not_there_is_named_with_the_remedy(tiny: Path, device: str) -> None:
-    with pytest.raises(CheckpointError, match=f"VLA_DEVICE={device}"):
+    with pytest.raises(PolicyLoadError, match=f"VLA_DEVICE={device}"):
         load_policy("openvla", ModelOptions(str(tiny), device))
 
 

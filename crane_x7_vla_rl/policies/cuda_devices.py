@@ -1,0 +1,57 @@
+"""Whether a device is there, without torch, whose import takes a second. Its name → problems.
+
+NVML answers in milliseconds and makes no CUDA context, so that processes may be forked afterwards.
+What torch says later counts.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import re
+import sys
+from pathlib import Path
+from typing import Final
+
+from crane_x7_vla_rl.policies.base import PolicyLoadError
+
+DEVICE: Final = re.compile(r"auto|cpu(:\d+)?|cuda(:(?P<index>\d+))?|mps|xpu(:\d+)?")
+LIBRARY: Final = "libnvidia-ml.so.1"
+SIGNS: Final = (Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("/dev/nvhost-ctrl"))
+"""Of a driver: NVIDIA's own, Windows' (WSL), a Jetson's."""
+
+
+def count() -> int | None:
+    """Return the number of NVIDIA GPUs; None where only torch can say."""
+    if sys.platform != "linux":
+        return None
+    try:
+        library = ctypes.CDLL(LIBRARY)
+    except OSError:
+        return None if any(path.exists() for path in SIGNS) else 0
+    number = ctypes.c_uint(0)
+    if library.nvmlInit_v2() or library.nvmlDeviceGetCount_v2(ctypes.byref(number)):
+        return None if any(path.exists() for path in SIGNS) else 0
+    library.nvmlShutdown()
+    return number.value
+
+
+def problems(name: str, setting: str) -> list[PolicyLoadError]:
+    """Return what is surely wrong with a device."""
+    match = DEVICE.fullmatch(name)
+    if match is None:
+        return [PolicyLoadError(f"{setting}={name}: expected cuda, cuda:1 or cpu")]
+    if not name.startswith("cuda"):
+        return []
+    there = count()
+    if there is None or int(match["index"] or 0) < there:
+        return []
+    return [PolicyLoadError(no_device(setting, name, there))]
+
+
+def no_device(setting: str, name: str, there: int) -> str:
+    """Say that this machine has too few GPUs, and what to do."""
+    number = f"{there} CUDA device{'s' * (there != 1)}" if there else "no CUDA device"
+    return (
+        f"{setting}={name}: this machine offers {number}; set {setting}=cpu for a small model, or"
+        " run where the GPU is (check `nvidia-smi`; a container needs --gpus all)"
+    )
