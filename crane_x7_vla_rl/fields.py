@@ -278,13 +278,14 @@ def check(instance: Any, prefix: str = "", error: type[Exception] = ValueError) 
 
 
 def add_flags(
-    parser: argparse._ActionsContainer, cls: type, without: Collection[str] = (), *, typed: bool
-) -> None:
+    parser: argparse._ActionsContainer, cls: type, without: Collection[str] = (), *, typed: bool,
+    asked: Collection[str] = (),
+) -> None:  # fmt: skip
     """Add a flag for each leaf but those whose key, or section, is in `without`.
 
     The flags of a section stand in a group of their own. Typed, the parser converts, checks and
     fills in defaults, for `from_flags`. Otherwise a value stays text, and what is not given sets
-    nothing.
+    nothing. Flags of `asked` are None where not given: a checkpoint may say the value.
     """
     groups = {"": parser}
     for leaf in leaves(cls):
@@ -293,7 +294,10 @@ def add_flags(
             continue
         if section not in groups:
             groups[section] = parser.add_argument_group(_title(cls, section))
-        groups[section].add_argument(leaf.flag, help=_help(leaf), **_options(leaf, typed))
+        options, text = _options(leaf, typed), _help(leaf)
+        if leaf.key in asked:
+            options["default"], text = None, _help(leaf, "the checkpoint's, else ")
+        groups[section].add_argument(leaf.flag, help=text, **options)
 
 
 def _title(cls: type, section: str) -> str:
@@ -341,7 +345,7 @@ def _metavar(leaf: Leaf) -> str:
     return UNITS.get(last, "N" if leaf.kind.base is int else "X")
 
 
-def _help(leaf: Leaf) -> str:
+def _help(leaf: Leaf, before: str = "") -> str:
     text, default = leaf.text.rstrip(".").replace("%", "%%"), leaf.default
     if default is dataclasses.MISSING or default is None:
         return text
@@ -349,7 +353,8 @@ def _help(leaf: Leaf) -> str:
         default = ("x" if leaf.kind.base == tuple[int, int] else " ").join(map(str, default))
     if isinstance(default, bool):
         default = "on" if default else "off"
-    return f"{text} ({default:g})" if isinstance(default, float) else f"{text} ({default})"
+    value = f"{default:g}" if isinstance(default, float) else default
+    return f"{text} ({before}{value})"
 
 
 def from_flags(cls: type[T], args: argparse.Namespace, **fixed: Any) -> T:

@@ -57,6 +57,9 @@ class WorldConfig:
         }
 
 
-def add_arguments(parser: argparse.ArgumentParser, without: tuple[str, ...] = ()) -> None:
-    """Add a flag for each field of WorldConfig but those in `without`; see `fields.from_flags`."""
-    fields.add_flags(parser.add_argument_group("scene"), WorldConfig, without, typed=True)
+def add_arguments(
+    parser: argparse.ArgumentParser, without: tuple[str, ...] = (), asked: tuple[str, ...] = ()
+) -> None:
+    """Add a flag for each field of WorldConfig but those in `without`; see `fields.add_flags`."""
+    group = parser.add_argument_group("scene")
+    fields.add_flags(group, WorldConfig, without, typed=True, asked=asked)

@@ -17,6 +17,8 @@ from crane_x7_vla_rl.robot import JOINT_NAMES
 from crane_x7_vla_rl.types import ActionChunk, Observation
 
 DEFAULT_UNNORM_KEY = "crane_x7"
+AUTO = "auto"
+"""Device: CUDA where there is one, else the CPU."""
 
 
 class PolicyLoadError(Exception):
@@ -76,7 +78,7 @@ class ModelOptions:
     path: str | None = None
     """Local folder or Hub id."""
     device: str = "cpu"
-    """Torch device."""
+    """Device: cuda, cuda:1, cpu, or auto for CUDA where there is one."""
     unnorm_key: str = DEFAULT_UNNORM_KEY
     """Names the statistics that turn outputs into radians."""
     token: str | None = None

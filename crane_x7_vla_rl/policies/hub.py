@@ -16,6 +16,7 @@ import logging
 import re
 import shutil
 import time
+from collections.abc import Collection
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib.util import find_spec
@@ -148,6 +149,40 @@ def peek(
 def _names(folder: Path) -> frozenset[str]:
     files = [path for inside in FOLDERS for path in (folder / inside).glob("*")]
     return frozenset(str(path.relative_to(folder)) for path in files)
+
+
+def small_files(
+    path_or_repo_id: str | Path, names: Collection[str], token: str | None = None
+) -> Path | None:
+    """Return the folder with those of a checkpoint's small files that it has, without its weights.
+
+    None where there is no such folder or id, or neither Hub nor cache can give them: loading the
+    weights then says why. Raises HubError where the Hub refuses.
+    """
+    folder = Path(path_or_repo_id).expanduser()
+    match = REPO_ID.fullmatch(str(path_or_repo_id))
+    if folder.exists() or match is None:
+        return folder if folder.is_dir() else None
+    source = Source(match["name"], match["revision"] or "main", _usable(token))
+    try:
+        info = look_up(source)
+    except Unreachable as error:
+        return cached(source, str(error))
+    found = {file.rfilename for file in info.siblings or ()} & {*names}
+    if info.sha is None or not found:
+        return None
+    import httpx2
+    from huggingface_hub import constants
+
+    cache, name = Path(constants.HF_HUB_CACHE), ""
+    try:
+        for name in sorted(found):
+            path = _fetch_file(source, info.sha, name, cache)
+    except httpx2.TransportError as error:
+        raise HubError(f"{source}: the download of {name} broke off: {shown(error)}") from error
+    except OSError as error:
+        raise _explain_os_error(error, source, name, cache) from error
+    return path.parent
 
 
 def _usable(token: str | None) -> str | None:

@@ -12,13 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from crane_x7_vla_rl.fields import Bound, kinds, one_of, some_of, within
+from crane_x7_vla_rl.fields import Bound, kinds, one_of, size_text, some_of, within
 from crane_x7_vla_rl.policies.base import PolicyLoadError
 from crane_x7_vla_rl.scenes import COLOUR_NAMES, EPISODE_S
 
 SKILLS: Final = "skills.json"
-OPTIONAL: Final = {"temperature", "max_jump_rad", "lets_go"}
-
+OPTIONAL: Final = {"temperature", "max_jump_rad", "lets_go", "image_size"}
 
 TASKS: Final = Bound(lambda texts: texts and all(map(str.strip, texts)), "a list of tasks in words")
 
@@ -43,6 +42,8 @@ class Skills:
     """By how much its targets may be away from where the arm is; the loop refuses what is more."""
     lets_go: bool = True
     """Whether it puts down what it holds for a new task; else somebody must take it."""
+    image_size: Annotated[str, size_text("320x240")] | None = None
+    """Width and height of the pictures that it was trained on; its camera may have more."""
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: str = SKILLS) -> Skills:
@@ -88,5 +89,6 @@ class Skills:
     def write(self, folder: Path) -> Path:
         """Write skills.json into the folder."""
         path = folder / SKILLS
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        content = {name: value for name, value in asdict(self).items() if value is not None}
+        path.write_text(json.dumps(content, indent=2) + "\n")
         return path

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crane_x7_vla_rl.policies.base import ModelOptions, only_numbers
+from crane_x7_vla_rl.policies.base import AUTO, ModelOptions, only_numbers
 from crane_x7_vla_rl.policies.cuda_devices import no_device
 from crane_x7_vla_rl.policies.openvla.codec import Codec, PolicySpec
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
@@ -186,14 +186,22 @@ def load(options: ModelOptions) -> OpenVLAPolicy:
     size = sum(parameter.numel() for parameter in loaded.model.parameters())
     if place.type == "cpu" and size < SMALL:
         torch.set_num_threads(1)
+    elif place.type == "cpu" and options.device == AUTO:
+        logger.warning(
+            "no CUDA device was found: %.1f billion parameters run on the CPU, which takes seconds"
+            " to minutes per answer", size / 1e9,
+        )  # fmt: skip
     return OpenVLAPolicy(loaded, options)
 
 
 def _device(name: str) -> torch.device:
+    if name == AUTO:
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+        logger.info("device: %s", name)
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise CheckpointError(f"VLA_DEVICE={name}: expected cuda, cuda:1 or cpu") from error
+        raise CheckpointError(f"VLA_DEVICE={name}: expected auto, cuda, cuda:1 or cpu") from error
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         raise CheckpointError(no_device("VLA_DEVICE", name, torch.cuda.device_count()))
     return device

@@ -5,23 +5,35 @@ Seeds begin where those of demonstrations end, so that no scene is known from tr
 episode that was begun counts, whenever it ends: the first N to finish would be the short ones. With
 `--swapped` the policy is told the colour of another cube than the one whose success is counted: one
 that reads its instruction then fails.
+
+Task, scene, camera size, temperature and control rate are the checkpoint's own, as its files say
+them (see policies/about.py); a flag that contradicts them counts, with a warning.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import logging
+from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any, Final
 
 from crane_x7_vla_rl import fields, scenes
-from crane_x7_vla_rl.policies.base import ModelOptions
+from crane_x7_vla_rl.policies import about
+from crane_x7_vla_rl.policies.about import Chosen
+from crane_x7_vla_rl.policies.base import AUTO, ModelOptions
 from crane_x7_vla_rl.scenes import WorldConfig
 from crane_x7_vla_rl.training.evaluate.config import RESULTS, EvaluateConfig
 
 OUTPUTS: Final = Path("outputs/evaluate")
-NOT_MODEL: Final = ("path", "token", "center_crop", "chunk_steps")
+NOT_MODEL: Final = ("path", "token", "center_crop", "chunk_steps", "device")
 """Options of a model that the checkpoint or the environment says."""
+NOT_FLAGS: Final = ("model", "output", "world", "sources")
+ASKED: Final = (*about.SCENE, "temperature", "device")
+"""What the checkpoint or the machine decides where no flag does."""
+
+logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -31,20 +43,47 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print the results as one JSON document"
     )
-    fields.add_flags(parser, ModelOptions, NOT_MODEL, typed=True)
-    fields.add_flags(parser, EvaluateConfig, ("model", "output", "world"), typed=True)
-    scenes.add_arguments(parser, without=("control_hz",))
+    parser.add_argument("--device", help="cuda, cuda:1 or cpu (CUDA where there is one)")
+    fields.add_flags(parser, ModelOptions, NOT_MODEL, typed=True, asked=ASKED)
+    fields.add_flags(parser, EvaluateConfig, NOT_FLAGS, typed=True)
+    scenes.add_arguments(parser, without=("control_hz",), asked=ASKED)
 
 
 def read(args: argparse.Namespace) -> EvaluateConfig:
-    """Return the configuration in parsed flags; raises ConfigError."""
+    """Return the configuration in parsed flags and the checkpoint's files.
+
+    Logs a warning for flags that contradict the checkpoint. Raises ConfigError, PolicyLoadError.
+    """
+    chosen = _choose(args)
+    words = argparse.Namespace(**vars(args) | dict(chosen.values))
     return fields.from_flags(
         EvaluateConfig,
-        args,
-        model=fields.from_flags(ModelOptions, args, path=args.checkpoint),
-        output=args.output or OUTPUTS / _name(args),
-        world=fields.from_flags(WorldConfig, args),
+        words,
+        model=fields.from_flags(ModelOptions, words, path=args.checkpoint),
+        output=args.output or OUTPUTS / _name(words),
+        world=fields.from_flags(WorldConfig, words),
+        sources=dict(chosen.sources),
     )
+
+
+def _choose(args: argparse.Namespace) -> Chosen:
+    """Return what the checkpoint decides unless a flag does."""
+    defaults = {
+        each.name: each.default
+        for each in (*fields_of(WorldConfig), *fields_of(ModelOptions))
+        if each.name in ASKED
+    } | {"device": AUTO}
+    given = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in vars(args).items()
+        if name in ASKED and value is not None
+    }
+    flags = {name: "--" + name.replace("_", "-") for name in ASKED}
+    said = about.said_by(args.checkpoint)
+    chosen = about.choose(given, said, defaults, flags)
+    if chosen.contradictions:
+        logger.warning("%s", "; ".join(chosen.contradictions))
+    return chosen
 
 
 def _name(args: argparse.Namespace) -> str:
@@ -57,6 +96,7 @@ def _name(args: argparse.Namespace) -> str:
 def run(args: argparse.Namespace) -> int:
     """Evaluate; returns 0. Raises PolicyLoadError, DataError and SimError."""
     config = read(args)
+    logger.info("%s", _summary(config))
     results = evaluate(config)
     from crane_x7_vla_rl.training.evaluate.report import show
 
@@ -66,6 +106,16 @@ def run(args: argparse.Namespace) -> int:
     show(results)
     print(f"written to {config.output}")
     return 0
+
+
+def _summary(config: EvaluateConfig) -> str:
+    """Say what is measured, and where each value comes from."""
+    values = {**vars(config.world), **vars(config.model)}
+    words = [
+        f"{name} {about.shown(values[name])} ({source})" for name, source in config.sources.items()
+        if name in ("task", "colours", "spawn_range_m", "image_size", "temperature", "device")
+    ]  # fmt: skip
+    return f"{config.model.path}: {', '.join(words)}"
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -39,6 +40,8 @@ class EvaluateConfig:
     """Recorded episodes to compare actions with, too."""
     offline_frames: Count = 200
     """Of recorded episodes, to compare."""
+    sources: Mapping[str, str] = field(default_factory=dict)
+    """Where values come from, by name: given, default, or a file of the checkpoint."""
 
     def __post_init__(self) -> None:
         if self.first_seed < EVALUATION_SEED:

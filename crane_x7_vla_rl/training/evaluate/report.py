@@ -62,6 +62,8 @@ def summary(config: EvaluateConfig, rollouts: Rollouts) -> dict[str, Any]:
         "task": config.world.task,
         "world": config.world.as_dict() | {"control_hz": rollouts.control_hz},
         "temperature": config.model.temperature,
+        "device": config.model.device,
+        "sources": dict(config.sources),
         "seed": config.model.seed,
         "swapped": config.swapped,
         "execute_steps": config.execute_steps,

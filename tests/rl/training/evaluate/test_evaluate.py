@@ -23,6 +23,7 @@ from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.policies.openvla import builder
 from crane_x7_vla_rl.policies.openvla.codec import PolicySpec
 from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy, load
+from crane_x7_vla_rl.policies.skills import Skills
 from crane_x7_vla_rl.robot import JOINT_NAMES
 from crane_x7_vla_rl.scenes import EVALUATION_SEED, WorldConfig
 from crane_x7_vla_rl.sim.expert import Expert
@@ -235,13 +236,36 @@ def test_flags_make_the_configuration() -> None:
     argv = ["--checkpoint", "a/b/last", "--temperature", "0.5", "--seed", "7", "--swapped"]
     argv += ["--execute-steps", "2", "--colours", "red", "blue", "--image-size", "64x48"]
     read = command.read(parser.parse_args(argv))
-    assert read == EvaluateConfig(
-        ModelOptions("a/b/last", temperature=0.5, seed=7),
+    assert replace(read, sources={}) == EvaluateConfig(
+        ModelOptions("a/b/last", device="auto", temperature=0.5, seed=7),
         Path("outputs/evaluate/b-last-Lift-CRANE-X7-t0.5-swapped"),
         WorldConfig(colours=("red", "blue"), image_size=(64, 48)),
         swapped=True,
         execute_steps=2,
     )
+
+
+def test_a_checkpoint_is_measured_on_what_it_was_trained_for(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    skills = Skills("PickPlace-CRANE-X7", ("red",), 0.01, ("place it",), 5.0, 1.0)
+    replace(skills, image_size="320x240").write(tmp_path)
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    read = command.read(parser.parse_args(["--checkpoint", str(tmp_path)]))
+    assert read.world == WorldConfig(
+        "PickPlace-CRANE-X7", image_size=(320, 240), colours=("red",), spawn_range_m=0.01
+    )
+    assert read.model.temperature == 1.0
+    assert read.sources["task"] == read.sources["temperature"] == "skills.json"
+    assert not caplog.records
+    words = ["--checkpoint", str(tmp_path), "--task", "Lift-CRANE-X7", "--temperature", "0"]
+    read = command.read(parser.parse_args(words))
+    assert (read.world.task, read.model.temperature) == ("Lift-CRANE-X7", 0.0)
+    (record,) = caplog.records
+    assert record.levelname == "WARNING"
+    assert "--task Lift-CRANE-X7: the checkpoint was trained on PickPlace" in record.message
+    assert "--temperature 0: the checkpoint says 1 (skills.json)" in record.message
 
 
 @pytest.mark.parametrize("flag", ["--videos", "--num-episodes", "--processes", "--temperature"])

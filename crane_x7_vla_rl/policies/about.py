@@ -1,0 +1,163 @@
+"""What a checkpoint's small files say about its use. A folder → values, each with its file.
+
+`skills.json` counts most, then the configuration of the run that trained it (`train_config.yaml`),
+then `policy.json`. `choose` puts what the user gives above them, and defaults below. No weights are
+read, and torch is not imported.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from crane_x7_vla_rl.fields import kinds
+from crane_x7_vla_rl.policies import hub
+from crane_x7_vla_rl.policies.base import ModelOptions, PolicyLoadError
+from crane_x7_vla_rl.policies.skills import SKILLS, Skills
+from crane_x7_vla_rl.scenes import WorldConfig
+
+TRAIN_CONFIG: Final = "train_config.yaml"
+POLICY: Final = "policy.json"
+SCENE: Final = (
+    "task", "colours", "spawn_range_m", "image_size", "home_noise_rad", "camera_shift_m",
+    "camera_noise",
+)  # fmt: skip
+"""Fields of WorldConfig that a checkpoint may say."""
+MOST_HZ: Final = 10.0
+"""Rate of the loop where a checkpoint says only how far apart its steps are, at most."""
+GIVEN: Final = "given"
+DEFAULT: Final = "default"
+"""Sources that are no file."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """One value, and the file that holds it."""
+
+    value: Any
+    source: str
+
+
+def said_by(checkpoint: str | Path, token: str | None = None) -> dict[str, Said]:
+    """Return what a checkpoint says: SCENE, `rate_hz`, `temperature`, `max_jump_rad`.
+
+    `checkpoint` is a folder or Hub id, of which the small files alone are fetched; one that does
+    not exist says nothing. Raises PolicyLoadError for a file that cannot be read.
+    """
+    place = hub.small_files(checkpoint, (SKILLS, TRAIN_CONFIG, POLICY), token)
+    if place is None:
+        return {}
+    found: dict[str, Said] = {}
+    for source, read in ((SKILLS, _skills), (TRAIN_CONFIG, _training), (POLICY, _policy)):
+        for name, value in read(place):
+            found.setdefault(name, Said(value, source))
+    return found
+
+
+def _skills(folder: Path) -> Iterator[tuple[str, Any]]:
+    skills = Skills.beside(folder)
+    if skills is None:
+        return
+    yield from (("task", skills.task), ("colours", skills.colours))
+    yield from (("spawn_range_m", skills.spawn_range_m), ("rate_hz", skills.rate_hz))
+    yield from (("temperature", skills.temperature), ("max_jump_rad", skills.max_jump_rad))
+    if skills.image_size is not None:
+        yield "image_size", _size(skills.image_size)
+
+
+def _training(folder: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the scene that a reinforcement learning run learned in, and how it judged itself."""
+    path = folder / TRAIN_CONFIG
+    if not path.is_file():
+        return
+    from crane_x7_vla_rl.yaml_file import YamlError, read_yaml
+
+    try:
+        content = read_yaml(path)
+    except (OSError, YamlError) as error:
+        raise PolicyLoadError(f"{path}: {error}") from error
+    content = content if isinstance(content, Mapping) else {}
+    env, evaluation = content.get("env"), content.get("evaluation")
+    known = kinds(WorldConfig)
+    for name in SCENE:
+        key = "env_id" if name == "task" else name
+        if isinstance(env, Mapping) and key in env:
+            value = env[key]
+            if name == "colours" and isinstance(value, str):
+                value = value.replace(",", " ").split()
+            yield name, _checked(known[name], value, f"{path}: env.{key}")
+    if isinstance(evaluation, Mapping) and "temperature" in evaluation:
+        kind, where = kinds(ModelOptions)["temperature"], f"{path}: evaluation.temperature"
+        yield "temperature", _checked(kind, evaluation["temperature"], where)
+
+
+def _checked(kind: Any, value: Any, where: str) -> Any:
+    try:
+        converted = kind.convert(value)
+        kind.check(converted)
+    except ValueError as expected:
+        raise PolicyLoadError(f"{where} is {value}, expected {expected}") from None
+    return converted
+
+
+def _policy(folder: Path) -> Iterator[tuple[str, Any]]:
+    path = folder / POLICY
+    if not path.is_file():
+        return
+    try:
+        period_s = json.loads(path.read_text(encoding="utf-8"))["period_s"]
+        yield "rate_hz", min(MOST_HZ, 1 / period_s)
+    except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        return  # loading the policy says what is wrong
+
+
+def _size(text: str) -> tuple[int, int]:
+    width, _, height = text.partition("x")
+    return int(width), int(height)
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Values to use, by name, and where each comes from."""
+
+    values: Mapping[str, Any]
+    sources: Mapping[str, str]
+    contradictions: tuple[str, ...] = field(default=())
+    """What the user gave although the checkpoint says otherwise, a phrase each."""
+
+
+def choose(
+    given: Mapping[str, Any],
+    said: Mapping[str, Said],
+    defaults: Mapping[str, Any],
+    flags: Mapping[str, str],
+) -> Chosen:
+    """Return a value for each name of `defaults`: given, else said by the checkpoint, else default.
+
+    `flags` are the names that the user knows, for the phrases.
+    """
+    values, sources, phrases = {}, {}, []
+    for name, default in defaults.items():
+        if name in given:
+            values[name], sources[name] = given[name], GIVEN
+            if name in said and said[name].value != given[name]:
+                says = "was trained on" if name in SCENE else "says"
+                phrases.append(
+                    f"{flags[name]} {shown(given[name])}: the checkpoint {says}"
+                    f" {shown(said[name].value)} ({said[name].source})"
+                )
+        elif name in said:
+            values[name], sources[name] = said[name].value, said[name].source
+        else:
+            values[name], sources[name] = default, DEFAULT
+    return Chosen(values, sources, tuple(phrases))
+
+
+def shown(value: Any) -> str:
+    """Return a value as a user would write it."""
+    if isinstance(value, tuple):
+        return ("x" if all(isinstance(one, int) for one in value) else " ").join(map(str, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
