@@ -32,7 +32,7 @@ class WorldConfig:
     image_size: tuple[int, int] = (128, 128)
     """Width and height of the camera's pictures."""
     colours: Annotated[tuple[str, ...], some_of(COLOUR_NAMES)] = COLOUR_NAMES
-    """The cubes that there are; the seed chooses which of them the instruction names."""
+    """Colours of the cubes in the scene; the seed chooses which one the instruction names."""
     spawn_range_m: FiniteAmount = 0.03
     """Cubes and plate lie at most this far, along x and y, from their four spots, 0 to 0.05."""
     home_noise_rad: FiniteAmount = 0.02
@@ -42,7 +42,7 @@ class WorldConfig:
     camera_noise: FiniteAmount = 0.0
     """Standard deviation of each pixel's channels, of 255, sampled per picture."""
     episode_s: FinitePositive | None = None
-    """How long an episode may take, in simulated seconds; not given, the task's own 10 or 20."""
+    """Time limit of an episode in simulated seconds; without it the task's own, 10 or 20."""
 
     @property
     def max_steps(self) -> int:

@@ -47,8 +47,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "role",
         nargs=argparse.REMAINDER,
         metavar="ROLE",
-        help=f"{', '.join(role_module.ROLES)} with arguments, or any command [infer if"
-        " VLA_MODEL_PATH or VLA_POLICY, and ROSBRIDGE_HOST are set; else sshd]",
+        help=f"{', '.join(role_module.ROLES)}, each with its flags, or any command [infer if"
+        " ROSBRIDGE_HOST and one of VLA_MODEL_PATH and VLA_POLICY are set; else sshd]",
     )
 
 
@@ -95,8 +95,8 @@ def make_plan(words: Sequence[str], settings: Settings) -> BootPlan:
     problems = hand_over(folders | {"BOOT_RUN_DIR": str(files.for_role)}, account)
     if not role.argv and not plan.keys:
         problems.append(
-            "SSH_PUBLIC_KEY is not set, and nobody could log in: set it to your public key, or give"
-            " boot a role (infer: set VLA_MODEL_PATH or VLA_POLICY, and ROSBRIDGE_HOST)"
+            "SSH_PUBLIC_KEY is not set, so that no one could log in: set it to your public key,"
+            " or give boot a role (infer: set VLA_MODEL_PATH or VLA_POLICY, and ROSBRIDGE_HOST)"
         )
     if problems:
         raise SettingsError("settings are wrong:\n" + "\n".join(f"  {line}" for line in problems))
@@ -174,7 +174,7 @@ class Boot:
     async def _run_role(self, keepers: list[asyncio.Task[None]]) -> int:
         plan = self._plan
         if not plan.role.argv:
-            self._board.set("role", "up", "sshd alone, until it is told to stop")
+            self._board.set("role", "up", "sshd alone, until a signal")
             await asyncio.Event().wait()
         try:
             self._role = await Child.start(

@@ -26,7 +26,7 @@ ANSWER_TIMEOUT_S = 5.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `status`."""
     parser.add_argument(
-        "--json", action="store_true", help="print one JSON document, as /healthz says"
+        "--json", action="store_true", help="print one JSON document, the same as /healthz"
     )
 
 

@@ -42,7 +42,7 @@ LOOP_START_S = 60.0
 MODEL_START_S = 900.0
 """The same where a model must be loaded first, perhaps fetched."""
 HOLD_S = 1.0
-"""How long an instruction must stay fulfilled before the demo goes on."""
+"""How long an instruction must stay fulfilled before it counts as done."""
 POLL_S = 0.1
 NEEDED_BYTES = 50_000_000
 """A run leaves about a tenth of this."""
@@ -52,11 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `demo`."""
     plan_module.add_arguments(parser)
     add = parser.add_argument
-    add("--output-dir", type=Path, default=Path("outputs/demo"), help="(%(default)s)")
+    add("--output-dir", type=Path, default=Path("outputs/demo"), metavar="DIR",
+        help="each run makes a folder here, named by its time (%(default)s)")  # fmt: skip
     add("--record", action=argparse.BooleanOptionalAction, default=True,
         help="write video and plots (on)")  # fmt: skip
     add("--gif", action="store_true", help="write demo.gif too, for a web page")
-    add("--json", type=Path, metavar="PATH", help="write the report there too; - prints it")
+    add("--json", type=Path, metavar="PATH", help="write the report to this file too; - prints it")
 
 
 def run(args: argparse.Namespace) -> int:
@@ -106,7 +107,7 @@ def _show(
             loop = stack.enter_context(DemoProcess("infer", command, folder / "loop.log"))
             outcome = _watch(plan, recorder, (robot, loop), progress, is_stopped)
             if not is_stopped():
-                time.sleep(pictures.TAIL_S)  # The last pictures say what came of it.
+                time.sleep(pictures.TAIL_S)  # The last pictures show the result.
             loop.stop()
             scene, guard = recorder.scene, recorder.guard
         progress.end()
@@ -135,7 +136,7 @@ def _watch(
     progress: _Progress,
     is_stopped: Callable[[], bool],
 ) -> report.DemoResult:
-    """Follow the scene, send the second instruction at its time, and say what came of both."""
+    """Follow the scene, send the second instruction at its time, and return the result."""
     stage = _Stage()
     recorder.note_instruction(plan.instruction)
     begun_s = time.monotonic()
@@ -281,7 +282,7 @@ class _Progress:
     def show(
         self, words: str, stage: _Stage | None = None, scene: dict[str, Any] | None = None
     ) -> None:
-        """Show what the robot is asked to do, since when, and what it has achieved."""
+        """Show the task, its time and what has been achieved."""
         done = [
             f"{colour} {state}"
             for colour, status in ((scene or {}).get("cubes") or {}).items()

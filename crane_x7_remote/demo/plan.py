@@ -74,25 +74,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags that decide what is shown."""
     add = parser.add_argument
     add("--policy", default=TINY, metavar="POLICY",
-        help="tiny: the model that ships with the project; color-servo; openvla: VLA_MODEL_PATH's;"
-        " or the folder or Hub id of a checkpoint (%(default)s)")  # fmt: skip
-    add("--instruction", help="the first task (the policy's own)")
-    add("--then", metavar="INSTRUCTION",
-        help="the task that it changes to midway; empty: none (the policy's own)")  # fmt: skip
-    add("--seed", type=int, default=0, help="where the cubes lie (%(default)s)")
-    add("--colours", nargs="+", choices=COLOUR_NAMES, help="of the cubes (the policy's own)")
-    add("--spawn-range-m", type=argument_type(FiniteAmount),
-        help="how far things lie from their spots, 0 to 0.05 (the policy's own)")  # fmt: skip
-    add("--rate", type=float, metavar="HZ", help="of the loop (the policy's own)")
-    add(
-        "--temperature",
-        type=argument_type(FiniteAmount),
-        help="of a model's tokens (the policy's own)",
-    )
-    add("--image-size", default="640x480", metavar="WIDTHxHEIGHT", help="(%(default)s)")
-    add("--camera-rate", type=float, default=CAMERA_HZ, metavar="HZ", help="(%(default)s)")
+        help="policy that drives: tiny (ships with the project), color-servo, openvla (the model of"
+        " VLA_MODEL_PATH), or the folder or Hub id of a checkpoint (%(default)s)")  # fmt: skip
+    add("--instruction", metavar="TASK", help="first task (the policy's own)")
+    add("--then", metavar="TASK",
+        help="second task, given when the first is done; empty: none"
+        " (the policy's own)")  # fmt: skip
+    add("--seed", type=int, default=0, metavar="N", help="seed of the scene: where the cubes lie"
+        " (%(default)s)")  # fmt: skip
+    add("--colours", nargs="+", choices=COLOUR_NAMES, metavar="COLOUR",
+        help=f"cubes in the scene: {', '.join(COLOUR_NAMES)} (the policy's own)")  # fmt: skip
+    add("--spawn-range-m", type=argument_type(FiniteAmount), metavar="M",
+        help="largest distance of cubes and plate from their spots, 0 to 0.05"
+        " (the policy's own)")  # fmt: skip
+    add("--rate", type=float, metavar="HZ", help="inference rate (the policy's own)")
+    add("--temperature", type=argument_type(FiniteAmount), metavar="T",
+        help="sampling temperature of a model's tokens (the policy's own)")  # fmt: skip
+    add("--image-size", default="640x480", metavar="WIDTHxHEIGHT",
+        help="size of the policy's camera picture (%(default)s)")  # fmt: skip
+    add("--camera-rate", type=float, default=CAMERA_HZ, metavar="HZ",
+        help="rate of the policy's camera (%(default)g)")  # fmt: skip
     add("--timeout", type=float, nargs=2, default=(30.0, 45.0), metavar=("FIRST", "SECOND"),
-        help="seconds that each task may take (30 45)")  # fmt: skip
+        help="time limit of each task in seconds (30 45)")  # fmt: skip
 
 
 def read(args: argparse.Namespace) -> DemoPlan:
@@ -102,7 +105,8 @@ def read(args: argparse.Namespace) -> DemoPlan:
     skills = _with_flags(_skills(model), args)
     if min(args.timeout) <= 0:
         raise SettingsError(
-            f"--timeout is {args.timeout}, expected two positive numbers of seconds"
+            f"--timeout is {' '.join(f'{limit:g}' for limit in args.timeout)}, expected two"
+            " positive numbers of seconds"
         )
     first, then = _tasks(skills, args)
     return DemoPlan(
@@ -163,7 +167,7 @@ def _with_flags(skills: Skills, args: argparse.Namespace) -> Skills:
 
 def _model(policy: str, settings: Settings) -> Model | None:
     """Return what the policy computes with: on the CPU if there is no GPU and VLA_DEVICE is unset.
-    The one that ships is too small for a GPU to be of use."""
+    The one that ships is too small to gain from a GPU."""
     if policy == "color-servo":
         return None
     path: str | None = policy
@@ -216,10 +220,10 @@ def loop_command(plan: DemoPlan, port: int, metrics: Path) -> list[str]:
     lasting_s = TICKS_PER_TRAJECTORY / skills.rate_hz
     if lasting_s > plan.settings.trajectory_validity:
         command += ["--trajectory-validity", f"{lasting_s:.3g}"]
-    asked = [
+    limits = [
         "--vla-temperature",
         f"{skills.temperature:g}",
         "--max-jump",
         f"{skills.max_jump_rad:g}",
     ]
-    return [*command, *model, *asked]
+    return [*command, *model, *limits]

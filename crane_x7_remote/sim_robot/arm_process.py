@@ -83,7 +83,7 @@ class ProcessArm:
         try:
             self._pipe.send((call, args))
         except OSError as error:
-            raise SimulationError(self._obituary()) from error
+            raise SimulationError(self._explain_end()) from error
         return self._answer(ANSWER_TIMEOUT_S)
 
     def _answer(self, timeout_s: float) -> Any:
@@ -92,16 +92,16 @@ class ProcessArm:
                 raise SimulationError(f"the simulation gave no answer for {timeout_s:g} s")
             error, answer = self._pipe.recv()
         except (EOFError, OSError) as gone:
-            raise SimulationError(self._obituary()) from gone
+            raise SimulationError(self._explain_end()) from gone
         if error is not None:
             raise SimulationError(error)
         return answer
 
-    def _obituary(self) -> str:
+    def _explain_end(self) -> str:
         self._child.join(STOP_TIMEOUT_S)
         return (
-            f"the simulation's process ended with exit code {self._child.exitcode}; a negative one"
-            " is a signal, -11 points at the Vulkan driver"
+            f"the simulation's process ended with exit code {self._child.exitcode}; a negative code"
+            " is a signal; -11 (SIGSEGV) points at the Vulkan driver"
         )
 
 

@@ -1,4 +1,4 @@
-"""`crane-x7-remote sim-robot`: a simulated CRANE-X7 behind rosbridge, until it is told to stop.
+"""`crane-x7-remote sim-robot`: a simulated CRANE-X7 behind rosbridge, until a signal.
 
 Prints one line that starts with `ready` and names host and port once clients are served and the arm
 moves; with `--guard` a guard runs before it, as a process, and its port stands there too; with
@@ -39,6 +39,7 @@ logger = logging.getLogger(__name__)
 
 OWN_FLAGS = (
     "task", "control_hz", "image_size", "home_noise_rad", "camera_shift_m", "camera_noise",
+    "episode_s",
 )  # fmt: skip
 """Of the scene's, those that this command does not have, or in its own way."""
 PORT = argument_type(Annotated[int, within(0, 65535)])
@@ -54,32 +55,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
     add("--port", type=PORT, default=9090, help="port; 0 picks a free one (%(default)s)")
-    add("--ros-version", type=int, choices=(1, 2), default=2, help="type names and time keys")
+    add("--ros-version", type=int, choices=(1, 2), default=2, metavar="N",
+        help="ROS version whose type names and time keys are used, 1 or 2"
+        " (%(default)s)")  # fmt: skip
     add("--backlog", type=BACKLOG, default=64, metavar="N",
-        help="topic messages that may wait for a slow client before the oldest is dropped;"
-        " 0: without bound, as real rosbridge (%(default)s)")  # fmt: skip
+        help="topic messages that may wait for a slow client; then the oldest is dropped."
+        " 0: no limit, as in rosbridge itself (%(default)s)")  # fmt: skip
     add("--arm", choices=("maniskill", "kinematic"), default="maniskill",
-        help="physics and cameras, or a featherweight without either (%(default)s)")  # fmt: skip
-    add("--task", default="PickPlace-CRANE-X7", help="gymnasium id of the scene (%(default)s)")
-    add("--seed", type=int, default=0, help="where the cubes lie (%(default)s)")
+        help="maniskill: physics and cameras; kinematic: neither, starts at once"
+        " (%(default)s)")  # fmt: skip
+    add("--task", default="PickPlace-CRANE-X7", metavar="ID",
+        help="gymnasium id of the scene (%(default)s)")  # fmt: skip
+    add("--seed", type=int, default=0, metavar="N",
+        help="seed of the scene: where the cubes lie (%(default)s)")  # fmt: skip
     scenes.add_arguments(parser, without=OWN_FLAGS)
     add("--image-size", type=_image_size, default=(640, 480), metavar="WIDTHxHEIGHT",
-        help="camera picture (640x480)")  # fmt: skip
-    add("--camera", choices=("base", "hand"), default="base", help="which camera (%(default)s)")
+        help="size of the camera picture (640x480)")  # fmt: skip
+    add("--camera", choices=("base", "hand"), default="base",
+        help="which camera is published: beside the table or on the gripper"
+        " (%(default)s)")  # fmt: skip
     add("--camera-pose", dest="base_camera_pose", type=_camera_pose, default=SIM_POSE,
-        metavar="FILE", help="place of the base camera, as configs/camera_pose.yaml")  # fmt: skip
-    add("--camera-rate", type=RATE_HZ, default=30.0, metavar="HZ", help="pictures (%(default)s)")
+        metavar="FILE",
+        help="pose of the base camera, in the form of configs/camera_pose.yaml")  # fmt: skip
+    add("--camera-rate", type=RATE_HZ, default=30.0, metavar="HZ",
+        help="rate of the camera (%(default)g)")  # fmt: skip
     add("--control-rate", type=RATE_HZ, default=30.0, metavar="HZ",
-        help="steps of the arm and joint states (%(default)s)")  # fmt: skip
+        help="rate of the arm's steps and of joint states (%(default)g)")  # fmt: skip
     add("--jpeg-quality", type=int, choices=range(1, 101), default=90, metavar="1-100",
-        help="(%(default)s)")  # fmt: skip
+        help="quality of the camera's JPEGs (%(default)s)")  # fmt: skip
     add("--clock-offset-s", type=float, default=0.0, metavar="S",
-        help="shift the robot's clock (%(default)s)")  # fmt: skip
+        help="offset of the robot's clock from this machine's (%(default)g)")  # fmt: skip
     add("--path-follows-clock", action="store_true",
-        help="sample the running path at the robot's clock, as ros2_control does: a step of that"
-        " clock is then a step of the arm")  # fmt: skip
+        help="sample the running path at the robot's clock, as ros2_control does: when that clock"
+        " jumps, the arm jumps")  # fmt: skip
     add("--guard", type=PORT, nargs="?", const=9091, metavar="PORT",
-        help="run a guard before it, on 127.0.0.1 (9091; 0 picks a free port)")  # fmt: skip
+        help="also run the guard, on 127.0.0.1 (9091; 0 picks a free port)")  # fmt: skip
     add("--view", type=PORT, nargs="?", const=8080, metavar="PORT",
         help="show camera, task and joints on a page at http://127.0.0.1:PORT (8080; 0 picks a free"
         " port)")  # fmt: skip
@@ -91,7 +101,7 @@ def run(args: argparse.Namespace) -> int:
     if args.camera_rate > args.control_rate:
         raise SimulationError(
             f"--camera-rate {args.camera_rate:g} is above --control-rate {args.control_rate:g};"
-            " the camera can see each step once at most"
+            " the camera can take at most one picture per step: lower --camera-rate"
         )
     arm_maker = _arm_maker(args)
     stop = _StopOnSignal()

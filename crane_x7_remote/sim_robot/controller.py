@@ -3,8 +3,8 @@
 Parsed messages, the robot's time → joint targets. No I/O, no clock. Both follow ros2_control's
 controllers (joint_trajectory_controller and gripper_action_controller, Humble) at their 200 Hz
 update rate. The trajectory controller also understands the validity and sequence that the loop
-writes into a trajectory, and measures what it executes (see `executed`), so that a test can ask
-what reached the robot.
+writes into a trajectory, and measures what it executes (see `executed`), so that a test can
+check what reached the robot.
 
 Updates follow a steady clock, trajectories the robot's clock. `now_s` is always the steady one: the
 robot's clock as if it had never been stepped. `step_clock` moves the robot's clock against it.
@@ -69,7 +69,7 @@ class Refusal(StrEnum):
 
 
 class TrajectoryRefused(Exception):
-    """A trajectory is not executed; the one before goes on."""
+    """A trajectory is not executed; the one before continues."""
 
     def __init__(self, reason: Refusal, detail: str) -> None:
         super().__init__(f"trajectory refused, {reason}: {detail}")
@@ -145,7 +145,7 @@ class TrajectoryController:
     def step_clock(self, seconds: float, now_s: float) -> None:
         """Set the robot's clock forward, or back where negative, by `seconds`.
 
-        The running path goes on as it was, unless `path_follows_clock`: then it is sampled at the
+        The running path continues as it was, unless `path_follows_clock`: then it is sampled at the
         new time from the next update on, and the arm jumps along it; before the time at which the
         path became active, it stands still.
         """

@@ -52,7 +52,7 @@ SIM_TARGETS_TOPIC = "/sim/targets"
 """sensor_msgs/JointState: what both controllers want at a step, stamped like the joint states."""
 SIM_VIEW_TOPIC = "/sim/view/compressed"
 """sensor_msgs/CompressedImage of a second camera that sees the whole arm; for people, never for a
-policy. It is rendered only while somebody subscribes."""
+policy. It is rendered only while a client subscribes."""
 LATEST_TIME_S = 2.0**31 - 1
 """Of a ROS stamp."""
 MOST_HANDS = 16
@@ -192,7 +192,8 @@ class SimRobot:
             now_s = self._steady_s()
             if not 0 <= now_s + self._stepped_s + seconds <= LATEST_TIME_S:
                 raise RemoteError(
-                    f"a step of {seconds:g} s leads out of ROS time, 0 to {LATEST_TIME_S:.0f} s"
+                    f"a step of {seconds:g} s leaves the range of ROS time, 0 to"
+                    f" {LATEST_TIME_S:.0f} s"
                 )
             if self._controller is not None:
                 self._controller.step_clock(seconds, now_s)

@@ -268,7 +268,8 @@ class RosbridgeServer:
         outbox = ClientOutbox(self._config.backlog, waiting.set)
         session = ClientSession(next(self._numbers), self, outbox, self._clock, self._version)
         self._sessions[session.number] = session
-        logger.info("client %d connected from %s", session.number, connection.remote_address)
+        address = ":".join(map(str, (connection.remote_address or ())[:2]))
+        logger.info("client %d connected from %s", session.number, address)
         sender = asyncio.create_task(_send_waiting(connection, outbox, waiting))
         greeted: set[str] = set()
         try:

@@ -33,12 +33,16 @@ logger = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the three ways and their flags."""
     ways = parser.add_subparsers(dest="way", metavar="WAY", required=True)
-    tailnet = ways.add_parser("tailnet", help="through the tailnet, to the peer ROSBRIDGE_HOST")
+    tailnet = ways.add_parser("tailnet", help="over the tailnet, to the machine ROSBRIDGE_HOST")
     settings_module.add_flags(
         tailnet, ("rosbridge_host", "rosbridge_proxy", "ts_socket", "ts_socks5_server")
     )
-    local = ways.add_parser("local", help="through ssh: fetch rosbridge from beside the robot")
-    remote = ways.add_parser("remote", help="through ssh: bring our rosbridge to a rented machine")
+    local = ways.add_parser(
+        "local", help="over ssh, typed here: open the robot's rosbridge on this machine"
+    )
+    remote = ways.add_parser(
+        "remote", help="over ssh, typed beside the robot: open its rosbridge on a rented machine"
+    )
     for way in (local, remote):
         _add_ssh_arguments(way)
     for way in (tailnet, local, remote):
@@ -47,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
             "--listen-port",
             type=_port,
             metavar="PORT",
-            help="port of 127.0.0.1 to open, over there with `remote` [ROSBRIDGE_PORT]",
+            help="port to open on 127.0.0.1; with `remote`, on the rented machine [ROSBRIDGE_PORT]",
         )
 
 
@@ -62,7 +66,7 @@ def _add_ssh_arguments(parser: argparse.ArgumentParser) -> None:
         "--to",
         default="127.0.0.1",
         metavar="HOST",
-        help="where rosbridge is, seen from the machine beside the robot [%(default)s]",
+        help="address of rosbridge, as the machine beside the robot reaches it [%(default)s]",
     )
 
 

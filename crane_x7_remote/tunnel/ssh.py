@@ -145,7 +145,7 @@ class SshTunnel:
             if ssh.is_prohibited and config.direction == "local":
                 return complaint(ssh.lines, config)
             if ssh.is_prohibited:
-                logger.warning("sshd does not let us look whether %s answers", config.opened)
+                logger.warning("sshd does not allow a check of whether %s answers", config.opened)
                 break
             missing = (
                 f"logged in, but no rosbridge answers at {config.rosbridge}"

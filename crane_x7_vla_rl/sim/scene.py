@@ -92,7 +92,7 @@ class CubeScene(BaseEnv):
         **kwargs: Any,
     ) -> None:
         """`image_size` is (width, height); `cameras` of CAMERAS are rendered, each costs time;
-        `colours` of COLOURS are the cubes that there are; `base_camera` is that camera.
+        `colours` of COLOURS are those of the cubes; `base_camera` is that camera.
         Raises SimError for a wrong option."""
         _check_choice("cameras", cameras, CAMERAS)
         _check_choice("colours", colours, tuple(COLOURS))
