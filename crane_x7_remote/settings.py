@@ -15,6 +15,7 @@ import shlex
 import types
 import typing
 from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -41,14 +42,24 @@ SHARED_PREFIXES = ("TS_", "SSH_", "GUARD_")
 """Tailscale and OpenSSH have more of these than we read: only a close miss is a mistake."""
 OLD_NAMES = {"TS_AUTH_KEY": "ts_authkey"}
 """What Tailscale's own container still takes."""
-BOOT_PREFIXES = ("ts_", "ssh_", "public_key", "boot_", "hf_home", "wandb_", "lift_", "guard_")
+BOOT_PREFIXES = (
+    "ts_",
+    "ssh_",
+    "public_key",
+    "boot_",
+    "hf_home",
+    "wandb_",
+    "lift_",
+    "guard_",
+    "output_",
+)
 """Fields that `boot` or the robot's side reads, or that are only handed on: no flags of a role."""
 KEY_FIELDS = ("ssh_public_key", "public_key")
 UNSETTABLE = (
     "rosbridge_host", "rosbridge_proxy", "vla_policy", "vla_model_path", "vla_center_crop",
     "vla_chunk_steps", "ts_hostname", "ts_state_dir", "ts_socket", "ts_socks5_server",
     "ts_outbound_http_proxy_listen", "ssh_listen_address", "ssh_state_dir", "boot_run_dir",
-    "lift_simulator", "lift_backend", "hf_home", "wandb_dir", "camera_pose",
+    "lift_simulator", "lift_backend", "hf_home", "wandb_dir", "camera_pose", "output_root",
 )  # fmt: skip
 """Fields besides secrets and keys for which null, None, nil and undefined mean unset, and where
 blanks and quotes at the ends are not meant. Numbers are none of them: MAX_JUMP=none must not be
@@ -209,6 +220,9 @@ state is kept."""
     """Simulator of `train`; its configuration file and --simulator override it."""
     lift_backend: Annotated[Literal["cpu", "gpu"], BeforeValidator(lambda v: v or "gpu")] = "gpu"
     """Where `train` simulates, cpu or gpu; its configuration file and --backend override it."""
+    output_root: OptionalText = None
+    """Folder of the results of `train`, `sft`, `evaluate` and `demo`; unset: outputs below the \
+working folder. The image sets /workspace/vla-rl/outputs."""
     hf_home: OptionalText = None
     """Cache of the Hugging Face Hub; user vla must be able to write to it."""
     wandb_dir: OptionalText = None
@@ -406,6 +420,11 @@ def from_args(args: argparse.Namespace) -> Settings:
 def inherited() -> dict[str, str]:
     """Return the environment of this process as it was meant, to be handed on to others."""
     return _tidied(os.environ)[0]
+
+
+def output_root() -> Path:
+    """Return the folder below which commands write by default."""
+    return variables.output_root(os.environ)
 
 
 def secret_variables() -> frozenset[str]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Final
 
 SECRETS: Final = (
@@ -16,6 +17,8 @@ SECRETS: Final = (
 """Secrets that we, huggingface_hub, wandb or tailscale read."""
 READ_BY_LIBRARIES: Final = ("HF_HOME", "WANDB_DIR")
 """Folders that huggingface_hub and wandb take from the environment themselves."""
+OUTPUT_ROOT: Final = "outputs"
+"""Folder below which commands write where the variable of this name is not set."""
 OTHERS_SECRET: Final = re.compile(
     r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|SECRET_KEY|AUTH_?KEY|CREDENTIALS?)$"
 )
@@ -54,6 +57,12 @@ def is_unset_word(text: str) -> bool:
 def means_unset(text: str) -> bool:
     """Whether `text` is empty, or a word for "no value"."""
     return bare(text) == "" or is_unset_word(text)
+
+
+def output_root(environ: Mapping[str, str]) -> Path:
+    """Return the folder below which commands write by default."""
+    text = environ.get("OUTPUT_ROOT", "")
+    return Path(OUTPUT_ROOT if means_unset(text) else bare(text)).expanduser()
 
 
 def secret(text: str) -> str | None:

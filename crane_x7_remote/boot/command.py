@@ -9,18 +9,20 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import contextlib
 import logging
 import signal
 import sys
 import time
 from collections.abc import Coroutine, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from crane_x7_remote import settings as settings_module
 from crane_x7_remote.addresses import split_address
 from crane_x7_remote.boot import files as files_module
-from crane_x7_remote.boot import health, robot_link
+from crane_x7_remote.boot import health, output_volume, robot_link
 from crane_x7_remote.boot import role as role_module
 from crane_x7_remote.boot.account import Account, hand_over, role_account
 from crane_x7_remote.boot.files import Files
@@ -91,7 +93,11 @@ def make_plan(words: Sequence[str], settings: Settings) -> BootPlan:
     secrets = settings_module.secret_variables()
     daemon_environ = {name: value for name, value in inherited.items() if name not in secrets}
     plan = BootPlan(settings, files, account, role, environ, daemon_environ)
-    folders = {"HF_HOME": settings.hf_home, "WANDB_DIR": settings.wandb_dir}
+    folders = {
+        "HF_HOME": settings.hf_home,
+        "WANDB_DIR": settings.wandb_dir,
+        "OUTPUT_ROOT": settings.output_root,
+    }
     problems = hand_over(folders | {"BOOT_RUN_DIR": str(files.for_role)}, account)
     if not role.argv and not plan.keys:
         problems.append(
@@ -100,7 +106,19 @@ def make_plan(words: Sequence[str], settings: Settings) -> BootPlan:
         )
     if problems:
         raise SettingsError("settings are wrong:\n" + "\n".join(f"  {line}" for line in problems))
+    _warn_of_lost_results(plan)
     return plan
+
+
+def _warn_of_lost_results(plan: BootPlan) -> None:
+    """Say where results are lost with the container; `infer` writes none."""
+    root = plan.settings.output_root
+    if root is None or plan.role.name == "infer":
+        return
+    with contextlib.suppress(OSError):  # a system without /proc says nothing about mounts
+        text = output_volume.warning(Path(root).resolve(), output_volume.MOUNTS.read_text())
+        if text is not None:
+            logger.warning("%s", text)
 
 
 class Boot:

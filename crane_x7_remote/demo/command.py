@@ -27,6 +27,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from crane_x7_remote import settings as settings_module
 from crane_x7_remote.demo import pictures, plots, report, summary
 from crane_x7_remote.demo import plan as plan_module
 from crane_x7_remote.demo.children import DemoProcess
@@ -52,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `demo`."""
     plan_module.add_arguments(parser)
     add = parser.add_argument
-    add("--output-dir", type=Path, default=Path("outputs/demo"), metavar="DIR",
-        help="each run makes a folder here, named by its time (%(default)s)")  # fmt: skip
+    add("--output-dir", type=Path, metavar="DIR",
+        help="each run makes a folder here, named by its time (OUTPUT_ROOT/demo)")  # fmt: skip
     add("--record", action=argparse.BooleanOptionalAction, default=True,
         help="write video and plots (on)")  # fmt: skip
     add("--gif", action="store_true", help="write demo.gif too, for a web page")
@@ -63,7 +64,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Show the demo; raises RemoteError when it cannot be shown."""
     plan = plan_module.read(args)
-    folder = _make_folder(args.output_dir)
+    folder = _make_folder(args.output_dir or settings_module.output_root() / "demo")
     with _signals() as is_stopped:
         outcome, made = _show(plan, folder, is_stopped)
     report.write(made.report, folder / "report.json")

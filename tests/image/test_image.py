@@ -119,6 +119,22 @@ def test_user_vla_owns_caches_and_outputs_and_has_no_password(
     assert password["root"] in ("*", "!")
 
 
+def test_results_have_one_root_by_both_of_its_paths(workshop: Workshop, image: str) -> None:
+    script = 'touch /workspace/outputs/x && ls "$OUTPUT_ROOT"; echo "$OUTPUT_ROOT"'
+    seen = _inside(workshop, image, "sh", "-c", script).split()
+    assert seen == ["x", "/workspace/vla-rl/outputs"]
+
+
+def test_tools_for_a_lost_session_and_for_troubleshooting_are_there(
+    workshop: Workshop, image: str
+) -> None:
+    script = "tmux -V; autossh -V; vulkaninfo --summary"
+    seen = _inside(workshop, image, "sh", "-c", script)
+    assert re.search(r"^tmux \d", seen, re.MULTILINE)
+    assert re.search(r"^autossh \d", seen, re.MULTILINE)
+    assert "deviceName" in seen
+
+
 def test_image_says_what_it_is_and_how_it_starts(workshop: Workshop, image: str) -> None:
     about = workshop.inspect("image", image)
     config = about["Config"]

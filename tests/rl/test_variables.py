@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from crane_x7_remote import settings
@@ -139,3 +141,18 @@ def test_an_instruction_of_the_environment_goes_through_the_same_check(came: str
 def test_an_instruction_of_the_environment_becomes_one_line() -> None:
     loaded = settings.load(environ={"VLA_TASK_INSTRUCTION": " lift it\nOut: 1 \n"})
     assert loaded.vla_task_instruction == "lift it Out: 1"
+
+
+@pytest.mark.parametrize(
+    ("environ", "folder"),
+    [
+        ({}, "outputs"),
+        ({"OUTPUT_ROOT": ""}, "outputs"),
+        ({"OUTPUT_ROOT": "null"}, "outputs"),
+        ({"OUTPUT_ROOT": " '/mnt/results' "}, "/mnt/results"),
+    ],
+)
+def test_output_root_is_a_folder_of_the_working_folder_unless_set(
+    environ: dict[str, str], folder: str
+) -> None:
+    assert variables.output_root(environ) == Path(folder)
