@@ -15,6 +15,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from crane_x7_vla_rl.fields import quoted
 from crane_x7_vla_rl.suggest import did_you_mean
 
 Array = npt.NDArray[np.float64]
@@ -64,14 +65,14 @@ class Statistics:
                 vectors.append(np.array(raw[name], dtype=np.float64))
             except (KeyError, TypeError, ValueError, OverflowError) as error:
                 raise StatisticsError(
-                    f"{source}: {name} is {raw.get(name)!r}, expected a list of numbers"
+                    f"{source}: {name} is {quoted(raw.get(name))}, expected a list of numbers"
                 ) from error
         low, high = vectors
         try:
             mask = np.array(raw.get("mask", np.ones(low.shape, bool)))
         except ValueError as error:  # lists of several lengths
             raise StatisticsError(
-                f"{source}: mask is {raw['mask']!r}, expected a list of true and false"
+                f"{source}: mask is {quoted(raw['mask'])}, expected a list of true and false"
             ) from error
         if low.ndim != 1 or not low.size or low.shape != high.shape or mask.shape != low.shape:
             raise StatisticsError(

@@ -95,8 +95,8 @@ def read(status: Status) -> Tailnet:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise TailnetDownError(
-            f"`tailscale status --json` came in a form that is not known here ({error!r});"
-            " check the version of tailscale"
+            f"`tailscale status --json` came in a form that is not known here"
+            f" ({type(error).__name__}: {error}); check the version of tailscale"
         ) from error
 
 

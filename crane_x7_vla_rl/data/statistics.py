@@ -94,7 +94,7 @@ def read_statistics(path: Path) -> DataStatistics:
         ]
         counts = int(entry["num_transitions"]), int(entry["num_trajectories"])
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: holds no statistics of {KEY!r}: {error!r}") from error
+        raise DataError(f"{path}: holds no statistics of {KEY!r}: {error}") from error
     return DataStatistics(kinds[0], kinds[1], *counts)
 
 

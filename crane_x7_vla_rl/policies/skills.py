@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
-from crane_x7_vla_rl.fields import Bound, kinds, one_of, size_text, some_of, within
+from crane_x7_vla_rl.fields import Bound, kinds, one_of, quoted, size_text, some_of, within
 from crane_x7_vla_rl.policies.base import PolicyLoadError
 from crane_x7_vla_rl.scenes import COLOUR_NAMES, EPISODE_S
 
@@ -65,7 +65,7 @@ class Skills:
             except ValueError as error:
                 bound = known[name].bound
                 expected = bound.expected if bound else error
-                message = f"{source}: {name} is {value!r}, expected {expected}"
+                message = f"{source}: {name} is {quoted(value)}, expected {expected}"
                 raise PolicyLoadError(message) from None
         return cls(**values)
 

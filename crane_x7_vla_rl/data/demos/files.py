@@ -16,6 +16,7 @@ from crane_x7_vla_rl.data.demos.config import (
 from crane_x7_vla_rl.data.episode import DataError, Episode
 from crane_x7_vla_rl.data.files import read_json, write_json
 from crane_x7_vla_rl.data.lerobot import LeRobotWriter
+from crane_x7_vla_rl.fields import quoted
 from crane_x7_vla_rl.scenes import EVALUATION_SEED
 
 
@@ -105,7 +106,7 @@ def _check_content(config: DemosConfig) -> None:
         return
     before, now = read_json(path), config.content()
     changed = [
-        f"{key} was {before.get(key)!r}, now {now[key]!r}"
+        f"{key} was {quoted(before.get(key))}, now {quoted(now[key])}"
         for key in now
         if before.get(key) != now[key]
     ]

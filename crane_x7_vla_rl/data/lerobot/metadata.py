@@ -19,6 +19,7 @@ from crane_x7_vla_rl.data.episode import DataError
 from crane_x7_vla_rl.data.files import find_files, read_json
 from crane_x7_vla_rl.data.lerobot import layout
 from crane_x7_vla_rl.data.lerobot.stats import NAMES, Stats, combine
+from crane_x7_vla_rl.fields import quoted
 
 STATS_PREFIX: Final = "stats/"
 """Of the columns with an episode's statistics."""
@@ -87,7 +88,8 @@ def read_published(folder: Path, features: Mapping[str, Any], fps: float) -> Pub
     for name, expected in (("codebase_version", layout.VERSION), ("fps", fps)):
         if info.get(name) != expected:
             raise DataError(
-                f"{folder}: {name} is {info.get(name)!r}, ours {expected!r}; give another folder"
+                f"{folder}: {name} is {quoted(info.get(name))}, ours {quoted(expected)}; give"
+                " another folder"
             )
     if info.get("features") != features:
         raise DataError(

@@ -28,6 +28,7 @@ from crane_x7_vla_rl.data.files import read_json
 from crane_x7_vla_rl.data.lerobot import layout
 from crane_x7_vla_rl.data.lerobot.metadata import read_rows, read_tasks
 from crane_x7_vla_rl.data.lerobot.video import VideoFrames, Videos, frame_count
+from crane_x7_vla_rl.fields import quoted
 from crane_x7_vla_rl.joint_names import JointsError, places_of_joints
 from crane_x7_vla_rl.mp4 import rate
 from crane_x7_vla_rl.robot import DOF, JOINT_NAMES
@@ -137,14 +138,16 @@ class LeRobotSource:
             raise DataError(f"{path}: lacks {', '.join(missing)}")
         fps, total, features = info["fps"], info["total_episodes"], info["features"]
         if type(fps) not in (int, float) or not 0 < fps < math.inf:
-            raise DataError(f"{path}: fps is {fps!r}, expected frames per second above 0")
+            raise DataError(f"{path}: fps is {quoted(fps)}, expected frames per second above 0")
         if type(total) is not int or total < 0:
-            raise DataError(f"{path}: total_episodes is {total!r}, expected a number")
+            raise DataError(f"{path}: total_episodes is {quoted(total)}, expected a number")
         if not isinstance(features, Mapping):
-            raise DataError(f"{path}: features is {features!r}, expected an object")
+            raise DataError(f"{path}: features is {quoted(features)}, expected an object")
         for name, about in features.items():
             if not isinstance(about, Mapping) or "dtype" not in about:
-                raise DataError(f"{path}: {name} is {about!r}, expected dtype, shape and names")
+                raise DataError(
+                    f"{path}: {name} is {quoted(about)}, expected dtype, shape and names"
+                )
         for name in (layout.STATE, layout.ACTION):
             shape = features.get(name, {}).get("shape")
             if shape != [DOF]:
@@ -247,7 +250,7 @@ def _joint_columns(path: Path, info: Mapping[str, Any], feature: str) -> list[in
     Raises DataError for names of another robot. LeRobot's own names end in `.pos`.
     """
     names = list(_flat(info["features"][feature].get("names")))
-    robot = f"robot_type is {info.get('robot_type')!r}"
+    robot = f"robot_type is {quoted(info.get('robot_type'))}"
     if not names:
         logger.warning(
             "%s: %s names no joints (%s); its columns are taken for %s",

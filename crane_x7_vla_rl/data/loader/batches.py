@@ -26,6 +26,7 @@ from crane_x7_vla_rl.data.episode import DataError
 from crane_x7_vla_rl.data.loader.order import FrameOrder
 from crane_x7_vla_rl.data.loader.samples import Sample, Samples
 from crane_x7_vla_rl.data.source import EpisodeSource
+from crane_x7_vla_rl.fields import quoted
 from crane_x7_vla_rl.types import Image
 
 STATE_KEYS: Final = ("seed", "shuffle", "episodes", "frames", "fingerprint")
@@ -165,7 +166,7 @@ class Batches(Iterator[Batch]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on at a place; raises DataError that lists how the data differs from the state's."""
         differences = [
-            f"{name} was {state.get(name)!r}, is {self._about[name]!r}"
+            f"{name} was {quoted(state.get(name))}, is {quoted(self._about[name])}"
             for name in STATE_KEYS
             if state.get(name) != self._about[name]
         ]

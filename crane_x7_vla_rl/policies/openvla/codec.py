@@ -30,6 +30,7 @@ from crane_x7_vla_rl.actions import (
     normalised_to_tokens,
     tokens_to_normalised,
 )
+from crane_x7_vla_rl.fields import quoted
 from crane_x7_vla_rl.policies.openvla import keys
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
 from crane_x7_vla_rl.policies.openvla.image import WHOLE, View
@@ -74,12 +75,16 @@ class PolicySpec:
         steps, period = inputs.chunk_steps, inputs.period_s
         if not isinstance(inputs.state_tokens, bool):
             raise CheckpointError(
-                f"{source}: state_tokens is {inputs.state_tokens!r}, expected true or false"
+                f"{source}: state_tokens is {quoted(inputs.state_tokens)}, expected true or false"
             )
         if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= MAX_CHUNK:
-            raise CheckpointError(f"{source}: chunk_steps is {steps!r}, expected 1 to {MAX_CHUNK}")
+            raise CheckpointError(
+                f"{source}: chunk_steps is {quoted(steps)}, expected 1 to {MAX_CHUNK}"
+            )
         if not isinstance(period, int | float) or not 0 < period < 10:
-            raise CheckpointError(f"{source}: period_s is {period!r}, expected seconds above 0")
+            raise CheckpointError(
+                f"{source}: period_s is {quoted(period)}, expected seconds above 0"
+            )
         return inputs
 
     @classmethod
@@ -172,8 +177,8 @@ def _view(raw: object, source: str) -> View:
         if 0 <= left < right <= 1 and 0 <= top < bottom <= 1:
             return left, top, right, bottom
     raise CheckpointError(
-        f"{source}: view is {raw!r}, expected left, top, right, bottom in shares of the image,"
-        " such as [0, 0, 1, 1]"
+        f"{source}: view is {quoted(raw)}, expected left, top, right, bottom in shares of the"
+        " image, such as [0, 0, 1, 1]"
     )
 
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from crane_x7_vla_rl.fields import quoted
 from crane_x7_vla_rl.training.checkpoints import save
 from crane_x7_vla_rl.training.checkpoints.save import CONFIG
 from crane_x7_vla_rl.training.config import loader
@@ -71,7 +72,7 @@ def configure(
     old = loader.build(cls, [before])
     new = loader.build(cls, [before, Layer(str(folder), place), *wanted])
     changed = {
-        key: f"{key}: {was!r} → {now!r}"
+        key: f"{key}: {quoted(was)} → {quoted(now)}"
         for key, (was, now) in loader.differences(old, new).items()
         if not key.startswith(rules.free)
     }

@@ -51,7 +51,7 @@ class EvaluateConfig:
             )
         if self.swapped and len(self.world.colours) < 2:
             raise ConfigError(
-                f"--swapped needs two colours to swap, --colours has {self.world.colours}"
+                f"--swapped needs two colours to swap, --colours has {' '.join(self.world.colours)}"
             )
         if not self.num_episodes and self.data_root is None:
             raise ConfigError("nothing to do: --num-episodes is 0 and there is no --data-root")

@@ -500,11 +500,11 @@ def test_what_an_episodes_row_does_not_say_is_named(
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"fps": None}, "fps is None"),
+        ({"fps": None}, "fps is null"),
         ({"fps": 0}, "fps is 0"),
-        ({"total_episodes": None}, "total_episodes is None"),
+        ({"total_episodes": None}, "total_episodes is null"),
         ({"features": []}, r"features is \[\]"),
-        ({"features": {"action": None}}, "action is None"),
+        ({"features": {"action": None}}, "action is null"),
     ],
 )
 def test_senseless_values_in_the_info_are_named(

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
+from crane_x7_vla_rl.fields import quoted
 from crane_x7_vla_rl.policies.openvla.errors import ModelConfigError
 from crane_x7_vla_rl.policies.openvla.image import IMAGE_SIZE
 
@@ -121,7 +122,7 @@ def _expect(raw: Mapping[str, Any], name: str, wanted: object, source: str) -> N
     found = raw.get(name, wanted)
     if found != wanted:
         raise ModelConfigError(
-            f"{source}: {name} is {found!r}, expected {wanted!r}; only the 224-pixel"
+            f"{source}: {name} is {quoted(found)}, expected {quoted(wanted)}; only the 224-pixel"
             " DINOv2+SigLIP OpenVLA is implemented"
         )
 
@@ -133,7 +134,9 @@ def _resolution(raw: Mapping[str, Any], towers: Mapping[str, Any], source: str) 
         return IMAGE_SIZE, PATCH_SIZE
     sides = raw.get("image_sizes", [IMAGE_SIZE, IMAGE_SIZE])
     if not isinstance(sides, list) or len(sides) != 2 or sides[0] != sides[1]:
-        raise ModelConfigError(f"{source}: image_sizes is {sides!r}, expected two equal numbers")
+        raise ModelConfigError(
+            f"{source}: image_sizes is {quoted(sides)}, expected two equal numbers"
+        )
     image = _positive(sides[0], "image_sizes", source)
     patch = _positive(towers.get("patch_size", PATCH_SIZE), "vision_towers.patch_size", source)
     if image % patch:
@@ -153,7 +156,9 @@ def _section(raw: Mapping[str, Any], name: str, source: str) -> Mapping[str, Any
 
 def _positive(value: object, name: str, source: str) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ModelConfigError(f"{source}: {name} is {value!r}, expected a whole number above 0")
+        raise ModelConfigError(
+            f"{source}: {name} is {quoted(value)}, expected a whole number above 0"
+        )
     return value
 
 

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+from crane_x7_vla_rl.fields import quoted
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
 from crane_x7_vla_rl.policies.openvla.weights.files import Stored, read_header, read_json
 
@@ -109,13 +110,15 @@ def peek(folder: Path) -> Adapter:
 def _check_kind(config: Mapping[str, Any], path: Path) -> None:
     kind = config.get("peft_type")
     if kind != "LORA":
-        raise CheckpointError(f"{path}: peft_type is {kind!r}, expected 'LORA'")
+        raise CheckpointError(f"{path}: peft_type is {quoted(kind)}, expected 'LORA'")
     for option in ("use_dora", "fan_in_fan_out", "layer_replication", "alora_invocation_tokens"):
         if config.get(option):
-            raise CheckpointError(f"{path}: {option} is {config[option]!r}; this is not loaded")
+            raise CheckpointError(
+                f"{path}: {option} is {quoted(config[option])}; this is not loaded"
+            )
     rank = config.get("r")
     if not isinstance(rank, int) or rank < 1:
-        raise CheckpointError(f"{path}: r is {rank!r}, expected a rank of 1 or more")
+        raise CheckpointError(f"{path}: r is {quoted(rank)}, expected a rank of 1 or more")
 
 
 def _pair(module: str, halves: Mapping[str, Stored], config: Mapping[str, Any], path: Path) -> Pair:
@@ -148,7 +151,7 @@ def _figure(
     value = config.get(name, PEFT_ALPHA)
     patterns = config.get(patterns_name) or {}
     if not isinstance(patterns, dict):
-        raise CheckpointError(f"{path}: {patterns_name} is {patterns!r}, expected an object")
+        raise CheckpointError(f"{path}: {patterns_name} is {quoted(patterns)}, expected an object")
     for pattern, own in patterns.items():
         try:
             matches = re.match(rf"(.*\.)?({pattern})$", module)

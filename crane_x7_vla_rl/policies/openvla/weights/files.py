@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from crane_x7_vla_rl.fields import quoted
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
 
 SINGLE: Final = "model.safetensors"
@@ -149,7 +150,7 @@ def _stored(path: Path, key: str, entry: object) -> Stored:
         dtype, shape = str(entry["dtype"]), tuple(int(length) for length in entry["shape"])
         begin, end = map(int, entry["data_offsets"])
     except (AssertionError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: {key} is described by {entry!r}") from error
+        raise CheckpointError(f"{path}: {key} is described by {quoted(entry)}") from error
     needed = ITEM_BYTES.get(dtype, 0) * math.prod(shape)
     if dtype in ITEM_BYTES and end - begin != needed:
         raise CheckpointError(

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from crane_x7_vla_rl.actions import StatisticsError, find_statistics
+from crane_x7_vla_rl.fields import quoted
 from crane_x7_vla_rl.policies import hub
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
 from crane_x7_vla_rl.policies.openvla.weights import adapters
@@ -185,7 +186,7 @@ def center_crop(layout: Layout) -> bool:
     path = layout.first(PREPROCESSOR)
     wanted = False if path is None else read_json(path).get(CENTER_CROP, False)
     if not isinstance(wanted, bool):
-        raise CheckpointError(f"{path}: {CENTER_CROP} is {wanted!r}, expected true or false")
+        raise CheckpointError(f"{path}: {CENTER_CROP} is {quoted(wanted)}, expected true or false")
     return wanted
 
 

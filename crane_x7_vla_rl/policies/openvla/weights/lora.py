@@ -12,6 +12,7 @@ from typing import Final, Literal
 
 from torch import nn
 
+from crane_x7_vla_rl.fields import quoted
 from crane_x7_vla_rl.policies.openvla.errors import AdapterError
 from crane_x7_vla_rl.policies.openvla.model.openvla import OpenVLA
 
@@ -59,7 +60,7 @@ def _names(model: OpenVLA, targets: Sequence[str]) -> list[str]:
     if targets == ALL_LINEAR:
         return known
     if isinstance(targets, str):
-        raise AdapterError(f"LoRA targets are {targets!r}, expected {ALL_LINEAR!r} or a list")
+        raise AdapterError(f"LoRA targets are {quoted(targets)}, expected {ALL_LINEAR!r} or a list")
     found: list[str] = []
     for target in targets:
         matches = [name for name in known if name == target or name.endswith(f".{target}")]

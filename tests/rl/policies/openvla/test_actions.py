@@ -83,8 +83,8 @@ def test_statistics_of_another_robot_do_not_scale_this_one(model: OpenVLA) -> No
     ("entry", "said"),
     [
         ({}, "robot has no 'action' statistics"),
-        ({"action": {"q01": [0.0]}}, "robot.action: q99 is None, expected a list"),
-        ({"action": {"q01": [0.0], "q99": ["a"]}}, r"q99 is \['a'\], expected a list of numbers"),
+        ({"action": {"q01": [0.0]}}, "robot.action: q99 is null, expected a list"),
+        ({"action": {"q01": [0.0], "q99": ["a"]}}, r'q99 is \["a"\], expected a list of numbers'),
         ({"action": {"q01": [0.0], "q99": [1.0, 2.0]}}, "three lists of one length"),
         ({"action": {"q01": [0.0], "q99": [1.0], "mask": [1]}}, "mask holds int64"),
         ({"action": {"q01": [0.0], "q99": [1.0], "mask": [True, [True]]}}, "mask is .*expected a"),

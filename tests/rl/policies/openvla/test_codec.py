@@ -145,7 +145,7 @@ def test_a_checkpoint_that_says_nothing_is_asked_as_the_released_ones() -> None:
     [
         ({"chunk_step": 2}, "chunk_step is unknown; known: state_tokens, chunk_steps, period_s"),
         ({"chunk_steps": 0}, "chunk_steps is 0"),
-        ({"chunk_steps": True}, "chunk_steps is True"),
+        ({"chunk_steps": True}, "chunk_steps is true"),
         ({"period_s": -1}, "period_s is -1"),
         ({"state_tokens": "yes"}, "state_tokens is 'yes'"),
         ({"view": [0.5, 0, 0.5, 1]}, r"view is \[0.5, 0, 0.5, 1\], expected left, top"),

@@ -131,7 +131,7 @@ def test_sizes_left_out_are_the_released_models() -> None:
         ({"model_type": "llava"}, "model_type is 'llava', expected 'openvla'"),
         ({"image_sizes": [384, 384]}, r"image_sizes is \[384, 384\]"),
         ({"n_action_bins": 512}, "n_action_bins is 512"),
-        ({"use_fused_vision_backbone": False}, "use_fused_vision_backbone is False"),
+        ({"use_fused_vision_backbone": False}, "use_fused_vision_backbone is false"),
         ({"llm_max_length": 0}, "llm_max_length is 0, expected a whole number"),
         ({"text_config": []}, "text_config is list, expected an object"),
         ({"text_config": {"vocab_size": 1000}}, "vocab_size is 1000, expected 32000 or more"),

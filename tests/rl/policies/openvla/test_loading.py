@@ -250,7 +250,7 @@ def test_dataset_statistics_update_those_of_the_config(copy: Path) -> None:
     [
         ({"q01": [0.0] * 8, "q99": [1.0] * 7}, "q99 (7,)"),
         ({"q01": [0.0] * 8, "q99": [1.0] * 8, "mask": [True] * 7}, "mask (7,)"),
-        ({"q01": [0.0] * 8}, "q99 is None"),
+        ({"q01": [0.0] * 8}, "q99 is null"),
         ({"q01": [float("nan")] * 8, "q99": [1.0] * 8}, "finite"),
         ({"q01": [], "q99": []}, "shape (0,)"),
     ],
@@ -444,10 +444,10 @@ def test_an_adapter_for_another_base_is_refused_by_shape_and_by_module(tmp_path:
     assert "has shape (4, 4), expected (32064, 32)" in message
 
 
-@pytest.mark.parametrize("rank", [0, -1, None, "4"])
-def test_rank_0_is_refused(tmp_path: Path, rank: object) -> None:
+@pytest.mark.parametrize(("rank", "said"), [(0, "0"), (-1, "-1"), (None, "null"), ("4", "'4'")])
+def test_rank_0_is_refused(tmp_path: Path, rank: object, said: str) -> None:
     message = _refusal(_adapter(tmp_path, _halves(QUERY, 32, 2, 32), r=rank))
-    assert f"r is {rank!r}, expected a rank of 1 or more" in message
+    assert f"r is {said}, expected a rank of 1 or more" in message
 
 
 def test_a_rank_unlike_the_config_says_is_refused(tmp_path: Path) -> None:
@@ -461,7 +461,7 @@ def test_a_rank_unlike_the_config_says_is_refused(tmp_path: Path) -> None:
     ("config", "words"),
     [
         ({"peft_type": "IA3"}, "peft_type is 'IA3', expected 'LORA'"),
-        ({"use_dora": True}, "use_dora is True"),
+        ({"use_dora": True}, "use_dora is true"),
         ({"base_model_name_or_path": None}, "names no base_model_name_or_path"),
     ],
 )
