@@ -16,7 +16,7 @@ from typing import Any, Final, TypeVar
 
 import yaml
 
-from crane_x7_vla_rl.fields import Leaf, add_flags, construct, leaves, quoted
+from crane_x7_vla_rl.fields import Leaf, add_flags, construct, kinds, leaves, quoted
 from crane_x7_vla_rl.suggest import nearest
 from crane_x7_vla_rl.training.errors import ConfigError
 from crane_x7_vla_rl.yaml_file import YamlError, parse_yaml, read_yaml
@@ -105,33 +105,59 @@ def build(cls: type[T], wanted: Sequence[Layer]) -> T:
     """Return the dataclass that the layers describe, the last one counting most.
 
     A section without values, as YAML has it where all its lines are comments, sets nothing. Raises
-    ConfigError for an unknown key, a value of another type, a key without a value, and what a
-    section's own check refuses.
+    ConfigError with all unknown keys, values of another type or out of range, and keys without a
+    value; where there are none, with what the sections' own checks refuse.
     """
     known = {leaf.key: leaf for leaf in leaves(cls)}
     sections = {key.rpartition(".")[0] for key in known if "." in key}
     values: dict[str, Any] = {}
+    problems: dict[str, str] = {}
     for layer in wanted:
         for key, value in layer.values.items():
             if key in sections and value is None:
                 continue
             if key in sections:
-                raise ConfigError(
+                problems[key] = (
                     f"{layer.source}: {key} is {quoted(value)}, expected keys and values"
                 )
-            if key not in known:
-                raise ConfigError(f"{layer.source}: {_unknown(key, known)}")
-            try:
-                values[key] = value = known[key].kind.convert(value)
-                known[key].kind.check(value)
-            except ValueError as error:
-                source = known[key].flag if layer.source == FLAGS else layer.source
-                text = f"{source}: {key} is {quoted(value)}, expected {error}"
-                raise ConfigError(text) from None
+            elif key not in known:
+                problems[key] = f"{layer.source}: {_unknown(key, known)}"
+            else:
+                try:
+                    values[key] = value = known[key].kind.convert(value)
+                    known[key].kind.check(value)
+                except ValueError as error:
+                    source = known[key].flag if layer.source == FLAGS else layer.source
+                    problems[key] = f"{source}: {key} is {quoted(value)}, expected {error}"
     for leaf in known.values():
-        if leaf.key not in values and leaf.default is dataclasses.MISSING:
-            raise ConfigError(f"{leaf.key} is not set; give {leaf.flag}, or {leaf.key} in the file")
+        if leaf.key not in values | problems and leaf.default is dataclasses.MISSING:
+            problems[leaf.key] = (
+                f"{leaf.key} is not set; give {leaf.flag}, or {leaf.key} in the file"
+            )
+    _raise_all(list(problems.values()))
+    _raise_all(_refused_sections(cls, values))
     return construct(cls, values)
+
+
+def _refused_sections(cls: type, values: Mapping[str, Any]) -> list[str]:
+    """Return what the checks of the sections themselves say, one text per section."""
+    found = []
+    for name, kind in kinds(cls).items():
+        if kind.is_section:
+            try:
+                construct(kind.base, values, f"{name}.")
+            except ConfigError as error:
+                found.append(str(error))
+    return found
+
+
+def _raise_all(problems: Sequence[str]) -> None:
+    """Raise ConfigError with all problems, a single one as it is."""
+    if len(problems) == 1:
+        raise ConfigError(problems[0])
+    if problems:
+        lines = "".join(f"\n  - {text}" for text in problems)
+        raise ConfigError(f"{len(problems)} things in the configuration are wrong:{lines}")
 
 
 def _unknown(key: str, known: Mapping[str, Leaf]) -> str:

@@ -14,6 +14,7 @@ from crane_x7_vla_rl.fields import leaves
 from crane_x7_vla_rl.training import cli
 from crane_x7_vla_rl.training.config import loader
 from crane_x7_vla_rl.training.errors import ConfigError, ExitCode
+from crane_x7_vla_rl.training.rl.config import RlConfig
 from crane_x7_vla_rl.training.sft import command as sft_command
 from crane_x7_vla_rl.training.sft.config import SftConfig
 
@@ -235,3 +236,22 @@ def test_help_answers_at_once_and_imports_nothing_heavy(command: tuple[str, ...]
     assert done.stdout.splitlines()[-1] == "[]"
     # Of the processor: how long it took on the clock says how busy the machine was.
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_utime - before < 2
+
+
+def test_all_wrong_values_and_unknown_keys_are_named_at_once(tmp_path: Path) -> None:
+    file = written(tmp_path, "backend: openvla\ntraining: {batch_sise: 3}\n")
+    with pytest.raises(ConfigError) as caught:
+        read("--config", file, "--lora-rank", "0", "--override", "training.learning_rate=fast")
+    said = str(caught.value)
+    assert said.startswith("3 things in the configuration are wrong:")
+    assert "training.batch_sise is unknown; did you mean batch_size?" in said
+    assert "--lora-rank: lora.rank is 0, expected 1 or more" in said
+    assert "--override: training.learning_rate is 'fast', expected a number" in said
+
+
+def test_checks_across_several_sections_are_named_at_once() -> None:
+    layer = loader.Layer("a.yaml", {"lora.dropout": 0.5, "env.colours": "purple"})
+    with pytest.raises(ConfigError) as caught:
+        loader.build(RlConfig, [layer])
+    assert "lora.dropout is 0.5, expected 0" in str(caught.value)
+    assert "env.colours has" in str(caught.value)
