@@ -64,17 +64,26 @@ def open_source(path: str | Path, *, instruction: str = DEFAULT_INSTRUCTION) -> 
     `instruction` is for formats, or episodes, that name none. Raises DataError where nothing in
     the folder is known.
     """
+    folder, (module, function) = Path(path).expanduser(), find_reader(path)
+    reader = _reader(module, function)
+    if module == "lerobot":
+        return reader(folder if folder.exists() else str(path))
+    return reader(folder, instruction=instruction)
+
+
+def find_reader(path: str | Path) -> tuple[str, str]:
+    """Return the module and function that read a data set; nothing is read yet.
+
+    Raises DataError where nothing in the folder is known.
+    """
     folder = Path(path).expanduser()
     if not folder.exists() and REPO_ID.fullmatch(str(path)):
-        return _reader("lerobot", "open_lerobot")(str(path))
+        return "lerobot", "open_lerobot"
     if not folder.exists():
         raise DataError(f"{path}: there is no such folder, and it is no Hub id (owner/name) either")
     for pattern, module, function in READERS:
         if _holds(folder, pattern):
-            reader = _reader(module, function)
-            if module == "lerobot":
-                return reader(folder)
-            return reader(folder, instruction=instruction)
+            return module, function
     patterns = [pattern for pattern, _, _ in READERS]
     hidden = {found for pattern in patterns for found in folder.glob(pattern)}
     left_out = f"; left out {len(hidden)} whose names begin with a dot" if hidden else ""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from enum import IntEnum
 from typing import Final
 
@@ -83,6 +84,28 @@ class OutOfMemoryError(TrainingError):
     """Memory ran out; names what was done, what it needed and the flag to lower."""
 
     exit_code = ExitCode.MEMORY
+
+
+class PackageError(TrainingError):
+    """Packages of an extra are not installed."""
+
+    exit_code = ExitCode.USAGE
+
+
+class GpuSimulationError(TrainingError):
+    """This machine lacks what a simulation on its GPU needs."""
+
+    exit_code = ExitCode.SIMULATION
+
+
+class PreflightError(TrainingError):
+    """Several things are wrong; nothing was loaded."""
+
+    def __init__(self, problems: Sequence[str], code: ExitCode) -> None:
+        """`code` is the exit code, usually of the first problem."""
+        lines = "".join(f"\n  - {text}" for text in problems)
+        super().__init__(f"{len(problems)} things are wrong; nothing was loaded:{lines}")
+        self.exit_code = code
 
 
 class LaterError(TrainingError):

@@ -7,15 +7,19 @@ same ones earlier, and crane_x7_remote/settings.py says what they mean.
 
 from __future__ import annotations
 
+import netrc
 import os
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
+from urllib.parse import urlsplit
 
 from crane_x7_vla_rl import secret_text, variables
 
 if TYPE_CHECKING:
     from crane_x7_vla_rl.training.config.loader import Layer
 
+WANDB_URL: Final = "https://api.wandb.ai"
 VARIABLES: Final[Mapping[str, str]] = {
     "LIFT_SIMULATOR": "env.simulator",
     "LIFT_BACKEND": "env.backend",
@@ -40,6 +44,28 @@ def layers(environ: Mapping[str, str] | None = None) -> list[Layer]:
 def line_to_complete() -> str | None:
     """Return what a shell wants completed; None where this process is no completion."""
     return variables.line_to_complete(os.environ)
+
+
+def wandb_login_problem(environ: Mapping[str, str] | None = None) -> str | None:
+    """Say that W&B would need a login that there is not; None where there is one, or none needed.
+
+    A key in the environment or in the netrc file counts, as does WANDB_MODE=offline.
+    """
+    environ = os.environ if environ is None else environ
+    if environ.get("WANDB_MODE", "online").strip() != "online" or environ.get("WANDB_API_KEY"):
+        return None
+    host = urlsplit(environ.get("WANDB_BASE_URL", WANDB_URL)).hostname or ""
+    names = (environ.get("NETRC"), Path.home() / ".netrc", Path.home() / "_netrc")
+    try:
+        known = [netrc.netrc(name).hosts for name in names if name and Path(name).is_file()]
+    except (OSError, netrc.NetrcParseError):
+        return None  # wandb says what is wrong with it
+    if any(host in hosts for hosts in known):
+        return None
+    return (
+        f"--use-wandb: there is no login for W&B at {host}; set WANDB_API_KEY, run `wandb login` or"
+        " set WANDB_MODE=offline to keep the run on this machine"
+    )
 
 
 def tidy_environment() -> list[str]:

@@ -9,63 +9,33 @@ Legend: N scenes.
 
 from __future__ import annotations
 
-import platform
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import sapien
 import torch
 
-from crane_x7_vla_rl import sim
+from crane_x7_vla_rl import gpu_simulation, sim
 from crane_x7_vla_rl.robot import DOF, LOWER_RAD, UPPER_RAD
 from crane_x7_vla_rl.sim.errors import SimError
 from crane_x7_vla_rl.sim.vector.batched import BatchedVectorEnv, TaskStatus
 from crane_x7_vla_rl.vector_config import Backend, VectorConfig
 
 
-@dataclass(frozen=True)
-class Machine:
-    """What GPU simulation needs, and whether this machine has it."""
-
-    cuda: bool
-    """torch sees a GPU."""
-    physx_library: Path
-    """Where SAPIEN looks for GPU PhysX."""
-    vulkan: bool
-    """SAPIEN can draw on that GPU."""
+class Machine(gpu_simulation.Machine):
+    """What GPU simulation needs, as torch and SAPIEN see it."""
 
     def check(self) -> None:
-        """Raise SimError for the first thing that is missing."""
-        if not self.cuda:
-            raise SimError(
-                "--backend gpu: torch sees no CUDA GPU. Check `nvidia-smi`, start the container"
-                " with --gpus all, and install a CUDA build of torch; or use --backend cpu"
-            )
-        if not self.physx_library.exists():
-            version = self.physx_library.parent.name
-            raise SimError(
-                f"--backend gpu: SAPIEN's GPU PhysX library {self.physx_library} is missing. Fetch"
-                " it once, where the network allows: python -c 'import sapien.physx;"
-                " sapien.physx.enable_gpu()'; or unpack linux-so.zip of release"
-                f" {version} of sapien-sim/physx-precompiled into"
-                f" {self.physx_library.parent}; or use --backend cpu"
-            )
-        if not self.vulkan:
-            raise SimError(
-                "--backend gpu: the GPU offers no Vulkan device, so SAPIEN cannot draw on it. Start"
-                " the container with NVIDIA_DRIVER_CAPABILITIES=all, check that"
-                " /usr/share/vulkan/icd.d/nvidia_icd.json is there and that `vulkaninfo --summary`"
-                " lists the GPU; or use --backend cpu"
-            )
+        """Raise SimError with all that is missing."""
+        if found := self.problems():
+            raise SimError("\n  ".join(found))
 
 
 def this_machine() -> Machine:
     """Return what this machine has."""
-    folder = Path.home() / ".sapien" / "physx" / sapien.physx.version()
-    name = "PhysXGpu_64.dll" if platform.system() == "Windows" else "libPhysXGpu_64.so"
+    folder = Path.home() / gpu_simulation.FOLDER / sapien.physx.version()
     cuda = torch.cuda.is_available()
-    return Machine(cuda, folder / name, cuda and _can_render())
+    return Machine(cuda, folder / gpu_simulation.PHYSX, cuda and _can_render())
 
 
 def _can_render() -> bool:

@@ -20,13 +20,16 @@ from pathlib import Path
 from typing import Any, Final
 
 from crane_x7_vla_rl import fields, scenes
-from crane_x7_vla_rl.policies import about
+from crane_x7_vla_rl.policies import about, cuda_devices
 from crane_x7_vla_rl.policies.about import Chosen
 from crane_x7_vla_rl.policies.base import AUTO, ModelOptions
+from crane_x7_vla_rl.policies.preflight import OptionNames, model_problems
 from crane_x7_vla_rl.scenes import WorldConfig
+from crane_x7_vla_rl.training import preflight
 from crane_x7_vla_rl.training.evaluate.config import RESULTS, EvaluateConfig
 
 OUTPUTS: Final = Path("outputs/evaluate")
+NAMES: Final = OptionNames("--checkpoint", "--device", "--unnorm-key")
 NOT_MODEL: Final = ("path", "token", "center_crop", "chunk_steps", "device")
 """Options of a model that the checkpoint or the environment says."""
 NOT_FLAGS: Final = ("model", "output", "world", "sources")
@@ -96,6 +99,7 @@ def _name(args: argparse.Namespace) -> str:
 def run(args: argparse.Namespace) -> int:
     """Evaluate; returns 0. Raises PolicyLoadError, DataError and SimError."""
     config = read(args)
+    _check(config)
     logger.info("%s", _summary(config))
     results = evaluate(config)
     from crane_x7_vla_rl.training.evaluate.report import show
@@ -118,6 +122,19 @@ def _summary(config: EvaluateConfig) -> str:
     return f"{config.model.path}: {', '.join(words)}"
 
 
+def _check(config: EvaluateConfig) -> None:
+    """Raise all that is wrong and cheap to find, before anything is loaded."""
+    checks = [
+        preflight.packages(preflight.MODEL + preflight.SIMULATION * bool(config.num_episodes)),
+        iter(cuda_devices.problems(config.model.device, NAMES.device)),
+        iter(model_problems(config.model, NAMES)),
+        preflight.output(config.output),
+    ]
+    if config.data_root is not None:
+        checks.append(preflight.data(config.data_root, "--data-root"))
+    preflight.raise_all(*checks)
+
+
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Return what `results.json` then holds; raises PolicyLoadError, DataError, SimError.
 
@@ -128,7 +145,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy
     from crane_x7_vla_rl.training.evaluate.report import summary
 
-    policy = load_policy("openvla", config.model)
+    policy = load_policy("openvla", config.model, NAMES)
     assert isinstance(policy, OpenVLAPolicy)
     config.output.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {"checkpoint": config.model.path}

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import Final
 
-from crane_x7_vla_rl.training import settings
+from crane_x7_vla_rl.training import preflight, settings
 from crane_x7_vla_rl.training.checkpoints.resume import Resumption, Rules, configure, locate
 from crane_x7_vla_rl.training.config import loader
 from crane_x7_vla_rl.training.rl.config import RlConfig
@@ -53,10 +53,26 @@ def run(args: argparse.Namespace) -> int:
     Raises TrainingError and SimError.
     """
     config, resumption = read(args)
+    _check(config, resumption)
     from crane_x7_vla_rl.training.rl.loop import train
 
     train(config, resumption)
     return 0
+
+
+def _check(config: RlConfig, resumption: Resumption | None) -> None:
+    """Raise all that is wrong and cheap to find, before anything is loaded."""
+    start, env = config.start, config.env
+    checks = [preflight.run(config)]
+    if env.simulator == "maniskill":
+        checks.append(preflight.packages(preflight.SIMULATION))
+        if env.backend == "gpu":
+            checks.append(preflight.gpu_backend())
+    flag = "--sft-checkpoint" if start.sft_checkpoint else "--pretrained"
+    checks.append(preflight.model(start.model, flag))
+    if resumption is None:
+        checks.append(preflight.statistics(start.model, start.unnorm_key, start.statistics))
+    preflight.raise_all(*checks)
 
 
 def read(args: argparse.Namespace) -> tuple[RlConfig, Resumption | None]:

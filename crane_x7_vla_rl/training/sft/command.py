@@ -11,6 +11,8 @@ import argparse
 from pathlib import Path
 from typing import Final
 
+from crane_x7_vla_rl.policies.base import DEFAULT_UNNORM_KEY
+from crane_x7_vla_rl.training import preflight
 from crane_x7_vla_rl.training.checkpoints.resume import Resumption, Rules, configure, locate
 from crane_x7_vla_rl.training.config import loader
 from crane_x7_vla_rl.training.errors import LaterError
@@ -57,6 +59,12 @@ def run(args: argparse.Namespace) -> int:
             "backend openpi comes later, with its own issue (see 'Not yet' in CHANGELOG.md); use"
             " --backend openvla"
         )
+    preflight.raise_all(
+        preflight.run(config),
+        preflight.model(config.policy.model, "--model"),
+        preflight.statistics(config.policy.model, DEFAULT_UNNORM_KEY, config.policy.statistics),
+        preflight.data(config.data.root, "--data-root"),
+    )
     from crane_x7_vla_rl.training.sft.loop import train
 
     train(config, resumption)

@@ -1,0 +1,125 @@
+"""What is cheap to find wrong with a run is found first, all of it at once, without torch."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+from places import ROOT
+
+from crane_x7_vla_rl.policies import cuda_devices
+from crane_x7_vla_rl.training import preflight, settings
+from crane_x7_vla_rl.training.errors import ConfigError, ExitCode, OutputError, PreflightError
+from crane_x7_vla_rl.training.evaluate import command as evaluate_command
+from crane_x7_vla_rl.training.rl import command as rl_command
+from crane_x7_vla_rl.training.sft import command as sft_command
+
+CODE = """
+import sys
+from crane_x7_vla_rl.training.cli import main
+code = main(sys.argv[1:])
+print(sorted({"torch", "sapien", "mani_skill"} & sys.modules.keys()))
+sys.exit(code)
+"""
+
+
+def refused(command: ModuleType, *argv: str) -> str:
+    """Return what the command says before it loads anything."""
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    with pytest.raises(PreflightError) as caught:
+        command.run(parser.parse_args(argv))
+    return str(caught.value)
+
+
+@pytest.fixture(autouse=True)
+def no_gpu(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(cuda_devices, "count", lambda: 0)
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in ("WANDB_API_KEY", "WANDB_MODE", "WANDB_BASE_URL", "NETRC", "VLA_MODEL_PATH"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_train_names_all_that_its_machine_lacks(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.write_text("")
+    said = refused(
+        rl_command, "--pretrained", "/nowhere", "--backend", "gpu", "--device", "cuda",
+        "--use-wandb", "--output-dir", str(file), "--statistics", "/none.json",
+    )  # fmt: skip
+    for part in (
+        "8 things are wrong; nothing was loaded:", "--device=cuda: this machine offers no CUDA",
+        f"{file} is a file", "no login for W&B at api.wandb.ai", "torch sees no CUDA GPU",
+        "GPU PhysX library", "no Vulkan device", "--pretrained: /nowhere: there is no such folder",
+        "--statistics /none.json",
+    ):  # fmt: skip
+        assert part in said
+
+
+def test_sft_names_model_and_data_at_once(tmp_path: Path) -> None:
+    said = refused(
+        sft_command, "--backend", "openvla", "--model", "/nowhere", "--data-root", "/nothing",
+        "--output-dir", str(tmp_path / "run"),
+    )  # fmt: skip
+    assert "--model: /nowhere: there is no such folder" in said
+    assert "--data-root: /nothing: there is no such folder" in said
+    assert not (tmp_path / "run").exists()
+
+
+def test_evaluate_names_checkpoint_and_device_at_once(tmp_path: Path) -> None:
+    argv = ("--checkpoint", "/nowhere", "--device", "cuda:7", "--output", str(tmp_path / "out"))
+    said = refused(evaluate_command, *argv)
+    assert "--device=cuda:7: this machine offers no CUDA device" in said
+    assert "/nowhere: there is no such folder" in said
+
+
+@pytest.mark.parametrize(
+    ("argv", "code"),
+    [
+        (("evaluate", "--checkpoint", "/nowhere"), ExitCode.POLICY_LOAD),
+        (("train", "--lora-rank", "0"), ExitCode.CONFIG),
+        (("train", "--pretrained", "/nowhere", "--backend", "cpu"), ExitCode.POLICY_LOAD),
+    ],
+)
+def test_an_answer_comes_before_torch_and_the_simulation_are_imported(
+    tmp_path: Path, argv: tuple[str, ...], code: ExitCode
+) -> None:
+    more = () if argv[0] == "evaluate" else ("--output-dir", str(tmp_path / "run"))
+    done = subprocess.run(
+        [sys.executable, "-c", CODE, *argv, *more], cwd=ROOT, capture_output=True, text=True,
+        timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == code, done.stderr
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_a_single_problem_keeps_its_kind_and_the_first_of_several_decides_the_code() -> None:
+    full, odd = OutputError("full"), ConfigError("odd")
+    with pytest.raises(OutputError, match="full"):
+        preflight.raise_all(iter([full]), iter([]))
+    with pytest.raises(PreflightError) as caught:
+        preflight.raise_all(iter([full]), iter([odd]))
+    assert caught.value.exit_code == ExitCode.OUTPUT
+    preflight.raise_all(iter([]))
+
+
+@pytest.mark.parametrize(
+    ("environ", "missing"),
+    [
+        ({}, True), ({"WANDB_API_KEY": "a"}, False), ({"WANDB_MODE": "offline"}, False),
+        ({"WANDB_BASE_URL": "https://wandb.example"}, True),
+    ],
+)  # fmt: skip
+def test_w_and_b_needs_a_login_only_online(environ: dict[str, str], missing: bool) -> None:
+    assert (settings.wandb_login_problem(environ) is not None) == missing
+
+
+def test_a_netrc_is_a_login_for_its_host_alone(tmp_path: Path) -> None:
+    (tmp_path / "netrc").write_text("machine api.wandb.ai login user password secret\n")
+    environ = {"NETRC": str(tmp_path / "netrc")}
+    assert settings.wandb_login_problem(environ) is None
+    assert settings.wandb_login_problem(environ | {"WANDB_BASE_URL": "https://b.example"})
