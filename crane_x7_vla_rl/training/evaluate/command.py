@@ -25,7 +25,6 @@ from crane_x7_vla_rl.policies.about import Chosen
 from crane_x7_vla_rl.policies.base import AUTO, ModelOptions
 from crane_x7_vla_rl.policies.preflight import OptionNames, model_problems
 from crane_x7_vla_rl.scenes import WorldConfig
-from crane_x7_vla_rl.training import preflight
 from crane_x7_vla_rl.training.evaluate.config import RESULTS, EvaluateConfig
 
 OUTPUTS: Final = Path("outputs/evaluate")
@@ -124,6 +123,8 @@ def _summary(config: EvaluateConfig) -> str:
 
 def _check(config: EvaluateConfig) -> None:
     """Raise all that is wrong and cheap to find, before anything is loaded."""
+    from crane_x7_vla_rl.training import preflight
+
     checks = [
         preflight.packages(preflight.MODEL + preflight.SIMULATION * bool(config.num_episodes)),
         iter(cuda_devices.problems(config.model.device, NAMES.device)),

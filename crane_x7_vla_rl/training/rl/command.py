@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 from typing import Final
 
-from crane_x7_vla_rl.training import preflight, settings
+from crane_x7_vla_rl.training import settings
 from crane_x7_vla_rl.training.checkpoints.resume import Resumption, Rules, configure, locate
 from crane_x7_vla_rl.training.config import loader
 from crane_x7_vla_rl.training.rl.config import RlConfig
@@ -62,6 +62,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _check(config: RlConfig, resumption: Resumption | None) -> None:
     """Raise all that is wrong and cheap to find, before anything is loaded."""
+    from crane_x7_vla_rl.training import preflight
+
     start, env = config.start, config.env
     checks = [preflight.run(config)]
     if env.simulator == "maniskill":

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Final
 
 from crane_x7_vla_rl.policies.base import DEFAULT_UNNORM_KEY
-from crane_x7_vla_rl.training import preflight
 from crane_x7_vla_rl.training.checkpoints.resume import Resumption, Rules, configure, locate
 from crane_x7_vla_rl.training.config import loader
 from crane_x7_vla_rl.training.errors import LaterError
@@ -59,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
             "backend openpi comes later, with its own issue (see 'Not yet' in CHANGELOG.md); use"
             " --backend openvla"
         )
+    from crane_x7_vla_rl.training import preflight
+
     preflight.raise_all(
         preflight.run(config),
         preflight.model(config.policy.model, "--model"),
