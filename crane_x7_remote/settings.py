@@ -424,7 +424,7 @@ def inherited() -> dict[str, str]:
 
 def output_root() -> Path:
     """Return the folder below which commands write by default."""
-    return variables.output_root(os.environ)
+    return Path(variables.output_root(os.environ)).expanduser()
 
 
 def secret_variables() -> frozenset[str]:

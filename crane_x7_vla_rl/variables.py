@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 from typing import Final
 
 SECRETS: Final = (
@@ -59,10 +58,10 @@ def means_unset(text: str) -> bool:
     return bare(text) == "" or is_unset_word(text)
 
 
-def output_root(environ: Mapping[str, str]) -> Path:
+def output_root(environ: Mapping[str, str]) -> str:
     """Return the folder below which commands write by default."""
     text = environ.get("OUTPUT_ROOT", "")
-    return Path(OUTPUT_ROOT if means_unset(text) else bare(text)).expanduser()
+    return OUTPUT_ROOT if means_unset(text) else bare(text)
 
 
 def secret(text: str) -> str | None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import pytest
 
 from crane_x7_remote import settings
@@ -155,4 +153,4 @@ def test_an_instruction_of_the_environment_becomes_one_line() -> None:
 def test_output_root_is_a_folder_of_the_working_folder_unless_set(
     environ: dict[str, str], folder: str
 ) -> None:
-    assert variables.output_root(environ) == Path(folder)
+    assert variables.output_root(environ) == folder
