@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
     plan = plan_module.read(args)
     folder = _make_folder(args.output_dir or settings_module.output_root() / "demo")
     with _signals() as is_stopped:
-        outcome, made = _show(plan, folder, is_stopped)
+        outcome, made = _show(plan, folder, is_stopped, with_view=args.record)
     report.write(made.report, folder / "report.json")
     if args.record:
         _write_pictures(outcome, made, folder, with_gif=args.gif)
@@ -87,7 +87,7 @@ class Made:
 
 
 def _show(
-    plan: DemoPlan, folder: Path, is_stopped: Callable[[], bool]
+    plan: DemoPlan, folder: Path, is_stopped: Callable[[], bool], *, with_view: bool
 ) -> tuple[report.DemoResult, Made]:
     """Run both processes until the tasks are done, time is up or a signal came."""
     metrics_path = folder / "metrics.json"
@@ -102,7 +102,9 @@ def _show(
         recording, scene, guard = Recording(), {}, {}
         outcome = _outcome(plan, {}, _Stage(), 0.0)
         if found:
-            recorder = stack.enter_context(RunRecorder(int(found[1]), plan.settings))
+            recorder = stack.enter_context(
+                RunRecorder(int(found[1]), plan.settings, with_view=with_view)
+            )
             recording = recorder.recording
             command = plan_module.loop_command(plan, int(found[2]), metrics_path)
             loop = stack.enter_context(DemoProcess("infer", command, folder / "loop.log"))

@@ -95,9 +95,11 @@ class RunRecorder:
         port: int,
         names: Settings,
         camera_period_ms: int = 66,
+        with_view: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`names` gives the topics; a picture is kept at most each `camera_period_ms`."""
+        """`names` gives the topics; a picture is kept at most each `camera_period_ms`.
+        `with_view`: also record the camera that sees the whole arm, which must be rendered."""
         self.recording = Recording()
         self.started_s: float | None = None
         """When the first trajectory came, on our own `clock`."""
@@ -125,9 +127,11 @@ class RunRecorder:
             names.camera_topic, "sensor_msgs/CompressedImage", self._on_frame, camera_period_ms,
             "cbor",
         )  # fmt: skip
-        subscribe(
-            SIM_VIEW_TOPIC, "sensor_msgs/CompressedImage", self._on_view, camera_period_ms, "cbor"
-        )
+        if with_view:
+            subscribe(
+                SIM_VIEW_TOPIC, "sensor_msgs/CompressedImage", self._on_view, camera_period_ms,
+                "cbor",
+            )  # fmt: skip
         subscribe(names.joint_states_topic, "sensor_msgs/JointState", self._on_joints)
         subscribe(SIM_TARGETS_TOPIC, "sensor_msgs/JointState", self._on_targets)
         subscribe(names.trajectory_topic, "trajectory_msgs/JointTrajectory", self._on_trajectory)

@@ -17,6 +17,8 @@ from crane_x7_remote.demo.report import DemoResult
 
 PROGRAM: Final = "crane-x7-remote"
 GAP: Final = "   "
+REACHED: Final = 0.98
+"""Share of the set rate from which it counts as reached."""
 
 
 def text(result: DemoResult, report: dict[str, Any], folder: Path) -> str:
@@ -50,7 +52,7 @@ def rate(report: dict[str, Any]) -> str:
     words = f"{report['rate_hz']:.2f} Hz reached, {report['asked_rate_hz']:g} Hz set"
     if report.get("rate_reason"):
         words += f" ({report['rate_reason']})"
-    if report.get("rate_limit"):
+    if report.get("rate_limit") and report["rate_hz"] < REACHED * report["asked_rate_hz"]:
         words += f"; limited by the {report['rate_limit']}"
     return words
 

@@ -65,7 +65,8 @@ def test_demo_lifts_the_red_cube_and_places_the_blue_one(tmp_path: Path) -> None
     assert made["latency_ms"]["count"] == made["trajectories"]
     assert made["guard"]["passed"] + made["guard"]["retimed"] > 50
     assert made["guard"]["gate"]["faults"] == 0
-    assert min(made["recorded"]["frames"], made["recorded"]["views"]) > 60
+    assert made["recorded"]["frames"] > 60
+    assert made["recorded"]["views"] > 20
     with av.open(str(folder / "demo.mp4")) as video:
         stream = video.streams.video[0]
         video_s = float(stream.duration * stream.time_base)

@@ -221,6 +221,12 @@ def test_the_summary_tells_tasks_times_rate_and_its_reason(tmp_path: Path) -> No
     assert "demo --seed 1" in said
 
 
+def test_the_summary_says_what_limits_a_rate_that_is_not_reached() -> None:
+    slow = {"rate_hz": 7.0, "asked_rate_hz": 10.0, "rate_limit": "camera"}
+    assert summary.rate(slow) == "7.00 Hz reached, 10 Hz set; limited by the camera"
+    assert "limited" not in summary.rate(slow | {"rate_hz": 9.99})
+
+
 def test_the_summary_of_a_failure_points_at_the_loops_log(tmp_path: Path) -> None:
     failed = DemoResult(0, "赤いキューブを持ち上げて", None, (), (), None, None, 9.0)
     said = summary.text(failed, {}, tmp_path)
