@@ -38,7 +38,6 @@ def test_a_value_is_quoted_as_a_file_has_it(value: object, said: str) -> None:
         ["sft", "--backend", "openvla", "--override", "data.root=[a]"],
         ["evaluate", "--checkpoint", "x", "--swapped", "--colours", "red"],
         ["convert", "/nowhere", "/nowhere/else"],
-        ["merge", "/nowhere", str(ROOT)],
         ["demo", "--timeout", "0", "1"],
         ["infer", "--vla-center-crop", "--vla-chunk-steps", "x"],
         ["guard", "--guard-topics", "x"],
