@@ -127,8 +127,14 @@ def _peeked(path: str) -> Layout | None:
 
 
 def gpu_backend() -> Iterator[Exception]:
-    """Find what the simulation on a GPU lacks."""
-    for problem in gpu_simulation.glance(cuda_devices.count()).problems():
+    """Find what the simulation on a GPU lacks; only where there is a GPU, SAPIEN is imported."""
+    if cuda_devices.count() == 0:
+        machine = gpu_simulation.without_gpu()
+    else:
+        from crane_x7_vla_rl.sim.vector.maniskill_gpu import this_machine
+
+        machine = this_machine()
+    for problem in machine.problems():
         yield GpuSimulationError(problem)
 
 

@@ -7,6 +7,7 @@ the tailnet's lines `docker` adds what a control server of one's own needs, TS_E
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shlex
@@ -27,6 +28,7 @@ from crane_x7_remote.errors import ExitCode
 
 pytestmark = pytest.mark.container
 
+NEVER_SEEN = "known: bridge_orig. The model has never seen this arm: fine-tune it first"
 PAGE = (ROOT / "docs" / "docker-run.md").read_text()
 LINES = re.findall(r"^docker run (?:.*\\\n)*.*$", PAGE, re.MULTILINE)
 
@@ -124,6 +126,16 @@ def tailnet(workshop: Workshop, image: str, tmp_path: Path) -> Iterator[Desk]:
             yield replace(desk, key=world.control.key(ephemeral=True), login=login)
 
 
+def _base_model(folder: Path) -> None:
+    """Write what describes a model that knows another robot alone; its weights are never read."""
+    folder.mkdir()
+    action = {"q01": [0.0] * 7, "q99": [1.0] * 7}
+    config = {"norm_stats": {"bridge_orig": {"action": action}}}
+    for name, content in (("config.json", json.dumps(config)), ("tokenizer.json", "{}")):
+        (folder / name).write_text(content)
+    (folder / "model.safetensors").write_bytes(b"")
+
+
 def test_page_has_the_lines_that_the_project_promised() -> None:
     assert len(LINES) == 6
     assert sum("TS_AUTHKEY" in line for line in LINES) == 3
@@ -150,8 +162,10 @@ def test_direct_command_line_runs_what_it_names(desk: Desk, image: str) -> None:
     code, output = desk.run(line)
     words = line.replace("\\\n", " ").partition("python ")[2].split()
     options = ("--rm", "--network", "none", "--user", "vla", "--entrypoint", "python")
+    options = ("--env", "WANDB_API_KEY=your-wandb-api-key", *options)
     alone = desk.workshop.run("podman", "run", *options, image, *words, check=False)
-    assert code == alone.returncode, output
+    assert code == alone.returncode == ExitCode.SIMULATION, output
+    assert "--backend gpu: torch sees no CUDA GPU" in output, "podman has no GPU for --gpus all"
     last = alone.stderr.strip().splitlines()[-1]
     assert last in output
 
@@ -162,11 +176,14 @@ def test_inference_line_joins_the_tailnet_and_ends_with_the_verdict_on_the_model
 ) -> None:
     desk = tailnet
     line = _line("TS_AUTHKEY", *words)
+    _base_model(desk.folder / "models" / "crane_x7_openvla")
     code, output = desk.run(line)
     assert "crane-x7-inference.tailnet.test" in output
     assert code == ExitCode.POLICY_LOAD, output
     (model,) = re.findall('VLA_MODEL_PATH="(.*)"', line)
     assert model in output
+    reason = "the Hub did not answer" if words == ("VLA_DEVICE",) else NEVER_SEEN
+    assert reason in output
     assert desk.key[-32:] not in output
 
 
