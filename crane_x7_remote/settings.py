@@ -121,10 +121,10 @@ accepted."""
 starts from it, unless its configuration or a flag names another model."""
     vla_task_instruction: str = "pick up the object"
     """Task at the start."""
-    vla_device: str = "cuda"
-    """Device that the model runs on: cuda, cuda:1 or cpu."""
+    vla_device: str = "auto"
+    """Device that the model runs on: cuda, cuda:1, cpu, or auto for CUDA where there is one."""
     vla_inference_rate: Annotated[float, Field(gt=0, le=200, allow_inf_nan=False)] = 10.0
-    """Trajectories per second, Hz."""
+    """Trajectories per second, Hz; unset: as the checkpoint says, else 10."""
     vla_unnorm_key: str = "crane_x7"
     """Key of the statistics that convert the model's outputs to radians."""
     vla_center_crop: Annotated[bool | None, EmptyIsNone] = None

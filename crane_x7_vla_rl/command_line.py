@@ -21,6 +21,7 @@ from typing import Any, Final, NoReturn
 
 from crane_x7_vla_rl import log_text
 from crane_x7_vla_rl.fields import argument_type
+from crane_x7_vla_rl.old_names import value_hint
 from crane_x7_vla_rl.suggest import did_you_mean
 
 DISTRIBUTION: Final = "crane-x7-remote"
@@ -125,7 +126,8 @@ class Parser(argparse.ArgumentParser):
         what = "command" if isinstance(action, argparse._SubParsersAction) else ""
         few = len(names) <= 15 or not all(name.isdecimal() for name in names)
         expected = ", ".join(names) if few else f"{names[0]} to {names[-1]}"
-        hint = did_you_mean(str(value), names)
+        old = value_hint(action.option_strings, str(value))
+        hint = old or did_you_mean(str(value), names)
         if what:
             text = f"there is no command {value!r}{hint or '; commands: ' + expected}"
             raise argparse.ArgumentError(None, text)

@@ -13,6 +13,7 @@ from typing import Final
 
 from crane_x7_remote import settings as settings_module
 from crane_x7_remote.errors import PolicyError, SettingsError
+from crane_x7_remote.inference import checkpoint
 from crane_x7_remote.settings import Settings
 from crane_x7_vla_rl.fields import FiniteAmount, argument_type
 from crane_x7_vla_rl.policies.base import PolicyLoadError
@@ -32,8 +33,6 @@ USUAL: Final = Skills(
 )
 """For colour servo, and for a checkpoint without skills.json."""
 CAMERA_HZ: Final = 30.0
-TICKS_PER_TRAJECTORY: Final = 2
-"""A trajectory is valid for at least so many ticks: the arm must not stop between two of them."""
 
 
 @dataclass(frozen=True)
@@ -217,7 +216,7 @@ def loop_command(plan: DemoPlan, port: int, metrics: Path) -> list[str]:
         return command
     model = ["--vla-model-path", plan.model.path, "--vla-device", plan.model.device]
     skills = plan.skills
-    lasting_s = TICKS_PER_TRAJECTORY / skills.rate_hz
+    lasting_s = checkpoint.lasting_s(skills.rate_hz)
     if lasting_s > plan.settings.trajectory_validity:
         command += ["--trajectory-validity", f"{lasting_s:.3g}"]
     limits = [

@@ -26,6 +26,7 @@ from crane_x7_remote.errors import (
     PolicyError,
     SettingsError,
 )
+from crane_x7_remote.inference import checkpoint
 from crane_x7_remote.inference.config import LoopConfig
 from crane_x7_remote.inference.limits import Limits
 from crane_x7_remote.inference.live_line import live_line
@@ -71,6 +72,8 @@ def run(args: argparse.Namespace) -> int:
     """Drive until a signal or `--duration`; raises RemoteError for every expected failure."""
     settings = settings_module.from_args(args)
     name = _policy_name(settings)
+    if name == "openvla" and settings.vla_model_path is not None:
+        settings = checkpoint.apply(settings)
     config = _loop_config(settings, args.session or secrets.token_hex(4), _camera_pose(settings))
     if name == "openvla":
         _check(settings)

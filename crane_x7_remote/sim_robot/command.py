@@ -22,7 +22,7 @@ from functools import partial
 from typing import Annotated
 
 from crane_x7_remote import settings
-from crane_x7_remote.errors import ExitCode, SimulationError
+from crane_x7_remote.errors import ExitCode, PolicyError, SimulationError
 from crane_x7_remote.sim_robot.arm import Arm, KinematicArm
 from crane_x7_remote.sim_robot.arm_process import ProcessArm
 from crane_x7_remote.sim_robot.maniskill_arm import ManiSkillArm, SceneConfig
@@ -33,6 +33,9 @@ from crane_x7_remote.system.parent_death import die_with
 from crane_x7_vla_rl import camera_pose, scenes
 from crane_x7_vla_rl.camera_pose import SIM_POSE, CameraPose
 from crane_x7_vla_rl.fields import argument_type, within
+from crane_x7_vla_rl.policies import about
+from crane_x7_vla_rl.policies.base import PolicyLoadError
+from crane_x7_vla_rl.scenes import COLOUR_NAMES, PICK_PLACE_ID, WorldConfig
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +45,9 @@ OWN_FLAGS = (
     "episode_s",
 )  # fmt: skip
 """Of the scene's, those that this command does not have, or in its own way."""
+SCENE = ("task", "colours", "spawn_range_m")
+"""What --scene-of takes from a checkpoint, unless a flag is given."""
+FLAGS = {name: "--" + name.replace("_", "-") for name in SCENE}
 PORT = argument_type(Annotated[int, within(0, 65535)])
 BACKLOG = argument_type(Annotated[int, within(0, 1_000_000)])
 RATE_HZ = argument_type(Annotated[float, within(0.1, 1000)])
@@ -64,11 +70,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--arm", choices=("maniskill", "kinematic"), default="maniskill",
         help="maniskill: physics and cameras; kinematic: neither, starts at once"
         " (%(default)s)")  # fmt: skip
-    add("--task", default="PickPlace-CRANE-X7", metavar="ID",
-        help="gymnasium id of the scene (%(default)s)")  # fmt: skip
+    add("--scene-of", metavar="CHECKPOINT",
+        help="take task, colours and spawn range from this policy, a folder or Hub id")  # fmt: skip
+    add("--task", metavar="ID",
+        help=f"gymnasium id of the scene (the checkpoint's, else {PICK_PLACE_ID})")  # fmt: skip
     add("--seed", type=int, default=0, metavar="N",
         help="seed of the scene: where the cubes lie (%(default)s)")  # fmt: skip
-    scenes.add_arguments(parser, without=OWN_FLAGS)
+    scenes.add_arguments(parser, without=OWN_FLAGS, asked=SCENE)
     add("--image-size", type=_image_size, default=(640, 480), metavar="WIDTHxHEIGHT",
         help="size of the camera picture (640x480)")  # fmt: skip
     add("--camera", choices=("base", "hand"), default="base",
@@ -103,6 +111,7 @@ def run(args: argparse.Namespace) -> int:
             f"--camera-rate {args.camera_rate:g} is above --control-rate {args.control_rate:g};"
             " the camera can take at most one picture per step: lower --camera-rate"
         )
+    _read_scene(args)
     arm_maker = _arm_maker(args)
     stop = _StopOnSignal()
     with contextlib.ExitStack() as stack:
@@ -129,6 +138,26 @@ def run(args: argparse.Namespace) -> int:
                 guard.check()
         logger.info("stopping on a signal")
     return ExitCode.OK
+
+
+def _read_scene(args: argparse.Namespace) -> None:
+    """Put the scene of --scene-of, else the default one, where no flag is given."""
+    given = {name: value for name in SCENE if (value := getattr(args, name)) is not None}
+    defaults = {
+        "task": PICK_PLACE_ID,
+        "colours": COLOUR_NAMES,
+        "spawn_range_m": WorldConfig.spawn_range_m,
+    }
+    try:
+        said = {} if args.scene_of is None else about.said_by(args.scene_of)
+    except PolicyLoadError as error:
+        raise PolicyError(f"--scene-of: {error}") from error
+    if args.scene_of is not None and not said.keys() & {*SCENE}:
+        raise PolicyError(
+            f"--scene-of {args.scene_of}: no scene is known of it, expected skills.json or"
+            " train_config.yaml of `train` there; give --task and --colours instead"
+        )
+    vars(args).update(about.choose(given, said, defaults, FLAGS).values)
 
 
 class _Guard:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Sequence
 
-from crane_x7_vla_rl import command_line
+from crane_x7_vla_rl import command_line, old_names
 from crane_x7_vla_rl.training import settings
 from crane_x7_vla_rl.training.errors import ConfigError, exit_code
 
@@ -32,7 +32,7 @@ PROGRAM = command_line.Program(
         name: (f"crane_x7_vla_rl.{module}", text) for name, (module, text) in COMMANDS.items()
     },
     failure_code=exit_code,
-    old_names={},
+    old_names=old_names.FLAGS,
 )
 
 

@@ -34,7 +34,7 @@ def test_defaults_are_those_of_the_published_tables() -> None:
     assert loaded.rosbridge_port == 9090
     assert loaded.peer_wait_timeout == 300
     assert loaded.vla_task_instruction == "pick up the object"
-    assert loaded.vla_device == "cuda"
+    assert loaded.vla_device == "auto"
     assert loaded.vla_inference_rate == 10.0
     assert loaded.vla_unnorm_key == "crane_x7"
     assert loaded.vla_model_path is None

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import pytest
+
+from crane_x7_vla_rl import old_names
+from crane_x7_vla_rl.fields import leaves
 from crane_x7_vla_rl.suggest import did_you_mean, nearest
 
 KNOWN = ["learning_rate", "Lift-CRANE-X7", "gpu", "cpu"]
@@ -18,3 +22,44 @@ def test_several_names_may_be_near_and_the_best_is_first() -> None:
 
 def test_nothing_is_said_where_no_name_is_near() -> None:
     assert did_you_mean("xyz", KNOWN) == ""
+
+
+@pytest.mark.parametrize(
+    ("command", "override", "said"),
+    [
+        ("sft", "training.lr=5e-5", "training.lr is unknown; it is now training.learning_rate"),
+        ("train", "training.lr=5e-5", "training.lr is unknown; it is now ppo.learning_rate"),
+        ("sft", "wandb.enabled=true", "wandb.enabled is unknown; it is now logging.use_wandb"),
+        ("sft", "training.zz=1", "training.zz is unknown; known: backend"),
+    ],
+)
+def test_a_key_of_older_documents_is_answered_with_todays(
+    command: str, override: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from crane_x7_vla_rl.training import cli
+
+    words = ["--backend", "openvla"] if command == "sft" else []
+    assert cli.main([command, *words, "--override", override]) == 3
+    assert said in capsys.readouterr().err
+
+
+def test_train_with_the_backend_of_fine_tuning_names_sft(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from crane_x7_vla_rl.training import cli
+
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--backend", "openvla", "--data-root", "x"])
+    assert "type: crane-x7-vla-rl sft --backend openvla" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        cli.main(["sft", "--backend", "openvla", "--lr", "1e-4"])
+    assert "--lr is unknown; it is now --learning-rate (sft)" in capsys.readouterr().err
+
+
+def test_every_old_key_has_a_key_of_today() -> None:
+    from crane_x7_vla_rl.training.rl.config import RlConfig
+    from crane_x7_vla_rl.training.sft.config import SftConfig
+
+    known = {leaf.key for cls in (SftConfig, RlConfig) for leaf in leaves(cls)}
+    assert {name for names in old_names.KEYS.values() for name in names} <= known
+    assert not known & old_names.KEYS.keys()

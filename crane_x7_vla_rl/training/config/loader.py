@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 import yaml
 
 from crane_x7_vla_rl.fields import Leaf, add_flags, construct, kinds, leaves, quoted
+from crane_x7_vla_rl.old_names import key_now
 from crane_x7_vla_rl.suggest import nearest
 from crane_x7_vla_rl.training.errors import ConfigError
 from crane_x7_vla_rl.yaml_file import YamlError, parse_yaml, read_yaml
@@ -161,8 +162,16 @@ def _raise_all(problems: Sequence[str]) -> None:
 
 
 def _unknown(key: str, known: Mapping[str, Leaf]) -> str:
+    now = key_now(key, known)
+    if now is not None:
+        return f"{key} is unknown; it is now {now}"
     section, _, name = key.rpartition(".")
-    near = nearest(key, known, 0.7)
+    # The section alone is no likeness: training.lr is not near training.seed.
+    inside = {other.rpartition(".")[2]: other for other in known if other.startswith(f"{section}.")}
+    near = [inside[other] for other in nearest(name, inside, 0.7)] if section else []
+    near = near or [
+        other for other in nearest(key, known, 0.8) if nearest(name, [other.rpartition(".")[2]])
+    ]
     if not near:
         near = [other for other in known if other.rpartition(".")[2] == name][:1]
     if near:

@@ -1,0 +1,66 @@
+"""The loop asks the checkpoint how to drive; variables and flags count more, and are said."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from pathlib import Path
+
+import pytest
+
+from crane_x7_remote import settings as settings_module
+from crane_x7_remote.errors import PolicyError
+from crane_x7_remote.inference import checkpoint
+from crane_x7_remote.sim_robot import command as sim_command
+from crane_x7_vla_rl.policies.load import SHIPPED
+
+MODEL = {"VLA_MODEL_PATH": str(SHIPPED)}
+
+
+def test_rate_temperature_and_jump_are_the_checkpoints(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    settings = checkpoint.apply(settings_module.load(environ=MODEL))
+    assert (settings.vla_inference_rate, settings.vla_temperature) == (1.6, 1.0)
+    assert settings.max_jump == 1.6
+    assert settings.trajectory_validity == pytest.approx(2 / 1.6)
+    (record,) = caplog.records
+    assert "VLA_INFERENCE_RATE 1.6 (skills.json), VLA_TEMPERATURE 1" in record.message
+
+
+def test_a_variable_counts_more_and_its_contradiction_is_one_warning(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    environ = MODEL | {"VLA_INFERENCE_RATE": "10", "MAX_JUMP": "0.5", "TRAJECTORY_VALIDITY": "0.7"}
+    settings = checkpoint.apply(settings_module.load(environ=environ))
+    assert (settings.vla_inference_rate, settings.max_jump) == (10, 0.5)
+    assert (settings.vla_temperature, settings.trajectory_validity) == (1.0, 0.7)
+    (warning,) = [one for one in caplog.records if one.levelname == "WARNING"]
+    assert "VLA_INFERENCE_RATE 10: the checkpoint says 1.6 (skills.json)" in warning.message
+
+
+def test_a_checkpoint_that_says_nothing_leaves_the_defaults(tmp_path: Path) -> None:
+    settings = settings_module.load(environ={"VLA_MODEL_PATH": str(tmp_path)})
+    assert checkpoint.apply(settings) == settings
+
+
+def test_the_device_is_found_unless_it_is_given() -> None:
+    assert settings_module.load(environ={}).vla_device == "auto"
+    assert settings_module.load(environ={"VLA_DEVICE": "cuda"}).vla_device == "cuda"
+
+
+def scene(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    sim_command.add_arguments(parser)
+    args = parser.parse_args(words)
+    sim_command._read_scene(args)
+    return args
+
+
+def test_the_simulated_robot_takes_the_scene_of_a_checkpoint(tmp_path: Path) -> None:
+    args = scene("--scene-of", str(SHIPPED))
+    assert (args.task, args.colours) == ("Lift-CRANE-X7", ("red", "blue"))
+    assert args.spawn_range_m == 0.02
+    assert scene("--scene-of", str(SHIPPED), "--colours", "red").colours == ["red"]
+    assert scene().task == "PickPlace-CRANE-X7"
+    with pytest.raises(PolicyError, match="no scene is known of it"):
+        scene("--scene-of", str(tmp_path))
