@@ -27,7 +27,7 @@ KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "wandb.entity": ("logging.wandb_entity",),
     "wandb.run_name": ("output.experiment_name",),
 }
-"""Key → keys of today's configurations; a configuration has at most one of them."""
+"""Key → current keys; a configuration has at most one of them."""
 FLAGS: Final[Mapping[str, str]] = {
     "--lr": "--learning-rate (sft), --override ppo.learning_rate=… (train)",
     "--steps": "--max-steps (sft), --num-updates (train)",
