@@ -122,7 +122,7 @@ starts from it, unless its configuration or a flag names another model."""
     vla_task_instruction: str = "pick up the object"
     """Task at the start."""
     vla_device: str = "auto"
-    """Device that the model runs on: cuda, cuda:1, cpu, or auto: CUDA if available, else the CPU."""
+    """Device of the model: cuda, cuda:1, cpu, or auto (CUDA if available, else the CPU)."""
     vla_inference_rate: Annotated[float, Field(gt=0, le=200, allow_inf_nan=False)] = 10.0
     """Trajectories per second, Hz; unset: as the checkpoint says, else 10."""
     vla_unnorm_key: str = "crane_x7"
