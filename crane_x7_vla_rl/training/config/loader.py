@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -107,7 +107,7 @@ def build(cls: type[T], wanted: Sequence[Layer]) -> T:
 
     A section without values, as YAML has it where all its lines are comments, sets nothing. Raises
     ConfigError with all unknown keys, values of another type or out of range, and keys without a
-    value; where there are none, with what the sections' own checks refuse.
+    value, and with what the checks of the other sections refuse.
     """
     known = {leaf.key: leaf for leaf in leaves(cls)}
     sections = {key.rpartition(".")[0] for key in known if "." in key}
@@ -135,16 +135,16 @@ def build(cls: type[T], wanted: Sequence[Layer]) -> T:
             problems[leaf.key] = (
                 f"{leaf.key} is not set; give {leaf.flag}, or {leaf.key} in the file"
             )
-    _raise_all(list(problems.values()))
-    _raise_all(_refused_sections(cls, values))
+    odd = {key.partition(".")[0] for key in problems}
+    _raise_all([*problems.values(), *_refused_sections(cls, values, odd)])
     return construct(cls, values)
 
 
-def _refused_sections(cls: type, values: Mapping[str, Any]) -> list[str]:
+def _refused_sections(cls: type, values: Mapping[str, Any], without: Collection[str]) -> list[str]:
     """Return what the checks of the sections themselves say, one text per section."""
     found = []
     for name, kind in kinds(cls).items():
-        if kind.is_section:
+        if kind.is_section and name not in without:
             try:
                 construct(kind.base, values, f"{name}.")
             except ConfigError as error:

@@ -250,8 +250,10 @@ def test_all_wrong_values_and_unknown_keys_are_named_at_once(tmp_path: Path) -> 
 
 
 def test_checks_across_several_sections_are_named_at_once() -> None:
-    layer = loader.Layer("a.yaml", {"lora.dropout": 0.5, "env.colours": "purple"})
+    values = {"lora.dropout": 0.5, "env.colours": "purple", "ppo.epochs": "many"}
+    layer = loader.Layer("a.yaml", values)
     with pytest.raises(ConfigError) as caught:
         loader.build(RlConfig, [layer])
     assert "lora.dropout is 0.5, expected 0" in str(caught.value)
     assert "env.colours has" in str(caught.value)
+    assert "ppo.epochs is 'many'" in str(caught.value)
