@@ -28,7 +28,7 @@ END_S: Final = 10.0
 """A worker whose pipe is closed and that does not exit within this time is killed."""
 SIMULATION: Final = "crane_x7_vla_rl.sim.world"
 """Imported once, in the forkserver that all workers are forked from: it takes seconds of a core."""
-SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that workers leave to their parent."""
 ANSWER_S: Final = 600.0
 """The first answer waits for the simulation to start; seconds, minutes on a busy machine."""
@@ -54,10 +54,11 @@ class Workers:
     def _start(self) -> tuple[Any, Connection]:
         here, there = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(there, self._make), daemon=True)
-        resource_tracker.ensure_running()  # it unblocks signals when it starts
         # A process that is started here, the forkserver too, inherits what is blocked here.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
+            resource_tracker.ensure_running()
+            signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)  # its start unblocks some of them
             process.start()
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)

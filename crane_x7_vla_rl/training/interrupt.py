@@ -1,6 +1,8 @@
-"""SIGTERM and Ctrl-C. Signal → a flag that the loop reads between two updates.
+"""Signals to a training. Signal → a flag that the loop reads between two updates.
 
-Before training has begun there is nothing to save, and the process ends at once.
+SIGTERM and Ctrl-C save and stop. SIGHUP, which a lost ssh session sends, saves and continues.
+Before training has begun there is nothing to save: SIGTERM and Ctrl-C end the process at once,
+SIGHUP changes nothing.
 """
 
 from __future__ import annotations
@@ -9,7 +11,7 @@ import signal
 from types import FrameType, TracebackType
 from typing import Any, Final, Self
 
-SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
+SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 
 
 class Interrupt:
@@ -20,10 +22,14 @@ class Interrupt:
         """Whether somebody asked to stop."""
         self.training = False
         """Set by the loop, once it reads `wanted`."""
+        self._hung_up = False
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
-        self._before = {number: signal.signal(number, self._catch) for number in SIGNALS}
+        for number in SIGNALS:
+            if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # nohup
+            self._before[number] = signal.signal(number, self._catch)
         return self
 
     def __exit__(
@@ -35,8 +41,16 @@ class Interrupt:
         for number, handler in self._before.items():
             signal.signal(number, handler)
 
+    def take_hangup(self) -> bool:
+        """Return whether a SIGHUP came since the last call."""
+        came, self._hung_up = self._hung_up, False
+        return came
+
     def _catch(self, number: int, frame: FrameType | None) -> None:
-        del number, frame
+        del frame
+        if number == signal.SIGHUP:
+            self._hung_up = True
+            return
         self.wanted = True
         if not self.training:
             raise SystemExit(0)

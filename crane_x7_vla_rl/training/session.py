@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
@@ -21,8 +22,14 @@ from torch import Tensor
 
 from crane_x7_vla_rl.log_text import MANY_LINES
 from crane_x7_vla_rl.policies.openvla.weights.loading import Loaded
-from crane_x7_vla_rl.training import learner, non_finite
-from crane_x7_vla_rl.training.checkpoints import lineage, policy_files, publish, training_state
+from crane_x7_vla_rl.training import learner, non_finite, terminal
+from crane_x7_vla_rl.training.checkpoints import (
+    lineage,
+    policy_files,
+    publish,
+    run_folder,
+    training_state,
+)
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.checkpoints.lineage import Lineage
 from crane_x7_vla_rl.training.checkpoints.policy_files import Base, PolicyAssets
@@ -34,6 +41,7 @@ from crane_x7_vla_rl.training.config.run_config import RunConfig
 from crane_x7_vla_rl.training.errors import OutputError
 from crane_x7_vla_rl.training.interrupt import Interrupt
 from crane_x7_vla_rl.training.learner import Learner
+from crane_x7_vla_rl.training.run_log import RunLog
 from crane_x7_vla_rl.training.tracking import Tracker
 
 logger = logging.getLogger(__name__)
@@ -53,6 +61,7 @@ Clock = Callable[[], float]
 class TrainerNames:
     """What a trainer calls its flags and checkpoints."""
 
+    command: str
     resume_flag: str
     learning_rate: str
     """The setting to lower where weights become NaN."""
@@ -121,6 +130,15 @@ class Session:
             self._write(name, snapshot, randoms)
         self.accelerator.wait_for_everyone()
 
+    def tell_of_hangup(self) -> None:
+        """Say where a training goes on whose terminal may be gone."""
+        if self.is_first:
+            logger.info(
+                "SIGHUP: saved; the training continues without its terminal. Show it with"
+                " crane-x7-vla-rl %s --follow %s, end it with kill %d",
+                self.names.command, self.folder, os.getpid(),
+            )  # fmt: skip
+
     def _write(self, name: str, snapshot: Snapshot, randoms: list[dict[str, Tensor]]) -> None:
         target, progress = self.folder / name, snapshot.progress
         learned = dict(snapshot.policy)
@@ -170,19 +188,28 @@ class Session:
 
 
 def train(
-    config: RunConfig, names: TrainerNames, opened: AbstractContextManager[tuple[Any, Progress]],
+    config: RunConfig, names: TrainerNames,
+    open_run: Callable[[RunLog], AbstractContextManager[tuple[Any, Progress]]],
     loop: Callable[[Any, Progress, Interrupt], None],
 ) -> None:  # fmt: skip
     """Open a run, let `loop` train to the end or until SIGTERM and save, then finish uploads.
 
-    `opened` yields an SftRun or RlRun, whose `session` is a Session. Raises OutputError where the
+    `open_run` yields an SftRun or RlRun, whose `session` is a Session. Raises OutputError where the
     disk is full.
     """
+    terminal.survive_its_loss()
+    checked = _disk_checked(config, names)
+    with RunLog() as log, checked, Interrupt() as interrupt, open_run(log) as (run, progress):
+        loop(run, progress, interrupt)
+        interrupt.training = False  # all is saved: a second signal ends the process at once
+        run.session.finish(interrupt.wanted)
+
+
+@contextmanager
+def _disk_checked(config: RunConfig, names: TrainerNames) -> Iterator[None]:
+    """Say what to do where a disk takes no more."""
     try:
-        with Interrupt() as interrupt, opened as (run, progress):
-            loop(run, progress, interrupt)
-            interrupt.training = False  # all is saved: a second signal ends the process at once
-            run.session.finish(interrupt.wanted)
+        yield
     except OSError as error:
         if error.errno not in FULL:
             raise
@@ -194,10 +221,50 @@ def train(
         ) from error
 
 
-def begin(config: RunConfig, resumption: Resumption | None, names: TrainerNames) -> Accelerator:
-    """Join the run's processes, log the configuration and claim the run's folder.
+@dataclass(frozen=True, eq=False)
+class Start:
+    """A run before its model, data and scenes are open: nothing is written yet."""
 
-    Raises OutputError where the folder holds another run.
+    config: RunConfig
+    names: TrainerNames
+    resumption: Resumption | None
+    accelerator: Accelerator
+    log: RunLog
+
+    @property
+    def resumed(self) -> Path | None:
+        """The checkpoint that the run resumes from."""
+        return self.resumption.folder if self.resumption else None
+
+    @property
+    def resumes_here(self) -> bool:
+        """Whether it resumes a checkpoint in the run's own folder."""
+        resumed = self.resumed
+        return resumed is not None and resumed.parent == self.config.output_dir.resolve()
+
+    @contextmanager
+    def claimed(self) -> Iterator[None]:
+        """Hold the run's folder and write configuration and log there; raises OutputError."""
+        if not self.accelerator.is_main_process:
+            yield
+            return
+        folder = self.config.output_dir
+        with run_folder.claimed(folder, self.resumes_here):
+            run_folder.write_config(folder, loader.to_yaml(self.config))
+            self.log.open(folder / run_folder.LOG)
+            logger.info(
+                "log: %s (process %d); to show it elsewhere: crane-x7-vla-rl %s --follow %s",
+                folder / run_folder.LOG, os.getpid(), self.names.command, folder,
+            )  # fmt: skip
+            yield
+
+
+def begin(
+    config: RunConfig, resumption: Resumption | None, names: TrainerNames, log: RunLog
+) -> Start:
+    """Join the run's processes, log the configuration and check the run's folder.
+
+    Raises OutputError where the folder holds another run, or cannot be written.
     """
     accelerator = learner.start_processes(config.training.device)
     if not accelerator.is_main_process:
@@ -205,15 +272,13 @@ def begin(config: RunConfig, resumption: Resumption | None, names: TrainerNames)
     text = loader.to_yaml(config)
     logger.info("configuration:\n%s", text.rstrip(), extra=MANY_LINES)
     if resumption is not None:
-        logger.info("going on from %s", resumption.folder)
+        logger.info("resuming from %s", resumption.folder)
         for change in resumption.changes:
             logger.warning("changed since then: %s", change)
+    start = Start(config, names, resumption, accelerator, log)
     if accelerator.is_main_process:
-        folder = config.output_dir
-        resuming = resumption is not None and resumption.folder.parent == folder.resolve()
-        checkpoint.claim(folder, resuming, names.resume_flag)
-        (folder / checkpoint.CONFIG).write_text(text)
-    return accelerator
+        run_folder.check(config.output_dir, start.resumes_here)
+    return start
 
 
 def restore(learning: Learner, resumed: Path | None) -> Progress:
@@ -237,17 +302,23 @@ def restore(learning: Learner, resumed: Path | None) -> Progress:
 
 @contextmanager
 def open_session(
-    config: RunConfig, names: TrainerNames, accelerator: Accelerator, origin: Origin,
-    open_tracker: Callable[[], Tracker],
-) -> Iterator[Session]:  # fmt: skip
-    """Yield the session of a run that `begin` began; close its tracker afterwards."""
-    is_first = bool(accelerator.is_main_process)
-    with open_tracker() if is_first else Tracker() as tracker:
+    start: Start, origin: Origin, open_tracker: Callable[[], Tracker]
+) -> Iterator[Session]:
+    """Claim the folder of a run whose parts are all open, and yield its session.
+
+    Closes its tracker afterwards. Raises OutputError.
+    """
+    is_first = bool(start.accelerator.is_main_process)
+    with ExitStack() as stack:
+        stack.enter_context(start.claimed())
+        tracker = stack.enter_context(open_tracker() if is_first else Tracker())
         targets = UploadTargets()
         if is_first:
-            targets = publish.upload_targets(config, tracker.wandb_run)
+            targets = publish.upload_targets(start.config, tracker.wandb_run)
         uploads = Uploads(targets.at_end)
-        yield Session(config, names, accelerator, origin, tracker, uploads, targets)
+        yield Session(
+            start.config, start.names, start.accelerator, origin, tracker, uploads, targets
+        )
 
 
 def origin(

@@ -24,18 +24,31 @@ VARIABLES: Final[Mapping[str, str]] = {
     "LIFT_SIMULATOR": "env.simulator",
     "LIFT_BACKEND": "env.backend",
     "VLA_MODEL_PATH": "start.pretrained",
+    "OUTPUT_ROOT": "output.dir",
 }
 """Variable → key of `RlConfig`."""
+SFT_VARIABLES: Final[Mapping[str, str]] = {"OUTPUT_ROOT": "output.root"}
+"""Variable → key of `SftConfig`."""
 
 
-def layers(environ: Mapping[str, str] | None = None) -> list[Layer]:
-    """Return what is set in `environ` (default: the process's); empty and `null` mean unset."""
+def output_root() -> Path:
+    """Return the folder below which commands write by default."""
+    return Path(variables.output_root(os.environ)).expanduser()
+
+
+def layers(
+    environ: Mapping[str, str] | None = None, keys: Mapping[str, str] = VARIABLES
+) -> list[Layer]:
+    """Return what is set in `environ` (default: the process's); empty and `null` mean unset.
+
+    `keys`: variable → key of the configuration.
+    """
     from crane_x7_vla_rl.training.config.loader import Layer  # needs packages of extra `train`
 
     environ = os.environ if environ is None else environ
-    found = {name: variables.bare(environ[name]) for name in VARIABLES if name in environ}
+    found = {name: variables.bare(environ[name]) for name in keys if name in environ}
     return [
-        Layer(name, {VARIABLES[name]: text})
+        Layer(name, {keys[name]: text})
         for name, text in found.items()
         if not variables.means_unset(text)
     ]

@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Any, Final, Protocol, Self
@@ -24,6 +25,7 @@ from crane_x7_vla_rl.log_text import shown
 from crane_x7_vla_rl.training.config import loader
 from crane_x7_vla_rl.training.config.run_config import RunConfig
 from crane_x7_vla_rl.training.errors import ConfigError
+from crane_x7_vla_rl.training.run_log import RunLog
 
 logger = logging.getLogger(__name__)
 
@@ -97,13 +99,15 @@ class MetricsFile:
 class Lines:
     """A log line every so many updates."""
 
-    def __init__(self, every: int, formatters: Callable[[Any], str]) -> None:
-        self._every, self._formatter = every, formatters
+    def __init__(
+        self, every: int, formatters: Callable[[Any], str], tell: Callable[[str], None]
+    ) -> None:
+        self._every, self._formatter, self._tell = every, formatters, tell
 
     def log(self, figures: Step) -> None:
         """See Sink."""
         if figures.step % self._every == 0:
-            logger.info("%s", self._formatter(figures))
+            self._tell(self._formatter(figures))
 
     def close(self) -> None:
         """See Sink."""
@@ -280,15 +284,19 @@ class Formatters:
 
 
 def open_tracker(
-    config: RunConfig, steps: StepRange, formatters: Formatters, wandb_run: str | None
+    config: RunConfig, steps: StepRange, formatters: Formatters, wandb_run: str | None, log: RunLog
 ) -> Tracker:
-    """Return the tracker of a run's first process; `wandb_run` is the id of the run to resume."""
+    """Return the tracker of a run's first process; `wandb_run` is the id of the run to resume.
+
+    Beside a progress bar, which a terminal shows alone, lines go to the run's log all the same.
+    """
     logs, run = config.logging, config.output_dir
     sinks: list[Sink] = [MetricsFile(run, steps.begun)]
+    tell: Callable[[str], None] = logger.info
     if sys.stderr.isatty():
         sinks.append(TerminalBar(steps.steps, steps.begun, sys.stderr, formatters.bar))
-    else:
-        sinks.append(Lines(logs.log_steps, formatters.line))
+        tell = partial(log.tell, __name__)
+    sinks.append(Lines(logs.log_steps, formatters.line, tell))
     if logs.tensorboard:
         sinks.append(TensorBoard(run, steps.begun))
     return Tracker(sinks, WandbRun(config, run, wandb_run) if logs.use_wandb else None)

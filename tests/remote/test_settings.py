@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import re
 import runpy
+from collections.abc import Callable
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 import yaml
@@ -26,6 +27,7 @@ from crane_x7_vla_rl.training.errors import ConfigError
 from crane_x7_vla_rl.training.errors import ExitCode as TrainingExit
 from crane_x7_vla_rl.training.rl import command as rl_command
 from crane_x7_vla_rl.training.rl.config import RlConfig
+from crane_x7_vla_rl.training.sft import command as sft_command
 
 
 def test_defaults_are_those_of_the_published_tables() -> None:
@@ -177,6 +179,25 @@ def test_train_and_its_templates_heed_the_variables_they_are_started_with(
     monkeypatch.setenv("LIFT_BACKEND", "cuda")
     assert cli.main(["train"]) == TrainingExit.CONFIG
     assert "LIFT_BACKEND: env.backend is 'cuda'" in capsys.readouterr().err
+
+
+def test_one_variable_moves_what_every_command_writes_by_default(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def parsed(add_arguments: Callable[[Any], None], *argv: str) -> argparse.Namespace:
+        parser = argparse.ArgumentParser()
+        add_arguments(parser)
+        return parser.parse_args(argv)
+
+    monkeypatch.setenv("OUTPUT_ROOT", str(tmp_path))
+    rl, _ = rl_command.read(parsed(rl_command.add_arguments))
+    sft, _ = sft_command.read(parsed(sft_command.add_arguments, "--backend", "openvla"))
+    assert (rl.output_dir.parent, sft.output_dir.parent) == (tmp_path, tmp_path)
+    assert training_settings.output_root() == tmp_path
+    assert settings.output_root() == tmp_path
+    monkeypatch.setenv("OUTPUT_ROOT", "null")
+    assert training_settings.output_root() == Path("outputs")
+    assert settings.output_root() == Path("outputs")
 
 
 def test_a_session_and_a_role_are_handed_what_training_reads() -> None:

@@ -5,14 +5,15 @@ A checkpoint's configuration and today's layers → today's configuration and wh
 
 from __future__ import annotations
 
+import argparse
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import Final, TypeVar
 
 from crane_x7_vla_rl.fields import quoted
-from crane_x7_vla_rl.training.checkpoints import save
+from crane_x7_vla_rl.training.checkpoints import run_folder, save
 from crane_x7_vla_rl.training.checkpoints.save import CONFIG
 from crane_x7_vla_rl.training.config import loader
 from crane_x7_vla_rl.training.config.loader import Layer
@@ -21,6 +22,7 @@ from crane_x7_vla_rl.training.errors import ResumeError
 logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
+AUTO: Final = "auto"
 
 
 @dataclass(frozen=True)
@@ -58,6 +60,29 @@ def locate(path: Path) -> Path:
             raise
         logger.warning("%s; resuming from that one", error)
         return other
+
+
+def add_argument(parser: argparse.ArgumentParser, checkpoints: str) -> None:
+    """Add `--resume`; `checkpoints` are the names that a trainer gives them."""
+    parser.add_argument(
+        "--resume", metavar="FOLDER|auto",
+        help=f"resume {checkpoints}, or a run's newest checkpoint; the configuration comes from"
+        " there, flags count more. auto: resume where the run's own folder has a complete"
+        " checkpoint, start where it has none",
+    )  # fmt: skip
+
+
+def folder(wanted: str | None, run: Callable[[], Path]) -> Path | None:
+    """Return the checkpoint that `--resume` means; None: start. `run` returns the run's folder.
+
+    Raises ResumeError where a folder is given that has none, ConfigError as `run` does.
+    """
+    if wanted is None:
+        return None
+    if wanted != AUTO:
+        return locate(Path(wanted))
+    found = run_folder.newest(run())
+    return None if found is None else found.resolve()
 
 
 def configure(

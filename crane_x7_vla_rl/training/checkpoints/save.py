@@ -48,28 +48,6 @@ def named(step: int) -> str:
     return f"{PREFIX}{step}"
 
 
-def claim(run: Path, resuming: bool, flag: str = "--resume-from-checkpoint") -> None:
-    """Make the run's folder ours: a new one, or one to resume, freed from leftovers.
-
-    Raises OutputError where it holds anything and is not resumed, or cannot be written.
-    """
-    try:
-        run.mkdir(parents=True, exist_ok=True)
-        if resuming:
-            clean(run)
-            return
-        found = sorted(path.name for path in run.iterdir())
-    except OSError as error:
-        raise OutputError(f"{run}: cannot be used for output: {error.strerror}") from error
-    if found:
-        last = newest(run)
-        way = f"{flag} {last}" if last else "another --experiment-name"
-        raise OutputError(
-            f"{run} exists and holds {', '.join(found[:5])}; a run never overwrites another: go on"
-            f" with {way}, or choose another --output-dir"
-        )
-
-
 def save(run: Path, name: str, step: int, write: Callable[[Path], None]) -> Path:
     """Let `write` fill a folder, put it into place as `run/name`, and let `last` point to it.
 

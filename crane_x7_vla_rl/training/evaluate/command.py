@@ -25,10 +25,12 @@ from crane_x7_vla_rl.policies.about import Chosen
 from crane_x7_vla_rl.policies.base import AUTO, ModelOptions
 from crane_x7_vla_rl.policies.preflight import OptionNames, model_problems
 from crane_x7_vla_rl.scenes import WorldConfig
+from crane_x7_vla_rl.training import settings
 from crane_x7_vla_rl.training.evaluate.config import RESULTS, EvaluateConfig
 
-OUTPUTS: Final = Path("outputs/evaluate")
 NAMES: Final = OptionNames("--checkpoint", "--device", "--unnorm-key")
+FOLDER: Final = "evaluate"
+"""Of evaluations, below the output root."""
 NOT_MODEL: Final = ("path", "token", "center_crop", "chunk_steps", "device")
 """Options of a model that the checkpoint or the environment says."""
 NOT_FLAGS: Final = ("model", "output", "world", "sources")
@@ -41,7 +43,10 @@ logger = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `evaluate`."""
     parser.add_argument("--checkpoint", required=True, help="folder or Hub id")
-    parser.add_argument("--output", type=Path, help=f"folder ({OUTPUTS}/…, named after the rest)")
+    parser.add_argument(
+        "--output", type=Path,
+        help=f"folder (<OUTPUT_ROOT>/{FOLDER}/…, named after checkpoint, task and temperature)",
+    )  # fmt: skip
     parser.add_argument(
         "--json", action="store_true", help="print the results as one JSON document"
     )
@@ -62,7 +67,7 @@ def read(args: argparse.Namespace) -> EvaluateConfig:
         EvaluateConfig,
         words,
         model=fields.from_flags(ModelOptions, words, path=args.checkpoint),
-        output=args.output or OUTPUTS / _name(words),
+        output=args.output or settings.output_root() / FOLDER / _name(words),
         world=fields.from_flags(WorldConfig, words),
         sources=dict(chosen.sources),
     )

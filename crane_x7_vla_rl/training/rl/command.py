@@ -8,11 +8,11 @@ newest complete one of its run.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Final
 
-from crane_x7_vla_rl.training import settings
-from crane_x7_vla_rl.training.checkpoints.resume import Resumption, Rules, configure, locate
+from crane_x7_vla_rl.training import follow, settings
+from crane_x7_vla_rl.training.checkpoints import resume
+from crane_x7_vla_rl.training.checkpoints.resume import Resumption, Rules, configure
 from crane_x7_vla_rl.training.config import loader
 from crane_x7_vla_rl.training.rl.config import RlConfig
 
@@ -40,11 +40,8 @@ COMMON: Final = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `train`."""
     loader.add_arguments(parser, RlConfig)
-    parser.add_argument(
-        "--resume", type=Path, metavar="FOLDER",
-        help="resume checkpoint_<update>, or a run's newest checkpoint; the configuration"
-        " comes from there, flags count more",
-    )  # fmt: skip
+    resume.add_argument(parser, "checkpoint_<update>")
+    follow.add_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,6 +49,8 @@ def run(args: argparse.Namespace) -> int:
 
     Raises TrainingError and SimError.
     """
+    if args.follow is not None:
+        return follow.follow(args.follow)
     config, resumption = read(args)
     _check(config, resumption)
     from crane_x7_vla_rl.training.rl.loop import train
@@ -80,9 +79,10 @@ def _check(config: RlConfig, resumption: Resumption | None) -> None:
 def read(args: argparse.Namespace) -> tuple[RlConfig, Resumption | None]:
     """Return the configuration and what to resume; raises ConfigError, ResumeError."""
     wanted = loader.layers(args, RlConfig)
-    if args.resume is None:
-        return loader.build(RlConfig, [*settings.layers(), *wanted]), None
-    folder = locate(args.resume)
+    new = [*settings.layers(), *wanted]
+    folder = resume.folder(args.resume, lambda: loader.build(RlConfig, new).output_dir)
+    if folder is None:
+        return loader.build(RlConfig, new), None
     run_folder = folder.parent
     place = {"output.dir": str(run_folder.parent), "output.experiment_name": run_folder.name}
     return configure(RlConfig, wanted, folder, place, RULES)

@@ -35,6 +35,7 @@ from crane_x7_vla_rl.training.config.sections import (
 )
 from crane_x7_vla_rl.training.errors import ConfigError
 from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig
+from crane_x7_vla_rl.variables import OUTPUT_ROOT
 from crane_x7_vla_rl.vector_config import (
     Backend,
     RewardKind,
@@ -44,7 +45,6 @@ from crane_x7_vla_rl.vector_config import (
     VectorConfigError,
 )
 
-OUTPUTS: Final = "/workspace/vla-rl/outputs"
 NAME: Final = "crane_x7_vla_rl"
 EvaluationSeed = Annotated[int, at_least(EVALUATION_SEED)]
 """None that a scene to learn from may have."""
@@ -214,8 +214,8 @@ class RlEvaluationConfig(Section, section="evaluation"):
 class RlOutputConfig(Section, section="output"):
     """Where results go."""
 
-    dir: str = flag("--output-dir", OUTPUTS)
-    """Folder of runs; this one's has its name."""
+    dir: str = flag("--output-dir", OUTPUT_ROOT)
+    """Folder of runs; this one's has its name. The variable OUTPUT_ROOT sets it, too."""
     experiment_name: str = NAME
     """Name of the run."""
     save_every: Count = 50

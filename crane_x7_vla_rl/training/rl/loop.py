@@ -7,8 +7,8 @@ processes do the same, each with its own environments; the first one writes.
 
 A resumed run equals one that was never stopped, bit for bit on a CPU: actions and minibatches are
 sampled from generators that the seed and the number of the update alone decide, and whenever a
-checkpoint is written, the running episodes restart, with or without a stop. (A run stopped by
-SIGTERM saves where another one would not, so there the episodes differ.)
+checkpoint is written, the running episodes restart, with or without a stop. (A run that gets
+SIGTERM or SIGHUP saves where another one would not, so there the episodes differ.)
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from functools import partial
 from typing import Any
 
 import torch
@@ -49,7 +50,7 @@ def train(
 
     Raises TrainingError, SimError and PolicyLoadError, each of which says what to do.
     """
-    session.train(config, NAMES, open_run(config, resumption, clock), _loop)
+    session.train(config, NAMES, partial(open_run, config, resumption, clock), _loop)
 
 
 def _loop(run: RlRun, progress: Progress, interrupt: Interrupt) -> None:
@@ -176,13 +177,16 @@ class _Loop:
         config, step = self.run.config, self.state.progress.step
         self.state.scenes.note()
         is_due = step % config.output.save_every == 0
-        if not (is_due or is_best):
+        hung_up = self._agree(self.interrupt.take_hangup())
+        if not (is_due or is_best or hung_up):
             return
         self.state.scenes.restart()
         if is_best:
             self.rescue.save(BEST)
-        if is_due and step < config.training.num_updates:
+        if (is_due or hung_up) and step < config.training.num_updates:
             self.rescue.save(named(step))
+        if hung_up:
+            self.run.session.tell_of_hangup()
 
 
 @contextmanager

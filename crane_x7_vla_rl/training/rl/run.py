@@ -26,10 +26,12 @@ from crane_x7_vla_rl.sim.vector import make as vector
 from crane_x7_vla_rl.sim.vector.protocol import VectorEnv
 from crane_x7_vla_rl.training import arm_statistics, learner
 from crane_x7_vla_rl.training import session as sessions
+from crane_x7_vla_rl.training.checkpoints import run_folder
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.checkpoints.merge import merge
 from crane_x7_vla_rl.training.checkpoints.policy_files import PolicyAssets
 from crane_x7_vla_rl.training.checkpoints.resume import Resumption
+from crane_x7_vla_rl.training.checkpoints.run_folder import BASE
 from crane_x7_vla_rl.training.checkpoints.training_state import Progress
 from crane_x7_vla_rl.training.errors import ConfigError, ResumeError
 from crane_x7_vla_rl.training.rl import agent as agents
@@ -38,16 +40,15 @@ from crane_x7_vla_rl.training.rl import value_head as value
 from crane_x7_vla_rl.training.rl.agent import Agent
 from crane_x7_vla_rl.training.rl.config import RlConfig
 from crane_x7_vla_rl.training.rl.rollout import RolloutConfig
-from crane_x7_vla_rl.training.session import Clock, Session, TrainerNames
+from crane_x7_vla_rl.training.run_log import RunLog
+from crane_x7_vla_rl.training.session import Clock, Session, Start, TrainerNames
 from crane_x7_vla_rl.training.tracking import Formatters, StepRange, Tracker, open_tracker
 
 logger = logging.getLogger(__name__)
 
-BASE: Final = "base"
-"""Folder of whole weights in a run that starts from an adapter, which cannot be a base itself."""
 BEST: Final = "checkpoint_best"
 FINAL: Final = "checkpoint_final"
-NAMES: Final = TrainerNames("--resume", "ppo.learning_rate", FINAL, (BEST, FINAL))
+NAMES: Final = TrainerNames("train", "--resume", "ppo.learning_rate", FINAL, (BEST, FINAL))
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,16 +81,16 @@ class RlRun:
 
 @contextmanager
 def open_run(
-    config: RlConfig, resumption: Resumption | None, clock: Clock
+    config: RlConfig, resumption: Resumption | None, clock: Clock, log: RunLog
 ) -> Iterator[tuple[RlRun, Progress]]:
     """Yield the run and how far it is; end its simulations and trackers afterwards.
 
     Raises OutputError, ConfigError, ResumeError, SimError and PolicyLoadError.
     """
-    accelerator = sessions.begin(config, resumption, NAMES)
+    start = sessions.begin(config, resumption, NAMES, log)
+    accelerator, resumed = start.accelerator, start.resumed
     threads = max(1, torch.get_num_threads() // int(accelerator.num_processes))
-    resumed = resumption.folder if resumption else None
-    weights = _whole(config, accelerator)
+    weights = _whole(config, start)
     loaded = _load(config, weights, accelerator, resumed)
     policy = loaded.model
     policy.norm_stats = _statistics(config, policy, resumed)
@@ -112,7 +113,7 @@ def open_run(
     def tracker() -> Tracker:
         steps = StepRange(progress.step, config.training.num_updates)
         formatters = Formatters(figures.line, figures.bar)
-        return open_tracker(config, steps, formatters, progress.wandb_run)
+        return open_tracker(config, steps, formatters, progress.wandb_run, log)
 
     try:
         if progress.position is not None:
@@ -121,23 +122,26 @@ def open_run(
         rollout = RolloutConfig(
             env, agent, codec, config.ppo, training.rollout_steps, training.seed, keeps_patches
         )
-        with sessions.open_session(config, NAMES, accelerator, origin, tracker) as session:
+        with sessions.open_session(start, origin, tracker) as session:
             yield RlRun(session, config, rollout, clock, threads), progress
     finally:
         env.close()
 
 
-def _whole(config: RlConfig, accelerator: Accelerator) -> str:
+def _whole(config: RlConfig, start: Start) -> str:
     """Return the model to start from, an adapter merged into its base first: once for the run."""
     source = config.start.model
     if not config.lora.enabled or layouts.find(source).adapter is None:
         return source
     learner.refuse_oft(source)
-    target = config.output_dir / BASE
-    if accelerator.is_main_process and checkpoint.problem(target) is not None:
+    target, accelerator = config.output_dir / BASE, start.accelerator
+    # Those that an interrupted start left may have been made from another adapter.
+    is_made = start.resumes_here and checkpoint.problem(target) is None
+    if accelerator.is_main_process and not is_made:
         half = learner.is_halved(config.training, accelerator.device)
         logger.info("%s is an adapter; writing whole weights to %s", source, target)
-        merge(source, target, torch.bfloat16 if half else torch.float32)
+        with run_folder.locked(config.output_dir):
+            merge(source, target, torch.bfloat16 if half else torch.float32)
     accelerator.wait_for_everyone()
     return str(target)
 

@@ -8,11 +8,12 @@ newest complete one of its run.
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Final
 
 from crane_x7_vla_rl.policies.base import DEFAULT_UNNORM_KEY
-from crane_x7_vla_rl.training.checkpoints.resume import Resumption, Rules, configure, locate
+from crane_x7_vla_rl.training import follow, settings
+from crane_x7_vla_rl.training.checkpoints import resume
+from crane_x7_vla_rl.training.checkpoints.resume import Resumption, Rules, configure
 from crane_x7_vla_rl.training.config import loader
 from crane_x7_vla_rl.training.errors import LaterError
 from crane_x7_vla_rl.training.sft.config import SftConfig
@@ -40,11 +41,12 @@ COMMON: Final = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `sft`."""
     loader.add_arguments(parser, SftConfig)
+    resume.add_argument(parser, "checkpoint-<step>, last")
     parser.add_argument(
-        "--resume-from-checkpoint", type=Path, metavar="FOLDER",
-        help="resume checkpoint-<step>, last, or a run's newest checkpoint; the"
-        " configuration comes from there, flags count more",
+        "--resume-from-checkpoint", dest="resume", metavar="FOLDER|auto",
+        help="the older name of --resume",
     )  # fmt: skip
+    follow.add_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -52,6 +54,8 @@ def run(args: argparse.Namespace) -> int:
 
     Raises TrainingError and DataError.
     """
+    if args.follow is not None:
+        return follow.follow(args.follow)
     config, resumption = read(args)
     if config.backend == "openpi":
         raise LaterError(
@@ -75,7 +79,8 @@ def run(args: argparse.Namespace) -> int:
 def read(args: argparse.Namespace) -> tuple[SftConfig, Resumption | None]:
     """Return the configuration and what to resume; raises ConfigError, ResumeError."""
     wanted = loader.layers(args, SftConfig)
-    if args.resume_from_checkpoint is None:
-        return loader.build(SftConfig, wanted), None
-    folder = locate(args.resume_from_checkpoint)
+    new = [*settings.layers(keys=settings.SFT_VARIABLES), *wanted]
+    folder = resume.folder(args.resume, lambda: loader.build(SftConfig, new).output_dir)
+    if folder is None:
+        return loader.build(SftConfig, new), None
     return configure(SftConfig, wanted, folder, {"output.dir": str(folder.parent)}, RULES)

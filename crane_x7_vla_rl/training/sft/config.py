@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Literal
 
 from crane_x7_vla_rl.fields import Amount, Count, Index, Positive, Share, flag, size_text
 from crane_x7_vla_rl.training.config.sections import (
@@ -18,8 +18,7 @@ from crane_x7_vla_rl.training.config.sections import (
     Section,
     check_publishing,
 )
-
-OUTPUTS: Final = "/workspace/outputs"
+from crane_x7_vla_rl.variables import OUTPUT_ROOT
 
 
 @dataclass(frozen=True)
@@ -106,8 +105,10 @@ class OutputConfig(Section, section="output"):
 
     experiment_name: str | None = None
     """Name of the run; crane_x7_<backend> where it is not given."""
+    root: str = flag("--output-root", OUTPUT_ROOT)
+    """Folder of runs, where --output-dir is not given; the variable OUTPUT_ROOT sets it, too."""
     dir: str | None = flag("--output-dir", None)
-    """Folder of the run; /workspace/outputs/<experiment_name> where it is not given."""
+    """Folder of the run; <output root>/<experiment_name> where it is not given."""
     save_steps: Count = 500
     """Updates from checkpoint to checkpoint."""
     keep: Count | None = None
@@ -140,7 +141,8 @@ class SftConfig:
     @property
     def output_dir(self) -> Path:
         """Folder of the run."""
-        return Path(self.output.dir or f"{OUTPUTS}/{self.experiment_name}").expanduser()
+        output = self.output
+        return Path(output.dir or Path(output.root, self.experiment_name)).expanduser()
 
     @property
     def wandb_project(self) -> str:

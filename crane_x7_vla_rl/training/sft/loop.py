@@ -1,9 +1,9 @@
 """Fine-tuning by demonstrations. Configuration → a run's folder of checkpoints and figures.
 
 One update reads top to bottom in `_update`: samples → loss → gradients → are they finite? →
-optimizer. Between updates the run saves and listens to SIGTERM. All processes do the same; the
-first one writes. Every random draw follows from the seed and the sample's place, or from a state
-that checkpoints hold, so that a resumed run continues bit for bit on a CPU.
+optimizer. Between updates the run saves, and listens to SIGTERM and SIGHUP. All processes do the
+same; the first one writes. Every random draw follows from the seed and the sample's place, or from
+a state that checkpoints hold, so that a resumed run continues bit for bit on a CPU.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import logging
 import math
 import time
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Final
 
 import torch
@@ -48,6 +49,8 @@ class UpdateOutcome:
     finite: bool
     stop: bool
     """Whether any process got SIGTERM."""
+    hung_up: bool
+    """Whether any process got SIGHUP."""
 
 
 def train(
@@ -57,7 +60,7 @@ def train(
 
     Raises TrainingError, DataError and PolicyLoadError, each of which says what to do.
     """
-    session.train(config, NAMES, open_run(config, resumption, clock), _loop)
+    session.train(config, NAMES, partial(open_run, config, resumption, clock), _loop)
 
 
 def _loop(run: SftRun, progress: Progress, interrupt: Interrupt) -> None:
@@ -68,10 +71,13 @@ def _loop(run: SftRun, progress: Progress, interrupt: Interrupt) -> None:
     if not progress.step < pause < end:  # the latter also where a stopped run resumes
         pause = end
     while progress.step < pause and not stop:
-        progress, stop = _update(run, progress, end, interrupt)
-        if progress.step % run.config.output.save_steps == 0 and progress.step < end:
+        progress, outcome = _update(run, progress, end, interrupt)
+        stop, due = outcome.stop, progress.step % run.config.output.save_steps == 0
+        if (due or outcome.hung_up) and progress.step < end:
             _save(run, progress, checkpoint.named(progress.step))
             saved = progress.step
+            if outcome.hung_up:
+                run.session.tell_of_hangup()
     if progress.step >= end:
         _save(run, progress, checkpoint.FINAL)
     elif saved < progress.step:
@@ -82,8 +88,8 @@ def _loop(run: SftRun, progress: Progress, interrupt: Interrupt) -> None:
 
 def _update(
     run: SftRun, progress: Progress, end: int, interrupt: Interrupt
-) -> tuple[Progress, bool]:
-    """Make one update; return the progress after it, and whether to stop."""
+) -> tuple[Progress, UpdateOutcome]:
+    """Make one update; return the progress after it, and what all processes found."""
     training, started_s = run.config.training, run.clock()
     losses, batches, data_s = [], [], 0.0
     width = smoothing(progress.step, end, training.bin_smoothing)
@@ -96,7 +102,7 @@ def _update(
         last = micro == training.grad_accumulation_steps - 1
         losses.append(run.learner.backward(inputs, 1 / training.grad_accumulation_steps, last))
         batches.append(batch)
-    outcome = _agree(run, torch.stack(losses).mean(), interrupt.wanted)
+    outcome = _agree(run, torch.stack(losses).mean(), interrupt)
     if not outcome.finite:
         raise _not_finite(run, progress, outcome, batches)
     rate = learning_rate(progress.step, end, training.warmup_ratio, training.learning_rate)
@@ -119,20 +125,22 @@ def _update(
             update_s=run.clock() - started_s - data_s,
         )
     )
-    return progress, outcome.stop
+    return progress, outcome
 
 
-def _agree(run: SftRun, loss: torch.Tensor, stop: bool) -> UpdateOutcome:
+def _agree(run: SftRun, loss: torch.Tensor, interrupt: Interrupt) -> UpdateOutcome:
     """Return what all processes found; each of them returns the same."""
     norm = run.learner.clip()
     wrong = not (math.isfinite(norm) and bool(torch.isfinite(loss)))
-    mine = torch.stack([loss.float(), loss.new_tensor(float(wrong)), loss.new_tensor(float(stop))])
+    flags = loss.new_tensor([wrong, interrupt.wanted, interrupt.take_hangup()]).float()
+    mine = torch.cat([loss.float()[None], flags])
     total = run.accelerator.reduce(mine, reduction="sum").tolist()
     return UpdateOutcome(
         loss=total[0] / run.accelerator.num_processes,
         grad_norm=norm,
         finite=total[1] == 0,
         stop=total[2] > 0,
+        hung_up=total[3] > 0,
     )
 
 

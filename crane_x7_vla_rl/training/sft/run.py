@@ -32,6 +32,7 @@ from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.checkpoints.policy_files import Base, PolicyAssets
 from crane_x7_vla_rl.training.checkpoints.resume import Resumption
 from crane_x7_vla_rl.training.checkpoints.training_state import Progress
+from crane_x7_vla_rl.training.run_log import RunLog
 from crane_x7_vla_rl.training.session import Clock, Session, TrainerNames
 from crane_x7_vla_rl.training.sft import loss
 from crane_x7_vla_rl.training.sft.config import AugmentationConfig, SftConfig
@@ -48,7 +49,7 @@ from crane_x7_vla_rl.training.tracking import (
 
 logger = logging.getLogger(__name__)
 
-NAMES: Final = TrainerNames("--resume-from-checkpoint", "--learning-rate", checkpoint.FINAL)
+NAMES: Final = TrainerNames("sft", "--resume-from-checkpoint", "--learning-rate", checkpoint.FINAL)
 UNVARIED: Final = AugmentationConfig(crop=False, colour=0.0)
 
 
@@ -82,14 +83,14 @@ class SftRun:
 
 @contextmanager
 def open_run(
-    config: SftConfig, resumption: Resumption | None, clock: Clock
+    config: SftConfig, resumption: Resumption | None, clock: Clock, log: RunLog
 ) -> Iterator[tuple[SftRun, Progress]]:
     """Yield the run and how far it is; close its data and trackers afterwards.
 
     Raises OutputError, DataError, ConfigError, ResumeError and PolicyLoadError.
     """
-    accelerator = sessions.begin(config, resumption, NAMES)
-    resumed = resumption.folder if resumption else None
+    start = sessions.begin(config, resumption, NAMES, log)
+    accelerator, resumed = start.accelerator, start.resumed
     source = open_source(config.data.root, instruction=config.data.instruction)
     learner = loss.build(config, accelerator, resumed)
     inputs = _inputs(config, learner, source, resumed)
@@ -111,9 +112,9 @@ def open_run(
             episodes = batches.frames_per_epoch / len(source)
             formatters = Formatters(partial(line, frames_per_episode=episodes), below)
             begun = StepRange(progress.step, end)
-            return open_tracker(config, begun, formatters, progress.wandb_run)
+            return open_tracker(config, begun, formatters, progress.wandb_run, log)
 
-        with sessions.open_session(config, NAMES, accelerator, origin, tracker) as session:
+        with sessions.open_session(start, origin, tracker) as session:
             yield SftRun(session, config, source, batches, learner, codec, clock), progress
 
 

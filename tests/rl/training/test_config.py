@@ -65,9 +65,9 @@ def test_flags_of_the_former_trainer_keep_their_names_and_defaults(line: str) ->
 def test_names_of_experiment_and_output_follow_the_backend() -> None:
     config = read("--backend", "openvla")
     assert config.experiment_name == "crane_x7_openvla"
-    assert str(config.output_dir) == "/workspace/outputs/crane_x7_openvla"
+    assert str(config.output_dir) == "outputs/crane_x7_openvla"
     named = read("--backend", "openvla", "--experiment-name", "mine")
-    assert str(named.output_dir) == "/workspace/outputs/mine"
+    assert str(named.output_dir) == "outputs/mine"
 
 
 def test_overrides_count_more_than_flags_and_flags_more_than_the_file(tmp_path: Path) -> None:

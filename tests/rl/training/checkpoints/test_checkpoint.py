@@ -199,18 +199,3 @@ def test_a_checkpoint_is_found_by_its_name_by_last_and_by_its_run(tmp_path: Path
     assert checkpoint.locate(tmp_path) == new
     with pytest.raises(ResumeError, match="no complete one lies beside it"):
         checkpoint.locate(tmp_path / "elsewhere" / "checkpoint-5")
-
-
-def test_a_folder_in_use_is_refused_unless_resuming(tmp_path: Path) -> None:
-    checkpoint.claim(tmp_path / "new", resuming=False)
-    save(tmp_path / "new", 5)
-    with pytest.raises(OutputError, match=r"--resume-from-checkpoint .*/checkpoint-5"):
-        checkpoint.claim(tmp_path / "new", resuming=False)
-    checkpoint.claim(tmp_path / "new", resuming=True)
-    (tmp_path / "other").mkdir()
-    (tmp_path / "other" / "notes.txt").write_text("mine")
-    with pytest.raises(OutputError, match=r"holds notes\.txt.*another --experiment-name"):
-        checkpoint.claim(tmp_path / "other", resuming=False)
-    (tmp_path / "file").write_text("")
-    with pytest.raises(OutputError, match="cannot be used for output"):
-        checkpoint.claim(tmp_path / "file", resuming=False)

@@ -104,7 +104,7 @@ def test_w_and_b_gets_figures_and_checkpoints(
 
 
 def test_a_run_is_never_overwritten(whole: Path) -> None:
-    with pytest.raises(OutputError, match=r"--resume .*checkpoint_final"):
+    with pytest.raises(OutputError, match=r"checkpoint_final; .*--resume auto"):
         rl_rig.train(whole)
 
 

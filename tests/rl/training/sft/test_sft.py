@@ -177,7 +177,7 @@ def test_keep_removes_older_checkpoints(tmp_path: Path) -> None:
 
 def test_an_output_folder_in_use_is_refused(tmp_path: Path) -> None:
     rig.train(tmp_path / "run", "--max-steps", "1")
-    with pytest.raises(OutputError, match=r"--resume-from-checkpoint .*checkpoint-final"):
+    with pytest.raises(OutputError, match=r"checkpoint-final; .*--resume auto"):
         rig.train(tmp_path / "run", "--max-steps", "1")
 
 

@@ -1,0 +1,52 @@
+"""Standard output and error that survive their terminal or pipe.
+
+A lost ssh session makes every write fail with EIO, a pipe whose reader has ended with EPIPE. A
+training of days must not end by that: its log is in the run's folder, so such writes are dropped.
+"""
+
+from __future__ import annotations
+
+import errno
+import io
+import logging
+import sys
+from contextlib import suppress
+from typing import Any, Final
+
+GONE: Final = (errno.EIO, errno.EPIPE)
+"""Answers of a terminal without its other end, and of a pipe that nobody reads."""
+
+
+class _LossyFile(io.FileIO):
+    """A file descriptor whose reader may go away."""
+
+    def write(self, data: Any) -> int:
+        try:
+            return super().write(data)
+        except OSError as error:
+            if error.errno not in GONE:
+                raise
+            return memoryview(data).nbytes
+
+
+def survive_its_loss() -> None:
+    """Drop what this process writes to a standard output or error that is gone, from now on.
+
+    Streams that somebody else has put there stay as they are.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not getattr(sys, f"__{name}__") or not isinstance(stream, io.TextIOWrapper):
+            continue
+        with suppress(OSError):
+            stream.flush()
+        file: Any = _LossyFile(stream.fileno(), "wb", closefd=False)
+        lossy = io.TextIOWrapper(
+            file if stream.write_through else io.BufferedWriter(file),
+            stream.encoding, stream.errors,
+            line_buffering=stream.line_buffering, write_through=stream.write_through,
+        )  # fmt: skip
+        setattr(sys, name, lossy)
+        for handler in logging.getLogger().handlers:
+            if isinstance(handler, logging.StreamHandler) and handler.stream is stream:
+                handler.setStream(lossy)
