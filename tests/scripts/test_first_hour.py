@@ -50,6 +50,12 @@ def test_a_page_that_says_what_happens_passes(tmp_path: Path) -> None:
     assert "not typed: a GPU" in done.stdout
 
 
+def test_here_nothing_is_cloned(tmp_path: Path) -> None:
+    done = type_it(tmp_path, "```bash\ngit clone <this repository> x && cd x\npwd\n```\n")
+    assert done.returncode == 0, done.stdout
+    assert not (ROOT / "x").exists()
+
+
 @pytest.mark.parametrize(
     ("text", "said"),
     [
