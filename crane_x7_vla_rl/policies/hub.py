@@ -16,7 +16,9 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from importlib.util import find_spec
@@ -40,6 +42,8 @@ FOLDERS: Final = (".", "lora_adapter", "lora_adapters")
 """Where they lie; a training run's own folders beside them are left alone."""
 REPO_ID: Final = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 TRIES: Final = 3
+ONE_TRY_S: Final = 0.5
+"""How long the Hub may take where something else is wrong already."""
 FIRST_PAUSE_S: Final = 1.0
 LONGEST_PAUSE_S: Final = 20.0
 """A server that asks for a longer pause is given up."""
@@ -216,6 +220,19 @@ def _from_cache(source: Source, error: Unreachable) -> Path:
     return folder
 
 
+_hurried: ContextVar[bool] = ContextVar("_hurried", default=False)
+
+
+@contextmanager
+def hurried() -> Iterator[None]:
+    """Ask the Hub once, for ONE_TRY_S: for an answer to a user that is not worth a wait."""
+    token = _hurried.set(True)
+    try:
+        yield
+    finally:
+        _hurried.reset(token)
+
+
 _recent: dict[Source, tuple[float, ModelInfo | DatasetInfo | Unreachable]] = {}
 
 
@@ -229,6 +246,8 @@ def look_up(source: Source) -> ModelInfo | DatasetInfo:
         try:
             answer = _ask(source)
         except Unreachable as error:
+            if _hurried.get():
+                raise
             answer = error
         _recent[source] = time.monotonic(), answer
     if isinstance(answer, Unreachable):
@@ -245,12 +264,13 @@ def _ask(source: Source) -> ModelInfo | DatasetInfo:
     if constants.is_offline_mode():
         raise Unreachable("HF_HUB_OFFLINE is set")
     api = HfApi(token=source.token)
-    pause_s = FIRST_PAUSE_S
-    for left in reversed(range(TRIES)):
+    pause_s, hurried = FIRST_PAUSE_S, _hurried.get()
+    for left in reversed(range(1 if hurried else TRIES)):
         try:
             return api.repo_info(
                 source.name, revision=source.revision, repo_type=source.kind,
-                timeout=constants.HF_HUB_ETAG_TIMEOUT, files_metadata=True,
+                timeout=ONE_TRY_S if hurried else constants.HF_HUB_ETAG_TIMEOUT,
+                files_metadata=True,
             )  # type: ignore[return-value]  # fmt: skip
         except HfHubHTTPError as error:
             problem = _explain(error, source)

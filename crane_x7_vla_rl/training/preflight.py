@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Final
 
 from crane_x7_vla_rl import gpu_simulation
 from crane_x7_vla_rl.data import source
 from crane_x7_vla_rl.data.episode import DataError
-from crane_x7_vla_rl.policies import cuda_devices
+from crane_x7_vla_rl.policies import cuda_devices, hub
 from crane_x7_vla_rl.policies.base import DEFAULT_UNNORM_KEY, PolicyLoadError
 from crane_x7_vla_rl.policies.openvla.weights import layout as layouts
 from crane_x7_vla_rl.policies.openvla.weights.layout import Layout
@@ -38,12 +39,16 @@ SIMULATION: Final = ("mani_skill", "sapien", "gymnasium")
 LEAST_BYTES: Final = 50_000_000
 """Room that the smallest run needs."""
 
-Check = Callable[[], Iterator[Exception]]
-
 
 def raise_all(*checks: Iterator[Exception]) -> None:
-    """Raise what the checks find: a single problem itself, several as a PreflightError."""
-    found = [problem for check in checks for problem in _found(check)]
+    """Raise what the checks find: a single problem itself, several as a PreflightError.
+
+    Those that ask the Hub come last: they wait for it only where nothing else is wrong.
+    """
+    found: list[Exception] = []
+    for check in checks:
+        with hub.hurried() if found else nullcontext():
+            found += _found(check)
     if len(found) == 1:
         raise found[0]
     if found:

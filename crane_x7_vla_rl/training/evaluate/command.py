@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+from collections.abc import Iterator
 from dataclasses import fields as fields_of
 from pathlib import Path
 from typing import Any, Final
@@ -133,12 +134,16 @@ def _check(config: EvaluateConfig) -> None:
     checks = [
         preflight.packages(preflight.MODEL + preflight.SIMULATION * bool(config.num_episodes)),
         iter(cuda_devices.problems(config.model.device, NAMES.device)),
-        iter(model_problems(config.model, NAMES)),
         preflight.output(config.output),
     ]
     if config.data_root is not None:
         checks.append(preflight.data(config.data_root, "--data-root"))
-    preflight.raise_all(*checks)
+    preflight.raise_all(*checks, _check_model(config))
+
+
+def _check_model(config: EvaluateConfig) -> Iterator[Exception]:
+    """Find what is wrong with the checkpoint; the Hub is not asked before this is read."""
+    yield from model_problems(config.model, NAMES)
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:

@@ -66,9 +66,9 @@ def run(args: argparse.Namespace) -> int:
 
     preflight.raise_all(
         preflight.run(config),
+        preflight.data(config.data.root, "--data-root"),
         preflight.model(config.policy.model, "--model"),
         preflight.statistics(config.policy.model, DEFAULT_UNNORM_KEY, config.policy.statistics),
-        preflight.data(config.data.root, "--data-root"),
     )
     from crane_x7_vla_rl.training.sft.loop import train
 

@@ -8,10 +8,13 @@ import sys
 from pathlib import Path
 from types import ModuleType
 
+import httpx2
 import pytest
+from huggingface_hub import HfApi
 from places import ROOT
 
-from crane_x7_vla_rl.policies import cuda_devices
+from crane_x7_vla_rl.policies import cuda_devices, hub
+from crane_x7_vla_rl.policies.base import PolicyLoadError
 from crane_x7_vla_rl.training import preflight, settings
 from crane_x7_vla_rl.training.errors import ConfigError, ExitCode, OutputError, PreflightError
 from crane_x7_vla_rl.training.evaluate import command as evaluate_command
@@ -31,7 +34,7 @@ def refused(command: ModuleType, *argv: str) -> str:
     """Return what the command says before it loads anything."""
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
-    with pytest.raises(PreflightError) as caught:
+    with pytest.raises((PreflightError, PolicyLoadError)) as caught:
         command.run(parser.parse_args(argv))
     return str(caught.value)
 
@@ -105,6 +108,26 @@ def test_a_single_problem_keeps_its_kind_and_the_first_of_several_decides_the_co
         preflight.raise_all(iter([full]), iter([odd]))
     assert caught.value.exit_code == ExitCode.OUTPUT
     preflight.raise_all(iter([]))
+
+
+@pytest.mark.parametrize(("wrong", "tries"), [(("--backend", "gpu"), 1), ((), hub.TRIES)])
+def test_a_hub_that_is_away_is_asked_once_where_something_else_is_wrong(
+    wrong: tuple[str, ...], tries: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    asked = []
+
+    def no_answer(*_: object, **options: object) -> None:
+        asked.append(options["timeout"])
+        raise httpx2.ConnectError("no route")
+
+    monkeypatch.setattr(HfApi, "repo_info", no_answer)
+    monkeypatch.setattr(hub, "FIRST_PAUSE_S", 0.0)
+    monkeypatch.setattr(hub, "_recent", {})
+    argv = ("--pretrained", "owner/name", "--backend", "cpu", "--output-dir", str(tmp_path / "run"))
+    said = refused(rl_command, *argv, *wrong)
+    assert "the Hub did not answer" in said
+    assert len(asked) == tries
+    assert (hub.ONE_TRY_S in asked) == bool(wrong)
 
 
 @pytest.mark.parametrize(
