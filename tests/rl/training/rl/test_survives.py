@@ -219,7 +219,7 @@ def test_what_goes_on_from_the_one_before_ends_as_the_whole_run(
     cut(run / "checkpoint_final/adapter_model.safetensors")
     with caplog.at_level(logging.INFO):
         rl_rig.again("--resume", str(run / "last"))
-    assert f"going on from {run / 'checkpoint_2'}" in caplog.text
+    assert f"resuming from {run / 'checkpoint_2'}" in caplog.text
     rl_rig.assert_same(run, whole)
 
 
