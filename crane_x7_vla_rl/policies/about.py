@@ -1,8 +1,8 @@
 """What a checkpoint's small files say about its use. A folder → values, each with its file.
 
-`skills.json` counts most, then the configuration of the run that trained it (`train_config.yaml`),
-then `policy.json`. `choose` puts what the user gives above them, and defaults below. No weights are
-read, and torch is not imported.
+`skills.json` comes first, then the configuration of the run that trained it (`train_config.yaml`),
+the simulated demonstrations that it learned from (`demos.json`), and `policy.json`. `choose` puts
+what the user gives above them, and defaults below. No weights are read, and torch is not imported.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ from crane_x7_vla_rl.scenes import WorldConfig
 
 TRAIN_CONFIG: Final = "train_config.yaml"
 POLICY: Final = "policy.json"
+DEMOS: Final = "demos.json"
+"""As `demos` writes it beside a data set; fine-tuned checkpoints keep it."""
 SCENE: Final = (
     "task", "colours", "spawn_range_m", "image_size", "home_noise_rad", "camera_shift_m",
     "camera_noise",
@@ -47,11 +49,12 @@ def said_by(checkpoint: str | Path, token: str | None = None) -> dict[str, Said]
     `checkpoint` is a folder or Hub id, of which the small files alone are fetched; one that does
     not exist says nothing. Raises PolicyLoadError for a file that cannot be read.
     """
-    place = hub.small_files(checkpoint, (SKILLS, TRAIN_CONFIG, POLICY), token)
+    place = hub.small_files(checkpoint, (SKILLS, TRAIN_CONFIG, DEMOS, POLICY), token)
     if place is None:
         return {}
     found: dict[str, Said] = {}
-    for source, read in ((SKILLS, _skills), (TRAIN_CONFIG, _training), (POLICY, _policy)):
+    readers = {SKILLS: _skills, TRAIN_CONFIG: _training, DEMOS: _demonstrations, POLICY: _policy}
+    for source, read in readers.items():
         for name, value in read(place):
             found.setdefault(name, Said(value, source))
     return found
@@ -92,6 +95,24 @@ def _training(folder: Path) -> Iterator[tuple[str, Any]]:
     if isinstance(evaluation, Mapping) and "temperature" in evaluation:
         kind, where = kinds(ModelOptions)["temperature"], f"{path}: evaluation.temperature"
         yield "temperature", _checked(kind, evaluation["temperature"], where)
+
+
+def _demonstrations(folder: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the scene of the simulated demonstrations."""
+    path = folder / DEMOS
+    if not path.is_file():
+        return
+    try:
+        world = json.loads(path.read_text(encoding="utf-8"))["world"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise PolicyLoadError(f"{path}: {error}, expected the scene under `world`") from error
+    known = kinds(WorldConfig)
+    for name in SCENE:
+        if isinstance(world, Mapping) and name in world:
+            value = world[name]
+            if name == "image_size" and isinstance(value, list):
+                value = "x".join(map(str, value))
+            yield name, _checked(known[name], value, f"{path}: world.{name}")
 
 
 def _checked(kind: Any, value: Any, where: str) -> Any:

@@ -42,6 +42,7 @@ def merge(path_or_repo_id: str, output: Path, dtype: object) -> Path:
     """
     import torch
 
+    from crane_x7_vla_rl.policies.about import DEMOS
     from crane_x7_vla_rl.policies.openvla.weights import loading
     from crane_x7_vla_rl.policies.openvla.weights.layout import (
         POLICY,
@@ -63,7 +64,7 @@ def merge(path_or_repo_id: str, output: Path, dtype: object) -> Path:
         statistics = loaded.model.norm_stats
         policy_files.write_weights(folder, loaded.model.state_dict(), loaded.raw_config, statistics)
         policy_files.write_json(folder / STATISTICS, statistics)
-        for name in (TOKENIZER, PREPROCESSOR, POLICY, SKILLS, checkpoint.CONFIG):
+        for name in (TOKENIZER, PREPROCESSOR, POLICY, SKILLS, DEMOS, checkpoint.CONFIG):
             if (source := loaded.layout.first(name)) is not None:
                 shutil.copyfile(source, folder / name)
         if (heads := loaded.layout.heads()) is not None:

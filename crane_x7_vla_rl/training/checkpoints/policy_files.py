@@ -19,6 +19,7 @@ from typing import Any, Final
 from torch import Tensor
 
 from crane_x7_vla_rl.policies import hub
+from crane_x7_vla_rl.policies.about import DEMOS
 from crane_x7_vla_rl.policies.openvla.codec import PolicySpec
 from crane_x7_vla_rl.policies.openvla.weights import adapters
 from crane_x7_vla_rl.policies.openvla.weights.layout import (
@@ -48,15 +49,18 @@ class PolicyAssets:
     center_crop: bool
     """Whether training used random crops."""
     inputs: PolicySpec
+    demonstrations: Path | None = None
+    """`demos.json` of the simulated demonstrations that it learned from."""
 
     @classmethod
     def of(
-        cls, layout: Layout, statistics: Mapping[str, Any], center_crop: bool, inputs: PolicySpec
-    ) -> PolicyAssets:
+        cls, layout: Layout, statistics: Mapping[str, Any], center_crop: bool, inputs: PolicySpec,
+        demonstrations: Path | None = None,
+    ) -> PolicyAssets:  # fmt: skip
         """Return them with the tokenizer of a layout that a codec has been read from."""
         tokenizer = layout.first(TOKENIZER)
         assert tokenizer is not None  # the codec could not be read without
-        return cls(statistics, tokenizer, center_crop, inputs)
+        return cls(statistics, tokenizer, center_crop, inputs, demonstrations)
 
 
 @dataclass(frozen=True)
@@ -94,6 +98,8 @@ def write_assets(folder: Path, around: PolicyAssets) -> None:
     write_json(folder / PREPROCESSOR, {CENTER_CROP: around.center_crop})
     around.inputs.write(folder)
     shutil.copyfile(around.tokenizer, folder / TOKENIZER)
+    if around.demonstrations is not None:
+        shutil.copyfile(around.demonstrations, folder / DEMOS)
 
 
 def write_weights(

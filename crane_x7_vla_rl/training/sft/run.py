@@ -21,6 +21,7 @@ from accelerate.utils import broadcast_object_list
 from crane_x7_vla_rl.data.loader.batches import Batches, LoaderOptions
 from crane_x7_vla_rl.data.source import EpisodeSource, open_source
 from crane_x7_vla_rl.data.statistics import compute_statistics
+from crane_x7_vla_rl.policies.about import DEMOS
 from crane_x7_vla_rl.policies.base import DEFAULT_UNNORM_KEY
 from crane_x7_vla_rl.policies.openvla.codec import Codec, PolicySpec
 from crane_x7_vla_rl.policies.openvla.image import WHOLE
@@ -98,7 +99,11 @@ def open_run(
     learner.model.norm_stats |= statistics
     loaded, model = learner.loaded, config.policy.model
     codec = Codec.of(loaded.layout, learner.model.norm_stats, DEFAULT_UNNORM_KEY, inputs)
-    assets = PolicyAssets.of(loaded.layout, statistics, config.augmentation.crop, inputs)
+    demonstrations = Path(config.data.root).expanduser().absolute() / DEMOS
+    assets = PolicyAssets.of(
+        loaded.layout, statistics, config.augmentation.crop, inputs,
+        demonstrations if demonstrations.is_file() else None,
+    )  # fmt: skip
     origin = sessions.origin(model, model, loaded, assets, resumed)
     _warn_of_private_base(config, origin.base)
     with _batches(config, learner, source, inputs) as batches:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
 
+from crane_x7_vla_rl.data.demos.config import CONFIG
 from crane_x7_vla_rl.policies import about
 from crane_x7_vla_rl.policies.about import Said
 from crane_x7_vla_rl.policies.base import PolicyLoadError
@@ -38,6 +40,21 @@ def test_the_configuration_of_a_run_says_in_which_scene_it_learned(tmp_path: Pat
         "task": "PickPlace-CRANE-X7", "colours": ("red", "green"), "image_size": (320, 240),
         "spawn_range_m": 0.01, "camera_noise": 2.0, "temperature": 0.5, "rate_hz": 5.0,
     }  # fmt: skip
+
+
+def test_a_fine_tuned_checkpoint_says_the_scene_of_its_demonstrations(tmp_path: Path) -> None:
+    world = {"task": "PickPlace-CRANE-X7", "image_size": [320, 240], "colours": ["red", "blue"]}
+    (tmp_path / "demos.json").write_text(json.dumps({"first_seed": 0, "world": world}))
+    (tmp_path / "train_config.yaml").write_text("backend: openvla\n")
+    found = about.said_by(tmp_path)
+    assert found["task"] == Said("PickPlace-CRANE-X7", "demos.json")
+    assert found["image_size"] == Said((320, 240), "demos.json")
+    assert found["colours"] == Said(("red", "blue"), "demos.json")
+    assert about.DEMOS == CONFIG
+    for broken in ("{", '{"world": {"task": 5}}', "[]"):
+        (tmp_path / "demos.json").write_text(broken)
+        with pytest.raises(PolicyLoadError, match=r"demos\.json"):
+            about.said_by(tmp_path)
 
 
 def test_skills_count_more_than_the_configuration_of_the_run(tmp_path: Path) -> None:

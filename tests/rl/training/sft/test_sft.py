@@ -8,6 +8,7 @@ import math
 import os
 import random
 import resource
+import shutil
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ import yaml
 from warm_process import WarmProcess
 
 from crane_x7_vla_rl.data.episode import DataError
+from crane_x7_vla_rl.policies import about
 from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.policies.load import load_policy
 from crane_x7_vla_rl.policies.openvla.codec import PolicySpec
@@ -68,6 +70,17 @@ def test_a_run_can_be_moved_with_its_base(tmp_path: Path) -> None:
     rig.train(tmp_path / "run", "--max-steps", "1")
     named = json.loads((tmp_path / "run" / "last" / "adapter_config.json").read_text())
     assert not os.path.isabs(named["base_model_name_or_path"])
+
+
+def test_a_checkpoint_keeps_the_scene_of_its_demonstrations(tmp_path: Path) -> None:
+    demos = tmp_path / "demos"
+    shutil.copytree(rig.data(), demos)
+    world = {"task": "Lift-CRANE-X7", "image_size": [320, 240], "colours": ["red", "blue"]}
+    (demos / about.DEMOS).write_text(json.dumps({"world": world}))
+    rig.train(tmp_path / "run", "--max-steps", "1", "--data-root", str(demos))
+    last = tmp_path / "run" / "last"
+    assert checkpoint.problem(last) is None
+    assert about.said_by(last)["image_size"] == about.Said((320, 240), about.DEMOS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
