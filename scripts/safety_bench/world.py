@@ -326,6 +326,11 @@ class Client:
     def advertise(self, topic: str, type_name: str) -> None:
         """Its robot takes what comes."""
 
+    def tell(self, operation: Mapping[str, Any]) -> bool:
+        """Take a status, which nothing in this world reads."""
+        del operation
+        return self.connected
+
     def robot_time(self, now: float) -> float | None:
         return self._inbox.robot_time(now)
 
