@@ -618,6 +618,8 @@ def as_markdown(flags: Mapping[str, str]) -> str:
     count = len(Settings.model_fields)
     head = f"""# Settings
 
+[日本語](ja/settings.md)
+
 Each of these {count} settings is an environment variable. {len(flags)} are flags as well; the last
 column says of which commands. The others are variables only: `boot`, tailscaled, sshd or libraries
 read them.
