@@ -18,6 +18,7 @@ from openvla_bench.limits import synchronise
 from crane_x7_vla_rl.training.rl.rollout import collect
 from crane_x7_vla_rl.training.rl.run import RlRun, open_run
 from crane_x7_vla_rl.training.rl.update import UpdateIndex, update
+from crane_x7_vla_rl.training.run_log import RunLog
 from rl_bench.case import Case, Round
 
 WARM_STEPS = 2
@@ -77,7 +78,7 @@ def opened(case: Case) -> Iterator[Ours]:
     """Yield our side, ready for its first update."""
     # A bar on the terminal would be drawn during the other sides' turns.
     with (case.output / "ours.stderr").open("w") as log, redirect_stderr(log):
-        context = open_run(case.config("ours"), None, time.perf_counter)
+        context = open_run(case.config("ours"), None, time.perf_counter, RunLog())
         run, _ = context.__enter__()
     try:
         yield Ours(case, run, torch.get_num_threads())

@@ -25,6 +25,7 @@ from openvla_bench.limits import synchronise
 from crane_x7_vla_rl.training.checkpoints.training_state import Progress
 from crane_x7_vla_rl.training.config.sections import LoggingConfig
 from crane_x7_vla_rl.training.interrupt import Interrupt
+from crane_x7_vla_rl.training.run_log import RunLog
 from crane_x7_vla_rl.training.sft.config import (
     DataConfig,
     OutputConfig,
@@ -141,7 +142,7 @@ def opened(case: Case, output: Path) -> Iterator[Ours]:
     """Yield our side, ready for its first update."""
     # A bar on the terminal would be drawn during the other side's turns.
     with (output.parent / "stderr").open("w") as log, redirect_stderr(log):
-        context = open_run(configuration(case, output), None, time.perf_counter)
+        context = open_run(configuration(case, output), None, time.perf_counter, RunLog())
         run, progress = context.__enter__()
     try:
         yield Ours(run, progress, case)

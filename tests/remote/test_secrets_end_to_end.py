@@ -14,7 +14,11 @@ from fake_hub import REPOSITORY, FakeHub
 pytest.importorskip("huggingface_hub", reason="needs the train extra")
 
 TOKEN = "hf_aSecretThatNobodyMaySee"
-FILES = {"config.json": b"{}", "model.safetensors": bytes(64), "tokenizer.json": b"{}"}
+STATISTICS = b'{"crane_x7": {"action": {"q01": [0], "q99": [1], "mask": [true]}}}'
+FILES = {
+    "config.json": b"{}", "dataset_statistics.json": STATISTICS,
+    "model.safetensors": bytes(64), "tokenizer.json": b"{}",
+}  # fmt: skip
 
 
 @pytest.fixture

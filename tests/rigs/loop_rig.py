@@ -80,9 +80,9 @@ class FaultyRobot(SimRobot):
     def joint_message(self, state: JointState, stamp_s: float) -> dict[str, Any]:
         return self.tamper(super().joint_message(state, stamp_s))
 
-    def _publish_camera(self, arm: Any, stamp_s: float) -> None:
-        if self.camera_runs:
-            super()._publish_camera(arm, stamp_s + self.camera_ahead_s(stamp_s))
+    def _publish_camera(self, arm: Any, stamp_s: float) -> bool:
+        shifted_s = stamp_s + self.camera_ahead_s(stamp_s)
+        return self.camera_runs and super()._publish_camera(arm, shifted_s)
 
     def set_clock(self, by_s: float) -> None:
         """Step the robot's clock, as a time service would."""

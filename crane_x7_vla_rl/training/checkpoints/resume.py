@@ -66,9 +66,8 @@ def add_argument(parser: argparse.ArgumentParser, checkpoints: str) -> None:
     """Add `--resume`; `checkpoints` are the names that a trainer gives them."""
     parser.add_argument(
         "--resume", metavar="FOLDER|auto",
-        help=f"resume {checkpoints}, or a run's newest checkpoint; the configuration comes from"
-        " there, flags count more. auto: resume where the run's own folder has a complete"
-        " checkpoint, start where it has none",
+        help=f"resume {checkpoints}, or a run's newest checkpoint, with its configuration; flags"
+        " override it. auto: resume this run if it has a complete checkpoint, else start it",
     )  # fmt: skip
 
 

@@ -439,12 +439,12 @@ def test_every_field_of_the_configuration_is_documented_and_has_a_flag_of_its_ow
     ("wanted", "said"),
     [
         ({"learnig_rate": 1}, "ppo.yaml: learnig_rate is unknown; did you mean learning_rate"),
-        ({"gamma": 1.5}, r"ppo.gamma is 1.5, expected 0 to 1"),
-        ({"temperature": 0}, "ppo.temperature is 0.0, expected above 0"),
-        ({"dual_clip": 1}, "ppo.dual_clip is 1.0, expected above 1"),
-        ({"target_kl": 0}, "ppo.target_kl is 0.0, expected above 0"),
+        ({"gamma": 1.5}, r"ppo.yaml: gamma is 1.5, expected 0 to 1"),
+        ({"temperature": 0}, "ppo.yaml: temperature is 0.0, expected above 0"),
+        ({"dual_clip": 1}, "ppo.yaml: dual_clip is 1.0, expected above 1"),
+        ({"target_kl": 0}, "ppo.yaml: target_kl is 0.0, expected above 0"),
         ({"value.clip": 0}, "value.clip is 0.0, expected above 0"),
-        ({"epochs": 0}, "ppo.epochs is 0, expected 1 or more"),
+        ({"epochs": 0}, "ppo.yaml: epochs is 0, expected 1 or more"),
     ],
 )
 def test_senseless_configurations_are_refused(wanted: dict[str, Any], said: str) -> None:
