@@ -65,6 +65,8 @@ UNSETTABLE = (
 blanks and quotes at the ends are not meant. Numbers are none of them: MAX_JUMP=none must not be
 guessed. Nor are texts that may be such words: an instruction, a topic, a key of statistics."""
 PROXIES = ("rosbridge_proxy",)
+OF_CHECKPOINTS = ("vla_inference_rate", "vla_temperature", "max_jump", "trajectory_validity")
+"""Numbers that a checkpoint may decide: an empty variable, as in a template's field, is unset."""
 
 EmptyIsNone = BeforeValidator(lambda value: None if value == "" else value)
 """Templates often pass on an empty variable; for an optional one that means unset."""
@@ -337,7 +339,9 @@ def load(
     secret_text.remember_environment(environ)
     meant, problems = _tidied(environ)
     values: dict[str, Any] = {
-        name: meant[name.upper()] for name in Settings.model_fields if name.upper() in meant
+        name: meant[name.upper()]
+        for name in Settings.model_fields
+        if name.upper() in meant and not (name in OF_CHECKPOINTS and not meant[name.upper()])
     }
     for old, name in OLD_NAMES.items():
         if old in meant:

@@ -1,13 +1,15 @@
 """What a checkpoint decides about the loop. Settings → settings with its rate and temperature.
 
 Default < checkpoint < variable or flag. The checkpoint's files are read by policies/about.py; one
-log line says what was taken, one warning what contradicts.
+log line says what was taken, one warning what contradicts. A checkpoint may come from a stranger:
+its files widen the limits of the loop up to `MOST` only, variables and flags without a limit.
 """
 
 from __future__ import annotations
 
 import logging
-from typing import Final
+from collections.abc import Collection, Mapping
+from typing import Any, Final
 
 from crane_x7_remote.errors import PolicyError
 from crane_x7_remote.settings import Settings
@@ -20,6 +22,9 @@ NAMES: Final = {
     "rate_hz": "vla_inference_rate", "temperature": "vla_temperature", "max_jump_rad": "max_jump",
 }  # fmt: skip
 """Name in a checkpoint → field of Settings."""
+MOST: Final = {"max_jump": 2.0, "trajectory_validity": 2.0}
+"""Largest values that a checkpoint's files can set, rad and s. The shipped policy needs 1.6 rad and
+1.25 s; a rate below 1 Hz would need a longer validity."""
 TICKS_PER_TRAJECTORY: Final = 2
 """A trajectory is valid for at least so many ticks: the arm must not stop between two of them."""
 
@@ -51,11 +56,27 @@ def apply(settings: Settings) -> Settings:
     if "trajectory_validity" not in settings.model_fields_set:
         needed_s = lasting_s(chosen.values["rate_hz"])
         values["trajectory_validity"] = max(settings.trajectory_validity, needed_s)
-    words = [f"{variables[name]} {about.shown(value)} ({chosen.sources[name]})"
-             for name, value in chosen.values.items()]  # fmt: skip
+    values |= _capped(values, settings.model_fields_set)
+    words = [f"{variables[name]} {about.shown(values[field])} ({chosen.sources[name]})"
+             for name, field in NAMES.items()]  # fmt: skip
     logger.info(
         "%s: %s, TRAJECTORY_VALIDITY %.3g s",
         settings.vla_model_path, ", ".join(words),
         values.get("trajectory_validity", settings.trajectory_validity),
     )  # fmt: skip
     return settings.model_copy(update=values)
+
+
+def _capped(values: Mapping[str, Any], given: Collection[str]) -> dict[str, float]:
+    """Return the limits that a checkpoint sets too wide, cut to MOST; each is logged."""
+    cut = {}
+    for field, most in MOST.items():
+        if field not in given and values.get(field, 0.0) > most:
+            variable = field.upper()
+            logger.warning(
+                "%s: the checkpoint needs %.3g, a checkpoint's files set at most %g; using %g. If"
+                " the arm is safe with more: %s=%.3g",
+                variable, values[field], most, most, variable, values[field],
+            )  # fmt: skip
+            cut[field] = most
+    return cut

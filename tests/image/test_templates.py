@@ -58,6 +58,12 @@ def test_settings_take_what_a_template_sets(name: str) -> None:
     assert loaded.ssh_port == 22
 
 
+@pytest.mark.parametrize("name", [name for name in FILES if "infer" in name])
+def test_the_loops_template_leaves_the_rate_to_the_checkpoint(name: str) -> None:
+    assert variables(name)["VLA_INFERENCE_RATE"] == ""
+    assert variables(name)["VLA_DEVICE"] in ("auto", "cuda")
+
+
 @pytest.mark.parametrize("name", FILES)
 def test_no_template_holds_a_secret(name: str) -> None:
     for key in settings.secret_variables() & variables(name).keys():

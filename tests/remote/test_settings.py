@@ -95,6 +95,13 @@ def test_flag_wins_over_variable_and_variable_over_default() -> None:
     assert loaded.dry_run is True
 
 
+@pytest.mark.parametrize("name", settings.OF_CHECKPOINTS)
+def test_an_empty_number_that_a_checkpoint_may_decide_is_unset(name: str) -> None:
+    loaded = settings.load(environ={name.upper(): ""})
+    assert name not in loaded.model_fields_set
+    assert getattr(loaded, name) == getattr(settings.load(environ={}), name)
+
+
 def test_empty_optional_variable_means_unset() -> None:
     assert settings.load(environ={"VLA_MODEL_PATH": "", "HF_TOKEN": ""}).hf_token is None
 

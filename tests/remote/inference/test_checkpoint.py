@@ -13,6 +13,7 @@ from crane_x7_remote.errors import PolicyError
 from crane_x7_remote.inference import checkpoint
 from crane_x7_remote.sim_robot import command as sim_command
 from crane_x7_vla_rl.policies.load import SHIPPED
+from crane_x7_vla_rl.policies.skills import Skills
 
 MODEL = {"VLA_MODEL_PATH": str(SHIPPED)}
 
@@ -36,6 +37,26 @@ def test_a_variable_counts_more_and_its_contradiction_is_one_warning(
     assert (settings.vla_temperature, settings.trajectory_validity) == (1.0, 0.7)
     (warning,) = [one for one in caplog.records if one.levelname == "WARNING"]
     assert "VLA_INFERENCE_RATE 10: the checkpoint says 1.6 (skills.json)" in warning.message
+
+
+def test_a_checkpoint_widens_limits_only_so_far(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    reckless = Skills("Lift-CRANE-X7", ("red",), 0.0, ("lift it",), 0.1, max_jump_rad=9.0)
+    reckless.write(tmp_path)
+    environ = {"VLA_MODEL_PATH": str(tmp_path)}
+    settings = checkpoint.apply(settings_module.load(environ=environ))
+    assert (settings.max_jump, settings.trajectory_validity) == (2.0, 2.0)
+    warnings = [one.message for one in caplog.records if one.levelname == "WARNING"]
+    assert len(warnings) == 2
+    assert "MAX_JUMP: the checkpoint needs 9, a checkpoint's files set at most 2" in warnings[0]
+    assert "MAX_JUMP=9" in warnings[0]
+    assert "TRAJECTORY_VALIDITY=20" in warnings[1]
+    caplog.clear()
+    given = environ | {"MAX_JUMP": "9", "TRAJECTORY_VALIDITY": "20"}
+    settings = checkpoint.apply(settings_module.load(environ=given))
+    assert (settings.max_jump, settings.trajectory_validity) == (9.0, 20.0)
+    assert not [one for one in caplog.records if one.levelname == "WARNING"]
 
 
 def test_a_checkpoint_that_says_nothing_leaves_the_defaults(tmp_path: Path) -> None:
