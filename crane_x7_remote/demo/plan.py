@@ -1,24 +1,27 @@
-"""What the demo shows. Flags, settings, a checkpoint's `skills.json` → `DemoPlan`.
+"""What the demo shows. Flags, settings, a checkpoint's small files → `DemoPlan`.
 
 The policy decides the scene, the tasks and the rate, as far as no flag does: colour servo those
-below, a checkpoint those of the `skills.json` beside it. Also here: the commands of both processes.
+below, a checkpoint what policies/about.py reads. Also here: the commands of both processes. The
+loop takes its limits, such as the jump, from the checkpoint itself.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from crane_x7_remote import settings as settings_module
 from crane_x7_remote.errors import PolicyError, SettingsError
-from crane_x7_remote.inference import checkpoint
 from crane_x7_remote.settings import Settings
 from crane_x7_vla_rl.fields import FiniteAmount, argument_type
+from crane_x7_vla_rl.policies import about
+from crane_x7_vla_rl.policies.about import Chosen
 from crane_x7_vla_rl.policies.base import PolicyLoadError
 from crane_x7_vla_rl.policies.load import POLICY_NAMES, SHIPPED, has_random_weights
-from crane_x7_vla_rl.policies.skills import SKILLS, Skills
+from crane_x7_vla_rl.policies.skills import Skills
 from crane_x7_vla_rl.scenes import COLOUR_NAMES, EVALUATION_SEED, PICK_PLACE_ID, WorldConfig
 
 NVIDIA_DEVICE = Path("/dev/nvidiactl")
@@ -31,8 +34,13 @@ USUAL: Final = Skills(
     instructions=("pick up the red cube", "place the blue cube on the plate"),
     rate_hz=10.0,
 )
-"""For colour servo, and for a checkpoint without skills.json."""
+"""For colour servo, and where a checkpoint says nothing."""
 CAMERA_HZ: Final = 30.0
+FLAGS: Final = {
+    "colours": "--colours", "spawn_range_m": "--spawn-range-m", "rate_hz": "--rate",
+    "temperature": "--temperature",
+}  # fmt: skip
+"""Name of what a checkpoint says → the demo's flag."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +109,8 @@ def read(args: argparse.Namespace) -> DemoPlan:
     """Return the plan in parsed flags; raises SettingsError and PolicyError."""
     settings = settings_module.load()
     model = _model(args.policy, settings)
-    skills = _with_flags(_skills(model), args)
+    chosen = _choose(model, settings, args)
+    skills = Skills(**chosen.values)
     if min(args.timeout) <= 0:
         raise SettingsError(
             f"--timeout is {' '.join(f'{limit:g}' for limit in args.timeout)}, expected two"
@@ -120,7 +129,7 @@ def read(args: argparse.Namespace) -> DemoPlan:
         camera_rate_hz=args.camera_rate,
         first_timeout_s=args.timeout[0],
         second_timeout_s=args.timeout[1],
-        rate_reason=_rate_reason(args, model),
+        rate_reason=_rate_reason(chosen.sources["rate_hz"]),
         settings=settings,
     )
 
@@ -135,33 +144,41 @@ def _tasks(skills: Skills, args: argparse.Namespace) -> tuple[str, str | None]:
     return first, then.strip() or None
 
 
-def _skills(model: Model | None) -> Skills:
-    if model is None:
-        return USUAL
-    try:
-        return Skills.beside(Path(model.path).expanduser()) or USUAL
-    except PolicyLoadError as error:
-        raise PolicyError(str(error)) from error
-
-
-def _rate_reason(args: argparse.Namespace, model: Model | None) -> str:
-    if args.rate is not None:
-        return "set by --rate"
-    if model is not None and (Path(model.path).expanduser() / SKILLS).is_file():
-        return f"the policy's own rate, from its {SKILLS}"
-    return "the demo's default"
-
-
-def _with_flags(skills: Skills, args: argparse.Namespace) -> Skills:
-    """Return the skills with what flags say instead."""
+def _choose(model: Model | None, settings: Settings, args: argparse.Namespace) -> Chosen:
+    """Return what is shown: a flag, else what the checkpoint says, else what is usual."""
     given = {
         "colours": args.colours and tuple(args.colours),
         "spawn_range_m": args.spawn_range_m,
         "rate_hz": args.rate,
         "temperature": args.temperature,
     }
-    changed = {name: value for name, value in given.items() if value is not None}
-    return Skills(**{**vars(skills), **changed})
+    given = {name: value for name, value in given.items() if value is not None}
+    token = None if settings.hf_token is None else settings.hf_token.get_secret_value()
+    try:
+        said = {} if model is None else about.said_by(model.path, token)
+    except PolicyLoadError as error:
+        raise PolicyError(str(error)) from error
+    chosen = about.choose(given, said, {**vars(USUAL), "image_size": None}, FLAGS)
+    values = {**chosen.values, "image_size": None}  # the demo's camera has --image-size
+    if chosen.sources["instructions"] == about.DEFAULT:
+        values["instructions"] = _usual_tasks(values["task"], values["colours"])
+    return Chosen(values, chosen.sources)
+
+
+def _usual_tasks(task: str, colours: Sequence[str]) -> tuple[str, ...]:
+    """Return tasks that the scene has the cubes, and the plate, for."""
+    has_plate = task == PICK_PLACE_ID
+    fitting = tuple(
+        text
+        for text in USUAL.instructions
+        if any(colour in text for colour in colours) and (has_plate or "plate" not in text)
+    )
+    return fitting or (f"pick up the {colours[0]} cube",)
+
+
+def _rate_reason(source: str) -> str:
+    usual = {about.GIVEN: "set by --rate", about.DEFAULT: "the demo's default"}
+    return usual.get(source, f"the policy's own rate, from its {source}")
 
 
 def _model(policy: str, settings: Settings) -> Model | None:
@@ -215,14 +232,4 @@ def loop_command(plan: DemoPlan, port: int, metrics: Path) -> list[str]:
     if plan.model is None:
         return command
     model = ["--vla-model-path", plan.model.path, "--vla-device", plan.model.device]
-    skills = plan.skills
-    lasting_s = checkpoint.lasting_s(skills.rate_hz)
-    if lasting_s > plan.settings.trajectory_validity:
-        command += ["--trajectory-validity", f"{lasting_s:.3g}"]
-    limits = [
-        "--vla-temperature",
-        f"{skills.temperature:g}",
-        "--max-jump",
-        f"{skills.max_jump_rad:g}",
-    ]
-    return [*command, *model, *limits]
+    return [*command, *model, "--vla-temperature", f"{plan.skills.temperature:g}"]

@@ -44,16 +44,19 @@ class Said:
 
 
 def said_by(checkpoint: str | Path, token: str | None = None) -> dict[str, Said]:
-    """Return what a checkpoint says: SCENE, `rate_hz`, `temperature`, `max_jump_rad`.
+    """Return what a checkpoint says: SCENE, `rate_hz`, `temperature`, `max_jump_rad`, and what its
+    demonstration needs: `instructions`, `lets_go`.
 
     `checkpoint` is a folder or Hub id, of which the small files alone are fetched; one that does
-    not exist says nothing. Raises PolicyLoadError for a file that cannot be read.
+    not exist says nothing: loading its weights says why. Raises PolicyLoadError for a file that
+    cannot be read.
     """
-    place = hub.small_files(checkpoint, (SKILLS, TRAIN_CONFIG, DEMOS, POLICY), token)
-    if place is None:
+    readers = {SKILLS: _skills, TRAIN_CONFIG: _training, DEMOS: _demonstrations, POLICY: _policy}
+    try:
+        place = hub.peek(checkpoint, token=token, names=readers).folder
+    except hub.Absent:
         return {}
     found: dict[str, Said] = {}
-    readers = {SKILLS: _skills, TRAIN_CONFIG: _training, DEMOS: _demonstrations, POLICY: _policy}
     for source, read in readers.items():
         for name, value in read(place):
             found.setdefault(name, Said(value, source))
@@ -67,6 +70,7 @@ def _skills(folder: Path) -> Iterator[tuple[str, Any]]:
     yield from (("task", skills.task), ("colours", skills.colours))
     yield from (("spawn_range_m", skills.spawn_range_m), ("rate_hz", skills.rate_hz))
     yield from (("temperature", skills.temperature), ("max_jump_rad", skills.max_jump_rad))
+    yield from (("instructions", skills.instructions), ("lets_go", skills.lets_go))
     if skills.image_size is not None:
         yield "image_size", _size(skills.image_size)
 

@@ -65,6 +65,10 @@ class HubError(PolicyLoadError):
         self.status = status
 
 
+class Absent(HubError):
+    """It is neither a folder nor an id, or neither Hub nor cache can give it now."""
+
+
 class Unreachable(Exception):
     """The Hub is silent, overloaded, broken or switched off: what the cache holds may do."""
 
@@ -103,10 +107,10 @@ def _source(path_or_repo_id: str | Path, revision: str | None, token: str | None
     if folder.is_dir():
         return folder
     if folder.exists():
-        raise HubError(f"{folder} is a file; expected the folder that holds the checkpoint")
+        raise Absent(f"{folder} is a file; expected the folder that holds the checkpoint")
     match = REPO_ID.fullmatch(str(path_or_repo_id))
     if match is None:
-        raise HubError(
+        raise Absent(
             f"{path_or_repo_id}: there is no such folder, and it is no Hub id either (owner/name or"
             " owner/name@revision)"
         )
@@ -124,11 +128,15 @@ class Peek:
 
 
 def peek(
-    path_or_repo_id: str | Path, revision: str | None = None, token: str | None = None
+    path_or_repo_id: str | Path,
+    revision: str | None = None,
+    token: str | None = None,
+    names: Collection[str] | None = None,
 ) -> Peek:
     """Return a checkpoint's small files, fetched from the Hub where it is no folder.
 
-    Raises HubError as `resolve` does, also for a disk without room for the weights.
+    `names`: those files alone, as far as it has them; the disk may then be too full for the
+    weights. Raises HubError as `resolve` does.
     """
     source = _source(path_or_repo_id, revision, token)
     if isinstance(source, Path):
@@ -140,12 +148,15 @@ def peek(
         return Peek(folder, _names(folder))
     sizes = _wanted(source, info)
     cache = _cache()
-    _check_room(cache, source, str(info.sha), sizes)
-    small = [
-        name
-        for name, size in sizes.items()
-        if name.endswith(".json") and size < BIGGEST_DESCRIPTION
-    ]
+    if names is None:
+        _check_room(cache, source, str(info.sha), sizes)
+        small = [
+            name
+            for name, size in sizes.items()
+            if name.endswith(".json") and size < BIGGEST_DESCRIPTION
+        ]
+    else:
+        small = sorted({file.rfilename for file in info.siblings or ()} & {*names})
     folder = _fetch_files(source, str(info.sha), small, cache) if small else cache
     return Peek(folder, frozenset(sizes))
 
@@ -153,40 +164,6 @@ def peek(
 def _names(folder: Path) -> frozenset[str]:
     files = [path for inside in FOLDERS for path in (folder / inside).glob("*")]
     return frozenset(str(path.relative_to(folder)) for path in files)
-
-
-def small_files(
-    path_or_repo_id: str | Path, names: Collection[str], token: str | None = None
-) -> Path | None:
-    """Return the folder with those of a checkpoint's small files that it has, without its weights.
-
-    None where there is no such folder or id, or neither Hub nor cache can give them: loading the
-    weights then says why. Raises HubError where the Hub refuses.
-    """
-    folder = Path(path_or_repo_id).expanduser()
-    match = REPO_ID.fullmatch(str(path_or_repo_id))
-    if folder.exists() or match is None:
-        return folder if folder.is_dir() else None
-    source = Source(match["name"], match["revision"] or "main", _usable(token))
-    try:
-        info = look_up(source)
-    except Unreachable as error:
-        return cached(source, str(error))
-    found = {file.rfilename for file in info.siblings or ()} & {*names}
-    if info.sha is None or not found:
-        return None
-    import httpx2
-    from huggingface_hub import constants
-
-    cache, name = Path(constants.HF_HUB_CACHE), ""
-    try:
-        for name in sorted(found):
-            path = _fetch_file(source, info.sha, name, cache)
-    except httpx2.TransportError as error:
-        raise HubError(f"{source}: the download of {name} broke off: {shown(error)}") from error
-    except OSError as error:
-        raise _explain_os_error(error, source, name, cache) from error
-    return path.parent
 
 
 def _usable(token: str | None) -> str | None:
@@ -213,7 +190,7 @@ def _fetch(source: Source) -> Path:
 def _from_cache(source: Source, error: Unreachable) -> Path:
     folder = cached(source, str(error))
     if folder is None:
-        raise HubError(
+        raise Absent(
             f"{error}; the cache does not hold {source} either: try again later, or fetch it where"
             " the Hub can be reached and give the folder"
         ) from error

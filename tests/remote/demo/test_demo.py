@@ -251,7 +251,7 @@ def test_what_ships_is_shown_in_scenes_that_it_knows_and_has_not_seen() -> None:
     assert word_after(loop, "--vla-device") == "cpu"
     assert word_after(loop, "--vla-inference-rate") == f"{skills.rate_hz:g}"
     assert word_after(loop, "--vla-temperature") == f"{skills.temperature:g}"
-    assert word_after(loop, "--max-jump") == f"{skills.max_jump_rad:g}"
+    assert "--max-jump" not in loop  # the loop reads the checkpoint, within its own cap
 
 
 def test_colour_servo_has_three_cubes_and_a_plate() -> None:
@@ -265,6 +265,20 @@ def test_colour_servo_has_three_cubes_and_a_plate() -> None:
     loop = plan_module.loop_command(plan, 1, Path("m.json"))
     assert word_after(loop, "--vla-inference-rate") == "10"
     assert "--vla-model-path" not in loop
+
+
+def test_a_trained_checkpoint_is_shown_in_the_scene_that_it_was_trained_in(tmp_path: Path) -> None:
+    trained = "env: {env_id: Lift-CRANE-X7, colours: [green], spawn_range_m: 0.01}"
+    (tmp_path / "train_config.yaml").write_text(trained)
+    (tmp_path / "policy.json").write_text('{"period_s": 0.2}')
+    plan = planned("--policy", str(tmp_path))
+    robot = plan_module.robot_command(plan)
+    assert word_after(robot, "--task") == "Lift-CRANE-X7"
+    assert robot[robot.index("--colours") + 1 :][:3] == ["green", "--spawn-range-m", "0.01"]
+    assert (plan.instruction, plan.then) == ("pick up the green cube", None)
+    assert (plan.skills.rate_hz, plan.rate_reason) == (
+        5.0, "the policy's own rate, from its policy.json",
+    )  # fmt: skip
 
 
 def test_flags_count_more_than_what_a_checkpoint_says(tmp_path: Path) -> None:

@@ -27,9 +27,11 @@ def said(folder: Path) -> dict[str, object]:
 
 def test_the_shipped_policy_says_scene_camera_rate_temperature_and_jump() -> None:
     found = said(SHIPPED)
+    assert "pick up the red cube" in found.pop("instructions")  # type: ignore[operator]
     assert found == {
         "task": "Lift-CRANE-X7", "colours": ("red", "blue"), "spawn_range_m": 0.02,
         "image_size": (320, 240), "rate_hz": 1.6, "temperature": 1.0, "max_jump_rad": 1.6,
+        "lets_go": False,
     }  # fmt: skip
 
 

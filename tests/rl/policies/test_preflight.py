@@ -39,6 +39,33 @@ def described(folder: Path, known: dict[str, Any]) -> Path:
     return folder
 
 
+SAID = """
+import sys
+from crane_x7_vla_rl.policies import about
+print(about.said_by(sys.argv[1]).get("task"))
+"""
+
+
+def test_of_a_checkpoint_on_the_hub_the_files_that_say_its_scene_alone_are_fetched(
+    tmp_path: Path,
+) -> None:
+    files = {
+        "model.safetensors": b"never read", "tokenizer.json": b"{}", "config.json": b"{}",
+        "train_config.yaml": b"env: {env_id: PickPlace-CRANE-X7}",
+    }  # fmt: skip
+    kept = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "VLA_"))}
+    with FakeHub(files) as hub:
+        environ = kept | {"HF_HOME": str(tmp_path), "HF_ENDPOINT": hub.url}
+        done = subprocess.run(
+            [sys.executable, "-c", SAID, REPOSITORY],
+            env=environ, cwd=ROOT, capture_output=True, text=True, timeout=60, check=False,
+        )  # fmt: skip
+    assert "PickPlace-CRANE-X7" in done.stdout, done.stderr
+    fetched = {request.rpartition("/")[2].split()[0] for request in hub.requests}
+    assert "train_config.yaml" in fetched
+    assert not fetched & {"model.safetensors", "tokenizer.json", "config.json"}
+
+
 def test_infer_refuses_a_base_model_from_the_hub_before_any_weights(tmp_path: Path) -> None:
     folder = described(tmp_path / "model", {"bridge_orig": TOOL, "fractal": TOOL})
     files = {path.name: path.read_bytes() for path in folder.iterdir()}

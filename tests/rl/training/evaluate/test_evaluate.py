@@ -268,6 +268,20 @@ def test_a_checkpoint_is_measured_on_what_it_was_trained_for(
     assert "--temperature 0: the checkpoint says 1 (skills.json)" in record.message
 
 
+def test_a_fine_tuned_checkpoint_is_measured_on_what_its_demonstrations_show(
+    tmp_path: Path,
+) -> None:
+    """`sft` keeps demos.json and a configuration without a scene."""
+    made = WorldConfig("PickPlace-CRANE-X7", image_size=(320, 240), colours=("red", "blue"))
+    (tmp_path / "demos.json").write_text(json.dumps({"world": made.as_dict()}))
+    (tmp_path / "train_config.yaml").write_text("backend: openvla\n")
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    read = command.read(parser.parse_args(["--checkpoint", str(tmp_path)]))
+    assert read.world == made
+    assert read.sources["image_size"] == "demos.json"
+
+
 @pytest.mark.parametrize("flag", ["--videos", "--num-episodes", "--processes", "--temperature"])
 def test_what_cannot_be_below_0_is_a_usage_error(
     flag: str, capsys: pytest.CaptureFixture[str]
