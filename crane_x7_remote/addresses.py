@@ -1,6 +1,6 @@
 """Addresses as people write them. Text of a variable → host, port or proxy, checked. Pure.
 
-Raises ValueError that says what to write instead, before anybody tries to connect.
+Raises ValueError that says what to write instead, before any connection attempt.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ def read_host(text: str) -> tuple[str, int | None]:
     if found := SCHEME.match(address):
         if found["scheme"].lower() in WITH_TLS:
             raise ValueError(
-                f"{found['scheme']}:// (TLS) is not supported; give the host alone, and reach it"
-                " through the tailnet or ssh, which encrypt"
+                f"{found['scheme']}:// (TLS) is not supported; give only the host, and connect"
+                f" through the tailnet or ssh, which encrypt"
             )
         if found["scheme"].lower() not in PLAIN:
-            raise ValueError(f"{found['scheme']}:// is not rosbridge's; give the host alone")
+            raise ValueError(f"{found['scheme']}:// is not a rosbridge scheme; give only the host")
         address = address[found.end() :]
         address, slash, path = address.partition("/")
         if slash and path:
-            raise ValueError(f"names the path /{path[:40]}, and rosbridge has none; leave it out")
+            raise ValueError(f"names the path /{path[:40]}, but rosbridge has no paths; remove it")
     host, port = _host_and_port(address)
     _check_host(host)
     return host, port
@@ -71,38 +71,40 @@ def _check_host(host: str) -> None:
         try:
             ipaddress.IPv6Address(host)
         except ValueError as error:
-            raise ValueError(f"is no IPv6 address ({error})") from error
+            raise ValueError(f"is not an IPv6 address ({error})") from error
         return
     labels = host.removesuffix(".").split(".")
     if len(host) > 253 or not all(LABEL.fullmatch(label) for label in labels):
         raise ValueError(
-            "is no host name or address; expected such as crane-x7-local or 100.64.0.7"
+            "is not a host name or address; expected a value such as crane-x7-local or 100.64.0.7"
         )
     if labels[-1].isdecimal():
         try:
             ipaddress.IPv4Address(host)
         except ValueError as error:
-            raise ValueError(f"is no IPv4 address ({error})") from error
+            raise ValueError(f"is not an IPv4 address ({error})") from error
 
 
 def read_proxy(text: str) -> str:
     """Return the URL of a proxy, checked. Raises ValueError, which never shows its password."""
     url = bare(text)
-    example = "expected such as socks5h://127.0.0.1:1055"
+    example = "expected a value such as socks5h://127.0.0.1:1055"
     found = SCHEME.match(url)
     if found is None:
         raise ValueError(f"has no scheme; {example}")
     if found["scheme"].lower() not in PROXIES:
-        raise ValueError(f"{found['scheme']}:// is no proxy that is known here; {example}")
+        raise ValueError(f"{found['scheme']}:// is not a supported proxy scheme; {example}")
     try:
         parts = urlsplit(url)
         host, port = parts.hostname, parts.port
     except ValueError:
-        raise ValueError(f"has no port from 1 to 65535, or a damaged address; {example}") from None
+        raise ValueError(
+            f"has no port from 1 to 65535, or a malformed address; {example}"
+        ) from None
     if not host or not port:
         raise ValueError(f"has no {'port' if host else 'host'}; {example}")
     if parts.path.strip("/") or parts.query or parts.fragment:
-        raise ValueError(f"goes on behind the port; {example}")
+        raise ValueError(f"has text after the port; {example}")
     _check_host(host)
     return url.rstrip("/")
 

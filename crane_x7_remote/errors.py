@@ -40,13 +40,13 @@ class ExitCode(IntEnum):
 
 
 class RemoteError(Exception):
-    """Base of all expected failures: the message says where, what came, and what to do next."""
+    """Base of all expected failures: the message says where it failed, what came and what to do."""
 
     exit_code = ExitCode.UNEXPECTED
 
 
 class SettingsError(RemoteError):
-    """Variables or flags are wrong; lists all of them at once."""
+    """Variables or flags have wrong values; the message lists all of them."""
 
     exit_code = ExitCode.SETTINGS
 
@@ -58,9 +58,9 @@ class PeerUnreachableError(RemoteError):
 
 
 class LinkFailedError(RemoteError):
-    """The thread of the connection to rosbridge ended by an error of ours; no reconnect will come.
+    """A bug in this program ended the thread of the connection to rosbridge; it does not reconnect.
 
-    Its cause is the error that ended it.
+    `__cause__` is the error that ended the thread.
     """
 
     exit_code = ExitCode.UNEXPECTED
@@ -73,7 +73,7 @@ class PolicyError(RemoteError):
 
 
 class PolicyFailingError(RemoteError):
-    """The policy failed so often in a row that going on makes no sense."""
+    """The policy failed too often in a row; the loop stops."""
 
     exit_code = ExitCode.POLICY_FAILING
 
@@ -103,7 +103,7 @@ class GuardError(RemoteError):
 
 
 class TaskRefusedError(RemoteError):
-    """A loop does not do the task that it was given, and says why."""
+    """A loop refused its task; the message says why."""
 
     exit_code = ExitCode.TASK_REFUSED
 
@@ -115,7 +115,7 @@ class NoLoopError(RemoteError):
 
 
 class TailnetKeyError(RemoteError):
-    """The tailnet's control server refused TS_AUTHKEY, or what TS_EXTRA_ARGS requests."""
+    """The tailnet's control server refused TS_AUTHKEY or a request in TS_EXTRA_ARGS."""
 
     exit_code = ExitCode.TAILNET_KEY
 
@@ -127,31 +127,31 @@ class TailnetKeyExpiredError(TailnetKeyError):
 
 
 class ControlUnreachableError(RemoteError):
-    """The tailnet's control server did not let us in within TS_LOGIN_TIMEOUT."""
+    """The login at the tailnet's control server did not succeed within TS_LOGIN_TIMEOUT."""
 
     exit_code = ExitCode.CONTROL_UNREACHABLE
 
 
 class TailscaledError(RemoteError):
-    """tailscaled is not there, or ends at once."""
+    """tailscaled is not installed, or exits immediately."""
 
     exit_code = ExitCode.TAILSCALED
 
 
 class SshdError(RemoteError):
-    """sshd is not there, cannot listen, or ends at once."""
+    """sshd is not installed, cannot listen, or exits immediately."""
 
     exit_code = ExitCode.SSHD
 
 
 class StateError(RemoteError):
-    """A folder for what is kept across restarts cannot be written: full, read-only, not ours."""
+    """A folder for state that survives restarts is full, read-only or owned by another user."""
 
     exit_code = ExitCode.STATE
 
 
 class RoleError(RemoteError):
-    """The role is no program on this machine."""
+    """The role is not a program on this machine."""
 
     exit_code = ExitCode.ROLE
 
@@ -163,7 +163,7 @@ class UnhealthyError(RemoteError):
 
 
 class PeerUnknownError(RemoteError):
-    """No machine of the tailnet has this name; lists those that there are."""
+    """No machine of the tailnet has this name; the message lists its machines."""
 
     exit_code = ExitCode.PEER_UNKNOWN
 
@@ -175,13 +175,13 @@ class PeerOfflineError(RemoteError):
 
 
 class TailnetDownError(RemoteError):
-    """This machine itself is not on a tailnet: no tailscaled, or not logged in."""
+    """This machine is not on a tailnet: tailscaled does not run or is not logged in."""
 
     exit_code = ExitCode.TAILNET_DOWN
 
 
 class SshAuthError(RemoteError):
-    """The other end's sshd refused every key we have."""
+    """The other end's sshd refused every available key."""
 
     exit_code = ExitCode.SSH_AUTH
 
@@ -193,12 +193,12 @@ class SshHostKeyError(RemoteError):
 
 
 class SshUnreachableError(RemoteError):
-    """No ssh connection came up in time."""
+    """The ssh connection was not established in time."""
 
     exit_code = ExitCode.SSH_UNREACHABLE
 
 
 class ForwardRefusedError(RemoteError):
-    """A port to listen on is taken, or sshd forbids the forwarding."""
+    """A port to listen on is in use, or sshd forbids the forwarding."""
 
     exit_code = ExitCode.FORWARD_REFUSED

@@ -95,7 +95,7 @@ def _parts(line: str) -> Iterator[tuple[str, bool]]:
     if not begins or begins[0] != 0:
         yield plain, True  # no key, or options before it
         return
-    # A comment may name a type; only what goes on like a key begins one.
+    # A comment may name a type; only text that continues like a key begins one.
     begins = [place for place in begins if place == 0 or _goes_on_like_a_key(plain[place:])]
     for start, end in zip(begins, [*begins[1:], None], strict=True):
         yield plain[start:end].strip(SEPARATORS), end is None
@@ -108,27 +108,25 @@ def _goes_on_like_a_key(text: str) -> bool:
 def _checked(part: str, is_last: bool) -> str:
     """Return `type base64 comment`. Raises ValueError, without any part of the key."""
     if "PRIVATE KEY" in part:
-        raise ValueError("is a private key; give the one that ends in .pub")
+        raise ValueError("is a private key; use the file that ends in .pub")
     kind, _, rest = part.partition(" ")
     if kind not in FIELDS:
         if OPTION.search(part) and KEY_BEGINS.search(part):
             raise ValueError(
-                "begins with options, which are not supported here; give type, key and comment"
-                " alone"
+                "begins with options, which are not supported; give only type, key and comment"
             )
-        raise ValueError("is no public key; expected 'ssh-ed25519 …' or alike")
+        raise ValueError("is not a public key; expected a line such as 'ssh-ed25519 …'")
     blob, _, comment = rest.partition(" ")
     blob, comment = blob.strip(SEPARATORS), comment.strip(SEPARATORS)
     if odd := next((c for c in blob if not c.isascii() or not c.isprintable()), None):
         raise ValueError(f"holds the character U+{ord(odd):04X} inside its {kind} key; remove it")
     if GLUED.search(rest):
-        raise ValueError("holds two keys with nothing between them; put each on its own line")
+        raise ValueError("holds two keys without a separator; put each on its own line")
     if not _is_whole(kind, blob):
-        raise ValueError(f"is a damaged or cut {kind} key; copy the whole line")
+        raise ValueError(f"is a damaged or truncated {kind} key; copy the complete line")
     if not is_last and OPTION.search(comment):
         raise ValueError(
-            f"holds options behind its {kind} key, meant for another one; options are not"
-            " supported here"
+            f"holds options behind its {kind} key, for another one; options are not supported"
         )
     if not comment.isprintable():
         comment = "".join(letter for letter in comment if letter.isprintable())

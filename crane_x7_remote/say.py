@@ -1,8 +1,8 @@
 """`crane-x7-remote say`: give a running loop a new task, and wait for its answer.
 
-Publishes one std_msgs/String on the instruction topic and reads what each loop then says on
-/vla/status. It uses roslibpy: an independent client, so that it and the client of the control path
-are tested against each other.
+Publishes one std_msgs/String on the instruction topic and reads each loop's answer on /vla/status.
+It uses roslibpy, an independent client, so that this client and the one of the control path are
+tested against each other.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ FLAGS = ("rosbridge_host", "rosbridge_port", "rosbridge_token", "instruction_top
 CONNECT_TIMEOUT_S = 5.0
 TRIES = 3
 CONFIRM_TIMEOUT_S = 1.0
-"""Saying the same task again changes nothing, so a lost message is simply repeated."""
+"""Sending the same task again changes nothing, so a lost message is repeated."""
 ANSWER_TIMEOUT_S = 3.0
 OTHERS_S = 0.3
-"""After one loop's answer, for those of others."""
+"""Wait after the first loop's answer, for the answers of other loops."""
 GOODBYE_TIMEOUT_S = 0.5
 
 
@@ -72,10 +72,10 @@ def run(args: argparse.Namespace) -> int:
 def say(
     text: str, host: str, port: int, topic: str, token: str | None = None
 ) -> dict[str, LoopStatus]:
-    """Publish `text` on `topic` and return what each loop that was heard said last, by session.
+    """Publish `text` on `topic` and return the last status of each loop, by session.
 
-    `text` is one line as `messages.instruction` returns it. Waits until the server has sent it
-    round, then up to ANSWER_TIMEOUT_S for loops. `token` is for a guard that asks for one. Raises
+    `text` is one line as `messages.instruction` returns it. Waits until the server has echoed
+    it, then up to ANSWER_TIMEOUT_S for loops. `token` is for a guard that requires one. Raises
     PeerUnreachableError.
     """
     _check_reachable(host, port)
@@ -99,13 +99,13 @@ def say(
                 return answers.wait(ANSWER_TIMEOUT_S)
     except roslibpy.core.RosTimeoutError as error:
         raise PeerUnreachableError(
-            f"{host}:{port} answers, but not as a rosbridge server within {CONNECT_TIMEOUT_S:g} s;"
-            " check that the port is rosbridge's"
+            f"{host}:{port} answers, but not as a rosbridge server, within {CONNECT_TIMEOUT_S:g} s;"
+            " check that this port is rosbridge's"
         ) from error
     finally:
         _hang_up(ros)
     raise PeerUnreachableError(
-        f"rosbridge at {host}:{port} took the instruction but did not send it round on {topic}"
+        f"rosbridge at {host}:{port} accepted the instruction but did not publish it on {topic}"
         f" within {TRIES * CONFIRM_TIMEOUT_S:g} s; check that the topic carries std_msgs/String"
     )
 
@@ -119,7 +119,7 @@ class _Answers:
         self._statuses: dict[str, LoopStatus] = {}
 
     def hear(self, message: Mapping[str, Any]) -> None:
-        """Take a status; what is none is left out."""
+        """Record a status; skip any other message."""
         with contextlib.suppress(messages.MessageError):
             status = loop_status.read(message)
             with self._changed:
@@ -127,7 +127,7 @@ class _Answers:
                 self._changed.notify_all()
 
     def wait(self, timeout_s: float) -> dict[str, LoopStatus]:
-        """Return the statuses once every loop that was heard has answered, or after the timeout."""
+        """Return the statuses when every known loop has answered, or after the timeout."""
         with self._changed:
             deadline_s = time.monotonic() + timeout_s
             self._changed.wait_for(lambda: any(self._answered()), timeout_s)
@@ -149,12 +149,13 @@ def _accepting(text: str, answers: Mapping[str, LoopStatus]) -> list[str]:
 
 
 def _problem(text: str, answers: Mapping[str, LoopStatus]) -> RemoteError | None:
-    """Return why the task is not everywhere what was said; None where it is."""
+    """Return why not every loop has accepted the task; None if all have."""
     if not answers:
         return NoLoopError(
-            f"no loop answered within {ANSWER_TIMEOUT_S:g} s. The robot's rosbridge has the task;"
-            " but no loop is connected to it, or the loop is still loading its model, or its"
-            f" version (or the guard's) does not know {STATUS_TOPIC}. Start one: crane-x7-remote"
+            f"no loop answered within {ANSWER_TIMEOUT_S:g} s. The robot's rosbridge has the"
+            f" task, but no loop is connected to it, the loop is still loading its model, or the"
+            f" version of the loop or the guard does not know {STATUS_TOPIC}. Start one:"
+            f" crane-x7-remote"
             " infer"
         )
     lines = []
@@ -184,10 +185,11 @@ def _as_json(topic: str, text: str, answers: Mapping[str, LoopStatus]) -> str:
 
 
 def _hang_up(ros: roslibpy.Ros) -> None:
-    """Say goodbye and end roslibpy's thread, each within GOODBYE_TIMEOUT_S.
+    """Close the connection and end roslibpy's thread, each within GOODBYE_TIMEOUT_S.
 
-    No goodbye reaches a server that never shook hands, and roslibpy waits for its thread without
-    limit. Neither may change the outcome; the thread is a daemon, so leaving it does no harm.
+    A server that never completed the handshake receives no close, and roslibpy waits for its thread
+    without a deadline. Neither may change the result; the thread is a daemon, so it may be
+    abandoned.
     """
     import roslibpy
 
@@ -199,13 +201,13 @@ def _hang_up(ros: roslibpy.Ros) -> None:
 
 
 def _check_reachable(host: str, port: int) -> None:
-    """Name the cause at once where roslibpy would retry in silence."""
+    """Name the cause at once; roslibpy alone would retry silently."""
     try:
         socket.create_connection((host, port), timeout=CONNECT_TIMEOUT_S).close()
     except socket.gaierror as error:
         cause, check = f"the name is unknown ({error.strerror})", "ROSBRIDGE_HOST and the tunnel"
     except ConnectionRefusedError:
-        cause, check = "nothing listens there", "ROSBRIDGE_PORT and whether rosbridge runs"
+        cause, check = "no process listens there", "ROSBRIDGE_PORT and whether rosbridge runs"
     except TimeoutError:
         cause, check = f"no answer within {CONNECT_TIMEOUT_S:g} s", "the tunnel and the firewall"
     except OSError as error:

@@ -37,11 +37,11 @@ from crane_x7_vla_rl.prompt import MAX_INSTRUCTION_BYTES, clean_instruction
 from crane_x7_vla_rl.suggest import did_you_mean
 
 OWN_PREFIXES = ("VLA_", "ROSBRIDGE_", "LIFT_")
-"""A variable that starts like this and is no field is taken for a typing mistake."""
+"""A variable with this prefix that is not a field is treated as a typing mistake."""
 SHARED_PREFIXES = ("TS_", "SSH_", "GUARD_")
-"""Tailscale and OpenSSH have more of these than we read: only a close miss is a mistake."""
+"""Tailscale and OpenSSH define more of these than this file: only a close match is a mistake."""
 OLD_NAMES = {"TS_AUTH_KEY": "ts_authkey"}
-"""What Tailscale's own container still takes."""
+"""Tailscale's own container still accepts this name."""
 BOOT_PREFIXES = (
     "ts_",
     "ssh_",
@@ -53,7 +53,7 @@ BOOT_PREFIXES = (
     "guard_",
     "output_",
 )
-"""Fields that `boot` or the robot's side reads, or that are only handed on: no flags of a role."""
+"""Fields that `boot` or the robot's side reads, or that are only passed on: not flags of a role."""
 KEY_FIELDS = ("ssh_public_key", "public_key")
 UNSETTABLE = (
     "rosbridge_host", "rosbridge_proxy", "vla_policy", "vla_model_path", "vla_center_crop",
@@ -61,18 +61,18 @@ UNSETTABLE = (
     "ts_outbound_http_proxy_listen", "ssh_listen_address", "ssh_state_dir", "boot_run_dir",
     "lift_simulator", "lift_backend", "hf_home", "wandb_dir", "camera_pose", "output_root",
 )  # fmt: skip
-"""Fields besides secrets and keys for which null, None, nil and undefined mean unset, and where
-blanks and quotes at the ends are not meant. Numbers are none of them: MAX_JUMP=none must not be
-guessed. Nor are texts that may be such words: an instruction, a topic, a key of statistics."""
+"""Fields besides secrets and keys for which null, None, nil and undefined mean unset, and which are
+stripped of blanks and quotes. Numbers are excluded: MAX_JUMP=none must not be guessed. So are texts
+that may be such words: an instruction, a topic, a key of statistics."""
 PROXIES = ("rosbridge_proxy",)
 OF_CHECKPOINTS = ("vla_inference_rate", "vla_temperature", "max_jump", "trajectory_validity")
 """Numbers that a checkpoint may decide: an empty variable, as in a template's field, is unset."""
 
 EmptyIsNone = BeforeValidator(lambda value: None if value == "" else value)
-"""Templates often pass on an empty variable; for an optional one that means unset."""
+"""Templates often pass an empty variable; for an optional setting it means unset."""
 
 ALIASES = {"vla_policy": ("--policy",)}
-"""Further names of some flags."""
+"""Additional names of some flags."""
 
 GROUPS = {
     "robot link": ("rosbridge_", "peer_", "ts_"),
@@ -83,7 +83,7 @@ GROUPS = {
                "trajectory_topic", "action_topic", "gripper_action"),
     "other": ("",),
 }  # fmt: skip
-"""Groups of flags in help → how their fields begin; the first that fits."""
+"""Groups of flags in help → prefixes of their fields; the first match counts."""
 METAVARS = {
     "_host": "HOST", "_port": "PORT", "_proxy": "URL", "_timeout": "S", "_age": "S",
     "_validity": "S", "max_jump": "RAD", "_rate": "HZ", "vla_policy": "POLICY",
@@ -92,7 +92,7 @@ METAVARS = {
     "_pose": "FILE", "_root": "FOLDER", "_dir": "FOLDER", "_socket": "FILE",
     "socks5_server": "ADDRESS:PORT",
 }  # fmt: skip
-"""How fields end → what stands for their values in help."""
+"""Ending of a field's name → metavar in help."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -114,7 +114,7 @@ accepted."""
     rosbridge_proxy: Annotated[str | None, EmptyIsNone] = None
     """Proxy towards rosbridge, such as socks5h://127.0.0.1:1055 or http://127.0.0.1:1055."""
     peer_wait_timeout: Positive = 300.0
-    """Seconds to wait for rosbridge to answer at the start before giving up."""
+    """Seconds to wait for rosbridge to answer at the start."""
 
     vla_policy: Annotated[Literal["color-servo", "openvla"] | None, EmptyIsNone] = None
     """Policy that drives: color-servo or openvla. Unset: VLA_MODEL_PATH decides."""
@@ -126,7 +126,7 @@ starts from it, unless its configuration or a flag names another model."""
     vla_device: str = "auto"
     """Device of the model: cuda, cuda:1, cpu, or auto (CUDA if available, else the CPU)."""
     vla_inference_rate: Annotated[float, Field(gt=0, le=200, allow_inf_nan=False)] = 10.0
-    """Trajectories per second, Hz; unset: as the checkpoint says, else 10."""
+    """Trajectories per second, Hz; unset: the checkpoint's rate, else 10."""
     vla_unnorm_key: str = "crane_x7"
     """Key of the statistics that convert the model's outputs to radians."""
     vla_center_crop: Annotated[bool | None, EmptyIsNone] = None
@@ -233,7 +233,7 @@ working folder. The image sets /workspace/vla-rl/outputs."""
     """API key of W&B; passed on to the role and to ssh sessions."""
 
     rosbridge_token: Annotated[SecretStr | None, EmptyIsNone] = None
-    """Token of the guard before rosbridge, or file:/path to one; rosbridge itself needs none."""
+    """Token of the guard in front of rosbridge, or file:/path to one; rosbridge needs none."""
     guard_listen: str = "127.0.0.1:9091"
     """Address of `guard`, address:port; several with commas. An address that is neither local \
 nor in the tailnet needs GUARD_TOKEN."""
@@ -255,7 +255,7 @@ its link."""
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What was left out of the environment, a line each: worth a warning, not an error."""
+        """Parts of the environment that were skipped, one line each: a warning, not an error."""
         return self._notes
 
     @field_validator("vla_task_instruction")
@@ -273,8 +273,8 @@ its link."""
     def _proxy_is_ours_alone(cls, value: str | None) -> str | None:
         if value is not None and not addresses.is_loopback(addresses.split_address(value)[0]):
             raise ValueError(
-                "would let anyone into the tailnet; expected an address of this machine alone,"
-                " such as 127.0.0.1:1055"
+                "would let anyone into the tailnet; expected a loopback address, such as"
+                " 127.0.0.1:1055"
             )
         return value
 
@@ -291,7 +291,7 @@ its link."""
             return ""
         for word in shlex.split(value):
             if word.lstrip("-").partition("=")[0] in ("authkey", "auth-key"):
-                raise ValueError("holds the auth key, which `ps` would show; use TS_AUTHKEY")
+                raise ValueError("contains the auth key, which `ps` would show; use TS_AUTHKEY")
         return value
 
     @field_validator("guard_listen", "guard_upstream")
@@ -333,7 +333,7 @@ def load(
 ) -> Settings:
     """Return settings from `environ` (default: the process's) with `flags` (field → value) on top.
 
-    A flag of None counts as not given. Raises SettingsError that names every wrong variable.
+    A flag of None is unset. Raises SettingsError that names every wrong variable.
     """
     environ = os.environ if environ is None else environ
     secret_text.remember_environment(environ)
@@ -356,7 +356,7 @@ def load(
     except ValidationError as error:
         problems += [_explain(problem) for problem in error.errors()]
     if problems:
-        # A secret may be wrong as a variable, and again as the field's value.
+        # A wrong secret is reported both as a variable and as the field's value.
         given = {name for name, value in (flags or {}).items() if value is not None}
         lines = "\n".join(f"  {_named(line, given)}" for line in dict.fromkeys(problems))
         raise SettingsError(f"settings are wrong:\n{lines}")
@@ -365,15 +365,15 @@ def load(
 
 
 def line_to_complete() -> str | None:
-    """Return what a shell wants completed; None where this process is no completion."""
+    """Return the line that a shell wants completed; None if this process is not a completion."""
     return variables.line_to_complete(os.environ)
 
 
 def tidy_environment() -> None:
-    """Let this process's environment hold what was meant, and mask its secrets from now on.
+    """Tidy this process's environment, and mask its secrets from now on.
 
-    For libraries that read it themselves, and for children. A secret that cannot be used stays, for
-    `load` to report.
+    For libraries that read it directly, and for child processes. An unusable secret stays, so that
+    `load` reports it.
     """
     secret_text.remember_environment(os.environ)
     meant = inherited()
@@ -385,7 +385,7 @@ def tidy_environment() -> None:
 def add_flags(parser: argparse.ArgumentParser, fields: Iterable[str]) -> None:
     """Give `parser` a flag for each named field, with its docstring and default as help.
 
-    Values stay text, so that variables and flags are checked by the same code.
+    Values stay text, so that the same code checks variables and flags.
     """
     groups: dict[str, argparse._ActionsContainer] = {}
     for name in fields:
@@ -422,7 +422,7 @@ def from_args(args: argparse.Namespace) -> Settings:
 
 
 def inherited() -> dict[str, str]:
-    """Return the environment of this process as it was meant, to be handed on to others."""
+    """Return the tidied environment of this process, for child processes."""
     return _tidied(os.environ)[0]
 
 
@@ -460,7 +460,7 @@ def topic_types(value: str) -> dict[str, str]:
 
 
 def token_text(value: SecretStr | None, variable: str) -> str | None:
-    """Return a token that is given as it is or as file:/path; raises SettingsError."""
+    """Return a token, given directly or as file:/path; raises SettingsError."""
     if value is None:
         return None
     text = value.get_secret_value().strip()
@@ -472,7 +472,7 @@ def token_text(value: SecretStr | None, variable: str) -> str | None:
         except (OSError, UnicodeDecodeError) as error:
             raise SettingsError(f"{variable}=file:{path} cannot be read: {error}") from error
     if not text.isascii() or not text.isprintable() or not text or " " in text:
-        raise SettingsError(f"{variable} is empty or holds more than printable ASCII characters")
+        raise SettingsError(f"{variable} must be one word of printable ASCII characters")
     return text
 
 
@@ -482,7 +482,7 @@ def _tidied(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
 
 
 def _read_secrets(values: dict[str, Any], problems: list[str]) -> None:
-    """Strip secrets, also those of flags; mask them, and say which cannot be used."""
+    """Strip secrets, also those of flags; mask them, and report the unusable ones."""
     for variable in secret_variables():
         name = variable.lower()
         if isinstance(values.get(name), str):
@@ -499,10 +499,10 @@ def _without_path(secret: str) -> str:
 
 
 def _read_keys(values: dict[str, Any], problems: list[str]) -> list[str]:
-    """Put each public key on a line of its own; return what is left out of PUBLIC_KEY.
+    """Put each public key on its own line; return which parts of PUBLIC_KEY are skipped.
 
-    That one is injected by platforms: beside a usable SSH_PUBLIC_KEY, what is wrong with it is no
-    reason to keep everybody out.
+    Platforms inject PUBLIC_KEY: next to a usable SSH_PUBLIC_KEY, a problem in it must not block
+    every login.
     """
     found = {name: public_keys.read(values.get(name)) for name in KEY_FIELDS}
     for name in KEY_FIELDS:
@@ -511,13 +511,13 @@ def _read_keys(values: dict[str, Any], problems: list[str]) -> list[str]:
     own, injected = (found[name] for name in KEY_FIELDS)
     problems += [f"SSH_PUBLIC_KEY=***: {text}" for text in own.problems]
     if own.lines:
-        return [f"PUBLIC_KEY: {text}; it is left out" for text in injected.problems]
+        return [f"PUBLIC_KEY: {text}; it is skipped" for text in injected.problems]
     problems += [f"PUBLIC_KEY=***: {text}" for text in injected.problems]
     return []
 
 
 def _read_addresses(values: dict[str, Any], problems: list[str]) -> None:
-    """Take a port out of ROSBRIDGE_HOST, and refuse what is no address before it is dialled."""
+    """Split a port off ROSBRIDGE_HOST, and refuse values that are not addresses."""
     host = values.get("rosbridge_host")
     if isinstance(host, str):
         if not variables.bare(host):
@@ -572,7 +572,7 @@ def _explain(problem: Mapping[str, Any]) -> str:
 
 
 def _expected(name: str) -> str:
-    """Return which values a field takes, in words."""
+    """Return the values that a field accepts, in words."""
     field = Settings.model_fields[name]
     kind = typing.get_origin(field.annotation)
     kinds = (
@@ -597,7 +597,7 @@ def _expected(name: str) -> str:
 
 
 def _named(problem: str, given: Collection[str]) -> str:
-    """Return the problem, by the name of the flag where a flag set the value."""
+    """Return the problem, with the flag's name if a flag set the value."""
     variable, equals, rest = problem.partition("=")
     if not equals or variable.lower() not in given:
         return problem
@@ -605,7 +605,7 @@ def _named(problem: str, given: Collection[str]) -> str:
 
 
 def _repr(name: str, value: object) -> str:
-    """Return what came, as it may be shown."""
+    """Return the value as text without secrets."""
     if "token" in name or "key" in name or name.endswith("extra_args"):
         return "***"
     text = (

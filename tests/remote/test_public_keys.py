@@ -93,16 +93,16 @@ def test_a_comment_keeps_its_backslash(keys: tuple[str, str, str]) -> None:
 @pytest.mark.parametrize(
     ("shape", "why"),
     [
-        ("{0}\n{1:.200}", "line 2 is a damaged or cut ssh-rsa key"),
-        ("{0} {1:.200}", "line 1 is a damaged or cut ssh-rsa key"),
+        ("{0}\n{1:.200}", "line 2 is a damaged or truncated ssh-rsa key"),
+        ("{0} {1:.200}", "line 1 is a damaged or truncated ssh-rsa key"),
         ('{0}\ncommand="rm -rf /" {1}', "line 2 begins with options"),
         ('{0} command="true" {1}', "line 1 holds options behind its ssh-ed25519 key"),
         ("{0} no-pty,no-agent-forwarding {1}", "line 1 holds options"),
         ('{0}\\ncommand="true" {1}', "line 1 holds options"),
-        ("{0}{1}", "line 1 holds two keys with nothing between them"),
-        ("hello {0}", "line 1 is no public key"),
+        ("{0}{1}", "line 1 holds two keys without a separator"),
+        ("hello {0}", "line 1 is not a public key"),
         ("-----BEGIN OPENSSH PRIVATE KEY-----", "line 1 is a private key"),
-        ("ssh-dss AAAAB3NzaC1kc3MAAACB", "line 1 is no public key"),
+        ("ssh-dss AAAAB3NzaC1kc3MAAACB", "line 1 is not a public key"),
     ],
 )
 def test_what_is_not_clear_is_refused_with_line_and_reason(
@@ -135,7 +135,7 @@ def test_an_unusable_injected_key_beside_a_usable_one_is_a_warning(
     loaded = settings.load(environ=environ)
     assert (loaded.ssh_public_key, loaded.public_key) == (keys[0], keys[1])
     assert loaded.notes == (
-        "PUBLIC_KEY: line 2 is no public key; expected 'ssh-ed25519 …' or alike; it is left out",
+        "PUBLIC_KEY: line 2 is not a public key; expected a line such as 'ssh-ed25519 …'; it is skipped",
     )
     with pytest.raises(SettingsError, match="SSH_PUBLIC_KEY"):
         settings.load(environ={"SSH_PUBLIC_KEY": "rubbish", "PUBLIC_KEY": keys[0]})

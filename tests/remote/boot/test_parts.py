@@ -31,8 +31,8 @@ def _settings(**environ: str) -> Settings:
 @pytest.mark.parametrize(
     ("environ", "message"),
     [
-        ({"SSH_PUBLIC_KEY": f"{KEY}\nssh-ed25519 AAAA cut"}, "line 2 is a damaged or cut"),
-        ({"PUBLIC_KEY": "# mine\n\n/root/.ssh/id_rsa.pub"}, "line 3 is no public key"),
+        ({"SSH_PUBLIC_KEY": f"{KEY}\nssh-ed25519 AAAA cut"}, "line 2 is a damaged or truncated"),
+        ({"PUBLIC_KEY": "# mine\n\n/root/.ssh/id_rsa.pub"}, "line 3 is not a public key"),
         ({"SSH_PUBLIC_KEY": "-----BEGIN OPENSSH PRIVATE KEY-----"}, "line 1 is a private key"),
         ({"SSH_PUBLIC_KEY": KEY.replace("ssh-ed25519", "ssh-rsa")}, "line 1 is a damaged"),
         ({"SSH_PORT": "0"}, "SSH_PORT='0'"),

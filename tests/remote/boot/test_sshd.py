@@ -82,7 +82,7 @@ def test_an_injected_value_that_is_no_key_keeps_nobody_out(
 ) -> None:
     _boot(machine, login, "sshd", PUBLIC_KEY=injected)
     assert login.run("true").returncode == 0
-    warned = "PUBLIC_KEY: line 1 is no public key" in machine.log
+    warned = "PUBLIC_KEY: line 1 is not a public key" in machine.log
     assert warned == (injected == "rubbish")
 
 
