@@ -32,7 +32,7 @@ def complete(
 ) -> dict[str, Any]:
     """Return the statistics of `model`, `known` by key, with those under `key` that the run uses.
 
-    `file` counts most, then the model's own, then those shipped for this arm (key crane_x7 only).
+    Precedence: `file`, the model's own, those shipped for this arm (key crane_x7 only).
     Raises ConfigError, which names the flag.
     """
     if file is not None:
@@ -50,7 +50,7 @@ def complete(
             f" that has {key} with --statistics, or leave both out to train with those of this arm"
         )
     logger.info(
-        "%s has no statistics of this arm (its keys: %s): actions are scaled by those shipped with"
+        "%s has no statistics for this arm (its keys: %s): actions are scaled by those shipped with"
         " the package (%s); --statistics FILE changes them",
         model, ", ".join(sorted(known)) or "none", SHIPPED.name,
     )  # fmt: skip
@@ -60,7 +60,7 @@ def complete(
 def read(file: Path, key: str) -> dict[str, Any]:
     """Return the entry `key` of a file like dataset_statistics.json, checked.
 
-    Raises ConfigError for a file that is none, another key, and numbers that are not this arm's.
+    Raises ConfigError for another kind of file, an unknown key, and values out of this arm's range.
     """
     where = f"--statistics {file}"
     try:

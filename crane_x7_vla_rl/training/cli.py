@@ -1,7 +1,7 @@
 """`python -m crane_x7_vla_rl.training.cli`, also `crane-x7-vla-rl`: one table of commands.
 
-Each command is imported when it is called, and imports what is heavy when it runs, so that every
-`--help` answers at once. Expected failures become one line and an exit code (see errors.ExitCode).
+Each command is imported when it is called, and imports heavy packages when it runs: every
+`--help` is quick. Expected failures become one line and an exit code (see errors.ExitCode).
 """
 
 from __future__ import annotations
@@ -14,20 +14,20 @@ from crane_x7_vla_rl.training import settings
 from crane_x7_vla_rl.training.errors import ConfigError, exit_code
 
 COMMANDS = {
-    "sft": ("training.sft.command", "teach a policy by demonstrations"),
-    "train": ("training.rl.command", "let a policy learn by trying in simulation"),
+    "sft": ("training.sft.command", "train a policy on demonstrations"),
+    "train": ("training.rl.command", "train a policy by reinforcement learning in simulation"),
     "config": ("training.rl.config_command", "write a configuration for train"),
-    "demos": ("data.demos.command", "make demonstrations in simulation"),
-    "validate": ("data.validate", "say what is wrong in a data set"),
-    "convert": ("data.convert", "recordings into a LeRobot data set"),
-    "evaluate": ("training.evaluate.command", "success of a checkpoint in simulation"),
-    "merge": ("training.checkpoints.merge", "write an adapter and its base as one model"),
+    "demos": ("data.demos.command", "record demonstrations in simulation"),
+    "validate": ("data.validate", "report problems in a data set"),
+    "convert": ("data.convert", "convert recordings to a LeRobot data set"),
+    "evaluate": ("training.evaluate.command", "measure a checkpoint's success rate in simulation"),
+    "merge": ("training.checkpoints.merge", "merge an adapter and its base into one model"),
 }
 """Name → module below `crane_x7_vla_rl`, with `add_arguments(parser)` and `run(args) -> int`, and
 its line of help."""
 PROGRAM = command_line.Program(
     name="crane-x7-vla-rl",
-    description="Teach policies for the CRANE-X7 and measure them.",
+    description="Train policies for the CRANE-X7 and measure them.",
     commands={
         name: (f"crane_x7_vla_rl.{module}", text) for name, (module, text) in COMMANDS.items()
     },
@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     def check() -> None:
         if problems:
-            raise ConfigError("the environment is wrong:\n  " + "\n  ".join(problems))
+            raise ConfigError("wrong environment variables:\n  " + "\n  ".join(problems))
 
     return command_line.main(PROGRAM, argv, settings.line_to_complete(), check)
 

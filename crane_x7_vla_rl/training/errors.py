@@ -1,4 +1,4 @@
-"""Every way in which training ends early, one exit code per cause."""
+"""Errors that end training early, one exit code per cause."""
 
 from __future__ import annotations
 
@@ -29,11 +29,11 @@ OF_LOWER_FLOORS: Final = {
     "crane_x7_vla_rl.policies.base.PolicyLoadError": ExitCode.POLICY_LOAD,
     "crane_x7_vla_rl.sim.errors.SimError": ExitCode.SIMULATION,
 }
-"""Errors that know no exit code, by full name: importing the simulation takes a second."""
+"""Exit codes of errors of other rooms, by full name: importing the simulation takes a second."""
 
 
 def exit_code(error: BaseException) -> ExitCode | None:
-    """Return the code of an expected failure, None where it is a fault of ours."""
+    """Return the code of an expected failure, None for a bug in this program."""
     if isinstance(error, TrainingError):
         return error.exit_code
     names = (f"{kind.__module__}.{kind.__qualname__}" for kind in type(error).__mro__)
@@ -47,7 +47,7 @@ class TrainingError(Exception):
 
 
 class ConfigError(TrainingError):
-    """A configuration file, flag or override holds what is unknown or senseless."""
+    """A configuration file, flag or override has an unknown key or an invalid value."""
 
     exit_code = ExitCode.CONFIG
 
@@ -59,7 +59,7 @@ class OutputError(TrainingError):
 
 
 class ResumeError(TrainingError):
-    """A checkpoint cannot be continued: not complete, or made with another model."""
+    """A checkpoint cannot be resumed: it is incomplete, or belongs to another model."""
 
     exit_code = ExitCode.CONFIG
 
@@ -81,7 +81,7 @@ class PpoError(TrainingError):
 
 
 class OutOfMemoryError(TrainingError):
-    """Memory ran out; names what was done, what it needed and the flag to lower."""
+    """Out of memory; names the step, the memory it needed and the flag to lower."""
 
     exit_code = ExitCode.MEMORY
 
@@ -93,22 +93,22 @@ class PackageError(TrainingError):
 
 
 class GpuSimulationError(TrainingError):
-    """This machine lacks what a simulation on its GPU needs."""
+    """This machine cannot run a simulation on its GPU; names what is missing."""
 
     exit_code = ExitCode.SIMULATION
 
 
 class PreflightError(TrainingError):
-    """Several things are wrong; nothing was loaded."""
+    """Several problems; nothing was loaded."""
 
     def __init__(self, problems: Sequence[str], code: ExitCode) -> None:
         """`code` is the exit code, usually of the first problem."""
         lines = "".join(f"\n  - {text}" for text in problems)
-        super().__init__(f"{len(problems)} things are wrong; nothing was loaded:{lines}")
+        super().__init__(f"{len(problems)} problems; nothing was loaded:{lines}")
         self.exit_code = code
 
 
 class LaterError(TrainingError):
-    """A feature that comes with a later issue; see the CHANGELOG."""
+    """A feature that is not implemented yet; see the CHANGELOG."""
 
     exit_code = ExitCode.LATER

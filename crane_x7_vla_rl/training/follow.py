@@ -1,4 +1,4 @@
-"""`--follow RUN`: the log of a training that runs elsewhere, until it ends. Folder → lines."""
+"""`--follow RUN`: the log of a running training, until it ends. Folder → lines."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ def add_argument(parser: argparse.ArgumentParser) -> None:
     """Add `--follow`."""
     parser.add_argument(
         "--follow", type=Path, metavar="RUN",
-        help="show the log of the training that runs in this folder, until it ends; Ctrl-C stops"
-        " showing it, the training continues",
+        help="show the log of the training in this folder until it ends; Ctrl-C only stops the"
+        " display, the training continues",
     )  # fmt: skip
 
 
 def follow(run: Path) -> int:
-    """Print the run's last lines, then what comes, until it ends or Ctrl-C; returns 0.
+    """Print the run's last lines, then new ones, until it ends or Ctrl-C; returns 0.
 
     Raises OutputError where the folder holds no log.
     """
@@ -52,7 +52,7 @@ def _follow(run: Path, log: IO[str]) -> int:
     except KeyboardInterrupt:
         print(f"\n{run}: the training continues", file=sys.stderr)
     else:
-        print(f"{run}: no training runs here now", file=sys.stderr)
+        print(f"{run}: no training is running in this folder", file=sys.stderr)
     return 0
 
 

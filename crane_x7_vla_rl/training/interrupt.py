@@ -1,8 +1,8 @@
 """Signals to a training. Signal → a flag that the loop reads between two updates.
 
 SIGTERM and Ctrl-C save and stop. SIGHUP, which a lost ssh session sends, saves and continues.
-Before training has begun there is nothing to save: SIGTERM and Ctrl-C end the process at once,
-SIGHUP changes nothing.
+Before training has begun there is nothing to save: SIGTERM and Ctrl-C end the process immediately,
+SIGHUP is ignored.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ class Interrupt:
 
     def __init__(self) -> None:
         self.wanted = False
-        """Whether somebody asked to stop."""
+        """Whether a signal requested a stop."""
         self.training = False
-        """Set by the loop, once it reads `wanted`."""
+        """Set by the loop when it begins to read `wanted`."""
         self._hung_up = False
         self._before: dict[signal.Signals, Any] = {}
 

@@ -42,7 +42,7 @@ RATE: Final[str] = "lr"
 BASE_RATE: Final[str] = "base_lr"
 """Keys of an optimizer's group: its learning rate, and the one before any schedule."""
 PATIENCE: Final = timedelta(minutes=30)
-"""So long processes wait for one another: for the first one's statistics and checkpoints."""
+"""How long processes wait for one another: for the first one's statistics and checkpoints."""
 WHOLE: Final = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
 
@@ -74,7 +74,7 @@ class Learner:
         return alone
 
     def clip(self) -> float:
-        """Shorten the gradient; return its length before, over all processes."""
+        """Clip the gradient's norm; return the norm before, over all processes."""
         return clip(self.module, self.max_grad_norm)
 
     def kept(self, adapters_only: bool) -> dict[str, Tensor]:
@@ -112,7 +112,7 @@ class Learner:
 
 
 def clip(module: nn.Module, longest: float) -> float:
-    """Shorten the gradient of `module` to `longest`; return its length before, over all processes.
+    """Clip `module`'s gradient to the norm `longest`; return the norm before, over all processes.
 
     NaN and infinity stay, for the caller to see.
     """
@@ -121,7 +121,7 @@ def clip(module: nn.Module, longest: float) -> float:
 
 
 def own_memory(tensor: Tensor) -> Tensor:
-    """Return the tensor in memory of its own: gathered ones may be parts of a padded whole."""
+    """Return the tensor in separate memory: gathered ones may be parts of a padded whole."""
     whole = tensor.untyped_storage().nbytes() == tensor.nbytes
     return tensor if whole else tensor.clone()
 
@@ -156,7 +156,7 @@ def prepare(spec: ModelSpec, device: torch.device, resumed: Path | None) -> Load
     NaN or infinite, ConfigError and ResumeError for one that does not fit the configuration.
     """
     if spec.compute.device == "cuda" and device.type != "cuda":
-        raise ConfigError("training.device is cuda, but torch sees no CUDA device here")
+        raise ConfigError("training.device is cuda, but torch finds no CUDA device on this machine")
     if resumed is None:
         refuse_oft(spec.model)
     halved = is_halved(spec.compute, device)
@@ -175,12 +175,12 @@ def prepare(spec: ModelSpec, device: torch.device, resumed: Path | None) -> Load
 
 
 def refuse_oft(model: str) -> None:
-    """Raise ConfigError for an OpenVLA-OFT checkpoint: nobody has trained its tokens."""
+    """Raise ConfigError for an OpenVLA-OFT checkpoint: its action tokens are untrained."""
     if (heads := layouts.find(model).heads()) is not None:
         raise ConfigError(
-            f"{model} is an OpenVLA-OFT checkpoint: its actions come from a head in {heads}, nobody"
-            " trained its action tokens, and tokens are what is trained here; start from an OpenVLA"
-            " checkpoint without such a head, as openvla/openvla-7b, or fine-tune one by"
+            f"{model} is an OpenVLA-OFT checkpoint: its actions come from a head in {heads}, its"
+            " action tokens are untrained, and this trainer trains tokens; start from an OpenVLA"
+            " checkpoint without such a head, such as openvla/openvla-7b, or fine-tune one with"
             " `crane-x7-vla-rl sft` first"
         )
 
@@ -191,8 +191,8 @@ def _load(spec: ModelSpec, device: torch.device, halved: bool, resumed: Path | N
         loaded = loading.load(spec.model, device=device, dtype=frozen)
         if loaded.layout.adapter is not None:
             raise ConfigError(
-                f"policy.model is {spec.model}, itself an adapter; new adapters need whole"
-                " weights to name as their base: write them first with `crane-x7-vla-rl merge`"
+                f"policy.model is {spec.model}, which is an adapter; new adapters need whole"
+                " weights as their base: write them first with `crane-x7-vla-rl merge`"
             )
         return loaded
     # Weights that learn stay float32: updates of 1e-4 of their size are lost in bfloat16.
@@ -213,7 +213,7 @@ def _add_adapters(model: OpenVLA, lora: LoraConfig, resumed: Path | None) -> Non
     if odd := sorted(stored.keys() ^ learning.keys()):
         raise ResumeError(
             f"{resumed}: its adapters are not those of lora.targets={lora.targets}: {odd[0]} and"
-            f" {len(odd) - 1} more are on one side only; is it from this base?"
+            f" {len(odd) - 1} more are in only one of the two; does it belong to this base?"
         )
     with torch.no_grad():
         for name, tensor in stored.items():
@@ -222,7 +222,7 @@ def _add_adapters(model: OpenVLA, lora: LoraConfig, resumed: Path | None) -> Non
 
 
 def _free(model: OpenVLA) -> None:
-    """Let all weights learn but those that nothing reads, which would never get a gradient."""
+    """Train all weights except unused ones, which would never get a gradient."""
     vision = model.vision_backbone
     model.requires_grad_(True)
     for tower in (vision.featurizer, vision.fused_featurizer):
@@ -236,8 +236,8 @@ def spread(
 ) -> nn.Module:
     """Wrap what holds a model for several processes: a model in each, or its layers over all.
 
-    torch's `fully_shard` does the latter itself: accelerate leaves it out without a GPU, silently,
-    and then no test on a CPU would mean anything.
+    torch's `fully_shard` does the latter: accelerate silently skips it without a GPU, so a test on
+    a CPU would test nothing.
     """
     if accelerator.num_processes == 1:
         return loss
@@ -254,7 +254,7 @@ def spread(
 
 @contextmanager
 def gathered(module: nn.Module) -> Iterator[None]:
-    """Hold all weights of a module that `spread` returned in each process, for a while.
+    """Gather all weights of a module that `spread` returned in each process, temporarily.
 
     Meanwhile they may be read, in as many passes as each process likes. The memory is that of one
     model, beside this process's part of it.

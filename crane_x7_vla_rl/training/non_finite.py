@@ -17,19 +17,19 @@ from crane_x7_vla_rl.training.errors import SpoiltError
 
 
 def answer(where: str, module: nn.Module, error: Exception | None = None) -> SpoiltError:
-    """Return the error for answers of `module`, policy and value head, that are NaN or infinite.
+    """Return the error for outputs of `module`, policy and value head, that are NaN or infinite.
 
     `error` tells more where all weights are finite.
     """
-    what = finite.broken(module) or str(error or "weights are finite, but too large")
+    what = finite.broken(module) or str(error or "all weights are finite, but too large")
     return SpoiltError(
         f"{where}: {what}. The previous update made the policy output NaN, so it is not saved;"
-        " resume the last checkpoint with a lower ppo.learning_rate"
+        " resume from the last checkpoint with a lower ppo.learning_rate"
     )
 
 
 def check_saved(tensors: Mapping[str, Tensor], target: Path, rate: str) -> None:
-    """Raise SpoiltError where what is to be saved as `target` holds NaN or infinity.
+    """Raise SpoiltError where the tensors to save as `target` hold NaN or infinity.
 
     `rate` is the setting to lower.
     """
@@ -37,5 +37,5 @@ def check_saved(tensors: Mapping[str, Tensor], target: Path, rate: str) -> None:
         last = checkpoint.newest(target.parent)
         raise SpoiltError(
             f"{target} is not saved: {finite.describe(found)}; the last good checkpoint is"
-            f" {last or 'none'}: go on from that with a lower {rate}"
+            f" {last or 'none'}: resume from it with a lower {rate}"
         )

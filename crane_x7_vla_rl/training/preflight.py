@@ -1,8 +1,8 @@
-"""All that is cheap to find wrong with a run, before torch is imported or weights are fetched.
+"""Cheap checks of a run, before torch is imported or weights are fetched.
 
 A configuration → nothing, or one error that lists every problem with its cure. A single problem is
-raised as it is; of several, the first one's exit code counts. What needs weights, data or a
-simulation is found where those are opened.
+raised unchanged; of several, the first one's exit code is used. Problems of weights, data or a
+simulation are found where those are opened.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ from crane_x7_vla_rl.training.errors import (
 MODEL: Final = ("torch", "accelerate", "safetensors", "tokenizers", "huggingface_hub")
 SIMULATION: Final = ("mani_skill", "sapien", "gymnasium")
 LEAST_BYTES: Final = 50_000_000
-"""Room that the smallest run needs."""
+"""Disk space that the smallest run needs."""
 
 
 def raise_all(*checks: Iterator[Exception]) -> None:
     """Raise what the checks find: a single problem itself, several as a PreflightError.
 
-    Those that ask the Hub come last: they wait for it only where nothing else is wrong.
+    Checks that contact the Hub come last: they run only if nothing else is wrong.
     """
     found: list[Exception] = []
     for check in checks:
@@ -75,7 +75,7 @@ def packages(names: tuple[str, ...]) -> Iterator[Exception]:
 
 
 def run(config: RunConfig) -> Iterator[Exception]:
-    """Find what is wrong with what both trainers share."""
+    """Find problems in the settings that both trainers share."""
     logs = config.logging
     extra = ("wandb",) * logs.use_wandb + ("tensorboard",) * logs.tensorboard
     yield from packages((*MODEL, *("peft",) * config.lora.enabled, *extra))
@@ -88,24 +88,24 @@ def run(config: RunConfig) -> Iterator[Exception]:
 
 
 def output(folder: Path) -> Iterator[Exception]:
-    """Find why `folder` cannot be made or written."""
+    """Find why `folder` cannot be created or written."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
         yield OutputError(f"{folder}: {there} is a file; choose another output folder")
     elif not os.access(there, os.W_OK | os.X_OK):
         yield OutputError(
-            f"{folder}: may not be written in {there}; mount a volume there, or choose another"
+            f"{folder}: no permission to write in {there}; mount a volume there, or choose another"
             " --output-dir"
         )
     elif (free := shutil.disk_usage(there).free) < LEAST_BYTES:
         yield OutputError(
-            f"{folder}: its disk has {free / 1e6:.0f} MB free, expected"
-            f" {LEAST_BYTES / 1e6:.0f} MB at least; make room, or choose another --output-dir"
+            f"{folder}: its disk has {free / 1e6:.0f} MB free, expected at least"
+            f" {LEAST_BYTES / 1e6:.0f} MB; free some space, or choose another --output-dir"
         )
 
 
 def model(path: str, flag: str) -> Iterator[Exception]:
-    """Find why the model to start from cannot be loaded; its weights are not fetched."""
+    """Find why the start model cannot be loaded; its weights are not fetched."""
     try:
         seen = layouts.peek(path)
     except PolicyLoadError as error:
@@ -116,7 +116,7 @@ def model(path: str, flag: str) -> Iterator[Exception]:
 
 
 def statistics(path: str, key: str, file: str | None) -> Iterator[Exception]:
-    """Find why no statistics scale the actions of a run from the model at `path`."""
+    """Find why a run from the model at `path` has no statistics to scale its actions."""
     if file is not None:
         arm_statistics.read(Path(file).expanduser(), key)
     elif key != DEFAULT_UNNORM_KEY and (seen := _peeked(path)) is not None:
@@ -132,7 +132,7 @@ def _peeked(path: str) -> Layout | None:
 
 
 def gpu_backend() -> Iterator[Exception]:
-    """Find what the simulation on a GPU lacks; only where there is a GPU, SAPIEN is imported."""
+    """Find what simulation on a GPU lacks; SAPIEN is imported only if there is a GPU."""
     if cuda_devices.count() == 0:
         machine = gpu_simulation.without_gpu()
     else:
@@ -144,7 +144,7 @@ def gpu_backend() -> Iterator[Exception]:
 
 
 def data(root: str, flag: str) -> Iterator[Exception]:
-    """Find that a data set's folder is not there, or holds none."""
+    """Find whether a data set's folder is missing, or holds no data set."""
     try:
         source.find_reader(root)
     except DataError as error:

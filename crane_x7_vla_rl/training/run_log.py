@@ -1,7 +1,7 @@
-"""`train.log`: a run's log in its folder, whatever becomes of the terminal.
+"""`train.log`: a run's log in its folder, independent of the terminal.
 
-Records of the process from the start → kept until the folder is known, then written there, line by
-line. A log that cannot be written (a full disk) never ends a training.
+Log records from the start of the process → kept until the folder is known, then written to it,
+line by line. A log that cannot be written (a full disk) never ends a training.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Schedules. The number of an update → its learning rate, and how sharp its target is.
 
-The rate rises in a line to its peak, then falls as half a cosine to nothing.
+The rate rises linearly to its peak, then falls along half a cosine to 0.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import math
 def learning_rate(step: int, steps: int, warmup_ratio: float, peak: float) -> float:
     """Return the rate of update `step` (from 0) of `steps`; `peak` is reached after the warm-up.
 
-    Update 0 has the first share of the peak, not zero, so that it is not wasted.
+    Update 0 has the first share of the peak, not 0, so that it has an effect.
     """
     warmup = math.ceil(warmup_ratio * steps)
     if step < warmup:
@@ -23,7 +23,7 @@ def learning_rate(step: int, steps: int, warmup_ratio: float, peak: float) -> fl
 def smoothing(step: int, steps: int, first: float) -> float:
     """Return the standard deviation of update `step`'s target, in bins.
 
-    It falls in a line from `first` to nothing in the middle of the run: where bins are is learned
-    first, and then how sure to be of them.
+    It falls linearly from `first` to 0 in the middle of the run: the policy first learns where bins
+    are, then how certain to be of them.
     """
     return first * max(0.0, 1.0 - 2.0 * step / max(steps, 1))

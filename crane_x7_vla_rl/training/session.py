@@ -1,4 +1,4 @@
-"""What both trainers do alike: open a run's folder, resume, save checkpoints, upload, finish.
+"""What both trainers share: open a run's folder, resume, save checkpoints, upload, finish.
 
 Configuration and maybe a checkpoint → a `Session`; a `Snapshot` → a checkpoint in its folder. All
 processes of a run go through the same calls, the first one writes.
@@ -50,9 +50,9 @@ UNDONE: Final = "not-uploaded.txt"
 FINISH_S: Final = 1800.0
 """The end of a run waits this long for uploads, at least for one more try of each."""
 INTERRUPTED_S: Final = 8.0
-"""The same after SIGTERM: machines are taken away 30 s later."""
+"""The same after SIGTERM: spot machines stop 30 s later."""
 FULL: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""Errors of a disk that takes no more."""
+"""Errors of a full disk."""
 
 Clock = Callable[[], float]
 
@@ -68,12 +68,12 @@ class TrainerNames:
     final: str
     """The checkpoint at the end of a run."""
     apart: tuple[str, ...] = ()
-    """Checkpoints that stay, whatever output.keep says."""
+    """Checkpoints that stay regardless of output.keep."""
 
 
 @dataclass(frozen=True)
 class Origin:
-    """The policy that a run started from, and what its checkpoints take over."""
+    """The policy that a run started from, and what its checkpoints copy from it."""
 
     model: str
     """Folder or Hub id, as configured."""
@@ -93,7 +93,7 @@ class Snapshot:
     """Adapters or all weights, by name."""
     optimizer: Mapping[str, Any]
     about: Mapping[str, Any]
-    """What `lineage.json` says beside the base."""
+    """What `lineage.json` contains in addition to the base."""
     others: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     """Other weights by file, such as a value head's."""
 
@@ -131,11 +131,11 @@ class Session:
         self.accelerator.wait_for_everyone()
 
     def tell_of_hangup(self) -> None:
-        """Say where a training goes on whose terminal may be gone."""
+        """Log where to follow a training whose terminal may be gone."""
         if self.is_first:
             logger.info(
-                "SIGHUP: saved; the training continues without its terminal. Show it with"
-                " crane-x7-vla-rl %s --follow %s, end it with kill %d",
+                "SIGHUP: saved; the training continues without its terminal. Follow it with"
+                " crane-x7-vla-rl %s --follow %s; stop it with kill %d",
                 self.names.command, self.folder, os.getpid(),
             )  # fmt: skip
 
@@ -201,13 +201,13 @@ def train(
     checked = _disk_checked(config, names)
     with RunLog() as log, checked, Interrupt() as interrupt, open_run(log) as (run, progress):
         loop(run, progress, interrupt)
-        interrupt.training = False  # all is saved: a second signal ends the process at once
+        interrupt.training = False  # everything is saved: a second signal ends the process
         run.session.finish(interrupt.wanted)
 
 
 @contextmanager
 def _disk_checked(config: RunConfig, names: TrainerNames) -> Iterator[None]:
-    """Say what to do where a disk takes no more."""
+    """Return the error for a full disk, with what to do."""
     try:
         yield
     except OSError as error:
@@ -216,14 +216,14 @@ def _disk_checked(config: RunConfig, names: TrainerNames) -> Iterator[None]:
         folder = config.output_dir
         raise OutputError(
             f"{folder}: cannot be written: {error} ({checkpoint.free_gb(folder)}); the last"
-            f" complete checkpoint is {checkpoint.newest(folder) or 'none'}; make room, then"
+            f" complete checkpoint is {checkpoint.newest(folder) or 'none'}; free some space, then"
             f" resume with {names.resume_flag}"
         ) from error
 
 
 @dataclass(frozen=True, eq=False)
 class Start:
-    """A run before its model, data and scenes are open: nothing is written yet."""
+    """A run whose model, data and scenes are not open yet; nothing is written."""
 
     config: RunConfig
     names: TrainerNames
@@ -253,7 +253,7 @@ class Start:
             run_folder.write_config(folder, loader.to_yaml(self.config))
             self.log.open(folder / run_folder.LOG)
             logger.info(
-                "log: %s (process %d); to show it elsewhere: crane-x7-vla-rl %s --follow %s",
+                "log: %s (process %d); follow it elsewhere: crane-x7-vla-rl %s --follow %s",
                 folder / run_folder.LOG, os.getpid(), self.names.command, folder,
             )  # fmt: skip
             yield
@@ -274,7 +274,7 @@ def begin(
     if resumption is not None:
         logger.info("resuming from %s", resumption.folder)
         for change in resumption.changes:
-            logger.warning("changed since then: %s", change)
+            logger.warning("changed since the checkpoint: %s", change)
     start = Start(config, names, resumption, accelerator, log)
     if accelerator.is_main_process:
         run_folder.check(config.output_dir, start.resumes_here)
@@ -294,7 +294,7 @@ def restore(learning: Learner, resumed: Path | None) -> Progress:
     else:
         torch.manual_seed(torch.initial_seed() + progress.samples)
         logger.warning(
-            "changed since then: processes: %d → %d; dropout masks will differ",
+            "changed since the checkpoint: processes: %d → %d; dropout masks will differ",
             progress.processes, processes,
         )  # fmt: skip
     return replace(progress, processes=processes)

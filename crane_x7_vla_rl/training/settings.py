@@ -1,8 +1,8 @@
-"""What the environment says about training: secrets, and what counts below files and flags.
+"""Environment variables of training: secrets, and values that files and flags override.
 
-A training may begin where nothing of ours ran before, in a session or a provider's start script, so
-its variables are read where it begins: here and nowhere else in this package. `boot` checks the
-same ones earlier, and crane_x7_remote/settings.py says what they mean.
+A training may start without `boot`, in a shell or a provider's start script, so this module reads
+its variables, and no other module of this package does. `boot` checks the same ones earlier;
+crane_x7_remote/settings.py documents them.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def line_to_complete() -> str | None:
 
 
 def wandb_login_problem(environ: Mapping[str, str] | None = None) -> str | None:
-    """Say that W&B would need a login that there is not; None where there is one, or none needed.
+    """Return why W&B cannot log in; None if a login exists or is not needed.
 
     A key in the environment or in the netrc file counts, as does WANDB_MODE=offline.
     """
@@ -72,11 +72,11 @@ def wandb_login_problem(environ: Mapping[str, str] | None = None) -> str | None:
     try:
         known = [netrc.netrc(name).hosts for name in names if name and Path(name).is_file()]
     except (OSError, netrc.NetrcParseError):
-        return None  # wandb says what is wrong with it
+        return None  # wandb reports the problem
     if any(host in hosts for hosts in known):
         return None
     return (
-        f"--use-wandb: there is no login for W&B at {host}; set WANDB_API_KEY, run `wandb login` or"
+        f"--use-wandb: no login for W&B at {host}; set WANDB_API_KEY, run `wandb login` or"
         " set WANDB_MODE=offline to keep the run on this machine"
     )
 

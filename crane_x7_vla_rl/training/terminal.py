@@ -1,7 +1,8 @@
 """Standard output and error that survive their terminal or pipe.
 
 A lost ssh session makes every write fail with EIO, a pipe whose reader has ended with EPIPE. A
-training of days must not end by that: its log is in the run's folder, so such writes are dropped.
+training of days must not end because of it: its log is in the run's folder, so such writes are
+dropped.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from contextlib import suppress
 from typing import Any, Final
 
 GONE: Final = (errno.EIO, errno.EPIPE)
-"""Answers of a terminal without its other end, and of a pipe that nobody reads."""
+"""Errors of a terminal without its other end, and of a pipe without a reader."""
 
 
 class _LossyFile(io.FileIO):
@@ -30,9 +31,9 @@ class _LossyFile(io.FileIO):
 
 
 def survive_its_loss() -> None:
-    """Drop what this process writes to a standard output or error that is gone, from now on.
+    """From now on, drop writes to a standard output or error that is closed.
 
-    Streams that somebody else has put there stay as they are.
+    Streams that other code has replaced stay unchanged.
     """
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)

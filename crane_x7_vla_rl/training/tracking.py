@@ -1,8 +1,8 @@
-"""How training goes: figures of every update to a file, a terminal, TensorBoard and W&B.
+"""Progress of training: figures of every update to a file, a terminal, TensorBoard and W&B.
 
 Each update's `Figures`, from the first process alone → all sinks. `metrics.jsonl` holds every
 update, one JSON object a line; the rest is a view of it. tensorboard and wandb are imported where
-they are configured, and neither may stop a training: what W&B cannot be told now is kept on disk
+they are configured, and neither may stop a training: what cannot be sent to W&B is kept on disk
 and named at the end.
 """
 
@@ -34,7 +34,7 @@ TENSORBOARD: Final = "tensorboard"
 PROBE_S: Final = 10.0
 INIT_S: Final = 60.0
 FINISH_S: Final = 60.0
-"""So long a failed run waits for W&B; its service has sent what it could all along."""
+"""How long a failed run waits for W&B; its service has sent data during the run."""
 
 
 @dataclass(frozen=True)
@@ -55,10 +55,10 @@ class Figures(Step):
     loss: float
     """Mean over the update's samples, nats per token."""
     grad_norm: float
-    """Before it is shortened."""
+    """Norm before clipping."""
     learning_rate: float
     data_s: float
-    """Time from asking for samples to having them on the device."""
+    """Time from requesting samples to having them on the device."""
     update_s: float
     """All other time of the update."""
 
@@ -76,13 +76,13 @@ class Sink(Protocol):
 
 
 class MetricsFile:
-    """`metrics.jsonl`; what a resumed run will do again is cut off first."""
+    """`metrics.jsonl`; lines that a resumed run will write again are removed first."""
 
     def __init__(self, run: Path, step: int) -> None:
         path = run / METRICS
         before = path.read_text().splitlines(keepends=True) if path.exists() else []
         kept = [line for line in before if line.endswith("\n") and json.loads(line)["step"] <= step]
-        aside = run / f".{METRICS}"  # a kill in between must not take the figures along
+        aside = run / f".{METRICS}"  # a kill in between must not lose the figures
         aside.write_text("".join(kept))
         aside.replace(path)
         self._file = path.open("a", buffering=1)
@@ -97,7 +97,7 @@ class MetricsFile:
 
 
 class Lines:
-    """A log line every so many updates."""
+    """A log line every N updates."""
 
     def __init__(
         self, every: int, formatters: Callable[[Any], str], tell: Callable[[str], None]
@@ -196,7 +196,7 @@ def scalars(figures: Step) -> dict[str, float]:
 class WandbRun:
     """A run at Weights & Biases, or on disk where it cannot be reached or WANDB_MODE=offline.
 
-    Its files lie in WANDB_DIR, or else in the run's folder.
+    Its files are in WANDB_DIR, otherwise in the run's folder.
     """
 
     def __init__(self, config: RunConfig, run: Path, run_id: str | None) -> None:
@@ -206,10 +206,10 @@ class WandbRun:
             known = wandb.setup().settings
         except (wandb.errors.Error, ValueError) as error:  # pydantic's too
             raise ConfigError(
-                f"W&B does not take what the environment says: {shown(error)}; check the variables"
+                f"W&B rejects its environment variables: {shown(error)}; check the variables"
                 " WANDB_…"
             ) from None
-        # The working folder is what W&B takes where WANDB_DIR does not say another.
+        # W&B uses the working folder if WANDB_DIR names no other.
         chosen = Path(known.root_dir) != Path.cwd()
         options: dict[str, Any] = {
             "project": config.wandb_project,
@@ -227,7 +227,7 @@ class WandbRun:
             except wandb.errors.Error as error:
                 self.unreachable = shown((str(error).splitlines() or [type(error).__name__])[0])
         if self.unreachable is not None:
-            logger.warning("W&B cannot be used, its run stays on disk: %s", self.unreachable)
+            logger.warning("W&B is not available, its run stays on disk: %s", self.unreachable)
             self.run = wandb.init(**options, mode="offline", settings=settings)
         self.offline = bool(self.run.settings._offline)
         self.id: str = self.run.id
@@ -254,7 +254,7 @@ class WandbRun:
         self.finish(FINISH_S)
 
     def finish(self, deadline_s: float) -> list[str]:
-        """Close; say what W&B has not got after at most `deadline_s`."""
+        """Close; return what W&B has not received after at most `deadline_s`."""
         if self._ending is None:
             self._ending = threading.Thread(target=self.run.finish, daemon=True)
             self._ending.start()
@@ -266,7 +266,7 @@ class WandbRun:
 
 @dataclass(frozen=True)
 class StepRange:
-    """What a run amounts to, for those who draw it."""
+    """The size of a run, for progress displays."""
 
     begun: int
     """Updates done before."""
@@ -275,7 +275,7 @@ class StepRange:
 
 @dataclass(frozen=True)
 class Formatters:
-    """What an update's figures are for people."""
+    """An update's figures as text."""
 
     line: Callable[[Any], str]
     """In a log."""
@@ -288,7 +288,7 @@ def open_tracker(
 ) -> Tracker:
     """Return the tracker of a run's first process; `wandb_run` is the id of the run to resume.
 
-    Beside a progress bar, which a terminal shows alone, lines go to the run's log all the same.
+    Where a terminal shows a progress bar instead of lines, the run's log still gets the lines.
     """
     logs, run = config.logging, config.output_dir
     sinks: list[Sink] = [MetricsFile(run, steps.begun)]
@@ -303,9 +303,9 @@ def open_tracker(
 
 
 def probe_wandb(url: str) -> str | None:
-    """Say why W&B at `url` is of no use now, or None where it takes requests, even if it refuses.
+    """Return why W&B at `url` cannot be used now; None if it answers requests, even by refusing.
 
-    wandb itself would ask a server that is down or overloaded for many minutes before training.
+    wandb would retry a server that is down or overloaded for many minutes before training.
     """
     request = urllib.request.Request(
         f"{url}/graphql", b'{"query": "{ __typename }"}', {"Content-Type": "application/json"}
@@ -341,7 +341,7 @@ class Tracker:
             sink.close()
 
     def finish(self, deadline_s: float) -> list[str]:
-        """Close what may take long; say what is missing after at most `deadline_s`."""
+        """Close slow sinks; return what is missing after at most `deadline_s`."""
         return [] if self.wandb_run is None else self.wandb_run.finish(deadline_s)
 
     def log(self, figures: Step) -> None:

@@ -1,8 +1,8 @@
-"""Lineage: what a checkpoint was made from → a file beside its weights, and W&B's lineage.
+"""Lineage: the source of a checkpoint → a file next to its weights, and W&B's lineage.
 
-The trainer writes `lineage.json` into each checkpoint; uploads read it. A checkpoint that goes to
-W&B carries the name of its artifact there, so whoever starts from its folder, a copy of it or the
-downloaded artifact knows where it comes from.
+The trainer writes `lineage.json` into each checkpoint; uploads read it. A checkpoint that is
+uploaded to W&B contains the name of its artifact, so a run that starts from its folder, a copy of
+it or the downloaded artifact knows its origin.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Lineage:
     """The checkpoint's own one, where it is uploaded."""
     update: int
     about: dict[str, Any] = field(default_factory=dict)
-    """What else whoever chooses among checkpoints wants to know, such as their success."""
+    """Further figures to choose among checkpoints by, such as the success rate."""
 
     def write(self, folder: Path) -> None:
         """Write it into a checkpoint's folder."""
@@ -39,9 +39,9 @@ class Lineage:
 
 
 def read(folder: Path) -> dict[str, Any]:
-    """Return what a checkpoint's folder says, nothing where it says nothing.
+    """Return the lineage in a checkpoint's folder, empty if it has none.
 
-    Raises CheckpointError for a file that is no JSON object.
+    Raises CheckpointError for a file that is not a JSON object.
     """
     path = folder / LINEAGE
     return read_json(path) if path.is_file() else {}
@@ -57,5 +57,5 @@ def made_from(model: str, resumed: Path | None) -> str | None:
     try:
         path = layouts.find(model).first(LINEAGE)
     except PolicyLoadError:
-        return None  # loading it says more
+        return None  # loading it reports the problem
     return None if path is None else read(path.parent).get("artifact")

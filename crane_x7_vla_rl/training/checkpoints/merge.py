@@ -1,7 +1,7 @@
 """`merge`: an adapter and its base become one whole model that needs neither.
 
-Checkpoint folder or Hub id → a folder with `model.safetensors`, `config.json` and all that a policy
-reads beside them, whole or not at all.
+Checkpoint folder or Hub id → a folder with `model.safetensors`, `config.json` and the other files
+that a policy reads, whole or not at all.
 """
 
 from __future__ import annotations
@@ -17,9 +17,9 @@ from crane_x7_vla_rl.training.errors import OutputError
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `merge`."""
     parser.add_argument("checkpoint", help="folder or Hub id of an adapter, or of any model")
-    parser.add_argument("output", type=Path, help="folder to write; must not exist")
+    parser.add_argument("output", type=Path, help="new folder for the model; must not exist")
     parser.add_argument(
-        "--dtype", choices=("bf16", "fp32"), default="bf16", help="of the weights (%(default)s)"
+        "--dtype", choices=("bf16", "fp32"), default="bf16", help="their data type (%(default)s)"
     )
 
 
@@ -34,10 +34,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def merge(path_or_repo_id: str, output: Path, dtype: object) -> Path:
-    """Write what `path_or_repo_id` means, adapters added to the weights, in the torch `dtype`.
+    """Write the model at `path_or_repo_id`, adapters added to the weights, in the torch `dtype`.
 
-    All that a policy reads beside them comes along, OpenVLA-OFT's heads included. Sums are made in
-    float32. Raises OutputError where `output` exists or cannot be written, and PolicyLoadError;
+    The other files that a policy reads are copied, OpenVLA-OFT's heads included. Sums are computed
+    in float32. Raises OutputError where `output` exists or cannot be written, and PolicyLoadError;
     NotFiniteError is one, for weights that are NaN or infinite in `dtype`.
     """
     import torch
@@ -57,7 +57,7 @@ def merge(path_or_repo_id: str, output: Path, dtype: object) -> Path:
     assert isinstance(dtype, torch.dtype)
     output = output.expanduser().absolute()
     if output.exists():
-        raise OutputError(f"{output} exists; merge writes a new folder, choose another")
+        raise OutputError(f"{output} exists; merge writes a new folder, choose another name")
     loaded = loading.load(path_or_repo_id, dtype=dtype)
 
     def write(folder: Path) -> None:

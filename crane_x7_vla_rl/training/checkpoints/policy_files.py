@@ -1,9 +1,9 @@
-"""What makes a folder loadable as VLA_MODEL_PATH: weights or an adapter, and what is around them.
+"""The files of a folder that VLA_MODEL_PATH can name: weights or an adapter, and descriptions.
 
 Tensors and descriptions → files: `model.safetensors` (or shards) with `config.json`,
-or `adapter_model.safetensors` with `adapter_config.json`, which names the base; beside them the
-statistics, the tokenizer, `policy.json`, and whether images must be cropped. Nothing here decides
-when or where to write; see `checkpoint`.
+or `adapter_model.safetensors` with `adapter_config.json`, which names the base; also the
+statistics, the tokenizer, `policy.json`, and whether images must be cropped. `save` decides when
+and where to write.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ from crane_x7_vla_rl.policies.openvla.weights.layout import (
 from crane_x7_vla_rl.training.config.sections import LoraConfig
 
 SHARD_BYTES: Final = 5_000_000_000
-"""Of one file of weights at most, as Hub models usually have it."""
+"""Largest size of one file of weights, as usual for Hub models."""
 READABLE: Final = 0o644
-"""safetensors writes files that others may not read."""
+"""safetensors writes files that other users may not read."""
 HALVES: Final = (".lora_A.default.weight", ".lora_B.default.weight")
 
 
 @dataclass(frozen=True)
 class PolicyAssets:
-    """What a policy needs beside its weights."""
+    """What a policy needs in addition to its weights."""
 
     statistics: Mapping[str, Any]
     """By data set, as in dataset_statistics.json."""
@@ -65,10 +65,10 @@ class PolicyAssets:
 
 @dataclass(frozen=True)
 class Base:
-    """The model that an adapter adapts, as its adapter_config.json shall name it."""
+    """The model that an adapter adapts, as its adapter_config.json names it."""
 
     folder: Path
-    """Where it lies here."""
+    """Its folder on this machine."""
     name: str
     """Hub id; empty for a folder, which is named relatively."""
     revision: str | None
@@ -93,7 +93,7 @@ def write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 def write_assets(folder: Path, around: PolicyAssets) -> None:
-    """Write all that is not weights."""
+    """Write the files other than weights."""
     write_json(folder / STATISTICS, around.statistics)
     write_json(folder / PREPROCESSOR, {CENTER_CROP: around.center_crop})
     around.inputs.write(folder)
@@ -131,7 +131,7 @@ def _owned(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def write_adapter(
     folder: Path, place: Path, tensors: Mapping[str, Tensor], lora: LoraConfig, base: Base
 ) -> None:
-    """Write adapters as PEFT does. `place` is where `folder` will lie when it is finished.
+    """Write adapters as PEFT does. `place` is the final path of `folder`.
 
     `tensors` are those of a model with injected adapters, by the names of its parameters.
     """
@@ -139,7 +139,7 @@ def write_adapter(
     for name, tensor in tensors.items():
         half = next((half for half in HALVES if name.endswith(half)), None)
         if half is None:
-            raise ValueError(f"{name} is no LoRA matrix, expected a name ending with {HALVES}")
+            raise ValueError(f"{name} is not a LoRA matrix, expected a name ending with {HALVES}")
         key = adapters.PREFIX + name.removesuffix(half) + half.replace(".default", "")
         stored[key] = tensor
     write_tensors(folder / adapters.WEIGHTS, stored)

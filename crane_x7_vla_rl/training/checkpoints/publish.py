@@ -1,7 +1,7 @@
-"""Uploads of checkpoints, beside the training and never in its way.
+"""Uploads of checkpoints in the background; they never block the training.
 
-Complete checkpoints → the Hub or W&B, one after the other in a thread, which tries again while they
-cannot be reached. What could not be uploaded is listed at the end. On the Hub a
+Complete checkpoints → the Hub or W&B, one after another in a thread, which retries while the target
+is unreachable. Failed uploads are listed at the end. On the Hub a
 checkpoint is the repository's content, its files in one commit and its marker in the next, then a
 tag of its name: `owner/name` is the newest, `owner/name@checkpoint-500` stays what it was.
 """
@@ -31,16 +31,16 @@ FIRST_PAUSE_S: Final = 5.0
 LONGEST_PAUSE_S: Final = 300.0
 LAST_TRIES: Final = 3
 LAST_PAUSE_S: Final = 1.0
-"""Once training has ended."""
+"""Number of retries after training has ended."""
 WAITING: Final = 2
-"""So many checkpoints wait for a target that cannot be reached; the oldest beyond are given up, or
-the disk would fill."""
+"""Most checkpoints that wait for an unreachable target; older ones are discarded, so that the disk
+does not fill."""
 WANDB_S: Final = 1800.0
 REFUSED: Final = (401, 403)
 
 
 class UploadError(Exception):
-    """An upload failed; says where to and why."""
+    """An upload failed; names target and reason."""
 
 
 class UploadTarget(Protocol):
@@ -49,12 +49,12 @@ class UploadTarget(Protocol):
     def __str__(self) -> str: ...
 
     def upload(self, folder: Path) -> None:
-        """Bring a complete checkpoint there; raises UploadError."""
+        """Upload a complete checkpoint; raises UploadError."""
         ...
 
 
 class Hub:
-    """A model repository on the Hub; private where it has to be made."""
+    """A model repository on the Hub; private if it is created here."""
 
     def __init__(self, repo_id: str) -> None:
         from huggingface_hub import HfApi, get_token
@@ -66,9 +66,9 @@ class Hub:
         return f"Hub {self._name}"
 
     def check(self) -> None:
-        """Make the repository, before hours of training; raises ConfigError where it is refused.
+        """Create the repository, before hours of training; raises ConfigError if the Hub refuses.
 
-        A Hub that does not answer is no reason to stop: it may do so later.
+        A Hub that does not answer does not stop the run: uploads are retried later.
         """
         import httpx2
         from huggingface_hub.errors import HfHubHTTPError
@@ -79,13 +79,11 @@ class Hub:
             if error.response.status_code in REFUSED:
                 raise ConfigError(
                     f"publish.hub_model_id is {self._name}: the Hub answered"
-                    f" {error.response.status_code}; set HF_TOKEN to a token that may write there"
+                    f" {error.response.status_code}; set HF_TOKEN to a token with write access"
                 ) from error
-            logger.warning("%s: not ready (%s); uploads will be tried later", self, shown(error))
+            logger.warning("%s: not ready (%s); uploads will be retried", self, shown(error))
         except (httpx2.HTTPError, OSError) as error:
-            logger.warning(
-                "%s: does not answer (%s); uploads will be tried later", self, shown(error)
-            )
+            logger.warning("%s: does not answer (%s); uploads will be retried", self, shown(error))
 
     def upload(self, folder: Path) -> None:
         """See UploadTarget."""
@@ -137,7 +135,7 @@ class Artifacts:
     run: Any
     """What wandb.init returned."""
     name: str
-    """Of the artifact; each upload is a version of it."""
+    """Name of the artifact; each upload is a version of it."""
     offline: bool
     used: set[str] = field(default_factory=set)
     """The artifacts that the run has said it uses."""
@@ -155,7 +153,7 @@ class Artifacts:
         return f"{self.run.id}.{folder}"
 
     def upload(self, folder: Path) -> None:
-        """See UploadTarget. Offline it is copied beside the run, for `wandb sync`."""
+        """See UploadTarget. Offline it is copied next to the run, for `wandb sync`."""
         import wandb
 
         origin = lineage.read(folder)
@@ -175,7 +173,7 @@ class Artifacts:
             raise UploadError(f"{self}: {type(error).__name__}: {shown(error)}") from error
 
     def _use(self, source: str | None) -> None:
-        """Let W&B draw a line from what training started from; offline, the metadata names it."""
+        """Link the start model in W&B's lineage graph; offline, the metadata names it."""
         import wandb
 
         if source is None or source in self.used or self.offline:
@@ -184,11 +182,11 @@ class Artifacts:
         try:
             self.run.use_artifact(source)
         except (wandb.errors.Error, OSError, ValueError, RuntimeError) as error:
-            logger.warning("%s: no line from %s at W&B: %s", self, source, shown(error))
+            logger.warning("%s: no lineage link from %s at W&B: %s", self, source, shown(error))
 
 
 def artifact_in(targets: Sequence[UploadTarget], folder: str) -> str | None:
-    """Return what a checkpoint in a folder of this name will be called at W&B, if it goes there."""
+    """Return the name at W&B of a checkpoint in a folder of this name, if it is uploaded."""
     return next(
         (target.called(folder) for target in targets if isinstance(target, Artifacts)), None
     )
@@ -224,7 +222,7 @@ def upload_targets(config: RunConfig, wandb_run: WandbRun | None) -> UploadTarge
 
 
 class UploadWorker:
-    """The thread that brings checkpoints to one target, in their order."""
+    """The thread that uploads checkpoints to one target, in their order."""
 
     def __init__(
         self, target: UploadTarget, clock: Callable[[], float], first_pause_s: float = FIRST_PAUSE_S
@@ -233,7 +231,7 @@ class UploadWorker:
         self._clock, self._first_pause_s = clock, first_pause_s
         self._waiting: list[Path] = []
         self._failed: dict[Path, str] = {}
-        """Why the last try did not work."""
+        """Why the last attempt failed."""
         self._last_tries: Counter[Path] = Counter()
         self._given_up: list[Path] = []
         self._finishing = False
@@ -254,24 +252,24 @@ class UploadWorker:
             return list(self._waiting)
 
     def begin_last_tries(self) -> None:
-        """From now on, try each checkpoint LAST_TRIES more times."""
+        """From now on, retry each checkpoint at most LAST_TRIES times."""
         with self._changed:
             self._finishing = True
             self._changed.notify_all()
 
     def finish(self, end_s: float) -> list[str]:
-        """Wait for the last tries until `end_s`; return what was not uploaded, with reasons."""
+        """Wait for the last attempts until `end_s`; return failed uploads, with reasons."""
         with self._changed:
             while self._open() and (left_s := end_s - self._clock()) > 0:
                 self._changed.wait(left_s)
-            undone = [f"{folder} → {self.target}: given up for newer" for folder in self._given_up]
+            undone = [f"{folder} → {self.target}: discarded for newer" for folder in self._given_up]
             return undone + [
-                f"{folder} → {self.target}: {self._failed.get(folder, 'not within the time')}"
+                f"{folder} → {self.target}: {self._failed.get(folder, 'timeout')}"
                 for folder in self._waiting
             ]
 
     def _open(self) -> list[Path]:
-        """Return what is to be tried."""
+        """Return the checkpoints to upload."""
         if not self._finishing:
             return self._waiting
         return [folder for folder in self._waiting if self._last_tries[folder] < LAST_TRIES]
@@ -285,7 +283,7 @@ class UploadWorker:
             try:
                 self.target.upload(folder)
             except UploadError as error:
-                logger.warning("%s: not uploaded, will be tried again: %s", folder, error)
+                logger.warning("%s: upload failed, will be retried: %s", folder, error)
                 self._note(folder, str(error), pause_s)
                 pause_s = min(2 * pause_s, LONGEST_PAUSE_S)
                 continue
@@ -296,7 +294,7 @@ class UploadWorker:
                 self._changed.notify_all()
 
     def _note(self, folder: Path, why: str, pause_s: float) -> None:
-        """Remember a try that failed, and pause, shortly when training has ended."""
+        """Remember a failed attempt, and pause; briefly when training has ended."""
         with self._changed:
             self._failed[folder] = why
             if self._finishing:
@@ -327,7 +325,7 @@ class Uploads:
         return {folder for worker in self._workers for folder in worker.pending()}
 
     def finish(self, deadline_s: float) -> list[str]:
-        """Try what is left some more times; return what could not be uploaded, with reasons."""
+        """Retry the rest a few times; return failed uploads, with reasons."""
         end_s = self._clock() + deadline_s
         for worker in self._workers:
             worker.begin_last_tries()

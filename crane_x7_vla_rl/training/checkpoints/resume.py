@@ -1,6 +1,6 @@
-"""Where a run is resumed, and what may change then: for fine-tuning and reinforcement learning.
+"""Where a run resumes, and what may change then: for fine-tuning and reinforcement learning.
 
-A checkpoint's configuration and today's layers → today's configuration and what differs, in words.
+A checkpoint's configuration and the current layers → the current configuration and the changes.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ class Resumption:
     folder: Path
     """A complete checkpoint."""
     changes: tuple[str, ...]
-    """What is configured differently than it was, one line each."""
+    """Changed settings, one line each."""
 
 
 @dataclass(frozen=True)
@@ -40,17 +40,17 @@ class Rules:
     """Which keys may change."""
 
     fixed: tuple[str, ...]
-    """Those that may not, since they decide what is in a checkpoint."""
+    """Keys that may not change, since they decide what is in a checkpoint."""
     free: tuple[str, ...]
-    """Beginnings of those that do not touch what is learned; changes are not listed."""
+    """Prefixes of keys that do not affect learning; their changes are not listed."""
     decided: str
-    """What the fixed ones decide, in words."""
+    """What the fixed keys decide, in words."""
 
 
 def locate(path: Path) -> Path:
-    """Return the complete checkpoint that `path` means, or the newest beside it, and log which.
+    """Return the complete checkpoint at `path`, or the newest next to it, and log which.
 
-    Raises ResumeError where there is none.
+    Raises ResumeError if there is no complete one.
     """
     try:
         return save.locate(path)
@@ -72,7 +72,7 @@ def add_argument(parser: argparse.ArgumentParser, checkpoints: str) -> None:
 
 
 def folder(wanted: str | None, run: Callable[[], Path]) -> Path | None:
-    """Return the checkpoint that `--resume` means; None: start. `run` returns the run's folder.
+    """Return the checkpoint that `--resume` names; None: start. `run` returns the run's folder.
 
     Raises ResumeError where a folder is given that has none, ConfigError as `run` does.
     """
@@ -89,8 +89,8 @@ def configure(
 ) -> tuple[T, Resumption]:
     """Return the configuration of a run that resumes from `folder`, and what that changes.
 
-    What the checkpoint holds counts least, then `place`, the run's present folder by dotted key,
-    then `wanted`. Raises ConfigError, and ResumeError for what cannot change.
+    Precedence: the checkpoint's values < `place`, the run's present folder by dotted key, <
+    `wanted`. Raises ConfigError, and ResumeError for what cannot change.
     """
     before = loader.read_file(folder / CONFIG)
     old = loader.build(cls, [before])
@@ -103,7 +103,7 @@ def configure(
     fixed = [text for key, text in changed.items() if key in rules.fixed]
     if fixed:
         raise ResumeError(
-            f"{folder} was made with {rules.decided}; these cannot change on the way:"
-            f" {'; '.join(fixed)}. Leave them as they were, or start a new run"
+            f"{folder} was saved with {rules.decided}; these cannot change within a run:"
+            f" {'; '.join(fixed)}. Keep the old values, or start a new run"
         )
     return new, Resumption(folder, tuple(changed.values()))

@@ -3,8 +3,8 @@
 `check` looks without writing, before anything expensive. `claimed` takes the folder just before the
 first update, and holds a lock on its `train.log` until the run ends.
 
-A folder without a complete checkpoint holds no run: an interrupted start left it, and the next
-start takes it over. Files of others stay; where a run would overwrite one, the start is refused.
+A folder without a complete checkpoint is not a run: an interrupted start left it, and the next
+start reuses it. Foreign files stay; if a run would overwrite one, the start is refused.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ FIGURES: Final = (
 )  # fmt: skip
 """What a run writes beside its configuration, log and checkpoints, and a new start removes."""
 SECTIONS: Final = {"training", "lora", "output", "logging", "publish"}
-"""A configuration that a run wrote is whole, so it has all of these."""
+"""A configuration that a run wrote is complete, so it has all of these."""
 LOCK_S: Final = 1.0
-"""So long a start waits for the lock: who looks at it holds it for a moment."""
+"""How long a start waits for the lock: a process that checks it holds it for a moment."""
 POLL_S: Final = 0.05
 NO_LOCKS: Final = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
-"""Answers of file systems without locks."""
+"""Errors of file systems without locks."""
 
 
 def check(run: Path, resuming: bool) -> None:
@@ -58,7 +58,7 @@ def check(run: Path, resuming: bool) -> None:
 
 @contextmanager
 def claimed(run: Path, resuming: bool) -> Iterator[None]:
-    """Make the folder this process's own: a new run's, or a resumed one's, freed from leftovers.
+    """Claim the folder for this process: for a new run, or a resumed one; leftovers are removed.
 
     Raises OutputError as `check` does.
     """
@@ -75,7 +75,7 @@ def claimed(run: Path, resuming: bool) -> Iterator[None]:
 
 @contextmanager
 def locked(run: Path) -> Iterator[None]:
-    """Hold the folder, which is made where it is missing; raises OutputError where another does."""
+    """Lock the folder, created if missing; raises OutputError if another process holds it."""
     try:
         run.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(run / LOG, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o666)
@@ -93,7 +93,7 @@ def locked(run: Path) -> Iterator[None]:
 
 
 def _lock(descriptor: int, run: Path) -> bool:
-    """Return whether the lock is ours, or there are none."""
+    """Return whether this process has the lock, or the file system has none."""
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
@@ -141,18 +141,18 @@ def write_config(run: Path, text: str) -> None:
 def newest(run: Path) -> Path | None:
     """Return the run's newest complete checkpoint, also one that a kill left with another name."""
     if any(run.glob(f"{ASIDE}*")):
-        with suppress(OutputError), locked(run):  # in use: its process puts it into place
+        with suppress(OutputError), locked(run):  # in use: its process renames it
             save.clean(run)
     return save.newest(run)
 
 
 def _check_writable(run: Path) -> None:
-    """Raise OSError where neither the folder nor its nearest parent takes files."""
+    """Raise OSError if files cannot be written in the folder or its nearest existing parent."""
     place = run
     while not place.exists() and place != place.parent:
         place = place.parent
     if not place.is_dir():
-        raise NotADirectoryError(errno.ENOTDIR, f"{place} is no folder")
+        raise NotADirectoryError(errno.ENOTDIR, f"{place} is not a folder")
     if not os.access(place, os.W_OK | os.X_OK):
         raise PermissionError(errno.EACCES, f"{place} is not writable for this user")
 
@@ -171,7 +171,7 @@ def _refuse_others(run: Path) -> None:
     if broken:
         raise OutputError(
             f"{run} holds {', '.join(broken[:5])}, but no complete checkpoint:"
-            f" {save.problem(run / broken[0])}; copy the missing file there, or move the folder"
+            f" {save.problem(run / broken[0])}; copy the missing file into it, or move the folder"
             " away, or choose another --output-dir"
         )
     others = [name for name in found if name in FIGURES]
@@ -183,7 +183,7 @@ def _refuse_others(run: Path) -> None:
         others.append(BASE)
     if others:
         raise OutputError(
-            f"{run} holds {', '.join(others[:5])}, which no run of ours wrote and a run would"
+            f"{run} holds {', '.join(others[:5])}, which no run wrote and this run would"
             " overwrite; move them away, or choose another --experiment-name or --output-dir"
         )
 
@@ -200,7 +200,7 @@ def _is_ours(config: Path) -> bool:
 
 
 def _remove_leftovers(run: Path) -> None:
-    """Remove what an interrupted start wrote; its log, its base and runs of W&B stay."""
+    """Remove the files of an interrupted start; its log, its base and runs of W&B stay."""
     for name in FIGURES:
         path = run / name
         if path.is_dir() and not path.is_symlink():
@@ -211,7 +211,7 @@ def _remove_leftovers(run: Path) -> None:
 
 def _in_use(run: Path) -> OutputError:
     return OutputError(
-        f"{run}: another process trains in this folder; watch it with --follow {run}, or choose"
+        f"{run}: another process trains in this folder; follow it with --follow {run}, or choose"
         " another --experiment-name or --output-dir"
     )
 

@@ -1,13 +1,12 @@
 """Atomic checkpoints. A function that fills a folder → that folder, complete, or nothing.
 
-It is written aside, synced, then renamed into place.
+It is written under a temporary name, synced, then renamed.
 
 A run's folder holds `checkpoint-<step>` and `checkpoint-final` (`checkpoint_<update>` and so on in
 reinforcement learning), each with a marker `complete.json` that lists its files and their sizes,
-and `last`, a symlink to the newest: the one saved last, for a run may resume from an older one.
-What a checkpoint contains is the business of the function that writes it; nothing here knows a
-model. A process may be killed at any instant: what it leaves has a name that begins with a dot, and
-the next start removes it.
+and `last`, a symlink to the one saved last, since a run may resume from an older one. The function
+that writes a checkpoint decides its content; this module knows no model. A process may be killed at
+any time: its leftovers have names that begin with a dot, and the next start removes them.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ LAST: Final = "last"
 MARKER: Final = "complete.json"
 CONFIG: Final = "train_config.yaml"
 STATE: Final = "training_state"
-"""Folder of what only the trainer reads: optimizer, random states, data position."""
+"""Folder that only the trainer reads: optimizer, random states, data position."""
 ASIDE: Final = ".tmp-"
-"""Beginning of what is not in place yet."""
+"""Prefix of a folder that is not complete yet."""
 TRASH: Final = ".trash-"
-"""Beginning of what is being removed."""
+"""Prefix of a folder that is being removed."""
 AT_FDCWD: Final = -100
 RENAME_EXCHANGE: Final = 2
 """renameat2(2), Linux: swap two names in one step."""
@@ -49,10 +48,10 @@ def named(step: int) -> str:
 
 
 def save(run: Path, name: str, step: int, write: Callable[[Path], None]) -> Path:
-    """Let `write` fill a folder, put it into place as `run/name`, and let `last` point to it.
+    """Let `write` fill a folder, rename it to `run/name`, and let `last` point to it.
 
-    Afterwards all of it is on the disk. A checkpoint of that name is replaced in one step. Raises
-    OutputError where it cannot be written; whatever was complete before stays.
+    Afterwards everything is on the disk. A checkpoint of that name is replaced in one step. Raises
+    OutputError if it cannot be written; complete checkpoints stay.
     """
     target = run / name
     try:
@@ -64,7 +63,7 @@ def save(run: Path, name: str, step: int, write: Callable[[Path], None]) -> Path
 
 
 def write_whole(target: Path, about: Mapping[str, int], write: Callable[[Path], None]) -> Path:
-    """Let `write` fill a folder and put it into place with its marker, whole or not at all.
+    """Let `write` fill a folder and rename it with its marker, whole or not at all.
 
     `about` (step, serial) goes into the marker. Raises OutputError where it cannot be written.
     """
@@ -88,15 +87,15 @@ def _unsaved(target: Path, error: Exception) -> OutputError:
     last = newest(target.parent)
     return OutputError(
         f"{target}: cannot be saved: {error} ({free_gb(target.parent)}); the last complete"
-        f" checkpoint is {last or 'none'}; make room where the disk is full, then resume"
-        " that checkpoint"
+        f" checkpoint is {last or 'none'}; if the disk is full, free some space, then resume"
+        " from that checkpoint"
     )
 
 
 def free_gb(folder: Path) -> str:
-    """Say how much room the disk of `folder` has."""
+    """Return the free space on the disk of `folder`, as text."""
     try:
-        return f"{shutil.disk_usage(folder).free / 1e9:.2f} GB are free there"
+        return f"{shutil.disk_usage(folder).free / 1e9:.2f} GB are free on this disk"
     except OSError as error:
         return f"cannot read free disk space: {error.strerror}"
 
@@ -132,7 +131,7 @@ def _sync(path: Path) -> None:
 
 
 def _put(aside: Path, target: Path) -> None:
-    """Rename `aside` to `target`; what was there takes the other name and is removed."""
+    """Rename `aside` to `target`; the old one gets the other name and is removed."""
     if target.exists():
         _swap(aside, target)
         _remove(aside)
@@ -155,7 +154,7 @@ def _swap(one: Path, other: Path) -> None:
 
 
 def _point_last(run: Path, target: Path) -> None:
-    """Let `last` mean `target`, in one step; a relative link, so that the run can be moved."""
+    """Let `last` point to `target`, in one step; a relative link, so that the run can be moved."""
     link = run / f"{ASIDE}{LAST}"
     link.unlink(missing_ok=True)
     link.symlink_to(target.name)
@@ -173,7 +172,7 @@ def _remove(folder: Path) -> None:
 
 
 def clean(run: Path) -> None:
-    """Remove what a killed process left behind, and let `last` mean the newest checkpoint again."""
+    """Remove leftovers of a killed process, and let `last` point to the newest checkpoint again."""
     for path in run.glob(f"{TRASH}*"):
         shutil.rmtree(path)
     for path in run.glob(f"{ASIDE}*"):
@@ -187,17 +186,17 @@ def clean(run: Path) -> None:
 
 
 def _restore_or_remove(path: Path) -> None:
-    """Give a complete checkpoint back its name where a kill came between two renames."""
+    """Rename a complete checkpoint back if the process was killed between two renames."""
     name = path.name.removeprefix(ASIDE).removesuffix("-old")
     if problem(path) is None and name.startswith(PREFIXES) and not (path.parent / name).exists():
-        logger.warning("%s was complete but not in place; it is now", path.parent / name)
+        logger.warning("%s was complete, but not renamed yet; renamed now", path.parent / name)
         path.rename(path.parent / name)
     else:
         _remove(path)
 
 
 def problem(folder: Path) -> str | None:
-    """Say why `folder` is no complete checkpoint, or None where it is one."""
+    """Return why `folder` is not a complete checkpoint; None if it is."""
     marker = folder / MARKER
     try:
         files = read_marker(folder)["files"]
@@ -215,7 +214,7 @@ def problem(folder: Path) -> str | None:
 
 
 def read_marker(folder: Path) -> dict[str, Any]:
-    """Return step, serial and files as the marker says; raises OSError or ValueError."""
+    """Return step, serial and files from the marker; raises OSError or ValueError."""
     found = json.loads((folder / MARKER).read_text())
     kinds = {"step": int, "serial": int, "files": dict}
     if not isinstance(found, dict) or any(
@@ -244,9 +243,9 @@ def newest(run: Path) -> Path | None:
 
 
 def locate(path: Path) -> Path:
-    """Return the complete checkpoint that `path` means: itself, `last`, or a run's newest.
+    """Return the complete checkpoint at `path`: itself, `last`, or a run's newest.
 
-    Raises ResumeError with what is wrong with it and which one could be taken instead.
+    Raises ResumeError with the problem and the checkpoint to use instead.
     """
     folder = path.expanduser().absolute()
     if (folder / MARKER).is_file():
@@ -257,8 +256,8 @@ def locate(path: Path) -> Path:
     if wrong is None:
         return folder
     other = newest(folder.parent)
-    hint = f"the newest complete one is {other}" if other else "no complete one lies beside it"
-    raise ResumeError(f"{path} is no complete checkpoint: {wrong}; {hint}")
+    hint = f"the newest complete one is {other}" if other else "no complete one is next to it"
+    raise ResumeError(f"{path} is not a complete checkpoint: {wrong}; {hint}")
 
 
 def prune(

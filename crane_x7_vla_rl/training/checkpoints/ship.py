@@ -1,8 +1,8 @@
-"""A small checkpoint made smaller still, to ship with the project: the same policy in fewer bytes.
+"""Shrink a small checkpoint to ship with the project: the same policy in fewer bytes.
 
 Checkpoint folder, adapter or whole → a folder that the ordinary loader reads. Weights become
 float16, whose 11 bits round less than bfloat16's 8. Rows of the vocabulary that no prompt can
-reach, and head rows of tokens that are no actions, are never read: they become zeros, which a
+reach, and head rows of tokens that are not actions, are never read: they become zeros, which a
 package or a Git object stores in next to nothing.
 """
 
@@ -29,23 +29,23 @@ from crane_x7_vla_rl.training.checkpoints import policy_files
 from crane_x7_vla_rl.training.errors import OutputError
 
 MOST_BYTES: Final = 15_000_000
-"""Of all files together."""
+"""Largest size of all files together."""
 EMBEDDINGS: Final = "language_model.model.embed_tokens.weight"
 HEAD: Final = "language_model.lm_head.weight"
 LARGEST: Final = float(torch.finfo(torch.float16).max)
 
 
 def write(checkpoint: str, folder: Path) -> PolicySpec:
-    """Write the checkpoint's policy into the empty `folder`; return what it reads and answers.
+    """Write the checkpoint's policy into the empty `folder`; return what it reads and predicts.
 
     Raises OutputError where it does not fit in MOST_BYTES or float16, and PolicyLoadError.
     """
     loaded = loading.load(checkpoint, dtype=torch.float32)
     if loaded.layout.heads() is not None:
-        raise OutputError(f"{checkpoint} is an OpenVLA-OFT checkpoint; expected one of tokens")
+        raise OutputError(f"{checkpoint} is an OpenVLA-OFT checkpoint; expected a token policy")
     tokenizer = loaded.layout.first(TOKENIZER)
     if tokenizer is None:
-        raise OutputError(f"{checkpoint}: there is no {TOKENIZER}; a policy cannot do without")
+        raise OutputError(f"{checkpoint}: {TOKENIZER} is missing; a policy needs it")
     tensors = dict(loaded.model.state_dict())
     actions = torch.arange(FIRST_ACTION_TOKEN, VOCABULARY)
     read = torch.cat([torch.tensor(PromptTokenizer(tokenizer).reachable()), actions])

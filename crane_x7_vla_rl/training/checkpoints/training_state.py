@@ -28,21 +28,21 @@ TENSORS: Final = "tensors.pt"
 
 @dataclass(frozen=True)
 class Progress:
-    """How far a run is."""
+    """The progress of a run."""
 
     step: int = 0
     """Updates done."""
     samples: int = 0
-    """Seen by all processes together."""
+    """Samples that all processes together have seen."""
     processes: int = 1
     position: Mapping[str, Any] | None = None
-    """Of the data; None at the beginning."""
+    """Position in the data; None at the beginning."""
     wandb_run: str | None = None
     """Id of the run at W&B."""
 
 
 def random_state() -> dict[str, Tensor]:
-    """Return the random states of this process, which dropout draws from."""
+    """Return the random states of this process, which dropout samples from."""
     states = {"cpu": torch.get_rng_state()}
     if torch.cuda.is_available():
         states["cuda"] = torch.cuda.get_rng_state()
@@ -70,7 +70,7 @@ def write(
 
 
 def read_progress(folder: Path) -> Progress:
-    """Return how far the checkpoint is; raises ResumeError where that cannot be read."""
+    """Return the checkpoint's progress; raises ResumeError if it cannot be read."""
     path = folder / STATE / TRAINER
     try:
         return Progress(**json.loads(path.read_text()))

@@ -1,6 +1,6 @@
 """Defaults < file < flags < overrides: the one loader of configurations.
 
-Layers of `{dotted key: value}`, the last one counting most → a checked dataclass, or a ConfigError
+Layers of `{dotted key: value}`, later ones override → a checked dataclass, or a ConfigError
 that names the layer, the key and the nearest one that exists. Types, ranges and help are in
 crane_x7_vla_rl/fields.py.
 """
@@ -29,7 +29,7 @@ FLAGS: Final = "command line"
 
 @dataclass(frozen=True)
 class Layer:
-    """What one source wants."""
+    """The values of one source."""
 
     source: str
     """For messages: a file's path, `command line`."""
@@ -38,17 +38,17 @@ class Layer:
 
 
 def add_arguments(parser: argparse.ArgumentParser, cls: type) -> None:
-    """Add a flag per leaf, `--config` and `--override`; what is not given sets nothing."""
-    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML; flags count more")
+    """Add a flag per leaf, `--config` and `--override`; an omitted flag sets nothing."""
+    parser.add_argument("--config", type=Path, metavar="FILE", help="YAML; flags override it")
     parser.add_argument(
         "--override", action="append", default=[], metavar="KEY=VALUE",
-        help="set any key of the configuration, such as training.batch_size=4; counts most",
+        help="set any key of the configuration, such as training.batch_size=4; overrides flags",
     )  # fmt: skip
     add_flags(parser, cls, typed=False)
 
 
 def layers(args: argparse.Namespace, cls: type) -> list[Layer]:
-    """Return what file, flags and overrides want, in this order; raises ConfigError."""
+    """Return the values of file, flags and overrides, in this order; raises ConfigError."""
     given = vars(args)
     flags = {leaf.key: given[leaf.key] for leaf in leaves(cls) if leaf.key in given}
     found = [] if args.config is None else [read_file(args.config)]
@@ -56,7 +56,7 @@ def layers(args: argparse.Namespace, cls: type) -> list[Layer]:
 
 
 def read_file(path: Path) -> Layer:
-    """Return what a YAML file wants; raises ConfigError."""
+    """Return the values of a YAML file; raises ConfigError."""
     try:
         content = read_yaml(path)
     except OSError as error:
@@ -103,7 +103,7 @@ def _add(values: dict[str, Any], key: str, value: Any, source: str) -> None:
 
 
 def build(cls: type[T], wanted: Sequence[Layer]) -> T:
-    """Return the dataclass that the layers describe, the last one counting most.
+    """Return the dataclass that the layers describe; later layers override earlier ones.
 
     A section without values, as YAML has it where all its lines are comments, sets nothing. Raises
     ConfigError with all unknown keys, values of another type or out of range, and keys without a
@@ -141,7 +141,7 @@ def build(cls: type[T], wanted: Sequence[Layer]) -> T:
 
 
 def _refused_sections(cls: type, values: Mapping[str, Any], without: Collection[str]) -> list[str]:
-    """Return what the checks of the sections themselves say, one text per section."""
+    """Return the problems that the sections' own checks find, one text per section."""
     found = []
     for name, kind in kinds(cls).items():
         if kind.is_section and name not in without:
@@ -153,12 +153,12 @@ def _refused_sections(cls: type, values: Mapping[str, Any], without: Collection[
 
 
 def _raise_all(problems: Sequence[str]) -> None:
-    """Raise ConfigError with all problems, a single one as it is."""
+    """Raise ConfigError with all problems, a single one unchanged."""
     if len(problems) == 1:
         raise ConfigError(problems[0])
     if problems:
         lines = "".join(f"\n  - {text}" for text in problems)
-        raise ConfigError(f"{len(problems)} things in the configuration are wrong:{lines}")
+        raise ConfigError(f"{len(problems)} problems in the configuration:{lines}")
 
 
 def _unknown(key: str, known: Mapping[str, Leaf]) -> str:
@@ -166,7 +166,7 @@ def _unknown(key: str, known: Mapping[str, Leaf]) -> str:
     if now is not None:
         return f"{key} is unknown; it is now {now}"
     section, _, name = key.rpartition(".")
-    # The section alone is no likeness: training.lr is not near training.seed.
+    # A shared section does not make keys similar: training.lr is not near training.seed.
     inside = {other.rpartition(".")[2]: other for other in known if other.startswith(f"{section}.")}
     near = [inside[other] for other in nearest(name, inside, 0.7)] if section else []
     near = near or [
@@ -192,7 +192,7 @@ def to_yaml(config: Any) -> str:
 
 
 def differences(old: Any, new: Any) -> dict[str, tuple[Any, Any]]:
-    """Return {dotted key: (old value, new value)} of what two configurations say differently."""
+    """Return {dotted key: (old value, new value)} of the differences of two configurations."""
     before, after = flat(old), flat(new)
     return {
         key: (before.get(key), after.get(key))

@@ -1,4 +1,4 @@
-"""What either trainer's configuration says of a run, for all that does not care which one it is."""
+"""What the configurations of both trainers have in common, for code that serves both."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ class RunConfig(Protocol):
 
     @property
     def training(self) -> ComputeConfig:
-        """On what it computes."""
+        """The device, and how it computes."""
 
     @property
     def lora(self) -> LoraConfig:

@@ -29,30 +29,30 @@ class Section:
 
 @dataclass(frozen=True)
 class ComputeConfig(Section, section="training"):
-    """On what a run computes. First among a class's bases, for a file to end with it."""
+    """The device of a run, and how it computes. First among the bases: last section of a file."""
 
     gradient_checkpointing: bool = False
-    """Compute layers again in the backward pass instead of keeping what they computed."""
+    """Recompute layers in the backward pass instead of keeping their activations."""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """Of the matrix products; auto is bf16 on CUDA, fp32 elsewhere."""
+    """Data type of matrix products; auto: bf16 on CUDA, fp32 elsewhere."""
     device: Literal["auto", "cuda", "cpu"] = "auto"
-    """auto is CUDA where there is one."""
+    """Device; auto: CUDA if available, otherwise the CPU."""
     sharding: Literal["ddp", "fsdp"] = "ddp"
     """With several processes: a whole model in each, or its weights spread over all."""
     seed: Index = 0
-    """Of all random numbers: data or scenes, their order, sampled actions, new weights, dropout."""
+    """Seed of all random numbers: data or scenes, order, sampled actions, new weights, dropout."""
 
 
 @dataclass(frozen=True)
 class LoraConfig(Section, section="lora"):
-    """Small matrices beside the frozen weights, instead of the weights themselves."""
+    """LoRA: small trained matrices next to the frozen weights."""
 
     enabled: bool = flag("--use-lora", True)
     """Train adapters; without them, all weights."""
     rank: Count = flag("--lora-rank", 32)
     """Inner size of an adapter."""
     alpha: Count = flag("--lora-alpha", 64)
-    """An adapter counts alpha / rank."""
+    """Scale of an adapter: its output is multiplied by alpha / rank."""
     dropout: DropoutShare = flag("--lora-dropout", 0.1)
     """Share of an adapter's inputs that are dropped in training."""
     targets: str = flag("--lora-targets", "all-linear")
@@ -64,15 +64,15 @@ class LoggingConfig(Section, section="logging"):
     """Where progress is shown."""
 
     log_steps: Count = 10
-    """Updates from log line to log line; every update is in metrics.jsonl."""
+    """Updates between log lines; metrics.jsonl has every update."""
     tensorboard: bool = True
     """Write event files into <output>/tensorboard."""
     use_wandb: bool = False
     """Report to Weights & Biases; WANDB_MODE=offline works."""
     wandb_project: str | None = None
-    """Project there; crane-x7-<backend> where it is not given."""
+    """Project at W&B; default: crane-x7-<backend>."""
     wandb_entity: str | None = None
-    """User or team there."""
+    """User or team at W&B."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class PublishConfig(Section, section="publish"):
     push_to_hub: Moment = field(default="no", metadata={BARE: "end"})
     """Upload checkpoints to the Hub: at the end (also the flag alone) or at every save."""
     hub_model_id: str | None = None
-    """owner/name on the Hub; made, private, where it does not exist."""
+    """owner/name on the Hub; created as a private repository if it does not exist."""
     wandb_artifacts: Moment = field(default="no", metadata={BARE: "end"})
     """Upload checkpoints as W&B artifacts; needs --use-wandb."""
 
@@ -92,6 +92,6 @@ class PublishConfig(Section, section="publish"):
 
 
 def check_publishing(publish: PublishConfig, logging: LoggingConfig) -> None:
-    """Raise ConfigError for artifacts that W&B would not be there to take."""
+    """Raise ConfigError for artifacts without W&B."""
     if publish.wandb_artifacts != "no" and not logging.use_wandb:
         raise ConfigError("publish.wandb_artifacts needs logging.use_wandb; add --use-wandb")

@@ -1,13 +1,13 @@
-"""`evaluate`: how often a checkpoint succeeds in simulation, how far its actions are from others.
+"""`evaluate`: a checkpoint's success rate in simulation, its errors against recordings.
 
-Flags → `results.json`, videos and, with `--data-root`, `offline.parquet`, in a folder of their own.
+Flags → `results.json`, videos and, with `--data-root`, `offline.parquet`, in a separate folder.
 Seeds begin where those of demonstrations end, so that no scene is known from training. Every
-episode that was begun counts, whenever it ends: the first N to finish would be the short ones. With
-`--swapped` the policy is told the colour of another cube than the one whose success is counted: one
-that reads its instruction then fails.
+started episode counts, whenever it ends: the first N to finish would be the short ones. With
+`--swapped` the instruction names the colour of another cube than the one whose success is counted:
+a policy that reads its instruction then fails.
 
-Task, scene, camera size, temperature and control rate are the checkpoint's own, as its files say
-them (see policies/about.py); a flag that contradicts them counts, with a warning.
+Task, scene, camera size, temperature and control rate come from the checkpoint's files (see
+policies/about.py); a flag that contradicts them overrides them, with a warning.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from crane_x7_vla_rl.training.evaluate.config import RESULTS, EvaluateConfig
 
 NAMES: Final = OptionNames("--checkpoint", "--device", "--unnorm-key")
 FOLDER: Final = "evaluate"
-"""Of evaluations, below the output root."""
+"""Folder of evaluations, below the output root."""
 NOT_MODEL: Final = ("path", "token", "center_crop", "chunk_steps", "device")
-"""Options of a model that the checkpoint or the environment says."""
+"""Options of a model that the checkpoint or the environment sets."""
 NOT_FLAGS: Final = ("model", "output", "world", "sources")
 ASKED: Final = (*about.SCENE, "temperature", "device")
 """What the checkpoint or the machine decides where no flag does."""
@@ -51,7 +51,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--json", action="store_true", help="print the results as one JSON document"
     )
-    parser.add_argument("--device", help="cuda, cuda:1 or cpu (CUDA where there is one)")
+    parser.add_argument("--device", help="cuda, cuda:1 or cpu (default: CUDA if available)")
     fields.add_flags(parser, ModelOptions, NOT_MODEL, typed=True, asked=ASKED)
     fields.add_flags(parser, EvaluateConfig, NOT_FLAGS, typed=True)
     scenes.add_arguments(parser, without=("control_hz",), asked=ASKED)
@@ -75,7 +75,7 @@ def read(args: argparse.Namespace) -> EvaluateConfig:
 
 
 def _choose(args: argparse.Namespace) -> Chosen:
-    """Return what the checkpoint decides unless a flag does."""
+    """Return the values that the checkpoint sets unless a flag does."""
     defaults = {
         each.name: each.default
         for each in (*fields_of(WorldConfig), *fields_of(ModelOptions))
@@ -118,7 +118,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _summary(config: EvaluateConfig) -> str:
-    """Say what is measured, and where each value comes from."""
+    """Log what is measured, and where each value comes from."""
     values = {**vars(config.world), **vars(config.model)}
     words = [
         f"{name} {about.shown(values[name])} ({source})" for name, source in config.sources.items()
@@ -128,7 +128,7 @@ def _summary(config: EvaluateConfig) -> str:
 
 
 def _check(config: EvaluateConfig) -> None:
-    """Raise all that is wrong and cheap to find, before anything is loaded."""
+    """Raise all problems that are cheap to find, before anything is loaded."""
     from crane_x7_vla_rl.training import preflight
 
     checks = [
@@ -142,14 +142,14 @@ def _check(config: EvaluateConfig) -> None:
 
 
 def _check_model(config: EvaluateConfig) -> Iterator[Exception]:
-    """Find what is wrong with the checkpoint; the Hub is not asked before this is read."""
+    """Find problems of the checkpoint; the Hub is contacted only when this is read."""
     yield from model_problems(config.model, NAMES)
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Return what `results.json` then holds; raises PolicyLoadError, DataError, SimError.
 
-    A model whose answers are no numbers is no rate of 0: NotFiniteError is a PolicyLoadError.
+    A model that outputs NaN is an error, not a rate of 0: NotFiniteError is a PolicyLoadError.
     """
     from crane_x7_vla_rl.data.files import write_json
     from crane_x7_vla_rl.policies.load import load_policy

@@ -21,37 +21,37 @@ class EvaluateConfig:
     model: ModelOptions
     output: Path
     world: WorldConfig = field(default_factory=WorldConfig)
-    """Its control rate is replaced by the checkpoint's."""
+    """Its control rate is replaced by the checkpoint's rate."""
     num_episodes: Index = 200
     """Episodes in simulation; 0 skips it."""
     first_seed: int = EVALUATION_SEED
-    """Of the scenes."""
+    """Seed of the first scene; episode n has seed first_seed + n."""
     swapped: bool = False
-    """Tell the policy another cube's colour than the one that counts."""
+    """Name another cube's colour in the instruction than the one whose success is counted."""
     execute_steps: Count | None = None
-    """Steps of each chunk that are carried out before the policy looks again; not given, all."""
+    """Steps of each chunk to execute before the next prediction; default: all."""
     processes: Index = 0
-    """Simulations beside the policy; 0 for one per core."""
+    """Processes for the simulations; 0 for one per core."""
     slots: Count = 8
-    """Scenes per process, and images per call of the policy."""
+    """Scenes per process; also images per call of the policy."""
     videos: Index = 4
-    """So many of the first episodes are filmed."""
+    """Number of episodes to film, from the first one."""
     data_root: str | None = None
-    """Recorded episodes to compare actions with, too."""
+    """Data set of recorded episodes; their actions are compared with the policy's, too."""
     offline_frames: Count = 200
-    """Of recorded episodes, to compare."""
+    """Number of recorded frames to compare."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Where values come from, by name: given, default, or a file of the checkpoint."""
 
     def __post_init__(self) -> None:
         if self.first_seed < EVALUATION_SEED:
             raise ConfigError(
-                f"first seed {self.first_seed} may have been trained on; evaluation takes seeds"
-                f" from {EVALUATION_SEED} on"
+                f"first seed {self.first_seed} may be a training scene's; evaluation uses seeds"
+                f" of {EVALUATION_SEED} or more"
             )
         if self.swapped and len(self.world.colours) < 2:
             raise ConfigError(
                 f"--swapped needs two colours to swap, --colours has {' '.join(self.world.colours)}"
             )
         if not self.num_episodes and self.data_root is None:
-            raise ConfigError("nothing to do: --num-episodes is 0 and there is no --data-root")
+            raise ConfigError("nothing to do: --num-episodes is 0 and --data-root is not set")

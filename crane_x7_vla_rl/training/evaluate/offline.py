@@ -1,8 +1,8 @@
 """Recorded episodes → the policy's errors and latency, frame by frame, against what was recorded.
 
-The policy answers one frame at a time, as on a robot, so the latency is what a robot would see.
+The policy gets one frame at a time, as on a robot, so the latency is that on a robot.
 `offline.parquet` has a row per frame and step of the chunk: episode, frame, step, instruction, the
-error of each joint in rad (policy minus recording), and the latency of the answer in ms.
+error of each joint in rad (policy minus recording), and the latency of the prediction in ms.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from crane_x7_vla_rl.training.evaluate.config import OFFLINE, EvaluateConfig
 from crane_x7_vla_rl.types import JointState, Observation
 
 WARM_UP: Final = 3
-"""Answers before the first that is timed: the first ones lay out buffers."""
+"""Predictions before the first timed one: the first ones allocate buffers."""
 
 
 def compare(policy: Policy, config: EvaluateConfig) -> dict[str, Any]:
@@ -62,7 +62,7 @@ def _spread(source: EpisodeSource, wanted: int) -> Iterator[tuple[int, int]]:
 
 
 def _observe(source: EpisodeSource, episode: int, frame: int) -> tuple[Observation, Episode]:
-    """Return what was seen at a frame, and its episode."""
+    """Return the observation at a frame, and its episode."""
     recorded = source[episode]
     state = recorded.state[frame]
     joints = JointState(state, np.full(state.shape, np.nan))

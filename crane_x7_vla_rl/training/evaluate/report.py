@@ -1,7 +1,7 @@
-"""Results of episodes → rates of success with their confidence, as numbers for files and as text.
+"""Results of episodes → success rates with their confidence, as numbers for files and as text.
 
-After two hundred episodes a rate is uncertain by some 7 points either way; a rate without its
-interval says little.
+After 200 episodes a rate is uncertain by about 7 points in either direction; a rate without its
+interval means little.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ if TYPE_CHECKING:
     from crane_x7_vla_rl.training.evaluate.rollout import Result, Rollouts
 
 Z_95: Final = 1.959964
-"""Of the normal distribution: 95 % lie within so many standard deviations."""
+"""Standard deviations of the normal distribution that contain 95 %."""
 
 
 def wilson(successes: int, trials: int) -> tuple[float, float]:
     """Return the 95 % interval of a rate (Wilson 1927, without continuity correction).
 
-    Unlike the usual ± it stays inside 0…1 and keeps its promise near both ends.
+    Unlike the usual ± it stays inside 0…1 and is accurate near both ends.
     """
     if not 0 <= successes <= trials or not trials:
-        raise ValueError(f"{successes} successes in {trials} trials are no rate")
+        raise ValueError(f"{successes} successes in {trials} trials are not a rate")
     rate, weight = successes / trials, Z_95**2 / trials
     centre = (rate + weight / 2) / (1 + weight)
     spread = Z_95 * ((rate * (1 - rate) + weight / 4) / trials) ** 0.5 / (1 + weight)
@@ -40,7 +40,7 @@ def wilson(successes: int, trials: int) -> tuple[float, float]:
 
 
 def rate(results: Sequence[Result]) -> dict[str, Any]:
-    """Return the rate of success with its interval, as JSON has it."""
+    """Return the success rate with its interval, for JSON."""
     successes = sum(result.success for result in results)
     low, high = wilson(successes, len(results))
     return {
@@ -82,7 +82,7 @@ def summary(config: EvaluateConfig, rollouts: Rollouts) -> dict[str, Any]:
 
 
 def describe(results: Mapping[str, Any]) -> str:
-    """Return some lines for people."""
+    """Return the results as lines of text."""
     lines = []
     if "success" in results:
         how = f"temperature {results['temperature']:g}" if results["temperature"] else "greedy"
@@ -95,7 +95,7 @@ def describe(results: Mapping[str, Any]) -> str:
         errors = ", ".join(f"{value:.3f}" for value in offline["mean_error_rad"].values())
         lines.append(f"{offline['frames']} recorded frames: mean error per joint {errors} rad")
         lines.append(
-            f"  one answer takes {offline['latency_ms']['p50']:.1f} ms,"
+            f"  one prediction takes {offline['latency_ms']['p50']:.1f} ms,"
             f" {offline['latency_ms']['p95']:.1f} ms at the 95th percentile"
         )
     return "\n".join(lines)

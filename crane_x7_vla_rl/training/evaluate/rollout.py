@@ -1,6 +1,6 @@
 """Rollouts of a policy in simulation: seeds → one result per episode.
 
-Scenes run in processes; the policy runs here, on one process's scenes while the others step.
+Scenes run in processes; the policy runs in this one, on one process's scenes while the others step.
 Processes are served round robin, so that a sampling policy uses the same random numbers for the
 same scenes in every run.
 """
@@ -36,9 +36,9 @@ class Result:
 
     seed: int
     instruction: str
-    """As the policy was told."""
+    """Instruction that the policy got."""
     named: str
-    """Colour of the cube that counts."""
+    """Colour of the cube whose success is counted."""
     success: bool
     steps: int
     """Control steps until success or the end."""
@@ -48,13 +48,13 @@ class Result:
 
 @dataclass(frozen=True)
 class Rollouts:
-    """All episodes, by seed, and what they took."""
+    """All episodes, by seed, and how long they took."""
 
     results: tuple[Result, ...]
     control_hz: int
     wall_s: float
     policy_s: float
-    """Of which the policy computed."""
+    """Part of it in which the policy computed."""
 
 
 @dataclass(eq=False)
@@ -66,7 +66,7 @@ class _Episode:
 
 
 class _RoundRobin:
-    """All scenes of all processes, and the seeds that are left for them."""
+    """All scenes of all processes, and the remaining seeds."""
 
     def __init__(self, policy: OpenVLAPolicy, config: EvaluateConfig, workers: Workers) -> None:
         self.policy, self.config, self.workers = policy, config, workers
@@ -82,7 +82,7 @@ class _RoundRobin:
             self.workers.send(worker, orders)
 
     def serve(self, worker: int) -> None:
-        """Receive looks, note what ended, let the policy choose, send orders."""
+        """Receive observations, note ended episodes, let the policy predict, send orders."""
         looks: dict[int, Look] = self.workers.receive(worker)
         ended = [slot for slot, look in looks.items() if look.observation is None]
         for slot in ended:
@@ -155,13 +155,13 @@ def _control_hz(policy: OpenVLAPolicy, source: str) -> int:
     if abs(rate - round(rate)) > 1e-6:
         raise SimError(
             f"{source}: its period_s of {policy.period_s} makes {rate:.3f} steps/s, but the"
-            " simulation takes whole rates only"
+            " simulation accepts only whole rates"
         )
     return round(rate)
 
 
 def _as_told(observation: Observation, named: str, config: EvaluateConfig) -> Observation:
-    """Return the observation with the instruction that the policy shall be given."""
+    """Return the observation with the instruction for the policy."""
     if not config.swapped:
         return observation
     colours = config.world.colours
@@ -170,7 +170,7 @@ def _as_told(observation: Observation, named: str, config: EvaluateConfig) -> Ob
 
 
 def _clear_videos(folder: Path) -> None:
-    """Remove the videos of an earlier evaluation, which would mix with this one's."""
+    """Remove the videos of an earlier evaluation, so that they do not mix with this one's."""
     for path in folder.glob("seed-*.mp4"):
         path.unlink()
 

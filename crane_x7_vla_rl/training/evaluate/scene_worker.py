@@ -1,7 +1,7 @@
-"""One process of an evaluation: an order per slot → what its scene shows then.
+"""One process of an evaluation: an order per slot → the scene's next observation.
 
-An order begins an episode or carries out a chunk of joint targets. A picture is drawn only after
-it, when the policy looks again; in episodes that are filmed, after every step.
+An order starts an episode or executes a chunk of joint targets. An image is rendered only after
+it, for the next prediction; in filmed episodes, after every step.
 """
 
 from __future__ import annotations
@@ -24,29 +24,29 @@ class Begin:
 
 @dataclass(frozen=True, eq=False)
 class Act:
-    """Carry out joint targets (T, 8), rad, one per period, or fewer where the episode ends."""
+    """Execute joint targets (T, 8), rad, one per period, or fewer if the episode ends."""
 
     targets: Array
 
 
 @dataclass(frozen=True, eq=False)
 class Look:
-    """What there is to see after an order."""
+    """The observation after an order."""
 
     observation: Observation | None
-    """None once the episode has ended."""
+    """None when the episode has ended."""
     named: str
-    """The colour that counts."""
+    """The colour whose success is counted."""
     steps: int
     success: bool
     lifted: tuple[str, ...] = ()
     """Colours of the cubes in the air when it ended."""
     film: tuple[Image, ...] = ()
-    """Every step's picture, when it ended."""
+    """Every step's image, when it ended."""
 
 
 class EvalWorker:
-    """The handler of a process: scenes by slot, each made when it is first used."""
+    """The handler of a process: scenes by slot, each created on first use."""
 
     def __init__(self, config: WorldConfig) -> None:
         self._config = config

@@ -12,7 +12,7 @@ from crane_x7_vla_rl.types import Image
 
 OPTIONS: Final = {"crf": "20", "preset": "fast", "threads": "1"}
 LEAST_SIDE: Final = 256
-"""Smaller pictures are enlarged by whole pixels, so that one can see them."""
+"""Smaller images are enlarged by a whole factor, to be visible."""
 
 
 def write_video(path: Path, frames: Sequence[Image], fps: float) -> None:

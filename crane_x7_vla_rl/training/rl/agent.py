@@ -3,7 +3,7 @@
 A loaded OpenVLA, with adapters or freed, and a value head → an `Agent`, which acts in rollouts
 (`acting`, `value`) and learns in updates with the same model and head.
 
-Legend: B samples, D tokens of an answer, H the policy's hidden size.
+Legend: B samples, D tokens of a prediction, H the policy's hidden size.
 """
 
 from __future__ import annotations
@@ -61,15 +61,15 @@ class ActorCritic(nn.Module):
 class Agent(Learner):
     """What acts, values and learns; its module is an `ActorCritic`.
 
-    Its optimizer has a group for the policy, and one for the value head where there is one.
+    Its optimizer has a group for the policy, and one for the value head if it has one.
     """
 
     core: ActorCritic
     """The module before it was spread over processes."""
     merged: Merged | None
-    """The policy that acts, where that is another model than the one that learns."""
+    """The policy that acts, if it is another model than the one that learns."""
     runner: Runner
-    """Of the model that acts."""
+    """Codec of the model that acts."""
 
     @property
     def policy(self) -> OpenVLA:
@@ -102,7 +102,7 @@ class Agent(Learner):
         return values
 
     def step(self, policy_scale: float, value_scale: float) -> None:
-        """Move the weights at these shares of their learning rates; forget the gradients."""
+        """Move the weights at these shares of their learning rates; drop the gradients."""
         scales = (policy_scale, value_scale)
         for group, scale in zip(self.optimizer.param_groups, scales, strict=False):
             group[RATE] = group[BASE_RATE] * scale
@@ -110,9 +110,9 @@ class Agent(Learner):
         self.forget()
 
     def snapshot(self) -> Callable[[], None]:
-        """Copy what learns, and what the optimizer knows of it, to the CPU; return the way back.
+        """Copy trained weights and optimizer state to the CPU; return what restores them.
 
-        Each process copies its own part, and takes the way back alone.
+        Each process copies and restores its own part.
         """
         learning = [p for group in self.optimizer.param_groups for p in group["params"]]
         weights = [_copied(p) for p in learning]
@@ -170,7 +170,7 @@ def build(
     core = ActorCritic(policy, value_head).to(accelerator.device)
     learning = [name for name, p in policy.named_parameters() if p.requires_grad]
     if not learning:
-        raise PpoError("no weight of the policy may learn; add adapters, or free its weights")
+        raise PpoError("the policy has no trainable weights; add adapters, or unfreeze its weights")
     module = learner.spread(core, sharding, accelerator)
     policy.owns_memory = not isinstance(module, FSDPModule)
     register_fsdp_forward_method(module, "ready")  # FSDP alone does anything here
@@ -190,7 +190,7 @@ def _copied(tensor: Tensor) -> Tensor:
 
 
 def _mergeable(policy: OpenVLA) -> bool:
-    """Whether a copy with adapters added answers as the policy does."""
+    """Whether a copy with merged adapters predicts what the policy predicts."""
     exact = all(parameter.dtype == torch.float32 for parameter in policy.parameters())
     return exact and has_adapters(policy)
 
@@ -198,7 +198,7 @@ def _mergeable(policy: OpenVLA) -> bool:
 def _optimizer(core: ActorCritic, config: PpoConfig) -> torch.optim.Optimizer:
     """Return AdamW with a group for the policy and one for the value head.
 
-    Made of the parameters after spreading: moving those before has no effect.
+    It needs the parameters after spreading: updates of earlier ones have no effect.
     """
     parts: list[tuple[nn.Module, float, float]] = [
         (core.policy, config.learning_rate, config.weight_decay)
@@ -222,8 +222,8 @@ def _refuse_dropout(policy: OpenVLA) -> None:
     for name, module in policy.named_modules():
         if isinstance(module, nn.Dropout) and module.p > 0:
             raise PpoError(
-                f"{name} drops {module.p:g} of its inputs; updates would then see other"
-                " probabilities than the rollout that they learn from: set lora.dropout to 0"
+                f"{name} drops {module.p:g} of its inputs; updates would then compute other"
+                " probabilities than the rollout they learn from: set lora.dropout to 0"
             )
 
 
@@ -234,7 +234,7 @@ def has_adapters(policy: OpenVLA) -> bool:
 
 @contextmanager
 def adapters_off(policy: OpenVLA) -> Iterator[None]:
-    """Make the policy the one that training started from, for a while.
+    """Restore the policy that training started from, temporarily.
 
     Raises PpoError for one without adapters.
     """
@@ -242,8 +242,8 @@ def adapters_off(policy: OpenVLA) -> Iterator[None]:
     layers: list[Any] = [m for m in policy.modules() if hasattr(m, "active_adapters")]
     if not layers:
         raise PpoError(
-            "ppo.kl_coefficient is above 0, but the policy has no adapters to switch off: its"
-            " starting weights are gone; use adapters, or set ppo.kl_coefficient to 0"
+            "ppo.kl_coefficient is above 0, but the policy has no adapters to switch off, so its"
+            " starting weights are not kept; use adapters, or set ppo.kl_coefficient to 0"
         )
     for layer in layers:
         layer._disable_adapters = True

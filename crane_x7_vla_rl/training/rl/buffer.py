@@ -4,7 +4,7 @@ Tensors of T steps and N environments → flat samples, checked. Sample t·N + n
 environment n of this process; of all processes together it is t·E + e, where the first one's
 environments are the first N of E.
 
-Legend: T steps of a rollout, N environments of this process, E of all, D tokens of an answer,
+Legend: T steps of a rollout, N environments of this process, E of all, D tokens of a prediction,
 S pixels of a side, H the policy's hidden size, B samples.
 """
 
@@ -39,11 +39,11 @@ class Buffer:
     valid: Tensor
     """(T, N) bool; False for discarded steps."""
     values: Tensor
-    """(T, N), from the value head in the rollout; zeros where there is none."""
+    """(T, N), from the value head in the rollout; zeros without one."""
     returns: Tensor
-    """(T, N); zeros where there is no value head."""
+    """(T, N); zeros without a value head."""
     action_mask: Tensor | None = None
-    """(T, N, D) bool: tokens of steps that were carried out; None for all."""
+    """(T, N, D) bool: tokens of executed steps; None for all."""
 
     def __post_init__(self) -> None:
         steps, environments = self.advantages.shape

@@ -1,7 +1,7 @@
 """`train`: variables, files, flags and a checkpoint → one `RlConfig`, and its run.
 
 A resumed run starts from the configuration that its checkpoint holds; files, flags and overrides
-given now count more, and what they change is listed. An incomplete checkpoint is replaced by the
+given now override it, and changes are listed. An incomplete checkpoint is replaced by the
 newest complete one of its run.
 """
 
@@ -25,7 +25,7 @@ RULES: Final = Rules(
     free=("output.", "logging.", "publish.", "training.device", "env.processes"),
     decided="another model or other environments",
 )  # fmt: skip
-"""The tensors and environments that there are stay."""
+"""Tensors and environments stay the same."""
 COMMON: Final = (
     "config", "override", "resume", "follow", "start.pretrained", "start.sft_checkpoint",
     "start.statistics", "env.simulator", "env.env_id", "env.backend", "env.num_parallel_envs",
@@ -60,7 +60,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _check(config: RlConfig, resumption: Resumption | None) -> None:
-    """Raise all that is wrong and cheap to find, before anything is loaded."""
+    """Raise all problems that are cheap to find, before anything is loaded."""
     from crane_x7_vla_rl.training import preflight
 
     start, env = config.start, config.env

@@ -1,6 +1,6 @@
 """Every value of a reinforcement learning run. YAML, flags, overrides, by the loader → `RlConfig`.
 
-Flags keep names of the trainer that this one replaces; new ones follow its manner. `template`
+Flags keep the names of the trainer that this one replaces; new ones follow its style. `template`
 writes a whole configuration.
 """
 
@@ -47,7 +47,7 @@ from crane_x7_vla_rl.vector_config import (
 
 NAME: Final = "crane_x7_vla_rl"
 EvaluationSeed = Annotated[int, at_least(EVALUATION_SEED)]
-"""None that a scene to learn from may have."""
+"""Seeds that training scenes never have."""
 
 
 @dataclass(frozen=True)
@@ -58,63 +58,63 @@ class StartConfig:
     """Folder or Hub id (owner/name@revision) of the weights to start from."""
     sft_checkpoint: str | None = None
     """Folder or Hub id of a fine-tuned policy to start from, instead of pretrained; the usual
-    case."""
+    start."""
     unnorm_key: str = DEFAULT_UNNORM_KEY
     """Key of the statistics that scale its actions."""
     statistics: str | None = None
-    """JSON file with the statistics under that key; not given, the model's own, and where it has
-    none under crane_x7, those of this arm that come with the package."""
+    """JSON file with the statistics under that key; default: the model's own, or, if it has none
+    under crane_x7, those of this arm that the package contains."""
 
     @property
     def model(self) -> str:
-        """The one that counts."""
+        """The model that training starts from."""
         return self.sft_checkpoint or self.pretrained
 
 
 @dataclass(frozen=True)
 class EnvConfig(Section, section="env"):
-    """What is simulated, how often, and by what. Steps per second are the policy's own."""
+    """Task, scenes and simulator. Steps per second are the policy's own."""
 
     simulator: Simulator = "maniskill"
-    """What simulates."""
+    """Simulator."""
     env_id: str = PICK_PLACE_ID
     """The task: Lift-CRANE-X7 or PickPlace-CRANE-X7."""
     backend: Backend = "gpu"
-    """gpu: all scenes in one simulation there; cpu: scenes in processes."""
+    """gpu: all scenes in one simulation on the GPU; cpu: scenes in processes."""
     num_parallel_envs: Count = 4
-    """Environments of each process of the training. Lower it where memory runs out."""
+    """Environments of each training process; lower it if memory runs out."""
     processes: Index = flag("--env-processes", 0)
-    """That the scenes of the CPU backend are spread over; 0 for one per core."""
+    """Processes for the scenes of the CPU backend; 0 for one per core."""
     groups: Count = flag("--env-groups", 2)
-    """In so many groups the environments of the CPU backend take turns: one is simulated while the
-    policy looks at another."""
+    """Groups of environments of the CPU backend: one group is simulated while the policy predicts
+    for another."""
     rewards: RewardKind = "binary"
     """binary: 1 for success, which ends an episode; sparse: 1 where success holds at the end;
     dense: progress, step by step."""
     image_size: Annotated[str, size_text("320x240")] = flag("--camera-size", "320x240")
-    """Width and height of the camera's pictures."""
+    """Width and height of the camera's images."""
     colours: str = ",".join(COLOUR_NAMES)
-    """Of the cubes, separated by commas."""
+    """Colours of the cubes, separated by commas."""
     spawn_range_m: FiniteAmount = 0.03
-    """Cubes and plate lie at most this far, along x and y, from their four spots."""
+    """Largest distance of cubes and plate from their four spots, along x and y."""
     home_noise_rad: FiniteAmount = 0.02
-    """Standard deviation of the arm's joints in the first step."""
+    """Standard deviation of noise on the arm's joints in the first step."""
     camera_shift_m: FiniteAmount = 0.0
-    """Standard deviation of the camera's place, sampled per episode."""
+    """Standard deviation of noise on the camera's position, sampled per episode."""
     camera_noise: FiniteAmount = 0.0
-    """Standard deviation of each pixel's channels, of 255, sampled per picture."""
+    """Standard deviation of noise on each pixel's channels, of 255, sampled per image."""
     episode_s: FinitePositive | None = None
-    """How long an episode of the rollouts may take, in simulated seconds; not given, as long as the
-    task's do in evaluation. A shorter one wastes less on tries that have failed."""
+    """Longest episode in rollouts, in simulated seconds; default: the task's limit, as in
+    evaluation. A shorter limit spends less time on failed attempts."""
     deadline_s: FinitePositive = flag("--env-deadline-s", 60.0)
-    """A simulation that has not answered by then counts as hung and is restarted."""
+    """Timeout of a simulation; after it, the simulation is restarted."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         odd = [colour for colour in self.names or ("",) if colour not in COLOUR_NAMES]
         if odd:
             known = ", ".join(COLOUR_NAMES)
-            raise ConfigError(f"env.colours has {odd[0]!r}, known: {known}; separate by commas")
+            raise ConfigError(f"env.colours has {odd[0]!r}; known: {known}; separate by commas")
         self.vector(control_hz=10, seed=0, first_env=0)
 
     @property
@@ -158,16 +158,16 @@ class EnvConfig(Section, section="env"):
 
 @dataclass(frozen=True)
 class RlLoraConfig(LoraConfig):
-    """As in fine-tuning, but nothing is dropped: updates must see what rollouts saw."""
+    """As in fine-tuning, but without dropout: updates must see what rollouts saw."""
 
     dropout: float = flag("--lora-dropout", 0.0)
-    """Must stay 0 here."""
+    """Must be 0 in reinforcement learning."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.dropout:
             raise ConfigError(
-                f"lora.dropout is {self.dropout}, expected 0: an update would see other"
+                f"lora.dropout is {self.dropout}, expected 0: an update would compute other"
                 " probabilities than the rollout it learns from"
             )
 
@@ -177,16 +177,16 @@ class RlScheduleConfig(Section, section="training"):
     """How long."""
 
     num_updates: Count = 1000
-    """Rollouts that are learned from."""
+    """Updates after which training ends; each learns from one rollout."""
     rollout_steps: Count = 64
-    """Decisions per environment and rollout; an answer of several steps is one."""
+    """Decisions per environment and rollout; a prediction of several steps is one."""
     time_limit_minutes: Amount | None = None
-    """Save and end after this time, even before num_updates."""
+    """Save and end after this time, even if num_updates is not reached."""
     anneal: bool = False
-    """Lower both learning rates from update to update, to 0 after num_updates."""
+    """Lower both learning rates linearly, to 0 after num_updates."""
     keep_patches: bool = False
-    """Keep what vision made of the pictures from rollout to update, where vision does not learn:
-    faster, for the memory of rollout_steps × environments × patches × hidden size."""
+    """Keep the vision model's outputs from rollout to update, if vision does not learn: faster, but
+    needs memory of rollout_steps × environments × patches × hidden size."""
 
 
 @dataclass(frozen=True)
@@ -196,18 +196,18 @@ class RlTrainingConfig(ComputeConfig, RlScheduleConfig):
 
 @dataclass(frozen=True)
 class RlEvaluationConfig(Section, section="evaluation"):
-    """How well the policy does on scenes that it never learns from, on the way."""
+    """Evaluation during training, on scenes that the policy never learns from."""
 
     every: Index = flag("--evaluate-every", 50)
-    """Updates from evaluation to evaluation; 0 for none, and then no checkpoint_best."""
+    """Updates between evaluations; 0: no evaluation, and no checkpoint_best."""
     episodes: Count = flag("--evaluate-episodes", 50)
-    """Of each evaluation."""
+    """Episodes of each evaluation."""
     temperature: Amount = flag("--evaluate-temperature", 0.0)
-    """0 takes the likeliest action."""
+    """Sampling temperature; 0: the most likely action."""
     videos: Index = flag("--evaluate-videos", 2)
-    """So many of the first episodes are filmed."""
+    """Number of episodes to film, from the first one."""
     first_seed: EvaluationSeed = flag("--evaluate-first-seed", EVALUATION_SEED)
-    """Of the scenes."""
+    """Seed of the first scene."""
 
 
 @dataclass(frozen=True)
@@ -215,13 +215,13 @@ class RlOutputConfig(Section, section="output"):
     """Where results go."""
 
     dir: str = flag("--output-dir", OUTPUT_ROOT)
-    """Folder of runs; this one's has its name. The variable OUTPUT_ROOT sets it, too."""
+    """Folder of runs; a run's folder below it has the run's name. Also the variable OUTPUT_ROOT."""
     experiment_name: str = NAME
     """Name of the run."""
     save_every: Count = 50
-    """Updates from checkpoint to checkpoint."""
+    """Updates between checkpoints."""
     keep: Count | None = None
-    """How many numbered checkpoints stay, the newest; all where it is not given."""
+    """Number of newest numbered checkpoints to keep; default: all."""
 
 
 @dataclass(frozen=True)
@@ -292,11 +292,11 @@ TEMPLATES: Final[Mapping[str, Mapping[str, Any]]] = {
         "logging.use_wandb": True,
     },
 }
-"""What `config --template` writes differently from the defaults: to see that all works, in minutes;
-to learn in earnest, on a GPU with 80 GB."""
+"""What `config --template` changes from the defaults. fast: a check of the installation, in
+minutes; full: a real run, on a GPU with 80 GB."""
 
 
 def template(name: str, below: Sequence[Layer] = ()) -> str:
-    """Return a whole configuration as YAML; what it leaves at its default, `below` may change."""
+    """Return a whole configuration as YAML; `below` may set values that the template does not."""
     wanted = [*below, Layer(name, TEMPLATES[name])]
     return loader.to_yaml(loader.build(RlConfig, wanted))

@@ -14,15 +14,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `config`."""
     parser.add_argument(
         "--template", choices=tuple(TEMPLATES), default="default",
-        help="fast: to see that all works; full: to learn in earnest, on a large GPU (%(default)s)",
+        help="fast: a check of the installation; full: a real run, on a large GPU (%(default)s)",
     )  # fmt: skip
     parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="a new file; else it is printed"
+        "--output", type=Path, metavar="FILE", help="new file (default: standard output)"
     )
 
 
 def run(args: argparse.Namespace) -> int:
-    """Write the template, above what variables say.
+    """Write the template; it overrides variables.
 
     Raises ConfigError for a wrong variable, OutputError where the file exists or cannot be written.
     """

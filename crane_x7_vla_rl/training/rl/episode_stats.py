@@ -1,9 +1,9 @@
 """How episodes end while a policy learns: an unbiased success rate.
 
-Episodes that ended in rollouts → how many of them count now, and how many succeeded. Of the
-episodes that have ended soon after all environments restarted, too many are short, and those are
-the successes: a failure runs into its time limit. So an episode counts only after its time limit,
-however early it ended: whether it counts depends on its beginning alone.
+Episodes that ended in rollouts → how many of them count now, and how many succeeded. Episodes that
+end soon after all environments restarted are mostly short ones, and those are the successes: a
+failure runs into its time limit. So an episode counts only after its time limit, however early it
+ended: whether it counts depends on its start alone.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from crane_x7_vla_rl.training.rl.agent import Agent
 from crane_x7_vla_rl.training.rl.rollout import Collected
 
 ENOUGH: Final = 100
-"""Episodes that a running share is taken over, where there have been so many."""
+"""Number of episodes of the running share, as soon as that many have ended."""
 
 
 class Outcomes:

@@ -31,22 +31,22 @@ SHARES: Final = ("success of sampled episodes", "success in evaluation", "ratios
 
 @dataclass(frozen=True)
 class UpdateMetrics:
-    """What happened in an update, over all processes; means over its minibatches."""
+    """Metrics of an update, over all processes; means over its minibatches."""
 
     policy_loss: float
     value_loss: float
     entropy: float
     """Nats per token."""
     approx_kl: float
-    """To the policy that acted, nats per answer; in the last minibatch."""
+    """KL to the policy that acted, nats per prediction; in the last minibatch."""
     ref_kl: float
-    """To the starting policy, nats per answer; 0 where kl_coefficient is."""
+    """KL to the starting policy, nats per prediction; 0 if kl_coefficient is 0."""
     clip_fraction: float
     """Share of ratios outside the clip."""
     explained_variance: float
     """Of returns, by the rollout's values: 1 perfect, 0 no better than a constant."""
     grad_norm: float
-    """Before it was shortened."""
+    """Norm before clipping."""
     policy_grad_norm: float
     """Of the policy loss alone, for the probed samples; 0 where nothing was to be learned."""
     ratio_error: float
@@ -57,11 +57,11 @@ class UpdateMetrics:
     """Before normalisation."""
     advantage_std: float
     samples: int
-    """Valid ones of the rollout."""
+    """Valid samples of the rollout."""
     minibatches: int
     """Steps of the optimizer."""
     stopped_early: bool
-    """By target_kl."""
+    """Whether target_kl ended the update early."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class RlFigures(UpdateMetrics, Step):
     env_steps: int
     """Control steps of all processes together, since the beginning."""
     episodes: int
-    """That ended in this rollout."""
+    """Episodes that ended in this rollout."""
     success: float | None
     """Share of them; None where none ended. Too high in the rollouts after a start or checkpoint,
     where only short episodes have had the time to end."""
@@ -89,7 +89,7 @@ class RlFigures(UpdateMetrics, Step):
     infer_s: float
     learn_s: float
     update_s: float
-    """All time from update to update, evaluation and saving left out."""
+    """Time from update to update, without evaluation and saving."""
     evaluation_success: float | None = None
     """Of the evaluation after this update."""
     recent_success: float | None = None
@@ -108,7 +108,7 @@ def line(figures: RlFigures) -> str:
 
 
 def bar(figures: RlFigures) -> str:
-    """Return what stands below the bar."""
+    """Return the text below the progress bar."""
     return (
         f"success {_percent(figures.recent_success)} (this rollout {_percent(figures.success)})"
         f" · return {_number(figures.episode_return)} · KL"
@@ -166,7 +166,7 @@ def plot(run: Path) -> None:
 
 
 def _draw(axis: Any, lines: Sequence[Mapping[str, Any]], name: str, label: str) -> None:
-    """Draw one figure over control steps; what has few points, or is alone, as dots, too."""
+    """Draw one figure over control steps; few points, or a single curve, also as dots."""
     points = [(one["env_steps"], one[name]) for one in lines if one.get(name) is not None]
     dots = name == "evaluation_success" or len(points) == 1
     thin = {"alpha": 0.4, "linewidth": 0.8} if name == "success" else {}

@@ -5,9 +5,9 @@ without a value head (https://arxiv.org/abs/2402.03300). Numbers continue those 
 
 26. An episode's return is the plain sum of its rewards; every step of it has the same advantage,
     (return − mean of the group) / standard deviation of the group.
-27. A group whose episodes all ended alike teaches nothing and is left out, so that minibatches are
-    not diluted: https://arxiv.org/abs/2503.14476 (dynamic sampling)
-28. Episodes that did not end within the rollout, and discarded ones, are left out: their return is
+27. A group whose episodes all ended alike has no learning signal and is skipped, so that
+    minibatches are not diluted: https://arxiv.org/abs/2503.14476 (dynamic sampling)
+28. Episodes that did not end within the rollout, and discarded ones, are skipped: their return is
     not known. So rollouts must begin with a reset of all environments, and last as long as the
     longest episode; taking those that ended first would favour short ones.
 
@@ -54,7 +54,7 @@ def group_advantages(
 
 
 def _number_episodes(ended: Tensor) -> Tensor:
-    """Return (T, N) int64: a number of its own for each episode."""
+    """Return (T, N) int64: a different number for each episode."""
     before = torch.cat([torch.zeros_like(ended[:1]), ended[:-1]]).long().cumsum(0)  # (T, N)
     columns = torch.arange(ended.shape[1], device=ended.device)  # (N,)
     return before * ended.shape[1] + columns

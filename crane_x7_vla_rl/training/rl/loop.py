@@ -65,18 +65,18 @@ def _longest(run: RlRun) -> int:
 
 
 def _check_length(run: RlRun) -> None:
-    """Refuse rollouts in which grpo would see short episodes alone; warn where ppo would."""
+    """Refuse rollouts in which grpo would see only short episodes; warn if ppo would."""
     longest, save_every = _longest(run), run.config.output.save_every
     if run.config.ppo.algorithm == "grpo" and run.rollout.steps < longest:
         raise ConfigError(
             f"training.rollout_steps is {run.rollout.steps}, but an episode may take {longest}"
-            " decisions, and grpo learns from whole episodes alone: give --rollout-steps"
+            " decisions, and grpo learns only from whole episodes: set --rollout-steps to"
             f" {longest} or more"
         )
     if run.session.is_first and save_every * run.rollout.steps < longest:
         logger.warning(
             "episodes restart at each checkpoint, which is after %d decisions, but may take %d:"
-            " none will run into its time limit, so what fails is seen too seldom; raise"
+            " no episode reaches its time limit, so failures are seen too seldom; raise"
             " --save-every to %d", save_every * run.rollout.steps, longest,
             -(-longest // run.rollout.steps),
         )  # fmt: skip
@@ -91,7 +91,7 @@ class _Loop:
         self.began_s = run.clock()
 
     def to_end(self) -> None:
-        """Update until the end, of updates or time, or until somebody asks to stop; save."""
+        """Update until the end, of updates or time, or until a signal requests a stop; save."""
         end = self.run.config.training.num_updates
         self.interrupt.training = True
         stopped = self._agree(self._wants_to_stop())
@@ -116,7 +116,7 @@ class _Loop:
         return self.run.agent.largest(float(mine)) > 0
 
     def _update(self) -> bool:
-        """Make one update; return whether it came to its end."""
+        """Make one update; return whether it was completed."""
         run, state, number = self.run, self.state, self.state.progress.step
         rate = self._rate()
         if run.config.ppo.algorithm == "grpo" and number:
@@ -191,7 +191,7 @@ class _Loop:
 
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
-    """Let products on a CPU use so many threads meanwhile."""
+    """Let matrix products on a CPU use this many threads meanwhile."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -6,23 +6,23 @@ in `update`.
 
 1.  Advantages are generalised: Σ (γλ)^k δ, https://arxiv.org/abs/1506.02438
 2.  The value after a truncated episode is that of its final observation; after a terminated one
-    it is 0, https://arxiv.org/abs/1712.00378. Neither hands anything to the next episode. (CleanRL
+    it is 0, https://arxiv.org/abs/1712.00378. Neither passes anything to the next episode. (CleanRL
     and RL4VLA take truncation for termination.)
 3.  Discarded steps (a crashed worker's) have no advantage, and nothing passes through them.
 4.  Returns, the value head's targets, are advantages + values, not rewards to go:
     https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/ (its detail 5)
 5.  Advantages are normalised once over the whole batch of all processes, not by minibatch (as
     there, detail 7): the result does not depend on how the batch is cut.
-6.  Action level: the ratio is of the whole answer, exp Σ (log p − log q) over its tokens, since the
-    whole answer moved the arm: https://arxiv.org/abs/2505.19789
-7.  Token level: a ratio per token, each with the answer's advantage; the mean over tokens, so that
-    long answers do not weigh more: https://arxiv.org/abs/2509.09674
-8.  Tokens of steps that were not carried out, as the episode ended before, count nowhere.
+6.  Action level: the ratio is that of the whole prediction, exp Σ (log p − log q) over its
+    tokens, since all of it moved the arm: https://arxiv.org/abs/2505.19789
+7.  Token level: a ratio per token, each with the prediction's advantage; the mean over tokens, so
+    that long predictions do not weigh more: https://arxiv.org/abs/2509.09674
+8.  Tokens of steps that were not executed, because the episode had ended, are ignored.
 9.  The clip is 1 − clip_low to 1 + clip_high: https://arxiv.org/abs/2503.14476
 10. Dual clip bounds the loss of a bad action that has become likely:
     https://arxiv.org/abs/1912.09729
 11. Values learn by Huber loss, by PPO's clipped square (as in 4, detail 9), or by the plain square.
-12. The entropy bonus is the mean over tokens, so that its weight does not grow with the answer.
+12. The entropy bonus is the mean over tokens, so that its weight does not depend on their number.
 13. KL to the policy that acted: mean of Σ (r − 1 − log r) over tokens, r = p / q. It is never
     negative and scatters little: http://joschu.net/blog/kl-approx.html
 14. KL to the starting policy is the same with r = p_start / p, and has a gradient:
@@ -31,7 +31,7 @@ in `update`.
     to the whole, exactly, however they are cut.
 16. Logarithms of ratios are cut at ±20 before exp: an overflow would end the run.
 
-Legend: T steps of a rollout, N environments, B samples, D tokens of an answer.
+Legend: T steps of a rollout, N environments, B samples, D tokens of a prediction.
 """
 
 from __future__ import annotations
@@ -77,7 +77,7 @@ class OldSamples:
     weights: Tensor
     """(B,), what each sample counts; 0 for none."""
     action_mask: Tensor | None = None
-    """(B, D) bool, tokens that were carried out; None for all."""
+    """(B, D) bool, tokens of executed steps; None for all."""
     ref_log_probs: Tensor | None = None
     """(B, D), of the starting policy; None without that penalty."""
 
@@ -92,9 +92,9 @@ class Losses:
     entropy: Tensor
     """Nats per token."""
     ref_kl: Tensor
-    """To the starting policy, nats per answer."""
+    """KL to the starting policy, nats per prediction."""
     approx_kl: Tensor
-    """To the policy that acted, nats per answer."""
+    """KL to the policy that acted, nats per prediction."""
     clip_fraction: Tensor
     """Share of ratios outside the clip."""
 
@@ -224,7 +224,7 @@ def value_loss(values: Tensor, old_values: Tensor, returns: Tensor, config: Valu
 
 
 def check_gradient(norm: float, largest_advantage: float, where: str) -> None:
-    """Raise PpoError where actions differed from what was expected, but the policy would not move.
+    """Raise PpoError if advantages are not all 0, but the policy's gradient is.
 
     `norm` is the length of the gradient of the policy loss without a clip; 0 then says that
     log-probabilities do not depend on the weights.
@@ -233,7 +233,7 @@ def check_gradient(norm: float, largest_advantage: float, where: str) -> None:
         raise PpoError(
             f"{where}: the policy gradient is exactly 0 although advantages reach"
             f" {largest_advantage:.3g}; expected a number above 0. Log-probabilities do not depend"
-            " on the weights that learn: are they computed with gradients, do adapters learn, and"
+            " on the trained weights: are they computed with gradients, are adapters trained, and"
             " is the policy not certain of every token (temperature)?"
         )
 

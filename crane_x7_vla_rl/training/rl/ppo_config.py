@@ -15,17 +15,17 @@ from crane_x7_vla_rl.training.config.sections import Section
 
 @dataclass(frozen=True)
 class ValueConfig(Section, section="ppo.value"):
-    """The network that says what a view is worth, and how it learns."""
+    """The network that estimates the value of an observation, and how it learns."""
 
     learning_rate: Amount = flag("--value-learning-rate", 1e-3)
-    """Of the value head; 1e-3 to 3e-3 is usual, since it starts from nothing."""
+    """Learning rate of the value head; 1e-3 to 3e-3 is usual, since it starts untrained."""
     coefficient: Amount = flag("--value-coefficient", 0.5)
     """Weight of the value loss."""
     loss: Literal["huber", "clipped", "mse"] = flag("--value-loss", "huber")
     """huber: quadratic up to huber_delta, linear beyond; clipped: the worse of the squared errors
     with and without a limit to how far a value moves in an update; mse: squared error."""
     huber_delta: Positive = 10.0
-    """From where on huber is linear, in units of return."""
+    """Error above which huber is linear, in units of return."""
     clip: Positive = flag("--value-clip", 0.2)
     """How far `clipped` lets a value move, in units of return."""
     hidden: Count = flag("--value-hidden", 256)
@@ -33,62 +33,62 @@ class ValueConfig(Section, section="ppo.value"):
     layers: Index = flag("--value-layers", 2)
     """Hidden layers."""
     detach: bool = flag("--detach-value", False)
-    """Keep the value loss from moving the policy, too, through the hidden state that both share."""
+    """Keep the value loss from changing the policy through the hidden state that both share."""
     warmup: Index = flag("--value-warmup", 0)
     """First updates in which the value head learns alone."""
 
 
 @dataclass(frozen=True)
 class PpoConfig(Section, section="ppo"):
-    """How a rollout becomes better weights."""
+    """The update of the weights from a rollout."""
 
     algorithm: Literal["ppo", "grpo"] = "ppo"
-    """ppo: advantages from a value head; grpo: from a group of episodes that began alike, no value
-    head."""
+    """ppo: advantages from a value head; grpo: from a group of episodes with the same start, no
+    value head."""
     learning_rate: Amount = 1e-4
-    """Of the adapters, or of all weights where there are none (1e-6 to 5e-6 then); 3e-4 diverged in
-    a prototype (KL 2.1)."""
+    """Learning rate of the adapters, or, without adapters, of all weights (then 1e-6 to 5e-6); 3e-4
+    diverged in a prototype (KL 2.1)."""
     epochs: Count = 2
-    """How often an update sees every sample; RL4VLA finds 1 enough where rollouts are cheap."""
+    """How often an update uses every sample; RL4VLA finds 1 enough if rollouts are cheap."""
     minibatch_size: Count = 240
     """Samples per step of the optimizer, of all processes together."""
     micro_batch_size: Count = 60
     """Samples per process and pass through the model: changes memory and speed, not the result.
-    Lower it where memory runs out."""
+    Lower it if memory runs out."""
     level: Literal["action", "token"] = "action"
-    """What a ratio is of. action: all tokens of an answer together, the thing that was rewarded;
-    token: each token alone, whose ratios stay near 1 however many tokens an answer has."""
+    """Unit of a probability ratio. action: all tokens of a prediction together, which was rewarded;
+    token: each token alone, whose ratios stay near 1 however many tokens a prediction has."""
     clip_low: Share = 0.2
     """A ratio below 1 − this gains nothing by falling further."""
     clip_high: Amount = 0.28
     """A ratio above 1 + this gains nothing by rising further; above clip_low, unlikely actions that
     worked may grow faster. Equal to clip_low for the symmetric clip."""
     dual_clip: Annotated[float, above(1)] | None = None
-    """Bound of what a bad action with a large ratio counts, in advantages; 3 is usual, none as in
+    """Bound on the loss of a bad action with a large ratio, in advantages; 3 is usual; none: plain
     PPO."""
     gamma: Share = 0.99
-    """Discount per decision; an answer of several steps is one decision."""
+    """Discount per decision; a prediction of several steps is one decision."""
     gae_lambda: Share = 0.95
-    """0 trusts the value head, 1 the rewards."""
+    """Lambda of GAE: 0 relies on the value head, 1 on the rewards."""
     normalise_advantages: bool = True
-    """To mean 0 and variance 1 over the whole batch of all processes. grpo does it by group."""
+    """Normalise advantages over the whole batch of all processes; grpo: by group."""
     policy_coefficient: Amount = 1.0
     """Weight of the policy loss; 0 for a control that must not learn."""
     entropy_coefficient: Amount = 0.0
     """Weight of the entropy bonus, per token in nats."""
     kl_coefficient: Amount = 0.0
-    """Weight of the KL divergence to the policy with its adapters off, per answer in nats; above 0
-    costs one more pass without gradients per update."""
+    """Weight of the KL divergence to the policy without its adapters, per prediction in nats; above
+    0 costs one more pass without gradients per update."""
     target_kl: Positive | None = 0.1
-    """An update ends early where the KL divergence to the policy that acted, per answer in nats,
-    exceeds this; none never."""
+    """An update ends early when the KL divergence to the policy that acted, per prediction in nats,
+    exceeds this; none: never."""
     max_grad_norm: Positive = 10.0
-    """Gradients of policy and value head together longer than this are shortened to it."""
+    """Gradients of policy and value head together are clipped to this norm."""
     weight_decay: Amount = 0.0
-    """Of AdamW, for the policy."""
+    """Weight decay of AdamW, for the policy."""
     temperature: Positive = 1.0
-    """At which rollouts sample, and so at which probabilities are taken here."""
+    """Sampling temperature of rollouts; updates compute probabilities at the same one."""
     old_log_probs: Literal["rollout", "recomputed"] = "rollout"
-    """Where the ratio's denominator is from. In bf16, rollouts round otherwise than updates do:
+    """Source of the ratio's denominator. In bf16, rollouts round differently from updates:
     recomputed costs one more pass without gradients and makes the first ratio 1."""
     value: ValueConfig = field(default_factory=ValueConfig)

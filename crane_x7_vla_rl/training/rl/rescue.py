@@ -1,4 +1,4 @@
-"""Saving a run of reinforcement learning, also before an error ends it.
+"""Saves a run of reinforcement learning, also before an error ends it.
 
 A run and its state → checkpoints. An error in the middle of an update → the weights of the last
 whole update, saved where they can be, and the same error with how to resume.
@@ -30,7 +30,7 @@ def named(step: int) -> str:
 
 
 class Rescue:
-    """Saves a run's state when the loop says so, and before an error ends the run."""
+    """Saves a run's state when the loop calls it, and before an error ends the run."""
 
     def __init__(self, run: RlRun, state: RunState) -> None:
         self._run, self._state = run, state
@@ -66,10 +66,10 @@ class Rescue:
 
     @contextmanager
     def learning(self) -> Iterator[None]:
-        """Take an update that breaks off back, then save what was learned before it.
+        """Undo an update that fails, then save the state before it.
 
-        All the weights of a model are too many to be copied before each update: without adapters,
-        nothing is saved then.
+        A model's weights are too large to be copied before each update: without adapters, nothing
+        is saved then.
         """
         run = self._run
         rewind = run.agent.snapshot() if run.config.lora.enabled else None
@@ -99,7 +99,7 @@ class Rescue:
                 raise
             saved = self._save_late(is_intact, together=False)
             raise OutOfMemoryError(
-                f"{where}: memory ran out ({out_of_memory.need(error)}); lower {lower}, and"
+                f"{where}: out of memory ({out_of_memory.need(error)}); lower {lower}, and"
                 f" resume with --resume {saved}"
             ) from error
         except (NotFiniteError, SimError) as error:

@@ -1,14 +1,14 @@
-"""Rollouts: a policy acts in all environments at once.
+"""Rollouts: a policy acts in all environments at the same time.
 
 Environments, agent and rules → a `Collected`: the buffer that an update learns from, with
-advantages, and the episodes that ended. Environments take turns in groups: while one group is
-simulated, the policy looks at the next. Each picture is cropped and resized once, into the buffer;
-the policy acts on those bytes, and updates learn from the same ones. Actions are sampled from
-generators that the numbers of update and environment seed, so that a resumed run samples the same,
+advantages, and the episodes that ended. Environments alternate in groups: while one group is
+simulated, the policy predicts for the next. Each image is cropped and resized once, into the
+buffer; the policy acts on those bytes, and updates learn from the same ones. Actions are sampled
+from generators that the numbers of update and environment seed, so that a resumed run samples the same,
 on however many processes the environments are.
 
-Legend: T steps of a rollout, N environments of this process, n of a group, D tokens of an answer,
-S pixels of a side.
+Legend: T steps of a rollout, N environments of this process, n of a group, D tokens of a
+prediction, S pixels of a side.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from crane_x7_vla_rl.training.session import Clock
 from crane_x7_vla_rl.types import Array
 
 VALUED: Final = Sampling()
-"""How the one token is chosen that is thrown away, where only a value is wanted."""
+"""Sampling of the one token that is discarded, where only a value is needed."""
 
 
 @dataclass(frozen=True)
@@ -69,13 +69,13 @@ class Collected:
     ended: tuple[int, ...]
     """The step in which each of them did."""
     env_steps: int
-    """Control steps that were carried out."""
+    """Executed control steps."""
     discarded: int
     """Decisions that a crashed simulation lost."""
     simulate_s: float
     """Waiting for simulations."""
     infer_s: float
-    """Looking, choosing, valuing."""
+    """Time of predictions and values."""
 
 
 def collect(
@@ -94,7 +94,7 @@ def collect(
 
 
 class _Collection:
-    """A rollout while it is made."""
+    """A rollout in progress."""
 
     def __init__(self, config: RolloutConfig, runner: Runner, number: int, clock: Clock) -> None:
         self.config, self.runner, self.number, self.clock = config, runner, number, clock
@@ -146,7 +146,7 @@ class _Collection:
     # --- one group's turn ------------------------------------------------------------------------
 
     def _decide(self, step: int, group: int) -> None:
-        """Let the policy look at a group, and send what it chose."""
+        """Let the policy predict for a group, and send its actions."""
         started_s = self.clock()
         envs = self.config.env.groups[group]
         part = slice(envs.start, envs.stop)
@@ -170,7 +170,7 @@ class _Collection:
         self.config.env.send(group, targets)
 
     def _receive(self, step: int, group: int) -> None:
-        """Note what a group's step came to."""
+        """Record the results of a group's step."""
         started_s = self.clock()
         steps = self.config.env.receive(group)
         self.simulate_s += self.clock() - started_s
@@ -193,7 +193,7 @@ class _Collection:
 
     def _note_ends(self, step: int, envs: range, steps: Steps) -> None:
         for row, env in enumerate(envs):
-            if steps.discarded[row]:  # its episode so far leads nowhere that is known
+            if steps.discarded[row]:  # the outcome of its episode so far is unknown
                 self.lost[self.began[env] : step + 1, env] = True
             if steps.discarded[row] or steps.terminated[row] or steps.truncated[row]:
                 self.began[env] = step + 1
@@ -241,7 +241,7 @@ class _Collection:
             chosen = self.runner.roll_out(seen, prompts, length, how)
             return replace(chosen, tokens=self.policy.on_host(chosen.tokens))
         except base.NotFiniteError as error:
-            where = f"update {self.number + 1}: log_probs of step {step} are no numbers"
+            where = f"update {self.number + 1}: log_probs of step {step} are NaN or infinite"
             raise non_finite.answer(where, self.config.agent.core, error) from error
 
     @torch.no_grad()
@@ -260,7 +260,7 @@ class _Collection:
             return torch.zeros(len(chosen.hidden))
         values = self.config.agent.value(chosen.hidden).float().cpu()
         if not bool(torch.isfinite(values).all()):
-            where = f"update {self.number + 1}: values of step {step} are no numbers"
+            where = f"update {self.number + 1}: values of step {step} are NaN or infinite"
             raise non_finite.answer(where, self.config.agent.core)
         return values
 
@@ -286,7 +286,7 @@ class _Collection:
             raise NotFiniteError(
                 f"update {self.number + 1}, step {step}: the measured joints of row {row} are"
                 f" {measured[row].tolist()}, expected numbers; the simulation has become unstable."
-                " Nothing has been learned from it; go on from the last checkpoint with --resume"
+                " Nothing was learned from it; resume from the last checkpoint with --resume"
             )
         return measured.astype(np.float64)
 
@@ -295,9 +295,9 @@ class _Collection:
         if not bool(torch.isfinite(rewards).all()):
             env = envs[int((~torch.isfinite(rewards)).nonzero()[0])]
             raise NotFiniteError(
-                f"update {self.number + 1}, step {step}: environment {env} paid"
-                f" {float(self.rewards[step, env])}, expected a number. Nothing has been learned"
-                " from it; go on from the last checkpoint with --resume"
+                f"update {self.number + 1}, step {step}: environment {env} returned the reward"
+                f" {float(self.rewards[step, env])}, expected a finite number. Nothing was learned"
+                " from it; resume from the last checkpoint with --resume"
             )
 
     def _collected(self, last_values: Tensor) -> Collected:

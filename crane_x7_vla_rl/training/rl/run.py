@@ -1,7 +1,7 @@
 """Everything that reinforcement learning needs, opened in order: output, model, state, scenes.
 
 Configuration and maybe a checkpoint to resume → an `RlRun`, and how far it is. All processes open
-it, each with environments of its own; the first one writes.
+it, each with its own environments; the first one writes.
 """
 
 from __future__ import annotations
@@ -139,7 +139,7 @@ def _whole(config: RlConfig, start: Start) -> str:
     is_made = start.resumes_here and checkpoint.problem(target) is None
     if accelerator.is_main_process and not is_made:
         half = learner.is_halved(config.training, accelerator.device)
-        logger.info("%s is an adapter; writing whole weights to %s", source, target)
+        logger.info("%s is an adapter; writing the merged weights to %s", source, target)
         with run_folder.locked(config.output_dir):
             merge(source, target, torch.bfloat16 if half else torch.float32)
     accelerator.wait_for_everyone()
@@ -182,7 +182,7 @@ def _restore_scenes(env: VectorEnv, progress: Progress, rank: int) -> None:
     states = list((progress.position or {}).get("environments", []))
     if len(states) != progress.processes:
         raise ResumeError(
-            f"the checkpoint holds the environments of {len(states)} processes, expected"
+            f"the checkpoint contains the environments of {len(states)} processes, expected"
             f" {progress.processes}; resume with as many processes as before"
         )
     env.load_state_dict(states[rank])
@@ -193,7 +193,7 @@ def _control_hz(inputs: PolicySpec, source: str) -> int:
     if abs(rate - round(rate)) > 1e-6:
         raise ConfigError(
             f"{source}: its period_s of {inputs.period_s} makes {rate:.3f} steps/s, but the"
-            " simulation takes whole rates only"
+            " simulation accepts only whole rates"
         )
     return round(rate)
 
@@ -208,7 +208,7 @@ def _keeps_patches(config: RlConfig, model: OpenVLA) -> bool:
     ]
     if config.training.keep_patches and learning:
         raise ConfigError(
-            f"training.keep_patches is true, but {learning[0]} learns; leave it out, or set"
+            f"training.keep_patches is true, but {learning[0]} is trained; omit it, or set"
             " lora.targets to modules of the language model"
         )
     return config.training.keep_patches

@@ -8,14 +8,14 @@ of `ppo`.
 
 17. Minibatches are sampled again in each epoch from the samples of all processes, each step
     once; all environments have nearly the same share in each (see `buffer.shuffled`).
-18. Rollouts and updates look at the same bytes by the same code, so before the first step every
-    ratio is 1 and every value the rollout's; `ratio_error` and `value_error` say how nearly.
+18. Rollouts and updates read the same bytes with the same code, so before the first step every
+    ratio is 1 and every value the rollout's; `ratio_error` and `value_error` measure how nearly.
 19. An update ends before the step for which KL to the policy that acted exceeds target_kl, as in
     https://github.com/openai/spinningup (ppo.py), but checked at each minibatch.
 20. Before anything moves, the policy loss alone goes backward for the PROBED samples with the
     largest advantages: a gradient of exactly 0 ends the run (`ppo.check_gradient`).
-21. Policy and value head have learning rates of their own, which may both sink to 0 over a run;
-    the gradient is shortened as a whole,
+21. Policy and value head have separate learning rates, which may both fall to 0 over a run;
+    the gradient is clipped as a whole,
     https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/ (details 4, 11).
 22. NaN or infinity in a loss or gradient ends the run before the step, in all processes.
 23. In the first value.warmup updates the value head learns alone.
@@ -24,7 +24,7 @@ of `ppo`.
 25. Micro-batches change memory and speed, not the result (see 15).
 
 Legend: T steps of a rollout, N environments of this process, E of all, S = T·N, B of these samples,
-D tokens of an answer.
+D tokens of a prediction.
 """
 
 from __future__ import annotations
@@ -161,9 +161,9 @@ def _check(agent: Agent, buffer: Buffer, where: str) -> Tensor:
     broken = buffer.first_non_finite()
     if agent.largest(float(bool(broken))) > 0:
         raise SpoiltError(  # what simulations return was checked before
-            f"{where}: {broken or 'a figure in another process'} is not a number, expected numbers"
+            f"{where}: {broken or 'a figure elsewhere'} is NaN or infinite, expected numbers"
             " in all valid steps of a rollout. The previous update made the policy output NaN, so"
-            " it is not saved; resume the last checkpoint with a lower ppo.learning_rate"
+            " it is not saved; resume from the last checkpoint with a lower ppo.learning_rate"
         )
     steps, environments = buffer.shape
     gathered = agent.accelerator.gather(buffer.valid.to(device, torch.uint8).contiguous())
@@ -174,7 +174,7 @@ def _check(agent: Agent, buffer: Buffer, where: str) -> Tensor:
 
 
 def _normalised(agent: Agent, buffer: Buffer, config: PpoConfig) -> tuple[Tensor, float, float]:
-    """Return advantages (T, N) as the loss wants them, and mean and deviation before."""
+    """Return advantages (T, N) as the loss needs them, and mean and deviation before."""
     device = agent.accelerator.device
     total = agent.sum(ppo.moments(buffer.advantages, buffer.valid).to(device))
     mean, std = ppo.mean_and_std(total)
@@ -252,8 +252,8 @@ def _probe(agent: Agent, batch: UpdateBatch, config: PpoConfig, where: str) -> f
     agent.forget()
     if not math.isfinite(norm):
         raise NotFiniteError(
-            f"{where}: the policy gradient is {norm}, expected a number. The weights have not been"
-            " touched; go on from the last checkpoint with a lower ppo.learning_rate"
+            f"{where}: the policy gradient is {norm}, expected a finite number. The weights are"
+            " unchanged; resume from the last checkpoint with a lower ppo.learning_rate"
         )
     ppo.check_gradient(norm, largest, where)
     return norm
@@ -348,7 +348,7 @@ def _not_finite(where: str, steps: int, found: Tensor, norm: float) -> NotFinite
     named = dict(zip(SUMMED, found.tolist(), strict=True))
     return NotFiniteError(
         f"{where}, minibatch {steps + 1}: the policy loss is {named['policy']}, the value loss"
-        f" {named['value']} and the gradient {norm}, expected numbers. What"
-        f" this update has learned in {steps} minibatches is given up; go on from the last"
+        f" {named['value']} and the gradient {norm}, expected finite numbers."
+        f" The {steps} minibatches of this update are discarded; resume from the last"
         " checkpoint with a lower ppo.learning_rate"
     )

@@ -1,4 +1,4 @@
-"""The value head: the value of a view, from the hidden state before the first action token.
+"""The value head: the value of an observation, from the hidden state before the first action token.
 
 Hidden state (`Rollout.hidden` while collecting, `Evaluation.hidden` while learning: the same thing)
 → a number. Policy and value share all that is below, which saves half of the memory of a second
@@ -23,7 +23,7 @@ FILE: Final = "value_head.safetensors"
 class ValueHead(nn.Module):
     """Norm, hidden layers, one number; in float32 whatever the policy computes in.
 
-    It begins at exactly 0 for every view, as a policy's usual return is nearly 0; hidden layers
+    It begins at exactly 0 for every observation, as policies' usual return is near 0; hidden layers
     begin orthogonal (https://iclr-blog-track.github.io/2022/03/25/ppo-implementation-details/,
     detail 2).
     """
@@ -62,7 +62,7 @@ def read(folder: Path, head: ValueHead) -> None:
         head.load_state_dict(load_file(folder / FILE))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ResumeError(
-            f"{folder / FILE}: is not this run's value head (ppo.value.hidden, ppo.value.layers):"
+            f"{folder / FILE}: does not fit the value head (ppo.value.hidden, ppo.value.layers):"
             f" {error}"
         ) from error
     finite.check(head.named_parameters(), folder / FILE)

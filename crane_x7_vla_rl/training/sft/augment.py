@@ -37,7 +37,7 @@ Matrix = npt.NDArray[np.float64]
 
 
 def augment(image: Image, seed: int, place: int, settings: AugmentationConfig) -> Image:
-    """Return (S, S, 3) uint8, varied as `settings` say; the same object where they say nothing.
+    """Return (S, S, 3) uint8, varied by `settings`; the same object if they change nothing.
 
     `place` is the sample's in the sequence of all that is trained on, see `data.loader.Batch`.
     """

@@ -1,7 +1,7 @@
 """`sft`: flags, files and a checkpoint → one `SftConfig`, and its run.
 
 A resumed run starts from the configuration that its checkpoint holds; files, flags and overrides
-given now count more, and what they change is listed. An incomplete checkpoint is replaced by the
+given now override it, and changes are listed. An incomplete checkpoint is replaced by the
 newest complete one of its run.
 """
 
@@ -26,7 +26,7 @@ RULES: Final = Rules(
     free=("output.", "logging.", "publish.", "training.device", "data.workers"),
     decided="another model",
 )  # fmt: skip
-"""The tensors that there are, and what they mean, stay."""
+"""Tensors, and what they mean, stay the same."""
 COMMON: Final = (
     "config", "override", "resume", "resume_from_checkpoint", "follow", "backend", "data.root",
     "data.instruction", "data.image_size", "training.batch_size", "training.num_epochs",
@@ -44,7 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     resume.add_argument(parser, "checkpoint-<step>, last")
     parser.add_argument(
         "--resume-from-checkpoint", dest="resume", metavar="FOLDER|auto",
-        help="the older name of --resume",
+        help="older name of --resume",
     )  # fmt: skip
     follow.add_argument(parser)
 
@@ -59,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     config, resumption = read(args)
     if config.backend == "openpi":
         raise LaterError(
-            "backend openpi comes later, with its own issue (see 'Not yet' in CHANGELOG.md); use"
+            "--backend openpi is not implemented yet (see 'Not yet' in CHANGELOG.md); use"
             " --backend openvla"
         )
     from crane_x7_vla_rl.training import preflight

@@ -1,6 +1,6 @@
 """Every value of a fine-tuning run. YAML, flags and overrides, through the loader → `SftConfig`.
 
-Flags keep names and defaults of the trainer that this one replaces; new ones follow its manner.
+Flags keep names and defaults of the trainer that this one replaces; new ones follow its style.
 """
 
 from __future__ import annotations
@@ -28,15 +28,15 @@ class DataConfig(Section, section="data"):
     root: str = flag("--data-root", "/workspace/data/tfrecord_logs")
     """Folder with TFRecord logs, a LeRobot data set or rosbags, or a LeRobot data set's Hub id."""
     instruction: str = "Pick and place the object"
-    """What to do, for episodes that do not say so themselves."""
+    """Instruction for episodes that contain none."""
     image_size: Annotated[str, size_text("224x224")] = "224x224"
-    """Width and height of what the model reads, images of any size are squashed to it."""
+    """Width and height of the model's images; images of other sizes are resized to it."""
     workers: Count = flag("--data-workers", 2)
     """Threads that decode images ahead of time."""
     cache_mb: Index = flag("--data-cache-mb", 1024)
     """Memory for decoded images."""
     corrupt: Literal["raise", "skip"] = flag("--corrupt-data", "raise")
-    """What an image does that cannot be read: end the run, or give way to another."""
+    """raise: an unreadable image ends the run; skip: it is replaced by another."""
 
 
 @dataclass(frozen=True)
@@ -46,24 +46,24 @@ class ScheduleConfig(Section, section="training"):
     batch_size: Count = 16
     """Samples per process and micro-batch."""
     num_epochs: Count = 100
-    """How often every frame is seen."""
+    """Number of passes over all frames."""
     max_steps: Count | None = None
     """Updates after which training ends, regardless of num_epochs."""
     stop_after: Count | None = None
-    """Updates after which this run stops and saves, as SIGTERM would make it, on the way to its
-    end: for a policy that has learned half of it. One that goes on from there does not."""
+    """Updates after which this run saves and stops early, as after SIGTERM: for a half-trained
+    policy. A run that resumes from there ignores it."""
     learning_rate: Amount = 5e-4
-    """Peak of the cosine."""
+    """Peak of the learning rate."""
     warmup_ratio: Share = 0.1
-    """Share of the steps in which the learning rate rises to its peak."""
+    """Share of the updates in which the learning rate rises to its peak."""
     weight_decay: Amount = 0.01
-    """Of AdamW."""
+    """Weight decay of AdamW."""
     max_grad_norm: Positive = 1.0
-    """Gradients longer than this are shortened to it."""
+    """Gradients are clipped to this norm."""
     bin_smoothing: Amount = 0.0
     """Standard deviation of the first target around the demonstrated bin, in bins of 256; it falls
-    to 0 in the middle of the run. Small models that learn from nothing need some 6: that bins are
-    near each other is most of what there is to learn at first."""
+    to 0 in the middle of the run. Small models that start untrained need about 6: at first they
+    mostly learn which bins are near each other."""
     grad_accumulation_steps: Count = 1
     """Micro-batches per update."""
 
@@ -75,26 +75,26 @@ class TrainingConfig(ComputeConfig, ScheduleConfig):
 
 @dataclass(frozen=True)
 class PolicyConfig(Section, section="policy"):
-    """What the policy reads besides one image, and how much it says at once."""
+    """Inputs of the policy besides one image, and steps per prediction."""
 
     model: str = "openvla/openvla-7b"
     """Folder or Hub id (owner/name@revision) of the weights to start from."""
     statistics: str | None = None
-    """JSON file with the statistics that scale actions and joints, under the key crane_x7; not
-    given, they are computed from the demonstrations."""
+    """JSON file with the statistics that scale actions and joints, under the key crane_x7;
+    default: computed from the demonstrations."""
     state_tokens: bool | None = None
-    """Show the model the measured joints, as eight tokens behind the instruction; not given, as the
-    model's own policy.json says."""
+    """Give the model the measured joints, as eight tokens after the instruction; default: as in the
+    model's policy.json."""
     chunk_steps: Count | None = None
-    """Steps that the model predicts at once; not given, as the model's own policy.json says."""
+    """Steps per prediction; default: as in the model's policy.json."""
 
 
 @dataclass(frozen=True)
 class AugmentationConfig(Section, section="augmentation"):
-    """How images are varied, so that the policy does not learn one room by heart."""
+    """How images are varied, so that the policy does not memorise one room."""
 
     crop: bool = flag("--random-crop", True)
-    """Show 90 % of the area, anywhere; the policy then sees the centre's 90 %."""
+    """Random crops of 90 % of the area; the policy later gets the central 90 %."""
     colour: Amount = flag("--colour-jitter", 1.0)
     """Strength of random brightness, contrast, saturation and hue; 0 for none, 1 as OpenVLA."""
 
@@ -104,15 +104,15 @@ class OutputConfig(Section, section="output"):
     """Where results go."""
 
     experiment_name: str | None = None
-    """Name of the run; crane_x7_<backend> where it is not given."""
+    """Name of the run; default: crane_x7_<backend>."""
     root: str = flag("--output-root", OUTPUT_ROOT)
-    """Folder of runs, where --output-dir is not given; the variable OUTPUT_ROOT sets it, too."""
+    """Folder of runs, if --output-dir is not set; also the variable OUTPUT_ROOT."""
     dir: str | None = flag("--output-dir", None)
-    """Folder of the run; <output root>/<experiment_name> where it is not given."""
+    """Folder of the run; default: <output root>/<experiment_name>."""
     save_steps: Count = 500
-    """Updates from checkpoint to checkpoint."""
+    """Updates between checkpoints."""
     keep: Count | None = None
-    """How many checkpoints stay, the newest; all where it is not given."""
+    """Number of newest checkpoints to keep; default: all."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +120,7 @@ class SftConfig:
     """One fine-tuning run."""
 
     backend: Literal["openvla", "openpi"]
-    """Which kind of policy is trained; openpi comes later."""
+    """Kind of policy; openpi is not implemented yet."""
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)

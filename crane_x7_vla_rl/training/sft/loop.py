@@ -1,8 +1,8 @@
-"""Fine-tuning by demonstrations. Configuration → a run's folder of checkpoints and figures.
+"""Fine-tuning on demonstrations. Configuration → a run's folder of checkpoints and figures.
 
 One update reads top to bottom in `_update`: samples → loss → gradients → are they finite? →
-optimizer. Between updates the run saves, and listens to SIGTERM and SIGHUP. All processes do the
-same; the first one writes. Every random draw follows from the seed and the sample's place, or from
+optimizer. Between updates the run saves, and reacts to SIGTERM and SIGHUP. All processes do the
+same; the first one writes. Every random number depends on the seed and the sample's place, or on
 a state that checkpoints hold, so that a resumed run continues bit for bit on a CPU.
 """
 
@@ -36,7 +36,7 @@ from crane_x7_vla_rl.training.tracking import Figures
 logger = logging.getLogger(__name__)
 
 NAMED: Final = 8
-"""So many episodes are listed in an error."""
+"""Most episodes that an error lists."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ def train(
 
 
 def _loop(run: SftRun, progress: Progress, interrupt: Interrupt) -> None:
-    """Update until the end or until somebody asks to stop; save on the way and at the end."""
+    """Update until the end or a signal to stop; save during the run and at the end."""
     end = steps(run.config, run.samples_per_update, run.batches.frames_per_epoch, progress)
     saved, interrupt.training = progress.step, True
     stop, pause = interrupt.wanted, run.config.training.stop_after or end
@@ -147,7 +147,7 @@ def _agree(run: SftRun, loss: torch.Tensor, interrupt: Interrupt) -> UpdateOutco
 def _not_finite(
     run: SftRun, progress: Progress, outcome: UpdateOutcome, batches: list[Batch]
 ) -> NotFiniteError:
-    """Return the error that names the update, the episodes of all processes, and the way back."""
+    """Return the error that names the update, the episodes of all processes, and what to do."""
     pairs = {
         (int(episode), int(frame))
         for batch in batches
@@ -163,7 +163,7 @@ def _not_finite(
     more = f" and {len(frames) - NAMED} more" if len(frames) > NAMED else ""
     last = checkpoint.newest(run.folder)
     broken = finite.broken(run.learner.model)
-    state = f", and spoilt already: {broken}" if broken else ""
+    state = f", but already contain NaN: {broken}" if broken else ""
     return NotFiniteError(
         f"update {progress.step + 1}: the loss is {outcome.loss}, its gradient {outcome.grad_norm},"
         f" expected numbers. It was trained on {', '.join(listed)}{more} of {run.source.name}; the"

@@ -1,6 +1,8 @@
 """The loss of fine-tuning, and what learns by it: a policy under `TokenLoss` with AdamW.
 
-A configuration and maybe a checkpoint → a `TokenLearner`. Legend: B batch, D tokens of an answer.
+A configuration and maybe a checkpoint → a `TokenLearner`.
+
+Legend: B batch, D tokens of a prediction.
 """
 
 from __future__ import annotations
@@ -25,14 +27,14 @@ from crane_x7_vla_rl.training.learner import Learner, ModelSpec
 from crane_x7_vla_rl.training.sft.config import SftConfig
 
 WRAPPED: Final = "model."
-"""What stands before the names of the model's own parameters in `TokenLoss`."""
+"""Prefix of the names of the model's own parameters in `TokenLoss`."""
 
 
 class TokenLoss(nn.Module):
     """Cross-entropy of demonstrated actions among the 256 action tokens, mean over tokens.
 
-    With `smoothing` the target is a Gaussian over the bins around the demonstrated one, of so many
-    bins standard deviation: bins are numbers on a line, and the next one is nearly right.
+    With `smoothing` the target is a Gaussian over the bins around the demonstrated one, with this
+    standard deviation in bins: bins are ordered, and a neighbour is nearly right.
     """
 
     def __init__(self, model: OpenVLA) -> None:
@@ -76,7 +78,7 @@ class TokenLearner(Learner):
         return self.model.projector.fc3.bias
 
     def update(self, rate: float) -> None:
-        """Move the weights by the gradients at this learning rate, and drop the gradients."""
+        """Update the weights with the gradients at this learning rate, and drop the gradients."""
         for group in self.optimizer.param_groups:
             group[learner.RATE] = rate
         self.optimizer.step()

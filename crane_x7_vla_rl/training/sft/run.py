@@ -132,8 +132,8 @@ def _samples_per_update(config: SftConfig, accelerator: Accelerator) -> int:
 def _warn_of_private_base(config: SftConfig, base: Base) -> None:
     if config.publish.push_to_hub != "no" and config.lora.enabled and not base.name:
         logger.warning(
-            "what is published will be an adapter whose base is the folder %s: it loads for nobody"
-            " else; publish the base, too, and give its Hub id, or publish what"
+            "what is published will be an adapter whose base is the folder %s: others cannot"
+            " load it; publish the base, too, and start from its Hub id, or publish what"
             " `crane-x7-vla-rl merge` writes",
             base.folder,
         )
@@ -142,7 +142,7 @@ def _warn_of_private_base(config: SftConfig, base: Base) -> None:
 def _inputs(
     config: SftConfig, learner: TokenLearner, source: EpisodeSource, resumed: Path | None
 ) -> PolicySpec:
-    """Return what the policy reads and says: as resumed, else as configured, else as its base."""
+    """Return the policy's inputs and outputs: as resumed, else as configured, else as its base."""
     if resumed is not None:
         return PolicySpec.from_dict(read_json(resumed / POLICY), str(resumed / POLICY))
     base, wanted = PolicySpec.of(learner.loaded.layout), config.policy
@@ -189,7 +189,7 @@ def _batches(
 
 
 def steps(config: SftConfig, per_update: int, frames: int, progress: Progress) -> int:
-    """Return after how many updates the run ends, as seen from where it is."""
+    """Return the number of updates after which the run ends."""
     if config.training.max_steps is not None:
         return config.training.max_steps
     left = config.training.num_epochs * frames - progress.samples

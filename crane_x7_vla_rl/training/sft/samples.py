@@ -1,4 +1,4 @@
-"""From a batch of demonstrations to prompts for OpenVLA and the answers to learn.
+"""From a batch of demonstrations to prompts for OpenVLA and the actions to learn.
 
 `data.loader.Batch` → pixels, prompt ids and action tokens, made by the codec that the policy uses
 when it drives an arm, so that training and rollouts see the same.
@@ -30,7 +30,7 @@ class ModelBatch:
     prompts: list[Tensor]
     """B 1-D tensors of ids, the measured joints behind the text where the policy reads them."""
     tokens: Tensor
-    """(B, T·8) int64, ids 31744…31999: the demonstrated answer, step after step."""
+    """(B, T·8) int64, ids 31744…31999: the demonstrated action, step after step."""
 
 
 def image_transform(

@@ -243,7 +243,7 @@ def test_all_wrong_values_and_unknown_keys_are_named_at_once(tmp_path: Path) -> 
     with pytest.raises(ConfigError) as caught:
         read("--config", file, "--lora-rank", "0", "--override", "training.learning_rate=fast")
     said = str(caught.value)
-    assert said.startswith("3 things in the configuration are wrong:")
+    assert said.startswith("3 problems in the configuration:")
     assert "training.batch_sise is unknown; did you mean batch_size?" in said
     assert "--lora-rank: lora.rank is 0, expected 1 or more" in said
     assert "--override: training.learning_rate is 'fast', expected a number" in said

@@ -112,7 +112,7 @@ def test_follow_shows_the_last_lines_then_new_ones_until_the_run_ends(
     assert codes == [0]
     assert said.startswith("line 80\n")
     assert said.endswith("the newest line\n")
-    assert "no training runs here now" in notes
+    assert "no training is running in this folder" in notes
 
 
 def test_follow_says_which_folder_it_wants(

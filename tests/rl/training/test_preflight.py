@@ -55,7 +55,7 @@ def test_train_names_all_that_its_machine_lacks(tmp_path: Path) -> None:
         "--use-wandb", "--output-dir", str(file), "--statistics", "/none.json",
     )  # fmt: skip
     for part in (
-        "8 things are wrong; nothing was loaded:", "--device=cuda: this machine offers no CUDA",
+        "8 problems; nothing was loaded:", "--device=cuda: this machine offers no CUDA",
         f"{file} is a file", "no login for W&B at api.wandb.ai", "torch sees no CUDA GPU",
         "GPU PhysX library", "no Vulkan device", "--pretrained: /nowhere: there is no such folder",
         "--statistics /none.json",

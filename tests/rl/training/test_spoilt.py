@@ -151,7 +151,7 @@ def test_sft_says_that_weights_were_spoilt_before_a_loss_that_is_no_number(
     argv = training_rig.flags(tmp_path / "run", "--max-steps", "3", "--save-steps", "9")
     assert cli.main(["sft", *argv]) == ExitCode.NOT_FINITE
     said = capsys.readouterr().err
-    assert f"those of update 1, and spoilt already: weights hold Inf: {ADAPTER} (1 of" in said
+    assert f"those of update 1, but already contain NaN: weights hold Inf: {ADAPTER} (1 of" in said
 
 
 @pytest.mark.usefixtures("scripted")
@@ -225,7 +225,9 @@ def test_a_rollout_ends_before_the_arm_moves_and_names_the_weight(
         which(rolling.agent)[0, 0] = value
     env = Scripted({})
     kind = "NaN" if value != value else "Inf"
-    pattern = rf"update 8: {figure} are no numbers: weights hold {kind}: {re.escape(name)} \(1 of"
+    pattern = (
+        rf"update 8: {figure} are NaN or infinite: weights hold {kind}: {re.escape(name)} \(1 of"
+    )
     with pytest.raises(SpoiltError, match=pattern):
         collect(replace(rolling, env=env), 7)
     assert rl_rig.words(env.log) == "l0"

@@ -197,5 +197,5 @@ def test_a_checkpoint_is_found_by_its_name_by_last_and_by_its_run(tmp_path: Path
     assert checkpoint.locate(old) == old
     assert checkpoint.locate(tmp_path / "last") == new
     assert checkpoint.locate(tmp_path) == new
-    with pytest.raises(ResumeError, match="no complete one lies beside it"):
+    with pytest.raises(ResumeError, match="no complete one is next to it"):
         checkpoint.locate(tmp_path / "elsewhere" / "checkpoint-5")

@@ -127,7 +127,7 @@ def test_a_place_that_stays_shut_does_not_fill_the_disk(shelf: Shelf) -> None:
     worker.begin_last_tries()
     undone = worker.finish(time.monotonic() + PATIENCE_S)
     assert shelf.there == ["checkpoint-0", "checkpoint-8", "checkpoint-9"]
-    assert undone == [f"checkpoint-{s} → the shelf: given up for newer" for s in range(1, 8)]
+    assert undone == [f"checkpoint-{s} → the shelf: discarded for newer" for s in range(1, 8)]
 
 
 def hub_env(hub: UploadHub | str, folder: Path) -> dict[str, str]:
@@ -207,7 +207,7 @@ def test_an_unreachable_hub_does_not_stop_training_and_is_listed(
     monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     rig.train(run, *HUB)
     said = "\n".join(record.getMessage() for record in caplog.records)
-    assert "uploads will be tried later" in said
+    assert "uploads will be retried" in said
     assert f"an adapter whose base is the folder {rig.base()}" in said
     listed = (run / "not-uploaded.txt").read_text()
     for name in ("checkpoint-3", "checkpoint-6", "checkpoint-final"):
@@ -264,7 +264,7 @@ def test_what_wandb_does_not_take_from_the_environment_is_an_error_of_one_line(
     env = wandb_env(tmp_path, WANDB_MODE="nonsense")
     flags = rig.flags(tmp_path / "run", *WANDB, "--max-steps", "1")
     said = finish(rig.start(flags, env=env), ExitCode.CONFIG)
-    assert "W&B does not take what the environment says" in said
+    assert "W&B rejects its environment variables" in said
     assert "Traceback" not in said
 
 
@@ -272,7 +272,7 @@ def test_an_unreachable_wandb_does_not_stop_training_and_is_listed(tmp_path: Pat
     run = tmp_path / "run"
     env = wandb_env(tmp_path, WANDB_MODE="online", WANDB_BASE_URL="http://127.0.0.1:9")
     said = finish(rig.start(rig.flags(run, *WANDB, "--max-steps", "3"), env=env))
-    assert "W&B cannot be used, its run stays on disk: http://127.0.0.1:9 does not answer" in said
+    assert "W&B is not available, its run stays on disk: http://127.0.0.1:9 does not answer" in said
     assert len(rig.losses(run)) == 3
     listed = (run / "not-uploaded.txt").read_text()
     assert "wandb sync" in listed

@@ -220,7 +220,7 @@ def test_sampled_rollouts_repeat_with_their_seed(checkpoint: Path, tmp_path: Pat
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"first_seed": 5}, "may have been trained on"),
+        ({"first_seed": 5}, "may be a training scene"),
         ({"swapped": True, "world": replace(WORLD, colours=("red",))}, "needs two colours"),
         ({"num_episodes": 0}, "nothing to do"),
     ],

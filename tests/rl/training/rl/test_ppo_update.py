@@ -325,7 +325,7 @@ def test_a_resumed_run_equals_the_uninterrupted_one_bit_for_bit(tmp_path: Path) 
 def test_a_value_head_of_another_size_is_not_loaded(tmp_path: Path) -> None:
     other = ValueHead(32, ValueConfig(hidden=8))
     write_tensors(tmp_path / value.FILE, other.state_dict())
-    with pytest.raises(ResumeError, match=r"value_head.safetensors: is not this run's value head"):
+    with pytest.raises(ResumeError, match=r"value_head.safetensors: does not fit the value head"):
         value.read(tmp_path, ValueHead(32, ValueConfig(hidden=16)))
 
 
@@ -346,7 +346,7 @@ def test_dropout_is_refused() -> None:
 
 def test_a_policy_that_cannot_learn_is_refused() -> None:
     model = load(training_rig.base()).model.requires_grad_(False)
-    with pytest.raises(PpoError, match="no weight of the policy may learn"):
+    with pytest.raises(PpoError, match="the policy has no trainable weights"):
         agents.build(model, WHOLE, Accelerator(cpu=True))
 
 

@@ -206,7 +206,7 @@ def test_a_truncated_checkpoint_gives_way_to_the_last_complete_one_and_that_is_s
     run = copied(whole, tmp_path)
     damage(run / "checkpoint_final")
     assert resume.locate(run / "checkpoint_final") == run / "checkpoint_2"
-    assert f"{run / 'checkpoint_final'} is no complete checkpoint: " in caplog.text
+    assert f"{run / 'checkpoint_final'} is not a complete checkpoint: " in caplog.text
     assert said in caplog.text
     assert "resuming from that one" in caplog.text
     assert resume.locate(run) == run / "checkpoint_2"
@@ -230,7 +230,7 @@ def test_without_any_complete_checkpoint_there_is_nothing_to_go_on_from(
     run = copied(whole, tmp_path)
     for folder in checkpoint.complete(run):
         cut(folder / "adapter_model.safetensors")
-    with pytest.raises(ResumeError, match="no complete one lies beside it"):
+    with pytest.raises(ResumeError, match="no complete one is next to it"):
         resume.locate(run / "checkpoint_1")
 
 
@@ -318,7 +318,7 @@ def test_an_update_that_breaks_off_half_way_is_taken_back_before_what_was_learne
     monkeypatch.setattr(Agent, "clip", lambda self: math.nan if next(calls) == 6 else real(self))
     run = tmp_path / "run"
     assert cli.main(["train", *rl_rig.flags(run, *more)]) == ExitCode.NOT_FINITE
-    said = "update 2, minibatch 3: .* learned in 2 minibatches is given up"
+    said = "update 2, minibatch 3: .* The 2 minibatches of this update are discarded"
     assert_said(capsys.readouterr().err, said, run / "checkpoint_1")
     rl_rig.assert_same(run, tmp_path / "one")
 
@@ -352,7 +352,7 @@ ALLOCATION = RuntimeError(
     ("error", "part", "code", "said"),
     [
         (ALLOCATION, "collect", ExitCode.MEMORY,
-         r"update 3, rollout: memory ran out \(.*4000 bytes.*; \d+\.\d GB were needed until then"
+         r"update 3, rollout: out of memory \(.*4000 bytes.*; \d+\.\d GB were in use"
          r".*lower --num-parallel-envs, now 2"),
         (MemoryError(), "collect", ExitCode.MEMORY, "--num-parallel-envs, now 2"),
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB"), "update",

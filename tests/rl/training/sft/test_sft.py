@@ -232,8 +232,8 @@ def test_what_changed_since_the_checkpoint_is_listed(
             "--learning-rate", "1e-3", "--save-steps", "7",
         )  # fmt: skip
     listed = [record.getMessage() for record in caplog.records]
-    assert "changed since then: training.learning_rate: 0.0005 → 0.001" in listed
-    assert "changed since then: training.max_steps: 2 → 3" in listed
+    assert "changed since the checkpoint: training.learning_rate: 0.0005 → 0.001" in listed
+    assert "changed since the checkpoint: training.max_steps: 2 → 3" in listed
     assert not [
         text for text in listed if "save_steps" in text
     ]  # it changes nothing that is learned
@@ -289,7 +289,7 @@ def test_a_damaged_checkpoint_gives_way_to_the_newest_complete_one(
     assert damaged is not None
     os.truncate(damaged / "training_state/tensors.pt", 10)
     rig.again("--resume-from-checkpoint", str(damaged), "--max-steps", "3")
-    assert f"{damaged} is no complete checkpoint: " in caplog.text
+    assert f"{damaged} is not a complete checkpoint: " in caplog.text
     assert f"the newest complete one is {run / 'checkpoint-2'}; resuming from that" in caplog.text
     assert [entry["step"] for entry in rig.metrics(run)] == [1, 2, 3]
 
