@@ -43,7 +43,7 @@ def check(options: ModelOptions, names: OptionNames = INFER) -> None:
         raise found[0]
     if found:
         lines = "".join(f"\n  - {error}" for error in found)
-        raise PolicyLoadError(f"{len(found)} things are wrong; nothing was loaded:{lines}")
+        raise PolicyLoadError(f"{len(found)} problems; nothing was loaded:{lines}")
 
 
 def missing_packages(names: Iterable[str]) -> list[str]:

@@ -4,8 +4,8 @@ Environments, agent and rules → a `Collected`: the buffer that an update learn
 advantages, and the episodes that ended. Environments alternate in groups: while one group is
 simulated, the policy predicts for the next. Each image is cropped and resized once, into the
 buffer; the policy acts on those bytes, and updates learn from the same ones. Actions are sampled
-from generators that the numbers of update and environment seed, so that a resumed run samples the same,
-on however many processes the environments are.
+from generators that the numbers of update and environment seed, so that a resumed run samples the
+same, on any number of processes.
 
 Legend: T steps of a rollout, N environments of this process, n of a group, D tokens of a
 prediction, S pixels of a side.

@@ -210,9 +210,9 @@ def test_differences_are_listed_by_key() -> None:
     }
 
 
-def test_openpi_answers_that_it_comes_later(capsys: pytest.CaptureFixture[str]) -> None:
+def test_openpi_answers_that_it_is_not_implemented(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["sft", "--backend", "openpi"]) == ExitCode.LATER
-    assert "openpi comes later" in capsys.readouterr().err
+    assert "openpi is not implemented yet" in capsys.readouterr().err
 
 
 def test_a_misspelt_flag_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:

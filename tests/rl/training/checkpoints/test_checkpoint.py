@@ -99,7 +99,7 @@ def test_a_full_disk_leaves_what_was_there_and_says_what_to_do(tmp_path: Path) -
     said = str(caught.value)
     assert os.strerror(errno.EFBIG) in said
     assert str(before) in said
-    assert "make room" in said
+    assert "free some space" in said
     assert names(tmp_path) == ["checkpoint-5", "last"]
     assert rig.read(tmp_path / "last") == 5
 

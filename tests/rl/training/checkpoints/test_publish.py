@@ -103,7 +103,7 @@ def test_the_end_waits_no_longer_than_its_deadline(shelf: Shelf) -> None:
     shelf.door.clear()
     uploads = Uploads([shelf])
     uploads.offer(Path("checkpoint-1"), [shelf])
-    assert uploads.finish(0.05) == ["checkpoint-1 → the shelf: not within the time"]
+    assert uploads.finish(0.05) == ["checkpoint-1 → the shelf: timeout"]
 
 
 def test_one_place_that_is_shut_keeps_no_other_waiting(shelf: Shelf) -> None:
