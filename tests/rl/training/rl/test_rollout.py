@@ -139,7 +139,9 @@ def test_a_rollout_ends_early_when_asked_and_leaves_nothing_under_way(
 def test_a_reward_that_is_no_number_names_update_step_and_environment(
     rolling: RolloutConfig,
 ) -> None:
-    with pytest.raises(NotFiniteError, match=r"update 8, step 0: environment 0 paid nan"):
+    with pytest.raises(
+        NotFiniteError, match=r"update 8, step 0: environment 0 returned the reward nan"
+    ):
         collect(replace(rolling, env=Scripted({}, reward=math.nan)), 7)
 
 

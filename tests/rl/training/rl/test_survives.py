@@ -261,7 +261,10 @@ class Spoilt(Scripted):
     ("what", "said"),
     [
         ("observation", r"update 2, step 1: the measured joints of row 0 are \[.*nan"),
-        ("reward", r"update 2, step 0: environment 0 paid nan, expected a number"),
+        (
+            "reward",
+            r"update 2, step 0: environment 0 returned the reward nan, expected a finite number",
+        ),
     ],
 )
 def test_nan_from_a_simulation_ends_the_run_with_what_was_learned_saved(
@@ -410,7 +413,7 @@ def test_a_full_disk_stops_the_run_and_what_was_saved_stays(
     said = capsys.readouterr().err
     assert os.strerror(errno.EFBIG) in said
     assert f"the last complete checkpoint is {run / 'checkpoint_final'}" in said
-    assert "make room" in said
+    assert "free some space" in said
     load_policy("openvla", ModelOptions(path=str(run / "last")))
     assert not list(run.glob(".tmp-*"))
     assert cli.main(argv) == 0

@@ -160,7 +160,7 @@ def test_a_template_is_a_configuration(name: str, tmp_path: Path) -> None:
     [
         (["--env-id", "Lift-CRANE"], "did you mean Lift-CRANE-X7"),
         (["--colours", "red,pink"], "'pink'"),
-        (["--colours", ","], "env.colours has '', known: red, green, blue"),
+        (["--colours", ","], "env.colours has ''; known: red, green, blue"),
         (["--lora-dropout", "0.1"], "expected 0"),
         (["--override", "ppo.minibatch=3"], "minibatch_size"),
         (["--camera-size", "big"], "320x240"),

@@ -301,7 +301,7 @@ def test_images_of_another_size_are_refused(tmp_path: Path) -> None:
 
 def test_an_adapter_is_no_base_for_another(tmp_path: Path) -> None:
     rig.train(tmp_path / "run", "--max-steps", "1")
-    with pytest.raises(ConfigError, match=r"itself an adapter.*merge"):
+    with pytest.raises(ConfigError, match=r"which is an adapter.*merge"):
         rig.train(tmp_path / "next", "--model", str(tmp_path / "run" / "last"))
 
 
@@ -378,7 +378,7 @@ def test_a_full_disk_stops_the_run_and_names_the_last_checkpoint(tmp_path: Path,
     limits = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (room, limits[1]))
     try:
-        with pytest.raises(OutputError, match="make room") as caught:
+        with pytest.raises(OutputError, match="free some space") as caught:
             rig.again("--resume-from-checkpoint", str(run), "--max-steps", "4")
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
