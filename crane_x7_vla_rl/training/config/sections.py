@@ -82,7 +82,7 @@ class PublishConfig(Section, section="publish"):
     push_to_hub: Moment = field(default="no", metadata={BARE: "end"})
     """Upload checkpoints to the Hub: at the end (also the flag alone) or at every save."""
     hub_model_id: str | None = None
-    """owner/name on the Hub; created as a private repository if it does not exist."""
+    """owner/name on the Hub; created, private, if missing."""
     wandb_artifacts: Moment = field(default="no", metadata={BARE: "end"})
     """Upload checkpoints as W&B artifacts; needs --use-wandb."""
 

@@ -62,8 +62,8 @@ class StartConfig:
     unnorm_key: str = DEFAULT_UNNORM_KEY
     """Key of the statistics that scale its actions."""
     statistics: str | None = None
-    """JSON file with the statistics under that key; default: the model's own, or, if it has none
-    under crane_x7, those of this arm that the package contains."""
+    """JSON file with the statistics under that key; default: the model's own, otherwise the
+    package's for this arm (crane_x7 only)."""
 
     @property
     def model(self) -> str:
@@ -82,7 +82,7 @@ class EnvConfig(Section, section="env"):
     backend: Backend = "gpu"
     """gpu: all scenes in one simulation on the GPU; cpu: scenes in processes."""
     num_parallel_envs: Count = 4
-    """Environments of each training process; lower it if memory runs out."""
+    """Environments per training process; lower it if memory runs out."""
     processes: Index = flag("--env-processes", 0)
     """Processes for the scenes of the CPU backend; 0 for one per core."""
     groups: Count = flag("--env-groups", 2)
@@ -177,7 +177,7 @@ class RlScheduleConfig(Section, section="training"):
     """How long."""
 
     num_updates: Count = 1000
-    """Updates after which training ends; each learns from one rollout."""
+    """Number of updates; each learns from one rollout."""
     rollout_steps: Count = 64
     """Decisions per environment and rollout; a prediction of several steps is one."""
     time_limit_minutes: Amount | None = None
@@ -199,7 +199,7 @@ class RlEvaluationConfig(Section, section="evaluation"):
     """Evaluation during training, on scenes that the policy never learns from."""
 
     every: Index = flag("--evaluate-every", 50)
-    """Updates between evaluations; 0: no evaluation, and no checkpoint_best."""
+    """Updates between evaluations; 0: none, no checkpoint_best."""
     episodes: Count = flag("--evaluate-episodes", 50)
     """Episodes of each evaluation."""
     temperature: Amount = flag("--evaluate-temperature", 0.0)
@@ -215,7 +215,7 @@ class RlOutputConfig(Section, section="output"):
     """Where results go."""
 
     dir: str = flag("--output-dir", OUTPUT_ROOT)
-    """Folder of runs; a run's folder below it has the run's name. Also the variable OUTPUT_ROOT."""
+    """Folder of runs; a run's folder is <folder>/<name>. Also OUTPUT_ROOT."""
     experiment_name: str = NAME
     """Name of the run."""
     save_every: Count = 50
