@@ -20,7 +20,7 @@ def add_argument(parser: argparse.ArgumentParser) -> None:
     """Add `--follow`."""
     parser.add_argument(
         "--follow", type=Path, metavar="RUN",
-        help="show the log of the training in this folder until it ends; Ctrl-C only stops the"
+        help="show the log of the training in this folder until it ends; Ctrl-C ends only the"
         " display, the training continues",
     )  # fmt: skip
 

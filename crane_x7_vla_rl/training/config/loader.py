@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser, cls: type) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="YAML; flags override it")
     parser.add_argument(
         "--override", action="append", default=[], metavar="KEY=VALUE",
-        help="set any key of the configuration, such as training.batch_size=4; overrides flags",
+        help="set any configuration key, such as training.batch_size=4; overrides flags",
     )  # fmt: skip
     add_flags(parser, cls, typed=False)
 

@@ -82,7 +82,7 @@ class PublishConfig(Section, section="publish"):
     push_to_hub: Moment = field(default="no", metadata={BARE: "end"})
     """Upload checkpoints to the Hub: at the end (also the flag alone) or at every save."""
     hub_model_id: str | None = None
-    """owner/name on the Hub; created, private, if missing."""
+    """owner/name on the Hub; created (private) if new."""
     wandb_artifacts: Moment = field(default="no", metadata={BARE: "end"})
     """Upload checkpoints as W&B artifacts; needs --use-wandb."""
 

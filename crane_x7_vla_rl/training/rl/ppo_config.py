@@ -53,8 +53,8 @@ class PpoConfig(Section, section="ppo"):
     minibatch_size: Count = 240
     """Samples per step of the optimizer, of all processes together."""
     micro_batch_size: Count = 60
-    """Samples per process and pass through the model: changes memory and speed, not the result.
-    Lower it if memory runs out."""
+    """Samples per process and pass through the model: changes memory and speed, not results;
+    lower it if memory runs out."""
     level: Literal["action", "token"] = "action"
     """Unit of a probability ratio. action: all tokens of a prediction together, which was rewarded;
     token: each token alone, whose ratios stay near 1 however many tokens a prediction has."""
