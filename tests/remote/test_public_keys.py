@@ -135,7 +135,8 @@ def test_an_unusable_injected_key_beside_a_usable_one_is_a_warning(
     loaded = settings.load(environ=environ)
     assert (loaded.ssh_public_key, loaded.public_key) == (keys[0], keys[1])
     assert loaded.notes == (
-        "PUBLIC_KEY: line 2 is not a public key; expected a line such as 'ssh-ed25519 …'; it is skipped",
+        "PUBLIC_KEY: line 2 is not a public key; expected a line such as 'ssh-ed25519 …'; it is"
+        " skipped",
     )
     with pytest.raises(SettingsError, match="SSH_PUBLIC_KEY"):
         settings.load(environ={"SSH_PUBLIC_KEY": "rubbish", "PUBLIC_KEY": keys[0]})
