@@ -40,6 +40,8 @@ def apply(settings: Settings) -> Settings:
     token = None if settings.hf_token is None else settings.hf_token.get_secret_value()
     try:
         said = about.said_by(settings.vla_model_path, token)
+    except ModuleNotFoundError:
+        return settings  # loading the policy lists every missing package
     except PolicyLoadError as error:
         raise PolicyError(str(error)) from error
     given = {

@@ -85,3 +85,14 @@ def test_the_simulated_robot_takes_the_scene_of_a_checkpoint(tmp_path: Path) -> 
     assert scene().task == "PickPlace-CRANE-X7"
     with pytest.raises(PolicyError, match="no scene is known of it"):
         scene("--scene-of", str(tmp_path))
+
+
+def test_an_image_without_the_hubs_package_leaves_the_answer_to_loading(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def without_package(*_: object) -> None:
+        raise ModuleNotFoundError("No module named 'huggingface_hub'", name="huggingface_hub")
+
+    monkeypatch.setattr(checkpoint.about, "said_by", without_package)
+    settings = settings_module.load(environ={"VLA_MODEL_PATH": "owner/name"})
+    assert checkpoint.apply(settings) is settings
