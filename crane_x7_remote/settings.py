@@ -30,7 +30,7 @@ from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, Settings
 
 from crane_x7_remote import addresses, public_keys
 from crane_x7_remote.errors import SettingsError
-from crane_x7_vla_rl import secret_text, variables
+from crane_x7_vla_rl import old_names, secret_text, variables
 from crane_x7_vla_rl.fields import quoted
 from crane_x7_vla_rl.log_text import cut
 from crane_x7_vla_rl.prompt import MAX_INSTRUCTION_BYTES, clean_instruction
@@ -362,6 +362,11 @@ def load(
         raise SettingsError(f"settings are wrong:\n{lines}")
     settings._notes = tuple(notes)
     return settings
+
+
+def older_variables() -> list[str]:
+    """Return a line for each variable of older documents that is set, and read no more."""
+    return old_names.variable_hints(os.environ)
 
 
 def line_to_complete() -> str | None:

@@ -1,4 +1,4 @@
-"""Names of older documents and other trainers → today's. An unknown key, flag or value → a hint.
+"""Names of older documents and other trainers → today's. Key, flag, value, variable → a hint.
 
 docs/older-names.md shows the same names with their commands.
 """
@@ -26,6 +26,17 @@ KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "wandb.project": ("logging.wandb_project",),
     "wandb.entity": ("logging.wandb_entity",),
     "wandb.run_name": ("output.experiment_name",),
+    "policy.repo_id": ("publish.hub_model_id",),
+    "policy.type": ("backend",),
+    "policy.n_action_steps": ("policy.chunk_steps",),
+    "policy.chunk_size": ("policy.chunk_steps",),
+    "policy.gradient_checkpointing": ("training.gradient_checkpointing",),
+    "policy.dtype": ("training.precision",),
+    "accelerate.mixed_precision": ("training.precision",),
+    "checkpoint.upload_every_save": ("publish.push_to_hub",),
+    "env.type": ("env.simulator",),
+    "env.task": ("env.env_id",),
+    "offline.steps": ("training.max_steps", "training.num_updates"),
 }
 """Key → current keys; a configuration has at most one of them."""
 FLAGS: Final[Mapping[str, str]] = {
@@ -40,20 +51,51 @@ FLAGS: Final[Mapping[str, str]] = {
     "--wandb.enable": "--use-wandb",
     "--train-config": "--config FILE",
     "--checkpoint-repo-id": "--hub-model-id OWNER/NAME with --push-to-hub",
-    "--minibatch-size": "--override ppo.minibatch_size=N",
+    "--policy.type": "--backend openvla (sft)",
+    "--policy.n_action_steps": "--chunk-steps N (sft)",
+    "--env.type": "--simulator maniskill (train)",
+    "--env.task": "--env-id ID (train), --task ID (evaluate)",
+    "--offline.steps": "--max-steps N (sft), --num-updates N (train)",
+    "--run-id": "--experiment-name NAME",
 }
 VALUES: Final[Mapping[tuple[str, str], str]] = {
     ("--backend", "openvla"): "train is reinforcement learning; for fine-tuning type:"
     " crane-x7-vla-rl sft --backend openvla …, the other flags as they are",
     ("--backend", "openpi"): "train is reinforcement learning; openpi comes later, for"
     " fine-tuning with OpenVLA type: crane-x7-vla-rl sft --backend openvla …",
+    ("--resume", "true"): "to resume if the run's folder has a checkpoint, type: --resume auto",
 }
 """(Flag, value) → what to type."""
+HUB_REPOSITORY: Final = "--push-to-hub --hub-model-id OWNER/NAME"
+TORCHRUN: Final = "torchrun --nproc-per-node N -m crane_x7_vla_rl.training.cli …"
+VARIABLES: Final[Mapping[str, str]] = {
+    "HUGGINGFACE_HUB_TOKEN": "HF_TOKEN",
+    "LEROBOT_TRAIN_CONFIG": "--config FILE",
+    "LEROBOT_WANDB_ENABLE": "--use-wandb",
+    "LEROBOT_CHECKPOINT_REPO_ID": HUB_REPOSITORY,
+    "LEROBOT_USE_ACCELERATE": TORCHRUN,
+    "LEROBOT_ACCELERATE_NUM_PROCESSES": TORCHRUN,
+    "LEROBOT_ACCELERATE_CONFIG_FILE": TORCHRUN,
+    "LEROBOT_ACCELERATE_MIXED_PRECISION": "--precision bf16",
+    "EVAL_DEVICE": "evaluate --device cuda",
+    "EVAL_EPISODES": "evaluate --data-root FOLDER --offline-frames N",
+}
+"""Variable that nobody reads here → what to set or type. Names that mean something else to other
+programs, such as PYTHON_VERSION of the usual images, are none of them."""
 
 
 def key_now(key: str, known: Collection[str]) -> str | None:
     """Return today's key for an older one, as far as `known` has it."""
     return next((name for name in KEYS.get(key, ()) if name in known), None)
+
+
+def variable_hints(environ: Mapping[str, str]) -> list[str]:
+    """Return a line for each older variable that is set, without its value."""
+    return [
+        f"the variable {name} is not read; it is now {now}"
+        for name, now in VARIABLES.items()
+        if environ.get(name)
+    ]
 
 
 def value_hint(flags: Collection[str], value: str) -> str:

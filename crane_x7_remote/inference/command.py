@@ -71,6 +71,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Drive until a signal or `--duration`; raises RemoteError for every expected failure."""
     settings = settings_module.from_args(args)
+    for line in settings_module.older_variables():
+        logger.warning("%s", line)
     name = _policy_name(settings)
     if name == "openvla" and settings.vla_model_path is not None:
         settings = checkpoint.apply(settings)

@@ -52,7 +52,8 @@ def missing_packages(names: Iterable[str]) -> list[str]:
 
 
 def model_problems(options: ModelOptions, names: OptionNames = INFER) -> list[PolicyLoadError]:
-    """Return what a checkpoint's small files show: not there, no room, statistics missing."""
+    """Return what a checkpoint's small files show: not there, no room, another architecture,
+    statistics missing."""
     from crane_x7_vla_rl.policies.openvla import keys
     from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
     from crane_x7_vla_rl.policies.openvla.weights import layout as layouts
@@ -63,6 +64,8 @@ def model_problems(options: ModelOptions, names: OptionNames = INFER) -> list[Po
         known = layouts.raw_statistics(layout)
     except PolicyLoadError as error:
         return [type(error)(f"{names.path}: {error}")]
+    if (other := layouts.other_architecture(layout)) is not None:
+        return [other]
     found: list[PolicyLoadError] = []
     if options.unnorm_key not in known:
         said = keys.refusal(options.path, known, options.unnorm_key, names.unnorm_key)

@@ -6,12 +6,15 @@ Each command is imported when it is called, and imports heavy packages when it r
 
 from __future__ import annotations
 
+import logging
 import sys
 from collections.abc import Sequence
 
 from crane_x7_vla_rl import command_line, old_names
 from crane_x7_vla_rl.training import settings
 from crane_x7_vla_rl.training.errors import ConfigError, exit_code
+
+logger = logging.getLogger(__name__)
 
 COMMANDS = {
     "sft": ("training.sft.command", "train a policy on demonstrations"),
@@ -41,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     problems = settings.tidy_environment()
 
     def check() -> None:
+        for line in settings.older_variables():
+            logger.warning("%s", line)
         if problems:
             raise ConfigError("wrong environment variables:\n  " + "\n  ".join(problems))
 

@@ -111,7 +111,9 @@ def model(path: str, flag: str) -> Iterator[Exception]:
     except PolicyLoadError as error:
         yield type(error)(f"{flag}: {error}")
         return
-    if seen.first(layouts.TOKENIZER) is None:
+    if (other := layouts.other_architecture(seen)) is not None:
+        yield type(other)(f"{flag}: {other}")
+    elif seen.first(layouts.TOKENIZER) is None:
         yield layouts.no_tokenizer(seen)
 
 

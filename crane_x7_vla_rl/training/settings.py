@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 from urllib.parse import urlsplit
 
-from crane_x7_vla_rl import secret_text, variables
+from crane_x7_vla_rl import old_names, secret_text, variables
 
 if TYPE_CHECKING:
     from crane_x7_vla_rl.training.config.loader import Layer
@@ -79,6 +79,11 @@ def wandb_login_problem(environ: Mapping[str, str] | None = None) -> str | None:
         f"--use-wandb: no login for W&B at {host}; set WANDB_API_KEY, run `wandb login` or"
         " set WANDB_MODE=offline to keep the run on this machine"
     )
+
+
+def older_variables() -> list[str]:
+    """Return a line for each variable of older documents that is set, and read no more."""
+    return old_names.variable_hints(os.environ)
 
 
 def tidy_environment() -> list[str]:

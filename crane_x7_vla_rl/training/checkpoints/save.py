@@ -20,6 +20,7 @@ from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from crane_x7_vla_rl import old_names
 from crane_x7_vla_rl.training.errors import OutputError, ResumeError
 
 logger = logging.getLogger(__name__)
@@ -257,6 +258,7 @@ def locate(path: Path) -> Path:
         return folder
     other = newest(folder.parent)
     hint = f"the newest complete one is {other}" if other else "no complete one is next to it"
+    hint += old_names.value_hint(("--resume",), str(path))
     raise ResumeError(f"{path} is not a complete checkpoint: {wrong}; {hint}")
 
 

@@ -18,6 +18,7 @@ pytest.importorskip("huggingface_hub", reason="needs the train extra")
 from crane_x7_vla_rl.policies import cuda_devices, preflight
 from crane_x7_vla_rl.policies.base import ModelOptions, PolicyLoadError
 from crane_x7_vla_rl.policies.openvla.keys import refusal
+from crane_x7_vla_rl.training import preflight as training_preflight
 
 TOOL = {"action": {"q01": [0.0] * 7, "q99": [1.0] * 7}}
 JOINTS = {"action": {"q01": [0.0] * 8, "q99": [1.0] * 8}}
@@ -83,6 +84,29 @@ def test_infer_refuses_a_base_model_from_the_hub_before_any_weights(tmp_path: Pa
     assert "VLA_UNNORM_KEY=bridge_orig, with --dry-run" in done.stderr
     assert not [request for request in hub.requests if "safetensors" in request]
     assert done.stdout == "False\n", "torch was imported for an answer that needs none"
+
+
+@pytest.mark.parametrize(
+    ("config", "what"),
+    [
+        (
+            {"vla": {"base_vlm": "prism-qwen25-extra-dinosiglip-224px+0_5b"}},
+            "is in the format of Prismatic's trainer .'prism-qwen25-extra",
+        ),
+        ({"text_config": {"model_type": "qwen2"}}, "text_config.model_type is 'qwen2'"),
+    ],
+)
+def test_minivla_is_refused_for_its_architecture_and_not_for_its_statistics(
+    tmp_path: Path, config: dict[str, Any], what: str
+) -> None:
+    described(tmp_path, {})
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    with pytest.raises(PolicyLoadError, match=f"{what}.*MiniVLA .Qwen 2.5. does not load") as said:
+        preflight.check(ModelOptions(str(tmp_path), device="cpu"))
+    assert "never seen this arm" not in str(said.value)
+    (trained,) = training_preflight.model(str(tmp_path), "--model")
+    assert str(trained).startswith("--model: ")
+    assert "MiniVLA" in str(trained)
 
 
 def test_wrong_device_and_wrong_model_are_said_at_once(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ folder itself, in `lora_adapters/` (statistics in the folder above it) and in `l
 from __future__ import annotations
 
 import logging
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -31,6 +31,8 @@ PREPROCESSOR: Final = "preprocessor_config.json"
 CENTER_CROP: Final = "center_crop"
 """Our own key in it: training used random crops, so the policy must see the centre alone."""
 ADAPTER_FOLDERS: Final = ("lora_adapters", "lora_adapter")
+LLAMA: Final = "llama"
+"""`text_config.model_type` of the language models that load."""
 HEADS: Final = "*--*_checkpoint.pt"
 """What OpenVLA-OFT adds to a model, see `oft_loading`."""
 
@@ -178,6 +180,29 @@ def no_tokenizer(layout: Layout) -> CheckpointError:
     return CheckpointError(
         f"{layout.base / TOKENIZER} is missing; save the tokenizer of the model with"
         " save_pretrained there"
+    )
+
+
+def other_architecture(layout: Layout) -> CheckpointError | None:
+    """Return what to raise for a checkpoint of another family; None for one that may load.
+
+    Prismatic's trainer writes its configuration under `vla` [prismatic/models/load.py of
+    openvla/openvla]; MiniVLA is published so, and its language model is Qwen 2.5.
+    """
+    path = layout.base / CONFIG
+    if not path.is_file():
+        return None  # loading says what is missing
+    raw = read_json(path)
+    trained, text = raw.get("vla"), raw.get("text_config")
+    if isinstance(trained, Mapping):
+        found = f"is in the format of Prismatic's trainer ({quoted(trained.get('base_vlm'))})"
+    elif isinstance(text, Mapping) and text.get("model_type", LLAMA) != LLAMA:
+        found = f"text_config.model_type is {quoted(text['model_type'])}"
+    else:
+        return None
+    return CheckpointError(
+        f"{path}: {found}; expected OpenVLA's architecture (DINOv2, SigLIP, Llama) in the format of"
+        " Hugging Face, such as openvla/openvla-7b. MiniVLA (Qwen 2.5) does not load"
     )
 
 

@@ -64,6 +64,8 @@ def load(
     """
     started_s = time.monotonic()
     found = layout.find(path_or_repo_id, revision, token)
+    if (other := layout.other_architecture(found)) is not None:
+        raise other
     raw = read_json(found.base / layout.CONFIG)
     config = OpenVLAConfig.from_dict(raw, str(found.base / layout.CONFIG))
     with torch.device("meta"):
