@@ -6,6 +6,8 @@ Its reactor runs once per process and is never stopped here, so that other tests
 from __future__ import annotations
 
 import queue
+import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from typing import Any
@@ -111,3 +113,16 @@ def test_it_leaves_and_comes_back(ros: roslibpy.Ros) -> None:
     topic.unsubscribe()
     again = heard(ros, JOINTS, "sensor_msgs/JointState")
     assert again.get(timeout=5)["name"]
+
+
+CHECK = "import roslibpy; c=roslibpy.Ros('localhost',{port}); c.run(); print(c.is_connected)"
+
+
+def test_the_check_of_older_documents_prints_true() -> None:
+    """As printed there, with this server's port for 9090."""
+    with SimRobot(RobotConfig(server=ServerConfig(port=0)), KinematicArm) as robot:
+        done = subprocess.run(
+            [sys.executable, "-c", CHECK.format(port=robot.port)],
+            capture_output=True, text=True, timeout=20, check=False,
+        )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "True\n"), done.stderr
