@@ -15,11 +15,9 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from crane_x7_vla_rl.log_text import LineFormatter
+from crane_x7_vla_rl.log_text import DATE_AND_CLOCK, LINE, LineFormatter
 from crane_x7_vla_rl.training.errors import exit_code
 
-LINE: Final = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-DATE: Final = "%Y-%m-%d %H:%M:%S"
 KEPT: Final = 1000
 """Records that are kept until the folder is known."""
 
@@ -29,7 +27,7 @@ class RunLog(logging.Handler):
 
     def __init__(self) -> None:
         super().__init__()
-        self.setFormatter(LineFormatter(LINE, DATE))
+        self.setFormatter(LineFormatter(LINE, DATE_AND_CLOCK))
         self._file: int | None = None
         self._waiting: deque[str] = deque(maxlen=KEPT)
 

@@ -244,14 +244,18 @@ class Start:
 
     @contextmanager
     def claimed(self) -> Iterator[None]:
-        """Hold the run's folder and write configuration and log there; raises OutputError."""
+        """Hold the run's folder and write configuration and log there; raises OutputError.
+
+        The configuration is logged here: a start that was refused needs none.
+        """
         if not self.accelerator.is_main_process:
             yield
             return
-        folder = self.config.output_dir
+        folder, text = self.config.output_dir, loader.to_yaml(self.config)
         with run_folder.claimed(folder, self.resumes_here):
-            run_folder.write_config(folder, loader.to_yaml(self.config))
+            run_folder.write_config(folder, text)
             self.log.open(folder / run_folder.LOG)
+            logger.info("configuration:\n%s", text.rstrip(), extra=MANY_LINES)
             logger.info(
                 "log: %s (process %d); follow it elsewhere: crane-x7-vla-rl %s --follow %s",
                 folder / run_folder.LOG, os.getpid(), self.names.command, folder,
@@ -262,15 +266,13 @@ class Start:
 def begin(
     config: RunConfig, resumption: Resumption | None, names: TrainerNames, log: RunLog
 ) -> Start:
-    """Join the run's processes, log the configuration and check the run's folder.
+    """Join the run's processes and check the run's folder.
 
     Raises OutputError where the folder holds another run, or cannot be written.
     """
     accelerator = learner.start_processes(config.training.device)
     if not accelerator.is_main_process:
         logging.getLogger().setLevel(logging.WARNING)
-    text = loader.to_yaml(config)
-    logger.info("configuration:\n%s", text.rstrip(), extra=MANY_LINES)
     if resumption is not None:
         logger.info("resuming from %s", resumption.folder)
         for change in resumption.changes:

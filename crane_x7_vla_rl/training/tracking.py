@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import logging
-import sys
 import threading
 import urllib.error
 import urllib.request
@@ -19,13 +18,17 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Final, Protocol, Self
+from typing import TYPE_CHECKING, Any, Final, Protocol, Self
 
+from crane_x7_vla_rl.data.progress import watched
 from crane_x7_vla_rl.log_text import shown
 from crane_x7_vla_rl.training.config import loader
 from crane_x7_vla_rl.training.config.run_config import RunConfig
 from crane_x7_vla_rl.training.errors import ConfigError
 from crane_x7_vla_rl.training.run_log import RunLog
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 logger = logging.getLogger(__name__)
 
@@ -135,9 +138,9 @@ class TerminalBar:
     """A progress bar on a terminal, with the newest figures below it."""
 
     def __init__(
-        self, steps: int, begun: int, stream: IO[str], formatters: Callable[[Any], str]
+        self, steps: int, begun: int, console: Console, formatters: Callable[[Any], str]
     ) -> None:
-        from rich.console import Console, Group
+        from rich.console import Group
         from rich.live import Live
         from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
         from rich.text import Text
@@ -146,7 +149,7 @@ class TerminalBar:
         self._bar = Progress(*columns, expand=True)
         self._task = self._bar.add_task("updates", total=steps, completed=begun)
         self._text, self._formatter = Text(), formatters
-        self._live = Live(Group(self._bar, self._text), console=Console(file=stream))
+        self._live = Live(Group(self._bar, self._text), console=console)
         self._live.start()
 
     def log(self, figures: Step) -> None:
@@ -293,8 +296,9 @@ def open_tracker(
     logs, run = config.logging, config.output_dir
     sinks: list[Sink] = [MetricsFile(run, steps.begun)]
     tell: Callable[[str], None] = logger.info
-    if sys.stderr.isatty():
-        sinks.append(TerminalBar(steps.steps, steps.begun, sys.stderr, formatters.bar))
+    console = watched()
+    if console is not None:
+        sinks.append(TerminalBar(steps.steps, steps.begun, console, formatters.bar))
         tell = partial(log.tell, __name__)
     sinks.append(Lines(logs.log_steps, formatters.line, tell))
     if logs.tensorboard:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 import shutil
 from collections.abc import Callable
@@ -60,22 +61,26 @@ def scripted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_sft_does_not_begin_with_weights_that_are_no_numbers(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     base = spoilt_rig.copied(training_rig.base(), tmp_path / "base", MLP, torch.nan)
     argv = ["sft", *training_rig.flags(tmp_path / "run", "--model", str(base))]
     assert cli.main(argv) == ExitCode.POLICY_LOAD
     assert f"weights hold NaN: {MLP} (1 of " in capsys.readouterr().err
+    assert "configuration:" not in caplog.text, "logged before the start was certain"
 
 
 @pytest.mark.usefixtures("scripted")
 def test_train_does_not_begin_with_weights_that_are_no_numbers(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
+    caplog.set_level(logging.INFO)
     base = spoilt_rig.copied(rl_rig.base(), tmp_path / "base", MLP, torch.inf)
     argv = ["train", *rl_rig.flags(tmp_path / "run", "--sft-checkpoint", str(base))]
     assert cli.main(argv) == ExitCode.POLICY_LOAD
     assert f"weights hold Inf: {MLP} (1 of " in capsys.readouterr().err
+    assert "configuration:" not in caplog.text, "logged before the start was certain"
 
 
 @pytest.mark.usefixtures("scripted")

@@ -4,17 +4,26 @@ from __future__ import annotations
 
 import io
 import json
+import logging
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from crane_x7_vla_rl.training.config.sections import LoggingConfig
+from crane_x7_vla_rl.training.run_log import RunLog
+from crane_x7_vla_rl.training.sft.config import OutputConfig, SftConfig
 from crane_x7_vla_rl.training.tracking import (
     Figures,
+    Formatters,
     MetricsFile,
+    StepRange,
     TerminalBar,
     below,
     line,
+    open_tracker,
     short,
 )
 
@@ -40,13 +49,30 @@ def test_large_numbers_are_short(number: float, said: str) -> None:
 
 def test_the_bar_shows_what_matters() -> None:
     stream = io.StringIO()
-    bar = TerminalBar(400, 100, stream, below)
+    bar = TerminalBar(400, 100, Console(file=stream), below)
     bar.log(FIGURES)
     bar.close()
     shown = stream.getvalue()
     for text in ("200/400", "loss 1.873", "grad 2.11", "lr 4.8e-04", "data 0.006 s",
                  "update 0.412 s", "3.2K samples", "epoch 0.64"):  # fmt: skip
         assert text in " ".join(shown.split()), shown
+
+
+def test_a_terminal_that_cannot_redraw_a_line_gets_log_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    monkeypatch.setenv("TERM", "dumb")
+    formatters = Formatters(lambda figures: f"step:{figures.step}", below)
+    config = SftConfig(
+        "openvla", output=OutputConfig(dir=str(tmp_path)), logging=LoggingConfig(1, False)
+    )
+    with (
+        caplog.at_level(logging.INFO),
+        open_tracker(config, StepRange(0, 400), formatters, None, RunLog()) as tracker,
+    ):
+        tracker.log(FIGURES)
+    assert "step:200" in caplog.messages
 
 
 def test_what_a_resumed_run_repeats_is_cut_off_and_so_is_a_torn_line(tmp_path: Path) -> None:
