@@ -135,7 +135,8 @@ checkpoint says, else no."""
     vla_chunk_steps: Annotated[int | None, Field(ge=1, le=100), EmptyIsNone] = None
     """Steps per prediction of an OpenVLA-OFT checkpoint, as in its training: 8 for LIBERO's."""
     vla_temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
-    """Sampling temperature of action tokens: 0 takes the most likely one, 1 samples as trained."""
+    """Sampling temperature of action tokens: 0 takes the most likely one, 1 samples as trained; \
+unset: the checkpoint's, else 0."""
     hf_token: Annotated[SecretStr | None, EmptyIsNone] = None
     """Token for private models on the Hugging Face Hub."""
 
@@ -144,10 +145,11 @@ checkpoint says, else no."""
     policy_timeout: Positive = 1.0
     """Seconds after which a prediction is cancelled and its result discarded."""
     trajectory_validity: Positive = 0.5
-    """Seconds after its frame after which a receiver must refuse a trajectory."""
+    """Seconds after its frame after which a receiver must refuse a trajectory. Unset: 0.5; with a \
+model two periods of the rate, if that is longer, at most 2."""
     max_jump: Positive = 1.0
     """Largest distance in rad between a target and the measured arm joint. A policy whose \
-targets are goals rather than steps needs more."""
+targets are goals rather than steps needs more. Unset: the checkpoint's, at most 2, else 1."""
     dry_run: bool = False
     """Predict and check, but send nothing to the arm; only /vla/status is published."""
 
@@ -633,8 +635,10 @@ Each of these {count} settings is an environment variable. {len(flags)} are flag
 column says of which commands. The others are variables only: `boot`, tailscaled, sshd or libraries
 read them.
 
-- Default < variable < flag. A checkpoint's own values, such as its rate, are between default and
-  variable.
+- Default < checkpoint < variable < flag. A checkpoint of `infer` decides `VLA_INFERENCE_RATE`,
+  `VLA_TEMPERATURE`, `MAX_JUMP` and `TRAJECTORY_VALIDITY`. Its files set `MAX_JUMP` to 2 rad and
+  `TRAJECTORY_VALIDITY` to 2 s at most; variables and flags have no such cap. The log names the
+  source of each value.
 - Empty means unset where that is allowed. The same holds for null, None, nil and undefined in
   secrets, keys, folders, addresses and models.
 - All wrong values are listed at once, before anything starts, with exit code 3.

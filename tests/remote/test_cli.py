@@ -11,6 +11,7 @@ from places import ROOT
 
 from crane_x7_remote import cli
 from crane_x7_remote.errors import ExitCode
+from crane_x7_vla_rl.training import errors as training_errors
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -60,8 +61,12 @@ def test_unknown_command_is_a_usage_error() -> None:
 
 def test_exit_codes_are_all_documented() -> None:
     text = (ROOT / "docs/exit-codes.md").read_text()
+    ours, _, trainers = text.partition("## `crane-x7-vla-rl`")
     for code in ExitCode:
-        assert f"| {code.value} | {code.name} |" in text
+        assert f"| {code.value} | {code.name} |" in ours
+    for other in training_errors.ExitCode:
+        same = ExitCode(other).name in (other.name, "SETTINGS")
+        assert same or f"| {other.value} | {other.name} |" in trainers
 
 
 @pytest.mark.parametrize(
