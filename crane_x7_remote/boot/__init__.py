@@ -1,1 +1,1 @@
-"""What happens in a container from start to end: settings → tailnet → sshd → role."""
+"""Start and end of a container: settings → tailnet → sshd → role."""

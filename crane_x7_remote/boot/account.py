@@ -28,12 +28,12 @@ class Account:
 
     @property
     def is_ours(self) -> bool:
-        """Whether this process already runs as it."""
+        """Whether this process already runs as this user."""
         return os.geteuid() == self.uid
 
     @property
     def variables(self) -> dict[str, str]:
-        """What a login sets."""
+        """Environment variables that a login sets."""
         return {
             "HOME": str(self.home),
             "USER": self.name,
@@ -43,7 +43,7 @@ class Account:
 
     @property
     def popen(self) -> dict[str, Any]:
-        """Arguments of subprocess.Popen by which a child becomes this user, with all its groups."""
+        """Arguments of subprocess.Popen that make a child run as this user, with all its groups."""
         if self.is_ours:
             return {}
         groups = os.getgrouplist(self.name, self.gid)
@@ -65,14 +65,15 @@ class Account:
 
 
 def role_account() -> Account:
-    """Return the account of the role. Raises SettingsError where there is none."""
+    """Return the account of the role. Raises SettingsError if it does not exist."""
     if os.geteuid() == 0:
         try:
             return _of(pwd.getpwnam(USER))
         except KeyError:
             raise SettingsError(
-                f"boot runs as root, and there is no user {USER} to run the role as; use the image,"
-                f" make the user (useradd --create-home {USER}), or start boot as another user"
+                f"boot runs as root, but user {USER}, who runs the role, does not exist; use the"
+                f" image, create the user (useradd --create-home {USER}), or start boot as another"
+                " user"
             ) from None
     try:
         return _of(pwd.getpwuid(os.geteuid()))
@@ -84,10 +85,10 @@ def role_account() -> Account:
 
 
 def hand_over(folders: Mapping[str, str | None], account: Account) -> list[str]:
-    """Let `account` write into each folder (variable → path), made if absent.
+    """Let `account` write into each folder (variable → path), creating missing ones.
 
-    A folder of root's, as docker makes one for a volume that is not there yet, is given to the
-    account, without what is in it. Returns a line for each that stays out of reach.
+    A folder that belongs to root, as docker creates it for a missing volume, is given to the
+    account; its contents are not. Returns a line for each folder that stays unwritable.
     """
     problems = []
     for variable, folder in folders.items():
@@ -114,7 +115,7 @@ def _may_enter(folder: Path, account: Account) -> bool:
 
 
 def _make_and_give(folder: Path, account: Account) -> None:
-    with contextlib.suppress(OSError):  # the caller looks whether it worked
+    with contextlib.suppress(OSError):  # the caller checks the result
         folder.mkdir(parents=True, exist_ok=True)
         if not folder.is_symlink() and folder.stat().st_uid == 0:
             os.chown(folder, account.uid, account.gid)

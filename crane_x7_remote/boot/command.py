@@ -1,8 +1,8 @@
 """`crane-x7-remote boot [ROLE …]`: settings → tailnet and sshd → role → one exit code.
 
-sshd does not wait for the tailnet, so that one can log in through a port of the host and look at a
-tailnet that does not come up. The role waits for both. SIGTERM ends role, login, sshd and
-tailscaled in this order within STOP_BUDGET_S.
+sshd does not wait for the tailnet, so that a login through a port of the host works while the
+tailnet is down. The role waits for both. SIGTERM ends role, login, sshd and tailscaled in this
+order within STOP_BUDGET_S.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ logger = logging.getLogger(__name__)
 STOP_BUDGET_S = 9.0
 """`docker stop` kills after 10 s."""
 ROLE_SHARE_S, LOGOUT_SHARE_S, SSHD_SHARE_S = 5.0, 2.5, 0.7
-"""How much of the budget each may use; the rest is tailscaled's."""
+"""Share of the budget per part; tailscaled gets the rest."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -55,7 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Boot, run the role and return its exit code; raises RemoteError before the role has begun."""
+    """Boot, run the role, return its exit code; raises RemoteError only before the role starts."""
     become_init_if_first()
     plan = make_plan(args.role, settings_module.load())
     return asyncio.run(Boot(plan).run())
@@ -63,16 +63,16 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class BootPlan:
-    """All that is decided before anything is started."""
+    """Everything that is decided before a process starts."""
 
     settings: Settings
     files: Files
     account: Account
     role: Role
     environ: dict[str, str]
-    """Of the role and of ssh sessions."""
+    """Environment of the role and of ssh sessions."""
     daemon_environ: dict[str, str]
-    """Of tailscaled: without any secret."""
+    """Environment of tailscaled, without secrets."""
 
     @property
     def keys(self) -> tuple[str, ...]:
@@ -82,7 +82,7 @@ class BootPlan:
 
 
 def make_plan(words: Sequence[str], settings: Settings) -> BootPlan:
-    """Decide and check all that needs no process. Raises RemoteError."""
+    """Decide and check everything that needs no process. Raises RemoteError."""
     for note in settings.notes:
         logger.warning("%s", note)
     account = role_account()
@@ -101,7 +101,7 @@ def make_plan(words: Sequence[str], settings: Settings) -> BootPlan:
     problems = hand_over(folders | {"BOOT_RUN_DIR": str(files.for_role)}, account)
     if not role.argv and not plan.keys:
         problems.append(
-            "SSH_PUBLIC_KEY is not set, so that no one could log in: set it to your public key,"
+            "SSH_PUBLIC_KEY is not set, so no one could log in: set it to your public key,"
             " or give boot a role (infer: set VLA_MODEL_PATH or VLA_POLICY, and ROSBRIDGE_HOST)"
         )
     if problems:
@@ -111,11 +111,11 @@ def make_plan(words: Sequence[str], settings: Settings) -> BootPlan:
 
 
 def _warn_of_lost_results(plan: BootPlan) -> None:
-    """Say where results are lost with the container; `infer` writes none."""
+    """Return a warning for results that are lost with the container; `infer` writes none."""
     root = plan.settings.output_root
     if root is None or plan.role.name == "infer":
         return
-    with contextlib.suppress(OSError):  # a system without /proc says nothing about mounts
+    with contextlib.suppress(OSError):  # without /proc the mounts are unknown
         text = output_volume.warning(Path(root).resolve(), output_volume.MOUNTS.read_text())
         if text is not None:
             logger.warning("%s", text)
@@ -176,7 +176,7 @@ class Boot:
             self._sshd = Service(sshd, self._board)
 
     async def _live(self) -> int:
-        """Bring everything up, then return the role's exit code."""
+        """Start everything, then return the role's exit code."""
         services = [service for service in (self._tailnet, self._sshd) if service is not None]
         await _all(service.start() for service in services)
         keepers = [asyncio.create_task(service.keep()) for service in services]
@@ -192,7 +192,7 @@ class Boot:
     async def _run_role(self, keepers: list[asyncio.Task[None]]) -> int:
         plan = self._plan
         if not plan.role.argv:
-            self._board.set("role", "up", "sshd alone, until a signal")
+            self._board.set("role", "up", "only sshd, until a signal")
             await asyncio.Event().wait()
         try:
             self._role = await Child.start(
@@ -216,9 +216,9 @@ class Boot:
         return code
 
     async def _end(self) -> int:
-        """End all that runs, in order, each within its share of the budget.
+        """Stop all parts in order, each within its share of the budget.
 
-        Returns the role's exit code, 0 if it was never started.
+        Returns the role's exit code, 0 if it never started.
         """
         until_s = time.monotonic() + STOP_BUDGET_S
         code: int = ExitCode.OK
@@ -244,7 +244,7 @@ class Boot:
 
 
 async def _unless(stopped: asyncio.Event, live: Coroutine[Any, Any, int]) -> int | None:
-    """Return what `live` returns, or None if `stopped` is set first; `live` is cancelled then."""
+    """Return the result of `live`, or None if `stopped` is set first; then `live` is cancelled."""
     living, stopping = asyncio.create_task(live), asyncio.create_task(stopped.wait())
     try:
         await asyncio.wait({living, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -256,7 +256,7 @@ async def _unless(stopped: asyncio.Event, live: Coroutine[Any, Any, int]) -> int
 
 
 async def _all(starts: Iterable[Coroutine[Any, Any, None]]) -> None:
-    """Run all at once; raises the first RemoteError, having cancelled the others."""
+    """Run all concurrently; on the first RemoteError cancel the others and raise it."""
     try:
         async with asyncio.TaskGroup() as group:
             for start in starts:

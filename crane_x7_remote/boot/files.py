@@ -1,4 +1,4 @@
-"""Folders of boot: one for this start (run), one that outlives it (state). Settings → `Files`."""
+"""Folders of boot: one for this start (run), one that survives it (state). Settings → `Files`."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from crane_x7_remote.settings import Settings
 ROOT_RUN_DIR = Path("/run/crane-x7")
 UNKEPT_SSH_DIR = Path("/var/lib/crane-x7/ssh")
 TAILSCALE_SOCKET = Path("/var/run/tailscale/tailscaled.sock")
-"""Where the `tailscale` command looks without being told."""
+"""The `tailscale` command's default."""
 PROBE_BYTES = 64 * 1024
 """More than a host key and the state of tailscaled together."""
 
 
 @dataclass(frozen=True)
 class Files:
-    """Folders that are there, and names in them."""
+    """Existing folders, and names in them."""
 
     run: Path
     state: Path | None
-    """None: nothing is kept, and the node leaves the tailnet at the end."""
+    """None: no state is kept, and the node leaves the tailnet at the end."""
     ssh_state: Path
     tailscale_socket: Path
 
     @property
     def for_role(self) -> Path:
-        """The one folder that belongs to the role's user."""
+        """The only folder that belongs to the role's user."""
         return self.run / "role"
 
     @property
     def metrics(self) -> Path:
-        """What a loop that boot started says about itself."""
+        """Metrics of a loop that boot started."""
         return self.for_role / "metrics.json"
 
 
 def run_dirs(wanted: str | None) -> list[Path]:
-    """Return where the run folder may be, the best first."""
+    """Return the possible run folders, the best first."""
     if wanted is not None:
         return [Path(wanted)]
     own = Path(f"/tmp/crane-x7-{os.geteuid()}")
@@ -53,11 +53,11 @@ def status_socket(run: Path) -> Path:
 
 
 def prepare(settings: Settings) -> Files:
-    """Make all folders and return them. Raises StateError for one that cannot be written."""
+    """Create all folders and return them. Raises StateError for one that is not writable."""
     run = run_dirs(settings.boot_run_dir)[-1]
     _make(run, 0o755, "BOOT_RUN_DIR")
     if run.is_symlink() or run.stat().st_uid != os.geteuid():
-        raise StateError(f"{run} belongs to another user; name a folder of ours in BOOT_RUN_DIR")
+        raise StateError(f"{run} belongs to another user; set BOOT_RUN_DIR to your own folder")
     state = kept_state(settings)
     if state is not None:
         _make(state, 0o700, "TS_STATE_DIR")
@@ -71,7 +71,7 @@ def prepare(settings: Settings) -> Files:
 
 
 def kept_state(settings: Settings) -> Path | None:
-    """Return TS_STATE_DIR if there is one: named by the user, or mounted at the default."""
+    """Return TS_STATE_DIR if set by the user or mounted at the default; else None."""
     if settings.ts_state_dir is None:
         return None
     folder = Path(settings.ts_state_dir)
@@ -95,13 +95,13 @@ def _make(folder: Path, mode: int, variable: str) -> None:
         folder.mkdir(mode=mode, parents=True, exist_ok=True)
     except OSError as error:
         raise StateError(
-            f"{variable}: folder {folder} cannot be made ({error.strerror}); mount a volume that"
-            f" can be written, or name another folder in {variable}"
+            f"{variable}: folder {folder} cannot be created ({error.strerror}); mount a writable"
+            f" volume, or set {variable} to another folder"
         ) from error
 
 
 def _probe(folder: Path, variable: str) -> None:
-    """Write as much as will be needed, so that a full volume is found now and not half-way."""
+    """Write as much as the run will need, so that a full volume is found now."""
     probe = folder / f".probe-{os.getpid()}"
     try:
         with probe.open("wb") as file:
@@ -111,8 +111,8 @@ def _probe(folder: Path, variable: str) -> None:
     except OSError as error:
         raise StateError(
             f"{variable}: folder {folder} cannot be written ({error.strerror}); free space on the"
-            f" volume, mount it writable, or name another folder in {variable}"
+            f" volume, mount it writable, or set {variable} to another folder"
         ) from error
     finally:
-        with contextlib.suppress(OSError):  # on a read-only volume even nothing cannot be removed
+        with contextlib.suppress(OSError):  # a read-only volume refuses it
             probe.unlink()

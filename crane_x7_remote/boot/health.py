@@ -1,4 +1,4 @@
-"""`/healthz` over HTTP: on a Unix socket for `status`, on TS_LOCAL_ADDR_PORT for everyone else."""
+"""`/healthz` over HTTP: on a Unix socket for `status`, on TS_LOCAL_ADDR_PORT for other programs."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ REQUEST_TIMEOUT_S = 5.0
 async def served(
     board: StatusBoard, path: Path, address: tuple[str, int] | None
 ) -> AsyncIterator[None]:
-    """Answer from `board` while the context lasts; `address` None: on the Unix socket alone.
+    """Answer from `board` while the context lasts; `address` None: only on the Unix socket.
 
-    200 while every part in use is up, else 503. Raises SettingsError for a port in use.
+    Status 200 while every part in use is up, else 503. Raises SettingsError for a port in use.
     """
 
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -37,7 +37,7 @@ async def served(
 
     path.unlink(missing_ok=True)
     servers = [await asyncio.start_unix_server(answer, path)]
-    os.chmod(path, 0o666)  # it tells no secret, and user vla may ask
+    os.chmod(path, 0o666)  # the answer holds no secret, and user vla may read it
     try:
         if address is not None:
             servers.append(await _listen(answer, address))
@@ -62,7 +62,7 @@ async def _listen(answer: object, address: tuple[str, int]) -> asyncio.Server:
 def _response(request: bytes, board: StatusBoard) -> bytes:
     words = request.split()
     if len(words) < 2 or words[0] != b"GET" or words[1] not in (b"/", b"/healthz"):
-        status, body = "404 Not Found", '{"error": "only GET /healthz is here"}'
+        status, body = "404 Not Found", '{"error": "only GET /healthz is served"}'
     else:
         status = "200 OK" if board.healthy else "503 Service Unavailable"
         body = json.dumps(board.as_json())

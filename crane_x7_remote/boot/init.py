@@ -1,7 +1,7 @@
 """The duties of process 1 in a container: reap orphans, pass signals on.
 
-The image has tini for this. If something replaced the image's entrypoint, boot may be process 1
-itself; then it forks, and the parent does this work.
+The image has tini for this. With another entrypoint, boot may be process 1; then it forks, and the
+parent does this work.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ PASSED_ON = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 
 
 def become_init_if_first() -> None:
-    """Return in a child of process 1, or at once if this is not process 1.
+    """Fork if this is process 1 and return in the child; else return at once.
 
     Call it before any thread is started. Process 1 ends with the child's exit code.
     """
@@ -36,7 +36,7 @@ def become_init_if_first() -> None:
 
 
 def _reap(child: int) -> None:
-    """Collect all that ended; exit as soon as `child` has."""
+    """Reap every ended process; exit when `child` has ended."""
     ended, status = os.waitpid(-1, os.WNOHANG)
     while ended != 0:
         if ended == child:

@@ -1,7 +1,7 @@
-"""Forbid a child to listen on any TCP port but those named, with Linux's Landlock (6.7 and up).
+"""Restrict the TCP ports on which a child may listen, with Linux's Landlock (6.7 and later).
 
-tailscaled in userspace mode opens its peer API on all addresses of the machine, though its own
-network stack serves it as well; when that is denied, it logs "harmless" and continues. See
+tailscaled in userspace mode opens its peer API on all addresses of the machine, although its own
+network stack serves it as well. If that is denied, it logs "harmless" and continues. See
 landlock(7) and https://docs.kernel.org/userspace-api/landlock.html for the numbers below.
 """
 
@@ -31,14 +31,14 @@ class _PortRule(ctypes.Structure):
 
 
 def is_supported() -> bool:
-    """Whether this kernel can restrict TCP ports, and lets us."""
+    """Whether this kernel can restrict TCP ports and permits it."""
     return int(_libc.syscall(CREATE_RULESET, None, 0, ASK_VERSION)) >= NETWORK_VERSION
 
 
 def listen_only_on(ports: Iterable[int]) -> Callable[[], None]:
-    """Return what a fresh child calls before it executes its program; it raises OSError.
+    """Return a function that a new child calls before it executes its program; it raises OSError.
 
-    The child and all its children can then bind TCP sockets to `ports` alone, and gain no
+    The child and all its children can then bind TCP sockets only to `ports`, and cannot gain
     privileges.
     """
     rules = [_PortRule(BIND_TCP, port) for port in ports]

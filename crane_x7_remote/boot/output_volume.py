@@ -1,4 +1,4 @@
-"""Whether results outlive the container. Folder and mount table → a warning, or None."""
+"""Whether results survive the container. Folder and mount table → a warning, or None."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Final
 
 MOUNTS: Final = Path("/proc/self/mountinfo")
 ANONYMOUS: Final = re.compile(r"/volumes/[0-9a-f]{64}/_data(/|$)")
-"""A volume that Docker or podman made because the image names one and nothing was mounted."""
+"""Name of a volume that Docker or podman created because none was mounted at the image's VOLUME."""
 OCTAL: Final = re.compile(r"\\([0-7]{3})")
 
 
 def warning(folder: Path, mounts: str) -> str | None:
-    """Return what to say where `folder`, with this text of mountinfo, is on no volume.
+    """Return a warning if `folder`, with this text of mountinfo, is not on a volume.
 
     Format of the table: proc_pid_mountinfo(5), field 4 is the root, field 5 the mount point.
     """
@@ -21,7 +21,7 @@ def warning(folder: Path, mounts: str) -> str | None:
     roots = {PurePosixPath(point): root for root, point in map(_mount, mounts.splitlines())}
     nearest = next((each for each in (place, *place.parents) if each in roots), None)
     if nearest is None or nearest == PurePosixPath("/"):
-        how = "it is no volume"
+        how = "it is not on a volume"
     elif ANONYMOUS.search(roots[nearest]):
         how = "its volume has no name"
     else:

@@ -1,4 +1,4 @@
-"""The robot's line of `status`. The loop's metrics file → how its link to the robot is."""
+"""The robot's line of `status`: the loop's metrics file → the state of its link to the robot."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from crane_x7_remote.settings import Settings
 
 POLL_S = 1.0
 SILENT_S = 5.0
-"""The loop writes every second; one that has not written for this long hangs."""
+"""The loop writes every second; after this long without a write it counts as hanging."""
 
 
 async def watch(path: Path, settings: Settings, board: StatusBoard) -> None:
@@ -21,9 +21,9 @@ async def watch(path: Path, settings: Settings, board: StatusBoard) -> None:
     board.set(
         "robot",
         "starting",
-        f"the loop loads its policy and connects to {where}",
-        f"it gives up PEER_WAIT_TIMEOUT={settings.peer_wait_timeout:g} s after its start;"
-        " see the container's log",
+        f"the loop is loading its policy and connecting to {where}",
+        f"it stops trying PEER_WAIT_TIMEOUT={settings.peer_wait_timeout:g} s after its start; see"
+        " the container's log",
     )
     began_s = time.time()
     while True:
@@ -34,10 +34,10 @@ async def watch(path: Path, settings: Settings, board: StatusBoard) -> None:
 
 
 def judge(path: Path, where: str, began_s: float, now_s: float) -> tuple[State, str, str] | None:
-    """Return state, detail and advice; None before the loop has written anything.
+    """Return state, detail and advice; None before the loop's first write.
 
-    Both times are in seconds since 1970, as the file's time of change; a file from before
-    `began_s` is another loop's.
+    Both times are in seconds since 1970, as the file's modification time; a file from before
+    `began_s` belongs to another loop.
     """
     try:
         written_s = path.stat().st_mtime

@@ -1,7 +1,8 @@
-"""The role of a container. Command line and settings → one command and its environment.
+"""The role of a container: command line and settings → one command and its environment.
 
-`infer`, `train`, `sft` and `evaluate` are ours; `sshd` means sshd without another process; anything
-else is run as a command. Without words the role is infer if policy and robot are set, else sshd.
+`infer`, `train`, `sft` and `evaluate` are commands of this project; `sshd` means sshd without
+another process; anything else runs as a command. Without arguments the role is infer if policy and
+robot are set, else sshd.
 """
 
 from __future__ import annotations
@@ -27,16 +28,16 @@ NOT_FOR_ROLES = {"TS_AUTHKEY", *OLD_NAMES}
 
 @dataclass(frozen=True)
 class Role:
-    """A role by name; without `argv` it is sshd alone."""
+    """A role by name; without `argv` only sshd runs."""
 
     name: str
     argv: tuple[str, ...] = ()
     metrics: Path | None = None
-    """Where the loop says how it does; None: this role is no loop."""
+    """Metrics file of the loop; None: this role is not a loop."""
 
 
 def choose(words: Sequence[str], settings: Settings, files: Files) -> Role:
-    """Return the role that `words` name, or the one that the settings ask for."""
+    """Return the role that `words` name, or else the one that follows from the settings."""
     words = words[1:] if words[:1] == ["--"] else words
     if not words:
         has_policy = settings.vla_model_path is not None or settings.vla_policy is not None
@@ -67,7 +68,8 @@ def hostname(role: Role, settings: Settings) -> str:
 def environment(
     inherited: Mapping[str, str], settings: Settings, files: Files, account: Account
 ) -> dict[str, str]:
-    """Return what the role and ssh sessions see: all that came, less the tailnet's key."""
+    """Return the environment of the role and of ssh sessions: boot's own without the tailnet's
+    key."""
     environ = {name: value for name, value in inherited.items() if name not in NOT_FOR_ROLES}
     environ |= account.variables
     environ["BOOT_RUN_DIR"] = str(files.run)
@@ -80,7 +82,7 @@ def environment(
 
 
 def rosbridge_proxy(settings: Settings) -> str | None:
-    """Return the proxy by which the robot is reached through the tailnet, if it is needed."""
+    """Return the proxy that leads to the robot through the tailnet, if one is needed."""
     if settings.rosbridge_proxy is not None or settings.ts_socks5_server is None:
         return settings.rosbridge_proxy
     host = settings.rosbridge_host
@@ -92,13 +94,13 @@ def rosbridge_proxy(settings: Settings) -> str | None:
 
 
 def resolve(role: Role, environ: Mapping[str, str]) -> Role:
-    """Return the role with its program's path. Raises RoleError where there is no such program."""
+    """Return the role with its program's path. Raises RoleError if the program does not exist."""
     if not role.argv:
         return role
     program = shutil.which(role.argv[0], path=environ.get("PATH"))
     if program is None:
         raise RoleError(
-            f"role {role.name!r}: no such program on PATH; expected"
+            f"role {role.name!r}: this program is not on PATH; expected"
             f" {', '.join(ROLES)}, or a command"
         )
     return replace(role, argv=(program, *role.argv[1:]))

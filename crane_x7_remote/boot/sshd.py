@@ -1,8 +1,9 @@
-"""sshd for user vla: keys only, forwarding to localhost only, one host key per container.
+"""sshd for user vla: only keys, forwarding only to localhost, one host key per container.
 
-The host key is made at the first start and kept in the state folder; sshd reads a copy, since some
-volumes cannot keep it private. A session gets the role's environment through ~/.ssh/environment,
-the one way that leaves quotes, `$`, backticks and `#` alone and also holds for `ssh host command`.
+The host key is created at the first start and kept in the state folder; sshd reads a copy, since
+some volumes cannot keep it private. A session gets the role's environment through
+~/.ssh/environment, the only way that leaves quotes, `$`, backticks and `#` unchanged and also works
+for `ssh host command`.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from crane_x7_vla_rl.log_text import shown
 logger = logging.getLogger(__name__)
 
 PLACES = "/usr/sbin:/usr/local/sbin:/sbin"
-"""Where sshd is if PATH does not lead to it."""
+"""Where sshd is if it is not on PATH."""
 READY_TIMEOUT_S = 10.0
 POLL_S = 0.02
 KEY_NAME = "ssh_host_ed25519_key"
@@ -35,7 +36,7 @@ OF_THE_SESSION = {
     "DISPLAY", "XAUTHORITY", "SSH_AUTH_SOCK", "SSH_CLIENT", "SSH_CONNECTION", "SSH_TTY",
     "SSH_PUBLIC_KEY", "PUBLIC_KEY",
 }  # fmt: skip
-"""What sshd sets itself, and what is of no use in a session."""
+"""Variables that sshd sets, and those that are useless in a session."""
 WRITE_ENVIRONMENT = """
 umask 077 && mkdir -p "$HOME/.ssh" && cat > "$HOME/.ssh/environment.new" \
     && mv "$HOME/.ssh/environment.new" "$HOME/.ssh/environment"
@@ -44,7 +45,7 @@ umask 077 && mkdir -p "$HOME/.ssh" && cat > "$HOME/.ssh/environment.new" \
 
 @dataclass(frozen=True)
 class SshdConfig:
-    """Who gets in, where."""
+    """Who may log in, and where sshd listens."""
 
     account: Account
     keys: tuple[str, ...]
@@ -52,7 +53,7 @@ class SshdConfig:
     port: int
     listen_address: str | None
     run: Path
-    """Folder for generated files, ours alone."""
+    """Folder for generated files; no other program writes there."""
     state: Path
     """Folder of the host key."""
 
@@ -63,14 +64,14 @@ class Sshd:
     part = "sshd"
 
     def __init__(self, config: SshdConfig, environ: Mapping[str, str]) -> None:
-        """`environ` is what sessions see."""
+        """`environ` is the environment of sessions."""
         self._config = config
         self._environ = environ
         self._program = ""
         self._fingerprint = ""
 
     def prepare(self) -> None:
-        """Write everything that sshd reads. Raises SshdError, StateError."""
+        """Write all files that sshd reads. Raises SshdError, StateError."""
         config = self._config
         self._program = _find("sshd")
         config.run.mkdir(mode=0o755, exist_ok=True)
@@ -88,14 +89,14 @@ class Sshd:
             raise SshdError(f"sshd refuses its settings: {shown(done.stderr.strip())}")
 
     async def launch(self) -> Child:
-        """Start sshd. Raises SshdError if something else has its port."""
+        """Start sshd. Raises SshdError if its port is in use."""
         _check_port(self._config)
         argv = [self._program, "-D", "-e", "-f", str(self._config.run / "sshd_config")]
         environ = {"PATH": os.defpath}  # sessions get theirs from the file, sshd needs none
         return await Child.start("sshd", argv, environ, log_level=logging.INFO)
 
     async def ready(self, child: Child) -> str:
-        """Return once sshd greets. Raises SshdError."""
+        """Return when sshd sends its greeting. Raises SshdError."""
         del child
         host, port = self._config.listen_address or "127.0.0.1", self._config.port
         try:
@@ -109,7 +110,7 @@ class Sshd:
         return f"user {self._config.account.name}, port {port}, host key {self._fingerprint}"
 
     def explain_end(self, code: int, last_lines: Sequence[str]) -> RemoteError:
-        """Return its last words."""
+        """Return why it ended, with its last lines."""
         return SshdError(f"sshd {how_it_ended(code, last_lines)}")
 
 
@@ -131,13 +132,13 @@ def render(config: SshdConfig, environment_names: Sequence[str]) -> str:
         "PermitEmptyPasswords no",
         "PermitRootLogin no",
         "UsePAM no",
-        # It would refuse a folder below a /run that is a tmpfs, writable for all but sticky; the
-        # one file that it would look at is ours.
+        # It would refuse a folder below a /run that is a tmpfs, world-writable but sticky. It would
+        # check only one file, which boot wrote.
         "StrictModes no",
         "LoginGraceTime 30",
         "X11Forwarding yes",
         "X11UseLocalhost yes",
-        # Both directions: a robot behind a router brings its rosbridge with ssh -R.
+        # Both directions: a robot behind a router forwards its rosbridge with ssh -R.
         "AllowTcpForwarding yes",
         f"PermitOpen {local}",
         f"PermitListen {local}",
@@ -148,7 +149,7 @@ def render(config: SshdConfig, environment_names: Sequence[str]) -> str:
         f"PermitUserEnvironment {','.join(environment_names) or 'no'}",
         "Subsystem sftp internal-sftp",
         "PrintMotd no",
-        # A dead client's forwarded port is free again after 10 s.
+        # The forwarded port of a dead client is free again after 10 s.
         "ClientAliveInterval 5",
         "ClientAliveCountMax 2",
         "LogLevel INFO",
@@ -157,9 +158,9 @@ def render(config: SshdConfig, environment_names: Sequence[str]) -> str:
 
 
 def session_environment(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
-    """Return what can be handed to a session, and the names of what cannot.
+    """Return the variables that a session can get, and the names of the others.
 
-    A line of the file ends a value, so one that holds a line break stays out.
+    In the file a line break ends a value, so a value that contains one is skipped.
     """
     wanted = {name: value for name, value in environ.items() if name not in OF_THE_SESSION}
     fits = {
@@ -171,14 +172,14 @@ def session_environment(environ: Mapping[str, str]) -> tuple[dict[str, str], lis
 
 
 def write_environment(environ: Mapping[str, str], account: Account) -> list[str]:
-    """Write ~/.ssh/environment as `account`, readable by it alone; return the names in it.
+    """Write ~/.ssh/environment as `account`, readable only by it; return the names in it.
 
     Raises SshdError if the home cannot be written.
     """
     fits, left_out = session_environment(environ)
     if left_out:
         logger.warning(
-            "not in ssh sessions, since they hold a line break or have an odd name: %s",
+            "not in ssh sessions (line break in the value, or invalid name): %s",
             ", ".join(left_out),
         )
     text = "".join(f"{name}={value}\n" for name, value in sorted(fits.items()))
@@ -192,7 +193,7 @@ def write_environment(environ: Mapping[str, str], account: Account) -> list[str]
 
 
 def _host_key(state: Path, run: Path) -> str:
-    """Have a host key in `state`, copy it to `run`, return its fingerprint."""
+    """Create a host key in `state` if absent, copy it to `run`, return its fingerprint."""
     keygen = _find("ssh-keygen")
     kept = state / KEY_NAME
     if not kept.exists():
@@ -209,9 +210,8 @@ def _host_key(state: Path, run: Path) -> str:
 
 
 def _count_keys(authorized_keys: Path, keys: Sequence[str]) -> None:
-    """Raise SshdError that names the keys that OpenSSH cannot read: sshd would skip them silently.
-
-    A key is named by its place and type, never shown.
+    """Raise SshdError for keys that OpenSSH cannot read, which sshd would skip silently. The
+    message names a key by its position and type and never shows it.
     """
     keygen = _find("ssh-keygen")
     read = _run(keygen, "-l", "-f", str(authorized_keys)).stdout.splitlines()
@@ -224,8 +224,8 @@ def _count_keys(authorized_keys: Path, keys: Sequence[str]) -> None:
     ]
     raise SshdError(
         f"OpenSSH reads {len(read)} of the {len(keys)} keys in SSH_PUBLIC_KEY and PUBLIC_KEY; it"
-        f" cannot read {', '.join(wrong) or 'all of them together'}: copy the whole lines again,"
-        " each on its own"
+        f" cannot read {', '.join(wrong) or 'all of them together'}: copy the complete lines again,"
+        " each on its own line"
     )
 
 
@@ -245,7 +245,7 @@ def _keygen(program: str, *words: str) -> str:
     done = _run(program, *words)
     if done.returncode != 0:
         raise StateError(
-            "ssh-keygen could not make or read the host key"
+            "ssh-keygen could not create or read the host key"
             f" {words[-1]} ({shown(done.stderr.strip())});"
             f" free space in SSH_STATE_DIR, or delete its {KEY_NAME} for a new identity"
         )

@@ -31,7 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Print the state of every part. Raises UnhealthyError where no boot runs."""
+    """Print the state of every part. Raises UnhealthyError if no boot runs."""
     answer = ask(settings_module.load().boot_run_dir)
     if args.json:
         print(json.dumps(answer, indent=2))
@@ -43,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def ask(run_dir: str | None) -> dict[str, Any]:
-    """Return the answer of the boot that runs in `run_dir`, or in one of the usual ones."""
+    """Return the answer of the boot that runs in `run_dir`, or in one of the default folders."""
     tried = []
     for folder in run_dirs(run_dir):
         path = status_socket(folder)
@@ -52,13 +52,13 @@ def ask(run_dir: str | None) -> dict[str, Any]:
         except OSError as error:
             tried.append(f"{path}: {error.strerror or error}")
     raise UnhealthyError(
-        f"no boot answers ({'; '.join(tried)}); look at the container's log, or name its"
-        " BOOT_RUN_DIR"
+        f"no boot answers ({'; '.join(tried)}); see the container's log, or set BOOT_RUN_DIR to its"
+        " run folder"
     )
 
 
 def as_text(answer: dict[str, Any]) -> str:
-    """Return one line per part, and one below it that says what to do."""
+    """Return one line per part, and below it one that says what to do."""
     lines = []
     for name in PARTS:
         part = answer[name]

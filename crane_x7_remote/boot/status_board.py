@@ -1,4 +1,4 @@
-"""State of each part of a container: what it is, since when, and what to do about it.
+"""State of each part of a container, since when, and what to do about it.
 
 Each change of state is one log line. No I/O; the clocks are handed in.
 """
@@ -21,7 +21,7 @@ PARTS = ("tunnel", "sshd", "role", "robot")
 
 @dataclass(frozen=True)
 class Part:
-    """One part as it is now."""
+    """The current state of one part."""
 
     state: State
     since_s: float
@@ -29,11 +29,11 @@ class Part:
     since: datetime
     detail: str
     advice: str = ""
-    """What to do; empty while all is well."""
+    """What to do; empty while the part is up."""
 
 
 class StatusBoard:
-    """The parts, by name; they begin as `off`: not in use."""
+    """The parts by name; each starts as `off`: not in use."""
 
     def __init__(self, monotonic: Callable[[], float], now: Callable[[], float]) -> None:
         """`monotonic` counts seconds; `now` gives seconds since 1970."""
@@ -42,9 +42,9 @@ class StatusBoard:
         self._parts = {name: self._part("off", "not in use") for name in PARTS}
 
     def set(self, name: str, state: State, detail: str, advice: str = "") -> None:
-        """Note how part `name` is; the time is kept while the state stays the same.
+        """Record the state of part `name`; its time is kept while the state stays the same.
 
-        Detail and advice may quote other programs: they are kept without secrets, in one line.
+        Detail and advice may quote other programs: they are stored without secrets, in one line.
         """
         detail, advice = shown(detail), shown(advice)
         before = self._parts[name]
@@ -64,7 +64,7 @@ class StatusBoard:
         return all(part.state in ("off", "up") for part in self._parts.values())
 
     def as_json(self) -> dict[str, Any]:
-        """Return everything in plain values; `for_s` are seconds in this state."""
+        """Return all parts as plain values; `for_s` are seconds in this state."""
         now_s = self._monotonic()
         return {"healthy": self.healthy} | {
             name: {

@@ -1,6 +1,6 @@
-"""Processes that boot starts: their output, their end, and daemons that are restarted.
+"""Processes that boot starts: their output, their end, and restarted daemons.
 
-A `Child` is one running process. A `Daemon` says how to start one, when it is ready and why it
+A `Child` is one running process. A `Daemon` describes how to start one, when it is ready and why it
 ended. A `Service` keeps a daemon running and reports to the `StatusBoard`. All end with boot.
 """
 
@@ -27,22 +27,22 @@ logger = logging.getLogger(__name__)
 
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 30.0
 STEADY_S = 60.0
-"""A daemon that ran for this long is restarted without further delay when it ends."""
+"""A daemon that ran for this long is restarted after the shortest delay."""
 FAILED_START_S = 3.0
 """Grace for a daemon that did not become ready."""
 KEPT_LINES = 40
 LOGGED_CHARACTERS = 1000
-"""Of one line."""
+"""Longest logged line."""
 LAST_WORDS_S = 0.5
 
 
 def backoff_s(failures: int) -> float:
-    """Return how long to wait before the next start after so many failures in a row."""
+    """Return the delay before the next start after `failures` failures in a row."""
     return float(min(LONGEST_BACKOFF_S, FIRST_BACKOFF_S * 2 ** max(0, failures - 1)))
 
 
 def how_it_ended(code: int, last_lines: Sequence[str]) -> str:
-    """Return exit code and last words, or the signal: what came before that explains nothing."""
+    """Return exit code and last lines, or only the signal, which no earlier line explains."""
     for number in signal.Signals:
         if code == 128 + number:
             return f"was ended by {number.name}"
@@ -51,7 +51,7 @@ def how_it_ended(code: int, last_lines: Sequence[str]) -> str:
 
 
 class _Output(asyncio.Protocol):
-    """A pipe whose lines go to our log; the last ones are kept."""
+    """A pipe whose lines go to boot's log; the last ones are kept."""
 
     def __init__(self, name: str, level: int) -> None:
         self.lines: deque[str] = deque(maxlen=KEPT_LINES)
@@ -69,7 +69,7 @@ class _Output(asyncio.Protocol):
         return sink
 
     async def finish(self) -> None:
-        """Read to the end, or for a moment where others still hold the pipe; then close it."""
+        """Read to the end, or briefly if other processes still hold the pipe; then close it."""
         with contextlib.suppress(TimeoutError):
             await asyncio.wait_for(self._ended.wait(), LAST_WORDS_S)
         self._keep(self._cutter.end())
@@ -81,7 +81,7 @@ class _Output(asyncio.Protocol):
         self._keep(self._cutter.feed(data))
 
     def eof_received(self) -> None:
-        """Note the end."""
+        """Handle the end of the stream."""
         self._ended.set()
 
     def _keep(self, lines: Iterable[str]) -> None:
@@ -118,7 +118,7 @@ class Child:
         own_session: bool = True,
         prepare: Callable[[], None] | None = None,
     ) -> Child:
-        """Start `argv`. With `log_level` its output becomes our log, else it has our own output.
+        """Start `argv`. With `log_level` its output goes to boot's log, else to boot's own output.
 
         `own_session` keeps a terminal's Ctrl-C from it; `prepare` is called in the child before
         it executes its program. Raises OSError.
@@ -164,19 +164,19 @@ class Child:
         return [] if self._output is None else list(self._output.lines)
 
     async def wait(self) -> int:
-        """Return its exit code once it has ended; 128 + n for signal n."""
+        """Wait until it has ended and return its exit code; 128 + n for signal n."""
         code = await self._process.wait()
         return code if code >= 0 else 128 - code
 
     async def stop(self, until_s: float) -> int:
-        """SIGTERM; SIGKILL at `until_s` (monotonic clock) for it and all its group."""
+        """Send SIGTERM; at `until_s` (monotonic clock) send SIGKILL to its whole group."""
         if self.is_running:
             with contextlib.suppress(ProcessLookupError):
                 self._process.terminate()
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._process.wait(), max(0.0, until_s - time.monotonic()))
         if self.is_running:
-            logger.warning("%s did not end by SIGTERM; killing it", self.name)
+            logger.warning("%s did not end after SIGTERM; sending SIGKILL", self.name)
         with contextlib.suppress(ProcessLookupError, PermissionError):
             if self._leads_group:
                 os.killpg(self.pid, signal.SIGKILL)
@@ -187,7 +187,7 @@ class Child:
         return code
 
     async def finish_output(self) -> None:
-        """Read its last words, once it has ended."""
+        """Read its last lines after it has ended."""
         if self._output is not None:
             await self._output.finish()
 
@@ -202,10 +202,10 @@ class Daemon(Protocol):
         """Start the process. Raises RemoteError."""
 
     async def ready(self, child: Child) -> str:
-        """Return a line about it once it serves. Raises RemoteError at its own deadline."""
+        """Return a line about it when it serves. Raises RemoteError at its own deadline."""
 
     def explain_end(self, code: int, last_lines: Sequence[str]) -> RemoteError:
-        """Return why it ended, for a process that should never end."""
+        """Return why it ended; it should run for ever."""
 
 
 class Service:
@@ -220,13 +220,13 @@ class Service:
         """Start the daemon and wait until it serves. Raises RemoteError."""
         part = self._daemon.part
         if self._board[part].state == "off":
-            self._board.set(part, "starting", "being started")
+            self._board.set(part, "starting", "not ready yet")
         self._child = child = await self._daemon.launch()
         detail = await self._unless_ended(child, self._daemon.ready(child))
         self._board.set(part, "up", detail)
 
     async def keep(self) -> None:
-        """Start it again whenever it ends; runs until it is cancelled."""
+        """Restart it whenever it ends; runs until cancelled."""
         failures = 0
         while self._child is not None:
             began_s = time.monotonic()
@@ -240,7 +240,7 @@ class Service:
             try:
                 await self.start()
             except RemoteError as failure:
-                self._board.set(self._daemon.part, "down", str(failure), "it is tried again")
+                self._board.set(self._daemon.part, "down", str(failure), "boot retries")
                 await self._child.stop(time.monotonic() + FAILED_START_S)
 
     async def stop(self, until_s: float) -> None:
@@ -250,7 +250,7 @@ class Service:
             logger.info("%s: %s ended with %d", self._daemon.part, self._child.name, code)
 
     async def _unless_ended(self, child: Child, ready: Coroutine[None, None, str]) -> str:
-        """Return what `ready` returns; raises the daemon's explanation if `child` ends first."""
+        """Return the result of `ready`; if `child` ends first, raise the daemon's explanation."""
         waiting = asyncio.ensure_future(ready)
         ended = asyncio.ensure_future(child.wait())
         try:

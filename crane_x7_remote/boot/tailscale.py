@@ -1,4 +1,4 @@
-"""tailscaled and its login. Variables have the meaning that Tailscale's own container gives them.
+"""tailscaled and its login. Variables have the same meaning as in Tailscale's own container.
 
 The auth key reaches `tailscale up` in a temporary file. An error quotes the control server, with
 the key masked.
@@ -40,7 +40,7 @@ POLL_S = 0.02
 COMMAND_TIMEOUT_S = 10.0
 WATCH_S = 5.0
 OUTPUT_CHARACTERS = 2000
-"""Of what `tailscale up` says, in which the cause is looked for."""
+"""Last characters of `tailscale up`'s output, which are searched for the cause."""
 TUN = Path("/dev/net/tun")
 
 
@@ -61,18 +61,18 @@ class Tailscaled:
     def __init__(
         self, settings: Settings, files: Files, hostname: str, environ: Mapping[str, str]
     ) -> None:
-        """`environ` is what tailscaled sees; it must hold no secret."""
+        """`environ` is tailscaled's environment; it must not contain secrets."""
         self._settings = settings
         self._files = files
         self._hostname = hostname
         self._environ = {"TS_LOGS_DIR": str(files.run / "tailscale")} | dict(environ)
-        # Multipath TCP, Go's default for listening, is out of Landlock's reach.
+        # Landlock does not cover Multipath TCP, Go's default for listening.
         others = [word for word in (self._environ.get("GODEBUG"), "multipathtcp=0") if word]
         self._environ["GODEBUG"] = ",".join(others)
         self._programs = {name: shutil.which(name) for name in ("tailscaled", "tailscale")}
 
     def prepare(self) -> None:
-        """Check what can be checked without a network. Raises RemoteError."""
+        """Check everything that needs no network. Raises RemoteError."""
         missing = [name for name, path in self._programs.items() if path is None]
         if missing:
             raise TailscaledError(
@@ -81,8 +81,8 @@ class Tailscaled:
             )
         if not self._settings.ts_userspace and not TUN.exists():
             raise TailscaledError(
-                f"TS_USERSPACE=false, but there is no {TUN}; start the container with --device"
-                f" {TUN} --cap-add NET_ADMIN, or leave TS_USERSPACE alone"
+                f"TS_USERSPACE=false, but {TUN} does not exist; start the container with --device"
+                f" {TUN} --cap-add NET_ADMIN, or unset TS_USERSPACE"
             )
         key_file = self._key.removeprefix("file:")
         if key_file != self._key:
@@ -90,7 +90,7 @@ class Tailscaled:
                 remember(Path(key_file).read_text(errors="replace"))
             except OSError as error:
                 raise SettingsError(
-                    f"TS_AUTHKEY=file:{key_file}: there is no such file to read ({error.strerror})"
+                    f"TS_AUTHKEY=file:{key_file}: the file cannot be read ({error.strerror})"
                 ) from error
         try:
             shutil.rmtree(self._files.run / "tailscale", ignore_errors=True)
@@ -99,11 +99,11 @@ class Tailscaled:
             if self._files.state is not None:
                 self._link_socket(self._files.state / "tailscaled.sock")
         except OSError as error:
-            raise TailscaledError(f"tailscaled's folders cannot be made: {error}") from error
+            raise TailscaledError(f"tailscaled's folders cannot be created: {error}") from error
 
     @property
     def is_ephemeral(self) -> bool:
-        """Whether its login is not kept, so that it leaves the tailnet at the end."""
+        """Whether its login is not kept, so it leaves the tailnet at the end."""
         return self._files.state is None
 
     async def launch(self) -> Child:
@@ -120,7 +120,7 @@ class Tailscaled:
         else:
             logger.info(
                 "%s: this kernel has no Landlock for TCP (Linux 6.7): tailscaled's peer API listens"
-                " on all addresses; it talks to machines of the tailnet alone",
+                " on all addresses; it talks only to machines of the tailnet",
                 self.part,
             )
         return await Child.start(
@@ -128,7 +128,7 @@ class Tailscaled:
         )
 
     async def ready(self, child: Child) -> str:
-        """Wait for the socket, log in. Raises RemoteError for each way that can fail."""
+        """Wait for the socket, then log in. Raises RemoteError for every failure."""
         del child
         try:
             async with asyncio.timeout(SOCKET_TIMEOUT_S):
@@ -154,7 +154,7 @@ class Tailscaled:
         return TailscaledError(f"tailscaled {text}{hint}")
 
     async def watch(self, board: StatusBoard) -> None:
-        """Keep the board's `tunnel` up to date while tailscaled runs; until it is cancelled."""
+        """Keep the board's `tunnel` up to date while tailscaled runs, until cancelled."""
         while True:
             await asyncio.sleep(WATCH_S)
             if board[self.part].state == "starting":
@@ -171,7 +171,7 @@ class Tailscaled:
                 board.set(self.part, "down", *problem)
 
     async def log_out(self, until_s: float) -> None:
-        """Leave the tailnet, so that no dead node stays in its list; `until_s` is monotonic."""
+        """Leave the tailnet, so that its list keeps no dead node; `until_s` is monotonic."""
         answer = await self._tailscale("logout", timeout_s=max(0.1, until_s - time.monotonic()))
         if answer.code == 0:
             logger.info("%s: logged out of the tailnet", self.part)
@@ -216,20 +216,20 @@ class Tailscaled:
             seconds = f"TS_LOGIN_TIMEOUT={self._settings.ts_login_timeout:g} s"
             word = shown("; ".join(status.get("Health") or []))
             return ControlUnreachableError(
-                f"not on the tailnet within {seconds}: {word or text}; check the network of this"
-                " machine, and --login-server in TS_EXTRA_ARGS"
+                f"not on the tailnet within {seconds}: {word or text}; check this machine's"
+                " network, and --login-server in TS_EXTRA_ARGS"
             )
-        return SettingsError(f"`tailscale up` failed, check TS_EXTRA_ARGS: {text}")
+        return SettingsError(f"`tailscale up` failed; check TS_EXTRA_ARGS: {text}")
 
     async def _is_logged_in(self) -> bool:
-        """Whether the kept state still is; waits until tailscaled knows."""
+        """Whether the kept state is still logged in; waits until tailscaled knows."""
         until_s = time.monotonic() + COMMAND_TIMEOUT_S
         while time.monotonic() < until_s:
             status = await self._status()
             if status["BackendState"] not in ("NoState", "Starting"):
                 return bool(status["BackendState"] != "NeedsLogin")
             await asyncio.sleep(0.1)
-        return True  # without a verdict of the control server the kept login stands
+        return True  # without an answer from the control server the kept login is valid
 
     async def _status(self) -> dict[str, Any]:
         answer = await self._tailscale("status", "--json", "--peers=false")
@@ -254,7 +254,7 @@ class Tailscaled:
             async with asyncio.timeout(timeout_s):
                 output, _ = await process.communicate()
         except TimeoutError:
-            return CommandResult(TIMED_OUT, f"no end within {timeout_s:g} s")
+            return CommandResult(TIMED_OUT, f"it did not end within {timeout_s:g} s")
         finally:
             if process.returncode is None:
                 process.kill()

@@ -1,6 +1,6 @@
-"""Tailscale's command lines and answers. Settings → flags; `status --json` → words. Pure.
+"""Tailscale's command lines and answers: settings → flags; `status --json` → text. Pure.
 
-The auth key never passes here, only the name of a file that holds it.
+The auth key never appears here, only the name of a file that contains it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,8 @@ from crane_x7_remote.settings import Settings
 from crane_x7_vla_rl.log_text import shown
 
 NEW_KEY = (
-    "make a new key (https://login.tailscale.com/admin/settings/keys, or your own control server's)"
+    "create a new key (https://login.tailscale.com/admin/settings/keys, or your own control"
+    " server's)"
     " and set TS_AUTHKEY to it"
 )
 
@@ -28,8 +29,8 @@ def daemon_arguments(settings: Settings, files: Files) -> list[str]:
         f"--statedir={files.state or files.run / 'tailscale'}",
     ]
     if settings.ts_state_dir is None:
-        # This requests an ephemeral node from the control server, whatever the key. A tailscaled
-        # that was killed comes back as a new machine, which a file for this start alone avoids.
+        # This requests an ephemeral node from the control server with any key. A killed tailscaled
+        # would return as a new machine; a state file of this start alone avoids that.
         words += ["--state=mem:"]
     if settings.ts_userspace:
         words += ["--tun=userspace-networking"]
@@ -41,7 +42,7 @@ def daemon_arguments(settings: Settings, files: Files) -> list[str]:
 
 
 def listening_ports(settings: Settings) -> set[int]:
-    """Return the TCP ports that tailscaled is told to listen on."""
+    """Return the TCP ports on which tailscaled must listen."""
     proxies = (settings.ts_socks5_server, settings.ts_outbound_http_proxy_listen)
     ports = {split_address(address)[1] for address in proxies if address is not None}
     return ports | {
@@ -50,10 +51,11 @@ def listening_ports(settings: Settings) -> set[int]:
 
 
 def up_arguments(settings: Settings, hostname: str, key: str | None) -> list[str]:
-    """Return the words of `tailscale up`; `key` is a reference to a file, never the key itself."""
+    """Return the arguments of `tailscale up`; `key` refers to a file and is never the key
+    itself."""
     words = [
         "up",
-        "--reset",  # flags of an earlier start do not linger
+        "--reset",  # without the flags of an earlier start
         f"--hostname={hostname}",
         f"--accept-dns={str(settings.ts_accept_dns).lower()}",
         f"--timeout={settings.ts_login_timeout:g}s",
@@ -71,7 +73,7 @@ def describe(status: Mapping[str, Any]) -> str:
 
 
 def trouble(status: Mapping[str, Any]) -> tuple[str, str] | None:
-    """Return what is wrong and what to do, from `tailscale status --json`; None if all is well."""
+    """Return problem and remedy, from `tailscale status --json`; None if it is connected."""
     state = status.get("BackendState")
     if state == "NeedsLogin":
         return "logged out of the tailnet: " + _health(status), NEW_KEY + ", then restart"

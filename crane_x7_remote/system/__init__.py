@@ -1,1 +1,1 @@
-"""What our processes need from the operating system."""
+"""Functions of the operating system that several processes use."""

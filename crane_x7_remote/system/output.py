@@ -1,4 +1,4 @@
-"""Output of other programs. Chunks of bytes → lines of text for a log, each of bounded length."""
+"""Output of other programs: chunks of bytes → lines of text for a log, each of bounded length."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from crane_x7_vla_rl.log_text import shown as shown
 from crane_x7_vla_rl.secret_text import remember as remember
 
 LINE_BYTES: Final = 1 << 20
-"""A longer line is cut, and the rest of it discarded."""
+"""A longer line is cut, and its rest discarded."""
 
 
 class LineSplitter:
-    """Cuts a stream into lines; neither a line nor an unfinished rest grows without limit."""
+    """Splits a stream into lines; neither a line nor an unfinished rest grows without limit."""
 
     def __init__(self) -> None:
         self._rest = b""
         self._skipping = False
-        """Whether the line that is being read is too long already."""
+        """Whether the current line is already too long."""
 
     def feed(self, chunk: bytes) -> Iterator[str]:
         """Yield each line that ended in `chunk`."""
@@ -39,7 +39,7 @@ class LineSplitter:
             self._rest, self._skipping = b"", True
 
     def end(self) -> Iterator[str]:
-        """Yield what came after the last line break."""
+        """Yield the text after the last line break."""
         if self._rest:
             yield self._cut()
         self._rest, self._skipping = b"", False

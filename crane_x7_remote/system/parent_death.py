@@ -1,4 +1,4 @@
-"""A child process that ends when its parent dies, whatever killed the parent. Linux only."""
+"""A child process that ends when its parent dies for any reason. Linux only."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ PR_SET_PDEATHSIG = 1
 
 
 def die_with(parent: int) -> Callable[[], None]:
-    """Return a `preexec_fn` by which a fresh child receives SIGTERM when `parent` dies.
+    """Return a `preexec_fn`: a new child then receives SIGTERM when `parent` dies.
 
-    The thread that starts the child counts as the parent: start it from one that lives on.
+    The thread that starts the child counts as the parent: start the child from a thread that keeps
+    running.
     """
     libc = ctypes.CDLL(None, use_errno=True)
 

@@ -1,4 +1,4 @@
-"""Real-time priority for a thread that must not be late."""
+"""Real-time priority for a thread with deadlines."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ FIFO_PRIORITY = 10
 
 
 def ask_for_real_time() -> None:
-    """Give this thread real-time priority, where the machine allows it."""
+    """Give this thread real-time priority if the machine allows it."""
     try:
         policy = os.SCHED_FIFO | os.SCHED_RESET_ON_FORK
         os.sched_setscheduler(0, policy, os.sched_param(FIFO_PRIORITY))

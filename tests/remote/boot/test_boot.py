@@ -176,7 +176,7 @@ async def test_key_in_a_file_that_is_not_there_is_named(
         (tmp_path / name).chmod(0o755)
     plan = _plan(tmp_path, ["true"], TS_AUTHKEY="file:/nowhere/key")
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    with pytest.raises(SettingsError, match="TS_AUTHKEY=file:/nowhere/key: there is no such file"):
+    with pytest.raises(SettingsError, match="TS_AUTHKEY=file:/nowhere/key: the file cannot be"):
         await Boot(plan).run()
 
 

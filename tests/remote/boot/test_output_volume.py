@@ -1,4 +1,4 @@
-"""boot says where results are lost with the container."""
+"""boot warns where results are lost with the container."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def mounted(root: str, point: str = str(ROOT)) -> str:
 def test_a_folder_of_the_container_itself_is_lost() -> None:
     text = warning(ROOT, LAYER)
     assert text is not None
-    assert f"OUTPUT_ROOT={ROOT}: it is no volume" in text
+    assert f"OUTPUT_ROOT={ROOT}: it is not on a volume" in text
     assert f"-v /path/to/outputs:{ROOT}" in text
 
 

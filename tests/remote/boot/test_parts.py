@@ -129,7 +129,7 @@ def test_loop_always_writes_the_metrics_that_boot_reads(words: list[str], metric
 
 def test_unknown_program_is_refused_with_the_roles_named() -> None:
     wrong = role.choose(["infre"], _settings(), FILES)
-    with pytest.raises(RoleError, match="'infre': no such program on PATH; expected infer, train"):
+    with pytest.raises(RoleError, match="'infre': this program is not on PATH; expected infer, t"):
         role.resolve(wrong, {"PATH": "/usr/bin:/bin"})
 
 

@@ -146,7 +146,7 @@ def test_environment_reaches_sessions_intact(machine: Machine, login: Login) -> 
     assert f"PATH={os.environ['PATH']}" in of_command
     assert "HOME=/home/vla" in of_command
     assert not [entry for entry in of_command if entry.startswith(("TWO_LINES", "b=", "RIG="))]
-    assert "not in ssh sessions, since they hold a line break or have an odd name: TWO_LINES" in (
+    assert "not in ssh sessions (line break in the value, or invalid name): TWO_LINES" in (
         machine.log
     )
 

@@ -194,7 +194,7 @@ def test_wrong_key_has_its_own_code_and_message(tailnet: Tailnet, wrong: str) ->
     machine.boot("sleep", "600", environ=tailnet.environ(wrong))
     assert machine.wait(90) == ExitCode.TAILNET_KEY
     assert "the control server refused TS_AUTHKEY" in machine.log
-    assert "make a new key" in machine.log
+    assert "create a new key" in machine.log
     assert wrong not in machine.log
     assert "role is up" not in machine.log
 
