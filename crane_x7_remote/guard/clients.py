@@ -87,7 +87,10 @@ class Client:
         """Count a refusal, and tell and log it if its like was not told just now."""
         self.refused[refusal.kind] += 1
         text, action = str(refusal), refusal.action
-        if refusal.kind == ACTION_TOPIC and self.refused[refusal.kind] > 1:
+        if refusal.kind == ACTION_TOPIC:  # every loop publishes it, unless told not to
+            if self.refused[refusal.kind] == 1:
+                logger.info("client %d: %s", self.number, text)
+                self.tell("info", f"guard: {text}", refusal.operation_id)
             return
         if not self._complaints.may_tell(refusal.kind, self._clock()):
             return

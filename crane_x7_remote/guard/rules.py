@@ -314,8 +314,9 @@ class AllowList:
             if topic == self._names.action and what in ("publish", "advertise"):
                 raise Refused(
                     ACTION_TOPIC,
-                    f"{text}; it commands the arm past every check, for older controllers:"
-                    " GUARD_PASS_ACTION=true allows it",
+                    f"{topic} is not passed on, as usual; driving does not need it. Only an older"
+                    " controller does, which then moves without the guard's checks"
+                    " (GUARD_PASS_ACTION=true)",
                     operation_id,
                 )
             raise Refused("topic", text, operation_id)

@@ -42,7 +42,8 @@ from crane_x7_remote.tunnel.peer import StatusCommand, TailnetDiagnosis
 from crane_x7_vla_rl import camera_pose
 from crane_x7_vla_rl.camera_pose import CameraPose
 from crane_x7_vla_rl.policies.base import ModelOptions, NotFiniteError, Policy, PolicyLoadError
-from crane_x7_vla_rl.policies.load import check_openvla, load_policy
+from crane_x7_vla_rl.policies.load import check, load_policy
+from crane_x7_vla_rl.policies.preflight import OptionNames
 
 logger = logging.getLogger(__name__)
 
@@ -77,8 +78,8 @@ def run(args: argparse.Namespace) -> int:
     if name == "openvla" and settings.vla_model_path is not None:
         settings = checkpoint.apply(settings)
     config = _loop_config(settings, args.session or secrets.token_hex(4), _camera_pose(settings))
-    if name == "openvla":
-        _check(settings)
+    names = _names(args)
+    _check(name, settings, names)
     writer = None if args.metrics is None else _metrics_writer(args.metrics)
     stop = threading.Event()
     ends: list[InferenceLoop] = []
@@ -101,7 +102,7 @@ def run(args: argparse.Namespace) -> int:
     deadline_s = time.monotonic() + settings.peer_wait_timeout
     limits = Limits(max_jump_rad=settings.max_jump)
     with RosbridgeClient(_client_config(settings)) as client:
-        policy = _load(name, settings)
+        policy = _load(name, settings, names)
         loop = InferenceLoop(client, policy, config, limits, time.monotonic)
         ends.append(loop)
         try:
@@ -189,17 +190,24 @@ def _model_options(settings: Settings) -> ModelOptions:
     )
 
 
-def _check(settings: Settings) -> None:
+def _names(args: argparse.Namespace) -> OptionNames:
+    """Return what sets the model's options, for messages: flags that are given, else variables."""
+    variables = {"path": "vla_model_path", "device": "vla_device", "unnorm_key": "vla_unnorm_key"}
+    given = {name: field for name, field in variables.items() if getattr(args, field) is not None}
+    return OptionNames(**{name: f"--{field.replace('_', '-')}" for name, field in given.items()})
+
+
+def _check(name: str, settings: Settings, names: OptionNames) -> None:
     """Refuse a wrong device or model before anything is opened, imported or fetched."""
     try:
-        check_openvla(_model_options(settings))
+        check(name, _model_options(settings), names)
     except PolicyLoadError as error:
         raise PolicyError(str(error)) from error
 
 
-def _load(name: str, settings: Settings) -> Policy:
+def _load(name: str, settings: Settings, names: OptionNames) -> Policy:
     try:
-        return load_policy(name, _model_options(settings))
+        return load_policy(name, _model_options(settings), names)
     except PolicyLoadError as error:
         raise PolicyError(str(error)) from error
 

@@ -234,7 +234,10 @@ class Inbox:
         if name == "status":
             level, text = operation.get("level"), operation.get("msg")
             told = text if isinstance(text, str) else protocol.brief(text)
-            self._complain(f"status {protocol.brief(level)}", told, STATUS_AGAIN_S)
+            if level == "info":
+                self._complain("remark", told, STATUS_AGAIN_S, logging.INFO)
+            else:
+                self._complain(f"status {protocol.brief(level)}", told, STATUS_AGAIN_S)
             unknown = protocol.unknown_operation(text) if isinstance(text, str) else None
             if unknown is not None and len(self._unknown_to_server) < MAX_NAMED:
                 self._unknown_to_server.add(unknown)
@@ -328,13 +331,15 @@ class Inbox:
         self._refused[kind] += 1
         self._complain(kind, text)
 
-    def _complain(self, kind: str, text: str, again_s: float = COMPLAIN_AGAIN_S) -> None:
+    def _complain(
+        self, kind: str, text: str, again_s: float = COMPLAIN_AGAIN_S, level: int = logging.WARNING
+    ) -> None:
         """Log the first of a kind, and another one at most every `again_s`."""
         text = shown(text)
         logged_s, logged = self._complaints.get(kind, (float("-inf"), ""))
         if text != logged and self._now_s - logged_s >= again_s:
             self._complaints[kind] = (self._now_s, text)
-            logger.warning("%s from rosbridge: %s", kind, text)
+            logger.log(level, "%s from rosbridge: %s", kind, text)
 
     @staticmethod
     def _layout(message: Mapping[str, Any]) -> Layout:

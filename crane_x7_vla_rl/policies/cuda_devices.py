@@ -14,7 +14,7 @@ from typing import Final
 
 from crane_x7_vla_rl.policies.base import PolicyLoadError
 
-DEVICE: Final = re.compile(r"auto|cpu(:\d+)?|cuda(:(?P<index>\d+))?|mps|xpu(:\d+)?")
+DEVICE: Final = re.compile(r"auto|cpu(:\d+)?|cuda(:\d+)?|mps|xpu(:\d+)?")
 LIBRARY: Final = "libnvidia-ml.so.1"
 SIGNS: Final = (Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("/dev/nvhost-ctrl"))
 """Of a driver: NVIDIA's own, Windows' (WSL), a Jetson's."""
@@ -35,15 +35,22 @@ def count() -> int | None:
     return number.value
 
 
+def check_name(name: str, setting: str) -> None:
+    """Raise PolicyLoadError where `name` is no device on any machine."""
+    if DEVICE.fullmatch(name) is None:
+        raise PolicyLoadError(f"{setting}={name}: expected auto, cuda, cuda:1 or cpu")
+
+
 def problems(name: str, setting: str) -> list[PolicyLoadError]:
     """Return what is surely wrong with a device."""
-    match = DEVICE.fullmatch(name)
-    if match is None:
-        return [PolicyLoadError(f"{setting}={name}: expected cuda, cuda:1 or cpu")]
+    try:
+        check_name(name, setting)
+    except PolicyLoadError as error:
+        return [error]
     if not name.startswith("cuda"):
         return []
     there = count()
-    if there is None or int(match["index"] or 0) < there:
+    if there is None or int(name.partition(":")[2] or 0) < there:
         return []
     return [PolicyLoadError(no_device(setting, name, there))]
 

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Final
 
-from crane_x7_vla_rl.policies import preflight
+from crane_x7_vla_rl.policies import cuda_devices, preflight
 from crane_x7_vla_rl.policies.base import ModelOptions, Policy, PolicyLoadError
 from crane_x7_vla_rl.policies.preflight import INFER, OptionNames
 
@@ -32,8 +32,15 @@ def load_policy(
     raise PolicyLoadError(f"policy {name!r} is unknown; known: {', '.join(POLICY_NAMES)}")
 
 
-def check_openvla(options: ModelOptions, names: OptionNames = INFER) -> None:
+def check(name: str, options: ModelOptions, names: OptionNames = INFER) -> None:
     """Raise PolicyLoadError with all that is wrong and cheap to find; no weights are fetched."""
+    if name == "openvla":
+        _check_openvla(options, names)
+    else:
+        cuda_devices.check_name(options.device, names.device)
+
+
+def _check_openvla(options: ModelOptions, names: OptionNames) -> None:
     if options.path is None:
         raise PolicyLoadError(
             f"policy 'openvla' needs a model: set {names.path} to a folder or to a Hub id"
@@ -42,7 +49,7 @@ def check_openvla(options: ModelOptions, names: OptionNames = INFER) -> None:
 
 
 def _load_openvla(options: ModelOptions, names: OptionNames) -> Policy:
-    check_openvla(options, names)
+    _check_openvla(options, names)
     from crane_x7_vla_rl.policies.openvla import policy
 
     return policy.load(options)

@@ -12,6 +12,7 @@ from crane_x7_remote import cli as remote
 from crane_x7_remote import settings
 from crane_x7_vla_rl import command_line
 from crane_x7_vla_rl.fields import Kind, leaves
+from crane_x7_vla_rl.policies.load import SHIPPED
 from crane_x7_vla_rl.training import cli as learning
 from crane_x7_vla_rl.training.rl.config import RlConfig
 from crane_x7_vla_rl.training.sft.config import SftConfig
@@ -25,6 +26,13 @@ NEEDED = {
 }  # fmt: skip
 """What a command does not start without."""
 TEXTS = (str, Path, None)
+DEVICES = {
+    "infer": ["--vla-model-path", str(SHIPPED), "--vla-device", WRONG],
+    "infer color-servo": ["--policy", "color-servo", "--vla-device", WRONG],
+    "train": ["--device", WRONG],
+    "sft": ["--backend", "openvla", "--device", WRONG],
+    "evaluate": ["--checkpoint", str(SHIPPED), "--device", WRONG],
+}
 
 
 def commands() -> Iterator[tuple[str, str]]:
@@ -80,3 +88,20 @@ def test_a_wrong_value_is_named_with_its_flag_and_what_it_takes(
         if code not in (2, 3) or not all(text in said for text in (flag, WRONG, "expected")):
             wrong.append(f"{flag}: exit code {code}, {said!r}")
     assert wrong == []
+
+
+@pytest.mark.parametrize("line", DEVICES)
+def test_a_wrong_device_is_named_with_its_flag_and_the_choices(
+    line: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command, cli = line.split()[0], remote if line.startswith("infer") else learning
+    try:
+        code = cli.main([command, *DEVICES[line]])
+    except SystemExit as end:
+        code = int(str(end.code))
+    said = capsys.readouterr().err
+    assert code != 0
+    assert DEVICES[line][-2] in said
+    assert WRONG in said
+    choices = said.partition("expected")[2].splitlines()[0]
+    assert all(name in choices for name in ("auto", "cuda", "cpu")), said

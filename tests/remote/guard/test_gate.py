@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -36,6 +37,7 @@ from crane_x7_remote.errors import ExitCode, PeerUnreachableError
 from crane_x7_remote.rosbridge import protocol
 from crane_x7_remote.rosbridge.client import RosbridgeClient
 from crane_x7_remote.rosbridge.config import ClientConfig
+from crane_x7_remote.rosbridge.inbox import Inbox, IncomingTopics
 
 
 @pytest.fixture
@@ -173,6 +175,28 @@ def test_what_is_refused_is_counted_told_and_never_sent_on(
         }
     assert not server.of("call_service")
     assert {operation["topic"] for operation in server.of("publish")} == {STATE_TOPIC}
+
+
+def test_a_topic_that_every_loop_publishes_is_one_calm_line_here_and_at_the_loop(
+    guard: RunningGuard, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    with guard.connect() as client:
+        client.send({"op": "advertise", "topic": ACTION, "type": "std_msgs/Float32MultiArray"})
+        for _ in range(3):
+            client.publish(ACTION, {"data": [0.0] * 8})
+        told = client.next("status")
+        wait_until(lambda: guard.refused == {"action_topic": 4}, 5, "counted")
+    assert told["level"] == "info"
+    assert [one.levelname for one in caplog.records if ACTION in one.getMessage()] == ["INFO"]
+    caplog.clear()
+    inbox = Inbox(
+        IncomingTopics(None, None, None), 1 << 20, adapts_throttle=False, on_throttle=lambda _: None
+    )
+    inbox.take(protocol.encode_json(told), 0.0)
+    (line,) = caplog.records
+    assert line.levelname == "INFO"
+    assert "driving does not need it" in line.getMessage()
 
 
 def test_a_flood_of_refusals_is_not_answered_by_a_flood(guard: RunningGuard) -> None:
