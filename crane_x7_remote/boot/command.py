@@ -2,7 +2,8 @@
 
 sshd does not wait for the tailnet, so that a login through a port of the host works while the
 tailnet is down. The role waits for both. SIGTERM ends role, login, sshd and tailscaled in this
-order within STOP_BUDGET_S.
+order within STOP_BUDGET_S. A training that needs longer to save is not killed: boot leaves the
+tailnet, then waits for it. The container runtime ends this wait (`docker stop -t SECONDS`).
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import argparse
 import asyncio
 import contextlib
 import logging
+import math
 import signal
 import sys
 import time
@@ -40,7 +42,10 @@ logger = logging.getLogger(__name__)
 STOP_BUDGET_S = 9.0
 """`docker stop` kills after 10 s."""
 ROLE_SHARE_S, LOGOUT_SHARE_S, SSHD_SHARE_S = 5.0, 2.5, 0.7
-"""Share of the budget per part; tailscaled gets the rest."""
+"""Share of the budget per part; tailscaled gets the rest. A training may take longer than its
+share."""
+TAILSCALED_SHARE_S = 0.8
+"""Its least share, after a training that took longer."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -221,21 +226,39 @@ class Boot:
         Returns the role's exit code, 0 if it never started.
         """
         until_s = time.monotonic() + STOP_BUDGET_S
-        code: int = ExitCode.OK
-        if self._role is not None:
-            code = await self._role.stop(time.monotonic() + ROLE_SHARE_S)
-            logger.info("role: %s ended with %d", self._role.name, code)
+        ending = asyncio.create_task(self._end_role())
+        await asyncio.wait({ending}, timeout=ROLE_SHARE_S if self._plan.role.saves else None)
+        if not ending.done():
+            logger.info(
+                "role: %s has not ended yet; boot waits until it has saved its checkpoint. For more"
+                " time: docker stop -t SECONDS",
+                self._plan.role.name,
+            )
+        await self._log_out()
+        code = await ending
+        if self._sshd is not None:
+            await self._sshd.stop(time.monotonic() + SSHD_SHARE_S)
+        if self._tailnet is not None:
+            await self._tailnet.stop(max(until_s, time.monotonic() + TAILSCALED_SHARE_S))
+        return code
+
+    async def _end_role(self) -> int:
+        """Stop the role; a training is never killed."""
+        if self._role is None:
+            return ExitCode.OK
+        saves = self._plan.role.saves
+        code = await self._role.stop(math.inf if saves else time.monotonic() + ROLE_SHARE_S)
+        logger.info("role: %s ended with %d", self._role.name, code)
+        return code
+
+    async def _log_out(self) -> None:
+        """Leave the tailnet if the node is ephemeral."""
         if (
             self._tailscaled is not None
             and self._tailscaled.is_ephemeral
             and self._board["tunnel"].state in ("up", "down")
         ):
             await self._tailscaled.log_out(time.monotonic() + LOGOUT_SHARE_S)
-        if self._sshd is not None:
-            await self._sshd.stop(time.monotonic() + SSHD_SHARE_S)
-        if self._tailnet is not None:
-            await self._tailnet.stop(until_s)
-        return code
 
     def _on_signal(self, number: int, stopped: asyncio.Event) -> None:
         if not stopped.is_set():

@@ -21,6 +21,7 @@ from crane_x7_remote.errors import RoleError
 from crane_x7_remote.settings import OLD_NAMES, Settings
 
 TRAINING = ("train", "sft", "evaluate")
+SAVING = frozenset(("train", "sft"))
 ROLES = ("infer", *TRAINING, "sshd")
 NOT_FOR_ROLES = {"TS_AUTHKEY", *OLD_NAMES}
 """Anyone with the key can join the tailnet; no role needs it."""
@@ -34,6 +35,12 @@ class Role:
     argv: tuple[str, ...] = ()
     metrics: Path | None = None
     """Metrics file of the loop; None: this role is not a loop."""
+
+    @property
+    def saves(self) -> bool:
+        """Whether it trains, by our word or by a command such as `torchrun … train`; a training
+        saves a checkpoint on SIGTERM."""
+        return self.name != "infer" and not SAVING.isdisjoint(self.argv)
 
 
 def choose(words: Sequence[str], settings: Settings, files: Files) -> Role:

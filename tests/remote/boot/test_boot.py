@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import os
 import pwd
 import signal
@@ -20,9 +21,9 @@ import pytest
 from tailnet_rig import free_port
 
 from crane_x7_remote import settings as settings_module
+from crane_x7_remote.boot import command, status
 from crane_x7_remote.boot import files as files_module
 from crane_x7_remote.boot import role as role_module
-from crane_x7_remote.boot import status
 from crane_x7_remote.boot.account import Account
 from crane_x7_remote.boot.command import ROLE_SHARE_S, STOP_BUDGET_S, Boot, BootPlan
 from crane_x7_remote.errors import (
@@ -82,6 +83,47 @@ async def test_deaf_role_is_killed_within_the_budget(tmp_path: Path) -> None:
     assert await asyncio.wait_for(boot, 60) == 128 + signal.SIGKILL
     assert time.monotonic() - before_s >= ROLE_SHARE_S
     assert ROLE_SHARE_S < STOP_BUDGET_S < 10
+
+
+async def test_a_training_that_saves_for_longer_is_not_killed_and_the_tailnet_is_left_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(command, "ROLE_SHARE_S", 0.1)
+    caplog.set_level(logging.INFO)
+    script = (
+        'trap "while [ ! -e $BOOT_RUN_DIR/left ]; do sleep 0.05; done; exit 7" TERM;'
+        'touch "$BOOT_RUN_DIR/ready"; while :; do sleep 0.05; done'
+    )
+    plan = _plan(tmp_path, ["sh", "-c", script, "train"])
+    running = Boot(plan)
+
+    async def leave() -> None:
+        await asyncio.sleep(0.1)
+        (plan.files.run / "left").touch()
+
+    monkeypatch.setattr(running, "_log_out", leave)
+    boot = asyncio.create_task(running.run())
+    await _when(plan.files.run / "ready")
+    os.kill(os.getpid(), signal.SIGTERM)
+    assert await asyncio.wait_for(boot, 30) == 7
+    assert "boot waits until it has saved its checkpoint" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("words", "saves"),
+    [
+        ("train --backend gpu", True),
+        ("sft", True),
+        ("torchrun --nproc-per-node 2 -m crane_x7_vla_rl.training.cli train", True),
+        ("infer --vla-task-instruction train", False),
+        ("evaluate", False),
+        ("sleep 600", False),
+    ],
+)
+def test_only_a_training_may_take_its_time(tmp_path: Path, words: str, saves: bool) -> None:
+    settings = settings_module.load(environ={"BOOT_RUN_DIR": str(tmp_path)})
+    files = files_module.prepare(settings)
+    assert role_module.choose(words.split(), settings, files).saves == saves
 
 
 async def test_health_is_told_on_the_socket_and_on_the_port_while_boot_lives(
