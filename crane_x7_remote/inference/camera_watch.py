@@ -1,6 +1,6 @@
-"""Where the camera stands, for a policy that must know: CAMERA_POSE, else what the robot says.
+"""The camera's pose for a policy that needs it: CAMERA_POSE, else the pose the robot publishes.
 
-Setting, message on /vla/camera_pose -> the policy's `look_through`, or a `Hold` until one is there.
+Setting, message on /vla/camera_pose -> the policy's `look_through`, or a `Hold` while unknown.
 `hear` runs on the client's thread, the rest on the loop's.
 """
 
@@ -24,14 +24,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class _Statement:
-    """What the robot behind one link said."""
+    """The pose that the robot behind one link published."""
 
     pose: CameraPose
     reconnects: int
 
 
 class CameraWatch:
-    """Tells one policy where the camera stands; does nothing for a policy that need not know."""
+    """Gives one policy the camera's pose; does nothing for a policy that does not need it."""
 
     def __init__(
         self,
@@ -40,8 +40,8 @@ class CameraWatch:
         pose: CameraPose | None,
         forget: Callable[[], None],
     ) -> None:
-        """`pose` is the operator's and counts more than the robot's; `forget` makes the policy drop
-        what it saw through another camera."""
+        """`pose` is the operator's and overrides the robot's; `forget` makes the policy drop what
+        it observed through another camera."""
         self._client = client
         self._policy = policy if isinstance(policy, CameraUser) else None
         self._forget = forget
@@ -50,17 +50,17 @@ class CameraWatch:
         self._used: CameraPose | None = None
 
     def listen(self) -> None:
-        """Listen to what the robot says, where that is needed."""
+        """Subscribe to the robot's camera pose if the policy needs it."""
         if self._policy is not None and self._own is None:
             self._client.subscribe(CAMERA_POSE_TOPIC, STRING, self.hear)
 
     def hear(self, message: Mapping[str, Any]) -> None:
-        """Take the robot's statement; raises MessageError. Called on the client's thread."""
+        """Store the pose of a message; raises MessageError. Called on the client's thread."""
         self._heard = None
         self._heard = _Statement(camera_pose.read(message), self._client.link.reconnects)
 
     def hold(self, image: Image) -> Hold | None:
-        """Tell the policy where the camera of `image` stands; a Hold while that is not known."""
+        """Give the policy the pose of the camera of `image`; return a Hold while it is unknown."""
         if self._policy is None:
             return None
         pose, heard = self._own, self._heard
@@ -69,7 +69,7 @@ class CameraWatch:
         if pose is None:
             return Hold(
                 HoldReason.CAMERA_UNCONFIRMED,
-                f"where the camera stands is not known: the robot says nothing on"
+                f"the camera's pose is unknown: the robot publishes none on"
                 f" {CAMERA_POSE_TOPIC}; set CAMERA_POSE (--camera-pose) to a file like"
                 " configs/camera_pose.yaml, or to sim for the simulated robot's camera",
             )
@@ -84,7 +84,7 @@ class CameraWatch:
     def _use(self, pose: CameraPose) -> None:
         assert self._policy is not None
         source = "the robot" if self._own is None else "CAMERA_POSE"
-        logger.info("the camera stands at %s m, as %s says", _metres(pose), source)
+        logger.info("camera position: %s m, from %s", _metres(pose), source)
         self._policy.look_through(pose)
         if self._used is not None:
             self._forget()

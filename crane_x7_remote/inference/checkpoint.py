@@ -1,8 +1,8 @@
-"""What a checkpoint decides about the loop. Settings → settings with its rate and temperature.
+"""Loop settings from a checkpoint. Settings → settings with its rate and temperature.
 
 Default < checkpoint < variable or flag. The checkpoint's files are read by policies/about.py; one
-log line says what was taken, one warning what contradicts. A checkpoint may come from a stranger:
-its files widen the limits of the loop up to `MOST` only, variables and flags without a limit.
+log line lists the values in use, one warning the contradictions. A checkpoint is not trusted: its
+files can widen the loop's limits up to `MOST` only; variables and flags can widen them further.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MOST: Final = {"max_jump": 2.0, "trajectory_validity": 2.0}
 """Largest values that a checkpoint's files can set, rad and s. The shipped policy needs 1.6 rad and
 1.25 s; a rate below 1 Hz would need a longer validity."""
 TICKS_PER_TRAJECTORY: Final = 2
-"""A trajectory is valid for at least so many ticks: the arm must not stop between two of them."""
+"""A trajectory is valid for at least N ticks, so that the arm does not stop between two of them."""
 
 
 def lasting_s(rate_hz: float) -> float:
@@ -35,7 +35,7 @@ def lasting_s(rate_hz: float) -> float:
 
 
 def apply(settings: Settings) -> Settings:
-    """Return the settings with what the checkpoint says; raises PolicyError for a broken file."""
+    """Return the settings with the checkpoint's values; raises PolicyError for a broken file."""
     assert settings.vla_model_path is not None
     token = None if settings.hf_token is None else settings.hf_token.get_secret_value()
     try:
@@ -70,14 +70,14 @@ def apply(settings: Settings) -> Settings:
 
 
 def _capped(values: Mapping[str, Any], given: Collection[str]) -> dict[str, float]:
-    """Return the limits that a checkpoint sets too wide, cut to MOST; each is logged."""
+    """Return the limits that a checkpoint sets too wide, capped at MOST; logs each one."""
     cut = {}
     for field, most in MOST.items():
         if field not in given and values.get(field, 0.0) > most:
             variable = field.upper()
             logger.warning(
-                "%s: the checkpoint needs %.3g, a checkpoint's files set at most %g; using %g. If"
-                " the arm is safe with more: %s=%.3g",
+                "%s: the checkpoint needs %.3g, but its files can set at most %g; using %g. If the"
+                " arm is safe with the larger value, set %s=%.3g",
                 variable, values[field], most, most, variable, values[field],
             )  # fmt: skip
             cut[field] = most

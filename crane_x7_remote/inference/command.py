@@ -1,6 +1,6 @@
-"""`crane-x7-remote infer`: settings and flags → client, policy and loop, until it is told to stop.
+"""`crane-x7-remote infer`: settings and flags → client, policy and loop, until a signal.
 
-SIGTERM and SIGINT end it with exit code 0 and the arm at rest; every other end has its own code,
+SIGTERM and SIGINT end it with exit code 0 and the arm at rest; every other cause has its own code,
 see errors.ExitCode.
 """
 
@@ -53,19 +53,22 @@ be the largest part of the latency."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add a flag for every setting of the loop, and those of this command alone."""
+    """Add a flag for every setting of the loop, and the flags of this command."""
     settings_module.add_flags(parser, settings_module.role_fields())
     parser.add_argument(
-        "--duration", type=_seconds, metavar="S", help="stop after so many seconds [until a signal]"
+        "--duration", type=_seconds, metavar="S", help="stop after S seconds [until a signal]"
     )
     parser.add_argument(
-        "--metrics", type=Path, metavar="PATH", help="write figures here as JSON, each second"
+        "--metrics",
+        type=Path,
+        metavar="PATH",
+        help="write metrics to this file as JSON, once a second",
     )
     parser.add_argument(
         "--session",
         type=_session,
         metavar="HEX",
-        help="8 hex digits that name this loop on the robot [random]",
+        help="8 hex digits that identify this loop on the robot [random]",
     )
 
 
@@ -87,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     def on_signal(number: int, frame: types.FrameType | None) -> None:
         del frame
         signal.signal(number, signal.SIG_DFL)
-        # Not here: the interrupted thread may hold the very lock that waking it up needs.
+        # In a new thread: the interrupted thread may hold the lock that `loop.stop` needs.
         threading.Thread(target=end, args=(number,), name="stop").start()
 
     def end(number: int) -> None:
@@ -161,7 +164,7 @@ def _wait_connected(
 
 
 def _tailnet_diagnosis(settings: Settings) -> TailnetDiagnosis | None:
-    """Boot sets TS_SOCKET once a tailnet is joined, and a proxy if that leads to the robot."""
+    """Boot sets TS_SOCKET after joining a tailnet, and a proxy if that leads to the robot."""
     if settings.ts_socket is None or is_loopback(settings.rosbridge_host):
         return None
     command = StatusCommand(Path(settings.ts_socket))
@@ -173,7 +176,7 @@ def _policy_name(settings: Settings) -> str:
         return settings.vla_policy
     if settings.vla_model_path is None:
         raise SettingsError(
-            "no policy is chosen: set VLA_MODEL_PATH to a model, or VLA_POLICY=color-servo"
+            "no policy selected: set VLA_MODEL_PATH to a model, or VLA_POLICY=color-servo"
         )
     return "openvla"
 
@@ -198,7 +201,7 @@ def _names(args: argparse.Namespace) -> OptionNames:
 
 
 def _check(name: str, settings: Settings, names: OptionNames) -> None:
-    """Refuse a wrong device or model before anything is opened, imported or fetched."""
+    """Refuse a wrong device or model before anything is opened, imported or downloaded."""
     try:
         check(name, _model_options(settings), names)
     except PolicyLoadError as error:
@@ -219,14 +222,14 @@ def _warm_up(loop: InferenceLoop, name: str) -> None:
         raise PolicyError(f"policy {name}: {error}") from error
     except Exception as error:
         raise PolicyError(
-            f"policy {name} failed on a made-up picture: {type(error).__name__}: {error}"
+            f"policy {name} failed on a synthetic image: {type(error).__name__}: {error}"
         ) from error
 
 
 def _metrics_writer(path: Path) -> MetricsWriter:
-    """Refuse a folder that is not there at once; a disk that fills up later is only a warning."""
+    """Refuse a missing folder at the start; a disk that fills up later is only a warning."""
     if not path.parent.is_dir():
-        raise OutputError(f"--metrics {path}: there is no folder {path.parent}; make it first")
+        raise OutputError(f"--metrics {path}: folder {path.parent} does not exist; create it first")
     return MetricsWriter(path)
 
 
@@ -245,7 +248,7 @@ def _client_config(settings: Settings) -> ClientConfig:
 
 
 def _say_hint(settings: Settings) -> str:
-    """Return how to give this loop another task, as it can be typed."""
+    """Return the command that gives this loop another task, ready to type."""
     flags = "".join(
         f" --{name.replace('_', '-')} {value}"
         for name in ("rosbridge_host", "rosbridge_port", "instruction_topic")

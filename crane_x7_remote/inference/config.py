@@ -11,10 +11,10 @@ from crane_x7_vla_rl.camera_pose import CameraPose
 
 @dataclass(frozen=True)
 class LoopConfig:
-    """How the loop drives; defaults are those of settings.Settings."""
+    """Options of one loop; the defaults are those of settings.Settings."""
 
     session: str
-    """8 hex digits that name this loop."""
+    """8 hex digits that identify this loop."""
     rate_hz: float = 10.0
     instruction: str = "pick up the object"
     max_frame_age_s: float = 0.5
@@ -22,11 +22,11 @@ class LoopConfig:
     validity_s: float = 0.5
     dry_run: bool = False
     camera_pose: CameraPose | None = None
-    """Where the camera stands, from the operator; None: as the robot says."""
+    """The camera's pose from the operator; None: the pose that the robot publishes."""
     say_hint: str = 'Give a task: crane-x7-remote say "pick up the red cube"'
     """Ends the warning about a task that the policy refuses."""
     topics: OutgoingTopics = field(default_factory=OutgoingTopics)
     policy_failing_s: float = 60.0
-    """After so many seconds without one good prediction the loop ends with PolicyFailingError."""
+    """After this many seconds without a usable prediction the loop raises PolicyFailingError."""
     listen_s: float = peers.LISTEN_S
     silence_s: float = peers.SILENCE_S

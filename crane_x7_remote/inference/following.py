@@ -1,11 +1,11 @@
-"""Whether the arm follows what it is sent. Trajectories heard, joints measured → `Hold`. Pure.
+"""Whether the arm follows its trajectories. Trajectories heard, joints measured → `Hold`. Pure.
 
-It holds when the arm went elsewhere for a second (blocked, torque off, emergency stop), until the
-arm has rested.
+The loop holds when the arm departs from its path for a second (blocked, torque off, emergency
+stop), until the arm is at rest.
 
-Displacements are compared, not positions: a path that restarts from the measured state, as it does
-for an arm that is off its path, lies on a blocked arm each time. The gripper is left out; it closes
-on things. Legend: 7 arm joints, rad; times on the robot's clock.
+Displacements are compared, not positions: for an arm off its path, the path restarts from the
+measured state, so a blocked arm would always be on it. The gripper is not checked; it closes on
+objects. Legend: 7 arm joints, rad; times on the robot's clock.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ WINDOWS_S = (1.0, 4.0)
 LAG_S = 0.5
 """An arm may trail its path by this much; a servo takes 0.2 s, a busy simulation more."""
 PERSISTS_S = 0.3
-"""The arm must go elsewhere for this long before it holds."""
+"""The arm must depart from its path for this long before the loop holds."""
 REST_S, REST_RAD = 1.0, 0.02
-"""An arm that moved by less than REST_RAD for REST_S is at rest, and is tried again."""
+"""An arm that moved by less than REST_RAD for REST_S is at rest; the loop then retries."""
 FORGET_S = 1.5
-"""This long after its path has ended, something else may move the arm."""
+"""From this long after the end of its path, something else may move the arm."""
 LONG_GAP_S = 0.5
-"""After such a gap in the measured states, the comparison starts again."""
+"""After a gap this long in the measured states, the comparison restarts."""
 SPACING_S = 0.015
 """Measured states closer together than this are skipped."""
 
@@ -39,17 +39,17 @@ SPACING_S = 0.015
 class _Point:
     time_s: float
     sent: Array
-    """(7,) how far the path went since the start of the comparison."""
+    """(7,) displacement of the path since the start of the comparison."""
     measured: Array
     """(7,)."""
 
 
 class FollowWatch:
-    """Watches one arm under one loop; everything on the loop's thread but `heard`."""
+    """Watches one arm for one loop; everything but `heard` runs on the loop's thread."""
 
     def __init__(self, tracking_rad: float, needs_echo: bool = True) -> None:
-        """`needs_echo`: a trajectory counts from when it was heard on the robot's topic, otherwise
-        from its stamp."""
+        """`needs_echo`: a trajectory counts from the time it was heard on the robot's topic,
+        otherwise from its stamp."""
         self._tracking_rad = tracking_rad
         self._needs_echo = needs_echo
         self._sent: dict[int, Trajectory] = {}
@@ -67,11 +67,11 @@ class FollowWatch:
         return Hold(
             HoldReason.NOT_FOLLOWING,
             f"{self._fault}: blocked, torque off, emergency stop, or a controller that is not"
-            f" active (`ros2 control list_controllers`); tried again after {REST_S:g} s at rest",
+            f" active (`ros2 control list_controllers`); retried after {REST_S:g} s at rest",
         )
 
     def sent(self, trajectory: Trajectory) -> None:
-        """Note a trajectory that was handed to the socket."""
+        """Note a trajectory that was passed to the socket."""
         self._sent[trajectory.sequence] = trajectory
         while len(self._sent) > 64:
             del self._sent[next(iter(self._sent))]
@@ -84,13 +84,13 @@ class FollowWatch:
         self._heard.append((sequence, robot_s))
 
     def restart(self) -> None:
-        """Forget what was sent: the link is new, the clock was set, another loop drove."""
+        """Forget sent trajectories: a new link, a step of the clock, or another loop that drove."""
         self._sent.clear()
         self._path = None
         self._forget_points()
 
     def observe(self, joints: JointState, measured_s: float) -> Hold | None:
-        """Take in a measured state; return `hold`."""
+        """Process a measured state; return `hold`."""
         position = joints.position_rad[:ARM_DOF]
         if not np.isfinite(position).all():
             return self.hold
@@ -122,8 +122,8 @@ class FollowWatch:
             self._points.popleft()
 
     def _follow_path(self, since_s: float, until_s: float) -> Array:
-        """Return how far the path went in between, (7,), going over to each trajectory when it was
-        heard, unless it has ended by then."""
+        """Return the path's displacement in between, (7,); it switches to each trajectory when that
+        is heard, unless the trajectory has ended by then."""
         gone = np.zeros(ARM_DOF)
         while self._heard and self._heard[0][1] <= until_s:
             sequence, heard_s = self._heard.popleft()
@@ -137,8 +137,8 @@ class FollowWatch:
         return gone + self._gone(since_s, until_s)
 
     def _gone(self, since_s: float, until_s: float) -> Array:
-        """Return how far the path went in between, (7,): its velocity's integral, so that a path
-        that starts elsewhere than the one before ended counts from there."""
+        """Return the path's displacement in between, (7,): the integral of its velocity, because a
+        path may start elsewhere than the previous one ended."""
         path = self._path
         if path is None:
             return np.zeros(ARM_DOF)
@@ -155,7 +155,7 @@ class FollowWatch:
         return np.asarray(steps.sum(axis=1))
 
     def _judge(self, now_s: float) -> str | None:
-        """Return how the arm and its path parted, when they have for long enough."""
+        """Describe how the arm departs from its path, if it has for long enough."""
         if self._path is None:
             return None
         found = next(filter(None, (self._parted(window_s) for window_s in WINDOWS_S)), None)
@@ -183,12 +183,12 @@ class FollowWatch:
             return None
         wanted = float(end.sent[joint] - start.sent[joint])
         return (
-            f"{JOINT_NAMES[joint]} moved by {moved[joint]:.3f} rad in {window_s:g} s where its path"
-            f" went {wanted:.3f}"
+            f"{JOINT_NAMES[joint]} moved {moved[joint]:.3f} rad in {window_s:g} s, but its path"
+            f" moved {wanted:.3f} rad"
         )
 
     def _sent_around(self, time_s: float) -> Array:
-        """Return where the path may have been for an arm that trails it, (n, 7)."""
+        """Return the range of the path's positions for an arm that trails it, (n, 7)."""
         return np.array(
             [each.sent for each in self._points if time_s - LAG_S <= each.time_s <= time_s]
         )

@@ -7,11 +7,11 @@ from enum import StrEnum
 
 
 class HoldReason(StrEnum):
-    """Every cause for which nothing is published."""
+    """Every reason to publish nothing."""
 
     LINK_DOWN = "link_down"
     LISTENING = "listening"
-    """The link is new: another loop that drives would be heard within this moment."""
+    """The link is new: the loop first listens for another loop that drives."""
     OTHER_LOOP = "other_loop"
     NO_FRAME = "no_frame"
     NO_NEW_FRAME = "no_new_frame"
@@ -20,23 +20,23 @@ class HoldReason(StrEnum):
     FRAME_UNREADABLE = "frame_unreadable"
     NO_JOINTS = "no_joints"
     ROS_VERSION_UNKNOWN = "ros_version_unknown"
-    """The stamps that come in do not tell ROS 1 from ROS 2: times would be written with keys that
-    the server drops."""
+    """The received stamps do not tell ROS 1 from ROS 2: the server would drop the keys of times in
+    the other format."""
     JOINTS_STALE = "joints_stale"
     JOINTS_NOT_FINITE = "joints_not_finite"
     CAMERA_UNCONFIRMED = "camera_unconfirmed"
-    """The policy measures in the picture, and nobody has said where the camera stands."""
+    """The policy needs the camera's pose, and it is not configured."""
     JOINTS_OUT_OF_LIMITS = "joints_out_of_limits"
     JOINTS_IMPOSSIBLE = "joints_impossible"
     """Measured positions change faster than the joints can."""
     JOINTS_CONFLICT = "joints_conflict"
-    """Joint states contradict each other: several publishers, velocities against positions."""
+    """Joint states contradict each other: several publishers, or velocities against positions."""
     NOT_FOLLOWING = "not_following"
-    """The arm did not go where it was sent for a second."""
+    """The arm departed from its path for a second."""
     CLOCK_UNKNOWN = "clock_unknown"
-    """Joint states carry no stamp, or too few have come: the controller's time is not known."""
+    """Joint states have no stamp, or too few were received: the controller's time is unknown."""
     CLOCK_STEPPED = "clock_stepped"
-    """One of the robot's clocks was set, or the newest stamps look like it."""
+    """One of the robot's clocks was stepped, or the newest stamps suggest it."""
     CLOCKS_DIFFER = "clocks_differ"
     """Camera and joint states are stamped by clocks that are too far apart."""
     CLOCK_RATE = "clock_rate"
@@ -50,11 +50,11 @@ class HoldReason(StrEnum):
     GRIPPER_RANGE = "gripper_range"
     JUMP = "jump"
     STOPPED = "stopped"
-    """The guard beside the robot was told to stop."""
+    """The guard next to the robot was stopped."""
     UNCONFIRMED = "unconfirmed"
-    """A trajectory is on its way for so long that it may arrive late."""
+    """A trajectory has been under way for so long that it may arrive late."""
     TOO_LATE = "too_late"
-    """So much time has passed since the frame that its trajectory could not run any more."""
+    """The frame is so old that its trajectory would have expired."""
     POSITION = "position"
     VELOCITY = "velocity"
     ACCELERATION = "acceleration"
@@ -64,8 +64,8 @@ class HoldReason(StrEnum):
 
 @dataclass(frozen=True)
 class Hold:
-    """A refusal: nothing is published, the arm ends its present trajectory and stays."""
+    """A refusal: nothing is published, the arm finishes its current trajectory and stays there."""
 
     reason: HoldReason
     detail: str
-    """What came and what was expected, for the log."""
+    """The value and the expected value, for the log."""

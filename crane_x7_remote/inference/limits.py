@@ -1,4 +1,4 @@
-"""`Limits`: what every trajectory must keep. The robot's figures → stricter ones. Pure."""
+"""`Limits` of every trajectory. The robot's limits → stricter ones. Pure."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from crane_x7_vla_rl import robot
 from crane_x7_vla_rl.types import Array
 
 MARGIN_RAD = 0.001
-"""A path that is left between two of its points brakes up to a third of this later."""
+"""A path that is left between two points brakes later, by up to a third of their spacing."""
 
 
 def _constant(limits: Array) -> Array:
@@ -18,7 +18,7 @@ def _constant(limits: Array) -> Array:
 
 @dataclass(frozen=True, eq=False)
 class Limits:
-    """What a trajectory must keep; built on the robot's figures, the options make it stricter."""
+    """Limits of a trajectory: the robot's own, made stricter by the options."""
 
     lower_rad: Array = field(default_factory=lambda: _constant(robot.LOWER_RAD + MARGIN_RAD))
     """(8,), a little inside the robot's."""
@@ -31,14 +31,14 @@ class Limits:
     )
     """(8,), a fifth under MoveIt's limit: room for the controller's own interpolation."""
     clamp_rad: float = 0.02
-    """A target this little outside the joint limits is clamped; further out it is refused."""
+    """A target outside the joint limits by up to this is clamped; further out it is refused."""
     measured_slack_rad: float = 0.1
-    """How far outside the limits a measured joint may be: zero errors, play, a pressed finger."""
+    """How far outside the limits a measured joint may be: zero error, play, a pressed finger."""
     max_jump_rad: float = 1.0
-    """The first target of an arm joint may be this far from where the arm is."""
+    """The first target of an arm joint may be this far from the joint's position."""
     tracking_rad: float = 0.15
-    """The arm may be this far from the path that it follows; beyond, the next trajectory starts
-    from the measured state."""
+    """The arm may be this far from the path that it follows; if it is further, the next trajectory
+    starts from the measured state."""
     tracking_rad_s: float = 1.5
     """The same for its velocity."""
     max_steps: int = 1000

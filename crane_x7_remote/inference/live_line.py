@@ -1,7 +1,7 @@
-"""How the loop does, in one line that a terminal redraws twice a second.
+"""The loop's state in one line, redrawn twice a second in a terminal.
 
-`LoopMetrics` of the loop's thread → text, made and drawn on a thread of its own; the loop neither
-calls it nor waits for it. In a file, a pipe or with TERM=dumb there is no such line.
+`LoopMetrics` of the loop's thread → text, formatted and drawn on a separate thread; the loop
+neither calls it nor waits for it. There is no such line in a file, in a pipe or with TERM=dumb.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ TASK_LETTERS: Final = 60
 
 @contextmanager
 def live_line(metrics: LoopMetrics, period_s: float = PERIOD_S) -> Iterator[None]:
-    """Show the line meanwhile, where a person looks."""
+    """Show the line inside the block, on a terminal only."""
     console = watched()
     if console is None:
         yield
@@ -46,14 +46,14 @@ def _draw(console: Console, metrics: LoopMetrics, period_s: float, ended: thread
     from rich.live import Live
     from rich.text import Text
 
-    # Log lines go through the console meanwhile, and stand above the line.
+    # Log lines go through the console meanwhile, so that they appear above the line.
     with Live(console=console, auto_refresh=False, transient=True, redirect_stdout=False) as live:
         while not ended.wait(period_s):
             live.update(Text(line(metrics), no_wrap=True, overflow="ellipsis"), refresh=True)
 
 
 def line(metrics: LoopMetrics) -> str:
-    """Return state, rate, latency and task of a loop, in words."""
+    """Return state, rate, latency and task of a loop as text."""
     state, rate_hz = metrics.state, metrics.rate_hz
     words = [state if state in (DRIVING, DRY_RUN, "starting") else f"holds: {state}"]
     if rate_hz is not None:

@@ -1,7 +1,7 @@
 """The inference loop: at each deadline, one camera frame → one checked trajectory, or a `Hold`.
 
-The journey of a frame is `InferenceLoop._decide`, top to bottom. The loop runs on the thread that
-calls `run`; the client and the policy have threads of their own.
+`InferenceLoop._decide` processes a frame from top to bottom. The loop runs on the thread that calls
+`run`; the client and the policy run on their own threads.
 
 Legend: H, W image; T steps; 8 joints in the order of `robot.JOINT_NAMES`, rad.
 """
@@ -43,17 +43,16 @@ from crane_x7_vla_rl.types import Image, Observation, Trajectory
 logger = logging.getLogger(__name__)
 
 AHEAD_S = 0.002
-"""How much earlier than decoding needs the next frame of a slow policy is taken: waiting is not
-exact."""
+"""A slow policy's next frame is taken this much before decoding must start: waits are not exact."""
 LONGEST_SLEEP_S = 0.2
-"""Between two ticks: a task that comes meanwhile is answered after so long."""
+"""Longest sleep between two ticks: a new task is answered within this time."""
 GOODBYE_S = 0.2
-"""How long the last trajectory may wait for its turn on the socket."""
+"""How long the last trajectory may wait for the socket."""
 
 
 @dataclass(frozen=True, eq=False)
 class _Asked:
-    """A frame that the policy was asked about."""
+    """A frame that was passed to the policy."""
 
     frame: EncodedFrame
     job: Job
@@ -91,7 +90,7 @@ class InferenceLoop:
         self._rate = RateWatch(self.metrics)
         self._policy_s = self._decode_s = 0.0
         self._asked: _Asked | Hold | None = None
-        """The frame that the policy was asked about in advance; its answer is the next tick's."""
+        """The frame passed to the policy in advance; the next tick uses its prediction."""
         self._used: EncodedFrame | None = None
         self._planner = TrajectoryPlanner(config.session, config.validity_s, limits, self._peers)
         self._following = FollowWatch(limits.tracking_rad, bool(config.topics.echo))
@@ -104,11 +103,11 @@ class InferenceLoop:
             self._echoes.listen(config.topics.echo)
 
     def warm_up(self) -> None:
-        """Let the policy answer made-up pictures, see `warm_up`; raises what it raises."""
+        """Run the policy on synthetic images, see `warm_up`; raises what that raises."""
         started_s = self._clock()
         warm_up(self._policy, self._task.instruction, started_s)
         self.metrics.warm_up_s = self._clock() - started_s
-        logger.info("policy is warm after %.2f s", self.metrics.warm_up_s)
+        logger.info("policy warmed up in %.2f s", self.metrics.warm_up_s)
 
     def stop(self) -> None:
         """End `run` soon; called from another thread (in a signal handler it could deadlock)."""
@@ -120,7 +119,7 @@ class InferenceLoop:
         duration_s: float | None = None,
         each_second: Callable[[LoopMetrics], None] | None = None,
     ) -> None:
-        """Drive until `stop`, or for `duration_s`; then bring the arm to rest.
+        """Drive until `stop`, or for `duration_s`; then stop the arm.
 
         `each_second` gets the metrics about once a second. Raises PolicyFailingError.
         """
@@ -145,7 +144,7 @@ class InferenceLoop:
             self._worker.close()
 
     def tick(self) -> Sent | Hold | None:
-        """Do one deadline's work: at most one trajectory. None when `stop` came meanwhile."""
+        """Do one deadline's work: send at most one trajectory. None if `stop` came meanwhile."""
         now_s = self._clock()
         self.metrics.tick(now_s)
         self.metrics.lateness.add(now_s - self._pacer.aim_s)
@@ -185,8 +184,8 @@ class InferenceLoop:
         return self._send(shaped, asked.frame, prediction.duration_s)
 
     def _ask(self, frame: EncodedFrame | None, begin_by_s: float | None = None) -> _Asked | Hold:
-        """Ask the policy about `frame`, if nothing forbids to drive; with `begin_by_s`, after what
-        it computes now."""
+        """Pass `frame` to the policy, if nothing forbids driving; with `begin_by_s`, after the
+        prediction that it computes now."""
         joints = self._client.joints()
         hold = self._ready.frame(frame, self._used is not None) or self._ready.robot(joints)
         if hold is not None:
@@ -209,16 +208,16 @@ class InferenceLoop:
 
     def _meanwhile(self) -> Meanwhile | None:
         """Return what to do while a policy that is slower than the period computes: shortly before
-        its answer, ask it about the next frame, so that it goes on while this one's trajectory is
-        made and sent."""
+        its prediction, pass it the next frame, so that it continues while this frame's trajectory
+        is made and sent."""
         lead_s = 2 * self._decode_s + AHEAD_S
         if not self._pacer.is_behind or self._policy_s <= lead_s:
             return None
         return Meanwhile(self._policy_s - lead_s, lambda: self._ask_ahead(lead_s))
 
     def _ask_ahead(self, lead_s: float) -> None:
-        """Ask about the newest frame, `lead_s` before the policy should be free. What forbids it,
-        the next tick finds itself, unless it is the frame, which is used up then."""
+        """Pass on the newest frame, `lead_s` before the policy should be free. The next tick checks
+        again what forbids this, except for the frame, which then counts as used."""
         now_s, due_s = self._clock(), self._pacer.next_deadline_s
         if now_s + lead_s < due_s:
             return
@@ -232,7 +231,7 @@ class InferenceLoop:
             self._asked = asked
 
     def _next_frame(self) -> EncodedFrame | None:
-        """Return the newest frame not yet used, waiting a moment for one that is on its way."""
+        """Return the newest unused frame; wait briefly for one that is due."""
         pacer, frame = self._pacer, self._client.latest_frame()
         is_unused = frame is not None and frame is not self._used
         is_recent = frame is not None and frame.arrival_s >= pacer.deadline_s - pacer.grace_s
@@ -259,12 +258,12 @@ class InferenceLoop:
         return image
 
     def _shape(self, frame: EncodedFrame, chunk: object) -> Shaped | Hold:
-        """Return the trajectory; the joints are read again, because the policy took its time."""
+        """Return the trajectory; the joints are read again, as they moved while the policy ran."""
         joints = self._client.joints()
         hold = self._ready.robot(joints)
         moment = self._moment()
         if hold is not None or joints is None or moment is None:
-            return hold or Hold(HoldReason.CLOCK_UNKNOWN, "the robot's time is not known yet")
+            return hold or Hold(HoldReason.CLOCK_UNKNOWN, "the robot's time is still unknown")
         age_s = self._client.frame_age_s(frame, moment.now_s)
         stamp_s = answered_stamp_s(frame.stamp_s, age_s, moment.robot_s)
         return self._planner.shape(chunk, stamp_s, joints, moment)
@@ -282,18 +281,20 @@ class InferenceLoop:
         trajectory = shaped.trajectory
         late_s = self._clock() - shaped.leave_by_s
         if late_s > 0:
-            return Hold(HoldReason.TOO_LATE, f"this machine stalled {late_s:.3f} s too long")
+            return Hold(
+                HoldReason.TOO_LATE, f"this machine stalled: trajectory {late_s:.3f} s late"
+            )
         if not self._config.dry_run:
             dialect = self._ready.dialect
             assert dialect is not None  # Readiness.robot held otherwise
             bundle = self._outgoing.bundle(trajectory, shaped.target_rad, dialect)
-            # Noted first: it may be heard on the network thread before `publish` returns.
+            # Noted first: the network thread may hear it before `publish` returns.
             self._peers.published(
                 trajectory.sequence, self._clock(), shaped.lead_s, shaped.expires_s
             )
             if not self._client.publish(bundle.operations, shaped.leave_by_s):
                 self._peers.withdrawn(trajectory.sequence)
-                return Hold(HoldReason.SEND_DROPPED, "the client could not take the trajectory")
+                return Hold(HoldReason.SEND_DROPPED, "the client did not accept the trajectory")
             self._planner.sent(shaped)
             self._following.sent(trajectory)
             self._ready.sent(self._ends_s(trajectory))
@@ -311,7 +312,7 @@ class InferenceLoop:
         return now_s + (trajectory.valid_s if robot_s is None else ends_s - robot_s)
 
     def _follow_instruction(self) -> None:
-        """Take a task that was given meanwhile; whoever gave it waits for the answer."""
+        """Adopt a new task, if any, and answer its sender, who waits."""
         instruction = self._client.take_instruction()
         if instruction is None:
             return
@@ -322,7 +323,7 @@ class InferenceLoop:
         self._status.ask()
 
     def _answer(self) -> None:
-        """Answer a task between two ticks, which may be seconds apart."""
+        """Answer a new task between two ticks, which may be seconds apart."""
         self._follow_instruction()
         self._tell_status()
 
@@ -332,7 +333,7 @@ class InferenceLoop:
             self._client.tell(protocol.publish(STATUS_TOPIC, status.message()))
 
     def _notice_link(self, now_s: float) -> None:
-        """Forget the path behind a new link: the robot may have been restarted meanwhile."""
+        """Forget the path after a reconnect: the robot may have been restarted meanwhile."""
         link = self._client.link
         if not link.connected or link.reconnects == self._reconnects:
             return
@@ -348,7 +349,7 @@ class InferenceLoop:
             self._worker.reset_next()
 
     def _take_retimed(self) -> None:
-        """Go on from what the guard made of our newest trajectory."""
+        """Continue from the newest trajectory as re-timed by the guard."""
         retimed = self._echoes.take_retimed()
         if retimed is not None and self._planner.retimed(retimed):
             self.metrics.counters["retimed"] += 1
@@ -359,7 +360,7 @@ class InferenceLoop:
         self._following.restart()
 
     def _watch_arm(self, outcome: Sent | Hold | None) -> None:
-        """Check whether the arm goes where it was sent, unless the joints cannot be trusted."""
+        """Check whether the arm follows its path, unless the joints cannot be trusted."""
         joints = self._client.joints()
         if isinstance(outcome, Hold) and outcome.reason in UNUSABLE_JOINTS:
             return
@@ -367,7 +368,7 @@ class InferenceLoop:
             self._following.observe(joints.state, joints.stamp_s)
 
     def _come_to_rest(self) -> None:
-        """Brake the running trajectory now; where it has ended already, the arm holds."""
+        """Brake the running trajectory now; if it has ended already, the arm holds."""
         self._ready.notice_clock(self._client.clocks(self._clock()).steps)
         joints, moment = self._client.joints(), self._moment()
         dialect = self._ready.dialect
@@ -379,7 +380,9 @@ class InferenceLoop:
         deadline_s = moment.now_s + GOODBYE_S
         while not self._client.publish(self._outgoing.brake(brake, dialect)):
             if self._clock() >= deadline_s or not self._client.link.connected:
-                logger.warning("could not send the last trajectory; the arm ends the one before")
+                logger.warning(
+                    "could not send the braking trajectory; the arm finishes the previous one"
+                )
                 return
             time.sleep(0.005)
-        logger.info("the arm comes to rest (sequence %d)", brake.sequence)
+        logger.info("braking the arm to rest (sequence %d)", brake.sequence)

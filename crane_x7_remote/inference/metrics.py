@@ -1,7 +1,7 @@
-"""Figures of the loop. Counts, durations and holds by reason → a JSON snapshot in a file.
+"""Metrics of the loop. Counts, durations and holds by reason → a JSON snapshot in a file.
 
 The loop adds to `LoopMetrics`. `MetricsWriter` writes snapshots on its own thread, so that a slow
-disk does not delay a tick. Memory stays the same however long the loop runs.
+disk does not delay a tick. Memory use is constant.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ _BINS = 1 + math.ceil(math.log(1e9) / math.log(_RATIO))
 
 
 class Distribution:
-    """Counts of durations in bins 2 % wide, from 1 µs to 1000 s: quantiles are exact to 2 %."""
+    """Histogram of durations in bins 2 % wide, from 1 µs to 1000 s: quantiles are exact to 2 %."""
 
     def __init__(self) -> None:
         self._counts: Counter[int] = Counter()
@@ -46,7 +46,7 @@ class Distribution:
         self._max_ms = max(self._max_ms, ms)
 
     def quantile_ms(self, share: float) -> float | None:
-        """Return the duration below which `share` of all lie; None when there are none."""
+        """Return the quantile of `share`; None without any duration."""
         if self._total == 0:
             return None
         wanted, seen = share * self._total, 0
@@ -57,7 +57,7 @@ class Distribution:
         return self._max_ms
 
     def summary(self) -> dict[str, Any]:
-        """Return count, mean, quantiles and maximum in ms, and the bins that hold something."""
+        """Return count, mean, quantiles and maximum in ms, and the bins that are not empty."""
         return {
             "count": self._total,
             "mean": self._sum_ms / self._total if self._total else None,
@@ -76,7 +76,7 @@ def _upper_ms(index: int) -> float:
 
 
 class LoopMetrics:
-    """Everything that the loop counts; belongs to the loop's thread."""
+    """All metrics of the loop; belongs to the loop's thread."""
 
     def __init__(self, session: str, asked_rate_hz: float) -> None:
         self.session = session
@@ -86,21 +86,21 @@ class LoopMetrics:
         self.holds: Counter[str] = Counter()
         """HoldReason → ticks."""
         self.lateness = Distribution()
-        """Waking up after a deadline; after the tick before, where that took longer."""
+        """Delay of a tick after its deadline; after the previous tick, if that took longer."""
         self.latency = Distribution()
-        """Frame received → trajectory handed to the socket."""
+        """Frame received → trajectory passed to the socket."""
         self.latency_without_policy = Distribution()
         self.policy = Distribution()
         self.decode = Distribution()
         self.frame_age = Distribution()
-        """Age of a frame, by the robot's stamp, when its trajectory leaves."""
+        """Age of a frame, by the robot's stamp, when its trajectory is sent."""
         self.lead = Distribution()
-        """What the link costs in reaction: trajectory made → it leaves the running one."""
+        """Reaction time due to the link: trajectory made → it leaves the running one."""
         self.warm_up_s: float | None = None
         self.rate_limit: RateLimit | None = None
-        """What has kept the loop below the asked rate for the last seconds."""
+        """What has kept the loop below the requested rate for the last seconds."""
         self.rate_lost_hz = 0.0
-        """What that costs: the asked rate minus the one of the last seconds."""
+        """The requested rate minus the rate of the last seconds."""
         self.state = "starting"
         self.instruction = ""
         self._ticks_s: list[float] = []
@@ -112,7 +112,7 @@ class LoopMetrics:
         _span(self._ticks_s, now_s)
 
     def trajectory(self, now_s: float) -> None:
-        """Count a trajectory that was handed to the socket at `now_s`."""
+        """Count a trajectory that was passed to the socket at `now_s`."""
         self.counters["trajectories"] += 1
         _span(self._trajectories_s, now_s)
 
@@ -122,7 +122,7 @@ class LoopMetrics:
         return _rate(self.counters["ticks"], self._ticks_s)
 
     def snapshot(self, link: dict[str, Any] | None = None) -> dict[str, Any]:
-        """Return all figures, ready for JSON; `link` says how the client does."""
+        """Return all metrics, ready for JSON; `link` is the client's state."""
         trajectories = self.counters["trajectories"]
         return {
             "session": self.session,
@@ -167,7 +167,7 @@ def _rate(count: int, first_and_last_s: list[float]) -> float | None:
 
 
 class MetricsWriter:
-    """Writes the newest snapshot to `path`, whole or not at all; a full disk is a warning."""
+    """Writes the newest snapshot to `path` atomically; a full disk is a warning."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -179,13 +179,13 @@ class MetricsWriter:
         self._thread.start()
 
     def offer(self, snapshot: dict[str, Any]) -> None:
-        """Hand over a snapshot without waiting; it replaces one that is not yet written."""
+        """Pass a snapshot without waiting; it replaces one that is not yet written."""
         with self._changed:
             self._pending = snapshot
             self._changed.notify()
 
     def close(self, timeout_s: float = 2.0) -> None:
-        """Write what is pending and end; give up after `timeout_s`."""
+        """Write the pending snapshot and end the thread; give up after `timeout_s`."""
         with self._changed:
             self._closed = True
             self._changed.notify()
@@ -207,11 +207,11 @@ class MetricsWriter:
             partial.replace(self._path)
         except (OSError, ValueError) as error:
             if not self._failed:
-                logger.warning("metrics cannot be written to %s: %s", self._path, error)
+                logger.warning("cannot write metrics to %s: %s", self._path, error)
             self._failed = True
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
         else:
             if self._failed:
-                logger.info("metrics are written to %s again", self._path)
+                logger.info("writing metrics to %s again", self._path)
             self._failed = False

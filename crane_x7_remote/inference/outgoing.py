@@ -1,6 +1,6 @@
-"""What is published in a tick. A checked trajectory → rosbridge operations. Pure.
+"""The operations of one tick. A checked trajectory → rosbridge operations. Pure.
 
-Knows the topics and the gripper's last goal; the loop hands the bundle to the client.
+Knows the topics and the gripper's last goal; the loop passes the bundle to the client.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ GRIPPER_STEP_RAD = 0.02
 GRIPPER_EFFORT = 1.0
 """max_effort of a gripper goal; the CRANE-X7's controller is position only and ignores it."""
 GRIPPER_GOAL_TYPE = "control_msgs/GripperCommandActionGoal"
-"""What a ROS 1 action server takes on `<action>/goal`."""
+"""Type of the goals of a ROS 1 action server on `<action>/goal`."""
 
 
 @dataclass(frozen=True)
 class Dialect:
-    """The variant of the protocol that this robot's rosbridge understands."""
+    """The variant of the protocol of this robot's rosbridge."""
 
     version: RosVersion = 2
     has_actions: bool = True
@@ -32,7 +32,7 @@ class Dialect:
 
 @dataclass(frozen=True)
 class OutgoingTopics:
-    """Where the loop publishes, as ROS 2 names it; an empty name means: not published. See
+    """The topics that the loop publishes, with ROS 2 names; an empty name: not published. See
     settings.Settings."""
 
     arm: str = "/crane_x7_arm_controller/joint_trajectory"
@@ -42,12 +42,12 @@ class OutgoingTopics:
 
     @property
     def echo(self) -> str:
-        """The topic on which all loops of this robot can be heard."""
+        """The topic that carries the trajectories of all loops of this robot."""
         return self.trajectory or self.arm
 
     @property
     def published(self) -> dict[str, str]:
-        """Topic → type, for what is to be advertised."""
+        """Topic → type of everything to advertise."""
         kinds = {
             self.arm: "trajectory_msgs/JointTrajectory",
             self.trajectory: "trajectory_msgs/JointTrajectory",
@@ -57,17 +57,17 @@ class OutgoingTopics:
 
     @property
     def gripper_goal(self) -> str:
-        """Where the gripper's goals go when the server knows no actions."""
+        """Topic of the gripper's goals on a server without actions."""
         return f"{self.gripper_action}/goal" if self.gripper_action else ""
 
 
 @dataclass(frozen=True, eq=False)
 class Bundle:
-    """What is published in one tick."""
+    """The operations of one tick."""
 
     operations: list[dict[str, Any]]
     gripper_goal_rad: float | None
-    """The gripper's goal, if the operations hold a new one."""
+    """The gripper's goal, if the operations contain a new one."""
 
 
 class Outgoing:
@@ -77,24 +77,24 @@ class Outgoing:
         self._topics = topics
         self._session = session
         self._gripper_goal_rad: float | None = None
-        """The goal that the gripper has; None when it is not known."""
+        """The gripper's current goal; None if unknown."""
         self._dialect: Dialect | None = None
 
     def link_came_up(self) -> None:
-        """Forget the gripper's goal: behind a new link the robot may have been restarted."""
+        """Forget the gripper's goal: the robot may have been restarted before the link was new."""
         self._gripper_goal_rad = None
 
     def sent(self, bundle: Bundle) -> None:
-        """Note that `bundle` left."""
+        """Note that `bundle` was sent."""
         if bundle.gripper_goal_rad is not None:
             self._gripper_goal_rad = bundle.gripper_goal_rad
 
     def bundle(self, trajectory: Trajectory, target: Array, dialect: Dialect) -> Bundle:
-        """Return what carries `trajectory`, with a gripper goal if its target has changed.
+        """Return the operations for `trajectory`, with a gripper goal if its target has changed.
 
         `target` (8,) is the step of the chunk that is due next.
         """
-        if dialect != self._dialect:  # a goal sent otherwise may not have been understood
+        if dialect != self._dialect:  # the server may not have understood the last goal
             self._dialect, self._gripper_goal_rad = dialect, None
         operations = self.brake(trajectory, dialect)
         topics = self._topics
@@ -122,7 +122,7 @@ class Outgoing:
         return protocol.publish(topics.gripper_goal, message)
 
     def brake(self, trajectory: Trajectory, dialect: Dialect) -> list[dict[str, Any]]:
-        """Return the operations that carry the trajectory alone."""
+        """Return the operations for the trajectory alone."""
         topics = self._topics
         operations = []
         for topic, names in ((topics.arm, ARM_JOINT_NAMES), (topics.trajectory, JOINT_NAMES)):

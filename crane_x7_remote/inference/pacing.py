@@ -1,4 +1,4 @@
-"""When the next tick is due: absolute deadlines that keep their rate and sit just before a frame.
+"""When the next tick is due: absolute deadlines at a fixed rate, each just before a frame.
 
 Pure arithmetic on monotonic seconds. Deadlines are start + k·period: a late tick does not move the
 later ones. A free-running loop would find each frame up to one camera period old; so when the link
@@ -6,26 +6,26 @@ comes up the phase is set to just before a frame's arrival, and from then on it 
 that the rate stays within `MAX_SLEW`.
 
 After a tick that took longer than the period, the next one runs at once, for the deadline that has
-passed; only what is overdue by a whole period is skipped. So a slow policy drives at its own pace,
-and a fast one is back on the deadlines as soon as it has caught up.
+passed; only what is overdue by a whole period is skipped. So a slow policy drives at its own rate,
+and a fast one returns to the deadlines when it has caught up.
 """
 
 from __future__ import annotations
 
 EARLY_S = 0.002
-"""Deadlines aim this long before a frame's arrival: waking up and looking takes no time then."""
+"""Deadlines are this long before a frame's arrival, to cover the time for waking up."""
 MAX_SLEW = 0.0005
-"""Largest change of a period, as a share of it: half of the 0.1 % that the rate may be off."""
+"""Largest change of a period, as a share of it: half of the 0.1 % by which the rate may differ."""
 SETTLING_TICKS = 50
 SETTLING_SLEW = 0.02
 """The first frame after the link came up sets the phase; it may have been late."""
 GAIN = 0.1
-"""Share of the phase error that one tick takes away."""
+"""Share of the phase error that one tick corrects."""
 ATTEMPTS = 3
-"""How often the phase is set again after the link came up; a camera whose rate does not fit the
-loop's is then left alone."""
+"""How often the phase is set again after the link came up; after that, the phase of a camera whose
+rate does not match the loop's is ignored."""
 LONGEST_WAIT_S = 0.1
-"""A tick that is behind waits no longer than this for a frame: the loop also has to stop."""
+"""A tick that is behind waits no longer than this for a frame: the loop must be able to stop."""
 
 
 class Pacer:
@@ -37,9 +37,9 @@ class Pacer:
         self.is_behind = False
         """The deadline had passed when the loop became free: its tick runs at once."""
         self.overdue_periods = 1
-        """Deadlines overdue by so many periods are skipped. One, so that a stall is not made up
-        for by a burst; two for a policy whose mean is too slow, so that a quick answer between slow
-        ones does not bring the loop to wait for a deadline."""
+        """Deadlines overdue by N periods are skipped. One, so that a stall is not followed by a
+        burst; two for a policy that is too slow on average, so that the loop does not wait for a
+        deadline after a quick prediction between slow ones."""
         self._free_s = start_s
         self._ticks_behind = 0
         self._attempts = ATTEMPTS
@@ -52,14 +52,14 @@ class Pacer:
 
     @property
     def grace_s(self) -> float:
-        """How long after its deadline a tick may wait for the frame that is on its way."""
+        """How long after its deadline a tick may wait for the frame that is due."""
         return min(0.5 * self.period_s, 0.015)
 
     def patience_s(self, now_s: float, has_frame: bool) -> float:
         """Return how long a tick may wait for a newer frame; `has_frame`: there is an unused one.
 
-        Behind, a frame at hand is better than a newer one, unless that is due now; without a frame
-        the tick waits until it arrives.
+        When behind, an available frame is better than a newer one, unless that is due now; without
+        a frame the tick waits for one.
         """
         if not self.is_behind:
             return self.deadline_s + self.grace_s - now_s
@@ -74,8 +74,8 @@ class Pacer:
         return self.deadline_s + self.period_s
 
     def advance(self, now_s: float) -> int:
-        """Go to the next deadline, or a passed one that is not yet overdue; return how many were
-        skipped."""
+        """Advance to the next deadline, or to a passed one that is not yet overdue; return how many
+        were skipped."""
         passed = int((now_s - self.deadline_s) // self.period_s)
         steps = max(passed - self.overdue_periods + 1, 1)
         self.deadline_s += steps * self.period_s
@@ -90,15 +90,15 @@ class Pacer:
         return steps - 1
 
     def settle(self) -> None:
-        """Allow the phase to be set again: the camera behind a new link has another one, and while
-        the loop was behind nothing steered."""
+        """Allow the phase to be set again: after a reconnect the camera's phase differs, and while
+        the loop was behind the phase was not corrected."""
         self._attempts = ATTEMPTS
         self._settling = SETTLING_TICKS
 
     def observe(self, arrival_s: float) -> bool:
-        """Steer by when this tick's frame arrived; return whether the phase was set again.
+        """Correct the phase by the arrival of this tick's frame; return whether it was set again.
 
-        Call it before `advance`. Behind, the newest frame says nothing about the phase.
+        Call it before `advance`. When behind, the newest frame says nothing about the phase.
         """
         if self.is_behind:
             return False

@@ -19,13 +19,13 @@ logger = logging.getLogger(__name__)
 
 WINDOW_S = 3.0
 FEWEST = 10
-"""Trajectories that are looked at together: those of the last `WINDOW_S`, but at least so many."""
+"""The rate is computed over the trajectories of the last `WINDOW_S`, but at least N."""
 SLOW, FAST = 1.02, 1.01
-"""Mean interval over the period above which the loop counts as limited, and below which it no
-longer does: what costs less than 2 % is not worth a line."""
+"""Ratio of mean interval to period above which the loop counts as limited, and below which it no
+longer does: a loss below 2 % is not logged."""
 OUTLIERS = 2
-"""One slow answer (a garbage collection, a page fault) is no slow policy: so many intervals are
-left out, if they are longer than twice the period and twice the median."""
+"""One slow prediction (garbage collection, a page fault) does not make a slow policy: N intervals
+are ignored, if they are longer than twice the period and twice the median."""
 
 
 @dataclass(frozen=True)
@@ -33,14 +33,14 @@ class TickTiming:
     """Times of one tick that sent a trajectory."""
 
     taken_s: float
-    """When its frame was in hand."""
+    """When it had its frame."""
     interval_s: float | None
-    """Since the one before; None after a hold that has another cause."""
+    """Time since the previous one; None after a hold for another cause."""
     busy_s: float
-    """From the frame in hand to the trajectory."""
+    """Time from the frame to the trajectory."""
     policy_s: float
     cause: RateLimit | None
-    """What it waited for: the policy's answer before, or a frame; None: its deadline."""
+    """What it waited for: the policy's previous prediction, or a frame; None: its deadline."""
 
 
 class RateWatch:
@@ -65,7 +65,7 @@ class RateWatch:
         self._starved |= not was_there
 
     def note(self, outcome: Sent | Hold) -> None:
-        """Take one tick's outcome."""
+        """Process one tick's outcome."""
         if isinstance(outcome, Sent):
             self._add(outcome)
             self._judge()
@@ -101,18 +101,18 @@ class RateWatch:
             timings.clear()  # the next change needs new evidence
 
     def _say(self, limit: RateLimit | None, rate_hz: float) -> None:
-        asked = f"the asked {self._metrics.asked_rate_hz:g} Hz"
+        asked = f"the requested {self._metrics.asked_rate_hz:g} Hz"
         if limit is None:
             logger.info("driving at %s again", asked)
             return
-        cause = f"camera and link bring {rate_hz:.1f} frames per second"
+        cause = f"camera and link deliver {rate_hz:.1f} frames per second"
         if limit == "policy":
             cause = _say_policy(self._timings)
         driving = f"driving at {rate_hz:.1f} Hz instead of {asked} (VLA_INFERENCE_RATE)"
         logger.warning("%s: %s", cause, driving)
 
     def _cause(self) -> RateLimit | None:
-        """Return what cost more time; the last one named stays unless the other costs twice it."""
+        """Return what costs more time; the last one named stays unless the other costs twice it."""
         policy_s, camera_s = self._lost_s("policy"), self._lost_s("camera")
         if policy_s == camera_s == 0:
             return None

@@ -1,6 +1,6 @@
 """Whether the robot may be driven now. Newest frame, joints, clocks, peers, guard → `Hold` or None.
 
-Checked before the policy is asked, and again when it has answered, because it took its time.
+Checked before a prediction and again after it, because the prediction takes time.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ UNUSABLE_JOINTS = frozenset(
         HoldReason.CLOCK_RATE,
     }
 )
-"""After these holds the measured joints, or their times, say nothing about the arm."""
+"""With these holds, the measured joints or their times say nothing about the arm."""
 
 
 class Readiness:
-    """Checks everything that can forbid to drive."""
+    """Checks everything that can forbid driving."""
 
     def __init__(
         self,
@@ -50,7 +50,7 @@ class Readiness:
         clock: Callable[[], float],
         on_step: Callable[[], None],
     ) -> None:
-        """`on_step` is called when a clock of the robot's was stepped."""
+        """`on_step` is called when one of the robot's clocks was stepped."""
         self._client = client
         self._config = config
         self._limits = limits
@@ -61,22 +61,22 @@ class Readiness:
         self._on_step = on_step
         self._clock_steps = 0
         self.dialect: Dialect | None = None
-        """How to write to this server; None until it is known."""
+        """The server's variant of the protocol; None until it is known."""
         self._path_ends_s = float("-inf")
-        """When what was sent last ends, on our clock."""
+        """When the last trajectory sent ends, on our clock."""
         self.old_path_ends_s = float("-inf")
-        """The same for what was sent before the last step of a clock."""
+        """The same for the trajectories sent before the last step of a clock."""
 
     def link_came_up(self) -> None:
-        """Forget the dialect: behind a new link there may be another server."""
+        """Forget the dialect: a new link may lead to another server."""
         self.dialect = None
 
     def sent(self, path_ends_s: float) -> None:
-        """Note when the trajectory that just left ends, on our clock."""
+        """Note when the trajectory that was just sent ends, on our clock."""
         self._path_ends_s = path_ends_s
 
     def frame(self, frame: EncodedFrame | None, any_used: bool) -> Hold | None:
-        """Return why `frame`, the newest that was not used, must not be acted on."""
+        """Return why `frame`, the newest unused one, must not be acted on."""
         if frame is None:
             hold = check_frame(None, 0.0, any_used, self._config.max_frame_age_s)
             return _explained(hold, self._client.link.no_frame_because)
@@ -87,12 +87,12 @@ class Readiness:
         return check_frame(age_s, frame.stamp_s, True, self._config.max_frame_age_s)
 
     def robot(self, joints: StampedJoints | None) -> Hold | None:
-        """Return what forbids to drive, apart from the frame; looked at before the policy is asked
-        and again afterwards."""
+        """Return what forbids driving, apart from the frame; checked before a prediction and again
+        after it."""
         now_s = self._clock()
         link = self._client.link
         if not link.connected:
-            return Hold(HoldReason.LINK_DOWN, "the link went down meanwhile")
+            return Hold(HoldReason.LINK_DOWN, "the link went down during the prediction")
         state = None if joints is None else joints.state
         age_s = 0.0 if joints is None else self._joints_age_s(joints, now_s)
         hold = check_joints(
@@ -114,27 +114,29 @@ class Readiness:
         stopped = self._guard.stopped(now_s)
         if stopped is None:
             return None
-        self._following.restart()  # the arm goes where the guard brought it
-        return Hold(HoldReason.STOPPED, f"{stopped}; `crane-x7-remote resume` lets it go on")
+        self._following.restart()  # the guard moved the arm off the loop's path
+        return Hold(HoldReason.STOPPED, f"{stopped}; to continue, run `crane-x7-remote resume`")
 
     def _learn_dialect(self, link: LinkState) -> Hold | None:
-        """Learn how to write to this server; a Hold as long as that is not known."""
+        """Determine the server's dialect; a Hold until it is known."""
         if link.ros_version is None:
-            return Hold(HoldReason.ROS_VERSION_UNKNOWN, link.ros_version_doubt or "no stamp yet")
+            return Hold(
+                HoldReason.ROS_VERSION_UNKNOWN, link.ros_version_doubt or "no stamp received yet"
+            )
         has_actions = link.ros_version == 2 and "send_action_goal" not in link.unknown_operations
         dialect = Dialect(link.ros_version, has_actions)
         if dialect == self.dialect:
             return None
         self.dialect = dialect
         topic = self._config.topics.gripper_goal
-        way = "as action" if has_actions else f"on {topic}"
-        logger.info("the robot speaks ROS %d; gripper goals go out %s", dialect.version, way)
+        way = "as an action" if has_actions else f"on {topic}"
+        logger.info("the robot runs ROS %d; gripper goals are sent %s", dialect.version, way)
         if topic and not has_actions and not self._config.dry_run:
             self._client.advertise(topic, GRIPPER_GOAL_TYPE)
         return None
 
     def _check_clocks(self) -> Hold | None:
-        """Return what the robot's clocks forbid; without a joint state that is another matter."""
+        """Return why the robot's clocks forbid driving; None before the first joint state."""
         if self._client.joints() is None:
             return None
         now_s = self._clock()
@@ -143,7 +145,7 @@ class Readiness:
         return check_clocks(report, now_s, self._config.max_frame_age_s, self.old_path_ends_s)
 
     def _joints_age_s(self, joints: StampedJoints, now_s: float) -> float:
-        """Return the greater of both ages, by arrival and by the robot's stamp."""
+        """Return the larger of both ages, by arrival and by the robot's stamp."""
         age_s = now_s - joints.arrival_s
         robot_s = self._client.robot_time(now_s)
         if robot_s is None or joints.stamp_s <= 0:
@@ -159,7 +161,7 @@ class Readiness:
 
 
 def _explained(hold: Hold | None, because: str | None) -> Hold | None:
-    """Return the hold with what the client knows about its cause."""
+    """Return the hold with the cause that the client knows."""
     if hold is None or because is None:
         return hold
     return replace(hold, detail=f"{hold.detail}: {because}")

@@ -1,9 +1,9 @@
-"""What may move the arm: pure checks that return what is safe, or a `Hold` that says why not.
+"""Safety checks. Frame, joints, chunk, trajectory → what is safe, or a `Hold` that says why. Pure.
 
 In the order of a frame's journey: `check_frame` and `check_joints` (good enough to act on?),
 `check_chunk` (are the policy's targets sane?), `check_motion` (does the finished trajectory keep
 every limit, seen from the last measured state?). A `Hold` means: publish nothing; the trajectory
-published before it ends at rest.
+published before ends at rest.
 
 Legend: T steps or points; 8 joints in the order of `robot.JOINT_NAMES`, rad.
 """
@@ -23,7 +23,7 @@ from crane_x7_vla_rl.types import ActionChunk, Array, JointState, Trajectory
 
 @dataclass(frozen=True, eq=False)
 class SafeCommand:
-    """A chunk whose every target is finite, inside the joint limits and near the arm."""
+    """A chunk with every target finite, inside the joint limits and near the arm."""
 
     position_rad: Array
     """(T, 8)."""
@@ -36,13 +36,13 @@ def check_frame(
 ) -> Hold | None:
     """Return why the newest unused frame must not be acted on, or None.
 
-    `age_s` is the greater of its ages by arrival and by stamp, None when there is no unused frame;
-    `any_frame` tells whether there ever was one; `stamp_s` is its header stamp.
+    `age_s` is the larger of its ages by arrival and by stamp, None without an unused frame;
+    `any_frame` tells whether a frame was ever received; `stamp_s` is its header stamp.
     """
     if not any_frame:
-        return Hold(HoldReason.NO_FRAME, "no camera frame has come yet")
+        return Hold(HoldReason.NO_FRAME, "no camera frame received yet")
     if age_s is None:
-        return Hold(HoldReason.NO_NEW_FRAME, "no camera frame since the last one used")
+        return Hold(HoldReason.NO_NEW_FRAME, "no camera frame received since the last one used")
     if not np.isfinite(stamp_s) or stamp_s <= 0:
         return Hold(
             HoldReason.FRAME_UNSTAMPED,
@@ -64,12 +64,12 @@ def check_joints(
     *,
     fault: JointFault | None = None,
 ) -> Hold | None:
-    """Return why the measured joints are no ground to act on, or None.
+    """Return why the measured joints must not be acted on, or None.
 
-    `fault` is what contradicts them in those before.
+    `fault` is the contradiction between them and earlier ones.
     """
     if joints is None:
-        return Hold(HoldReason.NO_JOINTS, "no usable joint state has come yet")
+        return Hold(HoldReason.NO_JOINTS, "no usable joint state received yet")
     if not age_s <= max_age_s:
         return Hold(
             HoldReason.JOINTS_STALE,
@@ -94,8 +94,9 @@ def check_chunk(
 ) -> SafeCommand | Hold:
     """Return the chunk as safe targets, or why it is refused.
 
-    `chunk` is whatever the policy returned; `elapsed_s` is how long after the frame's stamp the
-    trajectory will take over: targets due before that will be skipped and cannot jump.
+    `chunk` is the policy's unchecked return value; `elapsed_s` is the time from the frame's stamp
+    to the start of the trajectory: targets due before that are skipped, so they are not checked
+    for jumps.
     """
     if not isinstance(chunk, ActionChunk):
         return Hold(
@@ -119,7 +120,7 @@ def check_chunk(
         step = int(outside.max(axis=1).argmax())
         arm_is_fine = outside[:, : robot.ARM_DOF].max() <= limits.clamp_rad
         reason = HoldReason.GRIPPER_RANGE if arm_is_fine else HoldReason.JOINT_LIMIT
-        return Hold(reason, _worst(targets[step], outside[step], f"step {step} wants"))
+        return Hold(reason, _worst(targets[step], outside[step], f"target in step {step}"))
     command = SafeCommand(
         position_rad=np.clip(targets, limits.lower_rad, limits.upper_rad),
         due_s=np.arange(1, len(targets) + 1, dtype=np.float64) * chunk.period_s,
@@ -136,14 +137,14 @@ def _check_jump(
         joint = int(jump.argmax())
         return Hold(
             HoldReason.JUMP,
-            f"first target of {robot.JOINT_NAMES[joint]} is {jump[joint]:.2f} rad from where it is,"
-            f" expected at most {limits.max_jump_rad:g}",
+            f"first target of {robot.JOINT_NAMES[joint]} is {jump[joint]:.2f} rad from its"
+            f" position, expected at most {limits.max_jump_rad:g}",
         )
     return command
 
 
 def first_step(command: SafeCommand, elapsed_s: float) -> int:
-    """Return the index of the first target that is not yet due; the last one always counts."""
+    """Return the index of the first target that is not yet due, at most that of the last one."""
     due = int(np.searchsorted(command.due_s, elapsed_s, side="right"))
     return min(due, len(command.due_s) - 1)
 
@@ -151,27 +152,32 @@ def first_step(command: SafeCommand, elapsed_s: float) -> int:
 def check_motion(
     trajectory: Trajectory, measured: JointState, measured_s: float, limits: Limits
 ) -> Hold | None:
-    """Return which limit the trajectory breaks, seen from the measured state, or None.
+    """Return which limit the trajectory violates, starting from the measured state, or None.
 
     Between two points the controller runs the cubic through both positions and velocities; its
     acceleration is linear in time, so both ends of each piece bound it. `measured_s` is the robot's
-    time of `measured`. The slacks for measured values are `tracking_rad` and `tracking_rad_s`.
+    time of `measured`. Measured values may differ by `tracking_rad` and `tracking_rad_s`.
     """
     times = trajectory.time_from_start_s
     p, v = trajectory.position_rad, trajectory.velocity_rad_s
     if not (np.isfinite(p).all() and np.isfinite(v).all() and np.isfinite(times).all()):
-        return Hold(HoldReason.ACTION_NOT_FINITE, "trajectory holds values that are not finite")
+        return Hold(HoldReason.ACTION_NOT_FINITE, "trajectory contains values that are not finite")
     if v[-1].any():
-        return Hold(HoldReason.NOT_AT_REST, f"last point moves with {v[-1].tolist()} rad/s")
+        return Hold(
+            HoldReason.NOT_AT_REST,
+            f"velocity at the last point is {v[-1].tolist()} rad/s, expected 0",
+        )
     outside = np.maximum(limits.lower_rad - p, p - limits.upper_rad)  # (T, 8)
-    # An arm that was measured a little outside goes back in from there, and no further out.
+    # An arm that was measured a little outside may start there, but must not go further out.
     m = measured.position_rad
     allowed = MARGIN_RAD + np.clip(
         np.maximum(limits.lower_rad - m, m - limits.upper_rad), 0.0, limits.measured_slack_rad
     )
     if (outside > allowed).any():
         step = int((outside - allowed).max(axis=1).argmax())
-        return Hold(HoldReason.POSITION, _worst(p[step], outside[step], "trajectory reaches"))
+        return Hold(
+            HoldReason.POSITION, _worst(p[step], outside[step], "position of the trajectory")
+        )
     return _check_pieces(times, p, v, limits) or _check_start(
         trajectory, measured, measured_s, limits
     )
@@ -207,25 +213,25 @@ def _check_pieces(times: Array, p: Array, v: Array, limits: Limits) -> Hold | No
 def _check_start(
     trajectory: Trajectory, measured: JointState, measured_s: float, limits: Limits
 ) -> Hold | None:
-    """Look at the arm alone: the gripper follows goals of its own, and stops at what it holds."""
+    """Check the arm alone: the gripper follows its own goals, and stops at what it holds."""
     arm = slice(robot.ARM_DOF)
     ahead_s = trajectory.stamp_s + trajectory.time_from_start_s[0] - measured_s
     span = max(abs(ahead_s), 0.0)
     distance = np.abs(trajectory.position_rad[0] - measured.position_rad)[arm]
     too_far = distance - limits.velocity_rad_s[arm] * span - limits.tracking_rad
     if too_far.max() > 0:
-        return Hold(HoldReason.VELOCITY, _worst(distance, too_far, "first point is away by"))
+        return Hold(HoldReason.VELOCITY, _worst(distance, too_far, "distance to the first point"))
     known = np.nan_to_num(measured.velocity_rad_s - trajectory.velocity_rad_s[0], nan=0.0)
     change = np.abs(known)[arm]
     too_sudden = change - limits.acceleration_rad_s2[arm] * span - limits.tracking_rad_s
     if too_sudden.max() > 0:
-        return Hold(HoldReason.ACCELERATION, _worst(change, too_sudden, "velocity changes by"))
+        return Hold(HoldReason.ACCELERATION, _worst(change, too_sudden, "change of velocity"))
     return None
 
 
-def _worst(values: Array, excess: Array, verb: str) -> str:
+def _worst(values: Array, excess: Array, what: str) -> str:
     joint = int(excess.argmax())
     return (
-        f"{robot.JOINT_NAMES[joint]}: {verb} {values[joint]:.3f},"
-        f" {excess[joint]:.3f} outside what is allowed"
+        f"{robot.JOINT_NAMES[joint]}: {what} {values[joint]:.3f},"
+        f" {excess[joint]:.3f} outside the limit"
     )

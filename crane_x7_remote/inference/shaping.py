@@ -1,6 +1,6 @@
-"""The trajectory that answers a policy's chunk. Chunk, joints, moment → `Shaped` or `Hold`.
+"""The trajectory for a policy's chunk. Chunk, joints, moment → `Shaped` or `Hold`.
 
-Remembers the path that the arm runs, and starts each trajectory on it. No I/O, no clock.
+Remembers the path that the arm follows, and starts each trajectory on it. No I/O, no clock.
 
                         stamp        now      now + lead             stamp + validity
     robot's clock  ───────┼───────────┼────────────┼────────────────────────┼──────▶
@@ -27,10 +27,10 @@ from crane_x7_vla_rl.robot import ARM_DOF
 from crane_x7_vla_rl.types import Array, JointState, Trajectory
 
 RESTART_LEAD_S = 0.2
-"""Lead of a path that starts from the measured state: time for the controller to come there from
-what it wanted before. A servo's sag of 0.04 rad takes 6 · 0.04 / 0.2² = 6 rad/s²."""
+"""Lead of a path that starts from the measured state: time for the controller to get there from
+its previous target. A servo's sag of 0.04 rad takes 6 · 0.04 / 0.2² = 6 rad/s²."""
 SHORTEST_RESTART_LEAD_S = 0.1
-"""A slow policy leaves no more; 0.01 rad of sag then takes as much."""
+"""Lead with a slow policy, which leaves no more time; 0.01 rad of sag then takes as much."""
 SAME_RAD = 0.001
 """Two paths closer than this at a moment count as the same there."""
 SHORTEST_HORIZON_S = 0.1
@@ -46,12 +46,12 @@ class Moment:
     robot_s: float
     """The robot's time, as far as known."""
     round_trip_s: float
-    """A usual one: half of it to the robot, and as much again because the robot's time is only
-    known from messages that took the other half to come."""
+    """A usual round trip: half of it to the robot, and half because the robot's time is only known
+    from messages that took the other half to arrive."""
     lead_s: float
     """See `link.delay.LinkDelay`."""
     is_guarded: bool = False
-    """Whether what comes late is re-timed beside the robot."""
+    """Whether a guard next to the robot re-times late trajectories."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,17 +62,17 @@ class Shaped:
     target_rad: Array
     """(8,)."""
     followed: Trajectory | None
-    """The running path that it leaves; None where it starts from the measured state."""
+    """The running path that it leaves; None if it starts from the measured state."""
     lead_s: float
     leave_by_s: float
-    """Our monotonic clock: sent later, it would arrive after it has left the running path, and the
+    """Our monotonic clock: sent later, it would arrive after it leaves the running path, and the
     arm's controller would step from one to the other."""
     expires_s: float
-    """Our monotonic clock: arriving later, no controller starts it."""
+    """Our monotonic clock: no controller starts it if it arrives later."""
 
 
 class TrajectoryPlanner:
-    """Makes the trajectories of one loop; each continues the one before."""
+    """Makes the trajectories of one loop; each continues the previous one."""
 
     def __init__(self, session: str, validity_s: float, limits: Limits, peers: Peers) -> None:
         self._session = session
@@ -81,17 +81,17 @@ class TrajectoryPlanner:
         self._peers = peers
         self._running: Trajectory | None = None
         self._before: Trajectory | None = None
-        """What ran before the newest one."""
+        """The path before the newest one."""
         self._sequence = 0
 
     def sent(self, shaped: Shaped) -> None:
-        """Note that this one was sent: the next one continues it."""
+        """Note that this trajectory was sent: the next one continues it."""
         self._before = shaped.followed
         self._running = flown(shaped.followed, shaped.trajectory)
         self._sequence = shaped.trajectory.sequence
 
     def retimed(self, parsed: ParsedTrajectory) -> bool:
-        """Take what the guard made of our trajectories for what runs, unless a newer one left."""
+        """Take the guard's re-timed trajectory as the running one, unless a newer one was sent."""
         path = as_trajectory(parsed)
         if path is None or self._running is None or path.sequence != self._running.sequence:
             return False
@@ -109,21 +109,21 @@ class TrajectoryPlanner:
     def shape(
         self, chunk: object, stamp_s: float, joints: StampedJoints, moment: Moment
     ) -> Shaped | Hold:
-        """Return the trajectory that answers the frame stamped `stamp_s`, or why there is none."""
+        """Return the trajectory for the frame stamped `stamp_s`, or why there is none."""
         overdue_s = self._peers.overdue_s(moment.now_s)
         if overdue_s is not None and not moment.is_guarded:
             return Hold(
                 HoldReason.UNCONFIRMED,
-                f"a trajectory has not come back from its topic for {overdue_s:.3f} s; another is"
-                " sent when it has come back or expired",
+                f"a trajectory has not come back from its topic for {overdue_s:.3f} s; the next one"
+                " is sent when it has come back or expired",
             )
         measured_s = _measured_s(joints, moment)
         running = self._followed(joints.state, measured_s)
         if running is None and self._is_moving(joints.state, moment.robot_s - measured_s):
             return Hold(
                 HoldReason.JOINTS_STALE,
-                f"arm moves and was measured {moment.robot_s - measured_s:.3f} s ago: where to"
-                " start from is not known",
+                f"the arm moves and was last measured {moment.robot_s - measured_s:.3f} s ago: its"
+                " current position is unknown",
             )
         lead_s = moment.lead_s if running is not None else self._restart_lead_s(stamp_s, moment)
         timing = Timing(stamp_s, moment.robot_s, lead_s, self._validity_s, measured_s)
@@ -146,7 +146,7 @@ class TrajectoryPlanner:
         )
 
     def brake(self, joints: StampedJoints, moment: Moment) -> Trajectory | None:
-        """Return the shortest way to rest; None unless a trajectory of ours moves the arm."""
+        """Return the shortest path to rest; None unless a trajectory of this loop moves the arm."""
         running = self._running
         if running is None or self._peers.overdue_s(moment.now_s) is not None:
             return None
@@ -181,12 +181,12 @@ class TrajectoryPlanner:
         )
 
     def _is_moving(self, measured: JointState, age_s: float) -> bool:
-        """Whether the arm may have left the place where it was measured."""
+        """Whether the arm may have left its measured position."""
         speed = np.nan_to_num(np.abs(measured.velocity_rad_s[:ARM_DOF]), nan=0.0)
         return bool(speed.max() * age_s > self._limits.tracking_rad)
 
     def _followed(self, measured: JointState, measured_s: float) -> Trajectory | None:
-        """Return the running trajectory unless it was lost or the arm is off it."""
+        """Return the running trajectory, unless it was lost or the arm does not follow it."""
         running = self._running
         if running is None or self._peers.is_lost(running.sequence):
             return None
@@ -194,7 +194,7 @@ class TrajectoryPlanner:
 
 
 def _too_late(timing: Timing, moment: Moment) -> str:
-    """Say what takes the time, the link or what comes before it, and which setting would do."""
+    """Name the larger delay, link or policy, and the setting that would be enough."""
     before_s = timing.now_s - timing.stamp_s
     would_do_s = math.ceil((timing.takeover_s + 2 * SHORTEST_HORIZON_S) * 10) / 10
     cause = (
@@ -203,8 +203,8 @@ def _too_late(timing: Timing, moment: Moment) -> str:
         else "policy, or the camera before it"
     )
     return (
-        f"trajectory would begin {timing.takeover_s:.3f} s after its frame ({before_s:.3f} s to"
-        f" here, {timing.lead_s:.3f} s to the robot), valid for {timing.validity_s:g} s; the"
+        f"trajectory would start {timing.takeover_s:.3f} s after its frame ({before_s:.3f} s until"
+        f" now, {timing.lead_s:.3f} s to the robot), but is valid for {timing.validity_s:g} s; the"
         f" {cause} needs TRAJECTORY_VALIDITY={would_do_s:g} or more"
     )
 

@@ -1,6 +1,6 @@
-"""The task of a loop, and what the loop tells about itself. Instruction -> accepted or refused.
+"""The task of a loop, and the loop's status. Instruction -> accepted or refused.
 
-A refused task reaches the policy all the same: its arm stays where it is, which "stop" must do.
+A refused task still reaches the policy: the arm then stays where it is, as "stop" requires.
 """
 
 from __future__ import annotations
@@ -17,36 +17,38 @@ from crane_x7_vla_rl.policies.base import Interpreter, Policy
 logger = logging.getLogger(__name__)
 
 PERIOD_S = 1.0
-"""Between two statuses while nothing changes."""
+"""Period of the status while nothing changes."""
 SHORTEST_S = 0.25
-"""Between two statuses at the least: holds may come and go with every frame."""
+"""Shortest time between two statuses: holds may start and end with every frame."""
 HOLDS = frozenset(HoldReason)
 REMIND_S = 30.0
-"""A refused task is logged again after so long."""
+"""Period of the warning about a refused task."""
 
 
 class Task:
-    """What the loop is to do, and whether its policy can."""
+    """The loop's task, and whether its policy can do it."""
 
     def __init__(self, policy: Policy, instruction: str, hint: str) -> None:
-        """`hint` says how to give another task."""
+        """`hint` explains how to give another task."""
         self._policy = policy if isinstance(policy, Interpreter) else None
         self._hint = hint
         self._reminded_s = float("-inf")
         self.instruction = instruction
         self.refusal = self._refusal(instruction)
-        """Why the policy cannot do it; None where it can."""
+        """Why the policy cannot do it; None if it can."""
 
     def take(self, instruction: str) -> None:
-        """Do this from now on."""
+        """Adopt a new task."""
         self.instruction, self.refusal = instruction, self._refusal(instruction)
         self._reminded_s = float("-inf")
 
     def remind(self, now_s: float) -> None:
-        """Log a refused task, at once and every REMIND_S."""
+        """Log a refused task, immediately and every REMIND_S."""
         if self.refusal is not None and now_s - self._reminded_s >= REMIND_S:
             self._reminded_s = now_s
-            logger.warning("no task, the arm stays: %s. %s", shown(self.refusal, 600), self._hint)
+            logger.warning(
+                "no task, the arm stays still: %s. %s", shown(self.refusal, 600), self._hint
+            )
 
     def _refusal(self, instruction: str) -> str | None:
         return None if self._policy is None else self._policy.refusal(instruction)
@@ -54,7 +56,7 @@ class Task:
 
 @dataclass(frozen=True)
 class _Told:
-    """What the last status said that matters at once."""
+    """The part of a status whose changes are published immediately."""
 
     instruction: str
     refusal: str | None
@@ -62,7 +64,7 @@ class _Told:
 
 
 class StatusReport:
-    """Decides when a status is due, and what it says."""
+    """Decides when a status is due, and fills it."""
 
     def __init__(self, task: Task, metrics: LoopMetrics, dry_run: bool) -> None:
         self._task = task
@@ -73,11 +75,11 @@ class StatusReport:
         self._is_asked = False
 
     def ask(self) -> None:
-        """Let the next status be due at once: somebody gave a task and waits for the answer."""
+        """Make the next status due immediately: a client gave a task and waits for the answer."""
         self._is_asked = True
 
     def due(self, now_s: float) -> LoopStatus | None:
-        """Return what to publish now, if anything is due."""
+        """Return the status to publish now, if one is due."""
         task, since_s = self._task, now_s - self._told_s
         now = _Told(task.instruction, task.refusal, self._hold())
         changed = now != self._told and since_s >= SHORTEST_S

@@ -1,6 +1,6 @@
 """Outcomes of ticks. `Sent` or `Hold` → counts in the metrics, a log line per change of state.
 
-Raises PolicyFailingError when the policy gave nothing usable for long.
+Raises PolicyFailingError when the policy gave no usable prediction for long.
 """
 
 from __future__ import annotations
@@ -27,20 +27,20 @@ POLICY_HOLDS = frozenset(
     }
 )
 LOG_AGAIN_S = 5.0
-"""A state that comes and goes is logged at most this often."""
+"""A state that alternates is logged at most this often."""
 QUIET_S = 0.5
-"""A camera slower than the loop is no news; it is logged when it was silent for this long."""
+"""A camera that is slower than the loop is normal; it is logged when silent for this long."""
 
 
 @dataclass(frozen=True, eq=False)
 class Sent:
-    """A trajectory that left, or in a dry run would have."""
+    """A trajectory that was sent, or would have been without dry run."""
 
     trajectory: Trajectory
     frame: EncodedFrame
     at_s: float
     frame_age_s: float
-    """At that time, the greater of both clocks' ages."""
+    """At that time, the larger of the ages by both clocks."""
     policy_s: float
 
 
@@ -56,7 +56,7 @@ class TickLog:
         self._logged: dict[str, float] = {}
 
     def note(self, outcome: Sent | Hold, now_s: float) -> None:
-        """Take one tick's outcome. Raises PolicyFailingError."""
+        """Process one tick's outcome. Raises PolicyFailingError."""
         if isinstance(outcome, Hold):
             self.metrics.holds[outcome.reason] += 1
             self._log(outcome.reason, outcome.detail, now_s)
@@ -98,6 +98,6 @@ class TickLog:
                 self._failing_since_s = now_s
             if now_s - self._failing_since_s >= self._policy_failing_s:
                 raise PolicyFailingError(
-                    f"the policy gave nothing usable for {self._policy_failing_s:g} s;"
+                    f"no usable prediction from the policy for {self._policy_failing_s:g} s;"
                     f" last: {outcome.reason}, {outcome.detail}"
                 )

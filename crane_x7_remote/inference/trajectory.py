@@ -1,16 +1,16 @@
 """Safe targets, measured state, running path → a `Trajectory` for a position controller. Pure.
 
-It keeps velocity, acceleration and joint limits everywhere and ends at rest in time.
+It respects velocity, acceleration and joint limits everywhere and ends at rest in time.
 
 How. Acceleration is constant between two points of the trajectory, so the cubic that ros2_control
-runs through both positions and velocities is that very parabola: what holds at the points holds
-between them. The new path leaves the running one at a point of it, a lead time from now, and
-repeats the running one's points up to there: a controller that receives it early, late or skips
-past points is on the same path and never steps. When no running path is followed, the new one
-starts from the measured state instead.
+runs through both positions and velocities is exactly that parabola: limits that hold at the points
+also hold between them. The new path leaves the running one at a point of it, a lead time from now,
+and repeats the running one's points up to there: a controller that receives it early, late or skips
+past points is on the same path and never steps. If the arm follows no running path, the new one
+starts from the measured state.
 
-Legend: T points; 8 joints in the order of `robot.JOINT_NAMES`; rad, s. Times without further notice
-are seconds after the stamp of the frame, on the robot's clock.
+Legend: T points; 8 joints in the order of `robot.JOINT_NAMES`; rad, s. Unless noted, times are
+seconds after the stamp of the frame, on the robot's clock.
 """
 
 from __future__ import annotations
@@ -26,45 +26,45 @@ from crane_x7_vla_rl.robot import ARM_DOF
 from crane_x7_vla_rl.types import Array, JointState, Trajectory
 
 SPACING_S = 0.04
-"""Time between points; shorter makes the message longer, longer the arm's braking coarser."""
+"""Time between points; shorter means a longer message, longer means coarser braking."""
 MAX_POINTS = 25
 """A longer horizon gets wider spacing."""
 SHORTEST_PIECE_S = 0.002
-"""Points nearer to each other would turn rounded times into accelerations."""
+"""With points closer than this, rounded times would become accelerations."""
 DECIMALS = 7
-"""Of rad and rad/s; more would only make the message longer."""
+"""Decimals of rad and rad/s; more would only make the message longer."""
 LAG_S = 0.2
 """A measured arm may trail the path that it follows by this much."""
 MEMORY_S = 1.5
-"""How much of the path already flown is remembered; longer than any joint state acted on is old."""
+"""How much of the past path is remembered; longer than the age of any joint state acted on."""
 BLEND_S = 0.1
-"""Over this time targets change from the running trajectory's to the new chunk's."""
+"""Time over which targets blend from the running trajectory to the new chunk."""
 
 
 @dataclass(frozen=True)
 class Timing:
-    """When a trajectory answers, takes over and expires; all on the robot's clock."""
+    """The frame's stamp, the start and the expiry of a trajectory; all on the robot's clock."""
 
     stamp_s: float
-    """Header stamp of the frame that it answers."""
+    """Header stamp of its frame."""
     now_s: float
-    """The robot's time now, as far as known."""
+    """The robot's time now, as estimated."""
     lead_s: float
-    """Until the new path leaves the running one: covers the way to the robot."""
+    """Time until the new path leaves the running one: covers the delay to the robot."""
     validity_s: float
-    """After `stamp_s`, by when the path shall be at rest."""
+    """Time after `stamp_s` by which the path must be at rest."""
     measured_s: float
     """When the joints were measured."""
 
     @property
     def takeover_s(self) -> float:
-        """When the new path begins, seconds after the stamp."""
+        """When the new path starts, seconds after the stamp."""
         return self.now_s + self.lead_s - self.stamp_s
 
 
 @dataclass(frozen=True, eq=False)
 class _Start:
-    """Where the new path begins, and what leads up to it."""
+    """The start of the new path, and the points that lead up to it."""
 
     time_s: float
     position: Array
@@ -72,13 +72,13 @@ class _Start:
     velocity: Array
     """(8,)."""
     running: Trajectory | None
-    """What to blend from; None when the path starts from the measured state or from rest."""
+    """The path to blend from; None if the new path starts from the measured state or from rest."""
     shift_s: float
     """running's stamp minus the new one's."""
 
 
 def state_at(trajectory: Trajectory, robot_time_s: float) -> tuple[Array, Array]:
-    """Return position and velocity, each (8,), where the trajectory is at this time."""
+    """Return position and velocity of the trajectory, each (8,), at this time."""
     positions, velocities = _sample(trajectory, np.array([robot_time_s - trajectory.stamp_s]))
     return positions[0], velocities[0]
 
@@ -86,10 +86,10 @@ def state_at(trajectory: Trajectory, robot_time_s: float) -> tuple[Array, Array]
 def is_followed(
     running: Trajectory, measured: JointState, measured_s: float, limits: Limits
 ) -> bool:
-    """Whether the measured arm lies on the path in `running`, give or take a servo's lag.
+    """Whether the measured arm is on the path in `running`, within a servo's lag.
 
-    The gripper is left out: it has goals of its own, runs ahead of the path towards them, and stops
-    short of them at whatever it closes on.
+    The gripper is not checked: it has its own goals, runs ahead of the path towards them, and
+    stops at the object that it closes on.
     """
     since = measured_s - running.stamp_s
     positions, velocities = _sample(running, np.linspace(since - LAG_S, since, 9))
@@ -107,7 +107,7 @@ def is_followed(
 def flown(before: Trajectory | None, sent: Trajectory) -> Trajectory:
     """Return the path of the last `MEMORY_S` and that of `sent` as one.
 
-    Each trajectory begins at the time it was sent, a joint state may have been measured before.
+    A trajectory starts when it is sent; a joint state may have been measured before that.
     """
     if before is None:
         return sent
@@ -136,7 +136,8 @@ def build(
 
     `command` None brakes at once. `running` is the path that the arm follows (see `flown` and
     `is_followed`), None to start from the measured state.
-    The last point has zero velocity, at the latest at `timing.validity_s`, or where braking allows.
+    The last point has zero velocity, at `timing.validity_s` at the latest, or as soon as braking
+    allows.
     """
     spacing_s = max(SPACING_S, timing.validity_s / MAX_POINTS)
     start = _start(measured, running, timing, limits, spacing_s)
@@ -179,9 +180,9 @@ def _start(
 def _start_measured(
     measured: JointState, timing: Timing, limits: Limits, spacing_s: float
 ) -> _Start:
-    """Begin where the measured state will be, made such that it can stop inside the limits.
+    """Start from the extrapolated measured state, adjusted so that it can stop inside the limits.
 
-    A joint that was measured outside starts there: a start inside would be a step.
+    A joint that was measured outside starts outside: a start inside would be a step.
     """
     ahead_s = min(max(timing.now_s + timing.lead_s - timing.measured_s, 0.0), LAG_S)
     velocity = np.nan_to_num(measured.velocity_rad_s, nan=0.0)
@@ -234,7 +235,7 @@ def _follow(
 
     Each step chooses the velocity at its end: the fastest from which the path can still come to
     rest relative to the moving reference without passing it, and from which it can stop before the
-    furthest reference still ahead, before the joint's limit and before the time is up.
+    furthest reference still ahead, before the joint's limit and before the time ends.
     """
     h = spacing_s
     pace = np.clip(np.diff(reference, axis=0) / h, -limits.velocity_rad_s, limits.velocity_rad_s)
@@ -262,8 +263,9 @@ def _follow(
 def _follow_joint(
     steps: list[list[float]], state: tuple[float, float], a: float, h: float
 ) -> tuple[list[float], list[float]]:
-    """Return one joint's positions and velocities; `steps` hold reference, its pace, floor, ceiling
-    and highest speed. Plain floats: on eight joints, numpy's calls take longer than its sums."""
+    """Return one joint's positions and velocities; `steps` contain the reference, its velocity,
+    floor, ceiling and highest speed. Plain floats: on eight joints, the overhead of numpy's calls
+    exceeds the arithmetic."""
     p, v = state
     change = a * h
     positions, velocities = [p], [v]
@@ -271,7 +273,7 @@ def _follow_joint(
         gap = reference - p
         side = 1.0 if gap >= 0 else -1.0
         wanted = pace + side * _brake_bound(side * gap, side * (v - pace), a, change)
-        # Where these contradict each other the later one wins: nothing accelerates beyond `a`.
+        # If these contradict each other, the later one wins: nothing accelerates beyond `a`.
         wanted = max(wanted, -_brake_bound(p - floor, -v, a, change))
         wanted = min(wanted, _brake_bound(ceiling - p, v, a, change))
         wanted = min(max(wanted, -most), most)
@@ -284,18 +286,18 @@ def _follow_joint(
 
 
 def _brake_bound(distance: float, velocity: float, a: float, change: float) -> float:
-    """Return the highest velocity after one step of h = change / a that allows to stop in
+    """Return the highest velocity after one step of h = change / a that still allows stopping in
     `distance`.
 
     Solves (velocity + x)·h/2 + x²/2a + x·h/2 = distance: this step, then braking at `a` in steps
-    of h. A state that keeps the bound can keep it in the next step by braking.
+    of h. A state within the bound can stay within it in the next step by braking.
     """
     inside = change * change + 2 * a * max(distance, 0.0) - change * velocity
     return math.sqrt(max(inside, 0.0)) - change
 
 
 def _brake(start: _Start, spacing_s: float, steps: int, limits: Limits) -> tuple[Array, Array]:
-    """Return the shortest way to rest."""
+    """Return the shortest path to rest."""
     left = np.arange(steps + 1)[:, None] * spacing_s * limits.acceleration_rad_s2
     speed = np.maximum(np.abs(start.velocity) - left, 0.0)
     velocities = np.sign(start.velocity) * speed
@@ -336,14 +338,14 @@ def _assemble(
 
 
 def _whole_ms(seconds: float) -> float:
-    """Round up, because the wire carries whole milliseconds."""
+    """Round up, because the message carries whole milliseconds."""
     return float(np.ceil(seconds * 1e3 - 1e-6)) / 1e3
 
 
 def _repeated(running: Trajectory, start: _Start, timing: Timing) -> Array:
-    """Return the times of the running trajectory's points from now to where the new path begins.
+    """Return the times of the running trajectory's points from now to the start of the new path.
 
-    The first one lies before now, but never before the stamp: times count from there.
+    The first one is before now, but never before the stamp, from which times count.
     """
     knots = running.time_from_start_s + start.shift_s
     since = max(int(np.searchsorted(knots, timing.now_s - timing.stamp_s, "right")) - 1, 0)

@@ -1,7 +1,7 @@
-"""The policy's first answers, to made-up pictures: they warm it up and show whether it sees.
+"""First predictions, on synthetic images: they warm the policy up and show whether it uses them.
 
-Policy, instruction → NotFiniteError for targets that are not finite, one warning if the answer is
-the same for every picture. Two different answers are enough; only equal ones need more pictures.
+Policy, instruction → NotFiniteError for targets that are not finite, one warning if the prediction
+is the same for every image. Two different predictions are enough; equal ones need more images.
 """
 
 from __future__ import annotations
@@ -26,10 +26,10 @@ BLOCKS = {(300, 150): (200, 30, 30), (340, 420): (30, 60, 200), (230, 290): (40,
 
 
 def warm_up(policy: Policy, instruction: str, time_s: float) -> None:
-    """Let the policy answer made-up pictures and forget them; raises what it raises.
+    """Run the policy on synthetic images, then reset it; raises what the policy raises.
 
     Joints, instruction and time are the same for all, and so are the random numbers of a policy
-    that draws them from its last `reset` on: only pictures differ. Raises NotFiniteError.
+    that seeds them at `reset`: only the images differ. Raises NotFiniteError.
     """
     found: list[Array] = []
     for picture in pictures():
@@ -41,9 +41,9 @@ def warm_up(policy: Policy, instruction: str, time_s: float) -> None:
             return
         found.append(answer)
     logger.warning(
-        "the policy's answer does not depend on the picture: %d very different made-up pictures"
-        " gave the same targets, from %s to %s rad; if it should see, check its vision weights, or"
-        " take an earlier checkpoint",
+        "the policy's prediction does not depend on the image: %d very different synthetic images"
+        " gave the same targets, from %s to %s rad; if it should use the image, check its vision"
+        " weights, or use an earlier checkpoint",
         len(found), *(np.round(found[0][row], 3).tolist() for row in (0, -1)),
     )  # fmt: skip
 
@@ -66,9 +66,9 @@ def pictures() -> Iterator[Image]:
 def _ask(
     policy: Policy, picture: Image, instruction: str, time_s: float, is_first: bool
 ) -> Array | None:
-    """Return the targets (T, 8), None where there are none to be compared.
+    """Return the targets (T, 8), None if there are none to compare.
 
-    That a step for a made-up picture is out of reach is an answer like another, after the first.
+    After the first image, a step that is out of reach is a prediction as any other.
     """
     joints = JointState(HOME_RAD, np.zeros_like(HOME_RAD))
     try:

@@ -1,7 +1,7 @@
 """Runs the policy on its own thread, so that a stalled policy cannot stall the loop.
 
-One observation → its chunk within a time-out; a late result is discarded. While the policy
-computes, the next observation may wait, so that a policy that is the slowest part is never idle.
+One observation → its chunk within a timeout; a late result is discarded. The next observation may
+wait while the policy computes, so that a policy that is the slowest part is never idle.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Job:
-    """One observation that the policy is asked about, and what came of it."""
+    """One observation for the policy, and its result."""
 
     observation: Observation
     reset_first: bool = False
     begin_by_s: float = float("inf")
-    """After that it is too old: it is dropped if the policy has not begun."""
+    """Latest start: if the policy has not begun by then, the observation is dropped as too old."""
     has_begun: bool = False
     is_done: bool = False
     result: object = None
@@ -35,7 +35,7 @@ class Job:
 
 @dataclass(frozen=True)
 class Meanwhile:
-    """What the waiting thread does once, if the policy has not answered after so long."""
+    """What the waiting thread does once, if the policy has not answered after this time."""
 
     after_s: float
     work: Callable[[], object]
@@ -43,14 +43,14 @@ class Meanwhile:
 
 @dataclass(frozen=True, eq=False)
 class Prediction:
-    """What the policy returned, unchecked, and how long it took."""
+    """The policy's unchecked return value, and how long it took."""
 
     chunk: object
     duration_s: float
 
 
 class PolicyWorker:
-    """Asks `policy` on a daemon thread, which is left behind if it never returns."""
+    """Runs `policy` on a daemon thread, which is abandoned if the policy never returns."""
 
     def __init__(self, policy: Policy, clock: Callable[[], float]) -> None:
         self._policy = policy
@@ -71,11 +71,11 @@ class PolicyWorker:
             return self._job is not None
 
     def reset_next(self) -> None:
-        """Let the policy forget everything before the next prediction."""
+        """Reset the policy before its next prediction."""
         self._reset_pending = True
 
     def predict(self, observation: Observation, timeout_s: float) -> Prediction | Hold | None:
-        """Return the policy's answer, or a Hold; None when `interrupt` came first."""
+        """Return the policy's prediction, or a Hold; None if `interrupt` came first."""
         job = self.ask(observation)
         return job if isinstance(job, Hold) else self.answer(job, timeout_s)
 
@@ -84,15 +84,15 @@ class PolicyWorker:
         job = Job(observation, self._reset_pending, has_begun=True)
         with self._changed:
             if self._job is not None:
-                return Hold(HoldReason.POLICY_BUSY, "policy has not returned from before")
+                return Hold(HoldReason.POLICY_BUSY, "policy still computes an earlier prediction")
             self._reset_pending = False
             self._job = job
             self._changed.notify_all()
         return job
 
     def ask_next(self, observation: Observation, begin_by_s: float) -> Job:
-        """Let the policy begin as soon as it has answered what it computes now, unless that is
-        after `begin_by_s`; whether it has is known once `answer` has returned that answer."""
+        """Start the policy when its current prediction is done, unless that is after `begin_by_s`;
+        whether it has started is known when `answer` has returned the current prediction."""
         job = Job(observation, begin_by_s=begin_by_s)
         with self._changed:
             self._next = job if self._job is not None else None
@@ -101,7 +101,7 @@ class PolicyWorker:
     def answer(
         self, job: Job, timeout_s: float, meanwhile: Meanwhile | None = None
     ) -> Prediction | Hold | None:
-        """Wait for what `ask` or `ask_next` began; returns as `predict` does."""
+        """Wait for the prediction that `ask` or `ask_next` started; returns as `predict` does."""
         left_s = timeout_s
         if meanwhile is not None and not self._wait(job, min(meanwhile.after_s, timeout_s)):
             meanwhile.work()
@@ -131,13 +131,13 @@ class PolicyWorker:
             self._changed.notify_all()
 
     def close(self, timeout_s: float = 1.0) -> None:
-        """End the thread; one that is stuck in the policy is left behind."""
+        """End the thread; a thread that is stuck in the policy is abandoned."""
         with self._changed:
             self._closed = True
             self._changed.notify_all()
         self._thread.join(timeout_s)
         if self._thread.is_alive():
-            logger.warning("the policy is still computing; leaving it behind")
+            logger.warning("the policy is still computing; its thread is abandoned")
 
     def _run(self) -> None:
         while True:
@@ -150,7 +150,7 @@ class PolicyWorker:
             started_s = self._clock()
             try:
                 job.result = self._answer(job)
-            except BaseException as error:  # whatever it is: the loop holds and counts it
+            except BaseException as error:  # any error: the loop holds and counts it
                 job.error = error
                 logger.debug("policy raised", exc_info=True)
             job.duration_s = self._clock() - started_s

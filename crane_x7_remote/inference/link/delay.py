@@ -1,12 +1,12 @@
-"""How long a trajectory takes to the robot. Round trips of trajectories and pings → the lead. Pure.
+"""Delay of a trajectory to the robot. Round trips of trajectories and pings → the lead. Pure.
 
-A trajectory leaves the running one a lead time after it was made. One that reaches the robot later
-makes the controller step onto it, so the lead must cover the link's worst delay, and each
-millisecond of it is a millisecond of reaction. The estimate takes the slowest round trip of the
-last minutes: it rises at once and sinks slowly afterwards.
+A trajectory leaves the running one a lead time after it was made. If it reaches the robot later,
+the controller steps onto it. So the lead must cover the link's worst delay, and each millisecond of
+lead adds a millisecond to the reaction time. The estimate is the slowest round trip of the last
+minutes: it rises at once and falls slowly.
 
-The whole round trip counts as the way there, because the robot's time is only known from messages
-that took the way back (see `shaping.Moment`).
+The whole round trip counts as delay to the robot, because the robot's time is only known from
+messages that travelled back (see `shaping.Moment`).
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ WINDOW_S = 180.0
 """The slowest round trip is remembered for this long."""
 BUCKET_S = 5.0
 SINK = 0.02
-"""Share of the lead that is given back per second once the slowest round trip is forgotten."""
+"""Share by which the lead falls per second after the slowest round trip is forgotten."""
 HEADROOM = 1.25
-"""Trajectories meet a stall at any phase: the slowest seen is not the slowest to come."""
+"""Trajectories meet a stall at any phase: a later round trip can be slower than any seen."""
 MARGIN_S = 0.02
-"""Added to the lead: delays of a busy machine."""
+"""Added to the lead for the delays of a busy machine."""
 RECENT = 32
 """Round trips whose median is the typical one."""
 UNKNOWN_S = 0.03
-"""Round trip that is assumed before the first measurement."""
+"""Assumed round trip before the first measurement."""
 FIRST_S = 0.06
-"""Slowest round trip that is assumed at the start; sinks like any other."""
+"""Assumed slowest round trip at the start; falls as any other."""
 LARGEST_SHARE = 0.5
-"""Of the validity: a longer lead would leave too little of the trajectory. Stalls beyond it are for
-the guard beside the robot."""
+"""Share of the validity: a longer lead would leave too little of the trajectory. The guard next to
+the robot handles longer stalls."""
 
 
 class LinkDelay:
@@ -45,12 +45,12 @@ class LinkDelay:
         self._sunk_at_s: float | None = None
 
     def observe(self, round_trip_s: float, now_s: float) -> None:
-        """Take one round trip, of a trajectory that came back on its own topic or of a ping."""
+        """Add one round trip, of a trajectory heard on its own topic or of a ping."""
         self._recent.append(round_trip_s)
         self.observe_missing(round_trip_s, now_s)
 
     def observe_missing(self, waited_s: float, now_s: float) -> None:
-        """Note that an answer has been missing for `waited_s`: its round trip is at least that."""
+        """Note that an answer has been pending for `waited_s`: its round trip is at least that."""
         if not self._buckets or now_s - self._buckets[-1][0] >= BUCKET_S:
             self._buckets.append([now_s, waited_s])
         self._buckets[-1][1] = max(self._buckets[-1][1], waited_s)
@@ -67,9 +67,9 @@ class LinkDelay:
         return statistics.median(self._recent) if self._recent else UNKNOWN_S
 
     def lead_s(self, validity_s: float, is_guarded: bool = False) -> float:
-        """Return how long after now a trajectory leaves the running one, for this validity.
+        """Return how long from now a trajectory leaves the running one, for this validity.
 
-        `is_guarded`: what comes late is re-timed beside the robot, so a usual round trip is enough.
+        `is_guarded`: the guard re-times late trajectories, so a usual round trip is enough.
         """
         slowest_s = self.typical_s if is_guarded else self._slowest_s
         needed_s = HEADROOM * slowest_s + MARGIN_S

@@ -1,4 +1,4 @@
-"""What is heard on the robot's topics. Trajectories, guard states → delay, peers, following.
+"""Messages from the robot's topics. Trajectories, guard states → delay, peers, following.
 
 `hear_*` run on the client's thread, the rest on the loop's.
 """
@@ -18,7 +18,7 @@ from crane_x7_remote.rosbridge import messages
 
 
 class Echoes:
-    """Listens for one loop, which is called `session`."""
+    """Listens for the loop named `session`."""
 
     def __init__(
         self,
@@ -37,15 +37,15 @@ class Echoes:
         self._clock = clock
         self._rtt_s: float | None = None
         self._retimed: messages.ParsedTrajectory | None = None
-        """Our newest trajectory as the guard had to change it."""
+        """The loop's newest trajectory as changed by the guard."""
 
     def listen(self, topic: str) -> None:
-        """Listen to the topic on which all loops are heard, and to the guard."""
+        """Listen to the topic of all loops, and to the guard."""
         self._client.subscribe(topic, "trajectory_msgs/JointTrajectory", self.hear_trajectory)
         self._client.subscribe(STATE_TOPIC, "std_msgs/String", self.hear_guard)
 
     def measure(self, now_s: float) -> None:
-        """Feed the delay with pings and with trajectories that came back."""
+        """Update the delay from pings and from trajectories that were heard."""
         rtt_s = self._client.link.rtt_s
         if rtt_s is not None and rtt_s != self._rtt_s:
             self._rtt_s = rtt_s
@@ -54,7 +54,7 @@ class Echoes:
             self.delay.observe(echo_s, now_s)
 
     def take_retimed(self) -> messages.ParsedTrajectory | None:
-        """Return what the guard made of a trajectory of ours since the last call."""
+        """Return the loop's trajectory as changed by the guard since the last call, if any."""
         retimed, self._retimed = self._retimed, None
         return retimed
 
@@ -63,7 +63,7 @@ class Echoes:
         self.guard.hear(message, self._clock())
 
     def hear_trajectory(self, message: Mapping[str, Any]) -> None:
-        """Note whose trajectory came by; called on the client's thread."""
+        """Note whose trajectory was heard; called on the client's thread."""
         header = message.get("header")
         frame_id = header.get("frame_id") if isinstance(header, Mapping) else None
         match = messages.FRAME_ID.fullmatch(frame_id) if isinstance(frame_id, str) else None

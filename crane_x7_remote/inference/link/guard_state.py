@@ -1,7 +1,7 @@
-"""The guard beside the robot. Its state messages → whether it guards us, and why it stopped.
+"""State of the guard next to the robot. Its messages → whether it guards us, why it stopped.
 
-A guard tells each client its own number; the states that it publishes for others on the robot's
-side lack that. So a loop that reaches rosbridge past the guard does not count as guarded.
+A guard sends each client that client's number; the states that it publishes on the robot's side
+have no number. So a loop that reaches rosbridge without the guard does not count as guarded.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 STATE_TOPIC = "/vla/guard"
 """std_msgs/String with JSON, about once a second and at each change."""
 SILENCE_S = 3.0
-"""A guard that was silent for longer does not count as present."""
+"""A guard that was silent for longer counts as absent."""
 
 
 class GuardState:
@@ -24,7 +24,7 @@ class GuardState:
         self._stopped: str | None = None
 
     def hear(self, message: Mapping[str, Any], now_s: float) -> None:
-        """Take a state message; anything else is passed over."""
+        """Process a state message; ignore anything else."""
         try:
             state = json.loads(message["data"])
             is_ours = isinstance(state["you"], int)
@@ -36,13 +36,13 @@ class GuardState:
             self._heard_s = now_s
 
     def link_came_up(self) -> None:
-        """Forget: behind a new link there may be no guard."""
+        """Forget the state: a new link may have no guard."""
         self._heard_s = self._stopped = None
 
     def is_there(self, now_s: float) -> bool:
-        """Whether a guard checks what we send."""
+        """Whether a guard checks what this loop sends."""
         return self._heard_s is not None and now_s - self._heard_s <= SILENCE_S
 
     def stopped(self, now_s: float) -> str | None:
-        """Return why the guard lets nothing pass, None where it does or there is none."""
+        """Return why the guard lets nothing pass; None if it is not stopped or absent."""
         return self._stopped if self.is_there(now_s) else None

@@ -1,10 +1,10 @@
 """Whose trajectories reach the robot. Sessions, sequence numbers, times → `Hold`, arrivals. Pure.
 
-The loop listens to the topic on which all loops of a robot can be heard. That tells two things:
-whether another loop drives, and which of its own trajectories have arrived.
+The loop listens to a topic that carries the trajectories of all loops of a robot. It shows whether
+another loop drives, and which of this loop's trajectories have arrived.
 
-Two loops never drive for long. A loop first listens; while it hears another one it stays quiet,
-until that one was silent for `silence_s`. If both began at once, the smaller session name wins.
+Two loops never drive together for long. A loop first listens; while it hears another one it holds,
+until the other was silent for `silence_s`. If both start together, the smaller session name wins.
 """
 
 from __future__ import annotations
@@ -16,24 +16,24 @@ from dataclasses import dataclass
 from crane_x7_remote.inference.hold import Hold, HoldReason
 
 LISTEN_S = 1.0
-"""How long a new link is listened to before the first trajectory."""
+"""How long to listen on a new link before the first trajectory."""
 SHORT_LISTEN_S = 0.3
-"""The same for a loop that was driving until just now."""
+"""The same for a loop that drove until the link broke."""
 SILENCE_S = 2.0
-"""Another loop that was not heard for this long has given up the arm."""
+"""Another loop that was silent for this long has released the arm."""
 LONGEST_S = 5.0
-"""A later echo says nothing about the present link."""
+"""A later echo says nothing about the current link."""
 
 
 @dataclass(frozen=True)
 class _Flight:
-    """A trajectory of ours that has not come back yet."""
+    """A trajectory of this loop that has not been heard yet."""
 
     sent_s: float
     lead_s: float
-    """It leaves the one before this long after `sent_s`; if it arrives later, the arm steps."""
+    """It leaves the previous one this long after `sent_s`; if it arrives later, the arm steps."""
     expires_s: float
-    """From then on no controller starts it."""
+    """No controller starts it after this time."""
 
 
 class Peers:
@@ -52,16 +52,16 @@ class Peers:
         self._published_s: float | None = None
         self._in_flight: OrderedDict[int, _Flight] = OrderedDict()
         self._expired: OrderedDict[int, _Flight] = OrderedDict()
-        """Those whose echo would only tell how slow the link is."""
+        """Lost or expired ones; their echo only measures the link's delay."""
         self._arrived = -1
         self._echoes_s: list[float] = []
 
     def link_came_up(self, now_s: float) -> None:
-        """Start listening again; what was sent through the old link may be lost."""
+        """Start listening again; trajectories sent through the old link may be lost."""
         with self._lock:
             drove_s = self._published_s
             was_driving = drove_s is not None and now_s - drove_s <= self._silence_s
-            # Any other loop waits for so long after our last one: ours is still the arm.
+            # Any other loop waits this long after our last trajectory: the arm is still ours.
             head_start_s = self._listen_s - SHORT_LISTEN_S if was_driving else 0.0
             self._listening_since_s = now_s - max(head_start_s, 0.0)
             self._published_s = None
@@ -69,7 +69,7 @@ class Peers:
             self._arrived = -1
 
     def heard(self, session: str, sequence: int, now_s: float) -> None:
-        """Note a trajectory that came from the robot's topic."""
+        """Note a trajectory from the robot's topic."""
         with self._lock:
             if session != self._session:
                 self._other, self._other_s = session, now_s
@@ -81,31 +81,31 @@ class Peers:
             if late is None:
                 self._arrived = sequence
                 for older in [key for key in self._in_flight if key <= sequence]:
-                    del self._in_flight[older]  # a link keeps the order: those before were refused
+                    del self._in_flight[older]  # a link keeps the order: it was refused
             if now_s - flight.sent_s < LONGEST_S:
                 self._echoes_s.append(now_s - flight.sent_s)
 
     def take_echoes_s(self) -> list[float]:
-        """Return how long our trajectories took there and back since the last call."""
+        """Return the round trips of this loop's trajectories since the last call."""
         with self._lock:
             echoes_s, self._echoes_s = self._echoes_s, []
             return echoes_s
 
     def published(self, sequence: int, now_s: float, lead_s: float, expires_s: float) -> None:
-        """Note a trajectory of ours that was handed to the socket, its lead and its expiry."""
+        """Note a trajectory of this loop that was passed to the socket, its lead and its expiry."""
         with self._lock:
             self._published_s = now_s
             self._in_flight[sequence] = _Flight(now_s, lead_s, expires_s)
 
     def withdrawn(self, sequence: int) -> None:
-        """Note that a trajectory did not leave after all."""
+        """Note that a trajectory was not sent after all."""
         with self._lock:
             self._in_flight.pop(sequence, None)
 
     def overdue_s(self, now_s: float) -> float | None:
-        """Return how long our oldest trajectory that may still start late has been under way.
+        """Return how long the oldest trajectory that may start late has been under way.
 
-        None when all that is under way is in time. What has expired counts as lost from now on.
+        None if none can start late. Expired ones count as lost from now on.
         """
         with self._lock:
             self._drop_expired(now_s)
@@ -124,7 +124,7 @@ class Peers:
             self._expired.popitem(last=False)
 
     def is_lost(self, sequence: int) -> bool:
-        """Whether this trajectory of ours was not heard and has expired."""
+        """Whether this trajectory of the loop was not heard and has expired."""
         with self._lock:
             return sequence > self._arrived and sequence not in self._in_flight
 
@@ -134,7 +134,7 @@ class Peers:
             since_s = self._listening_since_s
             if since_s is None or now_s - since_s < self._listen_s:
                 return Hold(
-                    HoldReason.LISTENING, f"listening {self._listen_s:g} s for another loop"
+                    HoldReason.LISTENING, f"listening for other loops for {self._listen_s:g} s"
                 )
             if self._other is None or now_s - self._other_s > self._silence_s:
                 return None

@@ -1,4 +1,4 @@
-"""What the loop needs from its client: the newest of every input, and a way to publish."""
+"""The loop's view of its client: the newest value of every input, and a way to publish."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from crane_x7_remote.rosbridge.robot_clocks import ClockReport
 
 
 class LinkState(Protocol):
-    """What the loop needs to know about the connection."""
+    """The part of the connection's state that the loop uses."""
 
     @property
     def connected(self) -> bool: ...

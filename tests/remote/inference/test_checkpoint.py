@@ -49,7 +49,7 @@ def test_a_checkpoint_widens_limits_only_so_far(
     assert (settings.max_jump, settings.trajectory_validity) == (2.0, 2.0)
     warnings = [one.message for one in caplog.records if one.levelname == "WARNING"]
     assert len(warnings) == 2
-    assert "MAX_JUMP: the checkpoint needs 9, a checkpoint's files set at most 2" in warnings[0]
+    assert "MAX_JUMP: the checkpoint needs 9, but its files can set at most 2" in warnings[0]
     assert "MAX_JUMP=9" in warnings[0]
     assert "TRAJECTORY_VALIDITY=20" in warnings[1]
     caplog.clear()

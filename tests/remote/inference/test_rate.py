@@ -146,7 +146,7 @@ def test_a_slow_policy_is_named_once_with_the_rate_and_the_setting(
 ) -> None:
     figures = Drive(takes(0.035)).run(20.0)
     assert said() == [
-        f"policy takes 35 ms: driving at 28.4 Hz instead of the asked 30 Hz ({ASKED})"
+        f"policy takes 35 ms: driving at 28.4 Hz instead of the requested 30 Hz ({ASKED})"
     ]
     assert figures["rate_limit"] == "policy"
     assert figures["rate_lost_hz"] == pytest.approx(30 - 1 / 0.035, abs=0.3)
@@ -174,7 +174,7 @@ def test_a_policy_that_is_fast_again_returns_to_the_deadlines_and_the_phase(
     figures = drive.run(16.0)
     assert [line.split(":")[0] for line in said()] == [
         "policy takes 35 ms",
-        "driving at the asked 30 Hz again",
+        "driving at the requested 30 Hz again",
     ]
     assert drive.rate_hz(since_s=9.0) == pytest.approx(30.0, rel=0.001)
     late_s = [began_s - used_s for began_s, used_s in _frames(drive) if began_s > 10]
@@ -222,7 +222,7 @@ def test_a_camera_slower_than_the_asked_rate_is_named_once(
 ) -> None:
     figures = Drive(takes(policy_s), camera_hz=camera_hz).run(14.0)
     assert len(said()) == 1
-    assert said()[0].startswith("camera and link bring ")
+    assert said()[0].startswith("camera and link deliver ")
     assert figures["trajectory_rate_hz"] == pytest.approx(camera_hz, rel=0.02)
     assert figures["rate_limit"] == "camera"
     assert figures["rate_lost_hz"] == pytest.approx(30 - camera_hz, abs=0.5)

@@ -16,7 +16,7 @@ from crane_x7_vla_rl.policies.color_servo.policy import ColorServo
 from crane_x7_vla_rl.robot import HOME_RAD
 from crane_x7_vla_rl.types import ActionChunk, Observation
 
-NAMED = "does not depend on the picture"
+NAMED = "does not depend on the image"
 RED = "pick up the red cube"
 
 

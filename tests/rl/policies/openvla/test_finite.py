@@ -390,7 +390,7 @@ def test_infer_names_a_model_that_does_not_look_and_drives(tiny: Path, tmp_path:
         )  # fmt: skip
         robot.assert_nothing_bad_arrived()
     assert done.returncode == 0, done.stderr
-    assert done.stderr.count("does not depend on the picture") == 1
+    assert done.stderr.count("does not depend on the image") == 1
 
 
 def infer(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
