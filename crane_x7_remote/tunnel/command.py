@@ -1,10 +1,11 @@
-"""`crane-x7-remote tunnel`: hold the robot's rosbridge at a port of 127.0.0.1 until told to stop.
+"""`crane-x7-remote tunnel`: keep the robot's rosbridge at a port of 127.0.0.1 until a signal.
 
-    tunnel tailnet            on the rented machine: through the tailnet, for programs without proxy
-    tunnel local USER@ROBOT   on the rented machine: fetch it through ssh (as ssh -L)
-    tunnel remote USER@GPU    beside the robot: bring it to the rented machine (as ssh -R)
+    tunnel tailnet            on the rented machine: through the tailnet, for programs without
+    proxies tunnel local USER@ROBOT   on the rented machine: forward it here through ssh (as ssh -L)
+    tunnel remote USER@GPU    next to the robot: forward it to the rented machine (as ssh -R)
 
-SIGTERM and SIGINT end it with exit code 0; every other end has its own code, see errors.ExitCode.
+SIGTERM and SIGINT end it with exit code 0; every other end has its own exit code, see
+errors.ExitCode.
 """
 
 from __future__ import annotations
@@ -31,17 +32,17 @@ logger = logging.getLogger(__name__)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the three ways and their flags."""
+    """Add the three subcommands and their flags."""
     ways = parser.add_subparsers(dest="way", metavar="WAY", required=True)
-    tailnet = ways.add_parser("tailnet", help="over the tailnet, to the machine ROSBRIDGE_HOST")
+    tailnet = ways.add_parser("tailnet", help="through the tailnet, to the machine ROSBRIDGE_HOST")
     settings_module.add_flags(
         tailnet, ("rosbridge_host", "rosbridge_proxy", "ts_socket", "ts_socks5_server")
     )
     local = ways.add_parser(
-        "local", help="over ssh, typed here: open the robot's rosbridge on this machine"
+        "local", help="through ssh, run on this machine: open the robot's rosbridge here"
     )
     remote = ways.add_parser(
-        "remote", help="over ssh, typed beside the robot: open its rosbridge on a rented machine"
+        "remote", help="through ssh, run next to the robot: open its rosbridge on a rented machine"
     )
     for way in (local, remote):
         _add_ssh_arguments(way)
@@ -57,7 +58,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _add_ssh_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("destination", metavar="USER@HOST", type=_destination)
-    parser.add_argument("-p", "--ssh-port", type=_port, metavar="PORT", help="sshd's port")
+    parser.add_argument("-p", "--ssh-port", type=_port, metavar="PORT", help="port of sshd")
     parser.add_argument("-i", "--identity", type=Path, metavar="FILE", help="private key")
     parser.add_argument(
         "--known-hosts", type=Path, metavar="FILE", help="host keys [~/.ssh/known_hosts]"
@@ -66,7 +67,7 @@ def _add_ssh_arguments(parser: argparse.ArgumentParser) -> None:
         "--to",
         default="127.0.0.1",
         metavar="HOST",
-        help="address of rosbridge, as the machine beside the robot reaches it [%(default)s]",
+        help="address of rosbridge, seen from the machine next to the robot [%(default)s]",
     )
 
 
@@ -129,7 +130,7 @@ async def _wait_for_peer(
 def _ssh_config(args: argparse.Namespace, settings: Settings) -> SshConfig:
     for path in (args.identity, None if args.known_hosts is None else args.known_hosts.parent):
         if path is not None and not path.exists():
-            raise SettingsError(f"there is no {path}; check --identity and --known-hosts")
+            raise SettingsError(f"{path} does not exist; check --identity and --known-hosts")
     return SshConfig(
         direction=args.way,
         destination=args.destination,
@@ -151,5 +152,5 @@ def _port(text: str) -> int:
 
 def _destination(text: str) -> str:
     if not text or text.startswith("-") or any(letter.isspace() for letter in text):
-        raise argparse.ArgumentTypeError(f"{text!r}, expected such as vla@203.0.113.7")
+        raise argparse.ArgumentTypeError(f"{text!r}, expected a value such as vla@203.0.113.7")
     return text

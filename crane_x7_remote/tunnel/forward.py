@@ -1,8 +1,8 @@
-"""A port of the loopback that leads to the robot, for programs that know no proxy.
+"""A loopback port that leads to the robot, for programs without proxy support.
 
-A client's bytes on 127.0.0.1 ↔ a SOCKS5 or HTTP proxy, or the robot directly. Backpressure instead
-of a queue: a side that cannot take more stops the other. An end of stream is passed on as one, a
-break as a break, so that what a dead link still held never reaches the robot later.
+A client's bytes on 127.0.0.1 ↔ a SOCKS5 or HTTP proxy, or the robot directly. Backpressure replaces
+a queue: a side that cannot take more pauses the other. An end of stream is passed on as an end, a
+reset as a reset, so data that a dead link still held never reaches the robot later.
 """
 
 from __future__ import annotations
@@ -30,35 +30,35 @@ LISTEN_HOST = "127.0.0.1"
 MAX_CLIENTS = 64
 RESET_POLL_S = 0.2
 TCP_CLOSE = 7
-"""State of a connection that was reset, from Linux' include/net/tcp_states.h."""
+"""State of a reset connection, from Linux' include/net/tcp_states.h."""
 RESET = struct.pack("ii", 1, 0)
-"""For SO_LINGER: closing throws away what was not sent, and tells the other end of the break."""
+"""For SO_LINGER: closing discards unsent data and resets the connection for the other end."""
 
 
 @dataclass(frozen=True)
 class ForwardConfig:
-    """Whither, and how."""
+    """Destination and route."""
 
     target: LinkConfig
     """The robot's rosbridge; its proxy, and how long a connection may take."""
     listen_port: int = 0
-    """0 picks a free one."""
+    """0 picks a free port."""
 
 
 @dataclass
 class Traffic:
-    """What went through so far."""
+    """Counters of the traffic so far."""
 
     clients: int = 0
-    """Connected now."""
+    """Clients connected now."""
     connections: int = 0
     failures: int = 0
-    """Clients that were turned away because the robot could not be reached."""
+    """Clients rejected because the robot could not be reached."""
     bytes_out: int = 0
-    """Towards the robot."""
+    """Bytes towards the robot."""
     bytes_in: int = 0
     last_error: str | None = None
-    """Why the newest connection failed; None: it did not."""
+    """Why the newest connection failed; None if it succeeded."""
 
 
 @dataclass
@@ -78,18 +78,18 @@ class Forwarder:
 
     @property
     def port(self) -> int:
-        """The port that is listened on, also if the configured one is 0."""
+        """The port in use, also if the configured one is 0."""
         if self._server is None:
             raise RuntimeError("the forwarder is not started, so it has no port yet")
         return int(self._server.sockets[0].getsockname()[1])
 
     @property
     def traffic(self) -> Traffic:
-        """What went through so far; lives on."""
+        """Counters of the traffic so far; updated in place."""
         return self._state.traffic
 
     async def start(self) -> None:
-        """Listen; raises ForwardRefusedError when the port is taken."""
+        """Listen; raises ForwardRefusedError if the port is in use."""
         port = self._state.config.listen_port
         try:
             self._server = await asyncio.get_running_loop().create_server(
@@ -97,12 +97,12 @@ class Forwarder:
             )
         except OSError as error:
             raise ForwardRefusedError(
-                f"cannot listen on {LISTEN_HOST}:{port}: {error.strerror}; end what holds the port,"
-                " or choose another with --listen-port"
+                f"cannot listen on {LISTEN_HOST}:{port}: {error.strerror}; end the program that"
+                " uses the port, or choose another port with --listen-port"
             ) from error
 
     async def stop(self) -> None:
-        """Stop listening and break all connections."""
+        """Stop listening and reset all connections."""
         if self._server is not None:
             self._server.close()
         for task in tuple(self._state.tasks):
@@ -110,16 +110,17 @@ class Forwarder:
         await asyncio.gather(*self._state.tasks, return_exceptions=True)
         for end in tuple(self._state.ends):
             end.reset()
-        while self._state.ends:  # each leaves in the loop's next round
+        while self._state.ends:  # each removes itself in the event loop's next iteration
             await asyncio.sleep(0)
         if self._server is not None:
             await self._server.wait_closed()
 
 
 class _End(asyncio.Protocol):
-    """One of the two connections; what it reads goes to `other`.
+    """One of the two connections; its input goes to `other`.
 
-    The client's end is made first, with `other` None, and reads nothing until the robot's is there.
+    The client's end is created first, with `other` None, and reads nothing until the robot's end
+    exists.
     """
 
     def __init__(self, state: _State, other: _End | None) -> None:
@@ -158,7 +159,7 @@ class _End(asyncio.Protocol):
         assert other is not None
         assert other._transport is not None
         other._transport.write_eof()
-        return not other._ended  # False closes this end, once all is written
+        return not other._ended  # False closes this end after everything is written
 
     def pause_writing(self) -> None:
         if self._other is not None:
@@ -182,11 +183,11 @@ class _End(asyncio.Protocol):
     # --- both ends -------------------------------------------------------------------------------
 
     def reset(self) -> None:
-        """Break the connection: throw away what was not sent and tell the other end."""
+        """Reset the connection: discard unsent data and notify the other end."""
         transport = self._transport
         if transport is None or self not in self._state.ends:
             return
-        with contextlib.suppress(OSError):  # it is broken already
+        with contextlib.suppress(OSError):  # already reset
             raw = transport.get_extra_info("socket")
             raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         transport.abort()
@@ -206,7 +207,7 @@ class _End(asyncio.Protocol):
             self._transport.resume_reading()
 
     def _look_for_reset(self) -> None:
-        """Ask the kernel from time to time: who does not read does not hear of a break either."""
+        """Poll the kernel: an end that does not read is not notified of a reset."""
         assert self._transport is not None
         raw = self._transport.get_extra_info("socket")
         if raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 1)[0] == TCP_CLOSE:
@@ -227,7 +228,7 @@ class _End(asyncio.Protocol):
         traffic.connections += 1
         self._pause()
         if traffic.clients > MAX_CLIENTS:
-            self._turn_away(f"more than {MAX_CLIENTS} clients at once")
+            self._turn_away(f"more than {MAX_CLIENTS} clients at the same time")
             return
         task = asyncio.get_running_loop().create_task(self._reach_robot())
         self._state.tasks.add(task)
@@ -240,7 +241,7 @@ class _End(asyncio.Protocol):
         except (OSError, TimeoutError, ProxyError) as error:
             self._turn_away(f"{target.host}:{target.port}: {explain(error, target)}")
             return
-        if self not in self._state.ends:  # the client went away meanwhile
+        if self not in self._state.ends:  # the client has left meanwhile
             raw.close()
             return
         robot = self._other = _End(self._state, self)
@@ -258,14 +259,15 @@ class _End(asyncio.Protocol):
         traffic.failures += 1
         if traffic.last_error != why:  # one line per change
             traffic.last_error = why
-            logger.warning("client turned away: %s", why)
+            logger.warning("client rejected: %s", why)
         self.reset()
 
 
 async def dial(target: LinkConfig) -> socket.socket:
     """Return a TCP connection to `target`, through its proxy if it has one.
 
-    Raises OSError, TimeoutError or python-socks' ProxyError; `connection.explain` knows them all.
+    Raises OSError, TimeoutError or python-socks' ProxyError; `connection.explain` covers all of
+    them.
     """
     if target.proxy is not None:
         return await parse_proxy(target.proxy).connect(
@@ -286,7 +288,7 @@ async def dial(target: LinkConfig) -> socket.socket:
 
 
 def parse_proxy(url: str) -> Proxy:
-    """Return the proxy of a URL: socks5h:// (names are resolved there), socks5:// or http://.
+    """Return the proxy of a URL: socks5h:// (the proxy resolves names), socks5:// or http://.
 
     Raises SettingsError for anything else.
     """
@@ -299,7 +301,7 @@ def parse_proxy(url: str) -> Proxy:
         parts = urllib.parse.urlsplit(read_proxy(url))
     except ValueError as error:
         raise SettingsError(
-            f"ROSBRIDGE_PROXY={without_password(url)} is no proxy that is known here: it {error}"
+            f"ROSBRIDGE_PROXY={without_password(url)} is not a supported proxy: it {error}"
         ) from None
     kind, resolves_names = kinds[parts.scheme]
     assert parts.hostname is not None

@@ -1,7 +1,7 @@
 """Which machine of the tailnet is the robot, and whether its rosbridge answers.
 
-`tailscale status --json` → one `Peer`, or an error that lists the machines and says what to do. A
-name matches whole or not at all: `robot` is never `robot-old`.
+`tailscale status --json` → one `Peer`, or an error that lists the machines and says what to do.
+Only a complete name matches: `robot` is never `robot-old`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ POLL_S = 1.0
 LOOK_S = 3.0
 STATUS_TIMEOUT_S = 10.0
 KNOWN_CHARACTERS = 1000
-"""Of the list of a tailnet's machines."""
+"""Machines listed in a message."""
 Status = Mapping[str, Any]
 
 
@@ -45,7 +45,7 @@ class Peer:
     dns_name: str
     """Its full MagicDNS name in lower case, without the last dot."""
     host_name: str
-    """What it calls itself; two machines may share this one."""
+    """Its own host name; two machines may have the same."""
     addresses: tuple[str, ...]
     is_online: bool
     last_seen: str | None
@@ -58,7 +58,7 @@ class Peer:
 
     @property
     def address(self) -> str:
-        """The address to call where names are not resolved."""
+        """The address to use where names are not resolved."""
         return self.addresses[0]
 
     def __str__(self) -> str:
@@ -69,7 +69,7 @@ class Peer:
 
 @dataclass(frozen=True)
 class Tailnet:
-    """What this machine knows of its tailnet."""
+    """This machine's view of its tailnet."""
 
     state: str
     """`Running` once joined."""
@@ -77,13 +77,13 @@ class Tailnet:
     own: Peer
     peers: tuple[Peer, ...]
     has_tun: bool
-    """Whether the kernel leads into it; else tailscaled's proxy does."""
+    """Whether the kernel routes into it; else only tailscaled's proxy does."""
 
 
 def read(status: Status) -> Tailnet:
-    """Return the machines in what `tailscale status --json` printed.
+    """Return the machines in the output of `tailscale status --json`.
 
-    Raises TailnetDownError if it is no such thing.
+    Raises TailnetDownError for any other text.
     """
     try:
         return Tailnet(
@@ -95,7 +95,7 @@ def read(status: Status) -> Tailnet:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise TailnetDownError(
-            f"`tailscale status --json` came in a form that is not known here"
+            "the output of `tailscale status --json` has an unknown format"
             f" ({type(error).__name__}: {error}); check the version of tailscale"
         ) from error
 
@@ -114,8 +114,8 @@ def _peer(fields: Mapping[str, Any]) -> Peer:
 def find(tailnet: Tailnet, wanted: str) -> Peer:
     """Return the one online machine called `wanted`: short name, full name or tailnet address.
 
-    Case does not matter, every character does. Raises TailnetDownError, PeerUnknownError or
-    PeerOfflineError, each with what there is instead.
+    Case is ignored; the name must be complete. Raises TailnetDownError, PeerUnknownError or
+    PeerOfflineError, each with the available machines.
     """
     if tailnet.state != "Running":
         raise TailnetDownError(_why_down(tailnet))
@@ -123,14 +123,14 @@ def find(tailnet: Tailnet, wanted: str) -> Peer:
     found = [peer for peer in tailnet.peers if _is_called(peer, name)]
     if not found and _is_called(tailnet.own, name):
         raise PeerUnknownError(
-            f"{wanted!r} is this machine itself; set ROSBRIDGE_HOST to the robot's name:"
+            f"{wanted!r} is this machine; set ROSBRIDGE_HOST to the robot's name:"
             f" {_known(tailnet.peers)}"
         )
     if not found:
         raise PeerUnknownError(
-            f"no machine of the tailnet is called {wanted!r}; there is {_known(tailnet.peers)}."
-            " Set ROSBRIDGE_HOST to the whole name of one of them, or join the robot with"
-            f" `tailscale up --hostname={wanted}`"
+            f"no machine of the tailnet is called {wanted!r}; its machines:"
+            f" {_known(tailnet.peers)}. Set ROSBRIDGE_HOST to the complete name of one of them, or"
+            f" run on the robot: `tailscale up --hostname={wanted}`"
         )
     if len(found) > 1:
         names = ", ".join(peer.dns_name for peer in found)
@@ -156,17 +156,17 @@ def _why_down(tailnet: Tailnet) -> str:
 
 
 def _why_offline(peer: Peer, tailnet: Tailnet) -> str:
-    text = f"{peer} is not connected to the tailnet; on it, check `tailscale status`"
+    text = f"{peer} is not connected to the tailnet; check `tailscale status` on that machine"
     twins = [
         other
         for other in tailnet.peers
         if other.is_online and other.host_name.lower() == peer.name and other is not peer
     ]
-    if twins:  # a machine that joins again gets another name while its old entry exists
+    if twins:  # a machine that joins again gets a new name while its old entry exists
         names = " or ".join(other.name for other in twins)
         text += (
-            f". The machine that now calls itself {peer.name} is known as {names}: set"
-            f" ROSBRIDGE_HOST={twins[0].name}, or remove the old one in the admin console"
+            f". The machine with host name {peer.name} now has the name {names}: set"
+            f" ROSBRIDGE_HOST={twins[0].name}, or remove the old entry in the admin console"
         )
     return text
 
@@ -178,14 +178,14 @@ def _known(peers: Sequence[Peer]) -> str:
 
 @dataclass(frozen=True)
 class StatusCommand:
-    """Asks the tailscaled behind `socket`."""
+    """Reads the state of the tailscaled behind `socket`."""
 
     socket: Path | None = None
     """None: tailscale's default."""
     program: str = "tailscale"
 
     def __call__(self) -> Status:
-        """Return what `tailscale status --json` prints; raises TailnetDownError."""
+        """Return the output of `tailscale status --json`; raises TailnetDownError."""
         flags: Iterable[str] = () if self.socket is None else ("--socket", str(self.socket))
         try:
             done = subprocess.run(
@@ -198,7 +198,7 @@ class StatusCommand:
             )
         except FileNotFoundError as error:
             raise TailnetDownError(
-                f"there is no program {self.program!r}; install Tailscale, or reach the robot"
+                f"program {self.program!r} does not exist; install Tailscale, or reach the robot"
                 " through ssh with `crane-x7-remote tunnel local`"
             ) from error
         except subprocess.TimeoutExpired as error:
@@ -210,28 +210,28 @@ class StatusCommand:
         except ValueError as error:
             said = shown(" ".join(done.stderr.split())) or "nothing"
             raise TailnetDownError(
-                f"tailscaled does not answer (tailscale status said: {said}); check that it runs"
-                f" and that its socket is {self.socket or 'the usual one'} (TS_SOCKET)"
+                f"tailscaled does not answer (tailscale status: {said}); check that it runs and"
+                f" that its socket is {self.socket or 'the default one'} (TS_SOCKET)"
             ) from error
         return status
 
 
 @dataclass(frozen=True)
 class PeerSpec:
-    """Whom to wait for."""
+    """The machine to wait for."""
 
     name: str
     port: int
     proxy: str | None
-    """Leads into the tailnet; None: the kernel does."""
+    """Proxy into the tailnet; None: the kernel routes into it."""
     timeout_s: float
     userspace_proxy: str | None = None
-    """The proxy to take if `proxy` is None and the kernel does not lead into the tailnet."""
+    """The proxy to use if `proxy` is None and the kernel does not route into the tailnet."""
 
     def link_to(self, peer: Peer, tailnet: Tailnet) -> LinkConfig:
-        """Where its rosbridge is: through a proxy by name, else by address.
+        """Address of its rosbridge: a name if a proxy is used, else an IP address.
 
-        Raises SettingsError if there is no way.
+        Raises SettingsError if no route exists.
         """
         proxy = self.proxy or (None if tailnet.has_tun else self.userspace_proxy)
         if proxy is None and not tailnet.has_tun:
@@ -249,11 +249,11 @@ def wait(
     probe: Callable[[LinkConfig], None] = probe_now,
     clock: Callable[[], float] = time.monotonic,
 ) -> LinkConfig | None:
-    """Return where the robot is once its rosbridge answers there; None if `stop` came first.
+    """Return the robot's address when its rosbridge answers there; None if `stop` came first.
 
-    Every change of what is missing is logged. After `spec.timeout_s` raises what is missing then:
-    TailnetDownError, PeerUnknownError, PeerOfflineError or PeerUnreachableError. At once raises
-    SettingsError where no way leads into the tailnet.
+    Every change of the missing condition is logged. After `spec.timeout_s` raises the condition
+    that is still missing: TailnetDownError, PeerUnknownError, PeerOfflineError or
+    PeerUnreachableError. Raises SettingsError at once if no route into the tailnet exists.
     """
     deadline_s = clock() + spec.timeout_s
     missing = ""
@@ -290,7 +290,7 @@ def _gave_up(error: RemoteError, spec: PeerSpec) -> RemoteError:
 
 
 class TailnetDiagnosis:
-    """Asks the tailnet why a robot cannot be reached, for callers that do not use `wait`."""
+    """Explains by the tailnet's state why a robot cannot be reached, for callers without `wait`."""
 
     def __init__(
         self,
@@ -299,7 +299,8 @@ class TailnetDiagnosis:
         must_be_peer: bool,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`must_be_peer`: whether `name` is looked for on the tailnet alone, not in the DNS too."""
+        """`must_be_peer`: whether `name` must be a machine of the tailnet, not any name of the
+        DNS."""
         self._name = name
         self._read_status = read_status
         self._must_be_peer = must_be_peer
@@ -308,7 +309,7 @@ class TailnetDiagnosis:
         self._said = ""
 
     def explain(self, error: PeerUnreachableError) -> RemoteError:
-        """Return what the tailnet knows about it, or else `error`."""
+        """Return the tailnet's explanation, or else `error`."""
         try:
             find(read(self._read_status()), self._name)
         except PeerOfflineError as known:
@@ -316,11 +317,11 @@ class TailnetDiagnosis:
         except PeerUnknownError as known:
             return PeerUnknownError(f"{known} ({error})") if self._must_be_peer else error
         except TailnetDownError as down:
-            logger.debug("the tailnet was asked about %s: %s", self._name, down)
+            logger.debug("state of the tailnet for %s: %s", self._name, down)
         return error
 
     def look(self, error: PeerUnreachableError) -> None:
-        """Log what the tailnet knows, from time to time, one line per change."""
+        """Log the tailnet's explanation, one line per change."""
         if self._clock() < self._next_look_s:
             return
         self._next_look_s = self._clock() + LOOK_S

@@ -1,7 +1,7 @@
-"""Whether a rosbridge server answers at an address: a WebSocket handshake, then goodbye.
+"""Whether a rosbridge server answers at an address: a WebSocket handshake, then a close.
 
-A TCP connection alone proves nothing behind a tunnel: ssh accepts it whether or not anything
-listens at the far end.
+A TCP connection alone proves nothing behind a tunnel: ssh accepts it even if no process listens at
+the far end.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from crane_x7_remote.rosbridge.connection import LinkConfig, close_link, explain
 
 
 async def probe(link: LinkConfig) -> None:
-    """Return once a WebSocket server has answered.
+    """Return when a WebSocket server has answered.
 
-    Raises PeerUnreachableError with the cause, at the latest after `link.open_timeout_s`.
+    Raises PeerUnreachableError with the cause, within `link.open_timeout_s`.
     """
     try:
         connection = await open_link(link)
@@ -30,5 +30,5 @@ async def probe(link: LinkConfig) -> None:
 
 
 def probe_now(link: LinkConfig) -> None:
-    """As `probe`, for callers without an event loop."""
+    """Like `probe`, for callers without an event loop."""
     asyncio.run(probe(link))

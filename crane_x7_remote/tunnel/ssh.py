@@ -1,7 +1,8 @@
-"""A tunnel of OpenSSH to the robot's rosbridge, reconnected whenever it dies. `SshConfig` → a port.
+"""An OpenSSH tunnel to the robot's rosbridge that reconnects whenever it dies. `SshConfig` → a
+port.
 
-What another try cannot mend raises an error. A tunnel counts as up once a WebSocket handshake went
-through it, all the way to rosbridge.
+A failure that a retry cannot mend raises an error. A tunnel counts as up when a WebSocket handshake
+with rosbridge has succeeded through it.
 """
 
 from __future__ import annotations
@@ -43,21 +44,23 @@ logger = logging.getLogger(__name__)
 LOGIN_TIMEOUT_S = 30.0
 FIRST_BACKOFF_S, LONGEST_BACKOFF_S = 0.5, 5.0
 STEADY_S = 10.0
-"""After a tunnel that was up for this long, the first pause is the shortest again."""
+"""After a tunnel that was up for this long, the delay before a retry starts at its shortest
+again."""
 PROBE_TIMEOUT_S, PROBE_PAUSE_S = 3.0, 0.25
 SETTLE_S = 1.0
-"""After a login, sshd may still refuse what was asked of it; only then a missing rosbridge is."""
+"""After a login, sshd may still refuse the request; only after this time is rosbridge reported
+missing."""
 STOP_TIMEOUT_S = 3.0
 LAST_LINES = 20
 CHUNK_BYTES = LINE_CHARACTERS = 4096
 OWN_FAILURE = 255
-"""Exit code of ssh for a failure of its own; any other is the command's."""
+"""Exit code of ssh for its own failures; any other belongs to the command."""
 ENGLISH = {"LC_ALL": "C"}
-"""`ssh_cli` knows OpenSSH's messages, and the system's in them, in English alone."""
+"""`ssh_cli` matches OpenSSH's messages, and system errors in them, only in English."""
 
 
 class SshTunnel:
-    """Holds one tunnel up, for as long as `run` runs."""
+    """Keeps one tunnel up while `run` runs."""
 
     def __init__(self, config: SshConfig, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock` gives monotonic seconds."""
@@ -65,20 +68,20 @@ class SshTunnel:
         self._clock = clock
         self._up_since_s: float | None = None
         self.has_session = True
-        """Whether a command runs over there; see ssh_cli.IDLE_COMMAND."""
+        """Whether a command runs at the other end; see ssh_cli.IDLE_COMMAND."""
         self.times_up = 0
-        """How often it has come up."""
+        """How often it has been established."""
 
     @property
     def is_up(self) -> bool:
-        """Whether rosbridge answered through the present connection."""
+        """Whether rosbridge answered through the current connection."""
         return self._up_since_s is not None
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Hold the tunnel up until `stop`.
+        """Keep the tunnel up until `stop`.
 
-        Raises, while it has never been up: SshAuthError or ForwardRefusedError at once;
-        SshUnreachableError or PeerUnreachableError after the time-out. SshHostKeyError at any time.
+        Raises, before it was first up: SshAuthError or ForwardRefusedError at once;
+        SshUnreachableError or PeerUnreachableError after the timeout. SshHostKeyError at any time.
         """
         deadline_s = self._clock() + self._config.timeout_s
         pause_s = FIRST_BACKOFF_S
@@ -92,24 +95,27 @@ class SshTunnel:
             self._up_since_s = None
             wait_s = pause_s * random.uniform(0.5, 1.0)
             pause_s = min(2 * pause_s, LONGEST_BACKOFF_S)
-            logger.warning("down: %s; trying again in %.1f s", why.text, wait_s)
+            logger.warning("down: %s; retry in %.1f s", why.text, wait_s)
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(stop.wait(), wait_s)
 
     def _judge(self, why: Complaint, deadline_s: float) -> None:
-        """Raise unless trying again makes sense."""
+        """Raise unless a retry makes sense."""
         is_first = self.times_up == 0
         is_late = is_first and self._clock() >= deadline_s
         is_final = why.patience is Patience.NONE
         if is_final or is_late or (is_first and why.patience is Patience.IF_IT_EVER_WORKED):
-            waited = f" (after {self._config.timeout_s:g} s of trying)" if is_late else ""
+            waited = f" (after {self._config.timeout_s:g} s of retries)" if is_late else ""
             raise why.kind(f"{self._config.destination}: {why.text}{waited}")
 
     async def _one_connection(self, stop: asyncio.Event, deadline_s: float) -> Complaint:
-        """Run ssh until it ends, or `stop`, or time is up; return why there is no tunnel."""
+        """Run ssh until it ends, `stop` or the deadline; return why the tunnel is down."""
         config = self._config
         if config.direction == "local" and (taken := _why_taken(config.port)):
-            text = f"cannot open {config.opened} ({taken}); end what holds it, or choose another"
+            text = (
+                f"cannot open {config.opened} ({taken}); end the program that uses it, or choose"
+                " another port"
+            )
             return Complaint(ForwardRefusedError, text, Patience.IF_IT_EVER_WORKED)
         probe_port = config.port if config.direction == "local" else _free_port()
         ssh = await _Ssh.start(arguments(config, probe_port, self.has_session))
@@ -127,12 +133,12 @@ class SshTunnel:
             await ssh.stop()
         if self.has_session and ssh.has_no_session:
             self.has_session = False
-            text = "the account runs no command for us; without one, pictures may come 40 ms late"
+            text = "the account runs no command; without one, images may arrive 40 ms late"
             return Complaint(SshUnreachableError, text)
         return complaint(ssh.lines, config)
 
     async def _watch(self, ssh: _Ssh, probe_port: int, deadline_s: float) -> Complaint:
-        """Find out when the tunnel is up; return only if it does not come up."""
+        """Detect when the tunnel is up; return only if it does not come up."""
         config = self._config
         login_by_s = self._clock() + LOGIN_TIMEOUT_S
         while not ssh.has_logged_in:
@@ -161,7 +167,7 @@ class SshTunnel:
         self._up_since_s = self._clock()
         logger.info("up: rosbridge is at %s", config.opened)
         ended: asyncio.Future[Complaint] = asyncio.get_running_loop().create_future()
-        return await ended  # never: this task is cancelled when ssh ends
+        return await ended  # never set: this task is cancelled when ssh ends
 
 
 async def _answers(port: int) -> bool:
@@ -182,11 +188,11 @@ class _Ssh:
         self.has_logged_in = False
         self.is_prohibited = False
         self.cause: str | None = None
-        """Why nothing answered at the end of the tunnel."""
+        """Why no server answered at the end of the tunnel."""
 
     @classmethod
     async def start(cls, words: Sequence[str]) -> _Ssh:
-        """Raises SshUnreachableError if there is no such program."""
+        """Raises SshUnreachableError if the program does not exist."""
         try:
             process = await asyncio.create_subprocess_exec(
                 *words,
@@ -198,13 +204,13 @@ class _Ssh:
             )
         except FileNotFoundError as error:
             raise SshUnreachableError(
-                f"there is no program {words[0]!r}; install OpenSSH's client (openssh-client)"
+                f"program {words[0]!r} does not exist; install OpenSSH's client (openssh-client)"
             ) from error
         return cls(process)
 
     @property
     def has_no_session(self) -> bool:
-        """Whether it ended, logged in, because the command over there did or was not allowed."""
+        """Whether it ended after the login because the remote command ended or was forbidden."""
         code = self._process.returncode
         was_refused = any(NO_SESSION.search(line) for line in self.lines)
         return self.has_logged_in and (was_refused or code in range(OWN_FAILURE))
@@ -228,16 +234,17 @@ class _Ssh:
             self.cause = shown(found[1] or found[2])
 
     async def wait(self) -> None:
-        """Return once it has ended and all it said was heard."""
+        """Return when it has ended and all its output is read."""
         await self._process.wait()
         await self._listener
 
     async def stop(self) -> None:
-        """End it, by force if need be."""
+        """End it, with SIGKILL if necessary."""
         for number in (signal.SIGTERM, signal.SIGKILL):
             if self._process.returncode is not None:
                 break
-            # Not by the methods for it, which may take the exit code away from who waits for it.
+            # Not with the process's own methods, which may take the exit code from the task that
+            # waits.
             with contextlib.suppress(ProcessLookupError):
                 os.kill(self._process.pid, number)
             with contextlib.suppress(TimeoutError):
@@ -247,9 +254,10 @@ class _Ssh:
 
 
 def _why_taken(port: int) -> str | None:
-    """Return why nothing can listen on a local port, None if it is free.
+    """Return why no process can listen on a local port, None if it is free.
 
-    Checked before ssh starts: another program on this port would answer the check for rosbridge.
+    Checked before ssh starts: otherwise another program on this port would answer the check for
+    rosbridge.
     """
     with socket.socket() as trial:
         trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)

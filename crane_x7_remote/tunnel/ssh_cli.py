@@ -1,8 +1,8 @@
-"""OpenSSH's command line and messages. `SshConfig` → arguments; lines of ssh → `Complaint`. Pure.
+"""OpenSSH's command line and messages: `SshConfig` → arguments; lines of ssh → `Complaint`. Pure.
 
 The tunnel runs the program `ssh` instead of a library such as asyncssh, because ~/.ssh/config,
-agents, ProxyCommand, hardware keys and -X then work as in the user's own shell. The price is a
-table of OpenSSH's messages; `tunnel.ssh` sets LC_ALL=C, so that they are English.
+agents, ProxyCommand, hardware keys and -X then work as in the user's own shell. It needs a table of
+OpenSSH's messages; `tunnel.ssh` sets LC_ALL=C, so that they are English.
 """
 
 from __future__ import annotations
@@ -25,8 +25,8 @@ from crane_x7_remote.tunnel.forward import LISTEN_HOST
 from crane_x7_vla_rl.log_text import shown
 
 ALIVE_INTERVAL_S, ALIVE_COUNT = 2, 3
-"""A connection that is silent for 6 s is given up: later than the loop gives up its own link, so
-that a short disturbance costs no new login."""
+"""A connection that is silent for 6 s is closed: later than the loop closes its own link, so that a
+short disturbance needs no new login."""
 CONNECT_TIMEOUT_S = 10
 
 
@@ -41,16 +41,16 @@ class SshConfig:
     port: int
     """Port of 127.0.0.1 to open: on this machine (local) or at the other end (remote)."""
     rosbridge_host: str = "127.0.0.1"
-    """Where rosbridge is, seen from the machine beside the robot."""
+    """Address of rosbridge, seen from the machine next to the robot."""
     rosbridge_port: int = 9090
     ssh_port: int | None = None
-    """None: what ~/.ssh/config says, else 22."""
+    """None: the port of ~/.ssh/config, else 22."""
     identity: Path | None = None
-    """Private key; None: those that ssh finds."""
+    """Private key; None: the keys that ssh finds."""
     known_hosts: Path | None = None
-    """Where host keys are kept; None: the user's own file."""
+    """File of the host keys; None: the user's own file."""
     timeout_s: float = 300.0
-    """How long the first success may take."""
+    """Deadline of the first success."""
     program: str = "ssh"
 
     @property
@@ -67,19 +67,19 @@ class SshConfig:
 
 
 IDLE_COMMAND = "exec cat"
-"""Runs over there until its input ends, with the connection at the latest. Without any command sshd
-leaves Nagle's algorithm on, and the last bytes of a picture wait for an acknowledgement: measured,
-a quarter of the frames came 40 ms late."""
+"""Runs at the other end until its input ends, at the latest with the connection. Without a command
+sshd leaves Nagle's algorithm on, and the last bytes of an image wait for an acknowledgement: in a
+measurement a quarter of the frames came 40 ms late."""
 
 
 def arguments(config: SshConfig, probe_port: int, with_session: bool = True) -> list[str]:
     """Return the command line; its standard input must be held open.
 
-    With `remote`, `probe_port` here leads to the port over there, and so back to rosbridge.
-    `with_session` False is for accounts that may run no command.
+    With `remote`, the local `probe_port` leads to the port at the other end, and so back to
+    rosbridge. `with_session` False is for accounts that may not run commands.
     """
     options = {
-        "BatchMode": "yes",  # there is no one to answer
+        "BatchMode": "yes",  # no user can answer
         "ExitOnForwardFailure": "yes",
         "ServerAliveInterval": str(ALIVE_INTERVAL_S),
         "ServerAliveCountMax": str(ALIVE_COUNT),
@@ -90,9 +90,9 @@ def arguments(config: SshConfig, probe_port: int, with_session: bool = True) -> 
         "ControlPath": "none",
         "ForwardAgent": "no",
         "ForwardX11": "no",
-        "Compression": "no",  # pictures are compressed already
+        "Compression": "no",  # images are already compressed
         "RemoteCommand": "none",
-        "LogLevel": "VERBOSE",  # tells of the login
+        "LogLevel": "VERBOSE",  # reports the login
     }
     if config.known_hosts is not None:
         options["UserKnownHostsFile"] = str(config.known_hosts)
@@ -120,16 +120,16 @@ NOTHING_BEHIND = re.compile(r"open failed: connect failed: (.*)|connect_to (.* p
 
 
 class Patience(Enum):
-    """Whether trying again makes sense."""
+    """Whether a retry makes sense."""
 
-    NONE = "it cannot mend itself"
-    IF_IT_EVER_WORKED = "wrong from the start, or a passing state of the other end"
-    ALWAYS = "may pass"
+    NONE = "needs a user"
+    IF_IT_EVER_WORKED = "wrong from the start, or temporary"
+    ALWAYS = "temporary"
 
 
 @dataclass(frozen=True)
 class Complaint:
-    """Why there is no tunnel."""
+    """Why the tunnel is down."""
 
     kind: type[RemoteError]
     text: str
@@ -145,8 +145,8 @@ def _host_key(config: SshConfig, found: re.Match[str]) -> str:
     host = config.destination.rpartition("@")[2]
     name = host if config.ssh_port is None else f"[{host}]:{config.ssh_port}"
     return (
-        "its host key is not the one that is known: it was set up again, or someone stands in"
-        f" between. If it is new, forget the old key with `ssh-keygen -R '{name}'{file}`"
+        "its host key is not the known one: the machine was set up again, or someone intercepts"
+        f" the connection. If it is new, remove the old key with `ssh-keygen -R '{name}'{file}`"
     )
 
 
@@ -154,21 +154,23 @@ def _auth(config: SshConfig, found: re.Match[str]) -> str:
     key = "the keys of ~/.ssh and of the agent" if config.identity is None else config.identity
     return (
         f"sshd refused the login ({shown(found[0])}); tried {key}. Check the user's name, that the"
-        " public key is in authorized_keys there (SSH_PUBLIC_KEY in our image), and that the"
-        " private key has mode 600 and no passphrase, or is in the agent"
+        " public key is in authorized_keys there (SSH_PUBLIC_KEY in this project's image), and that"
+        " the private key has mode 600 and no passphrase, or is in the agent"
     )
 
 
 def _port_here(config: SshConfig, found: re.Match[str]) -> str:
     why = shown(found[0])
-    return f"cannot open {config.opened} ({why}); end what holds it, or choose another port"
+    return (
+        f"cannot open {config.opened} ({why}); end the program that uses it, or choose another port"
+    )
 
 
 def _port_there(config: SshConfig, found: re.Match[str]) -> str:
     del found
     return (
-        f"sshd does not open {config.opened}: something holds the port, maybe a former tunnel whose"
-        " end sshd has not noticed yet, or AllowTcpForwarding or PermitListen of sshd_config"
+        f"sshd does not open {config.opened}: the port is in use, possibly by an earlier tunnel"
+        " whose end sshd has not noticed yet, or AllowTcpForwarding or PermitListen of sshd_config"
         " forbids it"
     )
 
@@ -204,7 +206,7 @@ _TABLE: list[tuple[str, type[RemoteError], Patience, Wording | str]] = [
     ),
     (
         r"^ssh: connect to host .* port (\d+): Connection refused",
-        *(_UNREACHABLE, _MAY_PASS, "nothing listens on port {0}; check that sshd runs, and where"),
+        *(_UNREACHABLE, _MAY_PASS, "no process listens on port {0}; check sshd and its port"),
     ),
     (
         r"^ssh: connect to host .*: (.*)|(Connection timed out during banner exchange)",
@@ -212,7 +214,7 @@ _TABLE: list[tuple[str, type[RemoteError], Patience, Wording | str]] = [
     ),
     (
         r"Timeout, server .* not responding",
-        *(_UNREACHABLE, _MAY_PASS, "the connection went silent; check the network"),
+        *(_UNREACHABLE, _MAY_PASS, "the connection is silent; check the network"),
     ),
     (
         r"[^\n]*(?:closed by|reset by|Broken pipe|kex_exchange_identification)[^\n]*",
@@ -223,11 +225,11 @@ _TABLE: list[tuple[str, type[RemoteError], Patience, Wording | str]] = [
         *(_UNREACHABLE, _FINAL, "ssh does not understand its command line ({match})"),
     ),
 ]
-"""Pattern of what ssh says → error, whether to try again, and wording; the first that fits."""
+"""Pattern of ssh's output → error, whether to retry, and wording; the first match counts."""
 
 
 def complaint(lines: Sequence[str], config: SshConfig) -> Complaint:
-    """Return what the last lines of a client that ended mean."""
+    """Return the meaning of the last lines of an ended client."""
     said = "\n".join(lines)
     for pattern, kind, patience, wording in _TABLE:
         if found := re.search(pattern, said, re.MULTILINE):
@@ -238,4 +240,4 @@ def complaint(lines: Sequence[str], config: SshConfig) -> Complaint:
                 text = wording(config, found)
             return Complaint(kind, text, patience)
     last = lines[-1] if lines else "nothing"
-    return Complaint(SshUnreachableError, f"ssh ended; the last it said: {shown(last)}")
+    return Complaint(SshUnreachableError, f"ssh ended; its last line: {shown(last)}")

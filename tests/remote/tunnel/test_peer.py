@@ -105,12 +105,12 @@ def test_a_peer_whose_key_has_expired_counts_as_offline() -> None:
 
 
 def test_an_empty_tailnet_is_said() -> None:
-    with pytest.raises(PeerUnknownError, match="there is none"):
+    with pytest.raises(PeerUnknownError, match="its machines: none"):
         find("robot")
 
 
 def test_this_machine_is_not_its_own_robot() -> None:
-    with pytest.raises(PeerUnknownError, match="this machine itself"):
+    with pytest.raises(PeerUnknownError, match="is this machine; set"):
         find("gpu", ROBOT)
 
 

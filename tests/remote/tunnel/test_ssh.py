@@ -102,7 +102,7 @@ def test_a_refused_channel_is_not_taken_for_a_missing_sshd() -> None:
         "channel 2: open failed: connect failed: Connection refused",
         "Timeout, server gpu.test not responding.",
     ]
-    assert "went silent" in complaint(lines, CONFIG).text
+    assert "is silent" in complaint(lines, CONFIG).text
 
 
 @both_directions
@@ -133,7 +133,7 @@ async def test_ssh_is_understood_on_a_machine_that_speaks_another_language(
     monkeypatch.setenv("LC_ALL", "de_DE.UTF-8")
     config = dataclasses.replace(CONFIG, port=free_port(), program=str(program), timeout_s=0.2)
     error = await failure(config)
-    assert "nothing listens on port 2222; check that sshd runs" in str(error)
+    assert "no process listens on port 2222; check sshd" in str(error)
 
 
 # --- with a real sshd ----------------------------------------------------------------------------
@@ -409,7 +409,7 @@ async def test_no_sshd_is_waited_for_and_then_an_error(sshd: Sshd) -> None:
     sshd.kill()
     error = await failure(config_of(sshd, "local", 9090, timeout_s=1.0))
     assert type(error) is SshUnreachableError
-    assert f"nothing listens on port {sshd.port}" in str(error)
+    assert f"no process listens on port {sshd.port}" in str(error)
 
 
 @real
