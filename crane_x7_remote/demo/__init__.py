@@ -1,1 +1,1 @@
-"""Simulated robot and loop together, watched, recorded and reported."""
+"""The demo: simulated robot and loop together, recorded and reported."""

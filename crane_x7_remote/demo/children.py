@@ -1,4 +1,4 @@
-"""Processes of the demo: each logs to a file, and all end with the demo."""
+"""Processes of the demo: each logs to a file and ends with the demo."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class DemoProcess:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                start_new_session=True,  # Ctrl-C in the terminal is ours to pass on, in order
+                start_new_session=True,  # the demo passes Ctrl-C on, in order
                 preexec_fn=die_with(os.getpid()),
             )
 
@@ -52,7 +52,7 @@ class DemoProcess:
         return self._process.pid
 
     def check(self) -> None:
-        """Raise DemoError with its last words if the process has ended."""
+        """Raise DemoError with its last lines if the process has ended."""
         code = self._process.poll()
         if code is not None:
             raise DemoError(
@@ -64,8 +64,8 @@ class DemoProcess:
     ) -> str:
         """Return the first line of output that begins with `start`.
 
-        Returns "" when `is_stopped` says so first; raises DemoError when the process ends or the
-        time is up.
+        Returns "" if `is_stopped` is true first; raises DemoError if the process ends or after the
+        timeout.
         """
         deadline_s = time.monotonic() + timeout_s
         while not is_stopped():
@@ -75,7 +75,7 @@ class DemoProcess:
             self.check()
             if time.monotonic() > deadline_s:
                 raise DemoError(
-                    f"{self.name} did not say {start!r} within {timeout_s:g} s; the end of"
+                    f"{self.name} did not print {start!r} within {timeout_s:g} s; the end of"
                     f" {self.log}:\n{self.tail()}"
                 )
             time.sleep(0.05)

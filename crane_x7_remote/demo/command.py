@@ -1,8 +1,8 @@
 """`crane-x7-remote demo`: a simulated robot, its guard and the loop as processes, with a report.
 
 The first instruction runs until its cube is lifted and held; then the second one is sent over
-rosbridge, as an operator would. Video, plots and `report.json` are written to a new folder. Exit
-code 0 means that both instructions were fulfilled.
+rosbridge, as an operator would send it. Video, plots and `report.json` are written to a new folder.
+Exit code 0 means that both instructions were fulfilled.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 SIM_START_S = 180.0
 LOOP_START_S = 60.0
 MODEL_START_S = 900.0
-"""The same where a model must be loaded first, perhaps fetched."""
+"""The same if a model must be loaded first, possibly downloaded."""
 HOLD_S = 1.0
 """How long an instruction must stay fulfilled before it counts as done."""
 POLL_S = 0.1
@@ -54,15 +54,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     plan_module.add_arguments(parser)
     add = parser.add_argument
     add("--output-dir", type=Path, metavar="DIR",
-        help="each run makes a folder here, named by its time (OUTPUT_ROOT/demo)")  # fmt: skip
+        help="folder of all runs; each adds one named by its time (OUTPUT_ROOT/demo)")  # fmt: skip
     add("--record", action=argparse.BooleanOptionalAction, default=True,
         help="write video and plots (on)")  # fmt: skip
-    add("--gif", action="store_true", help="write demo.gif too, for a web page")
-    add("--json", type=Path, metavar="PATH", help="write the report to this file too; - prints it")
+    add("--gif", action="store_true", help="also write demo.gif, for a web page")
+    add("--json", type=Path, metavar="PATH", help="also write the report to this file; - prints it")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Show the demo; raises RemoteError when it cannot be shown."""
+    """Run the demo; raises RemoteError if it cannot run."""
     plan = plan_module.read(args)
     folder = _make_folder(args.output_dir or settings_module.output_root() / "demo")
     with _signals() as is_stopped:
@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
 
 @dataclass(frozen=True)
 class Made:
-    """What a run leaves behind."""
+    """Results of a run."""
 
     recording: Recording
     metrics: dict[str, Any]
@@ -89,7 +89,7 @@ class Made:
 def _show(
     plan: DemoPlan, folder: Path, is_stopped: Callable[[], bool], *, with_view: bool
 ) -> tuple[report.DemoResult, Made]:
-    """Run both processes until the tasks are done, time is up or a signal came."""
+    """Run both processes until the tasks are done, the time limit or a signal."""
     metrics_path = folder / "metrics.json"
     progress = _Progress(plan)
     progress.show("starting the simulated robot")
@@ -110,7 +110,7 @@ def _show(
             loop = stack.enter_context(DemoProcess("infer", command, folder / "loop.log"))
             outcome = _watch(plan, recorder, (robot, loop), progress, is_stopped)
             if not is_stopped():
-                time.sleep(pictures.TAIL_S)  # The last pictures show the result.
+                time.sleep(pictures.TAIL_S)  # The last frames show the result.
             loop.stop()
             scene, guard = recorder.scene, recorder.guard
         progress.end()
@@ -121,10 +121,10 @@ def _show(
 
 @dataclass
 class _Stage:
-    """How far the run is; times on our monotonic clock."""
+    """Progress of the run; times on the demo's monotonic clock."""
 
     started_s: float | None = None
-    """When the first trajectory came: the loop's start, from which everything counts."""
+    """When the first trajectory came: the loop's start, the zero of all times."""
     first_done_s: float | None = None
     second_done_s: float | None = None
     switched_s: float | None = None
@@ -139,7 +139,8 @@ def _watch(
     progress: _Progress,
     is_stopped: Callable[[], bool],
 ) -> report.DemoResult:
-    """Follow the scene, send the second instruction at its time, and return the result."""
+    """Follow the scene, send the second instruction when the first is done, and return the
+    result."""
     stage = _Stage()
     recorder.note_instruction(plan.instruction)
     begun_s = time.monotonic()
@@ -175,7 +176,7 @@ def _start_limit_s(plan: DemoPlan) -> float:
 def _is_over(
     plan: DemoPlan, stage: _Stage, now_s: float, done: bool, recorder: RunRecorder
 ) -> bool:
-    """Move the stage on; True when there is nothing left to wait for."""
+    """Advance the stage; return True when the run is over."""
     if stage.started_s is None:
         return False
     if stage.switched_s is None:
@@ -196,10 +197,10 @@ def _is_over(
 
 
 def fulfilled(instruction: str, scene: dict[str, Any], before: str | None = None) -> bool:
-    """Tell from the true scene whether an instruction is fulfilled at this moment.
+    """Return whether the true scene fulfils an instruction now.
 
-    The words are read as the colour servo reads them, English or Japanese. `before` is the
-    instruction that came before, whose cube "it" means.
+    The instruction is parsed as by the colour servo, English or Japanese. `before` is the previous
+    instruction, to whose cube "it" refers.
     """
     earlier = None if before is None else parse(before)
     task = parse(instruction, earlier.colour if isinstance(earlier, Task) else None)
@@ -249,11 +250,11 @@ def _write_pictures(
         plots.write(joints, folder / "targets.png")
         plots.write(plots.latency_plot(made.metrics), folder / "latency.png")
     except OSError as error:
-        raise OutputError(f"pictures cannot be written into {folder}: {error}") from error
+        raise OutputError(f"video and plots cannot be written to {folder}: {error}") from error
 
 
 def _make_folder(parent: Path) -> Path:
-    """Make a folder named by the time; raises OutputError with what is wrong."""
+    """Create a folder named by the time; raises OutputError with the problem."""
     folder = parent / datetime.now().strftime("%Y-%m-%d_%H-%M-%S")
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -261,12 +262,12 @@ def _make_folder(parent: Path) -> Path:
         if space.f_bavail * space.f_frsize < NEEDED_BYTES:
             free_mb = space.f_bavail * space.f_frsize // 1_000_000
             raise OutputError(
-                f"{folder}: {free_mb} MB free, expected {NEEDED_BYTES // 1_000_000} MB; make room"
+                f"{folder}: {free_mb} MB free, expected {NEEDED_BYTES // 1_000_000} MB; free space"
                 " or choose another --output-dir"
             )
     except OSError as error:
         raise OutputError(
-            f"{folder} cannot be made: {error.strerror}; choose another --output-dir"
+            f"{folder} cannot be created: {error.strerror}; choose another --output-dir"
         ) from error
     return folder
 
@@ -285,7 +286,7 @@ class _Progress:
     def show(
         self, words: str, stage: _Stage | None = None, scene: dict[str, Any] | None = None
     ) -> None:
-        """Show the task, its time and what has been achieved."""
+        """Show the task, its time and the cubes that are lifted or placed."""
         done = [
             f"{colour} {state}"
             for colour, status in ((scene or {}).get("cubes") or {}).items()
@@ -303,14 +304,14 @@ class _Progress:
         self._last = line
 
     def end(self) -> None:
-        """Take the line away."""
+        """Clear the line."""
         if self._console.is_terminal:
             self._live.stop()
 
 
 @contextlib.contextmanager
 def _signals() -> Iterator[Callable[[], bool]]:
-    """Yield a function that tells whether SIGINT or SIGTERM came; both end the run in order."""
+    """Yield a function that returns whether SIGINT or SIGTERM came; both end the run in order."""
     came: list[int] = []
 
     def note(number: int, frame: types.FrameType | None) -> None:

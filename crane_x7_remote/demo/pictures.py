@@ -1,9 +1,9 @@
-"""A run as moving and still pictures. `Recording` and what became of the tasks → MP4, GIF, PNG.
+"""A run as video and still images: `Recording` and the result of the tasks → MP4, GIF, PNG.
 
-A picture shows the whole arm; its inset shows what the policy saw last. The caption's seconds count
-from the loop's start, as the video's own time and report.json do.
+Each frame shows the whole arm; its inset shows the policy's last image. The caption's seconds count
+from the loop's start, like the video's own time and report.json.
 
-Legend: pictures are (H, W, 3) uint8 RGB; times in s since the loop started.
+Legend: images are (H, W, 3) uint8 RGB; times in s since the loop started.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ GIF_HZ: Final = 10
 GIF_WIDTH: Final = 640
 GIF_COLOURS: Final = 128
 PALETTE_PICTURES, PALETTE_PIXELS = 12, 8
-"""The palette is of so many pictures, and of colours that so many pixels have at least."""
+"""Frames from which the palette is made, and the fewest pixels of a colour in it."""
 TAIL_S: Final = 1.0
-"""How long pictures last after the run."""
+"""How long the video continues after the run."""
 NOTE_S: Final = 2.0
-"""How long it is said that a task is done or that a hand takes a cube."""
+"""How long the caption says that a task is done or that a hand takes a cube."""
 STRIP_HEIGHT: Final = 64
 INSET_SHARE: Final = 0.3
-"""Of the picture's width."""
+"""Width of the inset, as a share of the frame's width."""
 INSET_TITLE: Final = "what the policy sees"
 WHITE, GREY, AMBER, GREEN, DARK = (
     (240, 240, 240), (150, 150, 150), (255, 190, 60), (120, 220, 120), (24, 24, 24),
@@ -42,7 +42,7 @@ WHITE, GREY, AMBER, GREEN, DARK = (
 
 
 class Film:
-    """What is shown at each moment of a run."""
+    """The frame of each moment of a run."""
 
     def __init__(
         self, recording: Recording, result: DemoResult, rate_hz: float | None = None
@@ -59,19 +59,19 @@ class Film:
 
     @property
     def end_s(self) -> float:
-        """When the last picture is shown: shortly after the run, unless pictures end before."""
+        """Time of the last frame: shortly after the run, or when the recorded frames end."""
         if not self._shots:
             return 0.0
         return max(0.0, min(self._result.duration_s + TAIL_S, self._stamps[-1]))
 
     def times(self, rate_hz: float) -> list[float]:
-        """Return the times of a film with so many pictures per second."""
+        """Return the times of the frames of a video at `rate_hz`."""
         if not self._shots:
             return []
         return [index / rate_hz for index in range(int(self.end_s * rate_hz) + 1)]
 
     def at(self, time_s: float) -> Image:
-        """Return the picture of this moment with inset and caption."""
+        """Return the frame of this moment with inset and caption."""
         shot = self._shots[max(0, bisect_right(self._stamps, time_s) - 1)]
         picture = self._decode(shot).copy()
         self._draw_inset(picture, time_s)
@@ -86,7 +86,7 @@ class Film:
         return texts[-1] if texts else (given[0][1] if given else "")
 
     def notes_at(self, time_s: float) -> list[str]:
-        """Return what has just happened: a task done, a cube taken by a hand."""
+        """Return the latest events: a task done, a cube taken by a hand."""
         result = self._result
         notes = [
             f"done after {done_s:.1f} s: {words}"
@@ -99,8 +99,8 @@ class Film:
         return notes + [f"a hand takes the {hand.colour} cube" for hand in self._hands(time_s)]
 
     def policy_picture(self, time_s: float) -> tuple[EncodedFrame, float] | None:
-        """Return the picture behind the newest trajectory, and how old that picture was when the
-        trajectory came; None before the first."""
+        """Return the image of the newest trajectory, and the image's age when the trajectory came;
+        None before the first."""
         recording, now_s = self._recording, self._start_s + time_s
         index = bisect_right(recording.arrivals_s, now_s) - 1
         if index < 0 or not recording.frames:
@@ -110,7 +110,7 @@ class Film:
         return frame, recording.arrivals_s[index] - stamp_s
 
     def telling_times(self) -> list[float]:
-        """Return the start, the moment before the task changes, and the end."""
+        """Return the start, the moment before the task changes and the end."""
         if not self._shots:
             return []
         changes = [since_s - self._start_s for since_s, _ in self._recording.instructions[1:]]
@@ -123,13 +123,14 @@ class Film:
     def _decode(self, frame: EncodedFrame) -> Image:
         key = id(frame)
         if key not in self._decoded:
-            if len(self._decoded) > 4:  # The shot and the inset of this moment, and of the last.
+            # Keep the shot and the inset of this moment and of the previous one.
+            if len(self._decoded) > 4:
                 self._decoded.clear()
             self._decoded[key] = decode_image(frame)
         return self._decoded[key]
 
     def _draw_inset(self, picture: Image, time_s: float) -> None:
-        """Draw what the policy saw last into the upper right corner, with rate and latency."""
+        """Draw the policy's last image into the upper right corner, with rate and latency."""
         found = self.policy_picture(time_s)
         if found is None or self._shots is self._recording.frames:
             return
@@ -166,7 +167,7 @@ class Film:
         _write(picture, "a hand", at, size, AMBER)
 
     def _strip(self, width: int, time_s: float) -> Image:
-        """Return the caption: time and instruction, below them what has just happened."""
+        """Return the caption: time and instruction, below them the latest events."""
         scale = width / 640
         strip: Image = np.full((2 * round(STRIP_HEIGHT * scale / 2), width, 3), DARK, np.uint8)
         left = round(10 * scale)
@@ -179,7 +180,7 @@ class Film:
 
 
 def write_video(film: Film, path: Path) -> int:
-    """Write the film as H.264; return its number of pictures."""
+    """Write the video as H.264; return its number of frames."""
     from crane_x7_vla_rl.mp4 import write_mp4
 
     pictures = (_even(film.at(time_s)) for time_s in film.times(VIDEO_HZ))
@@ -187,13 +188,13 @@ def write_video(film: Film, path: Path) -> int:
 
 
 def write_gif(film: Film, path: Path) -> None:
-    """Write the film as a small GIF that plays in a web page."""
+    """Write the video as a small GIF for a web page."""
     from PIL import Image as Pillow
 
     small = list(_narrow(film))
     if not small:
         return
-    # One palette for all keeps still pixels equal and the file small.
+    # One palette for all frames keeps unchanged pixels equal and the file small.
     palette = Pillow.fromarray(_telling_colours(small)).quantize(GIF_COLOURS)
     none = Pillow.Dither.NONE
     first, *rest = (
@@ -203,8 +204,8 @@ def write_gif(film: Film, path: Path) -> None:
 
 
 def _telling_colours(pictures: Sequence[Image]) -> Image:
-    """Return the colours of the pictures in one row, the rare ones nearly as often as those of
-    table and wall: one looks at the cubes and the words."""
+    """Return the colours of the images in one row, the rare ones nearly as often as those of table
+    and wall, because viewers look at the cubes and the text."""
     some = np.concatenate(pictures[:: max(1, len(pictures) // PALETTE_PICTURES)])
     coarse = some.reshape(-1, 3).astype(np.int64) // 4
     counts = np.bincount(coarse @ (64**2, 64, 1), minlength=64**3)
@@ -215,7 +216,7 @@ def _telling_colours(pictures: Sequence[Image]) -> Image:
 
 
 def write_strip(film: Film, times_s: Sequence[float], path: Path, width: int = 1440) -> None:
-    """Write the pictures of `times_s` side by side as a PNG."""
+    """Write the frames of `times_s` side by side as a PNG."""
     if not times_s:
         return
     joined = np.concatenate([film.at(time_s) for time_s in times_s], axis=1)
@@ -235,12 +236,12 @@ def _resized(picture: Image, width: int) -> Image:
 
 
 def _even(picture: Image) -> Image:
-    """Return the picture with even sides, as H.264 wants them."""
+    """Return the image with even width and height, which H.264 needs."""
     return picture[: picture.shape[0] // 2 * 2, : picture.shape[1] // 2 * 2]
 
 
 def _write(
     picture: Image, text: str, at: tuple[int, int], size: float, colour: tuple[int, int, int]
 ) -> None:
-    """Write text; OpenCV's own font knows Japanese too."""
+    """Write text; OpenCV's own font contains Japanese characters."""
     cv2.putText(picture, text, at, cv2.FONT_HERSHEY_SIMPLEX, size, colour, 1, cv2.LINE_AA)

@@ -1,8 +1,8 @@
-"""What the demo shows. Flags, settings, a checkpoint's small files → `DemoPlan`.
+"""What the demo shows: flags, settings, a checkpoint's small files → `DemoPlan`.
 
-The policy decides the scene, the tasks and the rate, as far as no flag does: colour servo those
-below, a checkpoint what policies/about.py reads. Also here: the commands of both processes. The
-loop takes its limits, such as the jump, from the checkpoint itself.
+The policy determines the scene, the tasks and the rate unless a flag does: for colour servo the
+values below, for a checkpoint those that policies/about.py reads. Also here: the commands of both
+processes. The loop takes its limits, such as the jump, from the checkpoint.
 """
 
 from __future__ import annotations
@@ -34,36 +34,36 @@ USUAL: Final = Skills(
     instructions=("pick up the red cube", "place the blue cube on the plate"),
     rate_hz=10.0,
 )
-"""For colour servo, and where a checkpoint says nothing."""
+"""For colour servo, and for a checkpoint without its own."""
 CAMERA_HZ: Final = 30.0
 FLAGS: Final = {
     "colours": "--colours", "spawn_range_m": "--spawn-range-m", "rate_hz": "--rate",
     "temperature": "--temperature",
 }  # fmt: skip
-"""Name of what a checkpoint says → the demo's flag."""
+"""Name of a checkpoint's value → the demo's flag."""
 
 
 @dataclass(frozen=True)
 class Model:
-    """What the policy computes with."""
+    """The policy's weights and device."""
 
     path: str
     device: str
     is_random: bool
-    """It says of itself that its weights are random."""
+    """Its config states that its weights are random."""
 
 
 @dataclass(frozen=True)
 class DemoPlan:
-    """What is to be shown."""
+    """Settings of one demo."""
 
     seed: int
     scene_seed: int
-    """What the simulation is given: behind the seeds that a checkpoint may have been trained on."""
+    """Seed of the simulation: after the seeds that a checkpoint may have been trained on."""
     instruction: str
     then: str | None
     policy: str
-    """As load_policy knows it."""
+    """Its name for load_policy."""
     model: Model | None
     skills: Skills
     """The scene, the rate and the temperature."""
@@ -74,31 +74,31 @@ class DemoPlan:
     rate_reason: str
     """Why the loop runs at its rate."""
     settings: Settings
-    """Of the environment, which both processes inherit."""
+    """Settings of the environment, which both processes inherit."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags that decide what is shown."""
+    """Add the flags of the plan."""
     add = parser.add_argument
     add("--policy", default=TINY, metavar="POLICY",
         help="policy that drives: tiny (ships with the project), color-servo, openvla (the model of"
         " VLA_MODEL_PATH), or the folder or Hub id of a checkpoint (%(default)s)")  # fmt: skip
     add("--instruction", metavar="TASK", help="first task (the policy's own)")
     add("--then", metavar="TASK",
-        help="second task, given when the first is done; empty: none"
+        help="second task, sent when the first is done; empty: none"
         " (the policy's own)")  # fmt: skip
-    add("--seed", type=int, default=0, metavar="N", help="seed of the scene: where the cubes lie"
-        " (%(default)s)")  # fmt: skip
+    add("--seed", type=int, default=0, metavar="N",
+        help="seed of the scene, which sets the cubes' positions (%(default)s)")  # fmt: skip
     add("--colours", nargs="+", choices=COLOUR_NAMES, metavar="COLOUR",
         help=f"cubes in the scene: {', '.join(COLOUR_NAMES)} (the policy's own)")  # fmt: skip
     add("--spawn-range-m", type=argument_type(FiniteAmount), metavar="M",
-        help="largest distance of cubes and plate from their spots, 0 to 0.05"
+        help="largest distance of cubes and plate from their default positions, 0 to 0.05"
         " (the policy's own)")  # fmt: skip
     add("--rate", type=float, metavar="HZ", help="inference rate (the policy's own)")
     add("--temperature", type=argument_type(FiniteAmount), metavar="T",
         help="sampling temperature of a model's tokens (the policy's own)")  # fmt: skip
     add("--image-size", default="640x480", metavar="WIDTHxHEIGHT",
-        help="size of the policy's camera picture (%(default)s)")  # fmt: skip
+        help="image size of the policy's camera (%(default)s)")  # fmt: skip
     add("--camera-rate", type=float, default=CAMERA_HZ, metavar="HZ",
         help="rate of the policy's camera (%(default)g)")  # fmt: skip
     add("--timeout", type=float, nargs=2, default=(30.0, 45.0), metavar=("FIRST", "SECOND"),
@@ -145,7 +145,7 @@ def _tasks(skills: Skills, args: argparse.Namespace) -> tuple[str, str | None]:
 
 
 def _choose(model: Model | None, settings: Settings, args: argparse.Namespace) -> Chosen:
-    """Return what is shown: a flag, else what the checkpoint says, else what is usual."""
+    """Return the plan's skills: from a flag, else from the checkpoint, else the default."""
     given = {
         "colours": args.colours and tuple(args.colours),
         "spawn_range_m": args.spawn_range_m,
@@ -166,7 +166,7 @@ def _choose(model: Model | None, settings: Settings, args: argparse.Namespace) -
 
 
 def _usual_tasks(task: str, colours: Sequence[str]) -> tuple[str, ...]:
-    """Return tasks that the scene has the cubes, and the plate, for."""
+    """Return tasks for the cubes, and the plate, of the scene."""
     has_plate = task == PICK_PLACE_ID
     fitting = tuple(
         text
@@ -182,8 +182,8 @@ def _rate_reason(source: str) -> str:
 
 
 def _model(policy: str, settings: Settings) -> Model | None:
-    """Return what the policy computes with: on the CPU if there is no GPU and VLA_DEVICE is unset.
-    The one that ships is too small to gain from a GPU."""
+    """Return the policy's model; its device is the CPU if no GPU exists and VLA_DEVICE is unset.
+    The policy that ships is too small to gain from a GPU."""
     if policy == "color-servo":
         return None
     path: str | None = policy
@@ -193,8 +193,8 @@ def _model(policy: str, settings: Settings) -> Model | None:
         path = settings.vla_model_path
     if path is None:
         raise SettingsError(
-            "--policy openvla needs a model: set VLA_MODEL_PATH to a folder or Hub id; one with"
-            " random weights is made by: python -m crane_x7_vla_rl.policies.openvla.builder"
+            "--policy openvla needs a model: set VLA_MODEL_PATH to a folder or Hub id; to create"
+            " one with random weights: python -m crane_x7_vla_rl.policies.openvla.builder"
             " outputs/tiny"
         )
     if policy not in NAMES and "/" not in policy and not Path(policy).expanduser().is_dir():
@@ -211,7 +211,7 @@ def _model(policy: str, settings: Settings) -> Model | None:
 
 
 def robot_command(plan: DemoPlan) -> list[str]:
-    """Return the words that start the robot, behind its guard."""
+    """Return the arguments that start the robot, behind its guard."""
     skills = plan.skills
     return [
         "sim-robot", "--port", "0", "--guard", "0", "--seed", str(plan.scene_seed),
@@ -223,7 +223,7 @@ def robot_command(plan: DemoPlan) -> list[str]:
 
 
 def loop_command(plan: DemoPlan, port: int, metrics: Path) -> list[str]:
-    """Return the words that start the loop; `port` is the guard's."""
+    """Return the arguments that start the loop; `port` is the guard's."""
     command = [
         "infer", "--rosbridge-host", "127.0.0.1", "--rosbridge-port", str(port),
         "--vla-policy", plan.policy, "--vla-task-instruction", plan.instruction,

@@ -1,6 +1,6 @@
-"""The plots of a run. `Recording` and the loop's metrics → targets.png and latency.png.
+"""The plots of a run: `Recording` and the loop's metrics → targets.png and latency.png.
 
-Times are seconds since the loop started, as in report.json and in the video's captions.
+Times are seconds since the loop's start, as in report.json and in the video's captions.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ from crane_x7_vla_rl.robot import JOINT_NAMES, PREFIX
 from crane_x7_vla_rl.types import Array
 
 BEFORE_S: Final = 0.5
-"""How much of the still arm is plotted before the loop starts."""
+"""Time before the loop's start that is plotted."""
 FEW: Final = 200
-"""Up to so many samples each is a dot; a histogram of fewer shows little but its bins."""
+"""Up to this number of samples each is a dot; a histogram of fewer shows mostly its bins."""
 BINS: Final = 40
 LATENCIES: Final = (
     ("latency_ms", "frame received → trajectory sent"),
-    ("latency_without_policy_ms", "the same without the policy"),
+    ("latency_without_policy_ms", "the same, without the policy"),
     ("policy_ms", "the policy alone"),
 )
 
@@ -32,12 +32,12 @@ def write(figure: Any, path: Path) -> None:
 
 
 def joint_plot(recording: Recording, duration_s: float) -> Any:
-    """Plot what the controllers wanted against the measured positions, a panel for each joint."""
+    """Plot the controllers' targets and the measured positions, a panel for each joint."""
     # Both are published after the arm's step: a target was in force during the step before.
     dashed = {"lw": 0.9, "ls": "--", "ds": "steps-pre"}
     lines = (
         ("measured", *recording.measured(), {"lw": 1.2}),
-        ("target of the controller", *recording.commanded(), dashed),
+        ("controller target", *recording.commanded(), dashed),
     )
     figure, axes = _figure(4, 2, (11, 10))
     for index, (axis, name) in enumerate(zip(axes.flat, JOINT_NAMES, strict=True)):
@@ -57,7 +57,7 @@ def joint_plot(recording: Recording, duration_s: float) -> Any:
 
 
 def latency_plot(metrics: dict[str, Any]) -> Any:
-    """Plot how long the loop took: a dot for each of few trajectories, a histogram of many."""
+    """Plot the loop's latency: a dot per trajectory if there are few, else a histogram."""
     rows = [
         (label, samples)
         for key, label in LATENCIES
@@ -75,14 +75,14 @@ def latency_plot(metrics: dict[str, Any]) -> Any:
 
 
 def latencies_ms(summary: dict[str, Any]) -> Array:
-    """Return each sample of a distribution in metrics.json, exact to its bins' 2 %."""
+    """Return each sample of a distribution in metrics.json, exact to the 2 % of its bins."""
     bins = np.array(summary.get("histogram") or [], dtype=np.float64).reshape(-1, 2)
     return np.repeat(bins[:, 0], bins[:, 1].astype(int))
 
 
 def _draw_dots(axis: Any, rows: list[tuple[str, Array]]) -> None:
     for row, (_, samples) in enumerate(rows):
-        # Spread by rank, so that equal samples do not hide each other.
+        # Spread by rank, so that equal samples do not cover each other.
         heights = row + 0.18 * np.sin(2.4 * np.arange(len(samples)))
         axis.plot(samples, heights, "o", ms=5, alpha=0.6)
         median = float(np.median(samples))

@@ -1,10 +1,10 @@
-"""An observer on rosbridge. Pictures, joints, targets and the true scene of a run → `Recording`.
+"""An observer on rosbridge: images, joints, targets and the true scene of a run → `Recording`.
 
 Messages are appended on the client's network thread; `Recording` is read after the run, so that
-nothing is decoded or encoded while the loop works.
+nothing is decoded or encoded while the loop runs.
 
 Legend: K joint states recorded; 8 joints in the order of robot.JOINT_NAMES, rad. Times in s on the
-robot's clock; pictures and the report count from the loop's start (`Recording.start_s`).
+robot's clock; video and report count from the loop's start (`Recording.start_s`).
 """
 
 from __future__ import annotations
@@ -40,40 +40,40 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Hand:
-    """A hand took a cube from the fingers and put it back where it lay."""
+    """A hand took a cube from the fingers and put it back at its start position."""
 
     time_s: float
     colour: str
     from_m: tuple[float, ...] | None
     to_m: tuple[float, ...] | None
-    """Places in the world, None where they are not known."""
+    """Positions in the world, None if unknown."""
 
 
 @dataclass(eq=False)
 class Recording:
-    """What was seen, in the order in which it came."""
+    """The recorded messages, in the order of arrival."""
 
     frames: list[EncodedFrame] = field(default_factory=list)
-    """Of the camera that the policy looks through."""
+    """Frames of the policy's camera."""
     views: list[EncodedFrame] = field(default_factory=list)
-    """Of the camera that sees the whole arm."""
+    """Frames of the camera that shows the whole arm."""
     joint_times_s: list[float] = field(default_factory=list)
     joint_rad: list[Array] = field(default_factory=list)
     """K arrays (8,)."""
     target_times_s: list[float] = field(default_factory=list)
     target_rad: list[Array] = field(default_factory=list)
-    """Arrays (8,): what the robot's controllers wanted at each step."""
+    """Arrays (8,): the targets of the robot's controllers at each step."""
     trajectories: list[ParsedTrajectory] = field(default_factory=list)
-    """Of /vla/predicted_trajectory; each is stamped with the time of the picture behind it."""
+    """Messages of /vla/predicted_trajectory; each is stamped with the time of its image."""
     arrivals_s: list[float] = field(default_factory=list)
     """When each trajectory came."""
     instructions: list[tuple[float, str]] = field(default_factory=list)
-    """(since when, instruction)."""
+    """(start time, instruction)."""
     hands: list[Hand] = field(default_factory=list)
 
     @property
     def start_s(self) -> float:
-        """When the loop started: its first trajectory; without one, the first picture."""
+        """When the loop started: its first trajectory; without one, the first frame."""
         if self.arrivals_s:
             return self.arrivals_s[0]
         return min((items[0].stamp_s for items in (self.views, self.frames) if items), default=0.0)
@@ -83,7 +83,7 @@ class Recording:
         return np.array(self.joint_times_s), np.array(self.joint_rad).reshape(-1, 8)
 
     def commanded(self) -> tuple[Array, Array]:
-        """Return times and positions (·, 8) of what the robot's controllers wanted."""
+        """Return times and positions (·, 8) of the controllers' targets."""
         return np.array(self.target_times_s), np.array(self.target_rad).reshape(-1, 8)
 
 
@@ -98,11 +98,11 @@ class RunRecorder:
         with_view: bool = True,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`names` gives the topics; a picture is kept at most each `camera_period_ms`.
-        `with_view`: also record the camera that sees the whole arm, which must be rendered."""
+        """`names` gives the topics; at most one frame per `camera_period_ms` is kept. `with_view`:
+        also record the camera that shows the whole arm, which costs rendering."""
         self.recording = Recording()
         self.started_s: float | None = None
-        """When the first trajectory came, on our own `clock`."""
+        """When the first trajectory came, on the recorder's `clock`."""
         self._clock = clock
         self._robot_clock = ClockOffset()
         self._first_places: dict[str, tuple[float, ...]] = {}
@@ -159,8 +159,8 @@ class RunRecorder:
             return self._guard
 
     def say(self, instruction: str, put_back: Sequence[str] = ()) -> bool:
-        """Publish an instruction, and let a hand put cubes of these colours back where they lay;
-        False when neither could be sent now."""
+        """Publish an instruction, and let a hand put cubes of these colours back at their start
+        positions; return False if neither could be sent now."""
         operations = [
             *(protocol.publish(SIM_HAND_TOPIC, messages.string(colour)) for colour in put_back),
             protocol.publish(self._names.instruction_topic, messages.string(instruction)),
@@ -177,7 +177,7 @@ class RunRecorder:
         return True
 
     def note_instruction(self, instruction: str) -> None:
-        """Remember that the loop has been given this instruction now."""
+        """Record that the loop gets this instruction now."""
         self.recording.instructions.append((self._robot_time(), instruction))
 
     def _robot_time(self) -> float:
@@ -230,5 +230,5 @@ def _json(topic: str, message: Mapping[str, Any]) -> dict[str, Any]:
     try:
         found: dict[str, Any] = json.loads(message["data"])
     except (KeyError, TypeError, ValueError) as error:
-        raise MessageError(f"{topic} holds no JSON: {error}") from error
+        raise MessageError(f"{topic} is not JSON: {error}") from error
     return found

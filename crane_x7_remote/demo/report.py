@@ -27,17 +27,17 @@ FROM_THE_LOOP = (
 
 @dataclass(frozen=True)
 class DemoResult:
-    """What became of the two instructions; seconds count from the loop's first trajectory."""
+    """Result of the two instructions; seconds count from the loop's first trajectory."""
 
     seed: int
     instruction: str
     then: str | None
     picked: tuple[str, ...]
-    """Cubes that were ever lifted by 10 cm."""
+    """Cubes that were lifted by 10 cm at any time."""
     placed: tuple[str, ...]
-    """Cubes that lay on the plate at the end, the gripper open and away."""
+    """Cubes on the plate at the end, with the gripper open and away."""
     first_done_s: float | None
-    """When the first instruction had been fulfilled for a second."""
+    """When the first instruction was fulfilled for one second."""
     second_done_s: float | None
     duration_s: float
     put_back: tuple[str, ...] = ()
@@ -46,13 +46,13 @@ class DemoResult:
     model: str | None = None
     """Folder or Hub id, for a policy with weights."""
     random_weights: bool = False
-    """The model says that its weights are random: the arm cannot do the task."""
+    """The model's config states that its weights are random: the arm cannot do the task."""
     rate_reason: str = ""
-    """Why the loop was set to its rate."""
+    """Reason for the loop's rate."""
 
     @property
     def succeeded(self) -> bool:
-        """Both instructions, or the only one, were fulfilled."""
+        """Whether all instructions were fulfilled."""
         return self.first_done_s is not None and (
             self.then is None or self.second_done_s is not None
         )
@@ -61,7 +61,7 @@ class DemoResult:
 def build(
     outcome: DemoResult, metrics: dict[str, Any], scene: dict[str, Any], recording: Recording
 ) -> dict[str, Any]:
-    """Return everything that report.json holds."""
+    """Return the contents of report.json."""
     return {
         **asdict(outcome),
         "clock": CLOCK,
@@ -93,8 +93,8 @@ def _without_histogram(figure: object) -> object:
 
 
 def tracking_error_rad(recording: Recording) -> dict[str, float] | None:
-    """Return median and 95th percentile of |measured − target| over the arm's joints; None where
-    too little was recorded."""
+    """Return median and 95th percentile of |measured − target| over the arm's joints; None if too
+    little was recorded."""
     measured_s, measured = recording.measured()
     commanded_s, commanded = recording.commanded()
     if len(measured_s) < 2 or len(commanded_s) < 2:
@@ -113,7 +113,7 @@ def tracking_error_rad(recording: Recording) -> dict[str, float] | None:
 
 
 def write(report: dict[str, Any], path: Path) -> None:
-    """Write the report; raises OutputError when that fails."""
+    """Write the report; raises OutputError if that fails."""
     text = json.dumps(report, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     try:
         path.write_text(text)

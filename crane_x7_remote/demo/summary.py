@@ -1,6 +1,6 @@
-"""The table on the terminal after a run. `DemoResult`, report → text.
+"""The table on the terminal after a run: `DemoResult`, report → text.
 
-Each task with its time, then the loop's rate and latency, the run's files and what to do next.
+Each task with its time, then the loop's rate and latency, the run's files and the next commands.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from crane_x7_remote.demo.report import DemoResult
 PROGRAM: Final = "crane-x7-remote"
 GAP: Final = "   "
 REACHED: Final = 0.98
-"""Share of the set rate from which it counts as reached."""
+"""Share of the set rate above which it counts as reached."""
 
 
 def text(result: DemoResult, report: dict[str, Any], folder: Path) -> str:
@@ -27,7 +27,7 @@ def text(result: DemoResult, report: dict[str, Any], folder: Path) -> str:
 
 
 def details(result: DemoResult, report: dict[str, Any], folder: Path) -> list[tuple[str, str]]:
-    """Return (name, text) of what stands below the tasks."""
+    """Return (name, text) of the rows below the tasks."""
     rows = []
     if result.random_weights:
         rows.append(("policy", f"{result.model} has random weights: it cannot do a task"))
@@ -48,7 +48,7 @@ def details(result: DemoResult, report: dict[str, Any], folder: Path) -> list[tu
 
 
 def rate(report: dict[str, Any]) -> str:
-    """Return the loop's rate, the one that was set, why, and what kept it below."""
+    """Return the loop's rate, the set rate with its reason, and what limited it."""
     words = f"{report['rate_hz']:.2f} Hz reached, {report['asked_rate_hz']:g} Hz set"
     if report.get("rate_reason"):
         words += f" ({report['rate_reason']})"
@@ -70,8 +70,8 @@ def _tasks(result: DemoResult) -> list[tuple[str, str, str]]:
 
 
 def _next_steps(result: DemoResult, folder: Path) -> list[str]:
-    """Return what to type next, with a comment behind it."""
-    again = f"{_program()} demo --seed {result.seed + 1}", "the cubes lie elsewhere"
+    """Return the next commands, each with a comment."""
+    again = f"{_program()} demo --seed {result.seed + 1}", "other cube positions"
     if not result.succeeded:
         rows = [(f"less {folder / 'loop.log'}", "when and why the loop held"), again]
     else:
@@ -96,6 +96,6 @@ def _table(rows: Sequence[tuple[str, ...]]) -> list[str]:
 
 
 def _program() -> str:
-    """Return how this command was typed, as a path from here."""
+    """Return this command's program as it was typed."""
     typed = Path(sys.argv[0])
     return os.path.relpath(typed) if typed.name == PROGRAM and typed.is_file() else PROGRAM

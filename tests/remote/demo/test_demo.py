@@ -161,7 +161,7 @@ def test_child_that_never_gets_ready_is_an_error(tmp_path: Path) -> None:
     command = ["sim-robot", "--arm", "kinematic", "--port", "0"]
     with DemoProcess("sim-robot", command, tmp_path / "log") as child:
         child.wait_for_line("ready", 30)
-        with pytest.raises(DemoError, match="did not say 'never'"):
+        with pytest.raises(DemoError, match="did not print 'never'"):
             child.wait_for_line("never", 0.2)
 
 
