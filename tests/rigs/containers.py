@@ -216,7 +216,10 @@ class Container:
     ) -> None:
         if error is not None:
             print(f"--- log of {self.name}\n{self.logs()[-6000:]}")
-        self.workshop.run("podman", "rm", "--force", "--time", "1", "--volumes", self.name)
+        remove = ("podman", "rm", "--force", "--time", "1", "--volumes", self.name)
+        # One that ends between podman's SIGTERM and its SIGKILL is an error to it, and is left.
+        if self.workshop.run(*remove, check=False).returncode != 0:
+            self.workshop.run(*remove)
 
     def exec(
         self, *command: str, user: str = "root", check: bool = True, timeout_s: float = 60.0
