@@ -64,10 +64,14 @@ def shown(said: object, limit: int = SHOWN_LIMIT) -> str:
 
 
 def block(text: str) -> str:
-    """Return `text` with its lines kept, each escaped and cut, and all but the first indented."""
+    """Return `text` with its lines kept, each escaped and cut, and all but the first indented.
+
+    Where one of them begins at the margin all move, so that nested lines stay nested.
+    """
     first, *others = text.split("\n")
-    lines = [line if line.startswith(INDENT) else INDENT + line for line in others]
-    return "\n".join(cut(escape(line), LINE_LIMIT) for line in (first, *lines))
+    margin = "" if all(line.startswith(INDENT) for line in others) else INDENT
+    lines = (first, *(margin + line for line in others))
+    return "\n".join(cut(escape(line), LINE_LIMIT) for line in lines)
 
 
 def tell(text: object) -> str:

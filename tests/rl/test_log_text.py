@@ -70,6 +70,11 @@ def test_a_message_of_ours_may_have_lines_and_they_are_told_from_its_first() -> 
     ]  # fmt: skip
 
 
+def test_nested_lines_of_a_configuration_stay_nested() -> None:
+    text = _ours("configuration:\n%s", "lora:\n  rank: 4\nseed: 0", **MANY_LINES)
+    assert text.splitlines()[1:] == ["  lora:", "    rank: 4", "  seed: 0"]
+
+
 def test_a_traceback_stays_readable_and_cannot_forge_a_line() -> None:
     try:
         raise ValueError(f"{FORGED}\x1b[2J")
