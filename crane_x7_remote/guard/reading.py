@@ -71,10 +71,16 @@ def retold(
 ) -> dict[str, Any]:
     """Return `path` over 8 joints, its gripper as in the prediction, marked as re-timed."""
     gripper = JOINT_NAMES[-1]
-    position = path.position_rad.copy()
+    position, velocity = path.position_rad.copy(), path.velocity_rad_s.copy()
     if gripper in prediction.joint_names:
-        column = prediction.position_rad[:, prediction.joint_names.index(gripper)]
-        position[:, -1] = np.interp(path.time_from_start_s, prediction.time_from_start_s, column)
-    message = messages.to_ros(replace(path, position_rad=position), JOINT_NAMES, version)
+        column = prediction.joint_names.index(gripper)
+        for ours, theirs in (
+            (position, prediction.position_rad), (velocity, prediction.velocity_rad_s),
+        ):  # fmt: skip
+            if theirs is not None:
+                times = prediction.time_from_start_s
+                ours[:, -1] = np.interp(path.time_from_start_s, times, theirs[:, column])
+    path = replace(path, position_rad=position, velocity_rad_s=velocity)
+    message = messages.to_ros(path, JOINT_NAMES, version)
     message["header"]["frame_id"] += "/retimed"
     return message

@@ -13,7 +13,7 @@ A trajectory is in time when it reaches the robot before `now + lead`.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -91,14 +91,20 @@ class TrajectoryPlanner:
         self._sequence = shaped.trajectory.sequence
 
     def retimed(self, parsed: ParsedTrajectory) -> bool:
-        """Take the guard's re-timed trajectory as the running one, unless a newer one was sent."""
+        """Take the guard's re-timed trajectory as the running one, unless a newer one was sent.
+
+        The guard moves only the arm. The gripper has its own goals: here it rests where our path
+        has it, so that the next path can continue from there within its limits.
+        """
         path = as_trajectory(parsed)
         if path is None or self._running is None or path.sequence != self._running.sequence:
             return False
-        before, first_s = self._before, path.stamp_s + path.time_from_start_s[0]
+        first_s = path.stamp_s + path.time_from_start_s[0]
+        gripper_rad = float(state_at(self._running, first_s)[0][-1])
+        path, before = _resting_gripper(path, gripper_rad), self._before
         if before is not None:
             apart = np.abs(state_at(before, first_s)[0] - path.position_rad[0])[:ARM_DOF].max()
-            before = before if apart <= SAME_RAD else None
+            before = _resting_gripper(before, gripper_rad) if apart <= SAME_RAD else None
         self._running = flown(before, path)
         return True
 
@@ -191,6 +197,12 @@ class TrajectoryPlanner:
         if running is None or self._peers.is_lost(running.sequence):
             return None
         return running if is_followed(running, measured, measured_s, self._limits) else None
+
+
+def _resting_gripper(path: Trajectory, position_rad: float) -> Trajectory:
+    position, velocity = path.position_rad.copy(), path.velocity_rad_s.copy()
+    position[:, ARM_DOF:], velocity[:, ARM_DOF:] = position_rad, 0.0
+    return replace(path, position_rad=position, velocity_rad_s=velocity)
 
 
 def _too_late(timing: Timing, moment: Moment) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pytest
 
+from crane_x7_remote.guard import reading
 from crane_x7_remote.guard.core import CoreConfig, GuardCore, Send, Tell
 from crane_x7_remote.inference.limits import Limits
 from crane_x7_remote.inference.safety import SafeCommand
@@ -186,6 +188,17 @@ def test_the_loops_prediction_tells_what_was_retimed(rig: Rig) -> None:
     assert told.message["header"]["frame_id"] == arm.message["header"]["frame_id"]
     first = told.message["points"][0]["positions"]
     assert first[:ARM_DOF] == arm.message["points"][0]["positions"]
+
+
+def test_a_retold_gripper_moves_with_the_velocity_of_its_prediction() -> None:
+    times = np.linspace(0.0, 0.4, 11)
+    speed = np.minimum(times, 0.4 - times) * 4.0
+    position, velocity = np.zeros((11, 8)), np.zeros((11, 8))
+    position[:, -1], velocity[:, -1] = np.cumsum(speed) * 0.04, speed
+    path = Trajectory(position, velocity, times, 100.0, 3, "0a1b2c3d", 0.5)
+    arm = replace(path, position_rad=np.zeros((11, 8)), velocity_rad_s=np.zeros((11, 8)))
+    told = reading.retold(messages.trajectory(messages.to_ros(path)), arm, 2)
+    assert [point["velocities"][-1] for point in told["points"]] == pytest.approx(speed)
 
 
 def test_a_prediction_whose_trajectory_was_refused_stays_here(rig: Rig) -> None:

@@ -566,6 +566,23 @@ def test_what_the_guard_retimed_is_what_runs(rig: Rig) -> None:
     assert rig.loop.metrics.counters["retimed"] == 1
 
 
+def test_a_gripper_that_the_guard_tells_otherwise_does_not_hold_the_loop(rig: Rig) -> None:
+    rig.tick(2)
+    rig.client.echoes = False
+    assert isinstance(rig.tick(), Sent)
+    assert rig.client.listener is not None
+    retimed = json.loads(json.dumps(rig.client.published[-1][1]["msg"]))
+    retimed["header"]["frame_id"] += "/retimed"
+    gripper = retimed["joint_names"].index(robot.JOINT_NAMES[-1])
+    for number, point in enumerate(retimed["points"]):
+        point["positions"][gripper] = 0.3 + 0.02 * number  # with a velocity of 0, as before
+        point["velocities"][gripper] = 0.0
+    rig.client.listener(retimed)
+    outcome = rig.tick()
+    assert isinstance(outcome, Sent), outcome
+    assert rig.loop.metrics.counters["retimed"] == 1
+
+
 def test_a_slow_link_is_named_with_a_validity_that_would_do(rig: Rig) -> None:
     rig.client.link.rtt_s = 0.4
     outcome = rig.tick()
