@@ -1,1 +1,1 @@
-"""The gate before rosbridge, beside the robot: it has the last word on what moves the arm."""
+"""The gate in front of rosbridge, next to the robot: it decides what may move the arm."""

@@ -1,8 +1,8 @@
-"""One client of the guard: its connection, and one to rosbridge for what it subscribes.
+"""One client of the guard: its connection, and one to rosbridge for its subscriptions.
 
-rosbridge → client: passed on undecoded, which keeps the guard's share of the latency small.
-Client → `handle`, one message at a time; what may pass returns through `forward` as a new
-operation. A client that does not read loses its oldest messages; a silent one is closed.
+rosbridge → client: passed undecoded, which keeps the guard's latency small. Client → `handle`, one
+message at a time; an allowed message returns through `forward` as a new operation. A client that
+does not read loses its oldest messages; the connection of a silent one is closed.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from crane_x7_remote.rosbridge.connection import (
 logger = logging.getLogger(__name__)
 
 TO_CLIENT = QueueLimit(count=64, total_bytes=512 * 1024)
-"""Six pictures of 80 KB: anything older is useless."""
+"""Six images of 80 KB: anything older is useless."""
 TO_ROSBRIDGE = QueueLimit(count=64, total_bytes=256 * 1024)
 PING_INTERVAL_S, PING_TIMEOUT_S = 1.0, 1.5
 """A client whose link is dead is closed within 2.5 s."""
@@ -44,7 +44,7 @@ TRY_AGAIN = 1013
 
 
 class Client:
-    """One connection, from its handshake to its end. Everything runs on the event loop."""
+    """One connection, from handshake to close. Everything runs on the event loop."""
 
     def __init__(
         self,
@@ -53,13 +53,13 @@ class Client:
         upstream: LinkConfig | None,
         handle: Callable[[Client, str | bytes], None],
     ) -> None:
-        """`upstream` None: a connection for stop and state alone, which needs no rosbridge."""
+        """`upstream` None: a connection for stop and state only, which needs no rosbridge."""
         self.number = number
         self.link = link
         self.upstream = upstream
         self.may_resume = True
         self.follows: set[str] = set()
-        """The guard's own topics that it listens to."""
+        """The guard's own topics that the client subscribes."""
         self.refused: Counter[str] = Counter()
         self._handle = handle
         self._subscriptions: set[tuple[str, str]] = set()
@@ -70,24 +70,24 @@ class Client:
 
     @property
     def dropped(self) -> int:
-        """Messages that the client did not read in time."""
+        """Count of messages that the client did not read in time."""
         return self._out.dropped
 
     # --- out -------------------------------------------------------------------------------------
 
     def send(self, operation: Mapping[str, Any]) -> None:
-        """Send an operation of the guard's own."""
+        """Send one of the guard's own operations."""
         self._out.put(protocol.encode_json(operation))
 
     def tell(self, level: protocol.StatusLevel, text: str, operation_id: str | None = None) -> None:
-        """Send a remark."""
+        """Send a status message."""
         self.send(protocol.status(level, text, operation_id))
 
     def refuse(self, refusal: Refused) -> None:
-        """Count a refusal, and tell and log it if its like was not told just now."""
+        """Count a refusal; report and log it, unless one of the same kind was just reported."""
         self.refused[refusal.kind] += 1
         text, action = str(refusal), refusal.action
-        if refusal.kind == ACTION_TOPIC:  # every loop publishes it, unless told not to
+        if refusal.kind == ACTION_TOPIC:  # every loop publishes it by default
             if self.refused[refusal.kind] == 1:
                 logger.info("client %d: %s", self.number, text)
                 self.tell("info", f"guard: {text}", refusal.operation_id)
@@ -121,7 +121,7 @@ class Client:
     # --- in --------------------------------------------------------------------------------------
 
     async def serve(self) -> None:
-        """Carry messages both ways until either end has gone."""
+        """Carry messages both ways until either end closes."""
         bound_unsent(self.link)
         try:
             async with contextlib.AsyncExitStack() as stack:
@@ -134,7 +134,7 @@ class Client:
                     [self._read(), self._out.send_to(self.link), self._watch(), *jobs]
                 )
         except DeadLinkError as error:
-            logger.warning("client %d went silent: %s", self.number, error)
+            logger.warning("client %d does not answer: %s", self.number, error)
         except (OSError, WebSocketException) as error:
             if self.upstream is not None and not isinstance(error, ConnectionClosed):
                 await self.close(f"rosbridge: {explain(error, self.upstream)}")
@@ -142,7 +142,7 @@ class Client:
             await close_link(self.link)
 
     async def close(self, reason: str) -> None:
-        """Close the client's connection with a reason; the client is to come back later."""
+        """Close the client's connection with a reason; the code tells the client to retry later."""
         with contextlib.suppress(TimeoutError, OSError, WebSocketException):
             async with asyncio.timeout(1.0):
                 await self.link.close(TRY_AGAIN, reason.encode()[:120].decode(errors="ignore"))
@@ -152,7 +152,7 @@ class Client:
             if self.link.flooded is not None:
                 return
             self._handle(self, payload)
-            await asyncio.sleep(0)  # however much waits, others come in between
+            await asyncio.sleep(0)  # other clients get their turn, however much waits
 
     async def _listen(self, upstream: ClientConnection) -> None:
         async for payload in upstream:
@@ -167,7 +167,7 @@ class Client:
 
 
 async def _until_one_ends(jobs: list[Any]) -> None:
-    """Run coroutines until the first of them ends; raises what ended it."""
+    """Run coroutines until the first of them ends; raises its error."""
     tasks = [asyncio.ensure_future(job) for job in jobs]
     try:
         done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)

@@ -1,6 +1,6 @@
-"""`crane-x7-remote guard`: the gate before rosbridge, beside the robot, until it is told to end.
+"""`crane-x7-remote guard`: the gate in front of rosbridge, next to the robot, until a signal.
 
-Prints one line that starts with `ready` and names the addresses it listens on. SIGUSR1 stops the
+Prints one line that starts with `ready` and contains the addresses it listens on. SIGUSR1 stops the
 arm, SIGUSR2 resumes; SIGTERM and SIGINT brake, wait until the arm is at rest (1 s at most) and end
 with exit code 0.
 """
@@ -39,7 +39,7 @@ FLAGS = (
     "arm_topic", "trajectory_topic", "action_topic", "gripper_action",
 )  # fmt: skip
 IP_FREEBIND = 15
-"""linux/in.h: listen on an address that this machine does not have yet."""
+"""From linux/in.h: listen on an address that this machine does not have yet."""
 BACKLOG = 128
 OPEN_FILES = 4096
 
@@ -47,7 +47,7 @@ OPEN_FILES = 4096
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `guard`."""
     settings_module.add_flags(parser, FLAGS)
-    parser.add_argument("--rules", action="store_true", help="print what passes, and end")
+    parser.add_argument("--rules", action="store_true", help="print the allow-list, and exit")
     parser.add_argument("--json", action="store_true", help="with --rules: one JSON document")
 
 
@@ -91,13 +91,13 @@ async def _guard(
     loop.add_signal_handler(signal.SIGUSR2, gate.resume, "SIGUSR2")
     await gate.start(listeners)
     places = ", ".join(_place(listener) for listener in listeners)
-    print(f"ready: guard on {places}, before {config.upstream.uri}", flush=True)
+    print(f"ready: guard on {places}, in front of {config.upstream.uri}", flush=True)
     ask_for_real_time()
     gc.collect()
-    gc.freeze()  # what was imported is never looked at again, so that collections are short
+    gc.freeze()  # collections skip everything imported so far, so they are short
     name = await ended
     logger.info("ending on %s", name)
-    await gate.end(f"the guard ends ({name})")
+    await gate.end(f"the guard is ending ({name})")
 
 
 def _names(settings: Settings) -> Names:
@@ -119,14 +119,14 @@ def _config(settings: Settings) -> GateConfig:
     places = addresses.listen_addresses(settings.guard_listen)
     ((host, port), *others) = addresses.listen_addresses(settings.guard_upstream)
     if others or port == 0:
-        raise SettingsError(f"GUARD_UPSTREAM={settings.guard_upstream!r}: expected one host:port")
+        raise SettingsError(f"GUARD_UPSTREAM={settings.guard_upstream}: expected one host:port")
     if (host, port) in places:
         raise SettingsError(f"GUARD_UPSTREAM and GUARD_LISTEN are both {host}:{port}")
     open_places = [host for host, _ in places if not is_private(host)]
     if open_places and token is None:
         raise SettingsError(
-            f"GUARD_LISTEN: {', '.join(open_places)} can be reached by more than this machine and"
-            " the tailnet; set GUARD_TOKEN, or listen on 127.0.0.1 or an address of the tailnet"
+            f"GUARD_LISTEN: {', '.join(open_places)} can be reached from outside this machine and"
+            " the tailnet; set GUARD_TOKEN, or listen on 127.0.0.1 or a tailnet address"
         )
     return GateConfig(
         upstream=LinkConfig(host, port),
@@ -137,12 +137,12 @@ def _config(settings: Settings) -> GateConfig:
 
 
 def is_private(host: str) -> bool:
-    """Whether an address is of this machine alone or of a tailnet."""
+    """Whether only this machine or a tailnet can reach an address."""
     return addresses.is_loopback(host) or addresses.is_tailnet(host)
 
 
 def _listeners(settings: Settings) -> Iterator[socket.socket]:
-    """Give bound sockets; raises GuardError that names the address."""
+    """Yield bound sockets; raises GuardError that names the address."""
     for host, port in addresses.listen_addresses(settings.guard_listen):
         try:
             yield _listener("127.0.0.1" if host == "localhost" else host, port)
@@ -157,14 +157,14 @@ def _listener(host: str, port: int) -> socket.socket:
         family = socket.AF_INET6 if ipaddress.ip_address(host).version == 6 else socket.AF_INET
     except ValueError as error:
         raise GuardError(
-            f"GUARD_LISTEN: {host!r} is no IP address; expected one such as 127.0.0.1 or 100.64.0.5"
+            f"GUARD_LISTEN: {host} is not an IP address; expected e.g. 127.0.0.1 or 100.64.0.5"
         ) from error
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if family == socket.AF_INET6:
             listener.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
-        if addresses.is_tailnet(host):  # tailscaled may start after us
+        if addresses.is_tailnet(host):  # tailscaled may start after the guard
             listener.setsockopt(socket.IPPROTO_IP, IP_FREEBIND, 1)
         listener.bind((host, port))
         listener.listen(BACKLOG)
@@ -181,7 +181,7 @@ def _place(listener: socket.socket) -> str:
 
 
 def _allow_open_files() -> None:
-    """A flood of connections must not take the last file descriptor from `stop`."""
+    """Raise the limit, so that a flood of connections leaves file descriptors for `stop`."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     wanted = OPEN_FILES if hard == resource.RLIM_INFINITY else min(OPEN_FILES, hard)
     if soft != resource.RLIM_INFINITY and soft < wanted:

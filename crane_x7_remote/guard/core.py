@@ -1,19 +1,19 @@
-"""The guard's decisions. Messages and times → what to send on, what to tell whom. Pure.
+"""The guard's decisions. Messages and times → messages to the robot, replies to clients. Pure.
 
 A trajectory passes if it is in time, comes from the one loop that drives, keeps every limit, and
-lies on the path that the controller runs. A late one is re-timed onto that path (`join`). Each
-waits for the next joint state, so that it is judged by where the arm is now, on the robot's clock
-as it is now, and only while the robot's side runs.
+is on the path that the controller runs. A late one is re-timed onto that path (`join`). Each waits
+for the next joint state, so that it is judged by the arm's current position, on the robot's current
+clock, and only while the robot's side runs.
 
-What was sent has arrived when it is heard on the arm's topic. If it is not heard in time, rosbridge
-is stuck with it: the running path is sent after it, which replaces it before it is executed
-(`join.staying`). Until that is heard, nothing passes.
+A sent trajectory has arrived when it is heard on the arm's topic. If it is not heard in time,
+rosbridge still holds it: the guard then sends the running path, which replaces it before it is
+executed (`join.staying`). Until that is heard, nothing passes.
 
-Nothing passes either while the running path is unknown: at the start, after a step of the robot's
-clock, after another driver, after a loss of rosbridge. It is known again once the arm rests.
+Nothing passes while the running path is unknown: at the start, after a step of the robot's clock,
+after another driver, after a loss of rosbridge. It is known again when the arm is at rest.
 
-Every method takes `now_s`, the guard's monotonic clock, and returns what to carry out at once and
-in order.
+Every method takes `now_s`, the guard's monotonic clock, and returns what to carry out
+immediately and in order.
 """
 
 from __future__ import annotations
@@ -39,40 +39,40 @@ from crane_x7_vla_rl.types import Trajectory
 Message = Mapping[str, Any]
 
 AT_ONCE_S = 0.003
-"""A joint state this recent is as good as the next one."""
+"""With a joint state this recent, a trajectory does not wait for the next one."""
 PATIENCE_S = 0.1
-"""A trajectory that no joint state follows within this time is refused."""
+"""A trajectory is refused if no joint state follows within this time."""
 HEADROOM, MARGIN_S, LONGEST_LEAD_S = 1.5, 0.02, 0.25
 TAKE_BACK_SHARE = 0.5
-"""Share of the lead: what has not been heard by then is taken back."""
+"""Share of the lead: a trajectory that has not been heard by then is taken back."""
 OVERSLEPT_S = 0.004
-"""Woken later than this, the guard itself stood still: what has come meanwhile is read first."""
+"""If the guard wakes later than this, it was stalled: it first reads what has arrived meanwhile."""
 LOOK_AGAIN_S = 0.01
 RESTART_LEAD_S = 0.2
 """See shaping.RESTART_LEAD_S."""
 FUTURE_S = 0.1
 """A trajectory may be stamped this far ahead of the robot's clock."""
 DRIVER_S = 2.0
-"""A loop that was silent for longer has given up the arm."""
+"""A loop that was silent for longer has released the arm."""
 REMEMBERED = 64
 OWN_FRAME_ID = "guard/"
 
 
 @dataclass(frozen=True)
 class CoreConfig:
-    """What the guard watches and how strictly."""
+    """What the guard watches, and its limits."""
 
     arm_topic: str = "/crane_x7_arm_controller/joint_trajectory"
     trajectory_topic: str = "/vla/predicted_trajectory"
     link_timeout_s: float = 5.0
-    """A driving loop whose connection broke and that does not come back for so long stops the arm
-    until `resume`."""
+    """If the driving loop's connection broke and it does not reconnect within this time, the arm is
+    stopped until `resume`."""
     max_joints_age_s: float = 0.2
 
 
 @dataclass(frozen=True)
 class Send:
-    """Publish `message` on `topic`, upstream, now."""
+    """Publish `message` on `topic` at rosbridge, now."""
 
     topic: str
     message: Message
@@ -80,7 +80,7 @@ class Send:
 
 @dataclass(frozen=True)
 class Tell:
-    """Tell client `driver` by a rosbridge status operation."""
+    """Send a rosbridge status operation to client `driver`."""
 
     driver: int
     level: str
@@ -102,18 +102,18 @@ class _Waiting:
 
 @dataclass(frozen=True, eq=False)
 class _SentPath:
-    """What was sent and has not been heard yet."""
+    """A trajectory that was sent and has not been heard yet."""
 
     frame_id: str
     sent_s: float
     look_s: float
     before: Trajectory
-    """What runs if it never arrives."""
+    """The path that runs if it never arrives."""
     takes_back: bool
 
 
 class GuardCore:
-    """One arm's guard. Not thread-safe: call it from the gate's event loop alone."""
+    """One arm's guard. Not thread-safe: call it from the gate's event loop only."""
 
     def __init__(self, config: CoreConfig, limits: Limits | None = None) -> None:
         self._config = config
@@ -122,7 +122,7 @@ class GuardCore:
         self._echoes_s: deque[float] = deque(maxlen=64)
         self._running: Trajectory | None = None
         self._is_certain = False
-        self._unknown: str | None = "the arm has not been seen at rest yet"
+        self._unknown: str | None = "the arm has not been at rest yet"
         self._stopped: str | None = None
         self._wants_brake = False
         self._waiting: _Waiting | None = None
@@ -130,7 +130,7 @@ class GuardCore:
         self._sent_ids: OrderedDict[str, None] = OrderedDict()
         self._newest: OrderedDict[str, int] = OrderedDict()
         self._outcomes: OrderedDict[Key, Trajectory | None] = OrderedDict()
-        """What was sent for a trajectory, stamped on the robot's clock; None: refused."""
+        """What was sent for a trajectory, stamped on the robot's clock; None: sent unchanged."""
         self._predictions: OrderedDict[Key, Message] = OrderedDict()
         self._driver: tuple[str, int] | None = None
         """Session and client of the loop that drives."""
@@ -145,7 +145,7 @@ class GuardCore:
     # --- from the robot --------------------------------------------------------------------------
 
     def hear_joints(self, message: Message, now_s: float) -> list[Output]:
-        """Take a sensor_msgs/JointState; raises MessageError if it is not one of the arm's."""
+        """Process a sensor_msgs/JointState; raises MessageError if it is not the arm's."""
         before_s = self._robot.offset_s
         if self._robot.hear(message, now_s):
             self._lose_track("the robot's clock was stepped", now_s)
@@ -156,7 +156,7 @@ class GuardCore:
         return self._release(now_s)
 
     def hear_echo(self, message: Message, now_s: float) -> list[Output]:
-        """Take a JointTrajectory seen on the arm's topic: ours coming back, or a stranger's."""
+        """Process a JointTrajectory from the arm's topic: the guard's own, or another node's."""
         header = message.get("header")
         frame_id = header.get("frame_id") if isinstance(header, Mapping) else None
         flight = self._flight
@@ -178,14 +178,14 @@ class GuardCore:
         """Note that the link to rosbridge came up or went down."""
         self._flight = None
         self._lose_track(
-            "rosbridge was lost" if not is_up else "rosbridge has just answered", now_s
+            "rosbridge was lost" if not is_up else "rosbridge has just connected", now_s
         )
         return self._refuse_waiting("rosbridge_lost", "the guard has no link to rosbridge", now_s)
 
     # --- from clients ----------------------------------------------------------------------------
 
     def take_trajectory(self, driver: int, message: Message, now_s: float) -> list[Output]:
-        """Take a JointTrajectory that client `driver` published on the arm's topic."""
+        """Process a JointTrajectory that client `driver` published on the arm's topic."""
         outputs = self._refuse_waiting("superseded", "a newer one came before a joint state", now_s)
         try:
             parsed = messages.trajectory(message)
@@ -201,7 +201,7 @@ class GuardCore:
         return outputs
 
     def take_prediction(self, driver: int, message: Message, now_s: float) -> list[Output]:
-        """Take the same over 8 joints: loops listen to it, so it tells what really runs."""
+        """Process the same over 8 joints: loops listen to it, so it must show what really runs."""
         try:
             key = reading.key_of(messages.trajectory(message))
         except MessageError as error:
@@ -211,7 +211,7 @@ class GuardCore:
         return self._release_prediction(key)
 
     def take_goal(self, driver: int, position_rad: object, now_s: float) -> str | None:
-        """Return why a gripper goal is refused, None where it may pass."""
+        """Return why a gripper goal is refused, None if it may pass."""
         if self._stopped is not None:
             return f"stopped: {self._stopped}"
         if not isinstance(position_rad, int | float) or isinstance(position_rad, bool):
@@ -225,7 +225,7 @@ class GuardCore:
         return None
 
     def client_left(self, driver: int, now_s: float, clean: bool = False) -> list[Output]:
-        """Note that a client's connection ended; `clean`: it took its leave in order."""
+        """Note that a client's connection ended; `clean`: the client closed it in order."""
         self._told.pop(driver, None)
         if self._driver is None or self._driver[1] != driver:
             return []
@@ -243,7 +243,7 @@ class GuardCore:
         return self._stopped
 
     def stop(self, why: str, now_s: float) -> list[Output]:
-        """Brake the running path within limits and pass nothing until `resume`."""
+        """Brake the running path within the limits and pass nothing until `resume`."""
         if self._stopped is not None:
             return []
         self._stopped, self._wants_brake = why, True
@@ -252,7 +252,7 @@ class GuardCore:
         return outputs + self._brake(now_s)
 
     def resume(self, now_s: float) -> list[Output]:
-        """Let trajectories pass again; the loop that drives is chosen again."""
+        """Let trajectories pass again, from any loop."""
         del now_s
         self._stopped, self._wants_brake, self._driver, self._left_s = None, False, None, None
         return []
@@ -270,12 +270,12 @@ class GuardCore:
         return min((each for each in times if each is not None), default=None)
 
     def wake(self, now_s: float) -> list[Output]:
-        """Do what is due by now."""
+        """Do everything that is due by now."""
         outputs: list[Output] = []
         if self._left_s is not None and now_s >= self._left_s + self._config.link_timeout_s:
             self._left_s = None
             outputs += self.stop(
-                f"the loop's link was lost for {self._config.link_timeout_s:g} s", now_s
+                f"the loop was disconnected for {self._config.link_timeout_s:g} s", now_s
             )
         if self._waiting is not None and now_s >= self._waiting.came_s + PATIENCE_S:
             outputs += self._refuse_waiting(
@@ -308,16 +308,16 @@ class GuardCore:
 
     @property
     def _lead_s(self) -> float:
-        """How long after now a path may leave the running one: rosbridge has surely passed it on.
+        """How long after now a path may leave the running one: rosbridge has passed it on by then.
 
-        It covers nine of ten echoes with a margin; what takes longer is taken back.
+        It covers nine of ten echoes with a margin; a slower trajectory is taken back.
         """
         echoes_s = sorted(self._echoes_s)
         usual_s = echoes_s[int(0.9 * len(echoes_s))] if echoes_s else 0.0
         return min(HEADROOM * usual_s + MARGIN_S, LONGEST_LEAD_S)
 
     def _shift_paths(self, by_s: float) -> None:
-        """Keep the paths where they are on the robot's clock, which is known better now."""
+        """Keep the paths' times on the robot's clock, whose estimate has improved."""
         if self._running is not None:
             self._running = replace(self._running, stamp_s=self._running.stamp_s + by_s)
         if self._flight is not None:
@@ -326,12 +326,12 @@ class GuardCore:
             self._flight = replace(self._flight, before=before)
 
     def _lose_track(self, why: str, now_s: float) -> None:
-        """Note that the running path is not known; the arm must come to rest before anything."""
+        """Note that the running path is unknown; nothing passes until the arm is at rest."""
         del now_s
         self._unknown = why
 
     def _find_track(self, now_s: float) -> None:
-        """Take the arm's place for the running path where that is not known and the arm rests."""
+        """Use the arm's position as the running path if that is unknown and the arm is at rest."""
         newest = self._robot.newest
         assert newest is not None
         running = self._running
@@ -340,7 +340,7 @@ class GuardCore:
             if is_followed(running, newest.state, newest.taken_s, self._limits):
                 return
             if now_s < join.end_s(running):
-                return  # refused while it lasts, see _judge
+                return  # refused meanwhile, see _judge
         if self._flight is not None or not self._robot.is_at_rest(now_s):
             return
         if running is not None and now_s < join.moves_until_s(running):
@@ -358,7 +358,7 @@ class GuardCore:
     # --- judging ---------------------------------------------------------------------------------
 
     def _release(self, now_s: float) -> list[Output]:
-        """Judge the trajectory that waits, if what is needed for it is known."""
+        """Judge the waiting trajectory, if everything needed for that is known."""
         if self._wants_brake:
             return self._brake(now_s)
         waiting = self._waiting
@@ -392,7 +392,7 @@ class GuardCore:
         if parsed.stamp_s > robot_s + FUTURE_S:
             return _No("future", f"stamped {parsed.stamp_s - robot_s:.3f} s ahead of the robot")
         if sequence <= self._newest.get(session, -1):
-            return _No("out_of_order", f"sequence {sequence} of {session} came before")
+            return _No("out_of_order", f"sequence {sequence} of loop {session} is not new")
         driver = self._driver
         if driver is not None and driver[0] != session and now_s - self._driver_s <= DRIVER_S:
             return _No("other_driver", f"loop {driver[0]} drives the arm")
@@ -402,9 +402,7 @@ class GuardCore:
         if hold is not None:
             return hold
         if not is_followed(at.running, at.measured, at.measured_s, self._limits):
-            return _No(
-                "off_path", "the arm is not where its path is: pushed, blocked or powered off"
-            )
+            return _No("off_path", "the arm is not on its path: pushed, blocked or powered off")
         return join.joined(reading.on_our_clock(parsed, at, robot_s - now_s), at, self._limits)
 
     def _note_driver(self, waiting: _Waiting, now_s: float) -> None:
@@ -414,7 +412,7 @@ class GuardCore:
         _forget(self._newest)
 
     def _release_prediction(self, key: Key) -> list[Output]:
-        """Send the prediction on once its trajectory has passed, with what was changed in it."""
+        """Send the prediction after its trajectory has passed, with the same changes."""
         if key not in self._outcomes or key not in self._predictions:
             return []
         path, message = self._outcomes[key], self._predictions.pop(key)
@@ -431,7 +429,7 @@ class GuardCore:
     def _refuse(
         self, driver: int, key: Key | None, reason: str, detail: str, now_s: float
     ) -> list[Output]:
-        """Count a refusal; tell the client once per change, and every few seconds."""
+        """Count a refusal; report it to the client once per change, and every few seconds."""
         self._refused[reason] += 1
         if key is not None:
             self._predictions.pop(key, None)
@@ -451,7 +449,7 @@ class GuardCore:
         now_s: float,
         takes_back: bool = False,
     ) -> list[Output]:
-        """Send `stamped`, which is `path` on the robot's clock, and wait for it to come back."""
+        """Send `stamped`, which is `path` on the robot's clock, and wait for its echo."""
         assert self._running is not None
         lead_s = self._lead_s
         look_s = now_s + (lead_s if takes_back else TAKE_BACK_SHARE * lead_s)
@@ -470,7 +468,7 @@ class GuardCore:
         return self._send(path, stamped, f"{OWN_FRAME_ID}{self._own}", now_s, takes_back)
 
     def _brake(self, now_s: float) -> list[Output]:
-        """Bring the running path to rest, once it is known; where it is not, it ends anyway."""
+        """Brake the running path when it is known; an unknown path ends at rest anyway."""
         if self._flight is not None or self._running is None or self._unknown is not None:
             return []
         self._wants_brake = False
@@ -480,7 +478,7 @@ class GuardCore:
         return self._send_own(join.brake(at, self._limits), now_s, takes_back=False)
 
     def _look(self, flight: _SentPath, now_s: float) -> list[Output]:
-        """What was sent has not come back in time: take it back, by sending what ran before it."""
+        """A trajectory was not heard in time: take it back by sending the path before it."""
         if flight.takes_back:
             if now_s - flight.sent_s > join.STAY_S:
                 self._flight = None
@@ -498,7 +496,7 @@ class GuardCore:
 
 @dataclass(frozen=True)
 class _No:
-    """A refusal of the guard's own."""
+    """One of the guard's own refusals."""
 
     reason: str
     detail: str

@@ -1,4 +1,4 @@
-"""Who may connect. Opening requests → a place, or the HTTP status with the reason.
+"""Who may connect. Opening requests → a place, or an HTTP status with the reason.
 
 Knows which connections have a place, and of which kind. Everything runs on the event loop.
 """
@@ -20,60 +20,60 @@ from crane_x7_remote.guard.limits import CountedConnection
 from crane_x7_remote.guard.uplink import Uplink
 
 STOP_PATH = "/stop"
-"""A connection that may only stop, resume and read the state; it needs no rosbridge, and neither a
-free place nor, from this machine and for stopping alone, the token."""
+"""A connection that may only stop, resume and read the state. It needs no rosbridge and no free
+place; from this machine, stopping needs no token."""
 STOP_PLACES = 4
 UPSTREAM_WAIT_S = 1.0
-"""How long a new client waits for a rosbridge that is being started."""
+"""How long a new client waits for a rosbridge that is starting."""
 MOST_HANDSHAKES = 300
-"""Handshakes that may be under way; one more ends the oldest. A normal one takes milliseconds."""
+"""Most handshakes at a time; one more ends the oldest. A normal one takes milliseconds."""
 
 
 @dataclass(frozen=True)
 class DoorConfig:
-    """Who may come in."""
+    """Who may connect."""
 
     token: str | None = field(default=None, repr=False)
     max_clients: int = 8
 
 
 class Door:
-    """Gives out the places of one gate."""
+    """Manages the places of one gate."""
 
     def __init__(self, config: DoorConfig, uplink: Uplink) -> None:
         self._config = config
         self._uplink = uplink
         self._shaking: dict[CountedConnection, None] = {}
-        """Those that have not sent their request yet, the oldest first."""
+        """Connections that have not sent their request yet, oldest first."""
         self._drivers: set[CountedConnection] = set()
         self._stoppers: set[CountedConnection] = set()
         self.turned_away: Counter[str] = Counter()
-        """Connections, by the HTTP status that they got, or why they were closed."""
+        """Count of refused connections, by HTTP status or by reason of the close."""
 
         class Connection(CountedConnection):
             on_made = self._on_made
             on_lost = self._on_lost
 
         self.connection_class = Connection
-        """What the server makes for each of them."""
+        """The class of the server's connections."""
 
     def is_driver(self, connection: CountedConnection) -> bool:
-        """Whether it has one of the places for clients of rosbridge."""
+        """Whether the connection has one of the places for clients of rosbridge."""
         return connection in self._drivers
 
     def may_resume(self, connection: CountedConnection) -> bool:
-        """Resuming needs what driving needs: the token, if there is one."""
+        """Whether the connection may resume: like driving, it needs the token, if one is set."""
         request = connection.request
         return request is not None and self._is_right(request.headers.get_all("Authorization"))
 
     async def admit(self, connection: ServerConnection, request: Request) -> Response | None:
-        """Let a client in, or answer with the HTTP status that says why not."""
+        """Admit a client, or answer with an HTTP status and the reason."""
         assert isinstance(connection, CountedConnection)
         self._shaking.pop(connection, None)
         refusal = self._judge(connection, request)
         if refusal is None and connection in self._drivers and not await self._is_reached():
             cause = self._uplink.last_error or "not connected yet"
-            refusal = (503, f"rosbridge behind the guard is not reached: {cause}")
+            refusal = (503, f"the guard cannot reach rosbridge: {cause}")
         if refusal is None:
             return None
         status, text = refusal
@@ -93,19 +93,19 @@ class Door:
         return True
 
     def _judge(self, connection: CountedConnection, request: Request) -> tuple[int, str] | None:
-        """Give the connection a place, or return an HTTP status and why."""
+        """Give the connection a place, or return an HTTP status and the reason."""
         path = request.path.partition("?")[0]
         if path not in ("/", STOP_PATH):
-            return 404, "there is nothing but rosbridge at /"
+            return 404, "path not found; rosbridge is at /"
         if request.headers.get_all("Origin"):
-            return 403, "no web page may drive the robot"
+            return 403, "web pages may not drive the robot"
         given = request.headers.get_all("Authorization")
         is_known = self._is_right(given)
         if path == STOP_PATH:
             if not is_known and (given or not is_loopback(str(connection.remote_address[0]))):
                 return 401, "the token is missing or wrong; set ROSBRIDGE_TOKEN to the guard's"
             if len(self._stoppers) >= STOP_PLACES:
-                return 503, f"{STOP_PLACES} others are stopping already"
+                return 503, f"{STOP_PLACES} other clients are stopping the arm already"
             self._stoppers.add(connection)
             return None
         if not is_known:

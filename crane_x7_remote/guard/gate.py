@@ -1,6 +1,6 @@
 """The guard as a server. Clients' messages → rules → core → rosbridge, on one event loop.
 
-The core alone decides about the arm; what passes is exactly what the core or the rules built.
+Only the core decides about the arm; what passes is exactly what the core or the rules built.
 """
 
 from __future__ import annotations
@@ -41,20 +41,20 @@ from crane_x7_remote.rosbridge.connection import LinkConfig
 
 logger = logging.getLogger(__name__)
 handshakes = logging.getLogger(__name__ + ".handshakes")
-handshakes.setLevel(logging.CRITICAL)  # Port checks that say nothing are no errors of ours.
+handshakes.setLevel(logging.CRITICAL)  # Connections of port scanners are not errors.
 
 OPEN_TIMEOUT_S = 3.0
 STATE_PERIOD_S = 1.0
 END_S = 1.0
-"""The longest wait for the arm to come to rest when the guard ends."""
+"""Longest wait for the arm to come to rest when the guard ends."""
 NEWS_S = 2.0
-"""A false on /vla/stop that repeats one not older than this is no order to resume: a node that
-publishes its button's state again and again must not undo a stop that came from elsewhere."""
+"""A false on /vla/stop that repeats one from within this time does not resume: a node that
+publishes its button's state periodically must not undo another node's stop."""
 
 
 @dataclass(frozen=True)
 class GateConfig:
-    """Where rosbridge is, who may come in, and which topics the core watches."""
+    """Where rosbridge is, who may connect, and which topics the core watches."""
 
     upstream: LinkConfig
     joint_states_topic: str
@@ -64,10 +64,10 @@ class GateConfig:
 
 @dataclass
 class Tally:
-    """What the gate has seen, beside what the core counts."""
+    """Counters of the gate, in addition to the core's."""
 
     refused: Counter[str] = field(default_factory=Counter)
-    """By kind, of clients that have left."""
+    """Refusals by kind, of clients that have disconnected."""
     clients: int = 0
     dropped_to_clients: int = 0
     faults: int = 0
@@ -75,7 +75,7 @@ class Tally:
 
 
 class Gate:
-    """Guards one robot; call everything on its event loop."""
+    """Guards one robot; call all methods on its event loop."""
 
     def __init__(self, config: GateConfig, rules: AllowList, core: GuardCore) -> None:
         self._config = config
@@ -113,7 +113,7 @@ class Gate:
     # --- begin and end ---------------------------------------------------------------------------
 
     async def start(self, listeners: Sequence[socket.socket]) -> None:
-        """Serve on sockets that are bound already, and connect to rosbridge."""
+        """Serve on bound sockets, and connect to rosbridge."""
         for listener in listeners:
             server = await serve(
                 self._serve_client,
@@ -142,7 +142,7 @@ class Gate:
             logger.info("ending in %.2f s, with the arm at rest", wait_s)
             await asyncio.sleep(wait_s)
         self._tell_state()
-        await asyncio.sleep(0.02)  # lets the last state out
+        await asyncio.sleep(0.02)  # so that the last state is sent
         if self._wake is not None:
             self._wake.cancel()
         for server in self._servers:
@@ -156,7 +156,7 @@ class Gate:
     # --- stop and resume -------------------------------------------------------------------------
 
     def stop(self, why: str) -> None:
-        """Brake, and let nothing pass until `resume`."""
+        """Brake, and pass nothing until `resume`."""
         self._ask(lambda now_s: self._core.stop(why, now_s))
 
     def resume(self, who: str) -> None:
@@ -185,7 +185,7 @@ class Gate:
             self.tally.refused += client.refused
             self.tally.dropped_to_clients += client.dropped
             reason = connection.flooded or _why_closed(connection)
-            logger.info("client %d left (%s)", number, reason)
+            logger.info("client %d disconnected (%s)", number, reason)
             if is_driver:
                 clean = _is_clean(connection)
                 self._ask(lambda now_s: self._core.client_left(number, now_s, clean))
@@ -193,11 +193,11 @@ class Gate:
     # --- what clients send -----------------------------------------------------------------------
 
     def _handle(self, client: Client, payload: str | bytes) -> None:
-        """Do what one message asks; every mistake is counted and answered."""
+        """Carry out one message; every error is counted and answered."""
         try:
             request = self._rules.read(payload)
             if client.upstream is None and not isinstance(request, Stop | Follow | Nothing):
-                raise Refused("place", f"{STOP_PATH} is for {STOP_TOPIC} and {STATE_TOPIC} alone")
+                raise Refused("place", f"{STOP_PATH} accepts {STOP_TOPIC} and {STATE_TOPIC} only")
             self._do(client, request)
         except Refused as refusal:
             client.refuse(refusal)
@@ -273,12 +273,12 @@ class Gate:
             self.tally.unreadable += 1
             if topic not in self._complaints:
                 self._complaints.add(topic)
-                logger.warning("%s cannot be read: %s", topic, error)
+                logger.warning("cannot read a message on %s: %s", topic, error)
         except Exception as error:
             self._note_fault(error)
 
     def _hear_stop(self, wanted: object) -> None:
-        """A Bool that was published on the robot's side."""
+        """Process a Bool that was published on the robot's side."""
         if not isinstance(wanted, bool):
             raise messages.MessageError(
                 f"std_msgs/Bool.data is {protocol.brief(wanted)}, expected true or false"
@@ -295,7 +295,7 @@ class Gate:
         if is_up:
             self._tell_state()
             return
-        reason = "rosbridge behind the guard is down"
+        reason = "the guard lost its connection to rosbridge"
         for client in list(self._clients.values()):
             if client.upstream is not None:
                 task = asyncio.get_running_loop().create_task(client.close(reason))
@@ -305,14 +305,14 @@ class Gate:
     # --- what the core says ----------------------------------------------------------------------
 
     def _ask(self, question: Callable[[float], list[Output]]) -> None:
-        """As `_carry_out`, without an answer: a fault is noted."""
+        """As `_carry_out`, but an error stops the arm instead of being raised."""
         try:
             self._carry_out(question)
         except Exception as error:
             self._note_fault(error)
 
     def _carry_out(self, question: Callable[[float], list[Output]]) -> None:
-        """Put a question to the core and carry out the answer, at once and in order."""
+        """Query the core and carry out its answer, immediately and in order."""
         for output in question(self._clock()):
             if isinstance(output, Send):
                 self.uplink.publish(output.topic, output.message)
@@ -323,7 +323,7 @@ class Gate:
         if self._core.stopped != self._stopped:
             self._stopped = self._core.stopped
             logger.warning("stopped: %s", self._stopped) if self._stopped else logger.info(
-                "driving may go on"
+                "not stopped any more: trajectories pass"
             )
             self._tell_state()
 
@@ -342,12 +342,13 @@ class Gate:
         self._ask(self._core.wake)
 
     def _note_fault(self, error: Exception) -> None:
-        """A fault of ours: nothing passes until an operator resumes."""
+        """Handle a bug in the guard: nothing passes until an operator resumes."""
         self.tally.faults += 1
         if self.tally.faults == 1:
-            logger.error("a fault in the guard", exc_info=error)
+            logger.error("internal error in the guard", exc_info=error)
         try:
-            for output in self._core.stop(f"a fault in the guard: {error!r:.100}", self._clock()):
+            why = f"internal error in the guard: {type(error).__name__}: {error!s:.100}"
+            for output in self._core.stop(why, self._clock()):
                 if isinstance(output, Send):
                     self.uplink.publish(output.topic, output.message)
             self._stopped = self._core.stopped
@@ -365,7 +366,7 @@ class Gate:
             return {}
 
     def state(self) -> dict[str, Any]:
-        """Return what the state topic says."""
+        """Return the contents of the state topic."""
         refused = self.tally.refused.copy()
         dropped = self.tally.dropped_to_clients
         for client in self._clients.values():
@@ -390,7 +391,7 @@ class Gate:
         }
 
     def _state_operation(self, you: int | None = None) -> dict[str, Any]:
-        """Return the state for client `you`, so that it knows that we guard it; None: for ROS."""
+        """Return the state for client `you`, which shows it that it is guarded; None: for ROS."""
         state = self.state() | ({} if you is None else {"you": you})
         return protocol.publish(STATE_TOPIC, messages.string(json.dumps(state)))
 
@@ -398,7 +399,7 @@ class Gate:
         return protocol.publish(STOP_TOPIC, {"data": self._core.stopped is not None})
 
     def _tell_state(self) -> None:
-        """Tell every client that listens, and ROS."""
+        """Send the state to every client that listens, and to ROS."""
         state, stop = self._state_operation(), self._stop_operation()
         for client in self._clients.values():
             if STATE_TOPIC in client.follows:
@@ -414,7 +415,7 @@ class Gate:
 
 
 def _is_clean(connection: ServerConnection) -> bool:
-    """Whether the client itself took its leave, in order."""
+    """Whether the client closed its connection in order."""
     closed = connection.protocol.close_rcvd
     by_us = connection.protocol.close_sent is not None and not (
         connection.protocol.close_rcvd_then_sent

@@ -1,9 +1,9 @@
-"""Whether and how a trajectory may follow the running one. Two paths, a time → a path. Pure.
+"""Joins a trajectory to the running one. Two paths, a time → a path. Pure.
 
-A controller that starts a trajectory continues where that trajectory is at this moment; if that is
-not where the arm should be, it steps. So a trajectory passes only if it agrees with the running
-path from now until one lead later, when it has surely arrived. Any other is re-timed: built again
-from the running path, with its points as targets.
+A controller that starts a trajectory jumps to the trajectory's position at this moment; if the arm
+is elsewhere, it steps. So a trajectory passes only if it agrees with the running path from now
+until one lead later, when it has arrived. Any other is re-timed: rebuilt from the running path,
+with its points as targets.
 
 Times are seconds on the guard's monotonic clock, or after the stamp of the trajectory.
 """
@@ -22,27 +22,27 @@ from crane_x7_vla_rl.robot import ARM_DOF
 from crane_x7_vla_rl.types import Array, JointState, Trajectory
 
 SAME_RAD = 2e-5
-"""A step of this size at an update of 5 ms is 0.8 rad/s²; paths that repeat each other agree to
+"""A step of this size in an update of 5 ms is 0.8 rad/s²; paths that repeat each other agree to
 1e-6 rad."""
 SAME_RAD_S = 0.002
 SHORTEST_HORIZON_S = 0.1
 """A trajectory that would have to be at rest sooner than this is not worth starting."""
 ROUNDING_S = 1e-6
 UPDATE_S = 0.005
-"""Of the controller: it goes so far straight from one point of the path to the next."""
+"""Update period of the controller, in which it moves on a straight line."""
 STAY_S = 2.0
-"""How long a path that takes another one back stays at its end: longer than any stall survived."""
+"""How long a path that takes another one back stays at its end: longer than any tolerated stall."""
 
 
 @dataclass(frozen=True, eq=False)
 class Situation:
-    """Where a trajectory is to be joined."""
+    """The state to which a trajectory is joined."""
 
     now_s: float
     running: Trajectory
-    """What the controller runs, or rests at; stamped on our clock."""
+    """The path that the controller runs or rests at; stamped on our clock."""
     is_certain: bool
-    """False: the controller's target is only known from where the arm was measured."""
+    """False: the controller's target is only known from the arm's measured position."""
     measured: JointState
     measured_s: float
     lead_s: float
@@ -59,14 +59,14 @@ def end_s(path: Trajectory) -> float:
 
 
 def moves_until_s(path: Trajectory) -> float:
-    """Return when `path` moves last."""
+    """Return when `path` stops moving."""
     moving = np.flatnonzero(np.abs(path.velocity_rad_s).max(axis=1) > 1e-6)
     last = min(int(moving[-1]) + 1, len(path.time_from_start_s) - 1) if len(moving) else 0
     return path.stamp_s + float(path.time_from_start_s[last])
 
 
 def joined(wanted: Trajectory, at: Situation, limits: Limits) -> tuple[Trajectory, bool] | Hold:
-    """Return what may be sent for `wanted`, and whether it was re-timed; or why nothing may."""
+    """Return the path to send for `wanted`, and whether it was re-timed; or why there is none."""
     if _continues(wanted, at):
         hold = check_motion(wanted, at.measured, at.measured_s, limits)
         return (wanted, False) if hold is None else hold
@@ -94,16 +94,16 @@ def joined(wanted: Trajectory, at: Situation, limits: Limits) -> tuple[Trajector
 
 
 def brake(at: Situation, limits: Limits) -> Trajectory:
-    """Return the shortest way to rest from the running path."""
+    """Return the shortest path to rest from the running path."""
     timing = Timing(at.now_s, at.now_s, at.lead_s, at.lead_s + 1.0, at.measured_s)
     return build(None, at.measured, at.running, timing, limits, sequence=0, session="")
 
 
 def staying(path: Trajectory, now_s: float) -> Trajectory:
-    """Return what is left of `path`, stamped now, and a long stay at its end.
+    """Return the rest of `path`, stamped now, with a long stay at its end.
 
-    Whenever the controller starts it within STAY_S, it is where `path` is: it takes back whatever
-    came before it.
+    If the controller starts it within STAY_S, the arm is on `path`: it takes back any trajectory
+    sent before it.
     """
     times = path.time_from_start_s + (path.stamp_s - now_s)
     first = max(int(np.searchsorted(times, 0.0, side="right")) - 1, 0)
@@ -121,7 +121,7 @@ def staying(path: Trajectory, now_s: float) -> Trajectory:
 
 
 def _continues(wanted: Trajectory, at: Situation) -> bool:
-    """Whether `wanted` agrees with the running path until it has surely arrived."""
+    """Whether `wanted` agrees with the running path until it has arrived."""
     if not at.is_certain:
         return False
     first_s = wanted.stamp_s + float(wanted.time_from_start_s[0])
@@ -141,7 +141,7 @@ def _continues(wanted: Trajectory, at: Situation) -> bool:
 
 
 def _rests(path: Trajectory, from_s: float, until_s: float) -> bool:
-    """Whether `path` stands still all that time: a controller then waits where it is."""
+    """Whether `path` is at rest all that time: a controller then waits at its position."""
     looks = [state_at(path, float(each)) for each in np.linspace(from_s, until_s, 5)]
     positions = np.array([position[:ARM_DOF] for position, _ in looks])
     velocities = np.array([velocity[:ARM_DOF] for _, velocity in looks])
@@ -149,13 +149,13 @@ def _rests(path: Trajectory, from_s: float, until_s: float) -> bool:
 
 
 def _check_points(wanted: Trajectory, limits: Limits) -> Hold | None:
-    """Look at targets that will only be followed: inside the limits, and at rest at the end."""
+    """Check targets of a path to be rebuilt: inside the limits, and at rest at the end."""
     p = wanted.position_rad
     outside = np.maximum(limits.lower_rad - p, p - limits.upper_rad)
     if outside.max() > limits.measured_slack_rad:
         return Hold(
-            HoldReason.POSITION, f"a point lies {outside.max():.3f} rad outside the joint limits"
+            HoldReason.POSITION, f"a point is {outside.max():.3f} rad outside the joint limits"
         )
     if wanted.velocity_rad_s[-1].any():
-        return Hold(HoldReason.NOT_AT_REST, "its last point moves")
+        return Hold(HoldReason.NOT_AT_REST, "velocity at the last point is not 0")
     return None

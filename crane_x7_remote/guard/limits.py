@@ -1,7 +1,7 @@
-"""Limits on one client: bytes and frames a second, handshakes, complaints.
+"""Limits on one client: bytes and frames per second, handshakes, reported refusals.
 
-A client's bytes are cut into frames and counted before its messages are read, so that a flood costs
-a few milliseconds of the event loop and then its own connection, and delays no other client.
+A client's bytes are split into frames and counted before its messages are read. A flood costs a few
+milliseconds of the event loop, then its connection is closed; it does not delay other clients.
 """
 
 from __future__ import annotations
@@ -12,22 +12,22 @@ from typing import Any
 from websockets.asyncio.server import ServerConnection
 
 FRAMES_PER_S, MOST_FRAMES_AT_ONCE = 1000.0, 500.0
-"""A loop at 200 Hz sends 800; what a relay held back for half a second comes at once."""
+"""A loop at 200 Hz sends 800; a relay may hold back half a second and send it in one burst."""
 BYTES_PER_S, MOST_BYTES_AT_ONCE = 4e6, 2e6
 SLICE_BYTES = 4096
-"""At most so much is parsed between two looks at the budget: some 600 of the smallest frames."""
+"""At most this much is parsed between two checks of the budget: about 600 smallest frames."""
 LINGER_S = 1.0
-"""How long a rejected client may take to close its end."""
+"""How long a refused client may take to close its end."""
 POLICY_VIOLATION = 1008
 """Close code of RFC 6455, section 7.4.1."""
 
 TELLS_PER_S, MOST_TELLS_AT_ONCE = 2.0, 10.0
 REPEAT_S = 10.0
-"""The same kind of refusal is told to a client, and logged, at most so often."""
+"""The same kind of refusal is reported to a client, and logged, at most this often."""
 
 
 class Budget:
-    """A token bucket; `take` says whether there was enough."""
+    """A token bucket; `take` returns whether there was enough."""
 
     def __init__(self, per_s: float, most: float) -> None:
         self._per_s = per_s
@@ -45,14 +45,14 @@ class Budget:
 
 
 class Complaints:
-    """Which refusals are told and which are counted alone: no flood is answered by a flood."""
+    """Decides which refusals are reported and which only counted: no flood may cause another."""
 
     def __init__(self) -> None:
         self._budget = Budget(TELLS_PER_S, MOST_TELLS_AT_ONCE)
         self._told_s: dict[str, float] = {}
 
     def may_tell(self, kind: str, now_s: float) -> bool:
-        """Whether a refusal of this kind is to be told now. Kinds are names of ours: few."""
+        """Whether to report a refusal of this kind now. Kinds are the guard's own names: few."""
         last_s = self._told_s.get(kind)
         if last_s is not None and now_s - last_s < REPEAT_S:
             return False
@@ -63,7 +63,7 @@ class Complaints:
 
 
 class CountedConnection(ServerConnection):
-    """A client's connection that is closed when more comes than a client may send."""
+    """A client's connection that is closed when the client sends too much."""
 
     on_made: Callable[[CountedConnection], None]
     on_lost: Callable[[CountedConnection], None]
@@ -74,22 +74,22 @@ class CountedConnection(ServerConnection):
         self._frames = Budget(FRAMES_PER_S, MOST_FRAMES_AT_ONCE)
         self._bytes = Budget(BYTES_PER_S, MOST_BYTES_AT_ONCE)
         self.flooded: str | None = None
-        """What there was too much of."""
+        """The limit that the client exceeded."""
 
     def connection_made(self, transport: Any) -> None:
-        """Tell that there is one more, which has not shaken hands yet."""
+        """Report a new connection, before its handshake."""
         super().connection_made(transport)
         type(self).on_made(self)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell that it has gone, whether it ever shook hands or not."""
+        """Report that the connection has ended, with or without a handshake."""
         super().connection_lost(exc)
         type(self).on_lost(self)
 
     def data_received(self, data: bytes) -> None:
         """Feed what came in slices, until the client has sent too much."""
         if self.flooded is None and not self._bytes.take(len(data), self.loop.time()):
-            self._refuse(f"more than {BYTES_PER_S / 1e6:g} MB a second")
+            self._refuse(f"more than {BYTES_PER_S / 1e6:g} MB per second")
         if self.flooded is not None:
             return
         for start in range(0, len(data), SLICE_BYTES):
@@ -98,16 +98,16 @@ class CountedConnection(ServerConnection):
                 return
 
     def process_event(self, event: Any) -> None:
-        """Count each frame, pings and fragments as well."""
+        """Count each frame, including pings and fragments."""
         if self.flooded is not None:
             return
         if not self._frames.take(1, self.loop.time()):
-            self._refuse(f"more than {FRAMES_PER_S:g} messages a second")
+            self._refuse(f"more than {FRAMES_PER_S:g} messages per second")
             return
         super().process_event(event)
 
     def _refuse(self, what: str) -> None:
-        """Close with the reason; what else comes is thrown away unread."""
+        """Close with the reason; further data is discarded unread."""
         self.flooded = what
         if self.request is None:
             self.transport.abort()

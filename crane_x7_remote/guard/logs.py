@@ -1,6 +1,6 @@
-"""Logging on a thread of its own, so that a blocked terminal or a full pipe delays nothing else.
+"""Logging on a separate thread, so that a blocked terminal or a full pipe delays nothing else.
 
-Records of any thread → a bounded queue → the handlers that were there. What exceeds it is lost.
+Records of any thread → a bounded queue → the existing handlers. Records beyond the bound are lost.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from logging.handlers import QueueHandler
 
 MOST_WAITING = 1000
 LAST_WORDS_S = 0.5
-"""How long what was logged last may take to be written when the process ends."""
+"""How long the last records may take to be written when the process ends."""
 
 
 class _LossyHandler(QueueHandler):
@@ -27,8 +27,8 @@ class _LossyHandler(QueueHandler):
 
 @contextlib.contextmanager
 def unblocked() -> Iterator[None]:
-    """Let no log line block whoever logs it. Where the last ones cannot be written, the process
-    ends with exit code 0 at the end of the block: nothing that follows could say anything."""
+    """Log lines do not block inside the block. If the last ones cannot be written, the process ends
+    with exit code 0 at the end of the block: later code could not print anything either."""
     root = logging.getLogger()
     handlers = list(root.handlers)
     waiting: queue.Queue[logging.LogRecord] = queue.Queue(MOST_WAITING)

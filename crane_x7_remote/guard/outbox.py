@@ -1,6 +1,6 @@
-"""Payloads that wait for one link: bounded by count and bytes; the oldest is dropped and counted.
+"""A queue of payloads for one link, bounded by count and bytes; the oldest is dropped and counted.
 
-Event loop → queue → WebSocket. Payloads are not decoded: under a slow link the newest survive.
+Event loop → queue → WebSocket. Payloads are not decoded: on a slow link the newest survive.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ Payload = str | bytes
 
 @dataclass(frozen=True)
 class QueueLimit:
-    """How much may wait; a single payload may always."""
+    """How many bytes may wait; a single payload may always."""
 
     count: int
     total_bytes: int
@@ -32,18 +32,18 @@ class LinkOutbox:
         self._changed = asyncio.Event()
         self._link: Connection | None = None
         self.dropped = 0
-        """Payloads that newer ones pushed out."""
+        """Count of payloads that newer ones replaced."""
 
     def put(self, payload: Payload) -> None:
-        """Send a payload at once if the link is free; else queue it, in place of the oldest ones
-        where there is no room."""
+        """Send a payload immediately if the link is free; else queue it, replacing the oldest ones
+        if the queue is full."""
         link = self._link
         if (
             link is not None
             and not self._waiting
-            and link.transport.get_write_buffer_size() == 0  # nothing of before is left
+            and link.transport.get_write_buffer_size() == 0  # nothing older is left
         ):
-            broadcast([link], payload)  # does not wait; skips a link that has been closed
+            broadcast([link], payload)  # does not wait; skips a closed link
             return
         self._waiting.append(payload)
         self._bytes += len(payload)
@@ -55,12 +55,12 @@ class LinkOutbox:
         self._changed.set()
 
     def clear(self) -> None:
-        """Forget what waits: its link has gone, and it would come too late."""
+        """Discard the queue: its link is closed, and the payloads would arrive too late."""
         self._waiting.clear()
         self._bytes = 0
 
     async def send_to(self, link: Connection) -> None:
-        """Send what comes, as fast as `link` takes it, until it breaks (ConnectionClosed)."""
+        """Send payloads as fast as `link` accepts them, until it breaks (ConnectionClosed)."""
         self._link = link
         try:
             while True:

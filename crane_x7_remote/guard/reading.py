@@ -1,4 +1,4 @@
-"""A client's trajectory message → numbers to judge, or what to tell the loop. Pure."""
+"""A client's trajectory message → numbers to judge, or an error for the loop. Pure."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Key = tuple[str, int]
 
 
 def key_of(parsed: ParsedTrajectory) -> Key:
-    """Return whose trajectory it is, and which; raises MessageError for one that is no loop's."""
+    """Return session and sequence number; raises MessageError if it is not a loop's trajectory."""
     if parsed.session is None or parsed.sequence is None or parsed.valid_s is None:
         raise MessageError(
             "trajectory has no frame_id vla/<session>/<sequence>/<valid_ms>, so its age and order"
@@ -31,17 +31,21 @@ def check_numbers(parsed: ParsedTrajectory) -> None:
     """Raise MessageError unless the arm's joints have finite points at increasing times."""
     times, velocity = parsed.time_from_start_s, parsed.velocity_rad_s
     if sorted(parsed.joint_names) != sorted(ARM_JOINT_NAMES):
-        raise MessageError(f"trajectory moves {len(parsed.joint_names)} joints, not the arm's 7")
+        raise MessageError(
+            f"trajectory's {len(parsed.joint_names)} joints are not the arm's 7 joints"
+        )
     if len(times) == 0 or velocity is None:
         raise MessageError("trajectory has no points with positions and velocities")
     if not all(np.isfinite(each).all() for each in (times, parsed.position_rad, velocity)):
-        raise MessageError("trajectory holds numbers that are not finite")
+        raise MessageError("trajectory contains values that are not finite")
     if times[0] < 0 or (np.diff(times) <= 0).any() or times[-1] > 60.0:
         raise MessageError(
-            "times of the trajectory's points do not increase from 0 to 60 s at most"
+            "times of the trajectory's points must increase, from at least 0 to at most 60 s"
         )
     if np.abs(parsed.position_rad).max() > 10 or np.abs(velocity).max() > 100:
-        raise MessageError("trajectory holds positions above 10 rad or velocities above 100 rad/s")
+        raise MessageError(
+            "trajectory contains positions above 10 rad or velocities above 100 rad/s"
+        )
     if not 0 < parsed.stamp_s < 1e11:
         raise MessageError(f"trajectory's header stamp is {parsed.stamp_s}, expected its frame's")
 

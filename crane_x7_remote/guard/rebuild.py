@@ -22,7 +22,7 @@ MAX_SECONDS = 2**31 - 1
 """builtin_interfaces/Time.sec is an int32."""
 ROS_1_KEYS, ROS_2_KEYS = ("secs", "nsecs"), ("sec", "nanosec")
 NUMBERS = frozenset({int, float})
-"""bool is neither, though an int to isinstance."""
+"""A bool is not a number here, although isinstance treats it as an int."""
 
 
 def operation_name(operation: Operation) -> str | None:
@@ -32,7 +32,7 @@ def operation_name(operation: Operation) -> str | None:
 
 
 def name(value: object, where: str) -> str:
-    """Return a text that can be shown, stored and sent: short, no control characters."""
+    """Return a text that is safe to show, store and send: short, without control characters."""
     if not isinstance(value, str) or len(value) > MAX_NAME or not value.isprintable():
         raise MessageError(
             f"{where} is {brief(value)}, expected up to {MAX_NAME} printable characters"
@@ -41,7 +41,7 @@ def name(value: object, where: str) -> str:
 
 
 def count(operation: Operation, field: str, most: int) -> int:
-    """Return a whole number of `subscribe`, rounded up; a field that is missing is 0."""
+    """Return a number field of `subscribe`, rounded up to an integer; a missing field is 0."""
     value = operation.get(field) or 0
     if type(value) not in NUMBERS or not 0 <= value <= most:
         raise MessageError(
@@ -51,7 +51,7 @@ def count(operation: Operation, field: str, most: int) -> int:
 
 
 def numbers(value: object, where: str, most: int) -> list[float]:
-    """Return finite floats, of which the sum is finite as well."""
+    """Return finite floats whose sum is also finite."""
     if isinstance(value, list) and len(value) <= most and NUMBERS.issuperset(map(type, value)):
         try:
             found = [float(number) for number in value]
@@ -63,7 +63,7 @@ def numbers(value: object, where: str, most: int) -> list[float]:
 
 
 def _time(value: object, where: str) -> dict[str, int]:
-    """Return a stamp or duration with the keys that it came with."""
+    """Return a stamp or duration with its original keys."""
     if isinstance(value, Mapping):
         keys = ROS_1_KEYS if "secs" in value else ROS_2_KEYS
         seconds, rest = value.get(keys[0]), value.get(keys[1])
@@ -73,7 +73,7 @@ def _time(value: object, where: str) -> dict[str, int]:
 
 
 def trajectory(message: Operation) -> dict[str, Any]:
-    """Return a JointTrajectory of known fields."""
+    """Return a JointTrajectory with known fields only."""
     header, joints, points = (message.get(key) for key in ("header", "joint_names", "points"))
     if not isinstance(header, Mapping):
         raise MessageError(f"JointTrajectory.header is {brief(header)}, expected a header")
@@ -115,7 +115,7 @@ def gripper_command(goal: Operation) -> tuple[float, float]:
 
 
 def goal_id(value: Operation) -> dict[str, Any]:
-    """Return an actionlib_msgs/GoalID with stamp 0: the server puts in its own time."""
+    """Return an actionlib_msgs/GoalID with stamp 0: the server inserts its own time."""
     return {"stamp": {"secs": 0, "nsecs": 0}, "id": name(value.get("id", ""), "goal_id.id")}
 
 
@@ -128,7 +128,7 @@ def boolean(message: Operation) -> bool:
 
 
 def reason(operation: Operation) -> str | None:
-    """`crane-x7-remote stop --reason` adds it to the operation; Bool has no place for it."""
+    """Return the reason that `crane-x7-remote stop --reason` adds; Bool has no field for it."""
     value = operation.get("reason")
     if not isinstance(value, str) or not value.strip():
         return None

@@ -1,4 +1,4 @@
-"""What a client may ask of the guard, and a refusal: plain types."""
+"""Requests of a client to the guard, and a refusal: plain types."""
 
 from __future__ import annotations
 
@@ -9,11 +9,11 @@ from typing import Any
 Operation = Mapping[str, Any]
 
 ACTION_TOPIC = "action_topic"
-"""Kind of a refusal that each loop meets at every tick, unless told otherwise: told once."""
+"""Kind of a refusal that each loop causes at every tick by default: reported once."""
 
 
 class Refused(Exception):
-    """A client's message may not pass; counted by `kind`, a name of ours and never a client's."""
+    """A client's message may not pass; counted by `kind`, which is never a client's text."""
 
     def __init__(
         self, kind: str, text: str, operation_id: str | None = None, action: str | None = None
@@ -22,22 +22,22 @@ class Refused(Exception):
         self.kind = kind
         self.operation_id = operation_id
         self.action = action
-        """The action whose goal it was: it is answered by a result, too."""
+        """The action of a refused goal: the goal is also answered by a result."""
 
 
 @dataclass(frozen=True)
 class Forward:
-    """Goes to rosbridge on the client's own connection, as built here."""
+    """An operation for rosbridge on the client's own connection, rebuilt by the rules."""
 
     operation: Operation
     subscription: tuple[str, str] | None = None
-    """Topic and id that it subscribes (or ends: see `ends`)."""
+    """Topic and id that it subscribes (or unsubscribes: see `ends`)."""
     ends: bool = False
 
 
 @dataclass(frozen=True)
 class Follow:
-    """Subscribe to one of the guard's own topics, or end that."""
+    """Subscribe to one of the guard's own topics, or unsubscribe."""
 
     topic: str
     wanted: bool = True
@@ -45,7 +45,7 @@ class Follow:
 
 @dataclass(frozen=True)
 class Drive:
-    """A trajectory for the arm, or over all joints for those who listen."""
+    """A trajectory for the arm, or the prediction over all joints for listeners."""
 
     message: Operation
     is_prediction: bool
@@ -53,7 +53,7 @@ class Drive:
 
 @dataclass(frozen=True)
 class GripperGoal:
-    """A gripper goal; `operations` carry it, once the core agrees."""
+    """A gripper goal; `operations` carry it, if the core accepts it."""
 
     position_rad: float
     operations: tuple[Operation, ...]
@@ -63,7 +63,7 @@ class GripperGoal:
 
 @dataclass(frozen=True)
 class Say:
-    """A message for a topic that the guard publishes itself."""
+    """A message for a topic that the guard publishes on the client's behalf."""
 
     topic: str
     message: Operation
@@ -71,7 +71,7 @@ class Say:
 
 @dataclass(frozen=True)
 class Stop:
-    """Brake and let nothing pass, or resume."""
+    """Brake and pass nothing, or resume."""
 
     wanted: bool
     reason: str | None
@@ -79,7 +79,7 @@ class Stop:
 
 @dataclass(frozen=True)
 class Nothing:
-    """Allowed, and nothing is to be done."""
+    """Allowed, with nothing to do."""
 
 
 Request = Forward | Follow | Drive | GripperGoal | Say | Stop | Nothing

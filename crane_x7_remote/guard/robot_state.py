@@ -1,8 +1,8 @@
-"""The robot as the guard knows it. Joint states with stamps → clock, newest state, rest. Pure.
+"""The guard's view of the robot. Joint states with stamps → clock, newest state, rest. Pure.
 
-The guard runs beside the robot, so a joint state takes a millisecond to it, and is stamped by the
-controller's clock. Times are seconds on the guard's monotonic clock unless a name says `robot`; a
-step of the robot's clock therefore changes only the offset.
+The guard runs next to the robot, so a joint state takes a millisecond to arrive, and is stamped by
+the controller's clock. Times are seconds on the guard's monotonic clock, unless their name contains
+`robot`; so a step of the robot's clock changes only the offset.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from crane_x7_vla_rl.robot import ARM_DOF
 from crane_x7_vla_rl.types import Array, JointState
 
 STEP_S = 0.05
-"""A stamp further ahead than this shows that the clock was stepped; one further back came late."""
+"""A stamp further ahead than this shows that the clock was stepped; one further back is late."""
 BACK_S = 0.3
-"""Stamps that are late by the same amount for so long show that the clock was set back."""
+"""Stamps that are late by the same amount for this long show that the clock was set back."""
 DRIFT = 200e-6
-"""Two quartz clocks part by up to this rate."""
+"""Two quartz clocks drift apart by up to this rate."""
 REST_S = 0.3
-"""The arm rests when no joint moved by more than REST_RAD for so long."""
+"""The arm is at rest when no joint moved by more than REST_RAD for this long."""
 REST_RAD = 0.01
 
 
@@ -48,11 +48,11 @@ class RobotState:
         self.newest: MeasuredJoints | None = None
         self._seen_s = 0.0
         self._late: tuple[float, float] | None = None
-        """(since when, offset) of states that are late by one amount."""
+        """(start, offset) of states that are late by one amount."""
         self._path: deque[tuple[float, Array]] = deque()
 
     def hear(self, message: Mapping[str, Any], now_s: float) -> bool:
-        """Take a JointState message; return whether the robot's clock was stepped.
+        """Process a JointState message; return whether the robot's clock was stepped.
 
         Raises MessageError.
         """
@@ -60,7 +60,7 @@ class RobotState:
         stamp_s = messages.read_stamp(message)
         if stamp_s <= 0:
             raise messages.MessageError(
-                f"joint state's header stamp is {stamp_s}; the guard compares trajectories with it"
+                f"joint state's header stamp is {stamp_s}, expected the robot's time"
             )
         stepped = self._follow_clock(stamp_s - now_s, now_s)
         assert self.offset_s is not None
@@ -72,13 +72,12 @@ class RobotState:
         return stepped
 
     def robot_time(self, now_s: float) -> float:
-        """Return the robot's clock; only after a first joint state."""
+        """Return the robot's time; requires a first joint state."""
         assert self.offset_s is not None
         return now_s + self.offset_s
 
     def is_fresh(self, now_s: float) -> bool:
-        """Whether the newest state was measured just now: the robot's side runs, and its clock is
-        known."""
+        """Whether the newest state is recent: the robot's side runs, and its clock is known."""
         return self.newest is not None and now_s - self.newest.taken_s <= STEP_S
 
     def is_at_rest(self, now_s: float) -> bool:
@@ -88,7 +87,7 @@ class RobotState:
         return covers and len(recent) > 1 and bool((np.ptp(recent, axis=0) <= REST_RAD).all())
 
     def _follow_clock(self, offset_s: float, now_s: float) -> bool:
-        """Take stamp − arrival; the fastest message counts, as it was delayed least."""
+        """Add stamp − arrival; the fastest message counts, as it was delayed least."""
         if self.offset_s is None:
             self.offset_s, self._seen_s = offset_s, now_s
             return False

@@ -1,8 +1,8 @@
 """What may pass from a client to the robot. Bytes → a request made of known fields, or `Refused`.
 
-Pure. Nothing is passed on as it came: every operation is decoded, compared with the allow-list and
-rebuilt from the fields that driving needs, each checked for type and size. The core judges the
-numbers of a trajectory.
+Pure. Nothing passes unchanged: every operation is decoded, compared with the allow-list and rebuilt
+from the fields that driving needs, each checked for type and size. The core judges the numbers of a
+trajectory.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ from crane_x7_remote.rosbridge.protocol import brief
 from crane_x7_remote.rosbridge.topics import CAMERA_POSE_TOPIC, STATUS_TOPIC, STRING
 
 STOP_TOPIC = "/vla/stop"
-"""std_msgs/Bool: true brakes the arm and lets nothing pass, false resumes."""
+"""std_msgs/Bool: true brakes the arm and blocks everything, false resumes."""
 STATE_TOPIC = "/vla/guard"
 """std_msgs/String, JSON: whether and why everything is stopped, who drives, counters."""
 
 MAX_BYTES = 256 * 1024
-"""Of one message; 200 points over 8 joints take 100 KB."""
+"""Largest message; 200 points over 8 joints take 100 KB."""
 MAX_THROTTLE_MS = 60_000
 MAX_QUEUE = 100
 ACTION_VALUES, MAX_ACTION = 8, 1e3
@@ -48,7 +48,7 @@ KNOWN_OPERATIONS = frozenset(
         "unadvertise_action", "unadvertise_service", "unsubscribe",
     }
 )  # fmt: skip
-"""Of the rosbridge protocol: named in the counters, any other is "unknown"."""
+"""Operations of the rosbridge protocol, named in the counters; any other is "unknown"."""
 TRAJECTORY = "trajectory_msgs/JointTrajectory"
 GRIPPER_ACTION_TYPE = "control_msgs/action/GripperCommand"
 GOAL_TYPES = {"goal": "control_msgs/GripperCommandActionGoal", "cancel": "actionlib_msgs/GoalID"}
@@ -57,7 +57,7 @@ RESULT_TYPES = {
     "feedback": "control_msgs/GripperCommandActionFeedback",
     "status": "actionlib_msgs/GoalStatusArray",
 }
-"""The topics below a ROS 1 action that clients publish and those that they listen to."""
+"""The topics below a ROS 1 action that clients publish, and those that they subscribe."""
 
 
 # --- the allow-list ------------------------------------------------------------------------------
@@ -75,7 +75,7 @@ class Names:
     action: str = "/vla/predicted_action"
     gripper_action: str = "/crane_x7_gripper_controller/gripper_cmd"
     passes_action: bool = False
-    """Whether `action` may be published: it is a command to the arm for older controllers."""
+    """Whether `action` may be published: older controllers execute it."""
     more: Mapping[str, str] = field(default_factory=dict)
     """Further topics → types that may be subscribed."""
 
@@ -88,7 +88,7 @@ class AllowList:
         gripper = names.gripper_action
         below = {f"{gripper}/{name}": kind for name, kind in RESULT_TYPES.items() if gripper}
         self.own = {STOP_TOPIC: "std_msgs/Bool", STATE_TOPIC: "std_msgs/String"}
-        """Topics that the guard answers itself."""
+        """Topics that the guard publishes to clients directly."""
         self.subscribed = _named(
             {
                 **names.more,
@@ -102,7 +102,7 @@ class AllowList:
                 **below,
             }
         )
-        """Topic → type of what may be subscribed at rosbridge."""
+        """Topic → type of the allowed subscriptions at rosbridge."""
         goals = {f"{gripper}/{name}": kind for name, kind in GOAL_TYPES.items() if gripper}
         self._goals = goals
         self.published = _named(
@@ -116,7 +116,7 @@ class AllowList:
                 **goals,
             }
         )
-        """Topic → type of what may be published."""
+        """Topic → type of the allowed publications."""
         self.advertised = _named(
             {
                 topic: kind
@@ -124,7 +124,7 @@ class AllowList:
                 if topic not in goals and topic != STOP_TOPIC
             }
         ) | {STATE_TOPIC: "std_msgs/String"}
-        """What the guard advertises and publishes itself."""
+        """Topic → type that the guard advertises and publishes."""
         self._operations: dict[str, Callable[[Operation, str | None], Request]] = {
             "subscribe": self._subscribe,
             "unsubscribe": self._unsubscribe,
@@ -138,7 +138,7 @@ class AllowList:
         }
 
     def as_json(self) -> dict[str, dict[str, str]]:
-        """Return the allow-list: what may be done → name → type."""
+        """Return the allow-list: operation → name → type."""
         hidden = set(self._goals) | {name for name in self.subscribed if self._is_below(name)}
         topics = {"subscribe": self.subscribed | self.own, "publish": self.published}
         listed = {
@@ -149,7 +149,7 @@ class AllowList:
         return listed | {"action": {action: GRIPPER_ACTION_TYPE} if action else {}}
 
     def lines(self) -> list[str]:
-        """Return the allow-list in words, one rule a line."""
+        """Return the allow-list as text, one rule per line."""
         listed = self.as_json()
         lines = [
             f"{verb:<9}  {topic}  ({kind})"
@@ -165,7 +165,7 @@ class AllowList:
         return lines
 
     def read(self, payload: str | bytes) -> Request:
-        """Return what one WebSocket message asks for; raises Refused."""
+        """Return the request in one WebSocket message; raises Refused."""
         if isinstance(payload, bytes):
             raise Refused("binary", f"a binary message of {len(payload)} bytes; expected JSON text")
         try:
@@ -184,7 +184,7 @@ class AllowList:
             kind = name if name in KNOWN_OPERATIONS else "unknown"
             raise Refused(
                 f"operation {kind}",
-                f"operation {brief(name)} does not pass the guard; it takes"
+                f"operation {brief(name)} does not pass the guard; allowed:"
                 f" {', '.join(self._operations)}",
                 operation_id,
             )
@@ -225,7 +225,7 @@ class AllowList:
     def _advertise(self, operation: Operation, operation_id: str | None) -> Request:
         topic = self._topic(operation, operation_id, self.published)
         if topic not in self._goals:
-            return Nothing()  # the guard has advertised it, and publishes it itself
+            return Nothing()  # the guard has advertised it, and publishes it
         name = operation_id or f"guard:{topic}"
         return Forward(protocol.advertise(topic, self._goals[topic], id=name))
 
@@ -248,7 +248,7 @@ class AllowList:
         if topic == names.action:
             values = rebuild.numbers(message.get("data"), "Float32MultiArray.data", ACTION_VALUES)
             if any(abs(value) > MAX_ACTION for value in values):
-                raise Refused("message", f"publish {topic}: {brief(values)} are no positions")
+                raise Refused("message", f"publish {topic}: {brief(values)} are not positions")
             return Say(topic, messages.float32_array(values))
         if topic.endswith("/cancel"):
             return Forward(protocol.publish(topic, rebuild.goal_id(message)))
@@ -305,7 +305,7 @@ class AllowList:
     def _topic(
         self, operation: Operation, operation_id: str | None, allowed: Mapping[str, str]
     ) -> str:
-        """Return the topic if it is allowed, with the type that was named, if any."""
+        """Return the topic if it is allowed, with the client's type, if any."""
         what, topic = operation["op"], operation.get("topic")
         if isinstance(topic, str) and not topic.startswith("/"):
             topic = f"/{topic}"
@@ -314,8 +314,8 @@ class AllowList:
             if topic == self._names.action and what in ("publish", "advertise"):
                 raise Refused(
                     ACTION_TOPIC,
-                    f"{topic} is not passed on, as usual; driving does not need it. Only an older"
-                    " controller does, which then moves without the guard's checks"
+                    f"{topic} is not passed on, as usual: driving does not need it. Only an older"
+                    " controller needs it, and moves without the guard's checks"
                     " (GUARD_PASS_ACTION=true)",
                     operation_id,
                 )
@@ -334,7 +334,7 @@ class AllowList:
         if not known or action not in (known, known.lstrip("/")):
             raise Refused(
                 "action",
-                f"{operation['op']} {brief(action)} does not pass the guard; it takes"
+                f"{operation['op']} {brief(action)} does not pass the guard; allowed:"
                 f" {known or 'none'}",
                 operation_id,
                 _text(action),
@@ -352,5 +352,5 @@ def _named(topics: Mapping[str, str]) -> dict[str, str]:
 
 
 def _text(value: object) -> str | None:
-    """Return an id to answer with, if it is one."""
+    """Return the id for the answer, if it is valid."""
     return value if isinstance(value, str) and len(value) <= rebuild.MAX_NAME else None

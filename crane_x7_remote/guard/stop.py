@@ -1,8 +1,8 @@
-"""`crane-x7-remote stop` and `resume`: tell the guard, and wait until it confirms.
+"""`crane-x7-remote stop` and `resume`: command the guard, and wait until it confirms.
 
-Opens a connection of its own to the guard, which needs neither rosbridge nor a free place, and
-prints the guard's state. A stop that is not confirmed within 2 s ends with an exit code other than
-0: use the emergency stop.
+Opens a separate connection to the guard, which needs neither rosbridge nor a free place, and prints
+the guard's state. A stop that is not confirmed within 2 s ends with an exit code other than 0: use
+the emergency stop.
 """
 
 from __future__ import annotations
@@ -29,17 +29,17 @@ CONFIRM_S = 2.0
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `stop` and `resume`."""
     add = parser.add_argument
-    add("--reason", default="", help="goes into the guard's log and state")
-    add("--host", help="address of the guard [of GUARD_LISTEN]")
-    add("--port", type=int, help="its port [of GUARD_LISTEN]")
-    add("--token", metavar="SECRET", help="as ROSBRIDGE_TOKEN; stopping from its own machine needs"
-        " none")  # fmt: skip
+    add("--reason", default="", help="reason for the guard's log and state")
+    add("--host", help="address of the guard [from GUARD_LISTEN]")
+    add("--port", type=int, help="port of the guard [from GUARD_LISTEN]")
+    add("--token", metavar="SECRET", help="as ROSBRIDGE_TOKEN; not needed to stop from the guard's"
+        " machine")  # fmt: skip
     add("--json", action="store_true", help="print the guard's state as one JSON document")
     settings_module.add_flags(parser, ("guard_listen",))
 
 
 def run(args: argparse.Namespace) -> int:
-    """Stop or resume; return 0 when the guard has confirmed it. Raises GuardError."""
+    """Stop or resume; return 0 after the guard has confirmed it. Raises GuardError."""
     flags = {"guard_listen": args.guard_listen, "rosbridge_token": args.token}
     settings = settings_module.load(flags)
     ((host, port), *_) = addresses.listen_addresses(settings.guard_listen)
@@ -58,7 +58,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def ask(link: LinkConfig, wanted: bool, reason: str = "") -> dict[str, Any]:
-    """Tell the guard and return its state once that is as wanted; raises GuardError."""
+    """Command the guard and return its state when it has complied; raises GuardError."""
     word = "stop" if wanted else "resume"
     deadline_s = time.monotonic() + CONFIRM_S
     try:
@@ -91,7 +91,7 @@ def _confirmed(connection: ClientConnection, wanted: bool, deadline_s: float) ->
             raise TimeoutError
         operation = protocol.decode(connection.recv(timeout=left_s))
         if operation["op"] == "status":
-            raise GuardError(f"the guard says: {operation.get('msg')}")
+            raise GuardError(f"the guard refused: {operation.get('msg')}")
         if operation.get("topic") == STATE_TOPIC:
             state: dict[str, Any] = json.loads(operation["msg"]["data"])
             if (state.get("stopped") is not None) == wanted:
@@ -109,7 +109,7 @@ def _in_words(state: dict[str, Any]) -> str:
         return "resumed: trajectories pass the guard again"
     rest = "the arm is at rest"
     if isinstance(ends_s, int | float) and ends_s > 0:
-        rest = f"the arm is at rest in {ends_s:.2f} s"
+        rest = f"the arm will be at rest in {ends_s:.2f} s"
     if not state.get("gate", {}).get("rosbridge", True):
-        rest = "rosbridge is not connected, so the guard cannot brake the arm"
+        rest = "the guard is not connected to rosbridge, so it cannot brake the arm"
     return f"stopped ({stopped}): {rest}"

@@ -32,26 +32,26 @@ from crane_x7_remote.rosbridge.protocol import brief
 logger = logging.getLogger(__name__)
 
 LONGEST_PAUSE_S = 0.5
-"""Between two attempts: rosbridge is on the same machine, and a driver waits."""
+"""Pause between two attempts: rosbridge is on the same machine, and a client waits."""
 BOUND = QueueLimit(count=8, total_bytes=512 * 1024)
-"""What may wait for a rosbridge that does not read: a trajectory or two over both topics."""
+"""How much may wait for a rosbridge that does not read: one or two trajectories on both topics."""
 MOST_STATUS_KINDS = 32
 
 
 @dataclass(frozen=True)
 class UplinkConfig:
-    """What the guard says and hears on its own behalf."""
+    """The guard's own topics."""
 
     link: LinkConfig
     subscribed: Mapping[str, str]
     """Topic → type."""
     advertised: Mapping[str, str]
     latched: frozenset[str] = frozenset()
-    """Those of `advertised` of which late subscribers get the last message."""
+    """Topics of `advertised` whose last message is sent to late subscribers."""
 
 
 class Uplink:
-    """One connection, again and again; everything runs on the event loop."""
+    """One connection with reconnects; everything runs on the event loop."""
 
     def __init__(
         self,
@@ -73,12 +73,12 @@ class Uplink:
 
     @property
     def dropped(self) -> int:
-        """Messages that rosbridge did not take in time."""
+        """Count of messages that rosbridge did not accept in time."""
         return self._outbox.dropped
 
     def publish(self, topic: str, message: Mapping[str, Any]) -> bool:
-        """Send now; False when the link is down, which forgets the message. Raises ValueError
-        for what JSON cannot say."""
+        """Send now; False if the link is down, and the message is dropped. Raises ValueError for a
+        value that JSON cannot represent."""
         if not self.is_up:
             return False
         operation = protocol.publish(topic, message)
@@ -137,11 +137,11 @@ class Uplink:
         raise ConnectionError("closed by the server")
 
     def _note_status(self, operation: Mapping[str, Any]) -> None:
-        """Log each remark of rosbridge once."""
+        """Log each status message of rosbridge once."""
         text = f"{brief(operation.get('level'))}: {brief(operation.get('msg'))}"
         if text not in self._statuses and len(self._statuses) < MOST_STATUS_KINDS:
             self._statuses.add(text)
-            logger.warning("rosbridge says %s", text)
+            logger.warning("status of rosbridge: %s", text)
 
     def _note_up(self) -> None:
         self.connections += 1

@@ -169,7 +169,7 @@ def test_a_token_lets_it_listen_anywhere_and_a_name_is_no_address(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     assert cli.main(["guard", "--guard-listen", "robot:1", "--guard-token", "x"]) == ExitCode.GUARD
-    assert "'robot' is no IP address" in capsys.readouterr().err
+    assert "robot is not an IP address" in capsys.readouterr().err
 
 
 def test_a_port_in_use_is_named(capsys: pytest.CaptureFixture[str]) -> None:

@@ -482,7 +482,7 @@ def test_a_loop_whose_link_is_lost_for_long_stops_the_arm_until_resume() -> None
     assert rig.core.stopped is None
     rig.pass_time(0.2)
     assert rig.core.stopped is not None
-    assert "link was lost" in rig.core.stopped
+    assert "loop was disconnected" in rig.core.stopped
 
 
 def test_a_loop_that_comes_back_or_takes_its_leave_stops_nothing() -> None:

@@ -157,7 +157,7 @@ def test_a_flooding_client_is_told_why(guard: RunningGuard) -> None:
         closed = client.end()
         assert closed.rcvd is not None
         assert closed.rcvd.code == 1008
-        assert "messages a second" in closed.rcvd.reason
+        assert "messages per second" in closed.rcvd.reason
 
 
 def test_what_a_stalled_link_held_back_is_no_flood(guard: RunningGuard) -> None:
