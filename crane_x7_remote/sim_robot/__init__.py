@@ -1,1 +1,1 @@
-"""A rosbridge-speaking robot backed by the simulation, for the demo and the tests."""
+"""A simulated robot behind rosbridge, for the demo and the tests."""

@@ -1,6 +1,6 @@
 """The body behind the simulated robot: its interface, and the lightest implementation.
 
-Joint targets → measured joints, camera pictures. `KinematicArm` has no physics and starts at once,
+Joint targets → measured joints, camera images. `KinematicArm` has no physics and starts at once,
 for tests and benchmarks of the loop; `maniskill_arm.ManiSkillArm` is the simulated CRANE-X7 with
 cubes, plate and cameras.
 
@@ -22,37 +22,37 @@ Array = npt.NDArray[np.float64]
 
 
 class Arm(Protocol):
-    """A CRANE-X7 body; made, used and closed on one thread."""
+    """A CRANE-X7 body; created, used and closed on one thread."""
 
     @property
     def period_s(self) -> float:
-        """Simulated time that one `step` takes."""
+        """Simulated time of one `step`."""
 
     def step(self, target_rad: Array) -> None:
         """Move towards `target_rad` (8,) for one period."""
 
     def joints(self) -> JointState:
-        """Return what the joint sensors read now."""
+        """Return the current joint readings."""
 
     def jpeg(self) -> bytes:
-        """Return what the camera sees now."""
+        """Return the camera's current image."""
 
     def view_jpeg(self) -> bytes:
-        """Return the whole arm as a bystander sees it now; for people, never for a policy."""
+        """Return a current image of the whole arm; for people, never for a policy."""
 
     def scene(self) -> dict[str, dict[str, Any]]:
         """Return the true state of each cube by colour; for reports only, never for a policy."""
 
     def put_back(self, colour: str) -> None:
-        """Put a cube, at rest, where it lay at the start, as a hand would; one that is not there is
-        left alone."""
+        """Put a cube back at rest at its start position, as a hand would; an absent cube is
+        ignored."""
 
     def close(self) -> None:
         """Free the simulation."""
 
 
 class KinematicArm:
-    """Follows its targets with a first-order lag within the limits; shows one still picture."""
+    """Follows its targets with a first-order lag within the limits; its image never changes."""
 
     def __init__(
         self, period_s: float = 1 / 60, lag_s: float = 0.02, jpeg: bytes | None = None

@@ -1,8 +1,8 @@
-"""An arm in its own process, used like any other.
+"""An arm in its own process, with the interface of any other.
 
-Rendering holds Python's interpreter lock for up to 20 ms per picture; in the server's process that
-would delay every message. Calls go through a pipe one at a time; only our own child writes to it. A
-simulation that crashes, for example in a Vulkan driver, becomes a SimulationError here.
+Rendering holds Python's interpreter lock for up to 20 ms per image; in the server's process that
+would delay every message. Calls go through a pipe one at a time; only the child process writes to
+it. A simulation that crashes, for example in a Vulkan driver, raises a SimulationError here.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from crane_x7_vla_rl.types import JointState
 
 Array = npt.NDArray[np.float64]
 Joints = tuple[Array, Array]
-"""Position and velocity, as they pass the pipe."""
+"""Position and velocity, as sent through the pipe."""
 
 ANSWER_TIMEOUT_S = 30.0
 STOP_TIMEOUT_S = 1.0
@@ -32,7 +32,7 @@ class ProcessArm:
     """See sim_robot.arm.Arm; `make` is pickled and called in the child."""
 
     def __init__(self, make: Callable[[], Arm], start_timeout_s: float = 170.0) -> None:
-        """Raises SimulationError when the arm cannot be made."""
+        """Raises SimulationError if the arm cannot be created."""
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         self._child = context.Process(target=_serve, args=(theirs, make), daemon=True, name="arm")
@@ -89,7 +89,7 @@ class ProcessArm:
     def _answer(self, timeout_s: float) -> Any:
         try:
             if not self._pipe.poll(timeout_s):
-                raise SimulationError(f"the simulation gave no answer for {timeout_s:g} s")
+                raise SimulationError(f"the simulation did not answer within {timeout_s:g} s")
             error, answer = self._pipe.recv()
         except (EOFError, OSError) as gone:
             raise SimulationError(self._explain_end()) from gone
@@ -106,8 +106,8 @@ class ProcessArm:
 
 
 def _serve(pipe: Connection, make: Callable[[], Arm]) -> None:
-    """Make the arm and do what the parent asks until it closes the pipe."""
-    # Ctrl-C reaches the whole group; when to end is the parent's decision.
+    """Create the arm and serve the parent's calls until it closes the pipe."""
+    # Ctrl-C reaches the whole group; the parent decides when to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
         arm = make()

@@ -1,8 +1,9 @@
 """`crane-x7-remote sim-robot`: a simulated CRANE-X7 behind rosbridge, until a signal.
 
-Prints one line that starts with `ready` and names host and port once clients are served and the arm
-moves; with `--guard` a guard runs before it, as a process, and its port stands there too; with
-`--view` a second line names the page that shows it. SIGTERM and SIGINT end it with exit code 0.
+Prints one line that starts with `ready` and names host and port when clients are served and the arm
+moves. With `--guard` a guard process runs in front of it, and the line names its port too; with
+`--view` a second line names the page that shows the robot. SIGTERM and SIGINT end it with exit code
+0.
 """
 
 from __future__ import annotations
@@ -44,9 +45,9 @@ OWN_FLAGS = (
     "task", "control_hz", "image_size", "home_noise_rad", "camera_shift_m", "camera_noise",
     "episode_s",
 )  # fmt: skip
-"""Of the scene's, those that this command does not have, or in its own way."""
+"""Scene flags that this command lacks or defines differently."""
 SCENE = ("task", "colours", "spawn_range_m")
-"""What --scene-of takes from a checkpoint, unless a flag is given."""
+"""Values that --scene-of takes from a checkpoint; a flag overrides them."""
 FLAGS = {name: "--" + name.replace("_", "-") for name in SCENE}
 PORT = argument_type(Annotated[int, within(0, 65535)])
 BACKLOG = argument_type(Annotated[int, within(0, 1_000_000)])
@@ -60,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `sim-robot`."""
     add = parser.add_argument
     add("--host", default="127.0.0.1", help="address to listen on (%(default)s)")
-    add("--port", type=PORT, default=9090, help="port; 0 picks a free one (%(default)s)")
+    add("--port", type=PORT, default=9090, help="port; 0 picks a free port (%(default)s)")
     add("--ros-version", type=int, choices=(1, 2), default=2, metavar="N",
         help="ROS version whose type names and time keys are used, 1 or 2"
         " (%(default)s)")  # fmt: skip
@@ -75,16 +76,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--task", metavar="ID",
         help=f"gymnasium id of the scene (the checkpoint's, else {PICK_PLACE_ID})")  # fmt: skip
     add("--seed", type=int, default=0, metavar="N",
-        help="seed of the scene: where the cubes lie (%(default)s)")  # fmt: skip
+        help="seed of the scene, which sets the cubes' positions (%(default)s)")  # fmt: skip
     scenes.add_arguments(parser, without=OWN_FLAGS, asked=SCENE)
     add("--image-size", type=_image_size, default=(640, 480), metavar="WIDTHxHEIGHT",
-        help="size of the camera picture (640x480)")  # fmt: skip
+        help="size of the camera image (640x480)")  # fmt: skip
     add("--camera", choices=("base", "hand"), default="base",
-        help="which camera is published: beside the table or on the gripper"
+        help="which camera is published: base (next to the table) or hand (on the gripper)"
         " (%(default)s)")  # fmt: skip
     add("--camera-pose", dest="base_camera_pose", type=_camera_pose, default=SIM_POSE,
         metavar="FILE",
-        help="pose of the base camera, in the form of configs/camera_pose.yaml")  # fmt: skip
+        help="pose of the base camera, in the format of configs/camera_pose.yaml")  # fmt: skip
     add("--camera-rate", type=RATE_HZ, default=30.0, metavar="HZ",
         help="rate of the camera (%(default)g)")  # fmt: skip
     add("--control-rate", type=RATE_HZ, default=30.0, metavar="HZ",
@@ -109,7 +110,7 @@ def run(args: argparse.Namespace) -> int:
     if args.camera_rate > args.control_rate:
         raise SimulationError(
             f"--camera-rate {args.camera_rate:g} is above --control-rate {args.control_rate:g};"
-            " the camera can take at most one picture per step: lower --camera-rate"
+            " the camera can take at most one image per step: lower --camera-rate"
         )
     _read_scene(args)
     arm_maker = _arm_maker(args)
@@ -141,7 +142,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _read_scene(args: argparse.Namespace) -> None:
-    """Put the scene of --scene-of, else the default one, where no flag is given."""
+    """Fill in the scene of --scene-of, else the default one, for flags that are not given."""
     given = {name: value for name in SCENE if (value := getattr(args, name)) is not None}
     defaults = {
         "task": PICK_PLACE_ID,
@@ -154,14 +155,14 @@ def _read_scene(args: argparse.Namespace) -> None:
         raise PolicyError(f"--scene-of: {error}") from error
     if args.scene_of is not None and not said.keys() & {*SCENE}:
         raise PolicyError(
-            f"--scene-of {args.scene_of}: no scene is known of it, expected skills.json or"
-            " train_config.yaml of `train` there; give --task and --colours instead"
+            f"--scene-of {args.scene_of}: its scene is unknown, expected skills.json or"
+            " train_config.yaml of `train`; give --task and --colours instead"
         )
     vars(args).update(about.choose(given, said, defaults, FLAGS).values)
 
 
 class _Guard:
-    """`crane-x7-remote guard` before this robot; a context manager that ends it."""
+    """`crane-x7-remote guard` in front of this robot; a context manager that ends it."""
 
     def __init__(self, args: argparse.Namespace, port: int) -> None:
         """Start it and wait for its `ready`; raises SimulationError."""
@@ -199,8 +200,8 @@ class _Guard:
 
 
 class _StopOnSignal:
-    """True once SIGTERM or SIGINT came. A bare flag: the handler runs between two instructions of
-    the main thread, which may hold the lock of any threading.Event just then."""
+    """True after SIGTERM or SIGINT. A plain flag: the handler runs between two instructions of the
+    main thread, which may then hold the lock of any threading.Event."""
 
     def __init__(self) -> None:
         self._is_asked = False
@@ -216,7 +217,7 @@ class _StopOnSignal:
 
 
 def _own_address(host: str) -> str:
-    """Return where this machine reaches what listens on `host`."""
+    """Return the address at which this machine reaches a server that listens on `host`."""
     return "127.0.0.1" if host in ("0.0.0.0", "::") else host
 
 
@@ -234,7 +235,7 @@ def _config(args: argparse.Namespace) -> RobotConfig:
 
 
 def _arm_maker(args: argparse.Namespace) -> Callable[[], Arm]:
-    """Return what makes the arm that the flags name; called on the arm's thread."""
+    """Return the function that creates the arm of the flags; it is called on the arm's thread."""
     if args.arm == "kinematic":
         return lambda: KinematicArm(period_s=1 / args.control_rate)
 
@@ -265,5 +266,5 @@ def _camera_pose(text: str) -> CameraPose:
 def _image_size(text: str) -> tuple[int, int]:
     match = re.fullmatch(r"(\d{2,4})x(\d{2,4})", text)
     if match is None:
-        raise argparse.ArgumentTypeError(f"{text!r}, expected WIDTHxHEIGHT such as 640x480")
+        raise argparse.ArgumentTypeError(f"{text!r}, expected WIDTHxHEIGHT, such as 640x480")
     return int(match[1]), int(match[2])

@@ -2,9 +2,9 @@
 
 Parsed messages, the robot's time → joint targets. No I/O, no clock. Both follow ros2_control's
 controllers (joint_trajectory_controller and gripper_action_controller, Humble) at their 200 Hz
-update rate. The trajectory controller also understands the validity and sequence that the loop
-writes into a trajectory, and measures what it executes (see `executed`), so that a test can
-check what reached the robot.
+update rate. The trajectory controller also interprets the validity and sequence that the loop
+writes into a trajectory, and measures the executed path (see `executed`), so that a test can check
+what reached the robot.
 
 Updates follow a steady clock, trajectories the robot's clock. `now_s` is always the steady one: the
 robot's clock as if it had never been stepped. `step_clock` moves the robot's clock against it.
@@ -34,23 +34,23 @@ from crane_x7_vla_rl.robot import (
 )
 
 OnUpdates = Callable[[Array, Array], None]
-"""Gets the times (N,) of updates on the steady clock and the positions (N, 7) wanted at them."""
+"""Gets the times (N,) of updates on the steady clock and their desired positions (N, 7)."""
 
 REMEMBERED_SESSIONS = 64
-"""Sessions whose newest sequence is remembered; the one unused for longest is forgotten first."""
+"""Sessions whose newest sequence is kept; the least recently used one is dropped first."""
 LONGEST_CATCH_UP_TICKS = 20 * CONTROLLER_HZ
 """After a longer stall of the process, the ticks in between are skipped."""
 LARGEST_POSITION_RAD = 1e3
 LARGEST_DERIVATIVE = 1e6
-"""Of a joint's velocity in rad/s and acceleration in rad/s²."""
+"""Largest velocity of a joint in rad/s and acceleration in rad/s²."""
 LARGEST_OFFSET_S = 1e6
 LARGEST_STAMP_S = 1e10
-"""Distance of a stamp from now."""
+"""Largest distance of a stamp from now."""
 LARGEST_PATH_RAD = 1e6
-"""Bound of a path between its points. No one means a value beyond these: numbers such as 1.7e308
-would overflow in the spline and leave NaN behind."""
+"""Bound of a path between its points. No user means values beyond these; numbers such as 1.7e308
+would overflow in the spline and produce NaN."""
 SHORTEST_SPAN_S = 1e-9
-"""Resolution of ROS times; points closer together cannot be told apart."""
+"""Resolution of ROS times; closer points cannot be distinguished."""
 
 
 class Refusal(StrEnum):
@@ -78,7 +78,7 @@ class TrajectoryRefused(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class ControllerReport(ExecutionFigures):
-    """What the controller took, refused and executed so far."""
+    """Trajectories accepted and refused so far, and the executed path."""
 
     accepted: int
     rejected: dict[str, int]
@@ -89,8 +89,8 @@ class TrajectoryController:
     """Executes the newest accepted trajectory; starts by holding `position_rad` (7,).
 
     `on_updates` gets every executed update, for a benchmark. `path_follows_clock`: the running path
-    is sampled at the robot's clock, as by ros2_control, so that a step of that clock is a step of
-    the arm, which nothing before the controller can prevent.
+    is sampled at the robot's clock, as by ros2_control. A step of that clock is then a step of the
+    arm, which no program in front of the controller can prevent.
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class TrajectoryController:
         self._stepped_s = 0.0  # Robot's clock minus steady clock.
         self._desired: Array = np.array(position_rad, dtype=np.float64)
         self._spline = Spline(np.zeros(1), self._desired[None])
-        self._active_from_s = -np.inf  # On the robot's clock, as the spline's times.
+        self._active_from_s = -np.inf  # On the robot's clock, like the spline's times.
         self._executed = Executed(self._desired)
         self._on_updates = on_updates
         self._path_follows_clock = path_follows_clock
@@ -124,8 +124,8 @@ class TrajectoryController:
     def accept(self, trajectory: ParsedTrajectory, now_s: float) -> None:
         """Let `trajectory` replace the running one from now on.
 
-        Points that are past already are skipped; up to the first point yet to come, the arm moves
-        on from where it is wanted now. Raises TrajectoryRefused.
+        Past points are skipped; up to the first future point, the arm moves from its current
+        desired position. Raises TrajectoryRefused.
         """
         self.update(now_s)
         robot_now_s = now_s - self._zero_s + self._stepped_s
@@ -139,15 +139,15 @@ class TrajectoryController:
         self._accepted += 1
 
     def count_refusal(self, reason: Refusal) -> None:
-        """Count a trajectory that was refused, also one that could not even be parsed."""
+        """Count a refused trajectory, including one that could not be parsed."""
         self._rejected[str(reason)] += 1
 
     def step_clock(self, seconds: float, now_s: float) -> None:
         """Set the robot's clock forward, or back where negative, by `seconds`.
 
-        The running path continues as it was, unless `path_follows_clock`: then it is sampled at the
-        new time from the next update on, and the arm jumps along it; before the time at which the
-        path became active, it stands still.
+        The running path continues unchanged, unless `path_follows_clock`: then it is sampled at the
+        new time from the next update on, and the arm jumps along it; before the path became active
+        it stands still.
         """
         self.update(now_s)
         self._stepped_s += seconds
@@ -156,7 +156,8 @@ class TrajectoryController:
             self._active_from_s += seconds
 
     def update(self, now_s: float) -> Array:
-        """Execute all 5 ms updates up to `now_s`; return the position (7,) wanted at the last."""
+        """Execute all 5 ms updates up to `now_s`; return the desired position (7,) at the last
+        one."""
         tick = int((now_s - self._zero_s) * CONTROLLER_HZ)
         if tick <= self._tick:
             return self._desired
@@ -201,7 +202,7 @@ class TrajectoryController:
         return spline
 
     def _state(self, now: float) -> SplineSample:
-        """Return where the arm is wanted now and how it moves, (1, 7) each."""
+        """Return the current desired position and its derivatives, (1, 7) each."""
         if now >= self._active_from_s:
             return self._spline.sample(np.array([now]))
         rest = np.zeros((1, ARM_DOF))
@@ -234,8 +235,8 @@ class TrajectoryController:
 
 
 def _in_arm_order(trajectory: ParsedTrajectory) -> list[Array]:
-    """Return positions and, where given, velocities and accelerations, (K, 7) each, in the order of
-    ARM_JOINT_NAMES; or refuse. Accelerations without velocities say nothing."""
+    """Return positions and, if present, velocities and accelerations, (K, 7) each, in the order of
+    ARM_JOINT_NAMES; or refuse. Accelerations without velocities are ignored."""
     names = list(trajectory.joint_names)
     if sorted(names) != sorted(ARM_JOINT_NAMES):
         missing = sorted(set(ARM_JOINT_NAMES) - set(names))
@@ -281,7 +282,7 @@ class GripperResult:
     reached_goal: bool = False
     stalled: bool = False
     preempted: bool = False
-    """A newer goal took its place, or it was cancelled."""
+    """A newer goal replaced it, or it was cancelled."""
 
 
 class GripperController:
@@ -290,7 +291,7 @@ class GripperController:
     GOAL_TOLERANCE_RAD = 0.01
     STALL_VELOCITY_RAD_S = 0.001
     STALL_TIMEOUT_S = 1.0
-    """All three are gripper_action_controller's defaults."""
+    """All three: defaults of gripper_action_controller."""
 
     def __init__(self, position_rad: float) -> None:
         self.target_rad = position_rad
@@ -299,7 +300,7 @@ class GripperController:
         self._moved_s = 0.0
 
     def accept(self, position_rad: float, now_s: float) -> GripperResult | None:
-        """Take a goal at once; return the result of the goal that it replaces, if any.
+        """Accept a goal; return the result of the goal that it replaces, if any.
 
         Raises ValueError for a position that is not finite or outside the gripper's range.
         """
@@ -323,7 +324,7 @@ class GripperController:
     def update(
         self, position_rad: float, velocity_rad_s: float, now_s: float
     ) -> GripperResult | None:
-        """Take the measured state; return the goal's result when it was reached or stalled."""
+        """Update with the measured state; return the goal's result if it was reached or stalled."""
         self._measured_rad = position_rad
         if abs(velocity_rad_s) > self.STALL_VELOCITY_RAD_S:
             self._moved_s = now_s

@@ -1,6 +1,6 @@
-"""What the arm's controller executed. Desired positions of its updates → counts and maxima. Pure.
+"""The path that the arm's controller executed: desired positions → counts and maxima. Pure.
 
-The first and second differences are kept from one call to the next.
+The first and second differences are kept between calls.
 
 Legend: N updates, 7 arm joints, angles in rad.
 """
@@ -25,11 +25,12 @@ Array = npt.NDArray[np.float64]
 
 TICK_S = 1 / CONTROLLER_HZ
 TOLERANCE = 1e-3
-"""Rounding allowed, in rad and as a share of the velocity limit, before it counts as violation."""
+"""Rounding error allowed, in rad and as a share of the velocity limit, before a violation
+counts."""
 VELOCITY_MARGIN, ACCELERATION_MARGIN = 1.02, 1.1
 """Shares of the limits above which an update counts in the safety benchmark (docs/safety.md)."""
 STEP_RAD = 0.001
-"""A change that differs from the one before by more than this is a step."""
+"""A change that differs from the previous one by more than this is a step."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +38,7 @@ class ExecutionFigures:
     """Counts and maxima over the updates so far, over all joints."""
 
     max_velocity_ratio: float = 0.0
-    """Largest change between two updates, as a share of what the velocity limit allows."""
+    """Largest change between two updates, as a share of the velocity limit."""
     max_step_rad: float = 0.0
     """Largest change of a joint between two updates of 5 ms."""
     max_acceleration_rad_s2: float = 0.0
@@ -49,9 +50,9 @@ class ExecutionFigures:
     acceleration_violations: int = 0
     """Updates with more than 1.1 of MoveIt's acceleration limit, 8 rad/s²."""
     steps: int = 0
-    """Updates whose change differs from the one before by more than 0.001 rad."""
+    """Updates whose change differs from the previous one by more than 0.001 rad."""
     steps_2mrad: int = 0
-    """Those of them that differ by more than 0.002 rad."""
+    """The same with more than 0.002 rad."""
 
 
 class Executed:
@@ -88,5 +89,5 @@ class Executed:
 
 
 def _updates(is_so: npt.NDArray[np.bool_]) -> int:
-    """Return at how many updates it is so for any joint; `is_so` is (N, 7)."""
+    """Return the number of updates with a true value for any joint; `is_so` is (N, 7)."""
     return int(is_so.any(axis=1).sum())

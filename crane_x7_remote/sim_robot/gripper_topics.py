@@ -1,8 +1,9 @@
-"""The gripper's action on ROS 1: actionlib's topics, where rosbridge knows no action operations.
+"""The gripper's action on ROS 1: actionlib's topics, because its rosbridge has no action
+operations.
 
 Messages → messages, no clock. A client publishes a GripperCommandActionGoal on <action>/goal and
 may cancel on <action>/cancel; the robot answers on <action>/result and keeps <action>/status;
-<action>/feedback stays silent, as with gripper_action_controller.
+<action>/feedback is never published, as by gripper_action_controller.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from crane_x7_remote.rosbridge.messages import write_stamp
 from crane_x7_remote.sim_robot.controller import GripperResult
 
 REMEMBERED_GOALS = 16
-"""In <action>/status, the oldest that ended leaves first."""
+"""Goals in <action>/status; the oldest ended goal is dropped first."""
 
 
 class GoalStatus(IntEnum):
@@ -32,7 +33,7 @@ class GoalStatus(IntEnum):
 
 @dataclass(frozen=True)
 class TopicGoal:
-    """A goal that came on <action>/goal."""
+    """A goal from <action>/goal."""
 
     id: str
     stamp: Mapping[str, int]
@@ -40,7 +41,7 @@ class TopicGoal:
 
 
 class GripperTopics:
-    """Names, reads and writes the topics of `action`."""
+    """Topic names of `action`; reads and writes its messages."""
 
     def __init__(self, action: str) -> None:
         self.goal, self.cancel = f"{action}/goal", f"{action}/cancel"
@@ -56,15 +57,15 @@ class GripperTopics:
         self._goals: OrderedDict[str, dict[str, Any]] = OrderedDict()
 
     def read_goal(self, message: Mapping[str, Any], now_s: float) -> TopicGoal:
-        """Return the goal in a GripperCommandActionGoal, with an id of its own if it has none."""
+        """Return the goal in a GripperCommandActionGoal; a missing id is generated."""
         given = message["goal_id"]
         goal_id = given["id"] or f"sim_robot-{next(self._numbers)}-{now_s:.9f}"
         stamp = given["stamp"] if any(given["stamp"].values()) else write_stamp(now_s, 1)
         return TopicGoal(goal_id, stamp, message["goal"])
 
     def is_cancelled(self, goal_id: str, message: Mapping[str, Any]) -> bool:
-        """Whether a GoalID on <action>/cancel means this goal: by its id, as one that is not newer
-        than the stamp, or, with neither, as every goal."""
+        """Whether a GoalID on <action>/cancel matches this goal: by id, or by a stamp that is not
+        older than the goal; without either it matches every goal."""
         stamp = tuple(message["stamp"].values())
         if message["id"] == goal_id or (not message["id"] and not any(stamp)):
             return True
@@ -72,7 +73,7 @@ class GripperTopics:
         return any(stamp) and tuple(started.values()) <= stamp
 
     def note(self, goal: TopicGoal, status: GoalStatus, text: str = "") -> None:
-        """Keep what became of a goal."""
+        """Record the state of a goal."""
         goal_id = {"stamp": dict(goal.stamp), "id": goal.id}
         self._goals[goal.id] = {"goal_id": goal_id, "status": int(status), "text": text}
         if len(self._goals) > REMEMBERED_GOALS:
@@ -81,7 +82,7 @@ class GripperTopics:
     def end(
         self, goal_id: str, status: GoalStatus, result: GripperResult, now_s: float
     ) -> dict[str, Any]:
-        """Note how a goal ended; return its GripperCommandActionResult."""
+        """Record how a goal ended; return its GripperCommandActionResult."""
         known = self._goals.setdefault(
             goal_id, {"goal_id": {"stamp": write_stamp(0, 1), "id": goal_id}, "text": ""}
         )

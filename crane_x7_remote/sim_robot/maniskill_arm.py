@@ -1,7 +1,7 @@
-"""The simulated CRANE-X7 with cubes, plate and cameras, as the body of the simulated robot.
+"""The simulated CRANE-X7 with cubes, plate and cameras: the body of the simulated robot.
 
 Wraps a ManiSkill environment of `crane_x7_vla_rl.sim` whose episode never ends: physics advance by
-`step`, a picture is rendered only when `jpeg` is called.
+`step`, an image is rendered only when `jpeg` is called.
 """
 
 from __future__ import annotations
@@ -24,19 +24,19 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class SceneConfig:
-    """What is simulated and how it is seen."""
+    """The scene and its camera."""
 
     task: str = "PickPlace-CRANE-X7"
     """gymnasium id."""
     seed: int = 0
     colours: tuple[str, ...] = COLOUR_NAMES
-    """Of the cubes."""
+    """Colours of the cubes."""
     spawn_range_m: float = WorldConfig.spawn_range_m
-    """How far cubes and plate lie from their spots."""
+    """Largest distance of cubes and plate from their default positions."""
     camera: str = "base"
     """base or hand."""
     base_camera: Camera = BASE_CAMERA
-    """Where that camera stands."""
+    """Pose of that camera."""
     image_size: tuple[int, int] = (640, 480)
     """(width, height)."""
     control_rate_hz: float = 30.0
@@ -47,12 +47,12 @@ class ManiSkillArm:
     """See sim_robot.arm.Arm."""
 
     def __init__(self, config: SceneConfig) -> None:
-        """Raises SimulationError when the scene cannot be built or shown here."""
+        """Raises SimulationError if the scene cannot be built or rendered on this machine."""
         self._config = config
         self._env = _make_environment(config)
         self._camera = _find_camera(self._env, f"{config.camera}_camera")
         self._view = _find_camera(self._env, "render_camera")
-        self.jpeg()  # The first picture takes longest.
+        self.jpeg()  # The first image takes longest.
         self._start_poses = {colour: cube.pose.sp for colour, cube in self._env.cubes.items()}
         self._ever_lifted = dict.fromkeys(self._env.cube_status(), False)
 
@@ -81,7 +81,7 @@ class ManiSkillArm:
     def _picture(self, camera: Any) -> bytes:
         self._env.scene.update_render(update_sensors=True, update_human_render_cameras=False)
         camera.take_picture()
-        # The camera's own buffer: ManiSkill's way over a tensor copies for another 6 ms.
+        # The camera's own buffer: ManiSkill's path through a tensor copies for another 6 ms.
         pixels = np.ascontiguousarray(camera.get_picture("Color"))  # (H, W, 4) uint8
         encoded: bytes = simplejpeg.encode_jpeg(
             pixels, quality=self._config.jpeg_quality, colorspace="RGBA", colorsubsampling="420"
@@ -117,7 +117,7 @@ def _make_environment(config: SceneConfig) -> Any:
 
     from crane_x7_vla_rl import sim
 
-    torch.set_num_threads(1)  # One scene's tensors are too small to share among threads.
+    torch.set_num_threads(1)  # The tensors of one scene are too small for several threads.
     try:
         environment = sim.make(
             config.task,

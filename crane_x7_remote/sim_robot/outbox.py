@@ -1,7 +1,7 @@
 """Payloads that wait for one client: replies first, then topic messages, oldest dropped. No I/O.
 
-Real rosbridge drops nothing here and grows without bound under a slow client; `backlog=None`
-behaves like it. The server takes payloads out when the socket has room.
+Real rosbridge drops nothing here and grows without bound with a slow client; `backlog=None` does
+the same. The server takes payloads out when the socket has room.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ from collections.abc import Callable
 Payload = str | bytes
 
 MOST_REPLIES = 1000
-"""Answers that may wait before a client that provokes them without reading is no longer read."""
+"""Replies that may wait; with more, a client that requests them without reading is no longer
+read."""
 MOST_WAITING_BYTES = 16 * 1024 * 1024
-"""Of topic messages with a bounded backlog; the newest one waits whatever its size."""
+"""Size of waiting topic messages with a bounded backlog; the newest one waits at any size."""
 
 
 class ClientOutbox:
-    """A bounded queue of payloads; calls `on_waiting` whenever something was put in."""
+    """A bounded queue of payloads; calls `on_waiting` after every addition."""
 
     def __init__(self, backlog: int | None, on_waiting: Callable[[], None]) -> None:
         self._replies: deque[Payload] = deque()
@@ -27,15 +28,15 @@ class ClientOutbox:
         self._waiting_bytes = 0
         self._on_waiting = on_waiting
         self.dropped = 0
-        """Topic messages that a newer one pushed out."""
+        """Topic messages dropped for newer ones."""
 
     @property
     def is_flooded(self) -> bool:
-        """Whether so many replies wait that the client should not be listened to for now."""
+        """Whether too many replies wait, so that the client should not be read for now."""
         return len(self._replies) >= MOST_REPLIES
 
     def reply(self, payload: Payload) -> None:
-        """Queue an answer to the client; answers are never dropped."""
+        """Queue a reply to the client; replies are never dropped."""
         self._replies.append(payload)
         self._on_waiting()
 

@@ -45,28 +45,28 @@ logger = logging.getLogger(__name__)
 
 SIM_STATE_TOPIC = "/sim/state"
 SIM_HAND_TOPIC = "/sim/hand"
-"""std_msgs/String with the colour of a cube: a hand puts it back where it lay at the start."""
+"""std_msgs/String with the colour of a cube: a hand puts it back at its start position."""
 SIM_CLOCK_STEP_TOPIC = "/sim/clock_step"
-"""std_msgs/Float64 with seconds, negative ones too: the robot's clock is stepped by them."""
+"""std_msgs/Float64 with seconds, positive or negative: steps the robot's clock by them."""
 SIM_TARGETS_TOPIC = "/sim/targets"
-"""sensor_msgs/JointState: what both controllers want at a step, stamped like the joint states."""
+"""sensor_msgs/JointState: targets of both controllers at a step, stamped like the joint states."""
 SIM_VIEW_TOPIC = "/sim/view/compressed"
-"""sensor_msgs/CompressedImage of a second camera that sees the whole arm; for people, never for a
+"""sensor_msgs/CompressedImage of a second camera that shows the whole arm; for people, never for a
 policy. It is rendered only while a client subscribes."""
 LATEST_TIME_S = 2.0**31 - 1
-"""Of a ROS stamp."""
+"""Latest ROS stamp."""
 MOST_HANDS = 16
-"""Cubes that a hand may put back within one step of the arm."""
+"""Cubes that a hand may put back in one step of the arm."""
 TOPIC_CLIENT = 0
-"""In GoalKey, for a goal that came on a topic (ROS 1); sessions count from 1."""
+"""Session in the GoalKey of a goal from a topic (ROS 1); sessions count from 1."""
 SIM_STATE_HZ = 5.0
 SIM_VIEW_HZ = 15.0
 LATE_VIEWS = 7
-"""Pictures of the view that are left out while a busy machine makes the arm late."""
+"""Images of the view that are skipped while a busy machine delays the arm."""
 START_TIMEOUT_S = 180.0
-"""A simulation is imported and built in ten seconds, on busy cores more."""
+"""A simulation is imported and built in ten seconds, on a busy machine in more."""
 MOST_STEPS_AT_ONCE = 4
-"""Steps made up for after a late wake-up; the rest is skipped, so that the arm falls behind."""
+"""Steps executed together after a late wake-up; more are skipped, so that the arm falls behind."""
 GRIPPER_ACTION_TYPE = "control_msgs/action/GripperCommand"
 
 PUBLISHED_ORDER = (5, 8, 2, 0, 7, 4, 6, 1, 3)
@@ -79,7 +79,7 @@ class RobotConfig:
 
     server: ServerConfig = field(default_factory=ServerConfig)
     topics: Settings = field(default_factory=Settings)
-    """Only the names of topics and of the gripper's action are read."""
+    """Only the topic names and the gripper's action name are read."""
     ros_version: messages.RosVersion = 2
     camera_rate_hz: float = 30.0
     clock_offset_s: float = 0.0
@@ -87,9 +87,9 @@ class RobotConfig:
     path_follows_clock: bool = False
     """See TrajectoryController."""
     camera_pose: CameraPose | None = SIM_POSE
-    """Told on CAMERA_POSE_TOPIC; None: the camera does not stand still."""
+    """Published on CAMERA_POSE_TOPIC; None: the camera moves."""
     description: Mapping[str, Any] = field(default_factory=dict)
-    """Goes into /sim/state as it is: task, seed."""
+    """Copied into /sim/state: task, seed."""
 
 
 class SimRobot:
@@ -102,8 +102,8 @@ class SimRobot:
         clock: Callable[[], float] = time.monotonic,
         on_updates: OnUpdates | None = None,
     ) -> None:
-        """`make_arm` is called on the arm's own thread; `on_updates`, see TrajectoryController, on
-        that and on the server's, one call at a time."""
+        """`make_arm` is called on the arm's own thread; `on_updates` (see TrajectoryController) on
+        that thread and on the server's, one call at a time."""
         self._config = config
         self._make_arm = make_arm
         self._clock = clock
@@ -126,7 +126,7 @@ class SimRobot:
         self._served, self._moving = threading.Event(), threading.Event()
         self._stop = threading.Event()
         self.ended = threading.Event()
-        """Set when a part of the robot ended, by `close` or by failing: see `failure`."""
+        """Set when a part of the robot has ended, by `close` or by a failure: see `failure`."""
         self.failure: BaseException | None = None
         self._threads = [
             threading.Thread(target=self._guard, args=(run,), name=name, daemon=True)
@@ -186,9 +186,9 @@ class SimRobot:
         return self._clock() + self._epoch_s
 
     def step_clock(self, seconds: float) -> None:
-        """Step the robot's clock from now on, as NTP or a person would; from any thread.
+        """Step the robot's clock, as NTP or a person would; call it from any thread.
 
-        Raises RemoteError for a time that no ROS stamp can say.
+        Raises RemoteError for a time that a ROS stamp cannot hold.
         """
         with self._lock:
             now_s = self._steady_s()
@@ -225,8 +225,8 @@ class SimRobot:
         return {topic: messages.type_name(kind, version) for topic, kind in packages.items()}
 
     def receive(self, topic: str, message: Operation) -> None:
-        """See server.Robot: takes trajectories, a refused one is counted and logged; the gripper's
-        goals on ROS 1; names of cubes to put back; and steps of the clock."""
+        """See server.Robot: trajectories (a refused one is counted and logged), the gripper's goals
+        on ROS 1, names of cubes to put back, and steps of the clock."""
         gripper = self._gripper_topics
         if topic == SIM_HAND_TOPIC:
             self._use_hand(messages.instruction(message))
@@ -269,7 +269,7 @@ class SimRobot:
                 logger.debug("%s", refusal)
 
     def _take_topic_goal(self, gripper: GripperTopics, message: Operation) -> None:
-        """Start a goal of ROS 1; one that cannot be is answered on the result's topic alone."""
+        """Start a goal of ROS 1; an invalid goal is answered only on the result topic."""
         goal = gripper.read_goal(message, self.time_s())
         key = GoalKey(TOPIC_CLIENT, self._config.topics.gripper_action, goal.id)
         gripper.note(goal, GoalStatus.ACTIVE)
@@ -311,7 +311,7 @@ class SimRobot:
         self._finish_goal(key, result)
 
     def joint_message(self, state: JointState, stamp_s: float) -> dict[str, Any]:
-        """Return /joint_states: nine joints, in an order of the robot's own."""
+        """Return /joint_states: nine joints, in the robot's own order."""
         names = (*JOINT_NAMES, FINGER_B.name)
         position = np.append(state.position_rad, state.position_rad[-1])
         velocity = np.append(state.velocity_rad_s, state.velocity_rad_s[-1])
@@ -325,12 +325,12 @@ class SimRobot:
         )
 
     def _guard(self, run: Callable[[], None]) -> None:
-        """Run one thread; keep what ended it in `failure`, and set `ended`."""
+        """Run one thread; store the error that ends it in `failure`, and set `ended`."""
         try:
             run()
         except Exception as error:
             if not self._stop.is_set():
-                logger.debug("a thread of the robot failed", exc_info=True)
+                logger.debug("a thread of the simulated robot failed", exc_info=True)
             self.failure = self.failure or error
         finally:
             self._stop.set()
@@ -358,7 +358,7 @@ class SimRobot:
             await self.server.stop()
 
     def _move(self) -> None:
-        """Make the arm and step it in real time until `close`."""
+        """Create the arm and step it in real time until `close`."""
         arm = self._make_arm()
         try:
             start = arm.joints().position_rad
@@ -376,7 +376,8 @@ class SimRobot:
             arm.close()
 
     def _pace(self, arm: Arm) -> None:
-        """Step and publish at absolute deadlines; made-up steps are not published."""
+        """Step and publish at absolute deadlines; of steps executed together only the last is
+        published."""
         start_s, steps = self._clock(), 0
         frames = views = states = 0
         self._moving.set()
@@ -395,8 +396,8 @@ class SimRobot:
                 frames = int(elapsed_s * self._config.camera_rate_hz + 1e-6)
                 is_rendered = self._publish_camera(arm, stamp_s)
             due_views = int(elapsed_s * SIM_VIEW_HZ + 1e-6) - views
-            # Two pictures in one step would delay the arm: the view waits for a step without one,
-            # and longer where the arm is late already.
+            # Two images in one step would delay the arm: the view waits for a step without one, and
+            # longer if the arm is already late.
             if due_views > (LATE_VIEWS if due > 1 else int(is_rendered)):
                 views += due_views
                 self._publish_view(arm, stamp_s)
@@ -405,7 +406,7 @@ class SimRobot:
                 self._publish_state(arm, stamp_s)
 
     def _step(self, arm: Arm) -> float:
-        """Let controllers and arm move on to now; return the time of it on the robot's clock."""
+        """Advance controllers and arm to now; return the current time on the robot's clock."""
         with self._lock:
             assert self._controller is not None
             assert self._gripper is not None
@@ -449,7 +450,7 @@ class SimRobot:
             self.server.publish_threadsafe(SIM_TARGETS_TOPIC, self.joint_message(wanted, stamp_s))
 
     def _publish_camera(self, arm: Arm, stamp_s: float) -> bool:
-        """Publish a picture if anybody would get it; return whether it was rendered."""
+        """Publish an image if a client would get it; return whether it was rendered."""
         topic = self._config.topics.camera_topic
         if not self.server.is_wanted(topic, within_s=1 / self._config.camera_rate_hz):
             return False

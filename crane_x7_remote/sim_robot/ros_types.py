@@ -1,9 +1,9 @@
-"""The ROS messages that this robot has installed. Decoded JSON of a client → the whole message.
+"""The ROS messages that this robot has installed: decoded JSON of a client → the complete message.
 
-Every field is there, in order, of the right type, or it raises FieldError. Rules of
+Every field is present, in order and of the right type; otherwise FieldError is raised. Rules of
 rosbridge_library (branches ros1 and ros2, message_conversion.py and cbor_conversion.py): missing
-fields are 0 or empty, unknown ones an error; but a time takes the keys that it knows and ignores
-the rest. ROS 1 knows secs and nsecs, ROS 2 those and sec and nanosec. A header without a readable
+fields are 0 or empty, unknown ones an error; but a time reads the keys that it knows and ignores
+the rest. ROS 1 knows secs and nsecs, ROS 2 these and sec and nanosec. A header without a readable
 stamp is stamped "now". Field lists: the .msg files of common_msgs, control_msgs and actionlib_msgs.
 """
 
@@ -92,7 +92,7 @@ INTEGERS = {
 LARGEST_FLOAT32 = 3.4028235677973366e38
 """Larger doubles round to infinity (IEEE 754)."""
 TIME_KEYS = {1: (("secs",), ("nsecs",)), 2: (("sec", "secs"), ("nanosec", "nsecs"))}
-"""Per ROS version the keys of a time that rosbridge reads, the first one that is there wins."""
+"""Per ROS version the keys of a time that rosbridge reads; the first one present counts."""
 TIME_RANGES = {
     (1, "time"): ("uint32", "uint32"), (1, "duration"): ("int32", "int32"),
     (2, "time"): ("int32", "uint32"), (2, "duration"): ("int32", "uint32"),
@@ -110,10 +110,10 @@ class Field:
     """A field of a message type."""
 
     kind: str
-    """Of each element: a primitive, time, duration or another message's type."""
+    """Type of each element: a primitive, time, duration or another message's type."""
     is_array: bool
     length: int | None
-    """Of an array of fixed length."""
+    """Length of an array of fixed length."""
 
 
 Fields = Mapping[str, Field]
@@ -150,7 +150,8 @@ def fields_of(type_name: str, version: RosVersion) -> Fields | None:
 
 
 def alternatives(type_name: str, version: RosVersion) -> str:
-    """Return what is installed instead of an unknown type: its package's types, or the packages."""
+    """Return the installed alternatives to an unknown type: its package's types, or the
+    packages."""
     package = type_name.partition("/")[0]
     known = known_types(version)
     siblings = [name for name in known if name.startswith(package + "/")]
@@ -158,15 +159,15 @@ def alternatives(type_name: str, version: RosVersion) -> str:
 
 
 def convert(type_name: str, message: object, version: RosVersion, now_s: float) -> dict[str, Any]:
-    """Return `message` as the ROS side has it; raises FieldError.
+    """Return `message` as the ROS side receives it; raises FieldError.
 
-    Times keep the ROS version's own keys. NaN and infinity pass, as at a real server.
+    Times keep the ROS version's own keys. NaN and infinity pass, as with a real server.
     """
     return _Conversion(type_name, version, now_s).message(type_name, message, "")
 
 
 class _Conversion:
-    """One message on its way in; `where` is the path to a field, "" for the message."""
+    """An incoming message; `where` is the path to a field, "" for the message."""
 
     def __init__(self, root: str, version: RosVersion, now_s: float) -> None:
         self._root, self._version, self._now_s = root, version, now_s
@@ -231,7 +232,7 @@ class _Conversion:
         return {"string": "", "bool": False}.get(field.kind, 0 if field.kind in INTEGERS else 0.0)
 
     def _time(self, kind: str, value: object, where: str, unread_s: float) -> dict[str, int]:
-        """What a time does not say stays as it was: 0, or now in a header that is given."""
+        """Missing parts of a time keep their value: 0, or now in a header that is present."""
         time = write_stamp(unread_s, self._version)
         if kind == "time" and value == "now":
             return write_stamp(self._now_s, self._version)
@@ -258,7 +259,7 @@ class _Conversion:
             try:
                 return float(value)
             except OverflowError:
-                pass  # Such as an integer of 400 digits; named below.
+                pass  # Such as an integer of 400 digits; reported below.
         raise self._error(where, value, "a number that fits a float64")
 
     def _float32(self, value: object, where: str) -> float:
@@ -301,9 +302,9 @@ def _join(where: str, name: str) -> str:
 
 
 def cbor_obstacle(type_name: str, message: object, version: RosVersion) -> str | None:
-    """Return the field that a released rosbridge cannot put into CBOR, None where there is none.
+    """Return the field that a released rosbridge cannot encode in CBOR, None if it can encode all.
 
-    It packs numeric arrays of any length and takes every other array for one of messages: arrays of
+    It packs numeric arrays of any length and treats every other array as one of messages: arrays of
     strings and of times fail on ROS 1, those of fixed length on both, unless they are empty.
     """
     fields = fields_of(type_name, version) or {}

@@ -1,7 +1,7 @@
-"""A rosbridge v2 server on `websockets`: clients' messages → robot, the robot's → clients.
+"""A rosbridge v2 server on `websockets`: clients' messages → robot, robot's messages → clients.
 
 The robot (a `Robot`) is called on the server's event loop, and publishes from any thread through
-`publish_threadsafe`. `session` knows what an operation means; here are sockets, topics and types.
+`publish_threadsafe`. `session` implements the operations; this file has sockets, topics and types.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ from crane_x7_remote.sim_robot.session import (
 
 logger = logging.getLogger(__name__)
 handshakes = logging.getLogger(__name__ + ".handshakes")
-handshakes.setLevel(logging.CRITICAL)  # Port checks that say nothing are no errors of ours.
+handshakes.setLevel(logging.CRITICAL)  # A port check that sends nothing is not an error.
 
 CLOSE_TIMEOUT_S = 1.0
 FLOODED_PAUSE_S = 0.05
 MOST_CLIENTS = 512
-"""More are answered 503; a process may usually open 1024 files."""
+"""Further clients get 503; a process may usually open 1024 files."""
 MOST_WAITING_MESSAGES = 1
-"""Of a client, taken off its socket but not yet looked at: 16, websockets' own, are 128 MB."""
+"""Messages of a client that are read but not yet handled: 16, websockets' default, are 128 MB."""
 LOGGED_TOPICS = 100
 """Topics for which a message that could not be sent is logged."""
 
@@ -53,14 +53,14 @@ class ServerConfig:
 
     host: str = "127.0.0.1"
     port: int = 9090
-    """0 picks a free one."""
+    """0 picks a free port."""
     backlog: int | None = 64
-    """Topic messages that may wait for a slow client; None: without bound, as real rosbridge."""
+    """Topic messages that may wait for a slow client; None: no limit, like real rosbridge."""
     max_message_bytes: int = protocol.MAX_MESSAGE_BYTES
 
 
 class Robot(Protocol):
-    """What the server serves; its methods are called on the server's event loop."""
+    """The robot that is served; its methods are called on the server's event loop."""
 
     @property
     def topics(self) -> Mapping[str, str]:
@@ -70,17 +70,17 @@ class Robot(Protocol):
         """Return the time on the robot's clock."""
 
     def receive(self, topic: str, message: Operation) -> None:
-        """Take a message that a client published on `topic`, of the topic's type; raise RemoteError
-        if it cannot be used."""
+        """Handle a message that a client published on `topic`, of the topic's type; raise
+        RemoteError if it is unusable."""
 
     def refuse(self, topic: str) -> None:
-        """Take note that a message for `topic` does not fit the topic's type."""
+        """Record that a message for `topic` does not fit the topic's type."""
 
     def start_goal(self, key: GoalKey, action_type: str, args: Operation) -> None:
         """Start an action goal; raise RemoteError if the action or its arguments are wrong."""
 
     def cancel_goal(self, key: GoalKey) -> None:
-        """Give a goal up, if it is still running."""
+        """Cancel a goal, if it is still running."""
 
 
 class RosbridgeServer:
@@ -106,7 +106,7 @@ class RosbridgeServer:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def start(self) -> None:
-        """Listen; raises OSError when the address cannot be had."""
+        """Listen; raises OSError if the address is not available."""
         self._loop = asyncio.get_running_loop()
         self._server = await serve(
             self._serve_client,
@@ -128,7 +128,7 @@ class RosbridgeServer:
 
     @property
     def port(self) -> int:
-        """The port that is listened on, also if the configured one is 0."""
+        """The port in use, also if the configured one is 0."""
         if self._server is None:
             raise RuntimeError("the server is not started, so it has no port yet")
         return int(self._server.sockets[0].getsockname()[1])
@@ -138,9 +138,9 @@ class RosbridgeServer:
         self._latched[topic] = message
 
     def is_wanted(self, topic: str, within_s: float = math.inf) -> bool:
-        """Whether anybody would be sent a message of `topic` that is ready `within_s` from now.
+        """Whether a client would be sent a message of `topic` that is ready `within_s` from now.
 
-        May be asked from any thread, to save work that every client's throttle would drop.
+        Call it from any thread, to avoid work that every client's throttle would drop.
         """
         then_s = self._clock() + within_s
         sessions = tuple(self._sessions.values())
@@ -165,8 +165,8 @@ class RosbridgeServer:
     def broadcast(self, topic: str, message: Operation) -> None:
         """Offer a message to every subscriber of `topic`.
 
-        One that cannot be encoded for some of them is logged once per topic; as at a real server,
-        nobody is told.
+        A message that cannot be encoded for some of them is logged once per topic; as with a real
+        server, clients are not notified.
         """
         numbered = self._numbered(topic, message)
         publication = Publication(topic, numbered, self._type_of(topic), self._version)
@@ -206,8 +206,8 @@ class RosbridgeServer:
             )
 
     def publish(self, topic: str, message: Operation) -> None:
-        """See session.SessionHost: the robot gets the message first, then every subscriber, as ROS
-        has it: with all fields of its type."""
+        """See session.SessionHost: the robot gets the message first, then every subscriber, as in
+        ROS with all fields of its type."""
         type_name = self._type_of(topic)
         if type_name is None:
             raise OperationError(f"topic {topic} has no type yet; advertise it")
@@ -245,9 +245,10 @@ class RosbridgeServer:
             session.reply(operation)
 
     def _send_latched(self, session: ClientSession, greeted: set[str]) -> set[str]:
-        """Send the latched topics that a client has newly subscribed; return those it has by now.
+        """Send the latched topics that a client has newly subscribed; return all that it has
+        received.
 
-        `greeted` are those that it had been sent before.
+        `greeted` are those that it had received before.
         """
         subscribed = self._latched.keys() & session.subscriptions.keys()
         for topic in subscribed - greeted:
@@ -260,7 +261,7 @@ class RosbridgeServer:
         if len(self._sessions) < MOST_CLIENTS:
             return None
         return connection.respond(
-            http.HTTPStatus.SERVICE_UNAVAILABLE, f"{MOST_CLIENTS} clients are connected already\n"
+            http.HTTPStatus.SERVICE_UNAVAILABLE, f"{MOST_CLIENTS} clients are already connected\n"
         )
 
     async def _serve_client(self, connection: ServerConnection) -> None:
@@ -290,7 +291,7 @@ class RosbridgeServer:
 async def _send_waiting(
     connection: ServerConnection, outbox: ClientOutbox, waiting: asyncio.Event
 ) -> None:
-    """Send what waits for one client, as fast as its socket takes it."""
+    """Send the waiting payloads of one client, as fast as its socket accepts them."""
     while True:
         await waiting.wait()
         waiting.clear()

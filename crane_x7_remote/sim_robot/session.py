@@ -1,9 +1,9 @@
-"""One rosbridge client as the server sees it: its operations, subscriptions and throttles.
+"""One rosbridge client on the server: its operations, subscriptions and throttles.
 
 Payloads of the client (`receive`), messages of topics (`offer`) → its `ClientOutbox`. No I/O, no
 clock. Operations, throttling and the merging of several subscriptions to a topic follow
-rosbridge_suite (v2 protocol). Unlike there, what a client can make the server keep is bounded, and
-its mistakes are answered by a status.
+rosbridge_suite (v2 protocol). Unlike in rosbridge_suite, the state that a client can create on the
+server is bounded, and its mistakes are answered by a status.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ COMPRESSIONS = ("none", "cbor")
 LEVELS: tuple[protocol.StatusLevel, ...] = ("info", "warning", "error", "none")
 
 LONGEST_NAME = 256
-"""Characters of an id, topic, type, action or operation; ROS itself allows no longer topics."""
+"""Characters of an id, topic, type, action or operation; ROS allows no longer topic names."""
 LONGEST_STATUS = 500
 MOST_SUBSCRIPTIONS = 256
-"""Of one client, over all topics and ids."""
+"""Limit per client, over all topics and ids."""
 MOST_ADVERTISED = 256
 LONGEST_THROTTLE_MS = 1e9
 
@@ -45,7 +45,7 @@ class OperationError(RemoteError):
 
 @dataclass(frozen=True)
 class GoalKey:
-    """Names an action goal across all clients; `goal_id` alone is the client's own choice."""
+    """Identifies an action goal across all clients; `goal_id` alone is the client's own choice."""
 
     client: int
     action: str
@@ -55,7 +55,7 @@ class GoalKey:
 class Publication:
     """One message of a topic, encoded at most once for each compression.
 
-    With `type_name` and `version` given, what a released rosbridge cannot send is not sent.
+    With `type_name` and `version`, a message that a released rosbridge cannot send is not sent.
     """
 
     def __init__(
@@ -71,14 +71,14 @@ class Publication:
         self._encoded: dict[str, Payload] = {}
 
     def payload(self, compression: str) -> Payload:
-        """Return what goes on the wire; raises OperationError for what the encoding cannot say."""
+        """Return the encoded payload; raises OperationError if the message cannot be encoded."""
         if compression not in self._encoded:
             encode = self._cbor if compression == "cbor" else self._json
             try:
                 self._encoded[compression] = encode()
             except (TypeError, ValueError, RecursionError, cbor2.CBOREncodeError) as error:
                 raise OperationError(
-                    f"publish {self.topic}: the message cannot be sent on with compression"
+                    f"publish {self.topic}: the message cannot be forwarded with compression"
                     f" {compression!r}: {error}"
                 ) from error
         return self._encoded[compression]
@@ -107,19 +107,19 @@ def _finite_or_null(value: Any) -> Any:
 
 
 class SessionHost(Protocol):
-    """What a session needs from the server that it belongs to."""
+    """The server's interface for its sessions."""
 
     def establish(self, topic: str, type_name: str | None) -> None:
         """Check that `topic` may be used with this type; raise OperationError."""
 
     def publish(self, topic: str, message: Operation) -> None:
-        """Bring a client's message to the robot and to all subscribers; raise RemoteError."""
+        """Deliver a client's message to the robot and to all subscribers; raise RemoteError."""
 
     def start_goal(self, key: GoalKey, action_type: str, args: Operation) -> None:
-        """Hand a goal to the robot; raise RemoteError."""
+        """Pass a goal to the robot; raise RemoteError."""
 
     def cancel_goal(self, key: GoalKey) -> None:
-        """Ask the robot to give a goal up; raise RemoteError."""
+        """Ask the robot to cancel a goal; raise RemoteError."""
 
 
 @dataclass
@@ -168,12 +168,13 @@ class ClientSession:
             "set_level": self._set_level,
             "status": lambda _: None,
         }
-        if ros_version == 2:  # ROS 1 has its actions on topics, rosbridge nothing to do with them.
+        # ROS 1 runs its actions on topics; its rosbridge has no operations for them.
+        if ros_version == 2:
             self._operations["send_action_goal"] = self._send_action_goal
             self._operations["cancel_action_goal"] = self._cancel_action_goal
 
     def receive(self, payload: Payload, max_bytes: int = protocol.MAX_MESSAGE_BYTES) -> None:
-        """Do what one WebSocket message asks; every mistake is answered by a status operation."""
+        """Execute one WebSocket message; every mistake is answered by a status operation."""
         operation_id = None
         try:
             operation = protocol.decode(payload, max_bytes)
@@ -185,7 +186,7 @@ class ClientSession:
             handle(operation)
         except RemoteError as error:
             self.report("error", str(error), operation_id)
-        except Exception as error:  # Whatever a client sends, it costs neither link nor server.
+        except Exception as error:  # No client message may end the link or the server.
             logger.exception("client %d: an operation failed", self.number)
             self.report("error", f"internal error: {brief(error)}", operation_id)
 
@@ -201,7 +202,7 @@ class ClientSession:
     def report(
         self, level: protocol.StatusLevel, text: str, operation_id: str | None = None
     ) -> None:
-        """Send a status operation, unless the client has set its level above this one."""
+        """Send a status operation, unless the client's level is above this one."""
         if LEVELS.index(level) >= LEVELS.index(self._level):
             self.reply(protocol.status(level, _short(text), operation_id))
 
@@ -216,7 +217,7 @@ class ClientSession:
         throttle_ms = operation.get("throttle_rate") or 0
         if compression not in COMPRESSIONS:
             raise OperationError(
-                f"subscribe {topic}: compression {brief(compression)} is not served;"
+                f"subscribe {topic}: compression {brief(compression)} is not supported;"
                 f" expected one of {', '.join(COMPRESSIONS)}"
             )
         if not _is_number(throttle_ms) or not 0 <= throttle_ms <= LONGEST_THROTTLE_MS:

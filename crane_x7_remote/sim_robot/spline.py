@@ -1,7 +1,7 @@
-"""The path between trajectory points, as ros2_control's joint_trajectory_controller runs it. Pure.
+"""The path between trajectory points, as in ros2_control's joint_trajectory_controller. Pure.
 
-Knots → sampled positions and derivatives: lines where knots have positions alone, cubics where they
-have velocities, quintics where they have accelerations as well.
+Knots → sampled positions and derivatives: lines if knots have only positions, cubics if they have
+velocities, quintics if they also have accelerations.
 
 Legend: K knots, N samples, n joints; times in s, angles in rad.
 """
@@ -18,7 +18,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True, eq=False)
 class SplineSample:
-    """Where the path is, (N, n) each."""
+    """State of the path, (N, n) each."""
 
     position_rad: Array
     velocity_rad_s: Array
@@ -27,7 +27,7 @@ class SplineSample:
 
 @dataclass(frozen=True, eq=False)
 class Spline:
-    """Positions over time; before the first knot and after the last one it stands still."""
+    """Positions over time; constant before the first and after the last knot."""
 
     time_s: Array
     """(K,), increasing."""
@@ -63,7 +63,7 @@ class Spline:
         return float(np.abs(coefficients).sum(axis=0).max())
 
     def prepended(self, time_s: float, start: SplineSample) -> Spline:
-        """Return this path with one more knot in front, taken from `start` (1, n)."""
+        """Return this path with one more knot in front, from `start` (1, n)."""
         velocity, acceleration = self.velocity_rad_s, self.acceleration_rad_s2
         return Spline(
             np.insert(self.time_s, 0, time_s),
@@ -82,7 +82,7 @@ class Spline:
             return [start, slope, 3 * rise - 2 * slope - end_slope, slope + end_slope - 2 * rise]
         bend = self.acceleration_rad_s2[left] * span**2
         end_bend = self.acceleration_rad_s2[left + 1] * span**2
-        # What is left of rise, slope and bend at the end after the first three powers.
+        # Remainders of rise, slope and bend at the end after the first three powers.
         d = rise - slope - bend / 2
         e = end_slope - slope - bend
         f = end_bend - bend

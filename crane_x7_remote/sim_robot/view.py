@@ -1,6 +1,6 @@
 """`sim-robot --view`: a page on 127.0.0.1 that shows the simulated arm.
 
-A rosbridge client of the robot itself -> camera picture, joints, the loop's status -> HTTP.
+A rosbridge client of the robot → camera image, joints, the loop's status → HTTP.
 """
 
 from __future__ import annotations
@@ -32,16 +32,16 @@ HOST = "127.0.0.1"
 PICTURE_MS = 100
 MOVING_RAD_S = 0.02
 FORGET_S = 3.0
-"""A loop that was not heard for so long has ended."""
+"""A loop without a status for this long has ended."""
 REQUEST_S = 5.0
-"""A browser that says nothing for so long is hung up on."""
+"""A browser that sends nothing for this long is disconnected."""
 
 
 class View:
-    """The page's server; a context manager. Its port is taken from the beginning."""
+    """The page's server; a context manager. It listens from the beginning."""
 
     def __init__(self, port: int) -> None:
-        """Raises SimulationError when the port is taken; 0 picks a free one."""
+        """Raises SimulationError if the port is in use; 0 picks a free one."""
         try:
             self._server = _Server((HOST, port), _Handler)
         except OSError as error:
@@ -59,11 +59,11 @@ class View:
 
     @property
     def url(self) -> str:
-        """Where the page is."""
+        """URL of the page."""
         return f"http://{HOST}:{self._server.server_port}"
 
     def watch(self, host: str, port: int, topics: Settings) -> None:
-        """Show the robot that is served at `host`:`port`."""
+        """Show the robot at `host`:`port`."""
         client = RosbridgeClient(
             ClientConfig(
                 host,
@@ -79,17 +79,17 @@ class View:
         self._client = client
 
     def unwatch(self) -> None:
-        """Let go of the robot, before it ends."""
+        """Disconnect from the robot, before it ends."""
         if self._client is not None:
             self._client.close()
 
     def picture(self) -> bytes | None:
-        """Return the newest picture as JPEG; None before the first one."""
+        """Return the newest camera image as JPEG; None before the first one."""
         frame = None if self._client is None else self._client.latest_frame()
         return None if frame is None else frame.image_bytes
 
     def state(self) -> dict[str, Any]:
-        """Return what stands beside the picture, ready for JSON."""
+        """Return the page's state, ready for JSON."""
         status = self._newest()
         joints = None if self._client is None else self._client.joints()
         degrees, arm = [], "starting"
@@ -125,7 +125,7 @@ class View:
         }
 
     def _newest(self) -> LoopStatus | None:
-        """Return the status of the loop that drives, else of the one that was heard last."""
+        """Return the status of the loop that drives, else the newest status."""
         now_s = time.monotonic()
         heard = [each for each in self._statuses.values() if now_s - each[0] < FORGET_S]
         newest = max(heard, key=lambda each: (each[1].hold is None, each[0]), default=None)
@@ -157,7 +157,7 @@ class _Handler(BaseHTTPRequestHandler):
     timeout = REQUEST_S
 
     def do_GET(self) -> None:
-        """Answer with the page, the picture or the state."""
+        """Answer with the page, the image or the state."""
         path = self.path.partition("?")[0]
         if path == "/":
             self._answer("text/html; charset=utf-8", PAGE.encode())
@@ -166,14 +166,14 @@ class _Handler(BaseHTTPRequestHandler):
         elif path == "/camera.jpg":
             picture = self.server.picture()
             if picture is None:
-                self.send_error(HTTPStatus.SERVICE_UNAVAILABLE, "no picture yet")
+                self.send_error(HTTPStatus.SERVICE_UNAVAILABLE, "no image yet")
             else:
                 self._answer("image/jpeg", picture)
         else:
             self.send_error(HTTPStatus.NOT_FOUND)
 
     def log_message(self, format: str, *args: Any) -> None:
-        """Log a request as a detail."""
+        """Log a request at debug level."""
         logger.debug(format, *args)
 
     def _answer(self, kind: str, body: bytes) -> None:
@@ -185,4 +185,4 @@ class _Handler(BaseHTTPRequestHandler):
         try:
             self.wfile.write(body)
         except (BrokenPipeError, ConnectionResetError):
-            logger.debug("the browser left")
+            logger.debug("the browser disconnected")

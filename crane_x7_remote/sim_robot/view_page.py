@@ -1,4 +1,4 @@
-"""The page of `sim-robot --view`: polls /camera.jpg and /state.json, no other files."""
+"""The page of `sim-robot --view`; it polls /camera.jpg and /state.json."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PAGE: Final = """<!doctype html>
 </style>
 <h1>CRANE-X7, simulated</h1>
 <main>
-  <img id="camera" alt="what the camera sees">
+  <img id="camera" alt="camera image">
   <section>
     <dl>
       <dt>Task</dt><dd id="task">…</dd>

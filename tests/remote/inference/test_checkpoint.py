@@ -83,7 +83,7 @@ def test_the_simulated_robot_takes_the_scene_of_a_checkpoint(tmp_path: Path) -> 
     assert args.spawn_range_m == 0.02
     assert scene("--scene-of", str(SHIPPED), "--colours", "red").colours == ["red"]
     assert scene().task == "PickPlace-CRANE-X7"
-    with pytest.raises(PolicyError, match="no scene is known of it"):
+    with pytest.raises(PolicyError, match="its scene is unknown"):
         scene("--scene-of", str(tmp_path))
 
 
