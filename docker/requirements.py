@@ -1,8 +1,8 @@
-"""Print what pyproject.toml requires, so that the image installs it before the source is copied.
+"""Print the requirements of pyproject.toml, which the image installs before it copies the source.
 
     python docker/requirements.py pyproject.toml sim,train
 
-The extras come by commas and may be empty. An unknown one ends with an error and code 2.
+The extras are separated by commas and may be empty. An unknown one is an error with exit code 2.
 """
 
 from __future__ import annotations
@@ -19,7 +19,10 @@ def main(path: str, extras: str) -> int:
     wanted = [name.strip() for name in extras.split(",") if name.strip()]
     unknown = [name for name in wanted if name not in known]
     if unknown:
-        print(f"EXTRAS: {unknown} are no extras; expected some of {sorted(known)}", file=sys.stderr)
+        print(
+            f"EXTRAS: unknown {', '.join(unknown)}; expected {', '.join(sorted(known))}",
+            file=sys.stderr,
+        )
         return 2
     for requirements in (project["dependencies"], *(known[name] for name in wanted)):
         print(*requirements, sep="\n")

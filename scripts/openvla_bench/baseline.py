@@ -1,8 +1,8 @@
-"""The same OpenVLA through plain eager transformers code, for bench_openvla to compare with.
+"""The same OpenVLA in plain eager transformers code: the baseline of bench_openvla.
 
-Weights are shared with our model, so both fit into one device. Towers one after the other, the
-prompt's embeddings into `LlamaForCausalLM`, `generate` with its growing cache and full head: what
-the published code does where its `generate` works.
+Weights are shared with this project's model, so both fit into one device. Towers run one after the
+other, the prompt's embeddings go into `LlamaForCausalLM`, and `generate` has its growing cache and
+full head, like the published code where its `generate` works.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ class Baseline:
             name: values.detach() for name, values in model.language_model.named_parameters()
         }
         llama.load_state_dict(weights, assign=True)
-        rotary: Any = llama.model.rotary_emb  # its frequencies are no weights: compute them here
+        rotary: Any = llama.model.rotary_emb  # its frequencies are not weights: compute them here
         with torch.device(self._device):
             llama.model.rotary_emb = type(rotary)(config=config)
         llama.requires_grad_(False)
@@ -79,7 +79,7 @@ class Baseline:
 
     @torch.no_grad()
     def first_logits(self, pixels: Tensor, input_ids: Sequence[Tensor]) -> Tensor:
-        """Return (B, 256): the first action token's logits, for a check that all is the same."""
+        """Return (B, 256): the first action token's logits, to check that both models agree."""
         logits: Tensor = self.llama(inputs_embeds=self.embed(pixels, input_ids)).logits
         return logits[:, -1, ACTION_ROWS].float()
 

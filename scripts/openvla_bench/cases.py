@@ -16,7 +16,7 @@ from openvla_bench.limits import evaluate_flop, generate_limit, vision_flop
 
 
 def same_model(bench: Bench) -> None:
-    """Both must compute the same, or the comparison says nothing."""
+    """Check that both compute the same; else the comparison is invalid."""
     (pixels, ids), *_ = inputs(bench, 2)
     ours = bench.runner.roll_out(pixels, ids, 1).logits[:, 0]
     theirs = bench.baseline.first_logits(pixels, ids)
@@ -52,7 +52,7 @@ def throughput(batch: int) -> Callable[[Bench], None]:
 
 
 def parts(bench: Bench) -> None:
-    """Where the time of batch 1 goes."""
+    """Split the time of batch 1."""
     batches = inputs(bench, 1)
     limit = generate_limit(bench.model.config, bench.here, 1, TOKENS, 8)
     see = torch.no_grad()(lambda one: bench.model.encode(one[0]))
@@ -110,7 +110,7 @@ def evaluate_forward(bench: Bench) -> None:
 
 
 def evaluate_backward(bench: Bench) -> None:
-    """The last case: it leaves adapters in the model."""
+    """The last case, because it leaves adapters in the model."""
     from peft import LoraConfig, inject_adapter_in_model
 
     from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
@@ -121,7 +121,7 @@ def evaluate_backward(bench: Bench) -> None:
     llama = bench.baseline.llama
     inject_adapter_in_model(LoraConfig(r=32, lora_alpha=16, target_modules=names), llama)
     llama.train()
-    # Recent versions have renamed it.
+    # Renamed in recent versions.
     name = "activation_checkpointing_enable"
     getattr(llama, name if hasattr(llama, name) else "gradient_checkpointing_enable")()
     llama.enable_input_require_grads()
@@ -134,7 +134,7 @@ def evaluate_backward(bench: Bench) -> None:
     bench.model.checkpoint_gradients()
     run = lambda one: evaluate(bench.model, *one, tokens).log_probs  # noqa: E731
     ours, our_gb = backward(bench, batches, run, bench.model)
-    # Adapters are in the language model alone, so vision runs forward once.
+    # Only the language model has adapters, so vision runs forward once.
     config = bench.model.config
     vision = batch * vision_flop(config)
     flop = vision + 3 * (evaluate_flop(config, batch, TOKENS, steps) - vision)
@@ -173,16 +173,16 @@ def actions(bench: Bench, batch: int, steps: int) -> torch.Tensor:
 
 
 def gpu(bench: Bench, target: float) -> float | None:
-    """Targets are for the GPU alone."""
+    """Targets apply only to the GPU."""
     return target if bench.device.type == "cuda" else None
 
 
 class CountLaunches(TorchDispatchMode):
-    """Counts operations that compute something; views launch nothing."""
+    """Counts operations that compute; views launch nothing."""
 
     count = 0
     undeclared = torch.ops.aten._unsafe_view.default
-    """A view whose schema does not say so."""
+    """A view that its schema does not mark as one."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         returns = func._schema.returns
@@ -193,7 +193,7 @@ class CountLaunches(TorchDispatchMode):
 
 
 def launches(bench: Bench) -> None:
-    """Operations per action; on CUDA a captured graph counts none, so this is the CPU's figure."""
+    """Operations per action, on a CPU; on CUDA a captured graph would count as none."""
     batches = inputs(bench, 1)
 
     def count(run: Callable[[Inputs], object]) -> float:

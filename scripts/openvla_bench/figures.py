@@ -1,4 +1,4 @@
-"""What bench_openvla's cases share: models, inputs, timing, and the table of figures."""
+"""Shared parts of bench_openvla's cases: models, inputs, timing, and the table of figures."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ TEXT = 22
 """Prompt tokens after BOS and before 29871: 280 in all, as in the project's table of limits."""
 TOKENS = 1 + PATCHES + TEXT + 1
 INPUTS = 4
-"""Different batches that take turns."""
+"""Number of different batches, used alternately."""
 SEED = 0
 
 
 @dataclass
 class Bench:
-    """What every case needs, and what they leave."""
+    """Inputs and results of every case."""
 
     device: torch.device
     runner: Runner
@@ -38,7 +38,7 @@ class Bench:
 
     @property
     def model(self) -> OpenVLA:
-        """Ours."""
+        """This project's model."""
         return self.runner.model
 
     def row(
@@ -52,8 +52,8 @@ class Bench:
         target: float | None = None,
         least_ratio: float | None = None,
     ) -> None:
-        """Keep and print a figure; `target` bounds the value, `least_ratio` how much better than
-        the baseline it must be."""
+        """Keep and print a figure; `target` bounds the value, `least_ratio` its ratio to the
+        baseline."""
         ratio = met = wanted = None
         if baseline:
             ratio = baseline / value if better == "lower" else value / baseline
@@ -90,7 +90,7 @@ def inputs(bench: Bench, batch: int) -> list[Inputs]:
 def in_turn(
     bench: Bench, batches: Sequence[Inputs], *runs: Callable[[Inputs], object]
 ) -> list[float]:
-    """Return each run's median seconds over `rounds`, taken alternately after warming up."""
+    """Return each run's median seconds over `rounds`, taken alternately after a warm-up."""
     for run in runs:
         for one in batches[:3]:
             run(one)
@@ -108,7 +108,7 @@ def in_turn(
 
 
 def generate(bench: Bench, batch: int, steps: int) -> tuple[float, float]:
-    """Return median seconds per batch, ours and the baseline's; on CUDA note peak memory too."""
+    """Return median seconds per batch of model and baseline; on CUDA also record peak memory."""
     batches = inputs(bench, batch)
     runs: list[Callable[[Inputs], object]] = [
         lambda one: bench.runner.roll_out(*one, steps).tokens.cpu(),
@@ -122,13 +122,13 @@ def generate(bench: Bench, batch: int, steps: int) -> tuple[float, float]:
 
 
 def note_memory(bench: Bench, name: str, ours: Run, theirs: Run) -> None:
-    """Keep how much memory each takes on the GPU."""
+    """Record the GPU memory of each."""
     if bench.device.type == "cuda":
         bench.row(f"{name}: peak memory", peak_gb(bench, ours), "GB", peak_gb(bench, theirs))
 
 
 def peak_gb(bench: Bench, run: Run) -> float:
-    """Return the most GPU memory in use during `run`, weights and buffers included; 0 on a CPU."""
+    """Return the peak GPU memory during `run`, weights and buffers included; 0 on a CPU."""
     if bench.device.type != "cuda":
         return 0.0
     torch.cuda.empty_cache()

@@ -1,7 +1,7 @@
-"""What an OpenVLA must at least compute and read, and how fast this device can, for bench_openvla.
+"""The limits of bench_openvla: least work of an OpenVLA, and the speed of this device.
 
-A device's memory bandwidth and matrix throughput are measured; from a model's sizes follow the
-operations (FLOP) and bytes of each part, and so the least time that it can take here.
+The device's memory bandwidth and matrix throughput are measured. The model's sizes give the
+operations (FLOP) and bytes of each part, and so its least time on this device.
 
 Legend: B batch, T tokens of prompt and image together, D action tokens.
 """
@@ -22,12 +22,12 @@ from crane_x7_vla_rl.policies.openvla.model.config import (
 )
 
 SECONDS = 0.5
-"""How long each measurement of the device lasts at most."""
+"""Longest time of each measurement of the device."""
 
 
 @dataclass(frozen=True)
 class Device:
-    """What this device reaches."""
+    """Measured speed of this device."""
 
     bytes_s: float
     """Reading and writing memory, bytes per second."""
@@ -42,7 +42,7 @@ def synchronise(device: torch.device) -> None:
 
 
 def best_seconds(run: Callable[[], object], device: torch.device) -> float:
-    """Return the shortest time of one `run`, after a first one that warms up."""
+    """Return the shortest time of one `run`, after a warm-up run."""
     run()
     synchronise(device)
     best, begun_s = float("inf"), time.perf_counter()
@@ -63,7 +63,7 @@ def measure(device: torch.device, dtype: torch.dtype) -> Device:
 
 
 def _bandwidth(device: torch.device) -> float:
-    """Return the better of a copy and a sum, over far more than any cache holds."""
+    """Return the better of a copy and a sum, over far more bytes than any cache."""
     size = (1 << 31) if device.type == "cuda" else (1 << 27)
     source = torch.zeros(size, dtype=torch.uint8, device=device)
     target, words = torch.empty_like(source), source.view(torch.float32)
@@ -87,7 +87,7 @@ def vision_flop(config: OpenVLAConfig) -> float:
 
 
 def layer_parameters(config: OpenVLAConfig) -> int:
-    """Weights of the language model's layers, which every token passes."""
+    """Weights of the language model's layers, used for every token."""
     text = config.text
     keys = text.num_key_value_heads * text.head_dim
     attention = 2 * text.hidden_size * (text.hidden_size + keys)
@@ -103,7 +103,7 @@ def prefill_flop(config: OpenVLAConfig, tokens: int) -> float:
 
 
 def decode_bytes(config: OpenVLAConfig, batch: int, tokens: int, weight_bytes: float) -> float:
-    """Bytes that one decode step must read: all weights once, each sample's keys and values."""
+    """Bytes that one decode step must read: all weights once, and each sample's keys and values."""
     text = config.text
     weights = layer_parameters(config) * weight_bytes + 256 * text.hidden_size * 2
     keys = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * 2
@@ -120,7 +120,7 @@ class Limit:
 
     @property
     def total_s(self) -> float:
-        """Of the whole."""
+        """Least seconds of the whole batch."""
         return self.vision_s + self.prefill_s + self.decode_s
 
 
@@ -129,8 +129,8 @@ def generate_limit(
 ) -> Limit:
     """Return the least time of `generate`: arithmetic binds vision and prefill, memory decode.
 
-    `item_bytes`: of one weight in decode, 2 for bfloat16. A prefill cannot be faster than reading
-    the weights once either.
+    `item_bytes`: size of one weight in decode, 2 for bfloat16. A prefill also takes at least the
+    time to read the weights once.
     """
     prefill_s = max(
         batch * prefill_flop(config, tokens) / here.flop_s,
@@ -150,6 +150,6 @@ def evaluate_flop(config: OpenVLAConfig, batch: int, tokens: int, steps: int) ->
     """FLOP of one forward pass of `evaluate`.
 
     With frozen weights and recomputation, forward and backward together take three times this:
-    forward, recomputed forward, gradients of what passes.
+    forward, recomputed forward, gradients of the activations.
     """
     return batch * (vision_flop(config) + prefill_flop(config, tokens + steps - 1))

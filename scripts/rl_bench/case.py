@@ -1,7 +1,7 @@
-"""What all sides of bench_rl are told: a model with random weights, and configs/rl_tiny.yaml.
+"""The common case of all sides of bench_rl: a model with random weights, and configs/rl_tiny.yaml.
 
 A size → a checkpoint folder, in a folder that the caller deletes, and the configuration of a run.
-Random weights cost what trained ones do, but that no episode ends early by success.
+Random weights cost as much as trained ones, except that no episode ends early by success.
 """
 
 from __future__ import annotations
@@ -22,23 +22,23 @@ from crane_x7_vla_rl.training.rl.config import RlConfig
 RECIPE = Path(__file__).resolve().parents[2] / "configs" / "rl_tiny.yaml"
 VIEW = (0.29, 0.45, 0.67, 0.85)
 PERIOD_S = 0.2
-"""Both as scripts/teach-tiny has them."""
+"""Both as in scripts/teach-tiny."""
 
 
 @dataclass(frozen=True)
 class Scale:
-    """How large one run of the bench is."""
+    """Size of one run of the benchmark."""
 
     sizes: builder.Sizes
     rounds: int
     trained: int
-    """Updates of the run of the trainer itself."""
+    """Updates of the trainer's own run."""
     changes: Mapping[str, object] = field(default_factory=dict)
-    """To configs/rl_tiny.yaml."""
+    """Changes to configs/rl_tiny.yaml."""
 
 
 ENDING = 26
-"""Steps of a rollout so that an episode, of 50 steps, ends in two of them."""
+"""Steps of a rollout, so that an episode of 50 steps ends within two rollouts."""
 
 SCALES = {
     "smallest": Scale(
@@ -59,13 +59,13 @@ SCALES = {
 
 @dataclass(frozen=True)
 class Case:
-    """What every side needs to know."""
+    """Inputs of every side."""
 
     model: Path
     scale: Scale
     device: torch.device
     threads: int
-    """Of torch, for the plain loop; the trainer decides for itself."""
+    """Threads of torch in the plain loop; the trainer sets its own."""
     output: Path
 
     @property
@@ -74,7 +74,7 @@ class Case:
         return self.device.type == "cuda"
 
     def config(self, name: str, changes: Mapping[str, object] | None = None) -> RlConfig:
-        """Return rl_tiny.yaml for the model here, every update whole; `name` is the run's."""
+        """Return rl_tiny.yaml for this model, with complete updates; `name` is the run's."""
         here = {
             "start.sft_checkpoint": str(self.model),
             "training.device": self.device.type,
@@ -95,24 +95,24 @@ class Case:
 
 
 def write_model(folder: Path, scale: Scale) -> Path:
-    """Write a checkpoint with random weights, of the size that scripts/teach-tiny teaches."""
+    """Write a checkpoint with random weights, of the size that scripts/teach-tiny trains."""
     inputs = PolicySpec(state_tokens=True, period_s=PERIOD_S, view=VIEW)
     return builder.build(folder, scale.sizes, inputs=inputs)
 
 
 @dataclass(frozen=True)
 class Round:
-    """What one side did in a rollout and the update that learns from it."""
+    """Counts and times of one side in a rollout and its update."""
 
     decisions: int
-    """Answers of the policy that were carried out."""
+    """Executed decisions of the policy."""
     env_steps: int
     """Control steps."""
     samples: int
-    """That the update learned from, each counted once per epoch."""
+    """Samples of the update, each counted once per epoch."""
     optimizer_steps: int
     simulate_s: float
-    """Waiting for simulations."""
+    """Seconds of waiting for simulations."""
     rollout_s: float
     learn_s: float
 

@@ -1,4 +1,4 @@
-"""What bounds a rollout and an update, for bench_rl: simulation alone, and matrix products alone.
+"""The limits of a rollout and an update, for bench_rl: only simulation, and only matrix products.
 
 The device's matrix throughput and the speed of simulation without a policy are measured; FLOP are
 counted from the model. Simulation and products share the cores, so that their times add up.
@@ -24,20 +24,21 @@ from crane_x7_vla_rl.sim.vector.protocol import VectorEnv
 from rl_bench.ours import Ours
 
 REACH_RAD = 0.3
-"""Of random targets around the rest pose, as random weights choose them (see policies' builder)."""
+"""Spread of random targets around the rest pose, like those of random weights (see the policies'
+builder)."""
 
 
 @dataclass(frozen=True)
 class Work:
-    """What one decision costs at least."""
+    """Least work of one decision."""
 
     infer_flop: float
     learn_flop: float
-    """Of all epochs."""
+    """Sum of all epochs."""
 
     @classmethod
     def of(cls, ours: Ours) -> Work:
-        """Count it."""
+        """Count the work of one decision."""
         run, seen = ours.run, ours.run.env.look(0)
         (prompt,) = run.rollout.codec.prompts(seen.instructions[:1], np.asarray(seen.state_rad[:1]))
         policy, answer = run.agent.policy, run.rollout.codec.answer_length
@@ -48,9 +49,9 @@ class Work:
 
 
 def answer_flop(model: OpenVLA, text: int, answer: int) -> float:
-    """Return FLOP of one answer of `answer` tokens to `text` ids, adapters merged.
+    """Return FLOP of one prediction of `answer` tokens for `text` ids, with merged adapters.
 
-    The towers' positions are counted by their own lengths; the last layer's for tokens alone.
+    The towers' positions are counted by their own lengths; the last layer's only for tokens.
     """
     config = model.config
     length, last = config.patches + text + answer, len(model.language_model.model.layers) - 1
@@ -75,7 +76,7 @@ def answer_flop(model: OpenVLA, text: int, answer: int) -> float:
 
 
 def matrix_flop_s(device: torch.device, halved: bool) -> float:
-    """Return how many FLOP/s one large product reaches now, on all cores."""
+    """Return the FLOP/s that one large product reaches now, on all cores."""
     threads = torch.get_num_threads()
     torch.set_num_threads(os.cpu_count() or 1)
     try:

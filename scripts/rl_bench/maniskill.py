@@ -1,15 +1,15 @@
-"""The rollout of ManiSkill's own PPO baseline for pictures, on the same task, for bench_rl.
+"""The rollout of ManiSkill's own PPO baseline for images, on the same task, for bench_rl.
 
-The baseline (examples/baselines/ppo/ppo_rgb.py at haosulab/ManiSkill) is no part of the package on
-PyPI. What it does between two updates is written again here: ManiSkill's wrappers that flatten the
-observation to a picture and a state and that reset ended episodes; three convolutions, then a
-linear layer of 256, beside one for the state; heads of 512 for a Gaussian over joint deltas and for
-the value; storage of every step; the value of the last view of ended episodes.
+The baseline (examples/baselines/ppo/ppo_rgb.py at haosulab/ManiSkill) is not part of the package on
+PyPI. This file reimplements its work between two updates: ManiSkill's wrappers that flatten the
+observation to an image and a state and that reset ended episodes; three convolutions, then a linear
+layer of 256, next to one for the state; heads of 512 for a Gaussian over joint deltas and for the
+value; storage of every step; the value of the last observation of ended episodes.
 
-On a CPU, PhysX has one scene per simulation, so that its script can have a single environment
-(`one`); `many` asks the same network for as many environments as the other sides have, through
-ManiSkill's wrapper for gymnasium and gymnasium's AsyncVectorEnv with its shared memory. Both are in
-a process of their own, with torch's and lavapipe's own numbers of threads in `one`.
+On a CPU, PhysX has one scene per simulation, so its script can have only a single environment
+(`one`); `many` runs the same network for as many environments as the other sides, through
+ManiSkill's wrapper for gymnasium and gymnasium's AsyncVectorEnv with its shared memory. Each runs
+in a separate process, `one` with the default numbers of threads of torch and lavapipe.
 
 Legend: T steps, N environments.
 """
@@ -39,7 +39,7 @@ FEATURES, WIDTH = 256, 512
 
 @dataclass(frozen=True)
 class Setup:
-    """Which environments."""
+    """Kind of environments: `one` or `many`."""
 
     kind: Kind
     world: WorldConfig
@@ -50,7 +50,7 @@ class Setup:
 
 
 class Network(nn.Module):
-    """Picture and state to action and value."""
+    """Image and state → action and value."""
 
     def __init__(self, seen: Observation, actions: int) -> None:
         super().__init__()
@@ -68,7 +68,7 @@ class Network(nn.Module):
         self.log_std = nn.Parameter(torch.full((1, actions), -0.5))
 
     def features(self, seen: Observation) -> Tensor:
-        """Return (N, 512) for pictures (N, H, W, 3) uint8 and states."""
+        """Return (N, 512) for images (N, H, W, 3) uint8 and states."""
         pixels = seen["rgb"].float().permute(0, 3, 1, 2) / 255
         return torch.cat([self.picture(pixels), self.state(seen["state"])], dim=1)
 
@@ -80,7 +80,7 @@ class Network(nn.Module):
         return action, spread.log_prob(action).sum(1), self.critic(found)[:, 0]
 
     def worth(self, seen: Observation) -> Tensor:
-        """Return (N,)."""
+        """Return the values (N,)."""
         return self.critic(self.features(seen))[:, 0]
 
 
@@ -115,7 +115,7 @@ def _flat(world: WorldConfig) -> Any:
 
 
 class Rollouts:
-    """Rollouts of one kind of environments; called in a process of its own."""
+    """Rollouts of one kind of environments; called in a separate process."""
 
     def __init__(self, setup: Setup) -> None:
         self._setup, world = setup, setup.world
@@ -123,7 +123,7 @@ class Rollouts:
             self._env = make_one(world)
         else:
             self._env = make_many(world, setup.count)
-        # Vector environments of both kinds know what a single environment takes.
+        # Vector environments of both kinds have the spaces of a single environment.
         actions = int(self._env.single_action_space.shape[0])
         self._seen = _tensors(self._env.reset(seed=0)[0])
         self._network = Network(self._seen, actions)
@@ -143,7 +143,7 @@ class Rollouts:
                 self._views[name][step] = x
             action, self._log_probs[step], self._values[step] = self._network.choose(self._seen)
             self._actions[step] = action
-            # gymnasium's pipes pickle arrays faster than tensors, and its user would know.
+            # gymnasium's pipes pickle arrays faster than tensors.
             sent = action if self._setup.kind == "one" else action.clamp(-1, 1).numpy()
             seen, reward, terminated, truncated, told = self._env.step(sent)
             self._seen = _tensors(seen)
@@ -156,7 +156,7 @@ class Rollouts:
         return self._setup.steps * self._setup.count, time.perf_counter() - started_s
 
     def _final(self, told: dict[str, Any], ended: Tensor) -> Observation:
-        """Return the last views of ended episodes, rows of those alone."""
+        """Return the last observations, only the rows of ended episodes."""
         if self._setup.kind == "one":
             return {name: x[ended] for name, x in told["final_observation"].items()}
         rows = [told["final_obs"][place] for place in ended.nonzero()[:, 0].tolist()]
@@ -177,11 +177,11 @@ class Baseline:
     """`Rollouts` in another process, one at a time."""
 
     def __init__(self, setup: Setup) -> None:
-        """Start the process; it is ready when `turn` first answers."""
+        """Start the process; it is ready when `turn` answers for the first time."""
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload([SIMULATION])
         self._pipe, there = context.Pipe()
-        # A daemon could have no processes of its own.
+        # A daemon could not start its own processes.
         self._process = context.Process(target=_serve, args=(there, setup), daemon=False)
         self._process.start()
         there.close()
@@ -214,7 +214,7 @@ class Baseline:
 
 
 def _serve(pipe: Connection, setup: Setup) -> None:
-    """Roll out whenever asked, until the pipe ends."""
+    """Roll out at every request, until the pipe closes."""
     rollouts: Rollouts | None = None
     try:
         while True:
@@ -225,7 +225,7 @@ def _serve(pipe: Connection, setup: Setup) -> None:
             try:
                 rollouts = rollouts or Rollouts(setup)
                 answer: object = rollouts()
-            except Exception:  # the edge of a process: whoever asked must learn of it
+            except Exception:  # the edge of a process: the requester must see the error
                 answer = traceback.format_exc()
             pipe.send(answer)
     finally:

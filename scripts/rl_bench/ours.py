@@ -1,7 +1,8 @@
-"""Our side of bench_rl: a real run of the trainer, opened once and moved update by update.
+"""This project's side of bench_rl: a real run of the trainer, opened once and advanced update by
+update.
 
-What `train` does between updates (adding up over processes, metrics) is not in these times; the
-run of the trainer itself (see `trainer`) says how much that is.
+The work of `train` between updates (sums over processes, metrics) is not in these times; the
+trainer's own run (see `trainer`) measures it.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ WARM_STEPS = 2
 
 @dataclass
 class Ours:
-    """The run, and how far it is."""
+    """The run and its progress."""
 
     case: Case
     run: RlRun
     threads: int
-    """Of torch, as the trainer wants them."""
+    """Threads of torch, as the trainer sets them."""
     number: int = 0
     """Updates so far."""
 
@@ -42,7 +43,7 @@ class Ours:
         return [name for name, module in modules if hasattr(module, "lora_A")]
 
     def warm(self) -> None:
-        """Make a short round that does not count."""
+        """Run a short round as a warm-up."""
         self.turn(WARM_STEPS)
 
     def turn(self, steps: int | None = None) -> Round:
@@ -55,7 +56,7 @@ class Ours:
         synchronise(self.case.device)
         rolled_s = time.perf_counter()
         if found is None:
-            raise RuntimeError("a rollout ended early, though nothing stopped it")
+            raise RuntimeError("a rollout ended early without a stop")
         learned = update(
             self.run.agent,
             found.buffer,
@@ -66,7 +67,7 @@ class Ours:
         ended_s = time.perf_counter()
         self.number += 1
         if found.discarded:
-            raise RuntimeError(f"{found.discarded} decisions were lost with a simulation")
+            raise RuntimeError(f"{found.discarded} decisions were lost because a simulation failed")
         return Round(
             config.steps * config.env.num_envs, found.env_steps, learned.samples * ppo.epochs,
             learned.minibatches, found.simulate_s, rolled_s - started_s, ended_s - rolled_s,
@@ -75,8 +76,8 @@ class Ours:
 
 @contextmanager
 def opened(case: Case) -> Iterator[Ours]:
-    """Yield our side, ready for its first update."""
-    # A bar on the terminal would be drawn during the other sides' turns.
+    """Yield this side, ready for its first update."""
+    # A progress bar would be drawn during the other sides' turns.
     with (case.output / "ours.stderr").open("w") as log, redirect_stderr(log):
         context = open_run(case.config("ours"), None, time.perf_counter, RunLog())
         run, _ = context.__enter__()

@@ -1,11 +1,11 @@
-"""The other side of bench_rl: the loop that one writes first.
+"""The other side of bench_rl: a plain loop.
 
-One process per environment, every step's picture over a pipe; transformers' `generate` for one
+One process per environment, every step's image through a pipe; transformers' `generate` for one
 environment at a time, with log-probabilities from its scores and the value from its hidden states;
 PEFT's LoRA on the same layers; an update over transformers' logits of every position. Prompts,
-resize, GAE, loss and value head are our own functions: what is compared is the loop and the model
-in it. Processes have one thread each and step at the same time: with more, or one after the other,
-it would be slower still.
+resize, GAE, loss and value head are this project's functions: the benchmark compares the loop and
+the model in it. Processes have one thread each and step at the same time; more threads, or one
+process after another, would be slower.
 
 Legend: B samples, D tokens of an answer, T steps, N environments.
 """
@@ -43,10 +43,10 @@ from rl_bench.plain_envs import Processes, Seen, View
 
 
 class ActionsAlone(LogitsProcessor):
-    """Leaves `generate` the 256 action tokens."""
+    """Restricts `generate` to the 256 action tokens."""
 
     def __call__(self, input_ids: Tensor, scores: Tensor) -> Tensor:  # type: ignore[override]
-        """(B, vocabulary) in and out."""
+        """Input and output: (B, vocabulary)."""
         del input_ids
         masked = torch.full_like(scores, -torch.inf)
         masked[:, ACTION_ROWS] = scores[:, ACTION_ROWS]
@@ -65,7 +65,7 @@ class Stack(nn.Module):
 
 @dataclass(frozen=True, eq=False)
 class Choice:
-    """One environment's answer, and what it was given to."""
+    """One environment's decision and its inputs."""
 
     pixels: Tensor
     """(1, 6, S, S)."""
@@ -106,7 +106,7 @@ class Policy:
 
     @property
     def learning(self) -> list[nn.Parameter]:
-        """What the optimizer moves."""
+        """The trained parameters."""
         return [p for group in self.optimizer.param_groups for p in group["params"]]
 
     def read(self, view: View) -> tuple[Tensor, Tensor]:
@@ -119,7 +119,7 @@ class Policy:
 
     @torch.no_grad()
     def choose(self, view: View, length: int | None = None) -> Choice:
-        """Sample an answer for one view; `length` tokens where only the value is wanted."""
+        """Sample a decision for one observation; `length` tokens if only the value is needed."""
         pixels, prompt = self.read(view)
         length = length or self._codec.answer_length
         with self._autocast():
@@ -143,7 +143,7 @@ class Policy:
         return Choice(pixels, prompt, tokens.cpu(), log_probs.cpu(), float(value))
 
     def judge(self, pixels: Tensor, prompts: Sequence[Tensor], tokens: Tensor) -> PolicyOutput:
-        """Return what is thought of answers (B, D) to pixels (B, 6, S, S), with gradients."""
+        """Evaluate answers (B, D) to pixels (B, 6, S, S), with gradients."""
         with self._autocast():
             prompt = self._baseline.embed(pixels, prompts)
             answer = self._llama.model.embed_tokens(tokens[:, :-1])
@@ -161,7 +161,7 @@ class Policy:
         return PolicyOutput(spread.gather(-1, chosen).squeeze(-1), entropy, values)
 
     def target(self, choice: Choice, view: View) -> Any:
-        """Return (8,) rad."""
+        """Return the targets (8,), rad."""
         (steps,) = self._codec.actions(choice.tokens[None])
         return joint_targets(steps, view.joints_rad)[0].astype(np.float32)
 
@@ -198,7 +198,7 @@ class Story:
 
 
 class Plain:
-    """The loop, from round to round."""
+    """The loop, round by round."""
 
     def __init__(self, case: Case, policy: Policy, config: RlConfig) -> None:
         """Start the processes; raises SimError."""
@@ -211,7 +211,7 @@ class Plain:
         self._envs.close()
 
     def begin(self) -> list[View]:
-        """Begin the first episode everywhere; return what there is to see."""
+        """Begin the first episode everywhere; return the observations."""
         self._views = self._envs.begin()
         return self._views
 

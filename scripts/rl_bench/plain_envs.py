@@ -1,7 +1,7 @@
-"""Environments of bench_rl's plain loop: one process each, steps and pictures over pipes.
+"""Environments of bench_rl's plain loop: one process each, steps and images through pipes.
 
-`Order` → `Seen` with the whole picture, both pickled. Inside is the task as
-gymnasium knows it: every step renders, by ManiSkill's own observation.
+`Order` → `Seen` with the complete image, both pickled. The process runs the gymnasium task: every
+step renders, with ManiSkill's own observation.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from crane_x7_vla_rl.vector_config import episode_seed
 
 @dataclass(frozen=True, eq=False)
 class Order:
-    """What an environment shall do."""
+    """A request to an environment."""
 
     target_rad: Any
-    """(8,) to step towards; None begins the episode."""
+    """Targets (8,) of the step; None begins the episode."""
     seed: int
-    """Of the episode to begin: now, or when this one ends."""
+    """Seed of the episode to begin: now, or when this one ends."""
 
 
 @dataclass(frozen=True, eq=False)
 class View:
-    """What a policy sees."""
+    """The policy's observation."""
 
     picture: Any
     """(H, W, 3) uint8."""
@@ -42,14 +42,14 @@ class View:
 
 @dataclass(frozen=True, eq=False)
 class Seen:
-    """What an order came to."""
+    """The result of an order."""
 
     view: View
     reward: float
     terminated: bool
     truncated: bool
     final: View | None
-    """The last view of the episode that was truncated."""
+    """The last observation of a truncated episode."""
 
 
 class Room:
@@ -62,7 +62,7 @@ class Room:
         self._env = make_task(world, "pd_joint_pos", "sparse")
 
     def __call__(self, order: Order) -> Seen:
-        """Carry out."""
+        """Execute the order."""
         if order.target_rad is None:
             return Seen(self._begin(order.seed), 0.0, False, False, None)
         observation, reward, terminated, truncated, _ = self._env.step(order.target_rad)
@@ -83,7 +83,7 @@ class Room:
 
 
 def make_task(world: WorldConfig, control_mode: str, reward_mode: str) -> Any:
-    """Return the task as gymnasium has it, with pictures in its observations."""
+    """Return the gymnasium task, with images in its observations."""
     from crane_x7_vla_rl import sim
 
     return sim.make(

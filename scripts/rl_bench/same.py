@@ -1,4 +1,4 @@
-"""Whether both sides of bench_rl see the same, and compute the same; else speed says nothing."""
+"""Whether both sides of bench_rl observe and compute the same; else speeds are not comparable."""
 
 from __future__ import annotations
 
@@ -16,9 +16,10 @@ from rl_bench.plain import Policy
 from rl_bench.plain_envs import View
 
 SCALE = 0.02
-"""Of what begins at zero, where gradients would end: the adapters' second matrices, the head."""
+"""Spread of new values for weights that begin at zero and would block gradients: the adapters'
+second matrices, the head."""
 PREFIX = "base_model.model."
-"""What PEFT puts before the names in `Stack`, which are those in our model."""
+"""PEFT's prefix of the names in `Stack`, which are those of this project's model."""
 
 
 @dataclass(frozen=True)
@@ -26,17 +27,18 @@ class Difference:
     """Largest differences of the two sides."""
 
     log_prob: float
-    """Between what `generate` said of its tokens and what we think of them, nats."""
+    """Between the log-probabilities of `generate` and those of this project's model, nats."""
     loss: float
-    """Relative to ours."""
+    """Relative to this project's loss."""
     gradient: float
-    """Length of the difference of all gradients / length of ours."""
+    """Norm of the difference of all gradients / norm of this project's gradients."""
 
 
 def scenes(ours: Ours, views: Sequence[View]) -> tuple[float, float]:
-    """Return how the first views of all environments differ: of 255 per channel, and rad, at most.
+    """Return the largest differences of the first observations of all environments: of 255 per
+    channel, and rad.
 
-    Raises RuntimeError where an instruction differs.
+    Raises RuntimeError if an instruction differs.
     """
     picture = joints = 0.0
     for group, envs in enumerate(ours.run.env.groups):
@@ -45,7 +47,7 @@ def scenes(ours: Ours, views: Sequence[View]) -> tuple[float, float]:
             view = views[env]
             if seen.instructions[row] != view.instruction:
                 told = f"{seen.instructions[row]!r} here and {view.instruction!r} there"
-                raise RuntimeError(f"environment {env} says {told}")
+                raise RuntimeError(f"environment {env} has the instructions {told}")
             apart = np.abs(np.asarray(seen.images[row], dtype=np.int16) - view.picture)
             picture = max(picture, float(apart.max()))
             joints = max(joints, float(np.abs(seen.state_rad[row] - view.joints_rad).max()))
@@ -53,9 +55,9 @@ def scenes(ours: Ours, views: Sequence[View]) -> tuple[float, float]:
 
 
 def compare(ours: Ours, policy: Policy) -> Difference:
-    """Return how the sides differ on the views of our first group; weights are alike afterwards.
+    """Return how the sides differ on the first group's observations; afterwards weights are equal.
 
-    Raises RuntimeError where they do not have the same adapters.
+    Raises RuntimeError if they do not have the same adapters.
     """
     agent, config = ours.run.agent, ours.run.config.ppo
     mine, theirs = _named(agent.policy, agent.core.value_head), _named(policy.peft, policy.head)
@@ -99,16 +101,16 @@ def compare(ours: Ours, policy: Policy) -> Difference:
 
 
 def _named(policy: nn.Module, head: nn.Module | None) -> dict[str, nn.Parameter]:
-    """Return what learns, by names that both sides share."""
+    """Return the trained parameters, by names that both sides share."""
     assert head is not None  # the recipe is PPO
     adapters = {n.removeprefix(PREFIX): p for n, p in policy.named_parameters() if p.requires_grad}
     return adapters | {f"value.{name}": p for name, p in head.named_parameters()}
 
 
 def _level(mine: Mapping[str, nn.Parameter], theirs: Mapping[str, nn.Parameter]) -> None:
-    """Sample our weights again where they are zero, and give them to the other side."""
+    """Sample this side's zero weights again, and copy all to the other side."""
     if odd := sorted(mine.keys() ^ theirs.keys()):
-        raise RuntimeError(f"{odd[0]} and {len(odd) - 1} more learn on one side only")
+        raise RuntimeError(f"{odd[0]} and {len(odd) - 1} more are trained only on one side")
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in mine.items():

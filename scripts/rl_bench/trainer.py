@@ -1,7 +1,7 @@
-"""Time that the trainer itself loses, for bench_rl: a short run of `train` and its metrics.jsonl.
+"""The trainer's overhead, for bench_rl: a short run of `train` and its metrics.jsonl.
 
-It has no side to compare with: the figure is the share of its own time that goes neither into
-simulation nor inference nor learning.
+It has no baseline: the figure is the share of time that is neither simulation nor inference nor
+learning.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ PARTS = ("simulate_s", "infer_s", "learn_s")
 
 @dataclass(frozen=True)
 class Lost:
-    """What a run of the trainer lost."""
+    """Overhead of a run of the trainer."""
 
     in_updates: float
     """% of an update, median; nothing was evaluated or saved meanwhile."""
     with_saving: float
-    """% of all time, evaluations and checkpoints as often as the recipe wants them."""
+    """% of all time, with evaluations and checkpoints as often as in the recipe."""
     every: int
-    """Updates from evaluation to evaluation there."""
+    """Updates from one evaluation to the next in the recipe."""
     extra_s: float
-    """One evaluation and two checkpoints."""
+    """Seconds of one evaluation and two checkpoints."""
     update_s: float
     """Mean."""
 
 
 class FirstAsked:
-    """A clock that remembers when it was asked first: when the trainer is ready to begin."""
+    """A clock that records its first reading: when the trainer is ready to begin."""
 
     def __init__(self) -> None:
         self.began_s: float | None = None
@@ -49,7 +49,7 @@ class FirstAsked:
 
 
 def measure(case: Case) -> Lost:
-    """Train for as many updates as the scale says, the last followed by an evaluation."""
+    """Train for the updates of the scale; an evaluation follows the last one."""
     recipe, count = case.config("recipe"), case.scale.trained
     changes = {
         "training.num_updates": count,
@@ -63,11 +63,11 @@ def measure(case: Case) -> Lost:
         train(config, None, clock)
     ended_s = time.perf_counter()
     if clock.began_s is None:
-        raise RuntimeError("the trainer never asked the clock")
+        raise RuntimeError("the trainer never read the clock")
     text = (config.output_dir / METRICS).read_text()
     rows = [json.loads(line) for line in text.splitlines()]
     if len(rows) != count:
-        raise RuntimeError(f"{METRICS} holds {len(rows)} updates, expected {count}")
+        raise RuntimeError(f"{METRICS} has {len(rows)} updates, expected {count}")
     used = [sum(row[part] for part in PARTS) for row in rows]
     whole = [row["update_s"] for row in rows]
     shares = [100 * (1 - part / all_s) for part, all_s in zip(used, whole, strict=True)]

@@ -1,1 +1,1 @@
-"""What scripts/bench_safety is made of: loop, guard and controller in simulated time."""
+"""Parts of scripts/bench_safety: loop, guard and controller in simulated time."""

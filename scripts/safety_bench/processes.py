@@ -1,10 +1,10 @@
-"""The same with real processes. Seconds, a seed → what the arm's controller executed.
+"""The same with real processes: seconds, a seed → the path that the arm's controller executed.
 
-sim-robot, guard, a relay that is the link, and a loop run as processes of their own, with sockets
-between them; one at a time is stopped by SIGSTOP for 0.05 to 1 s and goes on by SIGCONT. Judged is
-what sim-robot's controller reports on /sim/state.
+sim-robot, guard, a relay as the link, and a loop run as separate processes, with sockets between
+them; one at a time is stopped with SIGSTOP for 0.05 to 1 s and continues with SIGCONT. The result
+is the report of sim-robot's controller on /sim/state.
 
-    python -m safety_bench.processes loop PORT | relay PORT      what the processes run
+    python -m safety_bench.processes loop PORT | relay PORT      commands of the processes
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ START_S = 30.0
 
 
 class Fleet:
-    """The four processes, and what the robot says."""
+    """The four processes, and the robot's state."""
 
     def __init__(self, stack: contextlib.ExitStack) -> None:
         self._stack = stack
@@ -90,7 +90,7 @@ class Fleet:
                     self.driven_s.append(time.monotonic())
 
     def wait_driving(self, since_s: float, timeout_s: float) -> float | None:
-        """Return how long after `since_s` the next trajectory came back; None if none did."""
+        """Return the time from `since_s` until the next trajectory came back; None if none did."""
         while time.monotonic() < since_s + timeout_s:
             if self.driven_s and self.driven_s[-1] > since_s:
                 return next(each for each in self.driven_s if each > since_s) - since_s
@@ -137,11 +137,11 @@ def measure(
         return {**fleet.state, "stops": stops, "slowest_s": slowest_s}
 
 
-# --- what the processes run ----------------------------------------------------------------------
+# --- commands of the processes -------------------------------------------------------------------
 
 
 class FastPolicy:
-    """As world.FastPolicy, in real time."""
+    """Like world.FastPolicy, in real time."""
 
     def predict(self, observations: Sequence[Any]) -> list[Any]:
         from safety_bench.world import swing
@@ -150,7 +150,7 @@ class FastPolicy:
         return [swing(observations[0], time.monotonic())]
 
     def reset(self) -> None:
-        """Nothing is remembered."""
+        """Do nothing; the policy has no state."""
 
 
 def loop(port: int) -> None:
@@ -185,7 +185,7 @@ def _stop_on_signal(stop: Callable[[], None]) -> Callable[[], None]:
 
 
 def relay(port: int) -> None:
-    """Join each connection to `port`; being stopped, it is a link that stalls."""
+    """Relay each connection to `port`; while stopped, it is a stalled link."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         print(f"ready: relay on port {listener.getsockname()[1]}", flush=True)
         while True:

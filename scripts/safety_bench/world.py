@@ -1,8 +1,9 @@
-"""Loop, link, guard and robot in one simulated time. Faults → what the arm's controller executed.
+"""Loop, link, guard and robot in one simulated time: faults → the path that the arm's controller
+executed.
 
 The loop, its client's inbox, the guard's core and the arm's controller are the real ones; sockets
-and processes are not. Time passes where the loop sleeps, waits for a frame or for its policy, so an
-hour of driving takes minutes, and a run with a seed is the same each time. `processes.py` does the
+and processes are not. Time passes when the loop sleeps or waits for a frame or for its policy, so
+an hour of driving takes minutes, and a run with a seed is reproducible. `processes.py` does the
 same with real processes.
 
     robot ─ local hop ─ guard (optional) ─ link ─ loop
@@ -49,7 +50,7 @@ PREDICTION = OutgoingTopics().trajectory
 GUARD = "/vla/guard"
 UPDATE_S = 0.005
 LOCAL_HOP_S = (0.0002, 0.002)
-"""Shortest and longest way between guard and rosbridge."""
+"""Shortest and longest delay between guard and rosbridge."""
 RECONNECT_S = 0.1
 ROBOT_EPOCH_S = 1_700_000_000.0
 
@@ -62,7 +63,7 @@ def _jpeg() -> bytes:
 
 @dataclass(frozen=True)
 class Case:
-    """One row: what the link, the clocks and the processes do."""
+    """One row: faults of the link, the clocks and the processes."""
 
     name: str
     seconds: float = 60.0
@@ -72,30 +73,30 @@ class Case:
     policy_s: float = 0.01
     validity_s: float = 0.5
     delay_s: float = 0.002
-    """Each way."""
+    """Delay in each direction."""
     jitter_s: float = 0.001
     stall_s: tuple[float, float] | None = None
     """Shortest and longest stop of `stalled`."""
     stalled: tuple[str, ...] = ("link",)
-    """Which of link, robot, guard, loop stop, chosen at random each time."""
+    """Parts that may stop (link, robot, guard, loop); one is chosen at random each time."""
     stalls_per_minute: float = 40.0
     clock_steps_s: tuple[float, ...] = ()
-    """The robot's clock is stepped by each of these in turn, evenly over the run."""
+    """The robot's clock is stepped by these one after another, evenly over the run."""
     loss: float = 0.0
     """Share of messages with a lost packet. TCP sends it again after a round trip, and after its
-    time-out where that is lost, too; what comes behind waits for it."""
+    timeout if that is lost too; later messages wait for it."""
     start_outside_rad: float = 0.0
     """How far outside joint 2's upper limit the arm is at the start."""
     guard: bool = False
     fixed_lead: bool = False
-    """The rule of before: round trip + 20 ms, nothing held back."""
+    """The earlier rule: round trip + 20 ms, nothing held back."""
     settle_s: float = 0.0
-    """What happens before is not judged."""
+    """Time at the start that is not measured."""
 
 
 @dataclass
 class Result:
-    """What the controller executed at its updates of 5 ms."""
+    """Measurements of the controller's updates of 5 ms."""
 
     name: str
     seconds: float
@@ -115,7 +116,7 @@ class Result:
     expired_accepted: int = 0
     """Trajectories that the controller started after their validity."""
     slowest_return_s: float = 0.0
-    """Longest time from the end of a fault to the next trajectory that the controller took."""
+    """Longest time from the end of a fault to the next accepted trajectory."""
     holds: dict[str, int] = field(default_factory=dict)
     lead_p50_ms: float = 0.0
     stalls: int = 0
@@ -123,7 +124,7 @@ class Result:
 
 
 class Timeline:
-    """Events in order of time; `run_until` is what makes time pass."""
+    """Events in order of time; `run_until` advances the time."""
 
     def __init__(self) -> None:
         self.now_s = 100.0
@@ -143,7 +144,7 @@ class Timeline:
 
 
 class Stops:
-    """When a process or a link stands still."""
+    """Times at which a process or a link is stopped."""
 
     def __init__(self) -> None:
         self._until_s = 0.0
@@ -157,7 +158,7 @@ class Stops:
 
 
 class Way:
-    """One direction between two parts: keeps the order, delays, stands still with its ends."""
+    """One direction between two parts: keeps the order, delays, stops with its ends."""
 
     def __init__(
         self,
@@ -188,7 +189,7 @@ class Way:
 
 
 class Robot:
-    """The robot's side: controller, joint states, camera, and rosbridge's way of passing on."""
+    """The robot's side: controller, joint states, camera, and rosbridge's forwarding."""
 
     def __init__(self, world: World) -> None:
         case, self._world, self._timeline = world.case, world, world.timeline
@@ -229,7 +230,7 @@ class Robot:
         self.stepped_s += seconds
 
     def _every(self, period_s: float, publish: Callable[[], None]) -> None:
-        """Publish at each period; what falls into a stop is not made up for."""
+        """Publish at each period; periods during a stop are skipped."""
         start_s = self._timeline.now_s
 
         def due(count: int) -> None:
@@ -257,7 +258,7 @@ class Robot:
         self._world.from_robot(CAMERA, messages.compressed_image(_jpeg(), self.time_s()))
 
     def receive(self, item: tuple[str, Mapping[str, Any]]) -> None:
-        """Take one published message, then echo it to who listens."""
+        """Handle one published message, then echo it to the subscribers."""
         topic, message = item
         if topic == ARM:
             trajectory = messages.trajectory(message)
@@ -271,7 +272,7 @@ class Robot:
 
 
 class Client:
-    """What the loop sees of the link; see loop.Client."""
+    """The loop's interface to the link; see loop.Client."""
 
     def __init__(self, world: World) -> None:
         self._world = world
@@ -293,7 +294,7 @@ class Client:
 
     def hear(self, payload: str | bytes) -> None:
         if self.connected and self._inbox.take(payload, self._world.timeline.now_s):
-            self.connected = False  # as the real client: the connection is made again
+            self.connected = False  # like the real client: the connection is established again
             self._world.timeline.at(self._world.timeline.now_s + RECONNECT_S, self._come_up)
 
     def _come_up(self) -> None:
@@ -324,10 +325,10 @@ class Client:
         return self._inbox.joint_fault(now)
 
     def advertise(self, topic: str, type_name: str) -> None:
-        """Its robot takes what comes."""
+        """Its robot accepts everything."""
 
     def tell(self, operation: Mapping[str, Any]) -> bool:
-        """Take a status, which nothing in this world reads."""
+        """Ignore a status; nothing in this world reads it."""
         del operation
         return self.connected
 
@@ -356,9 +357,9 @@ class Client:
 
 
 SWINGS = ((0.4, 6.0), (0.3, 7.0), (0.4, 5.0), (0.3, 8.0))
-"""Of the first four joints: rad and rad/s."""
+"""Amplitude and largest velocity of the first four joints: rad and rad/s."""
 REACH_RAD = 0.4
-"""A target is at most so far from the one before, and the first one from the arm."""
+"""Largest distance of a target from the previous one, and of the first one from the arm."""
 
 
 def swing(seen: Observation, time_s: float) -> ActionChunk:
@@ -383,7 +384,7 @@ class FastPolicy:
         return [swing(observations[0], observations[0].time_s)]
 
     def reset(self) -> None:
-        """Nothing is remembered."""
+        """Do nothing; the policy has no state."""
 
 
 class World:
@@ -438,7 +439,7 @@ class World:
         return self.result
 
     def pass_time(self, seconds: float, done: Callable[[], bool] = lambda: False) -> None:
-        """Let time pass for the loop's process: it comes back once it runs again."""
+        """Advance the time of the loop's process; return when it runs again."""
         timeline = self.timeline
         timeline.run_until(timeline.now_s + max(seconds, 0.0), done)
         while (resumes_s := self.loop_stops.resumes_s(timeline.now_s)) > timeline.now_s:
@@ -522,7 +523,7 @@ class _Guard:
         self._tell_state()
 
     def _tell_state(self) -> None:
-        """Say once a second that it is there, as the gate does."""
+        """Publish the guard's presence once a second, like the gate."""
         world = self._world
         state = json.dumps({"you": 1, "stopped": self.core.stopped})
         world.timeline.at(
@@ -570,7 +571,8 @@ class _Guard:
 
 
 def _as_before(loop: InferenceLoop) -> None:
-    """Let the loop lead by the round trip + 20 ms and build on what has not come back, as once."""
+    """Let the loop lead by the round trip + 20 ms and build on unconfirmed trajectories, as
+    before."""
     delay: Any = loop._echoes.delay
     peers: Any = loop._peers
     delay.lead_s = lambda *_: min(delay.typical_s + 0.02, 0.2)

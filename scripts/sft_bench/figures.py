@@ -12,10 +12,10 @@ KEYS = ("name", "value", "unit", "baseline", "ratio", "target", "met")
 
 @dataclass
 class Figures:
-    """Rows so far; each is printed as it comes."""
+    """Rows so far; each is printed when it is added."""
 
     path: Path | None = None
-    """Written again after each row, so that a run that fails leaves what it has measured."""
+    """Written again after each row, so that a failed run keeps its measurements."""
     rows: list[dict[str, Any]] = field(default_factory=list)
 
     def row(
@@ -29,9 +29,9 @@ class Figures:
         at_least: float | None = None,
         least_ratio: float | None = None,
     ) -> bool:
-        """Keep a figure and say whether it meets its target, or has none.
+        """Keep a figure; return whether it meets its target or has none.
 
-        A ratio is value / baseline: above 1 is more than the baseline has.
+        A ratio is value / baseline: above 1 is more than the baseline.
         """
         ratio = value / baseline if baseline else None
         wanted, met = None, None

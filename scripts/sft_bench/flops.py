@@ -1,9 +1,9 @@
-"""What an update with adapters must at least compute, for bench_sft's limit.
+"""The least work of an update with adapters, for bench_sft's limit.
 
-A model with its adapters and the length of its sequences → FLOP per sample, counted from
-the released design: frozen weights cost a product forward and one backward (no gradient of
-their own), attention and adapters one forward and two backward. The last layer computes only the
-positions that are read, the first convolution has nothing before it to pass a gradient to.
+A model with its adapters and the length of its sequences → FLOP per sample, counted from the
+released design: frozen weights cost a product forward and one backward (they have no gradient),
+attention and adapters one forward and two backward. The last layer computes only the positions that
+are read; the first convolution passes no gradient on.
 
 Legend: T positions of a sequence, D action tokens, N patches.
 """
@@ -25,7 +25,7 @@ def update_flop(model: OpenVLA, text: int, answer: int) -> float:
     `text` counts the prompt's ids with BOS, without 29871; `answer` is D.
     """
     config = model.config
-    length = config.patches + text + answer  # 29871 and all of the answer but its last
+    length = config.patches + text + answer  # 29871 and the whole answer except its last token
     linear = adapters = 0.0
     for name, module in model.named_modules():
         if not hasattr(module, "lora_A"):
@@ -37,7 +37,8 @@ def update_flop(model: OpenVLA, text: int, answer: int) -> float:
         read = ACTION_BINS if name.endswith("lm_head") else high
         passes = 1 if isinstance(base, nn.Conv2d) else 2
         linear += passes * 2.0 * tokens * wide * read
-        # The first matrix's own gradient and output, its input's where there is one; the second's.
+        # The first matrix: gradient and output, and the input's gradient if it has one; then the
+        # second.
         adapters += 2.0 * tokens * rank * ((1 + passes) * wide + 3 * read)
     return linear + 3 * attention_flop(model, length, answer) + adapters
 
@@ -59,7 +60,7 @@ def _seen(config: TowerConfig) -> int:
 
 
 def _tokens(name: str, model: OpenVLA, length: int, answer: int) -> int:
-    """Return how many positions of a sample pass the module."""
+    """Return the number of positions of a sample in the module."""
     config, last = model.config, len(model.language_model.model.layers) - 1
     if "patch_embed" in name or name.startswith("projector"):
         return config.patches

@@ -1,9 +1,10 @@
-"""Our side of bench_sft: a real run of the trainer, opened once and moved update by update.
+"""This project's side of bench_sft: a real run of the trainer, opened once and advanced update by
+update.
 
-What `sft` does between two updates (metrics, TensorBoard, the check for SIGTERM) is in the time;
-saving is not, nor is it on the other side. The clock starts and stops when everything asked of the
-decoding threads is done, so that a round pays for as many batches as it uses, and no thread works
-while the other side has the machine.
+The work of `sft` between two updates (metrics, TensorBoard, the check for SIGTERM) is included in
+the time; saving is not, on either side. The clock starts and stops when the decoding threads are
+idle, so that a round includes the decoding of exactly its batches, and no thread works during the
+other side's turn.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ WAIT_S = 60.0
 
 @dataclass(frozen=True)
 class Case:
-    """What both sides are told."""
+    """Inputs of both sides."""
 
     model: Path
     data: Path
@@ -52,7 +53,7 @@ class Case:
     precision: str
     """bf16 or fp32."""
     cache_mb: int
-    """Memory that our side has for decoded pictures; the other side has none."""
+    """This side's cache of decoded images; the other side has none."""
 
     @property
     def halved(self) -> bool:
@@ -66,7 +67,7 @@ class Case:
 
 
 def configuration(case: Case, output: Path) -> SftConfig:
-    """Return the defaults of `sft`, but for what the case says."""
+    """Return the defaults of `sft`, with the case's changes."""
     return SftConfig(
         backend="openvla",
         data=DataConfig(root=str(case.data), cache_mb=case.cache_mb),
@@ -84,7 +85,7 @@ def configuration(case: Case, output: Path) -> SftConfig:
 
 @dataclass
 class Ours:
-    """The run, how far it is, and what was measured."""
+    """The run, its progress and its measurements."""
 
     run: SftRun
     progress: Progress
@@ -94,10 +95,10 @@ class Ours:
     counted: set[int] = field(default_factory=set)
     """Numbers of the updates behind `rates`."""
     interrupt: Interrupt = field(default_factory=Interrupt)
-    """Not entered: Ctrl-C ends the bench at once."""
+    """Not entered: Ctrl-C ends the benchmark at once."""
 
     def turn(self) -> None:
-        """Make one round of updates."""
+        """Run one round of updates."""
         self._updates(self.case.scale.warm)
         first = self.progress.step + 1
         taken_s = self.timed(lambda: self._updates(self.case.scale.updates))
@@ -105,7 +106,7 @@ class Ours:
         self.counted |= set(range(first, self.progress.step + 1))
 
     def timed(self, work: Callable[[], object]) -> float:
-        """Return the seconds that `work` takes, with the decoding that it causes."""
+        """Return the seconds of `work`, including its decoding."""
         self._settle()
         started_s = time.perf_counter()
         work()
@@ -113,7 +114,7 @@ class Ours:
         return time.perf_counter() - started_s
 
     def _settle(self) -> None:
-        """Wait until the decoding threads and the device have nothing to do."""
+        """Wait until the decoding threads and the device are idle."""
         if wait(self.run.batches._ahead, WAIT_S).not_done:
             raise RuntimeError(f"{self.case.data}: threads still decode after {WAIT_S:g} s")
         synchronise(self.case.device)
@@ -133,14 +134,14 @@ class Ours:
         return 100 * median(row["data_s"] / (row["data_s"] + row["update_s"]) for row in rows)
 
     def need(self) -> float:
-        """Return the samples/s that the model would take if they cost no time."""
+        """Return the samples/s of the model if loading took no time."""
         return self.case.scale.batch / median(row["update_s"] for row in self.metrics())
 
 
 @contextmanager
 def opened(case: Case, output: Path) -> Iterator[Ours]:
-    """Yield our side, ready for its first update."""
-    # A bar on the terminal would be drawn during the other side's turns.
+    """Yield this side, ready for its first update."""
+    # A progress bar would be drawn during the other side's turns.
     with (output.parent / "stderr").open("w") as log, redirect_stderr(log):
         context = open_run(configuration(case, output), None, time.perf_counter, RunLog())
         run, progress = context.__enter__()

@@ -1,9 +1,10 @@
-"""The other side of bench_sft: what one writes first with PEFT and transformers' Trainer.
+"""The other side of bench_sft: a plain loop with PEFT and transformers' Trainer.
 
 The same weights, wrapped so that Trainer can call them; adapters by `get_peft_model` on the same
-layers; a Dataset that decodes, squashes, varies and tokenises one sample at a time; Trainer's
+layers; a Dataset that decodes, resizes, augments and tokenises one sample at a time; Trainer's
 default DataLoader, which reads in the training process when the loop takes a batch. Decoder,
-resize, augmentation and tokens are our own functions, called per sample: the loop is compared.
+resize, augmentation and tokens are this project's functions, called per sample: the benchmark
+compares the loops.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ class Frames(Dataset[dict[str, Tensor]]):
         return self.sample(*self._where[index], place=index)
 
     def sample(self, number: int, t: int, place: int) -> dict[str, Tensor]:
-        """Return a frame's tensors; `place` is what its variation is drawn from."""
+        """Return a frame's tensors; `place` seeds its augmentation."""
         episode = self._episodes[number]
         picture = Image.fromarray(episode.image(t))
         small = np.array(picture.resize((self._size, self._size), Image.Resampling.BICUBIC))
@@ -69,7 +70,7 @@ class Frames(Dataset[dict[str, Tensor]]):
 
 
 def collate(samples: list[dict[str, Tensor]]) -> dict[str, Any]:
-    """Return a batch; prompts stay a list, for they differ in length."""
+    """Return a batch; prompts stay a list, because their lengths differ."""
     return {
         "pixels": torch.stack([sample["pixels"] for sample in samples]),
         "input_ids": [sample["input_ids"] for sample in samples],
@@ -78,7 +79,7 @@ def collate(samples: list[dict[str, Tensor]]) -> dict[str, Any]:
 
 
 class Wrapped(nn.Module):
-    """An OpenVLA as Trainer calls models."""
+    """An OpenVLA with the interface that Trainer calls."""
 
     def __init__(self, model: OpenVLA) -> None:
         super().__init__()
@@ -103,7 +104,7 @@ def adapted(case: Case, config: SftConfig, targets: list[str]) -> Any:
 
 
 def trainer(case: Case, config: SftConfig, model: Any, frames: Frames, output: Path) -> Trainer:
-    """Return a Trainer of the same batch, rate, schedule and length, otherwise as it comes."""
+    """Return a Trainer with the same batch, rate, schedule and length, else with its defaults."""
     training = config.training
     arguments = TrainingArguments(
         output_dir=str(output),
@@ -126,7 +127,7 @@ def trainer(case: Case, config: SftConfig, model: Any, frames: Frames, output: P
 
 
 class Turns(TrainerCallback):
-    """Times Trainer's rounds, and gives the other side its turn after each."""
+    """Times Trainer's rounds, and runs the other side after each."""
 
     def __init__(self, case: Case, other: Callable[[], None]) -> None:
         self._case, self._other = case, other
@@ -135,15 +136,15 @@ class Turns(TrainerCallback):
         self.rates: list[float] = []
         """Samples/s of each round."""
         self.data_shares: list[float] = []
-        """% of each update that counts."""
+        """% of each counted update."""
 
     def on_step_begin(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """The batch is there."""
+        """The batch has been loaded."""
         del args, state, control, more
         self._data_s = time.perf_counter() - self._ended_s
 
     def on_step_end(self, args: Any, state: Any, control: Any, **more: Any) -> None:
-        """An update is done."""
+        """An update has ended."""
         del args, control, more
         scale = self._case.scale
         synchronise(self._case.device)

@@ -1,4 +1,5 @@
-"""Whether both sides of bench_sft learn the same from the same frames; else speed says nothing."""
+"""Whether both sides of bench_sft learn the same from the same frames; else speeds are not
+comparable."""
 
 from __future__ import annotations
 
@@ -13,31 +14,32 @@ from sft_bench.ours import Ours
 from sft_bench.plain import Frames, collate
 
 SCALE = 0.02
-"""Of the adapters' second matrices: they begin at zero, and the first ones then get no gradient."""
+"""Spread of the adapters' second matrices: they begin at zero, and the first ones would get no
+gradient."""
 PREFIX = "base_model.model."
-"""What PEFT puts before the names in `Wrapped`, which are those in our `TokenLoss`."""
+"""PEFT's prefix of the names in `Wrapped`, which are those of `TokenLoss`."""
 
 
 @dataclass(frozen=True)
 class Difference:
-    """Largest differences of the two sides, relative to ours."""
+    """Largest differences of the two sides, relative to this project's."""
 
     pixels: float
-    """Absolute, of normalised pixels."""
+    """Absolute difference of normalised pixels."""
     loss: float
     gradient: float
-    """Length of the difference of all gradients / length of ours."""
+    """Norm of the difference of all gradients / norm of this project's gradients."""
 
 
 def compare(ours: Ours, peft: Any, frames: Frames) -> Difference:
-    """Return how the sides differ on our next batch; both have the same adapters afterwards.
+    """Return how the sides differ on the next batch; afterwards both have the same adapters.
 
-    Dropout is off meanwhile. Raises RuntimeError where they do not have the same adapters.
+    Dropout is off meanwhile. Raises RuntimeError if they do not have the same adapters.
     """
     run, device = ours.run, ours.case.device
     learning, theirs = _adapters(run.learner.module, ""), _adapters(peft, PREFIX)
     if odd := sorted(learning.keys() ^ theirs.keys()):
-        raise RuntimeError(f"{odd[0]} and {len(odd) - 1} more are adapted on one side only")
+        raise RuntimeError(f"{odd[0]} and {len(odd) - 1} more have adapters only on one side")
     torch.manual_seed(0)
     with torch.no_grad():
         for name, parameter in learning.items():

@@ -1,7 +1,7 @@
-"""What both sides of bench_sft train on: a base model with random weights, and a data set.
+"""The inputs of both sides of bench_sft: a base model with random weights, and a data set.
 
-Sizes → a checkpoint folder and a LeRobot data set of made-up episodes, in a folder that the caller
-deletes.
+Sizes → a checkpoint folder and a LeRobot data set of synthetic episodes, in a folder that the
+caller deletes.
 """
 
 from __future__ import annotations
@@ -28,19 +28,19 @@ SEED = 0
 
 @dataclass(frozen=True)
 class Scale:
-    """How large one run of the bench is."""
+    """Size of one run of the benchmark."""
 
     model: builder.Sizes | None
     """None: the released size."""
     batch: int
     episodes: int
     frames: int
-    """Of each episode."""
+    """Frames of each episode."""
     rounds: int
     warm: int
-    """Updates at the beginning of a round that do not count."""
+    """Updates at the start of a round that are not counted."""
     updates: int
-    """Updates of a round that count."""
+    """Counted updates of a round."""
 
 
 SCALES = {
@@ -105,6 +105,6 @@ def _episode(number: int, frames: int) -> Episode:
         instruction=f"lift the {colour} cube",
         fps=FPS,
         success=True,
-        source=f"made up, episode {number}",
+        source=f"synthetic, episode {number}",
         seed=number,
     )
