@@ -16,6 +16,7 @@ import time
 import types
 from dataclasses import asdict
 from pathlib import Path
+from typing import Final
 
 from crane_x7_remote import settings as settings_module
 from crane_x7_remote.addresses import is_loopback
@@ -50,6 +51,12 @@ logger = logging.getLogger(__name__)
 SWITCH_INTERVAL_S = 0.0005
 """How long a thread may keep the interpreter while another waits; Python's default of 5 ms would
 be the largest part of the latency."""
+COMMON: Final = (
+    "rosbridge_host", "rosbridge_port", "rosbridge_token", "vla_policy", "vla_model_path",
+    "vla_task_instruction", "vla_device", "vla_inference_rate", "vla_temperature", "max_jump",
+    "camera_pose", "dry_run", "duration", "metrics",
+)  # fmt: skip
+"""See command_line."""
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

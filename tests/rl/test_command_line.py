@@ -142,9 +142,18 @@ def flags(text: str) -> set[str]:
     return set(re.findall(r"^  (--[a-z-]+)", text, re.MULTILINE))
 
 
-def test_help_of_infer_is_in_groups(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_of_infer_is_short_and_in_groups(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
     assert ends(remote.main, "infer", "--help") == 0
+    short = capsys.readouterr().out
+    assert len(short.splitlines()) <= 70
+    assert "--dry-run" in short
+    assert ends(remote.main, "infer", "--help-all") == 0
     shown = capsys.readouterr().out
+    hidden = len(flags(shown) - flags(short))
+    assert f"{hidden} more flags: crane-x7-remote infer --help-all" in short
     places = [
         shown.index(f"\n{group}:\n") for group in ("robot link", "policy", "safety", "topics")
     ]
