@@ -1,1 +1,1 @@
-"""The rosbridge v2 protocol: operations (no I/O), messages, and the one client."""
+"""The rosbridge v2 protocol: operations (no I/O), messages, and the client."""

@@ -1,4 +1,4 @@
-"""Where a robot says that its camera stands: std_msgs/String on a latched topic -> `CameraPose`."""
+"""The robot's own camera pose: std_msgs/String on a latched topic -> `CameraPose`."""
 
 from __future__ import annotations
 

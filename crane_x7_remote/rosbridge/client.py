@@ -1,11 +1,11 @@
-"""The one socket of the control path: a rosbridge client on its own thread.
+"""The only socket of the control path: a rosbridge client on its own thread.
 
-Socket → slots of an `Inbox`, which keep the newest alone. Bundles of operations → socket, one at a
-time, without a queue: what cannot be sent now is dropped and counted. The link is watched by pings;
-when it dies, connection and subscriptions are made again.
+Socket → slots of an `Inbox`, which keep only the newest. Bundles of operations → socket, one at a
+time, without a queue: a bundle that cannot be sent now is dropped and counted. Pings watch the
+link; when it dies, the client reconnects and subscribes again.
 
-Threads: the network thread runs what stands under its heading; the public methods may be called
-from any other thread, and never block, except for the two that say `wait`.
+Threads: the network thread runs the methods below its heading; the public methods may be called
+from any other thread, and never block, except for the two named `wait_…`.
 """
 
 from __future__ import annotations
@@ -39,12 +39,12 @@ from crane_x7_vla_rl.log_text import shown
 logger = logging.getLogger(__name__)
 
 STEADY_S = 5.0
-"""A connection that held for so long resets the pauses between attempts; one that broke at
-once, as when its first message is refused, does not."""
+"""A connection that lasted this long resets the pauses between attempts; one that broke earlier,
+for example because its first message was refused, does not."""
 
 
 class RosbridgeClient:
-    """A context manager; connects from `start` to `close`, again and again."""
+    """A context manager; stays connected from `start` to `close`, with reconnects."""
 
     def __init__(self, config: ClientConfig, clock: Callable[[], float] = time.monotonic) -> None:
         """`clock` gives monotonic seconds."""
@@ -67,7 +67,7 @@ class RosbridgeClient:
         self._rtt_s: float | None = None
         self._last_error: str | None = None
         self._failure: BaseException | None = None
-        """What ended the network thread before `close`."""
+        """The error that ended the network thread before `close`."""
         self._sending = threading.Lock()
         self._in_flight = False
         self._telling = False
@@ -82,7 +82,7 @@ class RosbridgeClient:
         throttle_ms = config.camera_throttle_ms or 0
         wanted: list[tuple[str | None, str, protocol.Compression, int]] = [
             (config.camera_topic, "sensor_msgs/CompressedImage", "cbor", throttle_ms),
-            # A released ROS 1 server cannot put JointState's string[] into CBOR, and sends nothing.
+            # A released ROS 1 server cannot encode JointState's string[] as CBOR: it sends nothing.
             (config.joint_states_topic, "sensor_msgs/JointState", "none", 0),
             (config.instruction_topic, "std_msgs/String", "none", 0),
         ]
@@ -94,11 +94,11 @@ class RosbridgeClient:
     # --- from any thread -------------------------------------------------------------------------
 
     def start(self) -> None:
-        """Begin to connect; returns at once."""
+        """Start to connect; returns at once."""
         self._thread.start()
 
     def close(self) -> None:
-        """Send what is on its way, close, and end the thread; safe to call more than once."""
+        """Send the pending bundle, close, and end the thread; safe to call more than once."""
         if self._thread.ident is None:
             if not self._loop.is_closed():
                 self._loop.close()
@@ -121,7 +121,7 @@ class RosbridgeClient:
 
     @property
     def link(self) -> LinkStatus:
-        """How the connection does now."""
+        """The current state of the connection."""
         return LinkStatus(
             connected=self._connected,
             since_s=self._since_s,
@@ -139,7 +139,7 @@ class RosbridgeClient:
         )
 
     def _because(self, topic: str | None) -> str | None:
-        """Return why nothing usable comes on a topic, as far as that is known."""
+        """Return why nothing usable arrives on a topic, if that is known."""
         if topic is None:
             return None
         refusal = self._inbox.refusal(topic)
@@ -152,7 +152,7 @@ class RosbridgeClient:
     def wait_connected(self, timeout_s: float) -> None:
         """Wait until the server answers; raises PeerUnreachableError with the cause.
 
-        Raises LinkFailedError at once where the network thread has ended by an error.
+        Raises LinkFailedError at once if the network thread has failed.
         """
         with self._changed:
             self._changed.wait_for(lambda: self._connected or self._failure, timeout_s)
@@ -165,7 +165,7 @@ class RosbridgeClient:
         raise PeerUnreachableError(f"rosbridge at {host}:{port}: {cause}")
 
     def check(self) -> None:
-        """Raise LinkFailedError if the network thread has ended by an error: no link will come."""
+        """Raise LinkFailedError if the network thread has failed: there will be no link."""
         if self._failure is not None:
             raise LinkFailedError(f"rosbridge: {self._last_error}") from self._failure
 
@@ -174,42 +174,42 @@ class RosbridgeClient:
         return self._inbox.frame
 
     def wait_frame(self, newer_than: EncodedFrame | None, timeout_s: float) -> EncodedFrame | None:
-        """Return a frame other than `newer_than` once there is one; None after the timeout.
+        """Wait for a frame other than `newer_than`; None after the timeout.
 
-        Raises LinkFailedError where the network thread has ended by an error.
+        Raises LinkFailedError if the network thread has failed.
         """
         self.check()
         return self._inbox.wait_frame(newer_than, timeout_s)
 
     def joints(self) -> StampedJoints | None:
-        """Return the newest joint state that could be read."""
+        """Return the newest valid joint state."""
         return self._inbox.joints
 
     def take_instruction(self) -> str | None:
         """Return the newest instruction if it has not been taken yet.
 
-        Raises LinkFailedError where the network thread has ended by an error.
+        Raises LinkFailedError if the network thread has failed.
         """
         self.check()
         return self._inbox.take_instruction()
 
     def frame_age_s(self, frame: EncodedFrame, now: float) -> float:
-        """Return how old a frame is, by its arrival and by the robot's stamp: the larger one."""
+        """Return a frame's age, the larger one of its ages by arrival and by the robot's stamp."""
         by_arrival = now - frame.arrival_s
         if frame.stamp_s == 0:
             return by_arrival
         return max(by_arrival, self._inbox.age_s(frame.stamp_s, now))
 
     def robot_time(self, now: float) -> float | None:
-        """Return the clock of the joint states at our `now`; None until a stamped one has come."""
+        """Return the clock of the joint states at our `now`; None before the first stamped one."""
         return self._inbox.robot_time(now)
 
     def clocks(self, now: float) -> ClockReport:
-        """Return what is known about the robot's clocks at our `now`."""
+        """Return the state of the robot's clocks at our `now`."""
         return self._inbox.clocks(now)
 
     def joint_fault(self, now: float) -> JointFault | None:
-        """Return why joint states are not believed at our `now`, or None."""
+        """Return why joint states are not trusted at our `now`, or None."""
         return self._inbox.joint_fault(now)
 
     def subscribe(self, topic: str, type_name: str, callback: Callback) -> None:
@@ -224,7 +224,7 @@ class RosbridgeClient:
         throttle_ms: int = 0,
         compression: protocol.Compression = "none",
     ) -> None:
-        """As `subscribe`, at most one message per `throttle_ms`."""
+        """As `subscribe`, with at most one message per `throttle_ms`."""
         subscription = Subscription(f"vla:{topic}", type_name, compression, throttle_ms)
         self._inbox.listen(topic, callback)
         self._subscriptions[topic] = subscription
@@ -232,7 +232,7 @@ class RosbridgeClient:
         self._request(protocol.encode_json(subscription.request(topic, throttle_ms)))
 
     def advertise(self, topic: str, type_name: str) -> None:
-        """Announce a topic on this connection; a reconnect does not repeat it."""
+        """Advertise a topic on this connection; a reconnect does not repeat it."""
         operation = protocol.advertise(topic, type_name, id=f"vla:advertise:{topic}")
         self._request(protocol.encode_json(operation))
 
@@ -241,8 +241,8 @@ class RosbridgeClient:
     ) -> bool:
         """Send the operations as one bundle now, or drop them: False means dropped and counted.
 
-        True means that the bundle was handed to the network thread, not that it arrived. Where that
-        thread comes to it after `leave_by_s`, on our monotonic clock, it is dropped, too.
+        True means that the bundle was passed to the network thread, not that it arrived. If that
+        thread gets to it after `leave_by_s`, on our monotonic clock, it is also dropped.
         """
         with self._sending:
             if not self._connected or self._in_flight:
@@ -258,9 +258,9 @@ class RosbridgeClient:
         return True
 
     def tell(self, operation: Mapping[str, Any]) -> bool:
-        """Send one operation beside the bundles, which it never delays.
+        """Send one operation separately from the bundles, which it never delays.
 
-        False means dropped: the link is down, or the one before is still on its way.
+        False means dropped: the link is down, or the previous one is still being sent.
         """
         with self._sending:
             if not self._connected or self._telling:
@@ -279,14 +279,14 @@ class RosbridgeClient:
         asyncio.set_event_loop(self._loop)
         try:
             self._loop.run_until_complete(self._connect_until_stopped())
-        except BaseException as error:  # waiting threads must see it, whatever it is
+        except BaseException as error:  # waiting threads must see any error
             self._note_failure(error)
         finally:
             self._end_tasks()
             self._loop.close()
 
     def _end_tasks(self) -> None:
-        """Cancel what an error has left behind, so that nothing is destroyed while it waits."""
+        """Cancel the tasks that an error has left, so that none is destroyed while pending."""
         left = asyncio.all_tasks(self._loop)
         for task in left:
             task.cancel()
@@ -294,14 +294,14 @@ class RosbridgeClient:
             self._loop.run_until_complete(asyncio.wait(left, timeout=1.0))
 
     def _note_failure(self, error: BaseException) -> None:
-        """Tell everybody that there will be no link any more; the trace is for debugging."""
-        logger.debug("the network thread ended", exc_info=error)
+        """Report the failure to all waiting threads; the traceback is logged for debugging."""
+        logger.debug("the network thread failed", exc_info=error)
         host, port = self._config.host, self._config.port
         text = f"{type(error).__name__}: {shown(error)}"
         with self._changed:
             self._connected = False
             self._since_s = self._clock()
-            self._last_error = f"no connection to {host}:{port} can be made any more ({text})"
+            self._last_error = f"cannot connect to {host}:{port} any more ({text})"
             self._failure = error
             self._changed.notify_all()
         logger.error("%s", self._last_error)
@@ -322,7 +322,7 @@ class RosbridgeClient:
             await asyncio.wait({stopping}, timeout=pause_s(failures, random.random()))
 
     async def _connect_once(self) -> bool:
-        """Hold one connection until it ends; True if it held for a while."""
+        """Keep one connection until it ends; True if it lasted for a while."""
         link: ClientConnection | None = None
         started_s = self._clock()
         try:
@@ -344,13 +344,13 @@ class RosbridgeClient:
         return link is not None and self._clock() - started_s > STEADY_S
 
     async def _finish_sending(self) -> None:
-        """Give a bundle on its way a moment, so that the last word of a loop is heard."""
+        """Wait briefly for the pending bundle, so that a loop's last trajectory is sent."""
         deadline_s = self._clock() + 0.5
         while self._stop.is_set() and self._in_flight and self._clock() < deadline_s:
             await asyncio.sleep(0.005)
 
     async def _greet(self, link: ClientConnection) -> None:
-        """Advertise and subscribe on a fresh connection, then tell that it is up."""
+        """Advertise and subscribe on a new connection, then report that it is up."""
         self._inbox.link_came_up()
         for topic, kind in self._config.advertise.items():
             await link.send(
@@ -377,7 +377,7 @@ class RosbridgeClient:
             logger.warning("link to rosbridge is down: %s", text)
         elif text != self._last_error:
             logger.warning(
-                "rosbridge at %s:%d is not reached yet: %s",
+                "cannot reach rosbridge at %s:%d yet: %s",
                 self._config.host,
                 self._config.port,
                 text,
@@ -385,7 +385,7 @@ class RosbridgeClient:
         self._last_error = text
 
     def _note_rtt(self, seconds: float) -> None:
-        """A ping was answered, about once a second: the link is up, silence has another cause."""
+        """Look for silent topics when a ping was answered, about once a second: the link is up."""
         self._rtt_s = seconds
         now_s = self._clock()
         self._inbox.expire(now_s)
@@ -398,13 +398,13 @@ class RosbridgeClient:
             self._subscribe_anew(topic, change.compression)
         is_required = topic in (self._config.camera_topic, self._config.joint_states_topic)
         if change.kind == "cbor_failed":
-            logger.warning("%s comes only without cbor: this rosbridge cannot send it so", topic)
+            logger.warning("%s arrives only without cbor: this rosbridge cannot encode it", topic)
         elif change.is_news and (is_required or change.compression is not None):
             again = "; subscribed again without cbor" if change.compression else ""
             logger.warning("%s%s", self._describe_silence(topic), again)
 
     def _subscribe_anew(self, topic: str, compression: protocol.Compression) -> None:
-        """Subscribe from the beginning: in some servers an error ended the old subscription."""
+        """Subscribe again from scratch: in some servers an error ended the old subscription."""
         subscription = self._subscriptions[topic]
         throttle_ms = self._throttle_ms(topic, subscription)
         for operation in (
@@ -414,15 +414,15 @@ class RosbridgeClient:
             self._request(protocol.encode_json(operation))
 
     async def _receive(self, link: ClientConnection) -> None:
-        """Take messages until the server closes in order; a broken link raises."""
+        """Receive messages until the server closes in order; a broken link raises."""
         try:
             while True:
                 payload = await link.recv()
                 if self._inbox.take(payload, self._clock()):
                     link.transport.abort()
                     raise ConnectionError(
-                        "every frame that came was old for seconds: a backlog at the server, or the"
-                        " camera's clock was set back while it was silent"
+                        "all frames were old for seconds: a backlog at the server, or the"
+                        " camera's clock was set back while it sent nothing"
                     )
         except ConnectionClosed as closed:
             if closed.rcvd is None or closed.rcvd.code != 1000:
@@ -448,7 +448,7 @@ class RosbridgeClient:
             self._dropped += 1
 
     def _request(self, payload: str) -> None:
-        """Send an operation that the caller repeats after a reconnect."""
+        """Send an operation; after a reconnect the caller sends it again."""
         if self._connected:
             self._loop.call_soon_threadsafe(lambda: self._loop.create_task(self._try(payload)))
 

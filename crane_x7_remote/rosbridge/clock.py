@@ -1,26 +1,25 @@
 """A robot's clock, seen through a link with changing delay. Stamps, arrivals → offset, ages, steps.
 
 Pure. `ClockOffset` reads the header stamp and the arrival of each message of one topic. The clock
-may be hours off, so a stamp alone says nothing about age. What can be known is how much later than
-the fastest message another one came: ages count from there. The one-way delay of that fastest
-message stays unknown, and is not added.
+may be hours off, so a stamp alone says nothing about age. Only the delay relative to the fastest
+message can be measured: ages count from there. The one-way delay of the fastest message remains
+unknown, and is not added.
 
-What moves the estimate, with offset = stamp − arrival of one message:
+The estimate moves as follows, with offset = stamp − arrival of one message:
 
 - *Up, a little*: two of the last messages were faster than the estimate. One alone never moves it.
 - *Up, by a step*: no delay makes a message faster than the fastest. Several in a row that agree
   mean that the clock was set forward (or that the estimate was made while the link stalled).
-- *Down, by a step*: a longer delay looks the same, be it a stall, a backlog or a longer route, and
-  to take one for a clock set back would make every frame look younger than it is. What tells them
-  apart: messages come in order, so a delay, whatever it does, never makes a *stamp* smaller than
-  the one before. The estimate goes down only behind a stamp that went back, once the messages after
-  it have kept their new offset for a while. The round trip would tell less: a queue inside the
-  robot delays frames, not pings.
-- *Down, slowly*: by `DRIFT`, as two quartz clocks part.
+- *Down, by a step*: a longer delay looks the same (a stall, a backlog or a longer route), and to
+  mistake one for a clock set back would make every frame look younger than it is. The difference:
+  messages arrive in order, so no delay makes a *stamp* smaller than the previous one. The estimate
+  goes down only after a stamp that went back, when the messages after it have kept their new offset
+  for a while. The round trip is less reliable: a queue inside the robot delays frames, not pings.
+- *Down, slowly*: by `DRIFT`, as two quartz clocks drift apart.
 
-So after a lasting rise of the delay, frames look as old as they are. A clock set back within a
+So after a lasting rise of the delay, frames look as old as they are. A clock set back during a
 pause of its topic looks like such a rise until the link is reopened (see `Staleness`), or until
-another topic shows the same step (see `expect`). Both err on the side of frames that look older.
+another topic shows the same step (see `expect`). Both errors make frames look older.
 """
 
 from __future__ import annotations
@@ -30,35 +29,35 @@ from dataclasses import dataclass
 from statistics import median
 
 DRIFT = 200e-6
-"""Two quartz clocks part by up to this rate (±100 ppm each); the estimate relaxes by as much."""
+"""Two quartz clocks drift apart by up to this rate (±100 ppm each); the estimate falls by it."""
 AHEAD_S = 0.05
-"""A stamp this much ahead of the estimate is doubted; smaller raises are taken as they come."""
+"""A stamp this much ahead of the estimate is doubted; smaller raises are accepted directly."""
 BEHIND_S = 0.05
 """A clock set back by less is ignored; frames then look older by as much."""
 STAMP_BACK_S = 0.01
 """A stamp that went back by less is jitter."""
 CONFIRMATIONS = 3
-"""A step is believed when this many messages in a row agree: one wrong stamp moves nothing."""
+"""A step is accepted when this many messages in a row agree: one wrong stamp moves nothing."""
 AHEAD_CONFIRM_S, BACK_CONFIRM_S = 0.1, 0.3
-"""Over how long a time they must agree."""
+"""The time over which they must agree."""
 LONG_CONFIRMATIONS, LONG_CONFIRM_S = 8, 0.6
-"""The same where the stamps before scatter by as much, be it by jitter or by a stall."""
+"""The same if the previous stamps scatter by as much, due to jitter or a stall."""
 JITTER_S = 0.2
-"""Where stamps scatter, one ahead by up to this is none to doubt."""
+"""If stamps scatter, one ahead by up to this is not doubted."""
 AGREE_S = 0.5
-"""Stamps ahead by amounts further apart than this agree on nothing."""
+"""Stamps whose leads differ by more than this do not agree."""
 SETTLING, SETTLING_S = 5, 0.3
-"""The first SETTLING messages, over at least SETTLING_S, only make the estimate."""
+"""The first SETTLING messages, over at least SETTLING_S, only form the estimate."""
 RECENT = 20
 RAISE_S = 1.0
-"""Raises within this time are taken together."""
+"""Raises within this time are added up."""
 EXPECT_S = 3.0
-"""A step that another topic showed is expected for this long here."""
+"""A step seen on another topic is expected on this one for this long."""
 
 
 @dataclass(frozen=True)
 class ClockStep:
-    """The clock was set: when we believed it, on our monotonic clock, and by how much."""
+    """A step of the clock: when it was accepted, on our monotonic clock, and by how much."""
 
     at_s: float
     by_s: float
@@ -81,13 +80,13 @@ class ClockOffset:
 
     def __init__(self) -> None:
         self.steps = 0
-        """Steps believed so far."""
+        """Number of steps accepted so far."""
         self.step: ClockStep | None = None
-        """The last of them."""
+        """The last step."""
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything: behind a new link the clock may be another."""
+        """Forget everything: a new link may lead to another clock."""
         self._estimate: tuple[float, float] | None = None
         self._expected: ClockStep | None = None
         self._settling: list[float] = []
@@ -98,12 +97,12 @@ class ClockOffset:
         self._ahead: list[_Arrival] = []
         self._behind: deque[_Arrival] = deque(maxlen=400)
         self.is_settled = False
-        """Whether enough messages have come to trust the estimate."""
+        """Whether enough messages were received to trust the estimate."""
         self.doubt: tuple[float, int] | None = None
-        """By how much the last messages disagree with the estimate, s, and how many; None: not."""
+        """Disagreement of the last messages with the estimate, s, and their number, or None."""
 
     def observe(self, stamp_s: float, arrival_s: float) -> bool:
-        """Take in one message; False when its stamp must not be used (yet)."""
+        """Process one message; False if its stamp must not be used (yet)."""
         seen = _Arrival(stamp_s, arrival_s)
         self.doubt = None
         offset_s = self.offset_s(arrival_s)
@@ -123,7 +122,7 @@ class ClockOffset:
         return True
 
     def expect(self, by_s: float, now_s: float) -> None:
-        """Note a step that another topic of the same robot showed: one message will confirm it."""
+        """Note a step seen on another topic of the same robot: one message here confirms it."""
         if self.step is None or now_s - self.step.at_s > EXPECT_S:
             self._expected = ClockStep(now_s, by_s)
 
@@ -148,7 +147,7 @@ class ClockOffset:
     # --- the estimate ----------------------------------------------------------------------------
 
     def _settle(self, seen: _Arrival) -> bool:
-        """Make the first estimate: the second fastest of at least three, as one may be wrong."""
+        """Form the first estimate: the second fastest of at least three, as one may be wrong."""
         if not self._settling:
             self._since_s = seen.arrival_s
         offsets = self._settling
@@ -158,7 +157,7 @@ class ClockOffset:
         is_right = seen.offset_s <= offset_s + AHEAD_S
         if is_right:
             self._newest_s = max(self._newest_s, seen.stamp_s)
-        if self._newest_s > seen.arrival_s + offset_s + AHEAD_S:  # it was the wrong one's
+        if self._newest_s > seen.arrival_s + offset_s + AHEAD_S:  # it came from the wrong stamp
             self._newest_s = seen.stamp_s
         if len(offsets) >= SETTLING and seen.arrival_s - self._since_s >= SETTLING_S:
             self._recent.extend(each for each in offsets if each <= offset_s + AHEAD_S)
@@ -175,7 +174,7 @@ class ClockOffset:
                 self._estimate = (second_s, seen.arrival_s)
 
     def _raise(self, by_s: float, now_s: float) -> None:
-        """Note a raise; many within a moment are a step that a draining backlog has smoothed."""
+        """Note a raise; many in a short time are a step smoothed by a draining backlog."""
         self._raises = [each for each in self._raises if now_s - each.at_s < RAISE_S]
         self._raises.append(ClockStep(now_s, by_s))
         total_s = sum(each.by_s for each in self._raises)
@@ -185,7 +184,7 @@ class ClockOffset:
             self.steps += 1
 
     def _take_step(self, seen: list[_Arrival], known: ClockStep | None = None) -> None:
-        """Go over to what these messages agree on; `known` is a step that was told already."""
+        """Adopt the offset on which these messages agree; `known`: a step reported already."""
         last = seen[-1]
         offsets = sorted(each.offset_s for each in seen)
         offset_s = offsets[-2] if len(offsets) > 1 else offsets[-1]
@@ -202,7 +201,7 @@ class ClockOffset:
         self.steps += 1
 
     def _scatter_s(self, offset_s: float) -> float:
-        """Return how far below the estimate messages usually lie, generously."""
+        """Return a generous bound of how far messages usually are below the estimate."""
         return 3 * (offset_s - median(self._recent)) if self._recent else 0.0
 
     def _is_expected(self, seen: _Arrival, offset_s: float) -> bool:
@@ -227,7 +226,7 @@ class ClockOffset:
     # --- set back --------------------------------------------------------------------------------
 
     def _is_set_back(self, seen: _Arrival, offset_s: float) -> bool:
-        """Whether this message lies behind a stamp that went back, and not on the old clock."""
+        """Whether this message follows a stamp that went back, and is not on the old clock."""
         behind_s = offset_s - seen.offset_s
         if behind_s <= BEHIND_S:
             return False
@@ -238,7 +237,7 @@ class ClockOffset:
 
     def _doubt_behind(self, seen: _Arrival, offset_s: float) -> bool:
         if self._behind and seen.stamp_s < self._behind[-1].stamp_s - STAMP_BACK_S:
-            self._behind.clear()  # went back once more
+            self._behind.clear()  # went back again
         self._behind.append(seen)
         offsets = sorted(each.offset_s for each in self._behind)
         by_s = offset_s - offsets[-2 if len(offsets) > 1 else -1]
@@ -266,7 +265,7 @@ class ClockOffset:
 
 
 def _covers(seen: list[_Arrival], count: int, duration_s: float) -> bool:
-    """Whether there are so many messages over such a time, and their stamps advance with it."""
+    """Whether these are enough messages over enough time, and their stamps advance with it."""
     first, last = seen[0], seen[-1]
     return (
         len(seen) >= count
@@ -276,7 +275,7 @@ def _covers(seen: list[_Arrival], count: int, duration_s: float) -> bool:
 
 
 def _spread_s(seen: list[_Arrival], duration_s: float) -> float:
-    """Return how far the offsets of the last `duration_s` lie apart."""
+    """Return the spread of the offsets of the last `duration_s`."""
     until_s = seen[-1].arrival_s - duration_s
     offsets = [each.offset_s for each in seen if each.arrival_s >= until_s]
     return max(offsets) - min(offsets)
@@ -290,11 +289,11 @@ STEADY_AGAIN_S = 10.0
 
 
 class Staleness:
-    """Tells when everything that arrives has been old for so long that only a reconnect helps.
+    """Detects that all messages have been old for so long that only a reconnect helps.
 
-    A steady stream of old messages is a backlog at the server, which dies with the connection; or a
-    clock that was set back while nothing came, which a fresh estimate cures. One that is late by
-    one and the same amount does not drain: there is no point in waiting for it.
+    A steady stream of old messages is either a backlog at the server, which a reconnect clears, or
+    a clock that was set back while nothing arrived, which a new estimate corrects. A stream that
+    is late by a constant amount does not drain: waiting does not help.
     """
 
     def __init__(self, limit_s: float = 0.5, patience_s: float = 5.0) -> None:
@@ -306,11 +305,11 @@ class Staleness:
         self._reconnected_s = float("-inf")
 
     def observe(self, age_s: float, now_s: float) -> bool:
-        """Take in one arrival's age; True when it is time to reconnect."""
+        """Process one message's age; True when it is time to reconnect."""
         return self._is_steady(age_s, now_s) or self._is_old(age_s, now_s)
 
     def _is_steady(self, age_s: float, now_s: float) -> bool:
-        """Whether all came late by one amount lately, and no reconnect was just tried for that."""
+        """Whether recent messages were late by one amount, without a recent reconnect for that."""
         self._lags.append((now_s, age_s))
         while now_s - self._lags[0][0] > STEADY_S:
             self._lags.popleft()
@@ -331,6 +330,6 @@ class Staleness:
         return now_s - self._since_s >= self._patience_s
 
     def reset(self) -> None:
-        """Start again, with a new connection."""
+        """Restart, with a new connection."""
         self._since_s = None
         self._lags.clear()

@@ -1,7 +1,7 @@
-"""How fast a robot's clock runs. Stamps, arrivals → its rate where that is not real time. Pure.
+"""How fast a robot's clock runs. Stamps, arrivals → its rate if that is not real time. Pure.
 
 A simulator at 0.6 of real time stamps its messages on a clock that advances 0.6 s per second; every
-age by stamp then grows without end. Delays grow, too, but not steadily for seconds.
+age by stamp then grows without limit. Delays can grow, too, but not steadily for seconds.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ BIN_S = 0.5
 BINS = 5
 """The fastest messages of this many half seconds in a row must agree on the rate."""
 LEAST = 0.05
-"""A rate this near to 1 is not named; a clock may be slewed."""
+"""A rate this near to 1 is not reported; a clock may be slewed."""
 ALIKE = 0.4
 """Changes from one bin to the next may differ by this share."""
 
@@ -23,15 +23,15 @@ class ClockRate:
     def __init__(self) -> None:
         self.rate: float | None = None
         """Seconds that the stamps advance per second; None while that is about 1, or unknown. Kept
-        over a reconnect, until half seconds with the right rate were seen."""
+        over a reconnect, until half seconds with the right rate were measured."""
         self._bins: list[tuple[int, float]] = []
 
     def restart(self) -> None:
-        """Measure from here on: the link is new."""
+        """Restart the measurement: the link is new."""
         self._bins = []
 
     def observe(self, stamp_s: float, arrival_s: float) -> None:
-        """Take in one message."""
+        """Process one message."""
         index, offset_s = int(arrival_s // BIN_S), stamp_s - arrival_s
         bins = self._bins
         if bins and bins[-1][0] == index:

@@ -12,7 +12,7 @@ from crane_x7_remote.rosbridge.messages import RosVersion
 
 @dataclass(frozen=True)
 class ClientConfig:
-    """Where the robot is and what to take from it."""
+    """The robot's address, and the topics to subscribe and advertise."""
 
     host: str
     port: int = 9090
@@ -22,16 +22,16 @@ class ClientConfig:
     joint_states_topic: str | None = "/joint_states"
     instruction_topic: str | None = "/vla/update_instruction"
     advertise: Mapping[str, str] = field(default_factory=dict)
-    """Topic → type of what will be published."""
+    """Topic → type of the topics to advertise."""
     camera_throttle_ms: int | None = None
     """Fixed throttle of the camera; None: adapted to the link."""
     max_message_bytes: int = protocol.MAX_MESSAGE_BYTES
     token: str | None = field(default=None, repr=False)
-    """The token that a guard before rosbridge requires, if it does."""
+    """The token, if a guard in front of rosbridge requires one."""
 
     @property
     def link(self) -> LinkConfig:
-        """The part that opens a connection."""
+        """The options for opening a connection."""
         return LinkConfig(
             self.host,
             self.port,
@@ -43,31 +43,31 @@ class ClientConfig:
 
 @dataclass(frozen=True)
 class LinkStatus:
-    """State of the connection, a snapshot."""
+    """A snapshot of the connection's state."""
 
     connected: bool
     since_s: float
-    """When it came up or went down, on our monotonic clock."""
+    """Time of the last change of `connected`, on our monotonic clock."""
     reconnects: int
     rtt_s: float | None
     """Round trip of the last ping."""
     throttle_rate_ms: int
     dropped_publishes: int
-    """Bundles that were dropped: not connected, or the one before still on its way."""
+    """Bundles that were dropped: not connected, or the previous one still being sent."""
     refused_messages: dict[str, int]
-    """Messages that came and could not be used, by kind."""
+    """Received messages that could not be used, by kind."""
     last_error: str | None
-    """Why the connection is down, or why it last was."""
+    """Why the connection is down, or was the last time."""
     ros_version: RosVersion | None = None
-    """Which ROS the server belongs to, by the stamps that come in; None: not known."""
+    """The server's ROS version, from received stamps; None: unknown."""
     ros_version_doubt: str | None = None
-    """Why it is not known."""
+    """Why the version is unknown."""
     no_frame_because: str | None = None
-    """Why no camera frame comes although the link is up: refused, or silent and what to check."""
+    """Why no camera frame arrives although the link is up: refused, or silent and what to check."""
     no_joints_because: str | None = None
     """The same for the joint states."""
     unknown_operations: tuple[str, ...] = ()
-    """Operations of ours that the server said it does not know."""
+    """Operations of this client that the server reported as unknown."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class Subscription:
     def request(
         self, topic: str, throttle_ms: int, compression: protocol.Compression | None = None
     ) -> protocol.Operation:
-        """Return the operation that subscribes it; `compression` where it is another by now."""
+        """Return the subscribe operation; `compression` replaces the configured one."""
         return protocol.subscribe(
             topic,
             self.type_name,

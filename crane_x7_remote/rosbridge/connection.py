@@ -1,4 +1,4 @@
-"""How one WebSocket to rosbridge is opened, watched and lost; each cause has its own message."""
+"""Opens, watches and closes one WebSocket to rosbridge; each cause of failure has its message."""
 
 from __future__ import annotations
 
@@ -28,12 +28,12 @@ from crane_x7_remote.rosbridge.protocol import MAX_MESSAGE_BYTES
 from crane_x7_vla_rl.log_text import shown
 
 SEND_BUFFER_BYTES = 64 * 1024
-"""Bounds what the kernel holds for a link that stopped: a few trajectories instead of hundreds."""
+"""Bounds the kernel's send buffer for a stalled link: a few trajectories instead of hundreds."""
 
 
 @dataclass(frozen=True)
 class LinkConfig:
-    """Where the server is and when a link counts as dead."""
+    """The server's address, and when a link counts as dead."""
 
     host: str
     port: int = 9090
@@ -45,12 +45,12 @@ class LinkConfig:
     """With the interval, a dead link is found within 1.9 s."""
     max_message_bytes: int = MAX_MESSAGE_BYTES
     token: str | None = field(default=None, repr=False)
-    """The token that a guard before rosbridge requires, if it does."""
+    """The token, if a guard in front of rosbridge requires one."""
     path: str = "/"
 
     @property
     def headers(self) -> dict[str, str]:
-        """What is sent with the opening request."""
+        """Headers of the opening request."""
         return {} if self.token is None else {"Authorization": f"Bearer {self.token}"}
 
     @property
@@ -64,10 +64,10 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.1, 2.0
 
 
 def pause_s(failures: int, chance: float) -> float:
-    """Return how long to wait before the next attempt, after so many in a row that failed.
+    """Return how long to wait before the next attempt, after this many failures in a row.
 
-    Doubled each time and capped; `chance` in 0 … 1 takes up to half of it away, so that clients
-    that lost the same server do not come back in step.
+    Doubled each time and capped; `chance` in 0 … 1 subtracts up to half, so that clients of one
+    server do not reconnect at the same time.
     """
     longest = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2.0 ** min(failures, 10))
     return longest * (1 - chance / 2)
@@ -82,12 +82,12 @@ class DeadLinkError(ConnectionError):
 
 
 async def open_link(config: LinkConfig) -> ClientConnection:
-    """Open a WebSocket whose unsent bytes die with it; raises what `explain` understands."""
+    """Open a WebSocket whose unsent bytes are discarded on close; raises errors for `explain`."""
     link = await connect(
         config.uri,
         proxy=config.proxy,
         additional_headers=config.headers,
-        compression=None,  # pictures are compressed already
+        compression=None,  # images are compressed already
         open_timeout=config.open_timeout_s,
         close_timeout=0.5,
         ping_interval=None,  # see watch
@@ -97,13 +97,13 @@ async def open_link(config: LinkConfig) -> ClientConnection:
     bound_unsent(link)
     raw = link.transport.get_extra_info("socket")
     if raw is not None:
-        # Closing resets: what a dead link still held must not arrive when it comes back.
+        # Closing resets: data that a dead link still held must not arrive later.
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     return link
 
 
 def bound_unsent(link: Connection) -> None:
-    """Let the kernel hold little of what the other end does not take."""
+    """Limit how much the kernel buffers for a peer that does not read."""
     raw = link.transport.get_extra_info("socket")
     if raw is not None:
         raw.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)
@@ -130,7 +130,7 @@ async def watch(
 
 
 async def close_link(link: Connection) -> None:
-    """Close in order, and by force where that fails."""
+    """Close in order, and by force if that fails."""
     with contextlib.suppress(TimeoutError, ConnectionError):
         async with asyncio.timeout(1.0):
             await link.close()
@@ -139,7 +139,7 @@ async def close_link(link: Connection) -> None:
 
 
 def explain(error: BaseException, config: LinkConfig) -> str:
-    """Return the cause in words, and the next thing to check."""
+    """Return the cause as text, and the next thing to check."""
     return shown(_explain(error, config), LONGEST_CAUSE)
 
 
@@ -148,7 +148,7 @@ def _explain(error: BaseException, config: LinkConfig) -> str:
         return _explain(error.exceptions[0], config)
     if isinstance(error, InvalidStatus):
         return _explain_status(error, config)
-    if "refused" in str(error):  # asyncio folds the failures of several addresses into one text
+    if "refused" in str(error):  # asyncio combines the failures of several addresses into one text
         error = ConnectionRefusedError(str(error))
     for kinds, text in _causes(config):
         if isinstance(error, kinds):
@@ -159,7 +159,7 @@ def _explain(error: BaseException, config: LinkConfig) -> str:
 
 
 def _explain_status(error: InvalidStatus, config: LinkConfig) -> str:
-    """A server that speaks HTTP and wants no WebSocket now; the guard says why in its answer."""
+    """Explain an HTTP answer instead of a WebSocket; the guard's answer contains the reason."""
     response = error.response
     said = (response.body or b"").decode(errors="replace")[:300]
     words = " ".join("".join(x if x.isprintable() else " " for x in said).split())
@@ -184,14 +184,14 @@ def _causes(config: LinkConfig) -> list[tuple[tuple[type[BaseException], ...], s
                 WebSocketProxyError,
                 InvalidProxy,
             ),
-            f"the proxy {proxy} did not connect us ({{error}}); check ROSBRIDGE_PROXY, that the"
+            f"the proxy {proxy} did not connect ({{error}}); check ROSBRIDGE_PROXY, that the"
             f" proxy runs, and that it can reach {host}",
         ),
         (
             (ConnectionRefusedError,),
             f"connection refused; is rosbridge_server running there, and on port {port}?",
         ),
-        ((DeadLinkError,), "the link went silent ({error}); check the network or the tunnel"),
+        ((DeadLinkError,), "the link is dead ({error}); check the network or the tunnel"),
         (
             (TimeoutError,),
             f"no answer within {config.open_timeout_s:g} s; check that {host} is up and that no"
@@ -199,10 +199,10 @@ def _causes(config: LinkConfig) -> list[tuple[tuple[type[BaseException], ...], s
         ),
         (
             (InvalidHandshake, InvalidMessage, ssl.SSLError),
-            f"something answers on port {port}, but it is not a WebSocket server ({{error}});"
+            f"the server on port {port} is not a WebSocket server ({{error}});"
             " check ROSBRIDGE_PORT",
         ),
-        ((InvalidURI,), f"{config.uri} is no address; check ROSBRIDGE_HOST"),
+        ((InvalidURI,), f"{config.uri} is not an address; check ROSBRIDGE_HOST"),
         ((ConnectionClosed,), "the server closed the connection ({error})"),
-        ((ConnectionError,), "the connection broke ({error})"),
+        ((ConnectionError,), "the connection was lost ({error})"),
     ]

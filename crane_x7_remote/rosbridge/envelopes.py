@@ -1,11 +1,11 @@
-"""Operations that a server wraps in pieces (`fragment`) or pictures (`png`) → JSON text. Pure.
+"""Operations that a server wraps in fragments (`fragment`) or images (`png`) → JSON text. Pure.
 
-Everything has a bound: the bytes that wait, the messages that are open, the age of an unfinished
-one, the pixels.
+Everything is bounded: the stored bytes, the number of unfinished messages and their age, the
+pixels.
 
 Source: ROSBRIDGE_PROTOCOL.md, 3.1.1 and 3.1.2, and the server's capabilities/fragmentation.py and
 internal/pngcompression.py. A released server gives every fragmented publication the id 0, and
-under Python 3 a `total` with decimals, of which the whole part counts.
+under Python 3 a `total` with decimals, whose integer part counts.
 """
 
 from __future__ import annotations
@@ -23,55 +23,55 @@ from crane_x7_remote.rosbridge.protocol import MAX_MESSAGE_BYTES, Operation, Pro
 from crane_x7_vla_rl.images import PNG_SIGNATURE
 
 MAX_OPEN = 8
-"""Messages whose fragments may wait at the same time; a further one drops the oldest."""
+"""Most unfinished messages at the same time; a further one drops the oldest."""
 MAX_AGE_S = 5.0
-"""A message whose last fragment has not come after this is dropped; no camera frame is of use any
-more by then."""
+"""A message whose last fragment has not arrived after this is dropped; a camera frame is useless by
+then."""
 MAX_FRAGMENTS = 16 * 1024
-"""Per message; a server sends fragments of 1 kB and more, and each one costs memory beside its
-text."""
+"""Per message; a server sends fragments of 1 kB and more, and each one costs memory in addition to
+its text."""
 RGB_8_BIT = (8, 2)
-"""Bit depth and colour type in the IHDR of the pictures that rosbridge packs text into."""
+"""Bit depth and colour type in the IHDR of the images into which rosbridge packs text."""
 
 
 @dataclass
 class _Open:
-    """A message of which some fragments have come."""
+    """A message with some of its fragments."""
 
     began_s: float
     pieces: dict[int, str] = field(default_factory=dict)
     size: int = 0
     is_given_up: bool = False
-    """Its remaining fragments are no news; number 0 starts over."""
+    """Lost: its remaining fragments are ignored; number 0 starts over."""
 
 
 _Key = tuple[str | int, int]
-"""Id and total: ids repeat, and messages of different length are told apart by the total."""
+"""Id and total: ids repeat, and the total distinguishes messages of different length."""
 
 
 class Fragments:
-    """Puts fragments together in any order, within `max_bytes` over all unfinished messages."""
+    """Joins fragments in any order, within `max_bytes` over all unfinished messages."""
 
     def __init__(self, max_bytes: int, on_lost: Callable[[str, float], None]) -> None:
-        """`on_lost` is told why and when a message was given up, once for each."""
+        """`on_lost` gets the reason and time of each discarded message, once."""
         self._max_bytes = max_bytes
         self._on_lost = on_lost
         self._open: dict[_Key, _Open] = {}
 
     def add(self, operation: Operation, now_s: float) -> str | None:
-        """Take in a fragment; return the whole text with the last one. Raises ProtocolError for a
-        fragment that is none."""
+        """Add a fragment; return the whole text with the last one. Raises ProtocolError for an
+        invalid fragment."""
         key, num, piece = _read_fragment(operation)
         self.expire(now_s)
         message = self._open.get(key)
         if message is not None and message.pieces.get(num, piece) != piece:
-            self._give_up(key, "a fragment came twice with different content", now_s)
+            self._give_up(key, "a fragment arrived twice with different content", now_s)
         if message is None or (message.is_given_up and num == 0):
             message = self._begin(key, now_s)
         if message.is_given_up or num in message.pieces:
             return None
         if self._waiting + len(piece) > self._max_bytes:
-            self._give_up(key, f"fragments hold more than {self._max_bytes} bytes", now_s)
+            self._give_up(key, f"fragments have more than {self._max_bytes} bytes", now_s)
             return None
         message.pieces[num] = piece
         message.size += len(piece)
@@ -81,14 +81,14 @@ class Fragments:
         return "".join(message.pieces[index] for index in range(key[1]))
 
     def expire(self, now_s: float) -> None:
-        """Give up what has waited for too long."""
+        """Discard messages that are too old."""
         for key, message in list(self._open.items()):
             if now_s - message.began_s > MAX_AGE_S:
-                self._give_up(key, f"the rest did not come within {MAX_AGE_S:g} s", now_s)
+                self._give_up(key, f"the rest did not arrive within {MAX_AGE_S:g} s", now_s)
                 del self._open[key]
 
     def clear(self) -> None:
-        """Forget everything: the rest will not come over a new connection."""
+        """Forget everything: the rest will not arrive over a new connection."""
         self._open.clear()
 
     @property
@@ -99,7 +99,7 @@ class Fragments:
         self._open.pop(key, None)
         while len(self._open) >= MAX_OPEN:
             oldest = next(iter(self._open))
-            self._give_up(oldest, f"more than {MAX_OPEN} came in fragments at a time", now_s)
+            self._give_up(oldest, f"more than {MAX_OPEN} fragmented messages at a time", now_s)
             del self._open[oldest]
         self._open[key] = _Open(now_s)
         return self._open[key]
@@ -138,9 +138,9 @@ def _is_whole(value: object) -> TypeGuard[int]:
 
 
 def unpack_png(operation: Operation, max_bytes: int = MAX_MESSAGE_BYTES) -> str:
-    """Return the text that the pixels of a `png` operation spell. Raises ProtocolError.
+    """Return the text in the pixels of a `png` operation. Raises ProtocolError.
 
-    The header is checked before anything is unpacked, so that a small picture cannot grow beyond
+    The header is checked before decompression, so that a small image cannot grow beyond
     `max_bytes`.
     """
     data = operation.get("data")
@@ -149,11 +149,11 @@ def unpack_png(operation: Operation, max_bytes: int = MAX_MESSAGE_BYTES) -> str:
     except (binascii.Error, ValueError):
         content = b""
     if not content.startswith(PNG_SIGNATURE) or len(content) < 26:
-        raise ProtocolError(f"png holds {brief(data)}, expected a PNG in base64")
+        raise ProtocolError(f"png contains {brief(data)}, expected a PNG in base64")
     width, height = (int.from_bytes(content[at : at + 4], "big") for at in (16, 20))
     if (content[24], content[25]) != RGB_8_BIT or not 0 < 3 * width * height <= max_bytes:
         raise ProtocolError(
-            f"png is a picture of {width}×{height}, {content[24]} bits, colour type"
+            f"png is an image of {width}×{height}, {content[24]} bits, colour type"
             f" {content[25]}; expected 8 bits, colour type 2 and at most {max_bytes} bytes"
         )
     try:
@@ -166,4 +166,4 @@ def unpack_png(operation: Operation, max_bytes: int = MAX_MESSAGE_BYTES) -> str:
         rgb: bytes = np.ascontiguousarray(pixels[:, :, ::-1]).tobytes()
         return rgb.decode().rstrip("\n")
     except UnicodeDecodeError as error:
-        raise ProtocolError(f"png holds no UTF-8 text: {error}") from error
+        raise ProtocolError(f"png does not contain UTF-8 text: {error}") from error

@@ -1,7 +1,7 @@
-"""The newest of every input. Payloads of the network thread → slots, clocks, faults. No I/O.
+"""The newest value of every input. Payloads of the network thread → slots, clocks, faults. No I/O.
 
-Frames are stored undecoded; joint states and instructions are read. Any other thread looks at the
-slots. A new throttle for the camera is handed to `on_throttle`.
+Frames are stored undecoded; joint states and instructions are parsed. Any other thread reads the
+slots. A new throttle for the camera is passed to `on_throttle`.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from crane_x7_vla_rl.log_text import shown
 logger = logging.getLogger(__name__)
 
 COMPLAIN_AGAIN_S = 60.0
-"""A topic's messages are complained about at most this often, whatever is wrong with them."""
+"""Problems of one topic's messages are logged at most this often."""
 STATUS_AGAIN_S = 1.0
-"""The same for what the server itself complains about."""
+"""The same for status messages of the server."""
 
 Callback = Callable[[Mapping[str, Any]], None]
 MAX_NAMED = 16
@@ -39,7 +39,7 @@ MAX_NAMED = 16
 
 @dataclass(frozen=True)
 class IncomingTopics:
-    """What the inbox reads itself; None: not subscribed."""
+    """The topics that the inbox reads; None: not subscribed."""
 
     camera: str | None
     joint_states: str | None
@@ -47,7 +47,7 @@ class IncomingTopics:
 
 
 class Inbox:
-    """The newest of everything, and the robot's clock as seen from here."""
+    """The newest value of every input, and the estimated clock of the robot."""
 
     def __init__(
         self,
@@ -76,11 +76,11 @@ class Inbox:
         self._unknown_to_server: set[str] = set()
         self._named_operations: set[str] = set()
         self._refusals: dict[str, str] = {}
-        """Topic → why its last message could not be used; no entry after one that could."""
+        """Topic → why its last message could not be used; no entry after a usable one."""
         self._unreadable: tuple[str, float] | None = None
-        """The last payload without a topic that could not be used: why, and when."""
+        """Reason and time of the last unusable payload without a topic."""
         self.silence = SilenceWatch()
-        """Which subscriptions bring nothing."""
+        """Detects subscriptions without messages."""
         self._complaints: dict[str, tuple[float, str]] = {}
         self._now_s = 0.0
 
@@ -93,31 +93,31 @@ class Inbox:
 
     @property
     def joints(self) -> StampedJoints | None:
-        """The newest joint state that could be read."""
+        """The newest valid joint state."""
         return self._joints
 
     @property
     def refused(self) -> dict[str, int]:
-        """Messages that came and could not be used, by kind."""
+        """Received messages that could not be used, by kind."""
         return dict(self._refused)
 
     @property
     def ros_version(self) -> RosVersion | None:
-        """Which ROS the server belongs to; None while that is not known."""
+        """The server's ROS version; None while unknown."""
         return self._versions.version
 
     @property
     def ros_version_doubt(self) -> str | None:
-        """Why the version is not known."""
+        """Why the version is unknown."""
         return self._versions.doubt
 
     @property
     def unknown_to_server(self) -> tuple[str, ...]:
-        """Operations that the server said it does not know."""
+        """Operations that the server reported as unknown."""
         return tuple(sorted(self._unknown_to_server))
 
     def refusal(self, topic: str) -> str | None:
-        """Return why what came last for `topic` could not be used; None where it could."""
+        """Return why the last message on `topic` could not be used; None if it could."""
         if topic in self._refusals or self._unreadable is None:
             return self._refusals.get(topic)
         good = self._frame if topic == self._topics.camera else self._joints
@@ -126,11 +126,11 @@ class Inbox:
 
     @property
     def throttle_ms(self) -> int:
-        """What the link bears."""
+        """The throttle that suits the link."""
         return self._throttle.rate_ms
 
     def wait_frame(self, newer_than: EncodedFrame | None, timeout_s: float) -> EncodedFrame | None:
-        """Return a frame other than `newer_than` once there is one; None after the timeout."""
+        """Wait for a frame other than `newer_than`; None after the timeout."""
         with self._changed:
             self._changed.wait_for(lambda: self._frame is not newer_than, timeout_s)
             return None if self._frame is newer_than else self._frame
@@ -142,29 +142,29 @@ class Inbox:
             return instruction
 
     def age_s(self, stamp_s: float, now_s: float) -> float:
-        """Return how old a frame with this stamp is, by the camera's own clock."""
+        """Return the age of a frame with this stamp, by the camera's own clock."""
         return self._clocks.camera.age_s(stamp_s, now_s)
 
     def robot_time(self, now_s: float) -> float | None:
-        """Return the clock of the joint states at our `now_s`; None until a stamped one came."""
+        """Return the joint states' clock at our `now_s`; None before the first stamped one."""
         return self._clocks.report(now_s).robot_s
 
     def clocks(self, now_s: float) -> ClockReport:
-        """Return what is known about the robot's clocks at our `now_s`."""
+        """Return the state of the robot's clocks at our `now_s`."""
         return self._clocks.report(now_s)
 
     def joint_fault(self, now_s: float) -> JointFault | None:
-        """Return why joint states are not believed at our `now_s`, or None."""
+        """Return why joint states are not trusted at our `now_s`, or None."""
         return self._watch.fault(now_s)
 
     def listen(self, topic: str, callback: Callback) -> None:
-        """Hand each message of `topic` to `callback`, on the network thread."""
+        """Pass each message of `topic` to `callback`, on the network thread."""
         self._callbacks[topic] = callback
 
     # --- network thread --------------------------------------------------------------------------
 
     def link_came_up(self) -> None:
-        """Reset: behind a new link the robot's clock may be another."""
+        """Reset: a new link may lead to another clock."""
         self._staleness.reset()
         self._throttle.reset_link()
         self._clocks.reset()
@@ -176,11 +176,11 @@ class Inbox:
         self._unreadable = None
 
     def expire(self, now_s: float) -> None:
-        """Give up fragments whose rest has not come; called about once a second."""
+        """Discard fragments whose rest has not arrived; called about once a second."""
         self._fragments.expire(now_s)
 
     def take(self, payload: str | bytes, arrival_s: float) -> bool:
-        """Take in one payload; True when the connection should be made again."""
+        """Process one payload; True if the client should reconnect."""
         self._now_s = arrival_s
         try:
             operation = self._unwrap(protocol.decode(payload, self._max_bytes), arrival_s)
@@ -196,7 +196,7 @@ class Inbox:
         return False
 
     def _unwrap(self, operation: protocol.Operation, arrival_s: float) -> protocol.Operation | None:
-        """Return the operation inside fragments, a png or a png in fragments, once it is whole."""
+        """Return the operation inside fragments, a png or a png in fragments, if it is complete."""
         for kind in ("fragment", "png"):
             if operation["op"] != kind:
                 continue
@@ -214,15 +214,15 @@ class Inbox:
         return operation
 
     def _lose_fragments(self, why: str, now_s: float) -> None:
-        self._refuse_wrapped("fragment", f"a message in fragments was dropped: {why}", now_s)
+        self._refuse_wrapped("fragment", f"dropped a fragmented message: {why}", now_s)
 
     def _refuse_wrapped(self, kind: str, text: str, now_s: float) -> None:
         self._unreadable = f"{kind}: {text}", now_s
         self._refuse(kind, text)
 
     def _refuse_operation(self, name: str, now_s: float) -> None:
-        """Count an operation that no rosbridge server sends to a client; a few are named."""
-        text = f"operation {protocol.brief(name)} is not known here"
+        """Count an operation that no rosbridge server sends to a client; log the first few."""
+        text = f"unknown operation {protocol.brief(name)}"
         self._unreadable = text, now_s
         self._refused["operation"] += 1
         if name not in self._named_operations and len(self._named_operations) < MAX_NAMED:
@@ -265,7 +265,7 @@ class Inbox:
             elif topic in self._callbacks:
                 self._callbacks[topic](message)
             else:
-                self._refuse("message", f"nothing was asked of topic {topic[:60]!r}")
+                self._refuse("message", f"topic {topic[:60]!r} was not subscribed")
         except messages.MessageError as error:
             self._refusals[topic] = str(error)
             self._refused["message"] += 1
@@ -278,7 +278,7 @@ class Inbox:
         topic = self._topics.camera
         assert topic is not None
         if frames.is_depth_topic(topic):
-            raise messages.MessageError(f"{topic} holds distances: {frames.COLOUR_TOPIC}")
+            raise messages.MessageError(f"{topic} has depth images: {frames.COLOUR_TOPIC}")
         frame = frames.from_message(message, arrival_s)
         self._versions.observe(messages.stamp_version(message), topic, arrival_s)
         last = self._frame
@@ -292,15 +292,15 @@ class Inbox:
         with self._changed:
             self._frame = frame
             self._changed.notify_all()
-        if not is_trusted:  # its stamp tells nothing about the link
+        if not is_trusted:  # its stamp says nothing about the link
             return False
         if self._adapts_throttle and self._throttle.observe(age_s, arrival_s):
             rate_ms = self._throttle.rate_ms
             logger.info(
-                "camera throttled to %d ms (frames come %.0f ms late)", rate_ms, age_s * 1e3
+                "camera throttled to %d ms (frames arrive %.0f ms late)", rate_ms, age_s * 1e3
             )
             self._on_throttle(rate_ms)
-        if self._clocks.rate is not None:  # ages grow whatever the link does
+        if self._clocks.rate is not None:  # ages grow on any link
             return False
         return self._staleness.observe(age_s, arrival_s)
 
@@ -334,7 +334,7 @@ class Inbox:
     def _complain(
         self, kind: str, text: str, again_s: float = COMPLAIN_AGAIN_S, level: int = logging.WARNING
     ) -> None:
-        """Log the first of a kind, and another one at most every `again_s`."""
+        """Log the first of a kind, and further ones at most every `again_s`."""
         text = shown(text)
         logged_s, logged = self._complaints.get(kind, (float("-inf"), ""))
         if text != logged and self._now_s - logged_s >= again_s:
@@ -343,6 +343,6 @@ class Inbox:
 
     @staticmethod
     def _layout(message: Mapping[str, Any]) -> Layout:
-        """Return what the joint states of one publisher have in common."""
+        """Return the layout that the joint states of one publisher share."""
         names = tuple(str(name) for name in message["name"])
         return names, bool(message.get("velocity")), bool(message.get("effort"))

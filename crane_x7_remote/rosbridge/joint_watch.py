@@ -1,9 +1,10 @@
-"""Joint states that cannot be true. Every readable JointState → `JointFault` or None. Pure.
+"""Detects impossible joint states. Every valid JointState → `JointFault` or None. Pure.
 
-One measured state looks fine alone; the one before it shows that no arm can have moved so. It looks
-for positions that change faster than the joints can; values that alternate between two places, or
-messages of two layouts, as when several nodes publish on the topic; velocities that contradict the
-change of positions. The gripper is left out: a finger may snap off what it holds.
+A single state looks plausible; compared with the previous ones, no arm can have moved that way. The
+watch looks for positions that change faster than the joints can move; for values that alternate
+between two positions, or messages of two layouts, as when several nodes publish on the topic; for
+velocities that contradict the change of positions. The gripper is not checked: a finger may snap
+off an object.
 """
 
 from __future__ import annotations
@@ -18,55 +19,56 @@ from crane_x7_vla_rl.robot import ARM_DOF, JOINT_NAMES, VELOCITY_RAD_S
 from crane_x7_vla_rl.types import Array, JointState
 
 SPEED_FACTOR = 1.2
-"""A joint may read this much faster than its limit: stamps are not exact."""
+"""A joint may seem this much faster than its limit: stamps are not exact."""
 SLACK_RAD = 0.05
-"""And jump by this much: encoder steps, play, a stamp that jitters."""
+"""It may also jump by this much: encoder steps, play, a stamp that jitters."""
 ZIGZAG_RAD, ZIGZAG_RAD_S2 = 0.03, 15.0
-"""There and back again within three messages by more than this, plus what such an acceleration
-(twice the arm's) makes of the time between them, is no movement."""
+"""There and back within three messages, by more than this plus the displacement due to an
+acceleration of twice the arm's limit, is not a movement."""
 ALTERNATIONS, ALTERNATION_S = 3, 2.0
-"""So many within this time are no accident."""
+"""This many within this time are not a coincidence."""
 VELOCITY_BIN_S, VELOCITY_BINS = 0.25, 4
-"""Displacement is compared with the mean reported velocity over this many such pieces."""
+"""Displacement is compared with the mean reported velocity, over VELOCITY_BINS intervals of at
+least VELOCITY_BIN_S."""
 VELOCITY_SLACK_RAD, VELOCITY_SHARE = 0.2, 0.7
-"""They may differ by this, plus this share of the greater of the two: filters, coarse units, a
-servo (or simulation) that reads its velocity at the end of each of its own steps."""
+"""They may differ by this, plus this share of the larger one: filters, coarse units, a servo (or
+simulation) that reads its velocity at the end of each of its steps."""
 VELOCITY_PERIOD_S = 0.05
-"""Messages further apart than this say too little about what happened between them."""
+"""Messages further apart than this say too little about the motion between them."""
 UNSEEN_RAD_S2 = 2.0
-"""A quarter of the arm's acceleration: times the square of the time between two messages, it moved
-so far without showing a velocity."""
+"""A quarter of the arm's acceleration: times the square of the time between two messages, the arm
+may have moved this far without showing a velocity."""
 CONTRADICTIONS = 4
-"""So many pieces in a row must contradict."""
+"""This many intervals in a row must contradict."""
 LONG_GAP_S = 1.0
-"""After such a silence nothing is compared; the arm may have been anywhere."""
+"""After a gap this long nothing is compared; the arm may have been anywhere."""
 AGREE_S, LONGEST_AGREE_S = 1.0, 8.0
-"""How long states must agree before they are believed again; doubled each time they fail soon."""
+"""How long states must agree before they are trusted again; doubled each time they fail soon."""
 SOON_S = 10.0
 LOOK = "look at `ros2 topic info -v {topic}`"
 
 
 class FaultKind(StrEnum):
-    """What is wrong with the joint states."""
+    """The problem of the joint states."""
 
     IMPOSSIBLE = "impossible"
-    """No arm moves like that."""
+    """No arm moves like this."""
     CONFLICT = "conflict"
     """They contradict each other: several publishers, or velocities against positions."""
 
 
 @dataclass(frozen=True)
 class JointFault:
-    """Why joint states are not believed at the moment."""
+    """Why joint states are not trusted at the moment."""
 
     kind: FaultKind
     detail: str
     until_s: float
-    """Believed again after this, on our monotonic clock, when nothing more is found."""
+    """Time until which they are not trusted, on our monotonic clock; extended by new findings."""
 
 
 Layout = tuple[object, ...]
-"""What the messages of one publisher have in common: names, and which lists are filled."""
+"""The layout of one publisher's messages: names, and which lists are filled."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +81,7 @@ class _Measurement:
 
 
 class JointWatch:
-    """Watches one topic. Fed by one thread; any may ask for the fault."""
+    """Watches one topic. Fed by one thread; any thread may read the fault."""
 
     def __init__(self, topic: str) -> None:
         self._topic = topic
@@ -88,7 +90,7 @@ class JointWatch:
         self.reset()
 
     def reset(self) -> None:
-        """Reset for a new link; a fault that was found stays for its time."""
+        """Reset for a new link; a detected fault stays for its time."""
         self._seen: deque[_Measurement] = deque(maxlen=3)
         self._arrivals: deque[float] = deque(maxlen=20)
         self._layout: Layout | None = None
@@ -98,14 +100,14 @@ class JointWatch:
         self._velocity = _VelocityCheck()
 
     def fault(self, now_s: float) -> JointFault | None:
-        """Return why joint states are not believed at `now_s`, or None."""
+        """Return why joint states are not trusted at `now_s`, or None."""
         fault = self._fault
         return fault if fault is not None and now_s < fault.until_s else None
 
     def take(
         self, state: JointState, measured_s: float, arrival_s: float, layout: Layout, stamped: bool
     ) -> None:
-        """Take in a message. `measured_s` is when it was measured, on our clock: by its stamp where
+        """Process a message. `measured_s` is when it was measured, on our clock: by its stamp if
         that can be trusted (`stamped`), by its arrival otherwise."""
         position = state.position_rad[:ARM_DOF]
         if not np.isfinite(position).all():
@@ -194,20 +196,20 @@ class JointWatch:
 
 @dataclass(frozen=True, eq=False)
 class _Piece:
-    """A piece of time of at least VELOCITY_BIN_S."""
+    """An interval of at least VELOCITY_BIN_S."""
 
     start_s: float
     end_s: float
     moved: Array
     """(7,)."""
     said: Array
-    """(7,) what the reported velocities make of it."""
+    """(7,) displacement by the reported velocities."""
     unsure: Array
-    """(7,) what may have happened between two messages."""
+    """(7,) possible displacement between two messages that no velocity shows."""
 
 
 class _VelocityCheck:
-    """Compares where the joints went with how fast they say they were."""
+    """Compares the joints' displacement with their reported velocities."""
 
     def __init__(self) -> None:
         self._pieces: deque[_Piece] = deque(maxlen=VELOCITY_BINS)
@@ -215,7 +217,7 @@ class _VelocityCheck:
         self._contradictions = 0
 
     def take(self, position: Array, velocity: Array, measured_s: float) -> str | None:
-        """Take in a message; return what contradicts, once per piece of time."""
+        """Process a message; return the contradiction, once per interval."""
         messages = self._messages
         if messages and abs(measured_s - messages[-1][0]) > LONG_GAP_S:
             messages.clear()
@@ -242,15 +244,15 @@ class _VelocityCheck:
             return None
         span_s = self._pieces[-1].end_s - self._pieces[0].start_s
         return (
-            f"{JOINT_NAMES[joint]} moved by {moved[joint]:.3f} rad in {span_s:.2f} s, its reported"
-            f" velocities say {said[joint]:.3f} rad: they contradict each other (several"
+            f"{JOINT_NAMES[joint]} moved {moved[joint]:.3f} rad in {span_s:.2f} s, but by its"
+            f" reported velocities {said[joint]:.3f} rad: they contradict each other (several"
             " publishers, or a driver with wrong velocities)"
         )
 
 
 def _piece(messages: list[tuple[float, Array, Array]]) -> _Piece:
-    """Integrate the velocities, each over the time until the next message; where stamps jitter, the
-    sum of these times is brought down to what passed."""
+    """Integrate the velocities, each over the time until the next message; if stamps jitter, the
+    sum of these times is scaled to the time that passed."""
     times = np.array([measured_s for measured_s, _, _ in messages])
     velocity = np.array([speed for _, _, speed in messages])  # (n, 7)
     steps = np.maximum(np.diff(times), 0.0)[:, None]

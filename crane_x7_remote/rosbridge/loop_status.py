@@ -1,7 +1,7 @@
-"""What a loop tells about itself on /vla/status: `LoopStatus` <-> JSON in a std_msgs/String. Pure.
+"""The status of a loop on /vla/status: `LoopStatus` <-> JSON in a std_msgs/String. Pure.
 
-The loop publishes it, `say` and whoever watches read it, and the guard lets pass only what this
-file can read. A field that a newer loop adds is ignored.
+The loop publishes it, `say` and monitors read it, and the guard passes only messages that this file
+can parse. A field that a newer loop adds is ignored.
 """
 
 from __future__ import annotations
@@ -26,20 +26,20 @@ TaskState = Literal["accepted", "refused"]
 
 @dataclass(frozen=True)
 class LoopStatus:
-    """What one loop does now."""
+    """The current state of one loop."""
 
     session: str
     """8 hex digits."""
     task: str
     task_state: TaskState
     reason: str | None
-    """Why the task is refused."""
+    """Why the task is refused, if it is."""
     rate_hz: float | None
-    """Measured, of ticks; None before the second one."""
+    """Measured rate of ticks; None before the second tick."""
     latency_ms: float | None
-    """Median from a frame's arrival to its trajectory; None before the first one."""
+    """Median time from a frame's arrival to its trajectory; None before the first one."""
     hold: str | None
-    """Why the arm is not driven now; None where it is."""
+    """Why the arm is not driven now; None if it is."""
     trajectories: int
     dry_run: bool
 
@@ -60,7 +60,7 @@ def read(message: Mapping[str, Any]) -> LoopStatus:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise MessageError(f"{STATUS_TOPIC}: data is no JSON: {brief(text)}") from error
+        raise MessageError(f"{STATUS_TOPIC}: data is {brief(text)}, expected JSON") from error
     if not isinstance(values, dict):
         raise MessageError(f"{STATUS_TOPIC}: data is {brief(values)}, expected an object")
     return LoopStatus(

@@ -27,12 +27,12 @@ RosVersion = Literal[1, 2]
 FRAME_ID = re.compile(
     r"vla/(?P<session>[0-9a-f]{8})/(?P<sequence>\d{1,18})/(?P<valid_ms>\d{1,9})(?P<retimed>/retimed)?"
 )
-"""How our trajectories carry session, sequence number and validity in `header.frame_id`; the guard
-marks one that it had to build again."""
+"""The format of session, sequence number and validity in `header.frame_id` of our trajectories; the
+guard marks one that it re-timed."""
 
 
 class MessageError(RemoteError):
-    """A message cannot be used; says which field, what came and what was expected."""
+    """A message cannot be used; names the field, its value and the expected value."""
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -46,15 +46,15 @@ class StampedJoints:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ParsedTrajectory:
-    """A JointTrajectory read from the wire; numbers unchecked, the last four None if not ours."""
+    """A received JointTrajectory; numbers unchecked, the last four fields None if not ours."""
 
     joint_names: tuple[str, ...]
     position_rad: Array
     """(T, n)."""
     velocity_rad_s: Array | None
-    """(T, n), or None where no point has velocities."""
+    """(T, n), or None if no point has velocities."""
     acceleration_rad_s2: Array | None
-    """(T, n), or None where no point has accelerations."""
+    """(T, n), or None if no point has accelerations."""
     time_from_start_s: Array
     """(T,)."""
     stamp_s: float
@@ -67,7 +67,7 @@ class ParsedTrajectory:
 
 
 def same_type(first: str, second: str) -> bool:
-    """Tell whether two type names mean the same: "sensor_msgs/msg/X" is "sensor_msgs/X"."""
+    """Return whether two type names are equal: "sensor_msgs/msg/X" is "sensor_msgs/X"."""
     return _short(first) == _short(second)
 
 
@@ -101,9 +101,9 @@ def _read_time(value: object, where: str) -> float:
 
 
 def stamp_version(message: Message) -> RosVersion:
-    """Return which ROS wrote a message's header, told by the keys of its stamp.
+    """Return the ROS version of a message's header, from the keys of its stamp.
 
-    Raises MessageError where there is no stamp or it has the keys of both.
+    Raises MessageError if there is no stamp or it has the keys of both.
     """
     header = message.get("header", message)
     stamp = header.get("stamp") if isinstance(header, Mapping) else None
@@ -118,7 +118,7 @@ def stamp_version(message: Message) -> RosVersion:
 
 
 def write_stamp(seconds: float, version: RosVersion) -> dict[str, int]:
-    """Return a time or duration in s as the ROS version writes it, rounded to ns."""
+    """Return a time or duration in s in the format of the ROS version, rounded to ns."""
     total = round(seconds * 1e9)
     whole, rest = divmod(total, 1_000_000_000)
     return {"secs": whole, "nsecs": rest} if version == 1 else {"sec": whole, "nanosec": rest}
@@ -137,8 +137,8 @@ def _is_number(value: object) -> TypeGuard[float]:
 def joint_state(message: Message) -> JointState:
     """Return our eight joints from a JointState in any order; other joints are ignored.
 
-    A joint that is missing, twice there or without a position raises MessageError. Velocities that
-    are not reported become NaN, and so does null, as which a server writes NaN into JSON.
+    A joint that is missing, duplicate or without a position raises MessageError. Velocities that
+    are not reported become NaN, and so does null, which a server writes for NaN in JSON.
     """
     names, positions = message.get("name"), _nulls_as_nan(message.get("position"))
     velocities = _nulls_as_nan(message.get("velocity")) or []
@@ -172,14 +172,14 @@ def _are_numbers(values: object) -> TypeGuard[Sequence[float]]:
 
 
 def instruction(message: Message) -> str:
-    """Return the task in a std_msgs/String, in one line; raises MessageError if it is none."""
+    """Return the task in a std_msgs/String, in one line; raises MessageError if it is invalid."""
     text = message.get("data")
     if not isinstance(text, str):
         raise MessageError(f"instruction is {brief(text)}, expected text")
     if len(message) > 1:
         raise MessageError(
             f"instruction has the fields {brief(list(message))}, expected a"
-            " std_msgs/String with data alone"
+            " std_msgs/String with only data"
         )
     try:
         size = len(text.encode())
@@ -190,7 +190,7 @@ def instruction(message: Message) -> str:
             f"instruction has {size} bytes, expected at most {MAX_INSTRUCTION_BYTES}"
         )
     if "�" in text:
-        raise MessageError(f"instruction was not UTF-8: {brief(text)}")
+        raise MessageError(f"instruction is {brief(text)}, expected UTF-8 text")
     if not text.strip():
         raise MessageError("instruction is empty, expected a task such as 'pick up the red cube'")
     try:
@@ -200,7 +200,7 @@ def instruction(message: Message) -> str:
 
 
 def trajectory(message: Message) -> ParsedTrajectory:
-    """Return a JointTrajectory; raises MessageError unless its lists fit together."""
+    """Return a JointTrajectory; raises MessageError unless the lengths of its lists match."""
     names, points = message.get("joint_names"), message.get("points")
     if not isinstance(points, list) or not all(isinstance(point, Mapping) for point in points):
         raise MessageError(f"JointTrajectory.points is {brief(points)}, expected points")
@@ -325,10 +325,10 @@ def float32_array(values: npt.ArrayLike) -> dict[str, Any]:
 def action_goal(
     goal: Message, name: str, stamp_s: float, version: RosVersion = 1
 ) -> dict[str, Any]:
-    """Return an actionlib goal message, as it is published on `<action>/goal`.
+    """Return an actionlib goal message for `<action>/goal`.
 
-    The stamp of the goal's id is 0: the action server then takes its own time, and does not take
-    the goal for older than one from a node whose clock is ahead (actionlib, StatusTracker).
+    The stamp of the goal's id is 0: the action server then uses its own time. Otherwise the goal
+    could look older than one from a node whose clock is ahead (actionlib, StatusTracker).
     """
     goal_id = {"stamp": write_stamp(0.0, version), "id": name}
     return {"header": _header(stamp_s, version, ""), "goal_id": goal_id, "goal": goal}

@@ -1,7 +1,7 @@
-"""The rosbridge v2 protocol without I/O: bytes ↔ operations, and builders for those that we send.
+"""The rosbridge v2 protocol without I/O: bytes ↔ operations, and builders of operations.
 
-An operation is a dict with the text "op". Text payloads are JSON, binary ones CBOR (what a server
-sends for subscriptions with compression "cbor"). Nothing here unpickles.
+An operation is a dict with a text "op". Text payloads are JSON, binary ones CBOR (from a server,
+for subscriptions with compression "cbor"). Nothing here unpickles.
 Source: ROSBRIDGE_PROTOCOL.md of RobotWebTools/rosbridge_suite, branch ros2.
 """
 
@@ -25,7 +25,7 @@ Compression = Literal["none", "cbor"]
 StatusLevel = Literal["error", "warning", "info", "none"]
 
 MAX_MESSAGE_BYTES = 8 * 1024 * 1024
-"""Larger payloads are refused: forty times a 640×480 JPEG of high quality."""
+"""Larger payloads are refused; forty times a 640×480 JPEG of high quality."""
 
 GOAL_SUCCEEDED = 4
 """action_msgs/GoalStatus.STATUS_SUCCEEDED."""
@@ -38,7 +38,7 @@ GOAL_ABORTED = 6
 ANSWERS = frozenset(
     {"service_response", "action_feedback", "action_result", "action_status", "pong"}
 )
-"""Operations from a server that are expected and that nothing here reads."""
+"""Expected operations of a server that are ignored."""
 UNKNOWN_OPERATION = re.compile(
     r"unknown op(?:eration|code)?\W{1,4}(\w{1,40})"
     r"|op(?:eration|code)?\W{1,4}(\w{1,40})\W{1,4}is (?:unknown|not (?:known|supported))",
@@ -49,19 +49,19 @@ TYPED_ARRAYS = {
     69: "<u2", 70: "<u4", 71: "<u8", 72: "i1", 77: "<i2", 78: "<i4", 79: "<i8",
     85: "<f4", 86: "<f8",
 }  # fmt: skip
-"""CBOR tag → numpy type: a real rosbridge packs every numeric array of a message, such as
+"""CBOR tag → numpy type: rosbridge packs every numeric array of a message, such as
 JointState.position, into one of these (RFC 8746; rosbridge_library/internal/cbor_conversion.py)."""
 FLOAT64_ARRAY = 86
 
 
 class ProtocolError(RemoteError):
-    """A payload is no rosbridge operation; says what came."""
+    """A payload is not a rosbridge operation; contains what was received."""
 
 
 def decode(payload: Payload, max_bytes: int = MAX_MESSAGE_BYTES) -> Operation:
     """Return the operation in `payload`. Raises ProtocolError.
 
-    NaN and infinities pass, as they do through a real server: the user of a number checks it.
+    NaN and infinities pass, as through a real server: the code that uses a number checks it.
     """
     if len(payload) > max_bytes:
         raise ProtocolError(f"payload of {len(payload)} bytes, expected at most {max_bytes}")
@@ -76,7 +76,7 @@ def decode(payload: Payload, max_bytes: int = MAX_MESSAGE_BYTES) -> Operation:
 
 
 def brief(value: object) -> str:
-    """Return how `value` looks, cut to 60 characters; whatever a peer sent can be shown."""
+    """Return `value` as text of at most 60 characters; safe for any value from a peer."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # an integer of 5000 digits; a thousand lists in lists
@@ -113,7 +113,7 @@ def _base64(value: object) -> str:
 
 def encode_cbor(operation: Mapping[str, Any]) -> bytes:
     """Return `operation` as CBOR; byte strings stay byte strings, lists of floats become typed
-    arrays, as a real rosbridge sends them."""
+    arrays, as in a real rosbridge."""
     return cbor2.dumps(_with_typed_arrays(operation))
 
 
@@ -128,7 +128,7 @@ def _with_typed_arrays(value: Any) -> Any:
 
 
 def unknown_operation(text: str) -> str | None:
-    """Return which operation a server does not know, by the text of its `status`."""
+    """Return the operation that a server reports as unknown in the text of its `status`."""
     found = UNKNOWN_OPERATION.search(text[:400])
     return None if found is None else found[1] or found[2]
 
@@ -141,8 +141,8 @@ def subscribe(
     throttle_rate_ms: int = 0,
     compression: Compression = "none",
 ) -> Operation:
-    """Ask for messages of `topic`, at most one per `throttle_rate_ms`; again with the same id
-    changes a running subscription."""
+    """Subscribe to `topic`, with at most one message per `throttle_rate_ms`; the same id changes a
+    running subscription."""
     return {
         "op": "subscribe",
         "id": id,
@@ -160,12 +160,12 @@ def unsubscribe(topic: str, *, id: str) -> Operation:
 
 
 def advertise(topic: str, type_name: str, *, id: str) -> Operation:
-    """Announce that we publish `topic`."""
+    """Advertise `topic`."""
     return {"op": "advertise", "id": id, "topic": topic, "type": type_name}
 
 
 def unadvertise(topic: str, *, id: str) -> Operation:
-    """Take an advertisement back."""
+    """End the advertisement of `topic`."""
     return {"op": "unadvertise", "id": id, "topic": topic}
 
 
@@ -191,7 +191,7 @@ def send_action_goal(
 def action_result(
     id: str, action: str, values: Mapping[str, Any] | str, status: int, result: bool
 ) -> Operation:
-    """The end of an action: its values, or the reason as text where `result` is False."""
+    """The result of an action: its values, or the reason as text if `result` is False."""
     return {
         "op": "action_result",
         "id": id,
@@ -203,6 +203,6 @@ def action_result(
 
 
 def status(level: StatusLevel, text: str, id: str | None = None) -> Operation:
-    """A remark from the server about the operation `id`."""
+    """A status message of the server about the operation `id`."""
     operation: Operation = {"op": "status", "level": level, "msg": text}
     return operation if id is None else operation | {"id": id}

@@ -1,7 +1,7 @@
 """The clocks of one robot, one estimate per stamped topic. Stamps, arrivals → `ClockReport`. Pure.
 
-The robot's time is that of the joint states, which the arm's controller shares; a camera may sit on
-a machine with a clock of its own.
+The robot's time is the clock of the joint states, which is also the arm controller's; a camera may
+be on a machine with another clock.
 """
 
 from __future__ import annotations
@@ -14,24 +14,24 @@ from crane_x7_remote.rosbridge.clock_rate import ClockRate
 
 @dataclass(frozen=True)
 class ClockReport:
-    """What is known about the robot's clocks at one moment."""
+    """The state of the robot's clocks at one moment."""
 
     robot_s: float | None
-    """The robot's time, on the clock of the joint states; None: not known (yet)."""
+    """The robot's time, on the clock of the joint states; None: unknown (yet)."""
     is_settled: bool = True
-    """Whether enough joint states have come to trust `robot_s`."""
+    """Whether enough joint states were received to trust `robot_s`."""
     joints_are_unstamped: bool = False
-    """Joint states come with stamp 0."""
+    """Whether joint states have stamp 0."""
     difference_s: float | None = None
-    """The camera's clock minus that of the joint states, as far as both are known."""
+    """The camera's clock minus that of the joint states, if both are known."""
     camera_doubt_s: float | None = None
-    """By how much the newest frame's stamp is off the camera's clock; None: it is not."""
+    """Difference of the newest frame's stamp from the camera's clock; None: it agrees."""
     joints_doubt_s: float | None = None
-    """The same for the joint states, where more than one is off."""
+    """The same for the joint states, if more than one differs."""
     step: ClockStep | None = None
     """The last step of one of the clocks."""
     steps: int = 0
-    """How many steps there were."""
+    """Number of steps so far."""
     rate: float | None = None
     """Seconds that the stamps of joint states advance per second; None: about 1."""
     camera_topic: str = "the camera"
@@ -39,7 +39,7 @@ class ClockReport:
 
 
 class RobotClocks:
-    """Camera and joint states. Fed by one thread; any may read."""
+    """Camera and joint states. Fed by one thread; any thread may read."""
 
     def __init__(self, camera_topic: str | None, joints_topic: str | None) -> None:
         self.camera = ClockOffset()
@@ -54,17 +54,17 @@ class RobotClocks:
         return self._rate.rate
 
     def reset(self) -> None:
-        """Reset for a new link: the robot may be another."""
+        """Reset for a new link: it may lead to another robot."""
         self.camera.reset()
         self.joints.reset()
         self._rate.restart()
 
     def take_frame(self, stamp_s: float, arrival_s: float) -> bool:
-        """Take in a frame; False when its stamp must not be used."""
+        """Process a frame; False if its stamp must not be used."""
         return self._observe(self.camera, self.joints, stamp_s, arrival_s)
 
     def take_joints(self, stamp_s: float, arrival_s: float) -> bool:
-        """Take in a joint state; False when its stamp must not be used (yet)."""
+        """Process a joint state; False if its stamp must not be used (yet)."""
         self._unstamped = stamp_s <= 0
         if self._unstamped:
             return True
@@ -81,7 +81,7 @@ class RobotClocks:
         return min(arrival_s, stamp_s - offset_s)
 
     def report(self, now_s: float) -> ClockReport:
-        """Return what is known at our `now_s`."""
+        """Return the state at our `now_s`."""
         camera, joints = self.camera, self.joints
         camera_s, joints_s = camera.offset_s(now_s), joints.offset_s(now_s)
         difference_s = None

@@ -1,9 +1,9 @@
-"""Subscriptions that stay silent although the link is up. Arrivals, looks → `Change`s. Pure.
+"""Subscriptions that are silent although the link is up. Arrivals, checks → `Change`s. Pure.
 
-A released ROS 1 rosbridge cannot put every message into CBOR, and says nothing when it fails: a
-silent subscription with compression cbor is made again with `none`. If messages then arrive at
-once, cbor was the cause; if they arrive later, the topic was not published, and cbor, which costs
-less, gets one more chance. All of this starts over with each connection.
+A released ROS 1 rosbridge cannot encode every message as CBOR, and does not report the failure: a
+silent subscription with compression cbor is replaced by one with `none`. If messages then arrive
+immediately, cbor was the cause; if they arrive later, the topic was not published, and cbor, which
+is cheaper, is tried once again. All of this restarts with each connection.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from crane_x7_remote.rosbridge.messages import RosVersion
 from crane_x7_remote.rosbridge.protocol import Compression
 
 SILENT_S = 3.0
-"""A subscription is silent when nothing came on it for so long while pings were answered."""
+"""A subscription is silent without a message for this long while pings were answered."""
 PROMPT_S = 1.0
-"""Messages that come this soon after cbor was given up were there before, too."""
+"""Messages that arrive this soon after the change from cbor were published before, too."""
 NAME_AGAIN_S = 60.0
-"""A topic that falls silent again and again is named at most this often."""
+"""A topic that falls silent repeatedly is logged at most this often."""
 
 Kind = Literal["silent", "cbor_failed", "cbor_again"]
 
 
 @dataclass(frozen=True)
 class Change:
-    """What a look found out about a topic."""
+    """The result of a check of one topic."""
 
     topic: str
     kind: Kind
     compression: Compression | None
-    """Subscribe again with this; None: leave it as it is."""
+    """Subscribe again with this; None: no change."""
     is_news: bool
-    """Whether to say so."""
+    """Whether to log it."""
 
 
 @dataclass
@@ -41,14 +41,14 @@ class _Watched:
     wanted: Compression
     current: Compression
     last_s: float
-    """When something came, or when the watch began."""
+    """Time of the last message, or of the start of the watch."""
     is_silent: bool = False
     asked_s: float | None = None
     """When it was subscribed without cbor."""
     first_s: float | None = None
-    """When the first message without cbor came after that."""
+    """When the first message without cbor arrived after that."""
     is_last_trial: bool = False
-    """Cbor is tried once more."""
+    """Cbor is tried one last time."""
 
 
 class SilenceWatch:
@@ -59,16 +59,16 @@ class SilenceWatch:
         self._named_s: dict[str, float] = {}
 
     def expect(self, topic: str, wanted: Compression, now_s: float) -> None:
-        """Watch a topic from now on, as after each subscription on a new connection."""
+        """Watch a topic from now on; called after each subscription on a new connection."""
         self._topics[topic] = _Watched(wanted, wanted, now_s)
 
     def compression(self, topic: str, wanted: Compression) -> Compression:
-        """Return what to ask for."""
+        """Return the compression to request."""
         watched = self._topics.get(topic)
         return wanted if watched is None else watched.current
 
     def heard(self, topic: str, now_s: float, is_cbor: bool) -> None:
-        """Note that a message came, whatever it is worth."""
+        """Note that a message arrived, valid or not."""
         watched = self._topics.get(topic)
         if watched is None:
             return
@@ -79,12 +79,12 @@ class SilenceWatch:
             watched.first_s = now_s
 
     def is_silent(self, topic: str) -> bool:
-        """Whether the last look found it silent, and nothing came since."""
+        """Whether the last check found it silent, without a message since."""
         watched = self._topics.get(topic)
         return watched is not None and watched.is_silent
 
     def look(self, now_s: float) -> list[Change]:
-        """Return what has changed; called while the link is known to be up."""
+        """Return the changes; called while the link is up."""
         changes = []
         for topic, watched in list(self._topics.items()):
             if now_s - watched.last_s > SILENT_S:
@@ -110,7 +110,7 @@ class SilenceWatch:
 
 
 def _judge_cbor(topic: str, watched: _Watched) -> Change | None:
-    """Look whether what came after cbor was given up tells its cause."""
+    """Check whether the messages after the change from cbor show the cause."""
     if watched.asked_s is None or watched.first_s is None or watched.current == watched.wanted:
         return None
     came_at_once = watched.first_s - watched.asked_s <= PROMPT_S
@@ -122,12 +122,12 @@ def _judge_cbor(topic: str, watched: _Watched) -> Change | None:
 
 
 def describe(topic: str, type_name: str, version: RosVersion | None) -> str:
-    """Return that a topic is silent, and how to find out why; `version` is the robot's ROS."""
+    """Describe a silent topic, with a command to check it; `version` is the robot's ROS."""
     commands = {1: f"`rostopic hz {topic}`", 2: f"`ros2 topic hz {topic}`"}
     both = f"{commands[2]} (ROS 1: {commands[1]})"
     text = (
-        f"nothing came on {topic} ({type_name}) for {SILENT_S:g} s although the link is up; see on"
-        " the robot whether it is published, and with this type:"
+        f"no message on {topic} ({type_name}) for {SILENT_S:g} s although the link is up; check on"
+        " the robot whether it is published with this type:"
         f" {both if version is None else commands[version]}"
     )
     if type_name.endswith("/CompressedImage") and not topic.endswith("/compressed"):

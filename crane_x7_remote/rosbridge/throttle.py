@@ -1,7 +1,7 @@
-"""Which `throttle_rate` to request. Age of each frame on arrival → milliseconds. Pure.
+"""The `throttle_rate` to request. Age of each frame on arrival → milliseconds. Pure.
 
-A rosbridge server queues what a slow link cannot take, without limit; only `throttle_rate` makes it
-drop frames. So frames that arrive late mean: request fewer. The server quantises by the camera's
+A rosbridge server queues frames for a slow link without limit; only `throttle_rate` makes it drop
+frames. So if frames arrive late, the client requests fewer. The server quantises by the camera's
 period: from 30 Hz, 50 ms gives 15 Hz, 85 ms gives 10 Hz, and so on.
 """
 
@@ -15,11 +15,11 @@ LATE_S = 0.12
 """A frame this much later than the fastest one has waited in a queue."""
 PROMPT_S = 0.05
 WINDOW = 8
-"""Frames that are looked at together; most of them must be late before one level is added."""
+"""Frames that are judged together; most of them must be late before a level is added."""
 SETTLE_S = 1.5
-"""After a change the old backlog still drains; its frames prove nothing."""
+"""After a change the old backlog still drains; its frames are ignored."""
 FIRST_TRIAL_S, LONGEST_TRIAL_S = 10.0, 160.0
-"""How long frames must have been prompt before more are requested; doubled after each failure."""
+"""How long frames must have been on time before more are requested; doubled after each failure."""
 
 
 class Throttle:
@@ -35,11 +35,11 @@ class Throttle:
 
     @property
     def rate_ms(self) -> int:
-        """What to request from the server now."""
+        """The value to request from the server now."""
         return LEVELS_MS[self._level]
 
     def observe(self, age_s: float, now_s: float) -> bool:
-        """Take in one frame's age on arrival; True when `rate_ms` has changed."""
+        """Process one frame's age on arrival; True if `rate_ms` has changed."""
         if now_s - self._changed_s < SETTLE_S:
             return False
         self._late = [*self._late[-WINDOW + 1 :], age_s > LATE_S]
@@ -61,7 +61,7 @@ class Throttle:
         self._late.clear()
         if self._level == len(LEVELS_MS) - 1:
             return False
-        if self._was_raised_back:  # the last trial of more frames failed: wait longer for the next
+        if self._was_raised_back:  # the last trial of more frames failed: wait longer
             self._trial_s = min(2 * self._trial_s, LONGEST_TRIAL_S)
         self._was_raised_back = False
         self._level += 1

@@ -6,6 +6,6 @@ from typing import Final
 
 STRING: Final = "std_msgs/String"
 STATUS_TOPIC: Final = "/vla/status"
-"""STRING, JSON: what each loop does now; see loop_status."""
+"""STRING, JSON: the state of each loop; see loop_status."""
 CAMERA_POSE_TOPIC: Final = "/vla/camera_pose"
-"""STRING, JSON, latched: where the robot's camera stands; see crane_x7_vla_rl.camera_pose."""
+"""STRING, JSON, latched: pose of the robot's camera; see crane_x7_vla_rl.camera_pose."""

@@ -416,20 +416,20 @@ def test_without_a_gripper_action_nothing_is_advertised_for_it() -> None:
 
 def test_a_hold_tells_what_the_client_knows_of_its_cause(rig: Rig) -> None:
     rig.client.camera_runs = False
-    rig.client.link.no_frame_because = "the camera sends a picture of distances"
+    rig.client.link.no_frame_because = "the camera sends a depth image"
     outcome = rig.tick()
     assert isinstance(outcome, Hold)
     assert outcome.reason is HoldReason.NO_FRAME
-    assert outcome.detail.endswith(": the camera sends a picture of distances")
+    assert outcome.detail.endswith(": the camera sends a depth image")
     rig.client.camera_runs = True
-    rig.client.link.no_joints_because = "nothing came on /joint_states"
+    rig.client.link.no_joints_because = "no message on /joint_states"
     state = JointState(robot.HOME_RAD, np.zeros(8))
     now_s = rig.clock.now_s
     rig.client.measured = StampedJoints(state, now_s + ROBOT_CLOCK_S, now_s - 1)
     outcome = rig.tick()
     assert isinstance(outcome, Hold)
     assert outcome.reason is HoldReason.JOINTS_STALE
-    assert "nothing came on /joint_states" in outcome.detail
+    assert "no message on /joint_states" in outcome.detail
 
 
 def _foreign(session: str) -> dict[str, Any]:

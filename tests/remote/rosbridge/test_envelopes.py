@@ -95,7 +95,7 @@ def test_what_does_not_become_whole_is_given_up_and_told_once(rig: Rig) -> None:
     rig.fragments.expire(rig.now_s)
     rig.fragments.expire(rig.now_s)
     assert len(rig.lost) == 1
-    assert "did not come within 5 s" in rig.lost[0]
+    assert "did not arrive within 5 s" in rig.lost[0]
     assert rig.add(*cut(TEXT)) == [TEXT]
 
 

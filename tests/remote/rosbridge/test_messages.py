@@ -304,7 +304,7 @@ def test_an_instruction_is_stripped_and_may_be_japanese() -> None:
         ({"data": " \n\t"}, "empty"),
         ({"data": "x" * 100_000}, "100000 bytes"),
         ({"data": "赤" * 400}, "1200 bytes"),
-        ({"data": "pick up \ufffd\ufffd"}, "not UTF-8"),
+        ({"data": "pick up \ufffd\ufffd"}, "expected UTF-8"),
         ({"data": "pick \ud800 up"}, "Unicode"),
         ({"data": 7}, "expected text"),
         ({}, "expected text"),
