@@ -34,6 +34,7 @@ from crane_x7_remote.demo.children import DemoProcess
 from crane_x7_remote.demo.plan import DemoPlan
 from crane_x7_remote.demo.recorder import Recording, RunRecorder
 from crane_x7_remote.errors import ExitCode, OutputError
+from crane_x7_remote.system import signals
 from crane_x7_vla_rl.policies.color_servo.instruction import NotUnderstood, Task, Verb, parse
 
 logger = logging.getLogger(__name__)
@@ -311,14 +312,14 @@ class _Progress:
 
 @contextlib.contextmanager
 def _signals() -> Iterator[Callable[[], bool]]:
-    """Yield a function that returns whether SIGINT or SIGTERM came; both end the run in order."""
+    """Yield a function that returns whether a signal came; it ends the run in order."""
     came: list[int] = []
 
     def note(number: int, frame: types.FrameType | None) -> None:
         del frame
         came.append(number)
 
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, note) for number in signals.ending()}
     try:
         yield lambda: bool(came)
     finally:

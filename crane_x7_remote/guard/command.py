@@ -1,8 +1,8 @@
 """`crane-x7-remote guard`: the gate in front of rosbridge, next to the robot, until a signal.
 
 Prints one line that starts with `ready` and contains the addresses it listens on. SIGUSR1 stops the
-arm, SIGUSR2 resumes; SIGTERM and SIGINT brake, wait until the arm is at rest (1 s at most) and end
-with exit code 0.
+arm, SIGUSR2 resumes; SIGTERM, SIGINT and SIGHUP brake, wait until the arm is at rest (1 s at most)
+and end with exit code 0.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from crane_x7_remote.guard.logs import unblocked
 from crane_x7_remote.guard.rules import AllowList, Names
 from crane_x7_remote.rosbridge.connection import LinkConfig
 from crane_x7_remote.settings import Settings
+from crane_x7_remote.system import signals
 from crane_x7_remote.system.real_time import ask_for_real_time
 
 logger = logging.getLogger(__name__)
@@ -85,7 +86,7 @@ async def _guard(
         if not ended.done():
             ended.set_result(name)
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in signals.ending():
         loop.add_signal_handler(number, end, number.name)
     loop.add_signal_handler(signal.SIGUSR1, gate.stop, "SIGUSR1")
     loop.add_signal_handler(signal.SIGUSR2, gate.resume, "SIGUSR2")

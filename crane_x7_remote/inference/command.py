@@ -1,7 +1,7 @@
 """`crane-x7-remote infer`: settings and flags → client, policy and loop, until a signal.
 
-SIGTERM and SIGINT end it with exit code 0 and the arm at rest; every other cause has its own code,
-see errors.ExitCode.
+SIGTERM, SIGINT and SIGHUP end it with exit code 0 and the arm at rest; every other cause has its
+own code, see errors.ExitCode.
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ from crane_x7_remote.rosbridge.client import RosbridgeClient
 from crane_x7_remote.rosbridge.config import ClientConfig
 from crane_x7_remote.rosbridge.topics import STATUS_TOPIC, STRING
 from crane_x7_remote.settings import Settings
+from crane_x7_remote.system import signals
 from crane_x7_remote.system.real_time import ask_for_real_time
 from crane_x7_remote.tunnel.peer import StatusCommand, TailnetDiagnosis
 from crane_x7_vla_rl import camera_pose
@@ -96,7 +97,8 @@ def run(args: argparse.Namespace) -> int:
 
     def on_signal(number: int, frame: types.FrameType | None) -> None:
         del frame
-        signal.signal(number, signal.SIG_DFL)
+        # A second Ctrl-C ends it at once; a lost session often sends its SIGHUP twice.
+        signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else signal.SIG_DFL)
         # In a new thread: the interrupted thread may hold the lock that `loop.stop` needs.
         threading.Thread(target=end, args=(number,), name="stop").start()
 
@@ -106,8 +108,8 @@ def run(args: argparse.Namespace) -> int:
         for loop in ends:
             loop.stop()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, on_signal)
+    for ending in signals.ending():
+        signal.signal(ending, on_signal)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     deadline_s = time.monotonic() + settings.peer_wait_timeout
     limits = Limits(max_jump_rad=settings.max_jump)

@@ -2,8 +2,8 @@
 
 Prints one line that starts with `ready` and names host and port when clients are served and the arm
 moves. With `--guard` a guard process runs in front of it, and the line names its port too; with
-`--view` a second line names the page that shows the robot. SIGTERM and SIGINT end it with exit code
-0.
+`--view` a second line names the page that shows the robot. SIGTERM, SIGINT and SIGHUP end it
+with exit code 0.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from crane_x7_remote.sim_robot.maniskill_arm import ManiSkillArm, SceneConfig
 from crane_x7_remote.sim_robot.robot import RobotConfig, SimRobot
 from crane_x7_remote.sim_robot.server import ServerConfig
 from crane_x7_remote.sim_robot.view import View
+from crane_x7_remote.system import signals
 from crane_x7_remote.system.parent_death import die_with
 from crane_x7_vla_rl import camera_pose, scenes
 from crane_x7_vla_rl.camera_pose import SIM_POSE, CameraPose
@@ -200,12 +201,12 @@ class _Guard:
 
 
 class _StopOnSignal:
-    """True after SIGTERM or SIGINT. A plain flag: the handler runs between two instructions of the
+    """True after a signal. A plain flag: the handler runs between two instructions of the
     main thread, which may then hold the lock of any threading.Event."""
 
     def __init__(self) -> None:
         self._is_asked = False
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in signals.ending():
             signal.signal(number, self._on_signal)
 
     def _on_signal(self, number: int, frame: types.FrameType | None) -> None:

@@ -1,10 +1,11 @@
 """`crane-x7-remote tunnel`: keep the robot's rosbridge at a port of 127.0.0.1 until a signal.
 
-    tunnel tailnet            on the rented machine: through the tailnet, for programs without
-    proxies tunnel local USER@ROBOT   on the rented machine: forward it here through ssh (as ssh -L)
+    tunnel tailnet            on the rented machine: through the tailnet, for programs that know no
+                              proxy
+    tunnel local USER@ROBOT   on the rented machine: forward it here through ssh (as ssh -L)
     tunnel remote USER@GPU    next to the robot: forward it to the rented machine (as ssh -R)
 
-SIGTERM and SIGINT end it with exit code 0; every other end has its own exit code, see
+SIGTERM, SIGINT and SIGHUP end it with exit code 0; every other end has its own exit code, see
 errors.ExitCode.
 """
 
@@ -23,6 +24,7 @@ from crane_x7_remote import settings as settings_module
 from crane_x7_remote.errors import ExitCode, SettingsError
 from crane_x7_remote.rosbridge.connection import LinkConfig
 from crane_x7_remote.settings import Settings
+from crane_x7_remote.system import signals
 from crane_x7_remote.tunnel import peer
 from crane_x7_remote.tunnel.forward import ForwardConfig, Forwarder
 from crane_x7_remote.tunnel.ssh import SshTunnel
@@ -82,14 +84,14 @@ def run(args: argparse.Namespace) -> int:
 
 
 async def _until_signal(work: Callable[[asyncio.Event], Awaitable[None]]) -> None:
-    """Run `work` with an event that SIGTERM and SIGINT set."""
+    """Run `work` with an event that the ending signals set."""
     stop = asyncio.Event()
 
     def on_signal(number: signal.Signals) -> None:
         logger.info("stopping on %s", number.name)
         stop.set()
 
-    for number in (signal.SIGTERM, signal.SIGINT):
+    for number in signals.ending():
         asyncio.get_running_loop().add_signal_handler(number, on_signal, number)
     await work(stop)
 

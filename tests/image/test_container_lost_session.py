@@ -1,4 +1,4 @@
-"""Sessions of `ssh vla@host` that are cut: a training continues, tmux keeps the terminal.
+"""Sessions of `ssh vla@host` that are cut: a training continues, the arm comes to rest.
 
 The image is the one without torch, with the packages of the tests' environment: see the rig
 container_packages. A user's machine goes away as `kill -9` of its ssh: sshd finds a closed
@@ -12,14 +12,18 @@ import re
 import shlex
 import signal
 import subprocess
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 import container_packages
 import pytest
+from container_robot import sim_robot, watch
 from containers import Container, Network, Workshop, wait_for
 from ssh_login import Login
+
+from crane_x7_remote.settings import Settings
 
 pytestmark = pytest.mark.container
 
@@ -27,6 +31,7 @@ VLA = 1000
 """The user in the image."""
 ROOT_THERE = "/workspace/vla-rl/outputs"
 RUN = f"{ROOT_THERE}/lift"
+GUARD_WAITS_S = Settings.model_fields["guard_link_timeout"].default
 FIRST_UPDATE_S = 120.0
 """It imports torch and simulates, on a machine that is busy otherwise."""
 
@@ -120,6 +125,28 @@ def test_a_training_survives_its_session_and_another_one_follows_it(
             second.wait_for("no training is running in this folder", 60)
         assert "stopped after" in second.shown
         assert (run / "last").readlink().name == f"checkpoint_{updates()}"
+
+
+def test_infer_in_a_session_that_is_cut_brings_the_arm_to_rest_and_the_guard_stays_open(
+    workshop: Workshop, image: str, network: Network, tmp_path: Path
+) -> None:
+    login = Login.make(network, tmp_path)
+    environ = {"SSH_PUBLIC_KEY": login.public_key, "ROSBRIDGE_HOST": "127.0.0.1"}
+    environ |= {"ROSBRIDGE_PORT": "9091", "VLA_POLICY": "color-servo"}
+    with (
+        sim_robot(network, tmp_path, "--arm", "kinematic", "--guard"),
+        Container(workshop, image, network, ("sshd",), environ),
+    ):
+        login.wait()
+        with _terminal(login, tmp_path / "terminal") as terminal:
+            terminal.type("crane-x7-remote infer --vla-task-instruction 'pick up the red cube'")
+            watch(network, "obeys", 60)
+            terminal.cut()
+        wait_for(lambda: login.run("pgrep -f [-]-vla-task").returncode == 1, "the loop ends")
+        watch(network, "rests", 20)
+        time.sleep(GUARD_WAITS_S + 1)
+        said = (tmp_path / "sim-robot.log").read_text()
+    assert "link was lost" not in said, "who comes back has to type resume"
 
 
 def test_tmux_keeps_a_terminal_that_is_cut_and_one_that_is_left(

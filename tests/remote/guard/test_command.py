@@ -92,7 +92,7 @@ def test_signals_stop_and_resume(guard: GuardProcess) -> None:
     wait_until(lambda: guard.state()["stopped"] is None, 5, "resumed")
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_it_ends_in_order_with_the_arm_braked(
     guard: GuardProcess, server: RecordingServer, number: signal.Signals
 ) -> None:
