@@ -2,19 +2,20 @@
 
     python -m crane_x7_vla_rl.data.base_statistics FILE DATASET…     (scripts/base-statistics)
 
-A base model such as openvla/openvla-7b holds the statistics of other robots only. To train it on
-this arm, its 255 bins must be spread over angles that the arm takes. The package ships the result,
-`configs/crane_x7_statistics.json`. Where each figure comes from:
+A base model such as openvla/openvla-7b has only the statistics of other robots. To train it on this
+arm, its 255 bins must cover the angles of the arm's motion. The package ships the result,
+`configs/crane_x7_statistics.json`. Source of each figure:
 
-- `min`, `max`, `mean`, `std`: of simulated demonstrations of both tasks, widest scene, in rad.
-- `q01`, `q99`, what −1 and 1 stand for: `min` and `max`, widened by MARGIN_RAD on both sides and
-  cut to the joint's limits (`robot.py`). The limits alone are 5.5 rad apart for most joints: a bin
-  would be 21 mrad, 6 mm at the fingertips. This makes it 1 to 8 mrad. The margin is room to
-  explore.
+- `min`, `max`, `mean`, `std`: simulated demonstrations of both tasks, widest scene, in rad.
+- `q01`, `q99`, the values for −1 and 1: `min` and `max`, widened by MARGIN_RAD on both sides and
+  clipped to the joint's limits (`robot.py`). The limits are 5.5 rad apart for most joints: their
+  bins would be 21 mrad wide, 6 mm at the fingertips; these are 1 to 8 mrad. The margin leaves room
+  to explore.
 - the gripper is not widened: its two extremes, closed and open, must be the outermost bins.
 - `proprio`: the same of the measured joints.
 
-`--statistics FILE` of `train` and `sft` takes another file; `statistics.py` makes one of any data.
+`--statistics FILE` of `train` and `sft` selects another file; `statistics.py` computes one from any
+data.
 """
 
 from __future__ import annotations
@@ -35,14 +36,14 @@ from crane_x7_vla_rl.data.statistics import KEY, DataStatistics, compute_statist
 from crane_x7_vla_rl.robot import ARM_DOF, LOWER_RAD, UPPER_RAD
 
 SHIPPED: Final = Path(__file__).parent / "crane_x7_statistics.json"
-"""The file of this arm that comes with the package."""
+"""This arm's file in the package."""
 MARGIN_RAD: Final = 0.15
-"""Beyond what the demonstrations needed, per arm joint and side."""
+"""Added to the range of the demonstrations, per arm joint and side."""
 SOURCE: Final = "simulated demonstrations of Lift and PickPlace, widened; see base_statistics.py"
 
 
 def widened(statistics: DataStatistics) -> dict[str, Any]:
-    """Return what the file holds for the statistics of demonstrations."""
+    """Return the file's content for the statistics of demonstrations."""
     content = statistics.to_dict()
     for kind in ("action", "proprio"):
         summary = content[KEY][kind]
@@ -52,7 +53,7 @@ def widened(statistics: DataStatistics) -> dict[str, Any]:
 
 
 def bounds(low: npt.ArrayLike, high: npt.ArrayLike) -> tuple[list[float], list[float]]:
-    """Return the angles (8,) that −1 and 1 stand for, given the least and largest ones, in rad."""
+    """Return the angles (8,) for −1 and 1, from the least and largest angles, in rad."""
     margin = np.full(LOWER_RAD.shape, MARGIN_RAD)
     margin[ARM_DOF] = 0.0
     first = np.clip(np.asarray(low) - margin, LOWER_RAD, UPPER_RAD)
@@ -61,7 +62,7 @@ def bounds(low: npt.ArrayLike, high: npt.ArrayLike) -> tuple[list[float], list[f
 
 
 class Joined:
-    """Several data sets one after the other, as an EpisodeSource; their rates may differ."""
+    """Several data sets one after another, as an EpisodeSource; their rates may differ."""
 
     def __init__(self, sources: Sequence[EpisodeSource]) -> None:
         self._sources = sources
@@ -78,7 +79,7 @@ class Joined:
 
     @property
     def fps(self) -> float:
-        """Of the first one."""
+        """Rate of the first one."""
         return self._sources[0].fps
 
     @property

@@ -1,6 +1,6 @@
-"""`convert`: recordings of any kind → a LeRobot data set, from which training reads fastest.
+"""`convert`: recordings of any supported format → a LeRobot data set, the fastest for training.
 
-The data set is complete after every episode; `--resume` continues after the last one.
+The data set is complete after every episode; `--resume` continues after the last episode.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ logger = logging.getLogger(__name__)
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `convert`."""
     parser.add_argument("source", help="folder, log or bag, or a LeRobot data set's Hub id")
-    parser.add_argument("folder", type=Path, help="where the LeRobot data set is written")
-    parser.add_argument("--instruction", default="", help="task of episodes that name none")
+    parser.add_argument("folder", type=Path, help="folder for the LeRobot data set")
+    parser.add_argument("--instruction", default="", help="task of episodes without an instruction")
     parser.add_argument(
         "--resume", action="store_true", help="continue after the last episode in FOLDER"
     )
@@ -30,10 +30,10 @@ def run(args: argparse.Namespace) -> int:
 
 
 def convert(source_path: str | Path, folder: Path, instruction: str, *, resume: bool) -> int:
-    """Write the episodes of `source_path` into `folder` and return how many are there.
+    """Write the episodes of `source_path` into `folder` and return their number in the data set.
 
-    Raises DataError for a broken episode, or pictures of another size than the first; what was
-    written before it stays and can be resumed.
+    Raises DataError for a broken episode, or images of another size than the first; the episodes
+    before it are kept, and the conversion can be resumed.
     """
     from crane_x7_vla_rl.data.lerobot import LeRobotWriter
     from crane_x7_vla_rl.data.progress import episode_bar

@@ -1,6 +1,6 @@
 """One demonstration. Recorded arrays and images → a checked `Episode`.
 
-Every reader makes `Episode`s and everything that learns takes them; arrays are checked once, here.
+Every reader creates `Episode`s and every trainer uses them; arrays are checked once, here.
 Legend: T frames, H and W image height and width, 8 joints in the order of `robot.JOINT_NAMES`.
 Images may be lazy or encoded: `image(t)` decodes one frame, so episodes may be larger than memory.
 """
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from crane_x7_vla_rl.fields import quoted
 from crane_x7_vla_rl.images import PictureError, decode_picture
 from crane_x7_vla_rl.prompt import clean_instruction
 from crane_x7_vla_rl.robot import DOF
@@ -22,11 +23,11 @@ Array = npt.NDArray[np.float32]
 
 
 class DataError(ValueError):
-    """Data on disk or in an episode is missing, torn or not what it should be; says where."""
+    """Data on disk or in an episode is missing, truncated or invalid; says where."""
 
 
 class EpisodeError(DataError):
-    """One episode is wrong: names its source and the field."""
+    """One episode is invalid: names its source and the field."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +35,7 @@ class Episode:
     """One recorded attempt at a task, of one camera ("base")."""
 
     images: Sequence[bytes | Image]
-    """T frames, each (H, W, 3) uint8 RGB or such an image as JPEG or PNG; (T, H, W, 3) will do."""
+    """T frames, each (H, W, 3) uint8 RGB or such an image as JPEG or PNG; or (T, H, W, 3)."""
     state: Array
     """(T, 8) float32, rad: joints as measured when the frame was taken."""
     action: Array
@@ -42,7 +43,7 @@ class Episode:
     instruction: str
     fps: float
     success: bool | None
-    """None: nobody judged it."""
+    """None: not judged."""
     source: str
     """File and index, for messages."""
     seed: int | None = None
@@ -58,7 +59,7 @@ class Episode:
         if isinstance(self.images, np.ndarray):
             self._check_image(self.images[0], 0)
         if not isinstance(self.instruction, str) or not self.instruction.strip():
-            raise self.error("instruction", f"is {self.instruction!r}, expected words")
+            raise self.error("instruction", f"is {quoted(self.instruction)}, expected words")
         try:
             clean_instruction(self.instruction)
         except ValueError as error:
@@ -70,7 +71,7 @@ class Episode:
         return len(self.state)
 
     def image(self, t: int) -> Image:
-        """Return frame `t` as (H, W, 3) uint8 RGB; raises EpisodeError where it is broken."""
+        """Return frame `t` as (H, W, 3) uint8 RGB; raises EpisodeError if it is broken."""
         if not 0 <= t < len(self):
             raise IndexError(f"{self.source}: frame {t} of {len(self)}")
         try:
@@ -103,7 +104,7 @@ class Episode:
         if len(broken):
             t, joint = broken[0]
             raise self.error(
-                field, f"row {t} joint {joint} is {array[t, joint]}, expected a number"
+                field, f"row {t} joint {joint} is {array[t, joint]}, expected a finite number"
             )
         array = np.array(array, dtype=np.float32)
         array.setflags(write=False)
@@ -111,7 +112,7 @@ class Episode:
 
 
 def decode_image(content: bytes) -> Image:
-    """Return (H, W, 3) uint8 RGB of a JPEG or PNG; a truncated one raises DataError, never grey."""
+    """Return (H, W, 3) uint8 RGB of a JPEG or PNG; raises DataError for a truncated one."""
     try:
         return decode_picture(content)
     except PictureError as error:

@@ -1,6 +1,6 @@
 """Files of data sets: found without side files, JSON read, and written whole or not at all.
 
-A folder and patterns → sorted paths; content → a file written beside its place, synced, renamed.
+A folder and patterns → sorted paths; content → a temporary file, synced and renamed to its path.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from crane_x7_vla_rl.data.episode import DataError
 logger = logging.getLogger(__name__)
 
 PARTIAL: Final = ".partial"
-"""Ending of what is still being written."""
+"""Suffix of files that are still being written."""
 
 
 def find_files(folder: Path, *patterns: str) -> list[Path]:
-    """Return what lies in `folder` and matches a glob pattern, sorted.
+    """Return the paths in `folder` that match a glob pattern, sorted.
 
-    Names that begin with a dot, of files or of folders below `folder`, are left out and counted in
-    the log: macOS copies `._name` beside every `name` onto foreign disks.
+    Names that begin with a dot, of files or of folders below `folder`, are skipped and counted in
+    the log: macOS writes `._name` next to every `name` on foreign disks.
     """
     found = {path for pattern in patterns for path in folder.glob(pattern)}
     hidden = {path for path in found if is_hidden(path, folder)}
     if hidden:
         logger.warning(
-            "%s: %d files left out whose names begin with a dot, such as %s",
+            "%s: %d files skipped whose names begin with a dot, such as %s",
             folder, len(hidden), min(hidden).relative_to(folder),
         )  # fmt: skip
     return sorted(found - hidden)
@@ -42,7 +42,7 @@ def is_hidden(path: Path, folder: Path) -> bool:
 
 
 def write_whole(path: Path, write: Callable[[Path], object]) -> None:
-    """Call `write` on a temporary neighbour, then put it in `path`'s place; never half a file."""
+    """Call `write` on a temporary file, then rename it to `path`; the file is never incomplete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + PARTIAL)
     try:
@@ -77,7 +77,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def sync(path: Path) -> None:
-    """Wait until the file, or the names in the folder, are on the disk."""
+    """Wait until the file, or the folder's list of names, is on the disk."""
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -1,6 +1,6 @@
-"""The one place that decides whether a person looks, and the bar that shows long work to them.
+"""Progress bars for people at a terminal; this module alone decides whether to show one.
 
-Counts → a line on standard error, where that is a terminal that can redraw a line.
+Counts → a line on standard error, if that is a terminal that can redraw a line.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def watched() -> Console | None:
-    """Return a console on standard error; None where that is a file, a pipe or TERM=dumb."""
+    """Return a console on standard error; None if that is a file, a pipe or TERM=dumb."""
     if sys.stderr is None or not sys.stderr.isatty():
         return None
     from rich.console import Console

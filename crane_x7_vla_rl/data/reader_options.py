@@ -1,8 +1,8 @@
-"""What all readers of recordings share: errors that say where, and `reader.yaml` → options.
+"""Errors and options of all readers of recordings. `reader.yaml` → options.
 
-A recording says little about itself: a log may name no rate, or keep its camera under another
-topic. Such facts belong to the recordings, so `reader.yaml` lies with them, and every command that
-reads the folder needs no flags for them.
+A recording may lack facts that a reader needs: a log may name no rate, or use another topic for its
+camera. Such facts belong to the recordings, so `reader.yaml` is in their folder, and commands that
+read the folder need no flags for them.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ OPTIONS_FILE: Final = "reader.yaml"
 
 
 class RecordingError(EpisodeError):
-    """Part of a recording is missing or wrong."""
+    """A part of a recording is missing or invalid."""
 
     def __init__(self, source: str, field: str, what: str) -> None:
         super().__init__(source, field, what)
@@ -34,7 +34,7 @@ class RecordingError(EpisodeError):
 
 
 class IncompleteError(DataError):
-    """Parts of a folder cannot be read; says all of them at once."""
+    """Parts of a folder cannot be read; lists all of them."""
 
     def __init__(
         self, folder: str, problems: Sequence[DataError], source: EpisodeSource | None = None
@@ -42,20 +42,20 @@ class IncompleteError(DataError):
         super().__init__(folder, problems, source)
         self.folder, self.problems = folder, tuple(problems)
         self.source = source
-        """The episodes that can be read; None where none can."""
+        """The episodes that can be read; None if none can."""
 
     def __str__(self) -> str:
         if len(self.problems) == 1:
             return str(self.problems[0])
         lines = "\n".join(f"  {problem}" for problem in self.problems)
         count = len(self.problems)
-        return f"{self.folder}: {count} problems; repair these or move them away:\n{lines}"
+        return f"{self.folder}: {count} problems; repair or remove these:\n{lines}"
 
 
 def read_options(path: Path, cls: type[T]) -> T:
-    """Return the options in `reader.yaml` beside or in `path`, or `cls`'s defaults without one.
+    """Return the options in `reader.yaml` next to or in `path`, without one the defaults of `cls`.
 
-    Raises RecordingError naming the file and the key that is unknown or has a wrong value.
+    Raises RecordingError naming the file and the unknown key or invalid value.
     """
     file = (path if path.is_dir() else path.parent) / OPTIONS_FILE
     if not file.exists():
@@ -64,7 +64,7 @@ def read_options(path: Path, cls: type[T]) -> T:
         raw = read_yaml(file)
     except (YamlError, OSError) as error:
         raise RecordingError(str(file), "text", str(error)) from error
-    if raw is None:  # all its lines are comments
+    if raw is None:  # it contains only comments
         return cls()
     if not isinstance(raw, dict):
         raise RecordingError(str(file), "text", f"holds {raw!r}, expected lines of key: value")

@@ -1,6 +1,6 @@
-"""The protocol of all readers, and the choice of one. Path or Hub id → an `EpisodeSource`.
+"""The protocol of all readers, and their choice. Path or Hub id → an `EpisodeSource`.
 
-The folder's content decides which reader; there is no format to name.
+The folder's content determines the reader; users do not name a format.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from crane_x7_vla_rl.data.files import is_hidden
 REPO_ID: Final = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
 DEFAULT_INSTRUCTION: Final = "Pick and place the object"
-"""For logs that name none. [the former trainer's `--instruction`]"""
+"""Instruction for logs without one. [the former trainer's `--instruction`]"""
 
 
 class EpisodeSource(Protocol):
@@ -29,7 +29,7 @@ class EpisodeSource(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, index: int) -> Episode:
-        """Return episode `index`, 0 ≤ index < len; raises EpisodeError where it is broken."""
+        """Return episode `index`, 0 ≤ index < len; raises EpisodeError if it is broken."""
         ...
 
     @property
@@ -55,14 +55,14 @@ READERS: Final = (
     ("**/*.mcap", "rosbags.source", "open_rosbags"),
     ("**/metadata.yaml", "rosbags.source", "open_rosbags"),  # files compressed as a whole
 )
-"""(pattern in the folder, module of this package, function); the first that matches reads it."""
+"""(pattern in the folder, module of this package, function); the first that matches is used."""
 
 
 def open_source(path: str | Path, *, instruction: str = DEFAULT_INSTRUCTION) -> EpisodeSource:
     """Return the episodes in a folder, a single log file, or a LeRobot data set's Hub id.
 
-    `instruction` is for formats, or episodes, that name none. Raises DataError where nothing in
-    the folder is known.
+    `instruction` is for formats, or episodes, without one. Raises DataError if the folder contains
+    no known format.
     """
     folder, (module, function) = Path(path).expanduser(), find_reader(path)
     reader = _reader(module, function)
@@ -74,19 +74,21 @@ def open_source(path: str | Path, *, instruction: str = DEFAULT_INSTRUCTION) -> 
 def find_reader(path: str | Path) -> tuple[str, str]:
     """Return the module and function that read a data set; nothing is read yet.
 
-    Raises DataError where nothing in the folder is known.
+    Raises DataError if the folder contains no known format.
     """
     folder = Path(path).expanduser()
     if not folder.exists() and REPO_ID.fullmatch(str(path)):
         return "lerobot", "open_lerobot"
     if not folder.exists():
-        raise DataError(f"{path}: there is no such folder, and it is no Hub id (owner/name) either")
+        raise DataError(
+            f"{path}: this folder does not exist, and it is not a Hub id (owner/name) either"
+        )
     for pattern, module, function in READERS:
         if _holds(folder, pattern):
             return module, function
     patterns = [pattern for pattern, _, _ in READERS]
     hidden = {found for pattern in patterns for found in folder.glob(pattern)}
-    left_out = f"; left out {len(hidden)} whose names begin with a dot" if hidden else ""
+    left_out = f"; skipped {len(hidden)} whose names begin with a dot" if hidden else ""
     raise DataError(f"{folder}: found no episodes; expected one of {', '.join(patterns)}{left_out}")
 
 
@@ -104,7 +106,7 @@ def _reader(module: str, function: str) -> Callable[..., EpisodeSource]:
 
 
 def select(source: EpisodeSource, episodes: Sequence[int]) -> EpisodeSource:
-    """Return these `episodes` alone, in this order; their numbers start at 0 again."""
+    """Return only these `episodes`, in this order, numbered from 0."""
     return _Selection(source, tuple(episodes))
 
 
@@ -112,7 +114,9 @@ class _Selection:
     def __init__(self, source: EpisodeSource, episodes: tuple[int, ...]) -> None:
         wrong = [index for index in episodes if not 0 <= index < len(source)]
         if wrong:
-            raise DataError(f"{source.name}: no episode {wrong[0]}; it holds {len(source)}")
+            raise DataError(
+                f"{source.name}: has no episode {wrong[0]}; it has {len(source)}, from 0"
+            )
         self._source, self._episodes = source, episodes
 
     def __len__(self) -> int:

@@ -2,9 +2,9 @@
 
 `actions.find_statistics` reads `dataset_statistics.json`:
 `{"crane_x7": {"action": {…, "mask"}, "proprio": {…}, "num_transitions", "num_trajectories"}}`.
-No picture is decoded. Data may be larger than memory: rows go to a temporary file (64 bytes per
-frame), and quantiles come from counting, first the upper 16 bits of each value, then, among the
-values that share those of a wanted rank, the lower 16. That is exact, unlike a sketch.
+No image is decoded. Data may be larger than memory: rows go to a temporary file (64 bytes per
+frame), and quantiles are found by counting, first the upper 16 bits of each value, then, among the
+values that share those of the rank, the lower 16. That is exact, unlike a sketch.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Keys = npt.NDArray[np.uint32]
 
 FILE_NAME: Final = "dataset_statistics.json"
 KEY: Final = "crane_x7"
-"""Under which our data's statistics are found (`unnorm_key`)."""
+"""Key of this project's statistics (`unnorm_key`)."""
 BLOCK_ROWS: Final = 1 << 16
 """Rows counted at a time: 4 MB."""
 HALF: Final = 1 << 16
@@ -36,7 +36,7 @@ HALF: Final = 1 << 16
 
 @dataclass(frozen=True, eq=False)
 class Summary:
-    """One quantity of the data, each (8,) in rad."""
+    """Statistics of one quantity, each (8,) in rad."""
 
     q01: Array
     q99: Array
@@ -52,15 +52,15 @@ class DataStatistics:
 
     action: Summary
     proprio: Summary
-    """Of the measured joints."""
+    """Statistics of the measured joints."""
     num_transitions: int
     num_trajectories: int
 
     def to_dict(self) -> dict[str, Any]:
-        """Return what dataset_statistics.json holds.
+        """Return the content of dataset_statistics.json.
 
-        Every joint is scaled, the gripper too: it is an absolute angle like the others, not
-        OpenVLA's open-or-closed.
+        Every joint is scaled, including the gripper: it is an absolute angle like the others, not
+        OpenVLA's open or closed.
         """
         kinds = {
             name: {key: value.tolist() for key, value in asdict(summary).items()}
@@ -84,7 +84,7 @@ def write_statistics(folder: Path, statistics: DataStatistics) -> Path:
 
 
 def read_statistics(path: Path) -> DataStatistics:
-    """Return what `write_statistics` wrote; raises DataError where it is something else."""
+    """Read the file of `write_statistics`; raises DataError for other content."""
     content = read_json(path)
     try:
         entry = content[KEY]
@@ -94,16 +94,16 @@ def read_statistics(path: Path) -> DataStatistics:
         ]
         counts = int(entry["num_transitions"]), int(entry["num_trajectories"])
     except (KeyError, TypeError, ValueError) as error:
-        raise DataError(f"{path}: holds no statistics of {KEY!r}: {error}") from error
+        raise DataError(f"{path}: has no statistics under {KEY}: {error}") from error
     return DataStatistics(kinds[0], kinds[1], *counts)
 
 
 def compute_statistics(
     source: EpisodeSource, progress: Callable[[int], None] | None = None
 ) -> DataStatistics:
-    """Return the statistics of all episodes; `progress` is told each episode's number.
+    """Return the statistics of all episodes; `progress` is called with each episode's number.
 
-    Raises EpisodeError for a broken episode, DataError where there are none.
+    Raises EpisodeError for a broken episode, DataError without any.
     """
     if not len(source):
         raise DataError(f"{source.name}: holds no episodes; there is nothing to compute")
@@ -125,7 +125,7 @@ def compute_statistics(
 
 
 class _Moments:
-    """Count, mean, deviation and extremes of (n, 16) rows, block after block."""
+    """Count, mean, deviation and extremes of (n, 16) rows, block by block."""
 
     def __init__(self) -> None:
         self.count = 0
@@ -136,7 +136,7 @@ class _Moments:
         self._max = np.full(2 * DOF, -np.inf)
 
     def add(self, rows: npt.NDArray[np.float32]) -> None:
-        """Count a block in."""
+        """Add a block."""
         block = rows.astype(np.float64)
         count = self.count + len(block)
         step = block.mean(axis=0) - self._mean
@@ -153,7 +153,7 @@ class _Moments:
 
 
 def _quantiles(spill: IO[bytes], count: int) -> tuple[Array, Array]:
-    """Return the 1st and the 99th percentile of each column, between ranks linearly."""
+    """Return the 1st and 99th percentile of each column, interpolated between ranks."""
     places = [share * (count - 1) for share in (0.01, 0.99)]
     ranks = [rank for place in places for rank in (int(place), min(int(place) + 1, count - 1))]
     values = _values_at(spill, ranks)  # (4, 16)
@@ -195,7 +195,7 @@ def _blocks(spill: IO[bytes]) -> Iterator[Keys]:
 
 
 def _to_keys(values: npt.NDArray[np.float32]) -> Keys:
-    """Return integers in the order of the values: sign flipped, negative ones reversed."""
+    """Return integers in the order of the values: sign bit flipped, negative values inverted."""
     bits = values.view(np.uint32)
     return bits ^ np.where(bits >> 31, np.uint32(0xFFFFFFFF), np.uint32(0x80000000))
 

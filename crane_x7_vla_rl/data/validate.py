@@ -1,6 +1,6 @@
-"""`validate`: what is wrong in a data set, or what it holds. Folder, file or Hub id → a table.
+"""`validate`: problems of a data set, or its content. Folder, file or Hub id → a table.
 
-Exit code 1 where anything is wrong. Heavy imports happen when the command runs, so that `--help`
+Exit code 1 if there is a problem. Heavy imports happen when the command runs, so that `--help`
 answers at once.
 """
 
@@ -34,8 +34,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `validate`."""
     parser.add_argument("path", help="folder, log or bag, or a LeRobot data set's Hub id")
     parser.add_argument(
-        "--instruction", default="", help="task of episodes that name none; without this flag,"
-        " that counts as a problem",
+        "--instruction", default="",
+        help="task of episodes without one (default: report them as problems)",
     )  # fmt: skip
     parser.add_argument(
         "--workers",
@@ -44,14 +44,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="threads (%(default)s)",
     )
     parser.add_argument(
-        "--frame", type=Path, metavar="FILE.png", help="write the first picture there: look whether"
-        " red is red, and the camera the right one",
+        "--frame", type=Path, metavar="FILE.png",
+        help="write the first image to FILE.png: check its colours and the camera",
     )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check `args.path`; return 0 where it is whole, 1 where anything is wrong."""
+    """Check `args.path`; return 0 if it is whole, 1 if there is a problem."""
     from crane_x7_vla_rl.data.progress import episode_bar
     from crane_x7_vla_rl.data.validate_checks import Contents, check_episodes, open_tolerantly
 
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
         return EXIT_PROBLEMS
     if args.frame is not None:
         _write_frame(source, args.frame)
-        print(f"First picture: {args.frame}", file=sys.stderr if args.json else sys.stdout)
+        print(f"First image: {args.frame}", file=sys.stderr if args.json else sys.stdout)
     return 0
 
 
@@ -111,7 +111,7 @@ def _print_problems(path: str, problems: Sequence[Problem], episodes: int) -> No
         for problem in problems[:SHOWN_PROBLEMS]
     ]
     title = f"{path}: {len(problems)} problem{'' if len(problems) == 1 else 's'}"
-    tables.show(title, ("file", "episode", "field", "what is wrong"), rows)
+    tables.show(title, ("file", "episode", "field", "problem"), rows)
     if len(problems) > SHOWN_PROBLEMS:
         print(f"… and {len(problems) - SHOWN_PROBLEMS} more")
     wrong = len({problem.episode for problem in problems if problem.episode is not None})
@@ -126,8 +126,8 @@ def _print_summary(source: EpisodeSource, contents: Contents) -> None:
     print(
         escape(source.name),
         f": {contents.episodes} episodes, {contents.frames} frames at {source.fps:g}"
-        f" per second ({contents.frames / source.fps / 60:.1f} min), pictures {sizes};"
-        " nothing is wrong.",
+        f" per second ({contents.frames / source.fps / 60:.1f} min), images {sizes};"
+        " no problems.",
         sep="",
     )
     outcomes = (f"{count} {JUDGED[outcome]}" for outcome, count in contents.outcomes.most_common())
@@ -146,7 +146,7 @@ def _print_summary(source: EpisodeSource, contents: Contents) -> None:
 
 
 def _below(file: str, path: str) -> str:
-    """Return `file` without the folder that the table's title names already."""
+    """Return `file` without the folder in the table's title."""
     return file.removeprefix(path.rstrip("/") + "/")
 
 

@@ -1,6 +1,6 @@
-"""Check every episode, picture and joint of a data set. `EpisodeSource` → `Problem`s, by episode.
+"""Check every episode, image and joint of a data set. `EpisodeSource` → `Problem`s, by episode.
 
-Several threads check one whole episode each: decoders release Python's lock.
+Several threads check one episode each: decoders release Python's lock.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from crane_x7_vla_rl.robot import ARM_DOF, JOINT_NAMES, LOWER_RAD, UPPER_RAD, VE
 logger = logging.getLogger(__name__)
 
 LIMIT_MARGIN_RAD: Final = 0.1
-"""How far beyond a joint's limit a measurement may lie: play, noise and a soft stop."""
+"""How far a measurement may exceed a joint's limit: play, noise and a soft stop."""
 SPEED_MARGIN: Final = 2.0
-"""How many times the arm's top speed two frames may be apart before one of them is doubted."""
+"""Two frames further apart than at this multiple of the arm's top speed are a problem."""
 TARGET_DISTANCE_RAD: Final = 0.5
-"""Half of an episode's targets further than this from the joints are no absolute targets."""
+"""If half of an episode's targets are further than this from the joints, they are not absolute."""
 STILL_RAD: Final = 1e-3
-"""An arm that moves less is not recorded at all: the encoders' own noise is of this size."""
+"""If the arm moves less, no motion was recorded: the encoders' noise is of this size."""
 MOVED_RAD: Final = 0.1
-"""An arm that moves more is seen by its camera."""
+"""If the arm moves more, its camera must show it."""
 FIELDS: Final = tuple(entry.name for entry in fields(Episode))
 
 
 @dataclass(frozen=True)
 class Problem:
-    """One thing that is wrong."""
+    """One problem."""
 
     file: str
     episode: int | None
-    """Number in the source; None where the file could not even be indexed."""
+    """Number in the source; None if the file could not be indexed."""
     field: str
     """Feature, topic or field of `Episode`."""
     what: str
@@ -50,19 +50,19 @@ class Problem:
 
 @dataclass
 class Contents:
-    """What a data set holds, gathered as its episodes are checked."""
+    """Content of a data set, counted while its episodes are checked."""
 
     episodes: int = 0
     frames: int = 0
     sizes: Counter[tuple[int, int]] = field(default_factory=Counter)
-    """(width, height) → pictures."""
+    """(width, height) → number of images."""
     instructions: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[bool | None] = field(default_factory=Counter)
 
 
 @dataclass(frozen=True, eq=False)
 class _Report:
-    """What one thread found in one episode."""
+    """Result of one thread for one episode."""
 
     problems: list[Problem]
     episode: Episode | None = None
@@ -73,7 +73,7 @@ class _Report:
 def open_tolerantly(
     path: str | Path, instruction: str
 ) -> tuple[EpisodeSource | None, list[Problem]]:
-    """Return what can be read of `path`, and a problem for each file that cannot be indexed."""
+    """Return the readable part of `path`, and a problem for each file that cannot be indexed."""
     try:
         return open_source(path, instruction=instruction), []
     except IncompleteError as error:
@@ -89,9 +89,10 @@ def check_episodes(
     contents: Contents | None = None,
     progress: Callable[[int], object] = lambda _: None,
 ) -> list[Problem]:
-    """Return everything that is wrong with the episodes, fields and pictures of `source`.
+    """Return all problems of the episodes, fields and images of `source`.
 
-    What is right is counted into `contents`; `progress` is called with the number of episodes done.
+    Valid content is counted in `contents`; `progress` is called with the number of checked
+    episodes.
     """
     problems: list[Problem] = []
     digests: dict[bytes, int] = {}
@@ -147,7 +148,7 @@ def _check_episode(source: EpisodeSource, index: int) -> _Report:
         problems.append(Problem(episode.source, index, "images", f"change size: {shown}"))
     travel = float(np.ptp(episode.state, axis=0).max())
     if same and len(episode) > 1 and travel > MOVED_RAD:
-        what = f"are all the same though the arm moved {travel:.2f} rad: the camera stood still"
+        what = f"are all the same though the arm moved {travel:.2f} rad: the camera was frozen"
         problems.append(Problem(episode.source, index, "images", what))
     joints = episode.state.tobytes() + episode.action.tobytes()
     digest = hashlib.blake2b(joints, digest_size=16).digest()
@@ -155,7 +156,7 @@ def _check_episode(source: EpisodeSource, index: int) -> _Report:
 
 
 def _without_images(episode: Episode) -> Episode:
-    """Return the episode without its pictures' bytes, so that reports stay small."""
+    """Return the episode without its images' bytes, so that reports stay small."""
     blank = np.zeros((1, 1, 3), np.uint8)
     return Episode(
         [blank] * len(episode), episode.state, episode.action, episode.instruction, episode.fps,
@@ -167,13 +168,16 @@ def _facts(source: EpisodeSource, index: int, episode: Episode) -> Iterator[tupl
     if abs(episode.fps / source.fps - 1) > 0.01:
         yield "fps", f"is {episode.fps:g}, that of the others {source.fps:g}"
     if len(episode) != source.lengths[index]:
-        yield "length", f"is {len(episode)} frames, the index says {source.lengths[index]}"
+        yield (
+            "length",
+            f"is {len(episode)} frames, expected {source.lengths[index]} as in the index",
+        )
     if len(episode) < 2:
-        yield "length", "is one frame; nothing moves in it"
+        yield "length", "is one frame; expected at least two"
 
 
 def _motion(episode: Episode) -> Iterator[tuple[str, str]]:
-    """Yield what a real arm cannot have done, field and words."""
+    """Yield motions that a real arm cannot do, as field and text."""
     for name, values in (("state", episode.state), ("action", episode.action)):
         yield from ((name, what) for what in _beyond_limits(values))
     steps = np.abs(np.diff(episode.state[:, :ARM_DOF], axis=0))  # (T − 1, 7)
@@ -195,14 +199,14 @@ def _motion(episode: Episode) -> Iterator[tuple[str, str]]:
         yield (
             "action",
             (
-                f"{JOINT_NAMES[far]} is usually {distance[far]:.2f} rad from where the arm is;"
+                f"{JOINT_NAMES[far]} is usually {distance[far]:.2f} rad from the measured joint;"
                 " expected absolute joint targets in rad, not differences or another joint order"
             ),
         )
     if len(episode) > 1 and np.ptp(episode.state, axis=0).max() < STILL_RAD:
         yield (
             "state",
-            f"moves less than {STILL_RAD:g} rad in {len(episode)} frames: nothing recorded",
+            f"moves less than {STILL_RAD:g} rad in {len(episode)} frames: no motion was recorded",
         )
 
 
@@ -218,7 +222,7 @@ def _beyond_limits(values: Array) -> Iterator[str]:
 
 
 def _problem(error: DataError, where: str, index: int | None) -> Problem:
-    """Return the problem that an error of a reader tells, its file and field as far as known."""
+    """Return the problem in a reader's error, with its file and field if known."""
     if isinstance(error, RecordingError):
         return Problem(error.source, index, error.field, error.what)
     text = str(error)

@@ -1,8 +1,8 @@
-"""What a checkpoint's small files say about its use. A folder → values, each with its file.
+"""Settings that a checkpoint's small files contain. A folder → values, each with its file.
 
 `skills.json` comes first, then the configuration of the run that trained it (`train_config.yaml`),
-the simulated demonstrations that it learned from (`demos.json`), and `policy.json`. `choose` puts
-what the user gives above them, and defaults below. No weights are read, and torch is not imported.
+the simulated demonstrations that it learned from (`demos.json`), and `policy.json`. In `choose`,
+flags override them, and they override defaults. No weights are read, and torch is not imported.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from crane_x7_vla_rl.scenes import WorldConfig
 TRAIN_CONFIG: Final = "train_config.yaml"
 POLICY: Final = "policy.json"
 DEMOS: Final = "demos.json"
-"""As `demos` writes it beside a data set; fine-tuned checkpoints keep it."""
+"""Written by `demos` next to a data set; fine-tuned checkpoints keep a copy."""
 SCENE: Final = (
     "task", "colours", "spawn_range_m", "image_size", "home_noise_rad", "camera_shift_m",
     "camera_noise",
 )  # fmt: skip
-"""Fields of WorldConfig that a checkpoint may say."""
+"""Fields of WorldConfig that a checkpoint may contain."""
 MOST_HZ: Final = 10.0
-"""Rate of the loop where a checkpoint says only how far apart its steps are, at most."""
+"""Highest rate of the loop for a checkpoint that names only the period of its steps."""
 GIVEN: Final = "given"
 DEFAULT: Final = "default"
-"""Sources that are no file."""
+"""Sources that are not files."""
 
 
 @dataclass(frozen=True)
@@ -44,12 +44,12 @@ class Said:
 
 
 def said_by(checkpoint: str | Path, token: str | None = None) -> dict[str, Said]:
-    """Return what a checkpoint says: SCENE, `rate_hz`, `temperature`, `max_jump_rad`, and what its
-    demonstration needs: `instructions`, `lets_go`.
+    """Return a checkpoint's settings: SCENE, `rate_hz`, `temperature`, `max_jump_rad`, and for the
+    demo `instructions` and `lets_go`.
 
-    `checkpoint` is a folder or Hub id, of which the small files alone are fetched; one that does
-    not exist says nothing: loading its weights says why. Raises PolicyLoadError for a file that
-    cannot be read.
+    `checkpoint` is a folder or Hub id; only its small files are fetched. The result is empty if it
+    does not exist: loading its weights reports that. Raises PolicyLoadError for a file that cannot
+    be read.
     """
     readers = {SKILLS: _skills, TRAIN_CONFIG: _training, DEMOS: _demonstrations, POLICY: _policy}
     try:
@@ -76,7 +76,7 @@ def _skills(folder: Path) -> Iterator[tuple[str, Any]]:
 
 
 def _training(folder: Path) -> Iterator[tuple[str, Any]]:
-    """Yield the scene that a reinforcement learning run learned in, and how it judged itself."""
+    """Yield the scene and the evaluation settings of the reinforcement learning run."""
     path = folder / TRAIN_CONFIG
     if not path.is_file():
         return
@@ -136,7 +136,7 @@ def _policy(folder: Path) -> Iterator[tuple[str, Any]]:
         period_s = json.loads(path.read_text(encoding="utf-8"))["period_s"]
         yield "rate_hz", min(MOST_HZ, 1 / period_s)
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
-        return  # loading the policy says what is wrong
+        return  # loading the policy reports the problem
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -146,12 +146,12 @@ def _size(text: str) -> tuple[int, int]:
 
 @dataclass(frozen=True)
 class Chosen:
-    """Values to use, by name, and where each comes from."""
+    """Values to use, by name, and the source of each."""
 
     values: Mapping[str, Any]
     sources: Mapping[str, str]
     contradictions: tuple[str, ...] = field(default=())
-    """What the user gave although the checkpoint says otherwise, a phrase each."""
+    """Values of the user that contradict the checkpoint, one phrase each."""
 
 
 def choose(
@@ -160,9 +160,9 @@ def choose(
     defaults: Mapping[str, Any],
     flags: Mapping[str, str],
 ) -> Chosen:
-    """Return a value for each name of `defaults`: given, else said by the checkpoint, else default.
+    """Return a value for each name of `defaults`: the user's, else the checkpoint's, else default.
 
-    `flags` are the names that the user knows, for the phrases.
+    `flags` are the names that the user types, for the phrases.
     """
     values, sources, phrases = {}, {}, []
     for name, default in defaults.items():
@@ -182,7 +182,7 @@ def choose(
 
 
 def shown(value: Any) -> str:
-    """Return a value as a user would write it."""
+    """Return a value as a user would type it."""
     if isinstance(value, tuple):
         return ("x" if all(isinstance(one, int) for one in value) else " ").join(map(str, value))
     return f"{value:g}" if isinstance(value, float) else str(value)

@@ -1,6 +1,6 @@
-"""The Policy protocol and its plain types. A batch of observations → one `ActionChunk` each.
+"""The Policy protocol and its types. A batch of observations → one `ActionChunk` each.
 
-The loop and the trainer know policies through this file and `load` alone.
+The loop and the trainer use policies only through this file and `load`.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from crane_x7_vla_rl.types import ActionChunk, Observation
 
 DEFAULT_UNNORM_KEY = "crane_x7"
 AUTO = "auto"
-"""Device: CUDA where there is one, else the CPU."""
+"""Device: CUDA if available, otherwise the CPU."""
 
 
 class PolicyLoadError(Exception):
-    """A policy could not be made ready; says what came, what was expected, what to do."""
+    """A policy could not be loaded; says what came, what was expected, what to do."""
 
 
 class NotFiniteError(PolicyLoadError):
-    """Weights, or what comes of them, hold NaN or infinities; names the weights, or the input."""
+    """Weights or outputs contain NaN or infinities; names the weights, or the input."""
 
 
 class Policy(Protocol):
     """Turns observations into chunks of joint targets.
 
-    One that rightly answers the same whatever the picture, as where it sees nothing to grasp, has
-    an attribute `may_answer_alike` that is true; of any other, the loop says so at its start.
-    One that follows some instructions only is an `Interpreter`, one that must know where the camera
-    stands a `CameraUser`; the loop looks for their methods.
+    A policy whose output may be correct and still equal for different images, such as when it sees
+    nothing to grasp, has a true attribute `may_answer_alike`; for any other, the loop logs a
+    warning at its start. A policy that follows only some instructions is an `Interpreter`, one that
+    needs the camera's pose a `CameraUser`; the loop looks for their methods.
     """
 
     def predict(self, observations: Sequence[Observation]) -> list[ActionChunk]:
@@ -43,16 +43,16 @@ class Policy(Protocol):
         ...
 
     def reset(self) -> None:
-        """Forget everything remembered about earlier observations, of all slots."""
+        """Forget all earlier observations, of all slots."""
         ...
 
 
 @runtime_checkable
 class Interpreter(Protocol):
-    """A policy that follows some instructions only."""
+    """A policy that follows only some instructions."""
 
     def refusal(self, instruction: str) -> str | None:
-        """Return why it cannot follow `instruction` and what it understands; None where it can.
+        """Return why it cannot follow `instruction` and what it understands; None if it can.
 
         May be called from another thread than `predict`.
         """
@@ -61,10 +61,10 @@ class Interpreter(Protocol):
 
 @runtime_checkable
 class CameraUser(Protocol):
-    """A policy that measures in the picture: wrong about the camera, it moves to wrong places."""
+    """A policy that measures in the image: with a wrong camera pose it moves to wrong positions."""
 
     def look_through(self, pose: CameraPose) -> None:
-        """Take the pose of the camera whose pictures come from now on.
+        """Set the pose of the camera for all further images.
 
         May be called from another thread than `predict`.
         """
@@ -73,33 +73,33 @@ class CameraUser(Protocol):
 
 @dataclass(frozen=True)
 class ModelOptions:
-    """Which model a policy with weights loads, and what its files may not say."""
+    """Which model a policy with weights loads, and settings that its files may not contain."""
 
     path: str | None = None
     """Local folder or Hub id."""
     device: str = "cpu"
-    """Device: cuda, cuda:1, cpu, or auto for CUDA where there is one."""
+    """Device: cuda, cuda:1, cpu, or auto (CUDA if available, otherwise the CPU)."""
     unnorm_key: str = DEFAULT_UNNORM_KEY
-    """Names the statistics that turn outputs into radians."""
+    """Key of the statistics that convert outputs to radians."""
     token: str | None = None
-    """For private models on the Hub."""
+    """Access token for private models on the Hub."""
     center_crop: bool | None = None
-    """Whether training used random crops; None: as the checkpoint says, else no."""
+    """Whether training used random crops; None: the checkpoint's value, default no."""
     chunk_steps: int | None = None
-    """Steps that an OpenVLA-OFT checkpoint predicts at once."""
+    """Number of steps in each prediction of an OpenVLA-OFT checkpoint."""
     temperature: FiniteAmount = 0.0
-    """Of OpenVLA's tokens: 0 takes the likeliest."""
+    """Sampling temperature of OpenVLA's tokens; 0: always the most likely token."""
     seed: int = 0
-    """Of sampled tokens."""
+    """Seed of sampled tokens."""
 
 
 def only_numbers(chunk: ActionChunk, instruction: str) -> ActionChunk:
-    """Return the chunk; raises NotFiniteError where a target is NaN or infinite."""
+    """Return the chunk; raises NotFiniteError if a target is NaN or infinite."""
     if not np.isfinite(chunk.position_rad).all():
         step, joint = np.argwhere(~np.isfinite(chunk.position_rad))[0]
         raise NotFiniteError(
-            f"the answer to {instruction!r} is {chunk.position_rad[step, joint]} for"
+            f'the prediction for "{instruction}" is {chunk.position_rad[step, joint]} for'
             f" {JOINT_NAMES[joint]} in step {step + 1} of {len(chunk.position_rad)}, expected"
-            " numbers"
+            " finite numbers"
         )
     return chunk

@@ -1,7 +1,7 @@
-"""Whether a device is there, without torch, whose import takes a second. Its name → problems.
+"""Whether a device exists, without torch, whose import takes a second. Its name → problems.
 
-NVML answers in milliseconds and makes no CUDA context, so that processes may be forked afterwards.
-What torch says later counts.
+NVML answers in milliseconds and creates no CUDA context, so that processes may be forked
+afterwards. The final check is torch's.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from crane_x7_vla_rl.policies.base import PolicyLoadError
 DEVICE: Final = re.compile(r"auto|cpu(:\d+)?|cuda(:\d+)?|mps|xpu(:\d+)?")
 LIBRARY: Final = "libnvidia-ml.so.1"
 SIGNS: Final = (Path("/dev/nvidiactl"), Path("/dev/dxg"), Path("/dev/nvhost-ctrl"))
-"""Of a driver: NVIDIA's own, Windows' (WSL), a Jetson's."""
+"""Device files of a driver: NVIDIA's, Windows' (WSL), a Jetson's."""
 
 
 def count() -> int | None:
-    """Return the number of NVIDIA GPUs; None where only torch can say."""
+    """Return the number of NVIDIA GPUs; None if only torch can tell."""
     if sys.platform != "linux":
         return None
     try:
@@ -36,13 +36,13 @@ def count() -> int | None:
 
 
 def check_name(name: str, setting: str) -> None:
-    """Raise PolicyLoadError where `name` is no device on any machine."""
+    """Raise PolicyLoadError if `name` is not a device on any machine."""
     if DEVICE.fullmatch(name) is None:
         raise PolicyLoadError(f"{setting}={name}: expected auto, cuda, cuda:1 or cpu")
 
 
 def problems(name: str, setting: str) -> list[PolicyLoadError]:
-    """Return what is surely wrong with a device."""
+    """Return the certain problems of a device."""
     try:
         check_name(name, setting)
     except PolicyLoadError as error:
@@ -56,9 +56,9 @@ def problems(name: str, setting: str) -> list[PolicyLoadError]:
 
 
 def no_device(setting: str, name: str, there: int) -> str:
-    """Say that this machine has too few GPUs, and what to do."""
+    """Return a message: too few GPUs, and what to do."""
     number = f"{there} CUDA device{'s' * (there != 1)}" if there else "no CUDA device"
     return (
-        f"{setting}={name}: this machine offers {number}; set {setting}=cpu for a small model, or"
-        " run where the GPU is (check `nvidia-smi`; a container needs --gpus all)"
+        f"{setting}={name}: this machine has {number}; set {setting}=cpu for a small model, or"
+        " use a machine with a GPU (check `nvidia-smi`; a container needs --gpus all)"
     )

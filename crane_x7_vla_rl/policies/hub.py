@@ -2,10 +2,9 @@
 
 Weights and JSON go into the Hub's usual cache; code never does: `PATTERNS` lists the only files
 that are downloaded. huggingface_hub does the transport, the cache layout and the progress bars.
-This module adds: every request has a deadline (its own listing waits for ever where the server
-stays silent), free disk space is checked before the first byte, and a shard that an earlier process
-left half-downloaded is resumed where it broke off. Data sets share `look_up`, `cached` and
-`note_revision`.
+This module adds: every request has a deadline (huggingface_hub's listing waits for ever for a
+silent server), free disk space is checked before the first byte, and a partial download of a shard
+by an earlier process is resumed. Data sets share `look_up`, `cached` and `note_revision`.
 """
 
 from __future__ import annotations
@@ -39,38 +38,38 @@ logger = logging.getLogger(__name__)
 PATTERNS: Final = ("*.safetensors", "*.json", "tokenizer.model", "*--*_checkpoint.pt")
 """Weights, configuration, tokenizer, and the extra heads of OpenVLA-OFT. No code."""
 FOLDERS: Final = (".", "lora_adapter", "lora_adapters")
-"""Where they lie; a training run's own folders beside them are left alone."""
+"""Folders of these files; other folders of a training run are ignored."""
 REPO_ID: Final = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 TRIES: Final = 3
 ONE_TRY_S: Final = 0.5
-"""How long the Hub may take where something else is wrong already."""
+"""Time limit for the Hub if another problem was found already."""
 FIRST_PAUSE_S: Final = 1.0
 LONGEST_PAUSE_S: Final = 20.0
-"""A server that asks for a longer pause is given up."""
+"""If a server requests a longer pause, the download is abandoned."""
 ROOM_SHARE: Final = 1.01
-"""Room on the disk that a download needs, as a share of its size."""
+"""Free space on the disk that a download needs, as a share of its size."""
 CHUNK_BYTES: Final = 1 << 20
 RECENT_S: Final = 60.0
-"""So long an answer of the Hub counts, also that there is none: one start asks several times."""
+"""An answer of the Hub, or a failure, is reused for this long: a start needs it several times."""
 BIGGEST_DESCRIPTION: Final = 20_000_000
 FULL_DISK: Final = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 class HubError(PolicyLoadError):
-    """The Hub did not give the model, and the cache does not hold it."""
+    """The model is neither available from the Hub nor in the cache."""
 
     def __init__(self, message: str, status: int | None = None) -> None:
-        """`status` is the Hub's answer, where it refused."""
+        """`status` is the HTTP status of the Hub's refusal, if any."""
         super().__init__(message)
         self.status = status
 
 
 class Absent(HubError):
-    """It is neither a folder nor an id, or neither Hub nor cache can give it now."""
+    """Neither a folder nor an id, or neither on the Hub nor in the cache now."""
 
 
 class Unreachable(Exception):
-    """The Hub is silent, overloaded, broken or switched off: what the cache holds may do."""
+    """The Hub is silent, overloaded, broken or switched off: the cache may have a copy."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +81,7 @@ class Source:
     revision: str
     """Branch, tag or commit."""
     token: str | None = None
-    """None: HF_TOKEN or the token that `hf auth login` stored, as huggingface_hub finds it."""
+    """None: huggingface_hub looks for it: HF_TOKEN or the token that `hf auth login` stored."""
     kind: Literal["model", "dataset"] = "model"
 
     def __str__(self) -> str:
@@ -92,17 +91,17 @@ class Source:
 def resolve(
     path_or_repo_id: str | Path, revision: str | None = None, token: str | None = None
 ) -> Path:
-    """Return the folder that holds the checkpoint, fetched from the Hub where it is no folder.
+    """Return the checkpoint's folder, fetched from the Hub if the argument is not a folder.
 
     `revision` pins a branch, tag or commit and may also follow the id after an @. Raises HubError
-    where it is neither a folder nor an id, and where neither Hub nor cache can give it.
+    if it is neither a folder nor an id, and if neither Hub nor cache has it.
     """
     source = _source(path_or_repo_id, revision, token)
     return source if isinstance(source, Path) else _fetch(source)
 
 
 def _source(path_or_repo_id: str | Path, revision: str | None, token: str | None) -> Path | Source:
-    """Return the folder, or the repository on the Hub; raises HubError for what is neither."""
+    """Return the folder, or the repository on the Hub; raises HubError for anything else."""
     folder = Path(path_or_repo_id).expanduser()
     if folder.is_dir():
         return folder
@@ -111,20 +110,20 @@ def _source(path_or_repo_id: str | Path, revision: str | None, token: str | None
     match = REPO_ID.fullmatch(str(path_or_repo_id))
     if match is None:
         raise Absent(
-            f"{path_or_repo_id}: there is no such folder, and it is no Hub id either (owner/name or"
-            " owner/name@revision)"
+            f"{path_or_repo_id}: this folder does not exist, and it is not a Hub id either"
+            " (owner/name or owner/name@revision)"
         )
     return Source(match["name"], revision or match["revision"] or "main", _usable(token))
 
 
 @dataclass(frozen=True)
 class Peek:
-    """What is known of a checkpoint before its weights are fetched."""
+    """A checkpoint before its weights are fetched."""
 
     folder: Path
-    """With config.json, statistics, tokenizer and the like, but maybe without weights."""
+    """Has config.json, statistics, tokenizer and other small files, but maybe no weights."""
     names: frozenset[str]
-    """Files that the whole checkpoint has, relative to `folder`."""
+    """Files of the whole checkpoint, relative to `folder`."""
 
 
 def peek(
@@ -133,9 +132,9 @@ def peek(
     token: str | None = None,
     names: Collection[str] | None = None,
 ) -> Peek:
-    """Return a checkpoint's small files, fetched from the Hub where it is no folder.
+    """Return a checkpoint's small files, fetched from the Hub if it is not a folder.
 
-    `names`: those files alone, as far as it has them; the disk may then be too full for the
+    `names`: only those files, as far as they exist; the disk may then be too full for the
     weights. Raises HubError as `resolve` does.
     """
     source = _source(path_or_repo_id, revision, token)
@@ -167,9 +166,9 @@ def _names(folder: Path) -> frozenset[str]:
 
 
 def _usable(token: str | None) -> str | None:
-    """Return the token as it was meant; raises HubError for one that no request could carry.
+    """Return the cleaned token; raises HubError for one that a request cannot carry.
 
-    It is masked from now on, and so is the one that huggingface_hub finds in its place.
+    It is masked in logs from now on, and so is the token that huggingface_hub finds instead.
     """
     from huggingface_hub import get_token
 
@@ -191,8 +190,8 @@ def _from_cache(source: Source, error: Unreachable) -> Path:
     folder = cached(source, str(error))
     if folder is None:
         raise Absent(
-            f"{error}; the cache does not hold {source} either: try again later, or fetch it where"
-            " the Hub can be reached and give the folder"
+            f"{error}; {source} is not in the cache either: try again later, or download it on a"
+            " machine that reaches the Hub and pass the folder"
         ) from error
     return folder
 
@@ -202,7 +201,7 @@ _hurried: ContextVar[bool] = ContextVar("_hurried", default=False)
 
 @contextmanager
 def hurried() -> Iterator[None]:
-    """Ask the Hub once, for ONE_TRY_S: for an answer to a user that is not worth a wait."""
+    """Try the Hub only once, for ONE_TRY_S: for a reply to the user that is not worth a wait."""
     token = _hurried.set(True)
     try:
         yield
@@ -216,7 +215,7 @@ _recent: dict[Source, tuple[float, ModelInfo | DatasetInfo | Unreachable]] = {}
 def look_up(source: Source) -> ModelInfo | DatasetInfo:
     """Return commit and files of a repository, after up to TRIES requests in RECENT_S.
 
-    Raises HubError for what time does not mend, else Unreachable.
+    Raises HubError for a permanent failure, Unreachable for a temporary one.
     """
     asked_s, answer = _recent.get(source, (-RECENT_S, None))
     if answer is None or time.monotonic() > asked_s + RECENT_S:
@@ -233,7 +232,7 @@ def look_up(source: Source) -> ModelInfo | DatasetInfo:
 
 
 def _ask(source: Source) -> ModelInfo | DatasetInfo:
-    """Return what `look_up` does, from the Hub itself."""
+    """Do what `look_up` does, without its memory."""
     import httpx2
     from huggingface_hub import HfApi, constants
     from huggingface_hub.errors import HfHubHTTPError
@@ -264,15 +263,15 @@ def _ask(source: Source) -> ModelInfo | DatasetInfo:
 
 
 def _explain(error: HfHubHTTPError, source: Source) -> str:
-    """Return what a status means that may pass; raises HubError for one that will not."""
+    """Return the meaning of a temporary status; raises HubError for a permanent one."""
     from huggingface_hub.errors import RevisionNotFoundError
 
     status = error.response.status_code
     said = f"{source}: the Hub answered {status}"
     if status == 429:
-        return f"{said}: too many requests from here"
+        return f"{said}: too many requests from this machine"
     if status >= 500:
-        return f"{said}: it is in trouble"
+        return f"{said}: a failure of the server"
     if isinstance(error, RevisionNotFoundError):
         said = (
             f"{source.name} on the Hub has no revision {source.revision!r}; give a branch, a tag or"
@@ -280,20 +279,20 @@ def _explain(error: HfHubHTTPError, source: Source) -> str:
         )
     elif status in (401, 403):
         said += (
-            ": no access with this token, or no such repository; set HF_TOKEN to a token that may"
-            " read it, accept the model's licence on its page if it has one, and check the name"
+            ": no access with this token, or no such repository; set HF_TOKEN to a token with read"
+            " access, accept the model's licence on its page if it has one, and check the name"
         )
     elif status == 404:
-        said += f": there is no such {source.kind}; check the name"
+        said += f": this {source.kind} does not exist; check the name"
     else:
         said += f": {shown(error)}"
     raise HubError(said, status) from error
 
 
 def cached(source: Source, why: str) -> Path | None:
-    """Return what an earlier download left, or None; loading it shows whether it is whole.
+    """Return the folder of an earlier download, or None; loading it shows whether it is complete.
 
-    `why` the Hub was not used goes into the log.
+    `why`: the reason for not using the Hub, for the log.
     """
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import LocalEntryNotFoundError
@@ -306,12 +305,12 @@ def cached(source: Source, why: str) -> Path | None:
         )
     except LocalEntryNotFoundError:
         return None
-    logger.warning("%s; using what the cache holds: %s", why, folder)
+    logger.warning("%s; using the copy in the cache: %s", why, folder)
     return folder
 
 
 def _download(source: Source, info: ModelInfo | DatasetInfo) -> Path:
-    """Fetch every wanted file of the commit that `info` describes; return their folder."""
+    """Fetch every needed file of the commit that `info` describes; return their folder."""
     sizes, cache = _wanted(source, info), _cache()
     _check_room(cache, source, str(info.sha), sizes)
     folder = _fetch_files(source, str(info.sha), list(sizes), cache)
@@ -329,7 +328,7 @@ def _cache() -> Path:
 
 
 def _wanted(source: Source, info: ModelInfo | DatasetInfo) -> dict[str, int]:
-    """Return the size of each file that is downloaded, sorted by name; raises HubError for none."""
+    """Return the size of each needed file, sorted by name; raises HubError if there are none."""
     sizes = {file.rfilename: file.size or 0 for file in info.siblings or ()}
     wanted = {name: sizes[name] for name in sorted(sizes) if _is_wanted(name)}
     if info.sha is None or not wanted:
@@ -349,8 +348,8 @@ def _fetch_files(source: Source, commit: str, names: list[str], cache: Path) -> 
             path = _fetch_file(source, commit, name, cache)
     except httpx2.TransportError as error:
         raise HubError(
-            f"{source}: the download of {name} broke off ({type(error).__name__}: {shown(error)});"
-            " start again to go on where it stopped"
+            f"{source}: the download of {name} was interrupted ({type(error).__name__}:"
+            f" {shown(error)}); start again to resume it"
         ) from error
     except OSError as error:
         raise _explain_os_error(error, source, name, cache) from error
@@ -367,13 +366,13 @@ def _explain_os_error(error: OSError, source: Source, name: str, cache: Path) ->
 
     if error.errno in FULL_DISK:
         return HubError(
-            f"{source}: no room left while fetching {name} into {cache}: {error.strerror}; make"
-            " room or set HF_HOME to a larger disk, and start again: what is complete is kept"
+            f"{source}: the disk is full: {name} does not fit into {cache} ({error.strerror}); free"
+            " space or set HF_HOME to a larger disk, and start again: complete files are kept"
         )
     if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
         return HubError(
             f"{source}: {name} cannot be fetched ({type(error.__cause__).__name__}:"
-            f" {shown(error.__cause__)}); start again to go on where it stopped"
+            f" {shown(error.__cause__)}); start again to resume the download"
         )
     if isinstance(error, HfHubHTTPError):
         try:
@@ -384,7 +383,7 @@ def _explain_os_error(error: OSError, source: Source, name: str, cache: Path) ->
 
 
 def _check_room(cache: Path, source: Source, commit: str, sizes: dict[str, int]) -> None:
-    """Raise HubError when what is still to be fetched does not fit on the cache's disk."""
+    """Raise HubError if the rest of the download does not fit on the cache's disk."""
     from huggingface_hub import try_to_load_from_cache
 
     missing = sum(
@@ -398,7 +397,7 @@ def _check_room(cache: Path, source: Source, commit: str, sizes: dict[str, int])
     if missing * ROOM_SHARE - partial > free:
         raise HubError(
             f"{source} needs {missing / 1e9:.2f} GB more, and {parent} has {free / 1e9:.2f} GB"
-            " free; make room or set HF_HOME to a larger disk"
+            " free; free space or set HF_HOME to a larger disk"
         )
 
 
@@ -409,7 +408,7 @@ def _blobs(source: Source, cache: Path) -> Path:
 
 
 def note_revision(source: Source, folder: Path) -> None:
-    """Note which commit the branch or tag means, as huggingface_hub does, for use without the Hub.
+    """Store the commit of the branch or tag, as huggingface_hub does, for use without the Hub.
 
     `folder` is the commit's, in the cache.
     """
@@ -421,7 +420,7 @@ def note_revision(source: Source, folder: Path) -> None:
 
 
 def _fetch_file(source: Source, commit: str, name: str, cache: Path) -> Path:
-    """Return the file in the cache's snapshot folder, fetched if it was not there."""
+    """Return the file in the cache's snapshot folder, fetched if it is missing."""
     from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
     found = try_to_load_from_cache(source.name, name, revision=commit)
@@ -433,9 +432,9 @@ def _fetch_file(source: Source, commit: str, name: str, cache: Path) -> Path:
 
 
 def _fetch_blob(source: Source, commit: str, name: str, cache: Path) -> None:
-    """Fetch a shard over plain HTTP into the cache's blobs, continuing a part left from before.
+    """Fetch a shard over plain HTTP into the cache's blobs; an earlier partial download is resumed.
 
-    Left to huggingface_hub where hf_xet is installed and no part exists: that is faster, but starts
+    huggingface_hub does it if hf_xet is installed and no part exists: that is faster, but starts
     from zero after a crash.
     """
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
@@ -455,7 +454,7 @@ def _fetch_blob(source: Source, commit: str, name: str, cache: Path) -> None:
         return
     headers = build_hf_headers(token=source.token)
     if urlsplit(about.location).netloc != urlsplit(url).netloc:
-        headers.pop("authorization", None)  # a signed address elsewhere: no business of theirs
+        headers.pop("authorization", None)  # a signed address of another host
     lock = cache / ".locks" / blob.parent.parent.name / f"{blob.name}.lock"
     for path in (partial, lock):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -465,7 +464,7 @@ def _fetch_blob(source: Source, commit: str, name: str, cache: Path) -> None:
             file.truncate(0)
             begun = 0
         if begun:
-            logger.info("%s: going on after %.1f MB", name, begun / 1e6)
+            logger.info("%s: resuming after %.1f MB", name, begun / 1e6)
         http_get(
             about.location, file, resume_size=begun, headers=headers,
             expected_size=about.size, displayed_filename=name,
@@ -473,8 +472,8 @@ def _fetch_blob(source: Source, commit: str, name: str, cache: Path) -> None:
     if begun and len(about.etag) == 64 and _sha256(partial) != about.etag:
         partial.unlink()
         raise HubError(
-            f"{source}: {name}, continued from an earlier try, does not have the checksum that the"
-            " Hub gives; the part was deleted, start again"
+            f"{source}: {name}, resumed from an earlier download, does not match the checksum of"
+            " the Hub; the partial file was deleted, start again"
         )
     partial.rename(blob)
 

@@ -1,4 +1,4 @@
-"""The one table from a policy's name to a policy. Name and `ModelOptions` → a ready `Policy`."""
+"""The table of policies by name. Name and `ModelOptions` → a ready `Policy`."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from crane_x7_vla_rl.policies.preflight import INFER, OptionNames
 
 POLICY_NAMES: Final = ("color-servo", "openvla")
 SHIPPED: Final = Path(__file__).parent / "tiny"
-"""Folder of the checkpoint that comes with the project; see its README.md."""
+"""Folder of the checkpoint in this repository; see its README.md."""
 
 
 def load_policy(
     name: str, options: ModelOptions | None = None, names: OptionNames = INFER
 ) -> Policy:
-    """Make the policy called `name` (one of POLICY_NAMES) ready to predict.
+    """Load the policy called `name` (one of POLICY_NAMES).
 
-    `options` matter to policies with weights alone; `names` are those of what sets them, for
-    messages. Raises PolicyLoadError, for what is cheap to find before anything is loaded.
+    `options` matter only to policies with weights; `names` are the flags or variables that set
+    them, for messages. Raises PolicyLoadError; cheap checks come before anything is loaded.
     """
     if name == "color-servo":
         from crane_x7_vla_rl.policies.color_servo.policy import ColorServo
@@ -33,7 +33,7 @@ def load_policy(
 
 
 def check(name: str, options: ModelOptions, names: OptionNames = INFER) -> None:
-    """Raise PolicyLoadError with all that is wrong and cheap to find; no weights are fetched."""
+    """Raise PolicyLoadError with all problems that are cheap to find; no weights are fetched."""
     if name == "openvla":
         _check_openvla(options, names)
     else:
@@ -56,9 +56,9 @@ def _load_openvla(options: ModelOptions, names: OptionNames) -> Policy:
 
 
 def has_random_weights(model_path: str) -> bool:
-    """Whether a local checkpoint says that nobody has trained it; see openvla.builder."""
+    """Whether a local checkpoint is marked as untrained; see openvla.builder."""
     try:
         config = json.loads((Path(model_path).expanduser() / "config.json").read_text())
     except (OSError, ValueError):
-        return False  # loading it says what is wrong
+        return False  # loading it reports the problem
     return isinstance(config, dict) and bool(config.get("random_weights"))

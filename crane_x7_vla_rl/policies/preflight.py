@@ -1,8 +1,8 @@
-"""What is wrong with a policy's device and model, before torch is imported or weights are fetched.
+"""Problems of a policy's device and model, before torch is imported or weights are fetched.
 
-`ModelOptions` and the names of what sets them → one line per problem. What this finds costs
-milliseconds for a folder and a few requests for a Hub id; what needs weights is found while they
-load.
+`ModelOptions` and the flags or variables that set them → one line per problem. The checks take
+milliseconds for a folder and a few requests for a Hub id; problems of the weights are found while
+they load.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from crane_x7_vla_rl.policies.base import ModelOptions, PolicyLoadError
 
 @dataclass(frozen=True)
 class OptionNames:
-    """What a user sets the options with, for messages."""
+    """The flags or variables that set the options, for messages."""
 
     path: str = "VLA_MODEL_PATH"
     device: str = "VLA_DEVICE"
@@ -47,13 +47,13 @@ def check(options: ModelOptions, names: OptionNames = INFER) -> None:
 
 
 def missing_packages(names: Iterable[str]) -> list[str]:
-    """Return those that cannot be imported; nothing is."""
+    """Return those that cannot be imported, without importing any."""
     return [name for name in names if find_spec(name) is None]
 
 
 def model_problems(options: ModelOptions, names: OptionNames = INFER) -> list[PolicyLoadError]:
-    """Return what a checkpoint's small files show: not there, no room, another architecture,
-    statistics missing."""
+    """Return the problems that a checkpoint's small files show: missing, disk too small, another
+    architecture, no statistics."""
     from crane_x7_vla_rl.policies.openvla import keys
     from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
     from crane_x7_vla_rl.policies.openvla.weights import layout as layouts

@@ -1,4 +1,4 @@
-"""What a checkpoint says that it can do: the scenes it knows, its tasks, and their instructions.
+"""Skills of a checkpoint: the scenes it knows, its tasks, and their instructions.
 
 `skills.json` beside the weights → `Skills`, and back. Nothing is guessed from weights: a checkpoint
 without the file has no known skills.
@@ -29,25 +29,25 @@ class Skills:
     task: Annotated[str, one_of(tuple(EPISODE_S))]
     """gymnasium id of the scene."""
     colours: Annotated[tuple[str, ...], some_of(COLOUR_NAMES)]
-    """The cubes that there may be."""
+    """Colours of the cubes that may be in the scene."""
     spawn_range_m: Annotated[float, within(0, 0.05, "m")]
-    """How far they lie from their spots; see scenes.WorldConfig."""
+    """Distance of the cubes from their spots; see scenes.WorldConfig."""
     instructions: Annotated[tuple[str, ...], TASKS]
-    """Tasks that it can do, in its own words."""
+    """Its tasks, in the words that it was trained with."""
     rate_hz: Annotated[float, within(0.1, 200, "Hz")]
-    """At which it is to be asked: so that the arm has come as far as in training."""
+    """Rate of predictions: the arm then moves as far between them as in training."""
     temperature: Annotated[float, within(0, 10)] = 0.0
-    """Of its tokens, where it does best."""
+    """Temperature of its tokens with the best success rate."""
     max_jump_rad: Annotated[float, within(0.01, 10, "rad")] = 1.0
-    """By how much its targets may be away from where the arm is; the loop refuses what is more."""
+    """Largest distance of its targets from the measured joints; the loop refuses more."""
     lets_go: bool = True
-    """Whether it puts down what it holds for a new task; else somebody must take it."""
+    """Whether it puts down a held object for a new task; otherwise a person must take it."""
     image_size: Annotated[str, size_text("320x240")] | None = None
-    """Width and height of the pictures that it was trained on; its camera may have more."""
+    """Width and height of its training images; its camera may have more."""
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: str = SKILLS) -> Skills:
-        """Return the skills in parsed JSON; raises PolicyLoadError that names what is wrong."""
+        """Return the skills in parsed JSON; raises PolicyLoadError that names the problem."""
         known = kinds(cls)
         wanted = known.keys()
         unknown, missing = sorted(set(raw) - wanted), sorted(wanted - set(raw) - OPTIONAL)
@@ -71,7 +71,7 @@ class Skills:
 
     @classmethod
     def beside(cls, folder: Path) -> Skills | None:
-        """Return what the checkpoint in `folder` says, None where it says nothing.
+        """Return the skills of the checkpoint in `folder`, None if it has no file.
 
         Raises PolicyLoadError.
         """

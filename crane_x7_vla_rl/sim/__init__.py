@@ -1,6 +1,6 @@
 """The simulated CRANE-X7: importing this registers the agent and the tasks with ManiSkill.
 
-`make(task)` is the way in; it picks the backends that the machine has.
+`make(task)` is the entry point; it selects the backends that the machine has.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ def make(
     """Return the task, ready to reset.
 
     `options` are those of scene.CubeScene and of ManiSkill (control_mode, reward_mode, …). On a CPU
-    there is one scene per environment. Raises SimError with the cure when the machine lacks what
-    the backend needs.
+    there is one scene per environment. Raises SimError, with the remedy, if the machine cannot run
+    the backend.
     """
     if task not in TASKS:
         raise SimError(f"task {task!r} is unknown; known: {', '.join(TASKS)}")
@@ -51,7 +51,7 @@ def make(
 
 
 def _cure(error: str, backend: str) -> str:
-    """Say what a failure of SAPIEN means and what to do."""
+    """Return an error that explains a failure of SAPIEN, and what to do."""
     if backend == "gpu":
         return (
             f"GPU simulation cannot start ({error}). It needs an NVIDIA GPU, its Vulkan driver"

@@ -36,11 +36,11 @@ ARM_STIFFNESS, ARM_DAMPING = 1000.0, 60.0
 """Position loop of the servos: the arm follows a target with a lag of about 60 ms."""
 FINGER_STIFFNESS, FINGER_DAMPING, FINGER_FORCE_NM = 4.0, 0.4, 10.0
 """Soft and never saturated: with a saturated drive the stronger finger pushes the other to its
-stop, as nothing but the shared target couples them."""
+stop, as only the shared target couples them."""
 FINGER_ARMATURE_KG_M2 = 1e-3
-"""Rotor inertia of the servo behind its gears, as the finger feels it. Without it the solver lets
-the fingers push a cube aside (0.35 and 0.04 rad) instead of holding it (0.19 and 0.19 rad): 0 of 8
-lifts against 8 of 8, alike from 3e-4 to 1e-2."""
+"""Rotor inertia of the servo behind its gears, at the finger. Without it the solver lets the
+fingers push a cube aside (0.35 and 0.04 rad) instead of holding it (0.19 and 0.19 rad): 0 of 8
+lifts instead of 8 of 8, the same from 3e-4 to 1e-2."""
 FINGER_FRICTION: Final = 1.5
 
 
@@ -49,7 +49,7 @@ class CraneX7(BaseAgent):
     """See the module's docstring."""
 
     uid = "crane_x7"
-    disable_self_collisions = True  # adjacent boxes overlap, and pushed joints off by 0.2 rad
+    disable_self_collisions = True  # adjacent boxes overlap, which displaced joints by 0.2 rad
     urdf_config = {  # noqa: RUF012 - ManiSkill's own form
         "_materials": {
             "pad": {

@@ -6,4 +6,4 @@ class SimError(Exception):
 
 
 class WorkerLostError(SimError):
-    """A process that holds simulations exited, or does not answer in time."""
+    """A process with simulations exited, or does not answer in time."""

@@ -1,12 +1,12 @@
 """A scripted expert for both tasks: the true state of the scene → joint targets of the next step.
 
-Each target follows from what is true in this step and from the phase of the task: hover, descend,
-close, lift, and to place carry, lower, release, retreat. Pushed off its way, or with the cube lost,
-the expert corrects or starts over, so that its episodes teach how to recover. A target is where the
-arm is measured plus one step towards the goal, never a function of the clock: a policy without
-memory can learn it.
+Each target depends on the true state in this step and on the phase of the task: hover, descend,
+close, lift, and to place carry, lower, release, retreat. If it is pushed off its path, or the cube
+is lost, the expert corrects or starts again, so that its episodes show how to recover. A target is
+the arm's measured position plus one step towards the goal, never a function of the clock: a policy
+without memory can learn it.
 
-Legend: angles in rad, lengths in m. Never for a policy: it reads what no camera shows.
+Legend: angles in rad, lengths in m. Never for a policy: it reads state that no camera shows.
 """
 
 from __future__ import annotations
@@ -28,24 +28,24 @@ from crane_x7_vla_rl.types import Array
 OPEN_RAD, SHUT_RAD = 0.6, -0.05
 """Targets of the gripper: about 8 cm apart, and pressing."""
 LAG_S: Final = 0.06
-"""How far the measured arm trails its target, see sim.agent."""
+"""How far the measured arm lags its target, see sim.agent."""
 HOVER_M: Final = 0.10
 GRASP_M: Final = CUBE_HALF_M - 0.004
-"""Height of the fingertips around a cube: they sink while they close, and must miss the table."""
+"""Height of the fingertips around a cube: they sink as they close, and must not hit the table."""
 TOP_M: Final = 0.16
-"""A cube held here is 14 cm above where it lay; 10 cm is success."""
+"""A cube held here is 14 cm above its start; 10 cm is success."""
 FURTHEST_M: Final = 0.36
-"""From the robot's axis. Nothing is put further away, and pushed about an arm could drift there."""
+"""From the robot's axis. No cube is placed further away, but a pushed arm could drift there."""
 RELEASE_M: Final = PLATE_HEIGHT_M + CUBE_HALF_M + 0.004
 OVER_M, THERE_M = 0.015, 0.010
-"""Off to the side by at most this much the fingers may go down; and close."""
+"""Largest sideways error at which the fingers may descend, and close."""
 FINGERS_OPEN_RAD: Final = 0.45
 FINGERS_EMPTY_RAD: Final = 0.05
-"""Measured below this, closed fingers hold nothing; around a cube they stand at 0.19."""
+"""Closed fingers with a smaller measured angle hold nothing; around a cube it is 0.19."""
 
 
 class ExpertPhase(Enum):
-    """What the expert is about to do."""
+    """Phases of the task."""
 
     HOVER = auto()
     DESCEND = auto()
@@ -65,16 +65,16 @@ class Manner:
     """How the expert moves."""
 
     arm_rad_s: float = 1.6
-    """Speed of the joint that has the longest way; a third of what the servos can do."""
+    """Speed of the joint with the longest way; a third of the servos' limit."""
     gripper_rad_s: float = 4.0
     turns_wrist: bool = True
-    """False leaves the wrist as it is at home: the closing fingers turn the cube instead, and a
-    policy need not see how a cube of two pixels lies."""
+    """False keeps the wrist as at home: the closing fingers turn the cube instead, and a policy
+    need not see the orientation of a cube of two pixels."""
 
 
 @dataclass(frozen=True, eq=False)
 class SceneState:
-    """The truth in one step."""
+    """The true state in one step."""
 
     tool_m: Array
     """(3,) between the fingertips."""
@@ -91,7 +91,7 @@ class SceneState:
 
     @property
     def beside_m(self) -> float:
-        """How far off the cube the fingertips are, level."""
+        """Horizontal distance from the fingertips to the cube."""
         return float(np.linalg.norm((self.tool_m - self.cube_m)[:2]))
 
     @property
@@ -101,7 +101,7 @@ class SceneState:
 
 
 def scene_state(world: World, turns_wrist: bool = True) -> SceneState:
-    """Return the truth about `world` now."""
+    """Return the true state of `world` now."""
     scene = world.scene
     cube = scene.cubes[world.named_colour]
     turn = cube.pose.q[0].tolist()
@@ -117,7 +117,7 @@ def scene_state(world: World, turns_wrist: bool = True) -> SceneState:
 
 
 class Expert:
-    """Solves the task of one world, episode after episode."""
+    """Solves the task of one world, one episode after another."""
 
     def __init__(self, world: World, manner: Manner | None = None) -> None:
         self._world, self._manner = world, manner or Manner()
@@ -125,7 +125,7 @@ class Expert:
         self.phase = ExpertPhase.HOVER
 
     def reset(self) -> None:
-        """Begin an episode; call after the world's reset."""
+        """Start an episode; call after the world's reset."""
         self.phase = ExpertPhase.HOVER
 
     def act(self) -> Array:
@@ -136,7 +136,7 @@ class Expert:
         return self._one_step(now.joints_rad, np.append(arm, gripper))
 
     def _next_phase(self, now: SceneState) -> ExpertPhase:
-        """Go on where this phase has reached its end, back where the cube is lost."""
+        """Change to the next phase if this one has ended, or back if the cube is lost."""
         phase = self.phase
         if phase in HOLDING and not now.grasped and now.gripper_rad < FINGERS_EMPTY_RAD:
             return ExpertPhase.HOVER
@@ -160,11 +160,11 @@ class Expert:
         return np.clip(target, LOWER_RAD[:DOF], UPPER_RAD[:DOF])
 
 
-# --- where each phase goes -----------------------------------------------------------------------
+# --- the goal of each phase ----------------------------------------------------------------------
 
 
 def _above(now: SceneState, point_m: npt.ArrayLike, height_m: float) -> Array:
-    """Return the arm's joints with the fingertips at a height over (x, y), turned as the cube."""
+    """Return the arm's joints with the fingertips at a height over (x, y), turned like the cube."""
     x, y = np.asarray(point_m)[:2]
     wrist = HOME_RAD[ARM_DOF - 1]
     if not now.turns_wrist:
@@ -177,18 +177,18 @@ def _above(now: SceneState, point_m: npt.ArrayLike, height_m: float) -> Array:
 
 
 def _straight(now: SceneState, height_m: float) -> float:
-    """Return the next height on the way down or up to `height_m`: a joint's path would bend."""
+    """Return the next height towards `height_m`: a path in joint space would not be straight."""
     return float(now.tool_m[2] + np.clip(height_m - now.tool_m[2], -0.05, 0.05))
 
 
 def _up(now: SceneState, height_m: float) -> Array:
-    """Return the joints straight above where the fingertips are, no further out than FURTHEST_M."""
+    """Return the joints straight above the fingertips, no further out than FURTHEST_M."""
     radius = float(np.hypot(*now.tool_m[:2]))
     return _above(now, now.tool_m * min(1.0, FURTHEST_M / radius), height_m)
 
 
 def _held_over(now: SceneState, point_m: Array, height_m: float) -> Array:
-    """Return the joints that bring the cube, which may sit askew in the hand, over (x, y)."""
+    """Return the joints that move the cube, which may be off-centre in the hand, over (x, y)."""
     offset = (now.cube_m - now.tool_m)[:2]
     return _above(now, point_m[:2] - offset, height_m)
 

@@ -10,17 +10,17 @@ from crane_x7_vla_rl.sim.errors import SimError
 
 
 def write(name: str, text: str) -> Path:
-    """Write a file unless it is there, and return its path; `name` must be another for other text.
+    """Write a file unless it exists, and return its path; other text needs another `name`.
 
-    Whole at any time, for processes that start at the same time. Raises SimError where nothing can
-    be written, or the folder is somebody else's.
+    The file is never incomplete, since several processes may start at the same time. Raises
+    SimError if the file cannot be written, or the folder belongs to another user.
     """
     home = Path(tempfile.gettempdir()) / f"crane_x7-{os.getuid()}"
     path = home / name
     try:
         home.mkdir(mode=0o700, exist_ok=True)
         if home.stat().st_uid != os.getuid():
-            raise PermissionError("it belongs to somebody else")
+            raise PermissionError("it belongs to another user")
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.NamedTemporaryFile("w", dir=path.parent, delete=False) as file:
@@ -28,7 +28,7 @@ def write(name: str, text: str) -> Path:
             os.replace(file.name, path)
     except OSError as error:
         raise SimError(
-            f"files for the simulator cannot be kept in {home}: {error}. Make room there, or name"
-            " another folder for temporary files in TMPDIR"
+            f"files for the simulator cannot be written to {home}: {error}. Free space on its disk,"
+            " or set TMPDIR to another folder"
         ) from error
     return path

@@ -1,7 +1,7 @@
-"""Where cubes and plate lie: a random generator → (C + 1, 3) x, y, yaw of C cubes, then the plate.
+"""Layouts: a random generator → (C + 1, 3) x, y, yaw of C cubes, then the plate.
 
-In m and rad, in the world's frame. None touch, and the open fingers fit between any two. Needs
-numpy alone.
+In m and rad, in the world's frame. No two objects touch, and the open fingers fit between any two.
+Needs only numpy.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from crane_x7_vla_rl.types import Array
 
 PLATE_RADIUS_M: Final = 0.06
 SPOTS_M: Final = ((0.19, -0.10), (0.19, 0.10), (0.29, -0.07), (0.29, 0.07))
-"""(x, y) around which things are put: in reach from above and in view of the base camera."""
+"""(x, y) around which objects are placed: in reach from above and in view of the base camera."""
 ASIDE_M: Final = ((0.65, -0.40, 0.0), (0.60, -0.40, 0.0))
 """(x, y, yaw) at the edge of the table, out of reach."""
 CUBE_GAP_M: Final = 0.06
@@ -24,20 +24,20 @@ PLATE_GAP_M: Final = PLATE_RADIUS_M + 0.035
 
 
 class Arrangement(Enum):
-    """How cubes can be put elsewhere."""
+    """Ways to rearrange cubes."""
 
     ANY = auto()
-    """As an episode begins."""
+    """As at the start of an episode."""
     ALONE = auto()
-    """The named one so, the others aside."""
+    """The named cube so, the others aside."""
     SORTED = auto()
-    """From right to left in the order of their colours."""
+    """Sorted from right to left by colour."""
     EXCHANGED = auto()
-    """Each where the next one is now: the same picture but for the colours."""
+    """Each at the present place of the next one: the same image except for the colours."""
 
 
 def draw(generator: np.random.RandomState, cubes: int, spread_m: float) -> Array:
-    """Return a layout; each thing is off its spot by at most `spread_m` along x and y."""
+    """Return a layout; each object is off its spot by at most `spread_m` along x and y."""
     while True:
         spots = np.array(SPOTS_M)[generator.permutation(len(SPOTS_M))[: cubes + 1]]
         spots = spots + generator.uniform(-spread_m, spread_m, spots.shape)
@@ -49,7 +49,7 @@ def draw(generator: np.random.RandomState, cubes: int, spread_m: float) -> Array
 
 
 def arrange(layout: Array, how: Arrangement, named: int) -> Array:
-    """Return a drawn layout as `how` says, `named` being the cube that counts."""
+    """Return a random layout of the kind `how`; `named` is the cube in the instruction."""
     arranged = layout.copy()
     cubes = arranged[:-1]
     if how is Arrangement.SORTED:

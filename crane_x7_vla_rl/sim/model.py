@@ -1,7 +1,7 @@
-"""The CRANE-X7 as a URDF of boxes: the figures in `robot` → a file in the temporary folder.
+"""The CRANE-X7 as a URDF of boxes: the dimensions in `robot` → a file in the temporary folder.
 
-Few vertices on purpose: software rendering costs what the vertices cost. The maker's meshes are
-not used.
+Few vertices on purpose: the cost of software rendering grows with them. The maker's meshes are not
+used.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ BASE_LINK: Final = PREFIX + "shoulder_fixed_part_link"
 GRIPPER_BASE_LINK: Final = PREFIX + "gripper_base_link"
 
 PAD_TILT_RAD: Final = 0.3
-"""The pads lean inwards by this, so that they stand parallel on a cube of 3 to 4 cm: upright pads
+"""The pads lean inwards by this, so that they are parallel around a cube of 3 to 4 cm: upright pads
 on revolute fingers would open towards the tips and squeeze the cube out."""
 PAD_LENGTH_M: Final = 0.034
 
 
 @dataclass(frozen=True)
 class Box:
-    """A box in its link's frame; it is drawn, and collides where `solid`."""
+    """A box in its link's frame; it is rendered, and collides if `solid`."""
 
     centre_m: Vector3
     size_m: Vector3
@@ -59,7 +59,7 @@ class Body:
 
 
 def _finger(side: int) -> tuple[Box, ...]:
-    """The boxes of a finger; `side` is −1 for A, which stands at negative x, +1 for B.
+    """The boxes of a finger; `side` is −1 for A, at negative x, and +1 for B.
 
     Closed (0 rad) the tips of both pads meet at x = 0 of the gripper base. Inwards is −side·x.
     """
@@ -116,14 +116,14 @@ BODIES: Final = (
         ARM_JOINTS[6].mass_kg,
         (
             Box((0, 0, 0.008), (0.054, 0.046, 0.022)),
-            # The camera's housing is drawn only: it must not stop the arm.
+            # The camera's housing is only rendered: it must not stop the arm.
             Box((0, 0.040, 0.020), (0.090, 0.022, 0.024), STEEL, solid=False),
         ),
     ),
     Body(FINGER_LINKS[0], FINGER_A.mass_kg, _finger(-1)),
     Body(FINGER_LINKS[1], FINGER_B.mass_kg, _finger(1)),
 )
-"""Base to fingers; body k + 1 hangs on arm joint k, both fingers hang on the gripper base."""
+"""Base to fingers; body k + 1 is attached to arm joint k, both fingers to the gripper base."""
 
 
 def urdf() -> str:
@@ -175,8 +175,8 @@ def _link(robot: ET.Element, body: Body) -> None:
 
 
 def _inertial(link: ET.Element, mass: float, size: Vector3, centre: Vector3 = (0, 0, 0)) -> None:
-    """The inertia of a solid box of this mass, with a floor of 1e-5 kg·m²: lighter fingers make the
-    solver tremble."""
+    """The inertia of a solid box of this mass, at least 1e-5 kg·m²: lighter fingers make the solver
+    oscillate."""
     inertial = ET.SubElement(link, "inertial")
     ET.SubElement(inertial, "origin", xyz=_text(centre), rpy="0 0 0")
     ET.SubElement(inertial, "mass", value=f"{mass:g}")

@@ -1,10 +1,10 @@
-"""What both tasks share: table, cubes, plate, cameras, reset by seed, and the state of each cube.
+"""The scene of both tasks: table, cubes, plate, cameras, reset by seed, and each cube's state.
 
 Legend: N parallel scenes, C cubes. World frame: mounting surface under the robot, z up, x forward;
 the table's top is at z = 0. Lengths in m.
 
-Each episode puts the cubes and the plate on four spots in a random order, each shifted by up to
-`spawn_range_m`. A light scene on purpose: flat colours, no textures, no shadows, some hundred
+Each episode places the cubes and the plate on four spots in a random order, each shifted by up to
+`spawn_range_m`. A light scene on purpose: flat colours, no textures, no shadows, a few hundred
 vertices.
 """
 
@@ -67,14 +67,14 @@ class CubeStatus:
 
     grasped: bool
     lifted: bool
-    """Grasped, and LIFT_M above where it lay."""
+    """Grasped, and LIFT_M above its start."""
     placed: bool
     """At rest on the plate, the gripper open and away."""
     position_m: tuple[float, float, float]
 
 
 class CubeScene(BaseEnv):
-    """A CRANE-X7 before coloured cubes and a plate; the tasks say what success is."""
+    """A CRANE-X7 with coloured cubes and a plate; the tasks define success."""
 
     SUPPORTED_ROBOTS: ClassVar = ["crane_x7"]
     agent: CraneX7
@@ -91,8 +91,8 @@ class CubeScene(BaseEnv):
         base_camera: Camera = BASE_CAMERA,
         **kwargs: Any,
     ) -> None:
-        """`image_size` is (width, height); `cameras` of CAMERAS are rendered, each costs time;
-        `colours` of COLOURS are those of the cubes; `base_camera` is that camera.
+        """`image_size` is (width, height); `cameras` of CAMERAS are rendered, each takes time;
+        `colours` of COLOURS are the cubes' colours; `base_camera` is the pose of the base camera.
         Raises SimError for a wrong option."""
         _check_choice("cameras", cameras, CAMERAS)
         _check_choice("colours", colours, tuple(COLOURS))
@@ -108,7 +108,7 @@ class CubeScene(BaseEnv):
         kwargs.setdefault("robot_uids", "crane_x7")
         super().__init__(*args, **kwargs)
 
-    # --- what is built once ----------------------------------------------------------------------
+    # --- built once ------------------------------------------------------------------------------
 
     @property
     def _default_sim_config(self) -> SimConfig:
@@ -154,7 +154,7 @@ class CubeScene(BaseEnv):
         )
 
     def _shader(self) -> ShaderConfig | None:
-        """What draws: on a CPU without what takes long to start; None is ManiSkill's own choice."""
+        """Shaders: on a CPU without the parts that start slowly; None: ManiSkill's choice."""
         return None if self.backend.render_device.is_cuda() else shaders.without_table()
 
     def _load_agent(self, options: dict[str, Any], *args: Any, **kwargs: Any) -> None:
@@ -185,12 +185,12 @@ class CubeScene(BaseEnv):
         half = [CUBE_HALF_M] * 3
         builder.add_box_collision(half_size=half, density=CUBE_KG / (2 * CUBE_HALF_M) ** 3)
         builder.add_box_visual(half_size=half, material=_material(COLOURS[colour]))
-        # Built apart, so that no two bodies ever overlap.
+        # Built at separate places, so that no two bodies ever overlap.
         builder.initial_pose = sapien.Pose([1 + 0.1 * len(colour), 0, 0.5])
         return builder.build(f"cube_{colour}")
 
     def _build_plate(self) -> Actor:
-        """A round plate, drawn as a low cylinder; cylinders lie along x, so it is turned."""
+        """A round plate, a flat cylinder; the axis of cylinders is x, so it is rotated."""
         builder: ActorBuilder = self.scene.create_actor_builder()
         pose = sapien.Pose(q=[np.cos(np.pi / 4), 0, np.sin(np.pi / 4), 0])
         size = {"radius": PLATE_RADIUS_M, "half_length": PLATE_HEIGHT_M / 2}
@@ -199,7 +199,7 @@ class CubeScene(BaseEnv):
         builder.initial_pose = sapien.Pose([1, 1, 0.5])
         return builder.build_kinematic("plate")
 
-    # --- what an episode begins with -------------------------------------------------------------
+    # --- the start of an episode -----------------------------------------------------------------
 
     def _initialize_episode(self, env_idx: torch.Tensor, options: dict[str, Any]) -> None:
         count = len(env_idx)
@@ -220,14 +220,14 @@ class CubeScene(BaseEnv):
         self._counted_at[env_idx] = 0
 
     def _put(self, layouts: np.ndarray[Any, Any]) -> None:
-        """Put cubes and plate where (n, C + 1, 3) says, at rest."""
+        """Place cubes and plate at (n, C + 1, 3), at rest."""
         for column, actor in enumerate((*self.cubes.values(), self.plate)):
             xy_yaw = torch.as_tensor(layouts[:, column], dtype=torch.float32, device=self.device)
             height = PLATE_HEIGHT_M / 2 if actor is self.plate else CUBE_HALF_M
             _rest(actor, _upright(xy_yaw, height))
 
     def rearrange(self, generator: np.random.RandomState, how: Arrangement) -> None:
-        """Put cubes and plate elsewhere in the midst of an episode, as a hand might; CPU alone."""
+        """Move cubes and plate during an episode, as a person might; only on the CPU."""
         if how is Arrangement.EXCHANGED:
             poses = [cube.pose.raw_pose.clone() for cube in self.cubes.values()]
             for cube, pose in zip(self.cubes.values(), poses[1:] + poses[:1], strict=True):
@@ -242,7 +242,7 @@ class CubeScene(BaseEnv):
         """Choose the cube that each instruction names: option "colour", or by the seed."""
         wanted = options.get("colour")
         if wanted is not None and wanted not in self.colours:
-            raise SimError(f"colour {wanted!r} is not among the cubes: {', '.join(self.colours)}")
+            raise SimError(f"colour {wanted!r} is not one of the cubes: {', '.join(self.colours)}")
         if not hasattr(self, "named"):
             self.named = torch.zeros(self.num_envs, dtype=torch.long, device=self.device)
         drawn = [int(generator.randint(len(self.colours))) for generator in generators]
@@ -261,7 +261,7 @@ class CubeScene(BaseEnv):
         """The task of each scene in words, N of them."""
         raise NotImplementedError
 
-    # --- what is true now ------------------------------------------------------------------------
+    # --- the present state -----------------------------------------------------------------------
 
     def tool_position(self) -> torch.Tensor:
         """(N, 3): the point between the fingertips."""
@@ -288,7 +288,7 @@ class CubeScene(BaseEnv):
         return touched
 
     def _named_grasped(self, position: torch.Tensor) -> torch.Tensor:
-        """(N,) bool. Contacts are the slowest query of a step, so they are read only where a named
+        """(N,) bool. Contacts are the slowest query of a step, so they are read only if a named
         cube, at `position` (N, 3), is near the fingertips."""
         near = torch.linalg.vector_norm(position - self.tool_position(), dim=-1) < 0.06
         grasped: torch.Tensor = torch.zeros_like(near)
@@ -319,7 +319,7 @@ class CubeScene(BaseEnv):
         self._held_steps, self._counted_at = counted, self.elapsed_steps.clone()
 
     def cube_status(self, scene: int = 0) -> dict[str, CubeStatus]:
-        """Return the true state of every cube in one scene, whichever the instruction names."""
+        """Return the true state of every cube in one scene, not only of the named one."""
         status = {}
         for colour, cube in self.cubes.items():
             position = cube.pose.p[scene].tolist()
@@ -330,7 +330,7 @@ class CubeScene(BaseEnv):
         return status
 
     def _get_obs_extra(self, info: dict[str, Any]) -> dict[str, torch.Tensor]:
-        """True positions, in the state modes alone: a picture policy must not see them."""
+        """True positions, only in the state modes: an image policy must not see them."""
         if not self.obs_mode_struct.use_state:
             return {}
         del info
@@ -344,7 +344,10 @@ class CubeScene(BaseEnv):
 
 def _check_choice(name: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:
     if not given or not set(given) <= set(known) or len(set(given)) != len(given):
-        raise SimError(f"{name} is {given}, expected some of {', '.join(known)}, each once")
+        raise SimError(
+            f"{name} is {', '.join(given) or 'empty'}, expected some of {', '.join(known)},"
+            " each once"
+        )
 
 
 def _material(colour: tuple[float, float, float]) -> sapien.render.RenderMaterial:
@@ -352,7 +355,7 @@ def _material(colour: tuple[float, float, float]) -> sapien.render.RenderMateria
 
 
 def _upright(xy_yaw: torch.Tensor, height_m: float) -> Pose:
-    """Poses standing on the table; `xy_yaw` is (n, 3)."""
+    """Poses on the table; `xy_yaw` is (n, 3)."""
     half = xy_yaw[:, 2] / 2
     zero = torch.zeros_like(half)
     position = torch.stack([xy_yaw[:, 0], xy_yaw[:, 1], zero + height_m], dim=-1)
@@ -360,7 +363,7 @@ def _upright(xy_yaw: torch.Tensor, height_m: float) -> Pose:
 
 
 def _rest(actor: Actor, pose: Pose) -> None:
-    """Put the actor there; what moved is at rest then."""
+    """Set the actor's pose; it is at rest then."""
     actor.set_pose(pose)
     if actor.px_body_type == "dynamic":
         actor.set_linear_velocity(torch.zeros(3))

@@ -1,9 +1,9 @@
-"""SAPIEN's shaders without a table that our scenes have no use for.
+"""SAPIEN's shaders without a table that these scenes do not need.
 
 Its shaders reflect an environment map by the table of Karis, "Real Shading in Unreal Engine 4"
-(SIGGRAPH 2013), which each process computes before its first picture: some 6 s of a core where
-Vulkan runs in software. Our scenes have no environment map, so what the table scales is black. The
-same shaders without it draw the same pictures, bit for bit, from the first tenth of a second on.
+(SIGGRAPH 2013), which each process computes before its first image: about 6 s of a core if Vulkan
+runs in software. These scenes have no environment map, so the values that the table scales are
+black. The same shaders without it render the same images, bit for bit, after a tenth of a second.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from mani_skill.render import PREBUILT_SHADER_CONFIGS, ShaderConfig
 from crane_x7_vla_rl.sim import generated
 
 FOLDERS: Final = ("minimal", "common")
-"""The pack that ManiSkill's cameras use, and what it includes from beside it."""
+"""The shader pack of ManiSkill's cameras, and the files next to it that it includes."""
 FORMATS: Final = {
     "Color": "r8g8b8a8unorm",
     "ColorRaw": "r8g8b8a8unorm",
     "PositionSegmentation": "r16g16b16a16sint",
 }
-"""What ManiSkill chooses for a pack that is named "minimal"."""
+"""ManiSkill's settings for a pack that is named "minimal"."""
 DECLARED: Final = re.compile(r"^layout\([^)]*\) uniform sampler2D samplerBRDFLUT;$", re.MULTILINE)
 READ: Final = re.compile(r"texture\(samplerBRDFLUT, [^;]*\)\.xy;")
 
 
 def without_table() -> ShaderConfig:
-    """Return ManiSkill's "minimal" without the table, or with it where SAPIEN's shaders changed."""
+    """Return ManiSkill's "minimal" without the table, or with it if SAPIEN's shaders changed."""
     usual = PREBUILT_SHADER_CONFIGS["minimal"]
     pack = _pack()
     if pack is None:
@@ -45,7 +45,7 @@ def without_table() -> ShaderConfig:
 
 @cache
 def _pack() -> Path | None:
-    """Write the shaders and return their folder; None where one would still name the table."""
+    """Write the shaders and return their folder; None if one would still use the table."""
     theirs = Path(sapien.__file__).parent / "vulkan_shader"
     texts = {
         path.relative_to(theirs): READ.sub("vec2(0);", DECLARED.sub("", path.read_text()))

@@ -1,6 +1,6 @@
 """The two tasks: `Lift-CRANE-X7` and `PickPlace-CRANE-X7`, registered with gymnasium.
 
-Legend: N parallel scenes. Success ends an episode as `terminated`; running out of steps ends it as
+Legend: N parallel scenes. Success ends an episode as `terminated`; the time limit ends it as
 `truncated`. Rewards: "sparse" is 1 in the step of success, else 0; "dense" is the sum of the terms
 in each task's docstring; "normalized_dense" divides that by its maximum; "none" is 0.
 """
@@ -18,7 +18,7 @@ from crane_x7_vla_rl.sim.scene import CUBE_HALF_M, LIFT_M, CubeScene
 TASKS: Final = (LIFT_ID, PICK_PLACE_ID)
 
 HOLD_S: Final = 0.5
-"""A cube counts as held when it has been up for this long."""
+"""A cube counts as held after it has been up for this long."""
 
 
 @register_env(LIFT_ID, max_episode_steps=200)
@@ -63,7 +63,7 @@ class Lift(CubeScene):
 
 @register_env(PICK_PLACE_ID, max_episode_steps=400)
 class PickPlace(CubeScene):
-    """Bring the named cube to rest on the plate, the gripper open and away.
+    """Place the named cube at rest on the plate, with the gripper open and away.
 
     Dense reward: nearness of the fingertips (0…1), grasped (1), nearness of the cube to the plate
     while grasped (0…1); 5 on success.

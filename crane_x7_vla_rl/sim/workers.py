@@ -1,9 +1,9 @@
 """Processes that each hold a simulation: picklable requests → answers, with scenes on all cores.
 
-A CPU simulates one scene per environment and draws it on one core, so scenes go into processes of
-their own. A function made in the process handles requests; requests and answers go over a pipe.
+A CPU simulates one scene per environment and renders it on one core, so scenes run in separate
+processes. A function created in the process handles requests; requests and answers go over a pipe.
 Workers exit when their pipe closes, so none outlives the parent. They ignore SIGTERM and Ctrl-C,
-which reach a whole process group: a trainer that has to stop still needs its simulations briefly.
+which reach a whole process group: a trainer that must stop still needs its simulations briefly.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from typing import Any, Final, Self
 from crane_x7_vla_rl.sim.errors import SimError, WorkerLostError
 
 Handler = Callable[[Any], Any]
-"""From request to answer."""
+"""Timeout from request to answer."""
 END_S: Final = 10.0
 """A worker whose pipe is closed and that does not exit within this time is killed."""
 SIMULATION: Final = "crane_x7_vla_rl.sim.world"
-"""Imported once, in the forkserver that all workers are forked from: it takes seconds of a core."""
+"""Imported once, in the forkserver of all workers: the import takes seconds of a core."""
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 """Signals that workers leave to their parent."""
 ANSWER_S: Final = 600.0
-"""The first answer waits for the simulation to start; seconds, minutes on a busy machine."""
+"""Timeout of the first answer, for which the simulation must start: minutes on a busy machine."""
 
 
 class Workers:
-    """`count` processes, each with a handler of its own."""
+    """`count` processes, each with its own handler."""
 
     def __init__(self, count: int, make: Callable[[], Handler]) -> None:
         """`make` runs in each process and must be picklable; it may raise SimError."""
@@ -48,13 +48,13 @@ class Workers:
             process, pipe = self._start()
             self._processes.append(process)
             self._pipes.append(pipe)
-        # Before multiprocessing waits for processes that it has sent a SIGTERM.
+        # Before multiprocessing waits for the processes to which it has sent a SIGTERM.
         atexit.register(self.close)
 
     def _start(self) -> tuple[Any, Connection]:
         here, there = self._context.Pipe()
         process = self._context.Process(target=_serve, args=(there, self._make), daemon=True)
-        # A process that is started here, the forkserver too, inherits what is blocked here.
+        # A process that is started here, including the forkserver, inherits the blocked signals.
         before = signal.pthread_sigmask(signal.SIG_BLOCK, SIGNALS)
         try:
             resource_tracker.ensure_running()
@@ -87,7 +87,7 @@ class Workers:
             raise self._died(worker) from error
 
     def receive(self, worker: int, timeout_s: float = ANSWER_S) -> Any:
-        """Return the answer; raises SimError for what went wrong there, WorkerLostError."""
+        """Return the answer; raises the SimError of the process, or WorkerLostError."""
         if not self._pipes[worker].poll(timeout_s):
             raise WorkerLostError(f"simulation {worker} did not answer within {timeout_s:g} s")
         try:
@@ -106,9 +106,9 @@ class Workers:
         return [worker for worker in workers if self._pipes[worker] in found]
 
     def restart(self, worker: int) -> None:
-        """Kill the process, if it is still there, and start another one in its place."""
+        """Kill the process, if it still runs, and start another one in its place."""
         self._pipes[worker].close()
-        self._processes[worker].kill()  # a stopped process ends by this, too
+        self._processes[worker].kill()  # this also ends a stopped process
         self._processes[worker].join(END_S)
         self._processes[worker], self._pipes[worker] = self._start()
 
@@ -117,7 +117,7 @@ class Workers:
         return int(self._processes[worker].pid)
 
     def close(self) -> None:
-        """End all processes, by force where they do not."""
+        """End all processes, by force if necessary."""
         atexit.unregister(self.close)
         for pipe in self._pipes:
             pipe.close()
@@ -138,7 +138,7 @@ class Workers:
 
 
 def _serve(pipe: Connection, make: Callable[[], Handler]) -> None:
-    """Answer until the pipe ends. A signal is for the parent, who closes the pipe."""
+    """Answer until the pipe ends. Signals are for the parent, which closes the pipe."""
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     os.putenv("LP_NUM_THREADS", "1")  # lavapipe's; one process per core
@@ -153,7 +153,7 @@ def _serve(pipe: Connection, make: Callable[[], Handler]) -> None:
             answer = (True, handler(request))
         except SimError as error:
             answer = (False, str(error))
-        except Exception:  # the edge of a process: the parent must learn of it
+        except Exception:  # the edge of a process: the parent must get the error
             answer = (False, traceback.format_exc())
         try:
             pipe.send(answer)

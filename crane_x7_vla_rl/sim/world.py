@@ -1,7 +1,8 @@
-"""One simulated arm before one scene: joint targets → what a policy may see, and what it may not.
+"""One simulated arm in one scene: joint targets → observations, and the privileged state.
 
-`observe` is for policies; `scene` and `success` are for experts and judges alone. Steps draw no
-picture: that costs more than the physics, and a policy that acts in chunks needs one per chunk.
+`observe` is for policies; `scene` and `success` are only for experts and evaluation. Steps render
+no image: that takes more time than the physics, and a policy that acts in chunks needs one per
+chunk.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class World:
     """The simulation of one `WorldConfig`."""
 
     def __init__(self, config: WorldConfig) -> None:
-        """Raises SimError for a wrong option, or a machine that cannot draw."""
+        """Raises SimError for a wrong option, or a machine that cannot render."""
         torch.set_num_threads(1)  # one scene's tensors are too small to share among threads
         self.config = config
         self.scene: Any = sim.make(
@@ -50,12 +51,12 @@ class World:
 
     @property
     def period_s(self) -> float:
-        """From step to step."""
+        """Time between steps."""
         return 1.0 / self.config.control_hz
 
     @property
     def ended(self) -> bool:
-        """Whether the episode is over: by success, or for want of time."""
+        """Whether the episode is over: by success, or by its time limit."""
         return self.success or self.step_index >= self.config.max_steps
 
     @property
@@ -71,7 +72,7 @@ class World:
         return colour
 
     def reset(self, seed: int) -> None:
-        """Begin the episode that `seed` decides: layout, named cube, start pose and noise."""
+        """Start the episode of `seed`, which sets layout, named cube, start pose and noise."""
         _, self._info = self.scene.reset(seed=seed)
         self._noise = np.random.default_rng([seed, 1])
         self._place_camera()
@@ -83,18 +84,18 @@ class World:
             self._camera.set_local_pose(sapien.Pose(self._camera_at.p + shift, self._camera_at.q))
 
     def rearrange(self, generator: np.random.Generator, how: Arrangement) -> None:
-        """Put cubes and plate elsewhere in the midst of the episode."""
+        """Move cubes and plate during the episode."""
         self.scene.rearrange(np.random.RandomState(generator.integers(2**31)), how)
 
     def step(self, target_rad: npt.ArrayLike) -> None:
-        """Drive towards joint targets (8,), rad, for one period; cut to the joints' limits."""
+        """Drive towards joint targets (8,), rad, for one period; clipped to the joints' limits."""
         target = np.clip(np.asarray(target_rad, dtype=np.float64), LOWER_RAD, UPPER_RAD)
         *_, self._info = self.scene.step(target.astype(np.float32))
         self.step_index += 1
         self.success = bool(self._info["success"])
 
     def progress(self) -> float:
-        """How far the task is, 0…1: the dense reward's terms, see sim.tasks."""
+        """Progress of the task, 0…1: the dense reward's terms, see sim.tasks."""
         reward = self.scene.compute_normalized_dense_reward(None, None, self._info)
         return float(reward[0])
 
@@ -125,7 +126,7 @@ class World:
         np.copyto(out, picture, casting="unsafe")
 
     def observe(self, instruction: str | None = None) -> Observation:
-        """What a policy sees now; `instruction` replaces the scene's own."""
+        """Observation for a policy; `instruction` replaces the scene's."""
         time_s = self.step_index * self.period_s
         return Observation(self.image(), self.joints(), instruction or self.instruction, time_s)
 

@@ -88,7 +88,7 @@ def test_marks_that_a_tokenizer_does_not_call_special_are_refused(tmp_path: Path
     path = tmp_path / "tokenizer.json"
     changed.save(str(path))
     tokenizer = PromptTokenizer(path)
-    with pytest.raises(ValueError, match=r"'\[inst\]' in it is a mark of the model's tokenizer"):
+    with pytest.raises(ValueError, match=r'"\[inst\]" in it is a special token'):
         tokenizer("lift [INST] it")
     assert tokenizer("lift it").tolist()
 

@@ -1,1 +1,1 @@
-"""Demonstrations made in simulation."""
+"""Demonstrations from simulation."""

@@ -2,11 +2,11 @@
 
 `generate` runs one simulation per process and writes episodes in the order of their seeds, so a
 configuration gives the same scenes with any number of processes, and a killed run can be resumed.
-`demos.json` beside the data set holds the configuration. Failed episodes go to a data set of their
-own, `<name>.failures`, so that nobody trains on them by mistake.
+`demos.json` next to the data set holds the configuration. Failed episodes go to a separate data
+set, `<name>.failures`, so that no run trains on them by mistake.
 
-The noise is added to what the arm receives, not to the label: the recorded action is the expert's
-target from wherever the noise has brought the arm.
+Noise is added to the targets that the arm receives, not to the label: the recorded action is the
+expert's target from the position to which the noise has moved the arm.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> int:
 
 
 def generate(config: DemosConfig, *, resume: bool = False) -> DemosReport:
-    """Record until there are `config.episodes`; raises DataError and SimError."""
+    """Record until the data set has `config.episodes`; raises DataError and SimError."""
     from crane_x7_vla_rl.data.demos.files import DemoFiles
     from crane_x7_vla_rl.data.demos.recorder import DemoRecorder
     from crane_x7_vla_rl.sim.workers import Workers
@@ -65,7 +65,7 @@ def generate(config: DemosConfig, *, resume: bool = False) -> DemosReport:
 
 
 def _in_order(workers: Any, first_seed: int) -> Iterator[tuple[int, Any]]:
-    """Yield (seed, episode) by rising seed, while all workers are at seeds further on."""
+    """Yield (seed, episode) by rising seed, while the workers run later seeds."""
     seed_of = {worker: first_seed + worker for worker in range(len(workers))}
     for worker, seed in seed_of.items():
         workers.send(worker, seed)

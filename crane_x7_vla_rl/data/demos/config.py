@@ -1,4 +1,4 @@
-"""What demonstrations to record. Flags → `DemosConfig`."""
+"""Configuration of demonstrations. Flags → `DemosConfig`."""
 
 from __future__ import annotations
 
@@ -14,35 +14,35 @@ from crane_x7_vla_rl.scenes import WorldConfig
 CONFIG: Final = "demos.json"
 FAILURES: Final = ".failures"
 PATIENCE: Final = 50
-"""So many failures more than successes mean that the scene cannot be solved."""
+"""If failures exceed successes by this number, the scene cannot be solved."""
 
 
 @dataclass(frozen=True)
 class DemosConfig:
-    """What to record."""
+    """Demonstrations to record."""
 
     output: Path
     """Folder of the data set."""
     episodes: Count = 200
-    """Successful ones; failures are not counted."""
+    """Number of successful episodes; failures are not counted."""
     first_seed: int = 0
-    """Of the scenes."""
+    """Seed of the first scene; every further scene has the next seed."""
     world: WorldConfig = field(default_factory=WorldConfig)
     joint_noise_rad: FiniteAmount = 0.0
-    """Largest standard deviation of the noise on what the arm is sent; each episode draws its own
-    share of it, so that there are calm ones, too."""
+    """Largest standard deviation of the noise on targets for the arm; each episode samples its own
+    share of it, so that some have little noise."""
     rearrange: Index = 0
-    """Put things elsewhere up to so many times while the arm is on its way: one episode then shows
-    as many scenes, and what to do in each from wherever the arm happens to be."""
+    """Largest number of times that objects are moved while the arm approaches: one episode then
+    shows several scenes, and the right motion in each from different positions of the arm."""
     arm_rad_s: FinitePositive = 1.6
     """Speed of the arm, as in sim.expert.Manner."""
     keep_wrist: bool = False
-    """Never turn the wrist towards the cube."""
+    """Never rotate the wrist towards the cube."""
     processes: Index = 0
-    """Simulations; 0 for one per core."""
+    """Processes with simulations; 0 for one per core."""
 
     def content(self) -> dict[str, Any]:
-        """What decides the episodes, for demos.json."""
+        """Settings that determine the episodes, for demos.json."""
         return {
             "first_seed": self.first_seed,
             "joint_noise_rad": self.joint_noise_rad,
@@ -55,7 +55,7 @@ class DemosConfig:
 
 @dataclass(frozen=True)
 class DemosReport:
-    """What was recorded, earlier runs included."""
+    """Recorded episodes, including earlier runs."""
 
     successes: int
     failures: int
@@ -75,5 +75,5 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def from_arguments(args: argparse.Namespace) -> DemosConfig:
-    """Return what the flags of `add_arguments` say."""
+    """Return the configuration from the flags of `add_arguments`."""
     return fields.from_flags(DemosConfig, args, world=fields.from_flags(WorldConfig, args))

@@ -21,10 +21,10 @@ from crane_x7_vla_rl.scenes import EVALUATION_SEED
 
 
 class DemoFiles:
-    """Takes episodes by rising seed; knows after a kill which seeds are left."""
+    """Stores episodes by rising seed; after a kill it knows which seeds remain."""
 
     def __init__(self, config: DemosConfig, *, resume: bool) -> None:
-        """Raises DataError where there is a data set that is not to be, or cannot be, resumed."""
+        """Raises DataError for an existing data set, unless `resume` is set and it fits."""
         self._config = config
         self._resume = resume
         _check_seed(config.first_seed)
@@ -51,16 +51,16 @@ class DemoFiles:
 
     @property
     def report(self) -> DemosReport:
-        """What there is so far."""
+        """The episodes so far."""
         return DemosReport(len(self._good), 0 if self._bad is None else len(self._bad))
 
     def next_seed(self) -> int:
-        """The first seed that has not been tried."""
+        """The first seed without an attempt."""
         seeds = self._good.seeds | (frozenset() if self._bad is None else self._bad.seeds)
         return max(seeds, default=self._config.first_seed - 1) + 1
 
     def add(self, seed: int, episode: Episode) -> None:
-        """Write the episode where it belongs; raises DataError where most fail."""
+        """Write the episode to its data set; raises DataError if most fail."""
         _check_seed(seed)
         if episode.success:
             self._good.add(episode)
@@ -70,10 +70,10 @@ class DemoFiles:
         self._bad.add(episode)
         report = self.report
         if report.failures > report.successes + PATIENCE:
-            self._bad.close()  # whoever looks for the cause needs them readable
+            self._bad.close()  # readable, to look for the cause
             raise DataError(
                 f"{self._config.output}: the expert failed in {report.failures} of"
-                f" {report.failures + report.successes} scenes, seed {seed} the last; use less"
+                f" {report.failures + report.successes} scenes, most recently seed {seed}; use less"
                 f" noise. The failures are in {self._failures_folder}"
             )
 
@@ -94,13 +94,13 @@ class DemoFiles:
 def _check_seed(seed: int) -> None:
     if not 0 <= seed < EVALUATION_SEED:
         raise DataError(
-            f"seed {seed} is no seed for demonstrations: they are 0 to {EVALUATION_SEED - 1},"
-            " those above belong to evaluation"
+            f"seed {seed} is not allowed for demonstrations: expected 0 to {EVALUATION_SEED - 1};"
+            " seeds above are reserved for evaluation"
         )
 
 
 def _check_content(config: DemosConfig) -> None:
-    """Raise DataError unless the data set to resume was made with this configuration."""
+    """Raise DataError unless the data set to resume was recorded with this configuration."""
     path = config.output / CONFIG
     if not path.exists():
         return
@@ -112,6 +112,6 @@ def _check_content(config: DemosConfig) -> None:
     ]
     if changed:
         raise DataError(
-            f"{path}: the data set was begun otherwise: {'; '.join(changed)}. Resume it with the"
-            " same options, or give another folder"
+            f"{path}: the data set was recorded with other options: {'; '.join(changed)}. Resume it"
+            " with the old options, or use another folder"
         )

@@ -15,15 +15,16 @@ from crane_x7_vla_rl.sim.world import World
 from crane_x7_vla_rl.types import Image
 
 NOISE_STREAM: Final = 2
-"""Of a seed's random numbers; the scene's own and the camera's are others."""
+"""Stream of a seed's random numbers; the scene and the camera use other streams."""
 ON_THE_WAY: Final = (ExpertPhase.HOVER, ExpertPhase.DESCEND)
 REARRANGEMENTS: Final = (
     Arrangement.ALONE, Arrangement.SORTED, Arrangement.ANY, Arrangement.EXCHANGED
 )  # fmt: skip
-"""In turn. One cube alone teaches what cubes look like; sorted ones, that words tell where to go;
-the others, that colours do. From the last two only, a small model learned none of it as soon."""
+"""Used alternately. A single cube shows what cubes look like; sorted ones, that the instruction
+names the position; the others, that it names the colour. With only the last two, a small model
+learned all of it later."""
 REARRANGED: Final = 0.7
-"""How likely a scene is rearranged after a step of the arm on its way, while it may be."""
+"""Probability that a scene is rearranged after a step, while the arm approaches."""
 
 
 def _manner(config: DemosConfig) -> Manner:
@@ -31,7 +32,7 @@ def _manner(config: DemosConfig) -> Manner:
 
 
 class DemoRecorder:
-    """Lets the expert solve the scene of one seed after the other."""
+    """Records the expert in the scene of one seed after another."""
 
     def __init__(self, config: DemosConfig) -> None:
         """Start the simulation; raises SimError."""
@@ -40,7 +41,7 @@ class DemoRecorder:
         self._expert = Expert(self._world, _manner(config))
 
     def __call__(self, seed: int) -> Episode:
-        """Return the episode, ended by success or for want of time."""
+        """Return the episode, which ends with success or a timeout."""
         world, expert = self._world, self._expert
         noise = np.random.default_rng([seed, NOISE_STREAM])
         level_rad = self._config.joint_noise_rad * noise.uniform()

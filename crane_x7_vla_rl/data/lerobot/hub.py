@@ -1,6 +1,6 @@
 """Download a LeRobotDataset. `owner/name[@revision]` and patterns → a folder in the Hub's cache.
 
-Only matching files are downloaded. Deadlines, retries and the cache are those of `policies.hub`.
+Only matching files are downloaded. Deadlines, retries and the cache come from `policies.hub`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,16 @@ from crane_x7_vla_rl.policies import hub
 
 META: Final = ("meta/*",)
 BRANCH: Final = "main"
-"""What is taken where no revision is named."""
+"""The default revision."""
 DOWNLOADS: Final = 4
-"""Files that are fetched side by side."""
+"""Files that are downloaded in parallel."""
 
 
 def fetch_dataset(repo_id: str, patterns: Sequence[str]) -> Path:
     """Return the folder with the repository's files that match one of `patterns`.
 
-    Raises DataError where the Hub has no such data set, refuses, or stays silent and the cache
-    does not hold it.
+    Raises DataError if the data set does not exist, access is refused, or the Hub does not answer
+    and the cache does not hold it.
     """
     from huggingface_hub import get_token, hf_hub_download
     from huggingface_hub.errors import HfHubHTTPError
@@ -42,7 +42,7 @@ def fetch_dataset(repo_id: str, patterns: Sequence[str]) -> Path:
     except hub.HubError as error:
         raise DataError(
             f"{name}: the Hub answered {error.status}; check the name and the revision, and set"
-            " HF_TOKEN where the data set is private"
+            " HF_TOKEN if the data set is private"
         ) from error
     files = sorted(file.rfilename for file in found.siblings or ())
     wanted = [file for file in files if any(fnmatch(file, pattern) for pattern in patterns)]
@@ -60,8 +60,8 @@ def fetch_dataset(repo_id: str, patterns: Sequence[str]) -> Path:
             paths = list(pool.map(get, wanted))
     except (HfHubHTTPError, OSError) as error:
         raise DataError(
-            f"{repo_id}: the download broke off ({type(error).__name__}: {shown(error)}); start"
-            " again: what is complete is kept"
+            f"{repo_id}: the download was interrupted ({type(error).__name__}: {shown(error)});"
+            " start again: complete files are kept"
         ) from error
     folder = paths[0].parents[len(Path(wanted[0]).parts) - 1]
     hub.note_revision(source, folder)
@@ -72,7 +72,7 @@ def _cached(source: hub.Source, repo_id: str, why: str) -> Path:
     folder = hub.cached(source, why)
     if folder is None:
         raise DataError(
-            f"{repo_id}: {why}, and the cache does not hold it; try again later, or fetch it where"
-            " the Hub can be reached and give the folder"
+            f"{repo_id}: {why}, and it is not in the cache; try again later, or download it on a"
+            " machine that reaches the Hub and pass the folder"
         )
     return folder

@@ -1,8 +1,8 @@
 """Paths and table schemas of a LeRobotDataset v3. Parquet file ↔ table.
 
 One group of episodes is one file of frames (parquet), one video and one file of episode rows, all
-with the same number. `meta/info.json` is replaced last: files that it does not count do not exist.
-Layout read in, and tested against, lerobot 0.6.1 (`lerobot/datasets/utils.py`).
+with the same number. `meta/info.json` is replaced last: files that it does not count are ignored.
+Layout taken from, and tested against, lerobot 0.6.1 (`lerobot/datasets/utils.py`).
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ DATA_PATH: Final = "data/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 VIDEO_PATH: Final = "videos/{video_key}/chunk-{chunk_index:03d}/file-{file_index:03d}.mp4"
 EPISODES_PATH: Final = "meta/episodes/chunk-{chunk_index:03d}/file-{file_index:03d}.parquet"
 STAGING: Final = ".staging"
-"""Episodes that are safe on disk and wait for their group; no reader looks here."""
+"""Episodes that are safe on disk and wait for their group; readers ignore this folder."""
 
 _JOINTS = pa.list_(pa.float32(), DOF)
 FRAME_SCHEMA: Final = pa.schema(
@@ -63,7 +63,7 @@ EPISODE_FIELDS: Final = (
     ("seed", pa.int64()),
     ("source", pa.string()),
 )
-"""Columns of the episode rows; the last three are ours, LeRobot passes over them."""
+"""Columns of the episode rows; the last three are this project's, LeRobot ignores them."""
 
 
 @dataclass(frozen=True)
@@ -138,8 +138,8 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         raise DataError(f"{path}: the file is missing; copy the data set again") from error
     except (OSError, pa.ArrowException) as error:
         raise DataError(
-            f"{path}: the parquet file is truncated or broken ({error}); copy it again, or leave"
-            " these episodes out"
+            f"{path}: the parquet file is truncated or broken ({error}); copy it again, or use the"
+            " data set without these episodes"
         ) from error
     missing = set(columns or ()) - set(table.column_names)
     if missing:

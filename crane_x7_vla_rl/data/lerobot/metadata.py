@@ -1,7 +1,7 @@
 """The metadata of a LeRobotDataset v3. Folder → `Published`: counts, tasks, seeds and statistics.
 
-Only the episodes that `meta/info.json` counts. Files beyond them come from a writer that was killed
-while publishing; the next one writes the same group again, over them.
+Only the episodes that `meta/info.json` counts. Further files come from a writer that was killed
+while publishing; the next writer overwrites them with the same group.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from crane_x7_vla_rl.data.lerobot.stats import NAMES, Stats, combine
 from crane_x7_vla_rl.fields import quoted
 
 STATS_PREFIX: Final = "stats/"
-"""Of the columns with an episode's statistics."""
+"""Prefix of the columns with an episode's statistics."""
 
 
 @dataclass(frozen=True)
@@ -44,8 +44,8 @@ def read_rows(
 ) -> list[dict[str, Any]]:
     """Return the rows of the episodes that `info` counts, in order; raises DataError for gaps.
 
-    Without `stats`, each episode's statistics are left out: most of a row, and only a writer needs
-    them.
+    Without `stats`, each episode's statistics are skipped: they are most of a row, and only a
+    writer needs them.
     """
     rows: dict[int, dict[str, Any]] = {}
     total = int(info["total_episodes"])
@@ -74,26 +74,26 @@ def read_tasks(folder: Path) -> tuple[str, ...]:
     indices = table.get("task_index")
     if texts is None or indices is None or sorted(indices) != list(range(len(indices))):
         raise DataError(
-            f"{folder / layout.TASKS}: holds {', '.join(table)}, expected a column of texts and"
-            " task_index from 0"
+            f"{folder / layout.TASKS}: has the columns {', '.join(table)}, expected one of texts"
+            " and task_index from 0"
         )
     return tuple(text for _, text in sorted(zip(indices, texts, strict=True)))
 
 
 def read_published(folder: Path, features: Mapping[str, Any], fps: float) -> Published:
-    """Return what the folder holds, nothing if it is new; raises DataError if it cannot grow."""
+    """Return the data set in the folder, empty if new; raises DataError if it cannot grow."""
     if not (folder / layout.INFO).exists():
         return Published()
     info = read_json(folder / layout.INFO)
     for name, expected in (("codebase_version", layout.VERSION), ("fps", fps)):
         if info.get(name) != expected:
             raise DataError(
-                f"{folder}: {name} is {quoted(info.get(name))}, ours {quoted(expected)}; give"
-                " another folder"
+                f"{folder}: {name} is {quoted(info.get(name))}, expected {quoted(expected)} as in"
+                " the new episodes; use another folder"
             )
     if info.get("features") != features:
         raise DataError(
-            f"{folder}: has other features than what is to be added; give another folder"
+            f"{folder}: its features differ from those of the new episodes; use another folder"
             f" ({_difference(info, features)})"
         )
     rows = read_rows(folder, info, stats=True)
@@ -112,7 +112,7 @@ def read_published(folder: Path, features: Mapping[str, Any], fps: float) -> Pub
 
 
 def counted(folder: Path) -> int:
-    """Return how many episodes the data set counts, 0 where there is none yet."""
+    """Return the number of episodes in the data set, 0 for a new one."""
     path = folder / layout.INFO
     return int(read_json(path)["total_episodes"]) if path.exists() else 0
 
@@ -158,4 +158,4 @@ def _row_stats(row: Mapping[str, Any]) -> Stats:
 def _difference(info: Mapping[str, Any], features: Mapping[str, Any]) -> str:
     theirs = info.get("features") or {}
     names = [name for name in {**theirs, **features} if theirs.get(name) != features.get(name)]
-    return "; ".join(f"{name}: {theirs.get(name)}, ours {features.get(name)}" for name in names[:1])
+    return "; ".join(f"{name}: {theirs.get(name)}, new {features.get(name)}" for name in names[:1])

@@ -1,9 +1,10 @@
-"""A LeRobotDataset v3 as an `EpisodeSource`: ours, LeRobot's own, from a folder or from the Hub.
+"""A LeRobotDataset v3 as an `EpisodeSource`: by this project or by LeRobot, in a folder or on the
+Hub.
 
-Folder or Hub id → episodes. `meta/` is read at once, frames and pictures when they are needed. Only
-what `meta/info.json` counts is there. Columns are ordered by the joints' names, and a video's
-frames are counted by the episodes' lengths: stamps are a check only. A file that is missing,
-truncated or does not hold what `meta/` says raises DataError with the file's name.
+Folder or Hub id → episodes. `meta/` is read immediately, frames and images when they are needed.
+Only episodes that `meta/info.json` counts are read. Columns are ordered by the joints' names, and a
+video's frames are counted by the episodes' lengths: stamps are only a check. A file that is
+missing, truncated or contradicts `meta/` raises DataError with the file's name.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ logger = logging.getLogger(__name__)
 OPEN_TABLES: Final = 32
 """Files of frames kept in memory; one of 100 k frames takes 8 MB."""
 MENDED_FRAMES: Final = 3
-"""A video stamp at most this far off is put right; further off, it may mean another episode."""
+"""A video stamp at most this far off is corrected; further off, it may mean another episode."""
 _ROW: Final = ("length", "tasks", "dataset_from_index", "data/chunk_index", "data/file_index")
 _VIDEO_ROW: Final = ("chunk_index", "file_index", "from_timestamp")
-"""What the row of an episode must say; the latter about its video."""
+"""Required columns of an episode's row; the latter for its video."""
 _COLUMNS: Final = (layout.STATE, layout.ACTION, "episode_index")
 
 
@@ -57,18 +58,18 @@ class _Frames:
 
 @dataclass(frozen=True)
 class _VideoPlaces:
-    """Where each of N episodes lies in its video file; frames are counted by episodes' lengths."""
+    """Position of each of N episodes in its video; frames are counted by episodes' lengths."""
 
     starts: npt.NDArray[np.int64]
     """(N,) its first frame."""
     ends: npt.NDArray[np.int64]
-    """(N,) how many frames all episodes of the file have."""
+    """(N,) number of frames of all episodes in the file."""
     drifts: npt.NDArray[np.int64]
-    """(N,) how many frames its stamp is ahead of `starts`."""
+    """(N,) number of frames that its stamp is ahead of `starts`."""
 
 
 class LeRobotSource:
-    """Episodes of the data set in `folder`; `camera` is the key of its pictures."""
+    """Episodes of the data set in `folder`; `camera` is the key of its images."""
 
     def __init__(self, folder: Path, camera: str | None = None, name: str | None = None) -> None:
         self._folder, self.name = folder, name or str(folder)
@@ -110,7 +111,9 @@ class LeRobotSource:
         frames, start = self._frames(path), self._start(path, row)
         place = slice(start, start + row["length"])
         if not (frames.episode[place] == index).all() or len(frames.episode) < place.stop:
-            raise EpisodeError(f"{source}: rows {start} to {place.stop - 1} are not all its own")
+            raise EpisodeError(
+                f"{source}: some of its rows {start} to {place.stop - 1} belong to another episode"
+            )
         if len(row["tasks"]) != 1 or row["tasks"][0] not in self._tasks:
             raise EpisodeError(f"{source}: tasks is {row['tasks']}, expected one of tasks.parquet")
         return Episode(
@@ -156,7 +159,7 @@ class LeRobotSource:
                 )
 
     def _check_rows(self) -> None:
-        """Raise DataError where an episode's row lacks a value that finding its frames needs."""
+        """Raise DataError if an episode's row lacks a value that is needed to find its frames."""
         needed = [*_ROW]
         if self._info["features"][self.camera]["dtype"] == "video":
             needed += [f"videos/{self.camera}/{name}" for name in _VIDEO_ROW]
@@ -176,7 +179,7 @@ class LeRobotSource:
             wanted = known[0] if len(known) == 1 else layout.CAMERA
         if wanted not in known:
             raise DataError(
-                f"{self.name}: has no camera {wanted!r}; it has {', '.join(known) or 'none'}: name"
+                f'{self.name}: has no camera "{wanted}"; it has {", ".join(known) or "none"}: name'
                 " one of them"
             )
         return wanted
@@ -190,7 +193,7 @@ class LeRobotSource:
         )
 
     def _start(self, path: Path, row: Mapping[str, Any]) -> int:
-        """Return the row in the file at which the episode begins."""
+        """Return the row in the file where the episode starts."""
         frames = self._frames(path)
         first = int(frames.episode[0]) if len(frames.episode) else 0
         begun: int = self._rows[first]["dataset_from_index"] if first < len(self) else 0
@@ -226,9 +229,10 @@ class LeRobotSource:
 
 
 def _columns(path: Path, info: Mapping[str, Any]) -> dict[str, list[int]]:
-    """Return where each of the 8 joints stands in state and action.
+    """Return the columns of the 8 joints in state and action.
 
-    Raises DataError where the names of one are in another order than ours, and the other has none.
+    Raises DataError if one names its joints in another order than JOINT_NAMES, and the other has
+    no names.
     """
     state, action = (_joint_columns(path, info, name) for name in (layout.STATE, layout.ACTION))
     ours = list(range(DOF))
@@ -238,22 +242,22 @@ def _columns(path: Path, info: Mapping[str, Any]) -> dict[str, list[int]]:
             named, nameless = nameless, named
         raise DataError(
             f"{path}: {named} names its joints in another order than"
-            f" {', '.join(JOINT_NAMES)}, and {nameless} names none, so its order is unknown; write"
-            f" the names of {nameless} there"
+            f" {', '.join(JOINT_NAMES)}, and {nameless} names none, so its order is unknown; add"
+            f" the names of {nameless} to this file"
         )
     return {layout.STATE: state or ours, layout.ACTION: action or ours}
 
 
 def _joint_columns(path: Path, info: Mapping[str, Any], feature: str) -> list[int] | None:
-    """Return where each of the 8 joints stands in `feature`, by its names; None without names.
+    """Return the columns of the 8 joints in `feature`, by its names; None without names.
 
-    Raises DataError for names of another robot. LeRobot's own names end in `.pos`.
+    Raises DataError for names of another robot. LeRobot's names end in `.pos`.
     """
     names = list(_flat(info["features"][feature].get("names")))
     robot = f"robot_type is {quoted(info.get('robot_type'))}"
     if not names:
         logger.warning(
-            "%s: %s names no joints (%s); its columns are taken for %s",
+            "%s: %s names no joints (%s); its columns are assumed to be %s",
             path, feature, robot, ", ".join(JOINT_NAMES),
         )  # fmt: skip
         return None
@@ -265,8 +269,8 @@ def _joint_columns(path: Path, info: Mapping[str, Any], feature: str) -> list[in
     except JointsError as error:
         raise DataError(
             f"{path}: {feature} has the joints {', '.join(names)} ({robot}), not those of a"
-            f" CRANE-X7: it {error}. If they are its joints under other names, rename them there,"
-            " column by column"
+            f" CRANE-X7: it {error}. If they are its joints under other names, rename them in this"
+            " file, column by column"
         ) from error
 
 
@@ -283,7 +287,7 @@ def _flat(names: Any) -> Iterator[str]:
 
 
 def _video_places(rows: Sequence[Mapping[str, Any]], camera: str, fps: Fraction) -> _VideoPlaces:
-    """Return where the episodes lie in their videos."""
+    """Return the positions of the episodes in their videos."""
     chunk, file, stamp = (f"videos/{camera}/{name}" for name in _VIDEO_ROW)
     files = [(row[chunk], row[file]) for row in rows]
     starts = np.zeros(len(rows), np.int64)
@@ -300,7 +304,7 @@ def _say_drift(name: str, drifts: npt.NDArray[np.int64]) -> None:
     if len(mended):
         logger.warning(
             "%s: the video stamps of %d episodes are up to %d frames off; the lengths of the"
-            " episodes before them count instead", name, len(mended), mended.max(),
+            " episodes before them are used instead", name, len(mended), mended.max(),
         )  # fmt: skip
 
 
@@ -319,7 +323,7 @@ def _read_frames(path: Path, columns: Mapping[str, list[int]]) -> _Frames:
 
 
 def _rows_of_joints(column: pa.ChunkedArray) -> npt.NDArray[Any]:
-    """Return the (T, 8) of a column of lists; raises ValueError where a list is of other length."""
+    """Return the (T, 8) of a column of lists; raises ValueError for a list of another length."""
     lengths = pc.unique(pc.list_value_length(column)).to_pylist()
     if lengths not in ([], [DOF]):
         raise ValueError(f"lists of {lengths} values")
@@ -328,7 +332,7 @@ def _rows_of_joints(column: pa.ChunkedArray) -> npt.NDArray[Any]:
 
 
 def _read_pictures(path: Path, camera: str, place: slice) -> list[bytes | Image]:
-    """Return encoded pictures that lie in the file of frames itself."""
+    """Return encoded images from the file of frames itself."""
     column = layout.read_table(path, [camera])[camera].slice(place.start, place.stop - place.start)
     return [entry["bytes"] for entry in column.to_pylist()]
 
@@ -336,8 +340,8 @@ def _read_pictures(path: Path, camera: str, place: slice) -> list[bytes | Image]
 def open_lerobot(folder_or_repo_id: str | Path, *, camera: str | None = None) -> LeRobotSource:
     """Return the episodes of a LeRobotDataset v3, local or on the Hub (owner/name[@revision]).
 
-    `camera` is the feature key of the pictures; None takes observation.images.base, or the only
-    one there is. Raises DataError where it is no such data set or its robot has other joints.
+    `camera` is the feature key of the images; None: observation.images.base, or the only camera.
+    Raises DataError if it is not such a data set or its robot has other joints.
     """
     folder = Path(folder_or_repo_id).expanduser()
     if folder.is_dir():

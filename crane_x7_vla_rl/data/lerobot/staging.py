@@ -1,7 +1,6 @@
-"""Episodes that are safe on disk but not yet published. `Episode` → one folder, renamed into place.
+"""Episodes that are safe on disk but not yet published. `Episode` → one folder, written whole.
 
-`Staged` holds the encoded video and everything else that publishing needs, so pictures are decoded
-once.
+`Staged` holds the encoded video and all other data for publishing, so images are decoded once.
 """
 
 from __future__ import annotations
@@ -33,7 +32,7 @@ class Staged:
     folder: Path
     about: dict[str, Any]
     """length, instruction, success, seed, source, fps, image_size (width, height), and the
-    pictures' statistics as lists."""
+    images' statistics as lists."""
 
     @property
     def length(self) -> int:
@@ -42,7 +41,7 @@ class Staged:
 
     @property
     def video(self) -> Path:
-        """Its frames as MP4, from 0 s."""
+        """Its frames as MP4, starting at 0 s."""
         return self.folder / VIDEO
 
     def joints(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
@@ -51,12 +50,12 @@ class Staged:
         return both[:, :DOF], both[:, DOF:]
 
     def pictures(self) -> dict[str, npt.NDArray[np.float64]]:
-        """Return the statistics of its pictures."""
+        """Return the statistics of its images."""
         return {name: np.array(value) for name, value in self.about["pictures"].items()}
 
 
 def stage(episode: Episode, folder: Path) -> Staged:
-    """Put the episode into `folder`, synced and whole; raises OSError where the disk refuses."""
+    """Write the episode into `folder`, synced and whole; raises OSError if the disk fails."""
     height, width, _ = episode.image(0).shape
     about = {
         "length": len(episode),
@@ -79,14 +78,14 @@ def stage(episode: Episode, folder: Path) -> Staged:
             sync(path)
         partial.rename(folder)
     except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)  # what is left is removed by the next writer
+        shutil.rmtree(partial, ignore_errors=True)  # the next writer removes the rest
         raise
     sync(folder.parent)
     return Staged(folder, about)
 
 
 def read_staged(staging: Path, published: int) -> list[Staged]:
-    """Return what an earlier writer staged beyond the `published` episodes; the rest is removed."""
+    """Return episodes staged after the `published` ones; other staged folders are removed."""
     staged: list[Staged] = []
     for folder in sorted(staging.glob("episode-*")):
         if folder.suffix == PARTIAL or _number(folder) < published:
@@ -94,15 +93,15 @@ def read_staged(staging: Path, published: int) -> list[Staged]:
             continue
         if _number(folder) != published + len(staged):
             raise DataError(
-                f"{folder}: expected episode {published + len(staged)} next; delete the folders"
-                " from there on and resume"
+                f"{folder}: episode {published + len(staged)} is missing; delete the folders after"
+                " it and resume"
             )
         staged.append(Staged(folder, read_json(folder / ABOUT)))
     return staged
 
 
 def folder_of(staging: Path, number: int) -> Path:
-    """Return where episode `number` is staged."""
+    """Return the staging folder of episode `number`."""
     return staging / f"episode-{number:08d}"
 
 

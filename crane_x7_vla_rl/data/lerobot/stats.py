@@ -1,8 +1,8 @@
 """The statistics that LeRobot stores. Arrays of one episode → {feature: {min, max, mean, std, …}}.
 
 float64; images scaled to 0 … 1 with shape (3, 1, 1). Means and deviations combine exactly;
-quantiles combine as in LeRobot, as means weighted by count. Our own training normalises with the
-exact figures of `data.statistics`.
+quantiles combine as in LeRobot, as means weighted by count. This project's training normalises with
+the exact figures of `data.statistics`.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Stats = dict[str, dict[str, Array]]
 QUANTILES: Final = {"q01": 0.01, "q10": 0.10, "q50": 0.50, "q90": 0.90, "q99": 0.99}
 NAMES: Final = ("min", "max", "mean", "std", "count", *QUANTILES)
 SAMPLED_FRAMES: Final = 16
-"""Frames of an episode that its picture statistics look at, evenly spread."""
+"""Frames of an episode that its image statistics use, evenly spread."""
 SAMPLED_PIXELS: Final = 100_000
 
 
@@ -50,7 +50,7 @@ def image_stats(episode: Episode) -> dict[str, Array]:
 
 
 def combine(parts: Iterable[Stats]) -> Stats:
-    """Return the statistics of all parts together, which have the same features."""
+    """Return the combined statistics of parts that have the same features."""
     total: Stats = {}
     for part in parts:
         total = {

@@ -1,6 +1,6 @@
 """The videos of a data set. Frames (T, H, W, 3) uint8 RGB → H.264 → single frames in any order.
 
-Videos are joined without encoding them again. Every frame is a key frame and colours are not
+Videos are joined without re-encoding. Every frame is a key frame and colours are not
 subsampled: a loader reads frames in random order, and on small images 4:2:0 moves the colour of a
 cube's edge by up to 80 of 255 levels (4:4:4 at this quality: 20) for a fifth of a kilobyte.
 """
@@ -24,7 +24,7 @@ from crane_x7_vla_rl.types import Image
 
 PIXELS: Final = "yuv444p"
 CRF: Final = 10
-"""Quality: 48 dB on 64×64 frames of the simulation, 0.7 kB a frame; 18 would be 42 dB, 0.5 kB."""
+"""Quality: 48 dB on 64×64 frames of the simulation, 0.7 kB per frame; 18 gives 42 dB, 0.5 kB."""
 OPTIONS: Final = {"crf": str(CRF), "g": "1", "bf": "0", "preset": "fast", "threads": "1"}
 INFO: Final = {
     "video.codec": "h264",
@@ -33,15 +33,15 @@ INFO: Final = {
     "video.crf": CRF,
     "video.preset": "fast",
 }
-"""What info.json says about the encoding."""
+"""Description of the encoding in info.json."""
 OPEN_VIDEOS: Final = 8
 """Files that one thread keeps open; each costs a few MB."""
 RUN_ON: Final = 4
-"""A frame at most this far ahead is reached by decoding on, not by seeking."""
+"""A frame at most this far ahead is reached by decoding further, not by seeking."""
 
 
 def encode(episode: Episode) -> bytes:
-    """Return the episode's frames as MP4; raises EpisodeError where frames differ in size."""
+    """Return the episode's frames as MP4; raises EpisodeError if frames differ in size."""
     buffer = io.BytesIO()
     write_mp4(buffer, _of_one_size(episode), episode.fps, OPTIONS, pixels=PIXELS)
     return buffer.getvalue()
@@ -57,7 +57,7 @@ def _of_one_size(episode: Episode) -> Iterator[Image]:
 
 
 def join(videos: Sequence[Path], fps: float, target: Path) -> None:
-    """Write the frames of `videos` behind one another; raises DataError where one does not fit."""
+    """Concatenate the frames of `videos`; raises DataError if one does not fit."""
     period = 1 / rate(fps)
     with av.open(str(target), "w", format="mp4", options={"movflags": "+faststart"}) as joined:
         stream, first, begun = None, b"", 0
@@ -69,11 +69,13 @@ def join(videos: Sequence[Path], fps: float, target: Path) -> None:
                     stream.time_base = template.time_base
                     first = bytes(template.codec_context.extradata)
                 if bytes(template.codec_context.extradata) != first:
-                    raise DataError(f"{path}: was encoded otherwise than {videos[0]}; delete it")
+                    raise DataError(
+                        f"{path}: its encoding differs from that of {videos[0]}; delete it"
+                    )
                 count = 0
                 for packet in part.demux(template):
                     if packet.dts is None:
-                        continue  # the demuxer's last word, without content
+                        continue  # the demuxer's last packet, without content
                     offset = int(begun * period / template.time_base)
                     packet.pts, packet.dts = packet.pts + offset, packet.dts + offset
                     packet.stream = stream
@@ -83,7 +85,7 @@ def join(videos: Sequence[Path], fps: float, target: Path) -> None:
 
 
 def frame_count(path: Path) -> int:
-    """Return how many frames the file says it has; raises DataError that names the file."""
+    """Return the number of frames in the file's header; raises DataError that names the file."""
     try:
         with av.open(str(path)) as container:
             return int(container.streams.video[0].frames)
@@ -93,17 +95,17 @@ def frame_count(path: Path) -> int:
 
 @dataclass(frozen=True)
 class _Open:
-    """A file that one thread is reading."""
+    """An open file of one thread."""
 
     container: Any
     stream: Any
     frames: Iterator[Any]
     last: Fraction | None
-    """Time of the frame decoded last; None right after opening."""
+    """Time of the last decoded frame; None right after opening."""
 
 
 class Videos(threading.local):
-    """Open video files of one thread, the least used closed first."""
+    """Open video files of one thread; the least recently used is closed first."""
 
     def __init__(self) -> None:
         self._open: OrderedDict[Path, _Open] = OrderedDict()
@@ -127,7 +129,7 @@ def _open(path: Path) -> _Open:
     container = av.open(str(path))
     if not container.streams.video:
         container.close()
-        raise DataError(f"{path}: holds no video")
+        raise DataError(f"{path}: contains no video")
     stream = container.streams.video[0]
     stream.codec_context.thread_count = 1  # many threads read many files
     stream.codec_context.options = {"err_detect": "explode"}

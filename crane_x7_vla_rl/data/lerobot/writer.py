@@ -2,8 +2,8 @@
 
 `add` encodes an episode into the staging folder, synced; staged episodes are published in groups,
 one file each of frames, video and episode rows, and `meta/info.json`, replaced last, counts them. A
-killed writer loses at most the episode it was adding: with `resume` the next one publishes what was
-staged, over files that no `info.json` counted.
+killed writer loses at most the episode it was adding: with `resume` the next writer publishes the
+staged episodes and overwrites files that `info.json` does not count.
 """
 
 from __future__ import annotations
@@ -37,14 +37,14 @@ logger = logging.getLogger(__name__)
 
 GROUP_EPISODES: Final = 64
 GROUP_BYTES: Final = 100 << 20
-"""A group is published when its videos have this many bytes, or it has so many episodes."""
+"""A group is published when its videos have this many bytes, or it has this many episodes."""
 
 
 class LeRobotWriter:
     """Appends episodes; each is safe on disk when `add` returns, and in the data set after `close`.
 
-    `image_size` is (width, height). Raises DataError where the folder holds a data set and `resume`
-    is False, where it holds one of another fps or size, and where another writer is at it.
+    `image_size` is (width, height). Raises DataError if the folder holds a data set and `resume` is
+    False, if it holds one of another fps or size, and if another writer uses it.
     """
 
     def __init__(
@@ -56,7 +56,7 @@ class LeRobotWriter:
         self._staging = self.folder / layout.STAGING
         if not resume and self._has_data():
             raise DataError(
-                f"{self.folder}: holds a data set already; resume it, or give another folder"
+                f"{self.folder}: holds a data set already; resume it, or use another folder"
             )
         self._staging.mkdir(parents=True, exist_ok=True)
         self._lock = self._take_lock()
@@ -70,20 +70,20 @@ class LeRobotWriter:
             raise
 
     def __len__(self) -> int:
-        """Return the number of episodes, those of earlier runs included."""
+        """Return the number of episodes, including earlier runs."""
         return self._published.episodes + len(self._staged)
 
     @property
     def seeds(self) -> frozenset[int]:
-        """Seeds of all episodes so far, those of earlier runs included."""
+        """Seeds of all episodes so far, including earlier runs."""
         staged = {item.about["seed"] for item in self._staged}
         return self._published.seeds | (staged - {None})
 
     def add(self, episode: Episode) -> int:
         """Append the episode and return its number.
 
-        Raises EpisodeError for another fps or image size, DataError where the disk refuses; the
-        data set then holds all episodes before this one.
+        Raises EpisodeError for another fps or image size, DataError if the disk fails; the data set
+        then holds all episodes before this one.
         """
         self._check(episode)
         number = len(self)
@@ -93,13 +93,13 @@ class LeRobotWriter:
                 self._publish()
         except (OSError, av.FFmpegError) as error:
             raise DataError(
-                f"{self.folder}: episode {number} cannot be written ({error}); make room or check"
+                f"{self.folder}: episode {number} cannot be written ({error}); free space or check"
                 f" the disk and resume: the {len(self)} episodes so far are kept"
             ) from error
         return number
 
     def close(self) -> None:
-        """Publish what is left; the data set is complete for every reader."""
+        """Publish the staged episodes; the data set is then complete for every reader."""
         if self._lock.closed:
             return
         try:
@@ -108,7 +108,7 @@ class LeRobotWriter:
             shutil.rmtree(self._staging)
         except (OSError, av.FFmpegError) as error:
             raise DataError(
-                f"{self.folder}: the last episodes cannot be published ({error}); make room and"
+                f"{self.folder}: the last episodes cannot be published ({error}); free space and"
                 " resume: they are kept"
             ) from error
         finally:
@@ -124,7 +124,7 @@ class LeRobotWriter:
         trace: TracebackType | None,
     ) -> None:
         if isinstance(error, Exception):
-            self._lock.close()  # what is staged stays for the next writer
+            self._lock.close()  # the next writer publishes the staged episodes
         else:
             self.close()
 
@@ -138,14 +138,14 @@ class LeRobotWriter:
         except OSError as error:
             lock.close()
             raise DataError(
-                f"{self.folder}: another writer is at this data set; wait for it, or give another"
-                " folder"
+                f"{self.folder}: another writer uses this data set; wait until it ends, or use"
+                " another folder"
             ) from error
         return lock
 
     def _check(self, episode: Episode) -> None:
         if self._lock.closed:
-            raise DataError(f"{self.folder}: the writer is closed; open it again with resume")
+            raise DataError(f"{self.folder}: the writer is closed; open a new one with resume")
         height, width, _ = episode.image(0).shape
         self._check_kind(episode.source, episode.fps, width, height)
 
@@ -161,7 +161,7 @@ class LeRobotWriter:
         return len(self._staged) >= GROUP_EPISODES or size >= GROUP_BYTES
 
     def _publish(self) -> None:
-        """Turn the staged episodes into one group of files, then let info.json count them."""
+        """Write the staged episodes as one group of files, then count them in info.json."""
         staged, before = self._staged, self._published
         group = layout.Group(before.groups)
         texts = [item.about["instruction"] for item in staged]
@@ -189,7 +189,7 @@ class LeRobotWriter:
         try:
             write_json(self.folder / layout.INFO, self._info(published))
         finally:
-            # An interrupt may come between the file's change and this object's.
+            # An interrupt may occur between the update of the file and of this object.
             if counted(self.folder) == published.episodes:
                 self._published, self._staged = published, []
         for item in staged:

@@ -1,9 +1,9 @@
-"""Shuffled batches that every rank and every restart agrees on. `EpisodeSource` → `Batch`es.
+"""Shuffled batches, the same for every rank and restart. `EpisodeSource` → `Batch`es.
 
 Threads decode ahead. The order is one endless sequence of frames (`FrameOrder`); a step of N ranks
-is the next N·B of it, rank r taking the r-th B. So N ranks of batch B see together what one rank of
-batch N·B sees, and one number, the place in the sequence, resumes a run exactly, at another world
-size or batch too.
+is the next N·B of it, and rank r takes the r-th B. So N ranks of batch B together get the same
+frames as one rank of batch N·B, and one number, the place in the sequence, resumes a run exactly,
+even with another world size or batch.
 Legend: B batch, H and W image size, T steps of an action chunk, 8 joints.
 """
 
@@ -30,12 +30,12 @@ from crane_x7_vla_rl.fields import quoted
 from crane_x7_vla_rl.types import Image
 
 STATE_KEYS: Final = ("seed", "shuffle", "episodes", "frames", "fingerprint")
-"""What must be the same where a run resumes."""
+"""Values that must be the same when a run resumes."""
 READ_S: Final = 300.0
-"""A batch that takes longer will not come."""
+"""Timeout of a batch."""
 POLITE: Final = 10
 """Added to the threads' niceness. torch splits each operation evenly over the cores and waits for
-the slowest: a core that decodes meanwhile holds up the others."""
+the slowest: a core that decodes meanwhile delays the others."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,37 +47,37 @@ class Batch:
     state: npt.NDArray[np.float32]
     """(B, 8) rad, measured."""
     actions: npt.NDArray[np.float32]
-    """(B, T, 8) rad: absolute targets from this frame on; the episode's last repeated at its
-    end."""
+    """(B, T, 8) rad: absolute targets from this frame on; at the episode's end its last one is
+    repeated."""
     instructions: list[str]
     episodes: npt.NDArray[np.int64]
     """(B,) number in the source."""
     frames: npt.NDArray[np.int64]
     """(B,) number in the episode."""
     places: npt.NDArray[np.int64]
-    """(B,) place in the sequence of all training samples: a seed for anything random that must not
+    """(B,) place in the sequence of all training samples: a seed for random numbers that must not
     depend on ranks and restarts."""
 
 
 @dataclass(frozen=True)
 class LoaderOptions:
-    """How batches are made."""
+    """How batches are loaded."""
 
     chunk_steps: int = 1
     """T."""
     shuffle: bool = True
     workers: int = 2
-    """Threads that decode; decoding releases Python's lock."""
+    """Number of decoding threads; decoding releases Python's lock."""
     prefetch: int = 4
-    """Batches that are decoded ahead."""
+    """Number of batches that are decoded ahead."""
     cache_bytes: int = 1 << 30
-    """Memory for decoded and prepared pictures; beyond it they are decoded again each time."""
+    """Memory for decoded and prepared images; images beyond it are decoded again each time."""
     corrupt: Literal["raise", "skip"] = "raise"
-    """What a frame does that cannot be read: end the run, or give way to another frame."""
+    """If a frame cannot be read: end the run (raise), or use another frame instead (skip)."""
     prepare: Callable[[Image], Image] | None = None
-    """Called in the threads with each decoded picture; what it returns is kept in memory."""
+    """Called in the threads with each decoded image; its result is kept in memory."""
     transform: Callable[[Image, int], Image] | None = None
-    """Called in the threads with each prepared picture and its place; all must come out in one
+    """Called in the threads with each prepared image and its place; all results must have the same
     size."""
 
     def __post_init__(self) -> None:
@@ -87,7 +87,7 @@ class LoaderOptions:
 
 
 class Batches(Iterator[Batch]):
-    """An endless iterator of this rank's batches; `close` it, or use it as a context."""
+    """An endless iterator of this rank's batches; call `close`, or use it as a context."""
 
     def __init__(
         self,
@@ -132,8 +132,8 @@ class Batches(Iterator[Batch]):
             batch = self._ahead[0].result(READ_S)
         except TimeoutError as error:
             raise DataError(
-                f"{self._name}: nothing was read for {READ_S:g} s; is the disk or the network"
-                " that holds it alive?"
+                f"{self._name}: nothing was read for {READ_S:g} s; does the disk or the network"
+                " with the data respond?"
             ) from error
         self._ahead.popleft()
         self._place += step
@@ -141,12 +141,12 @@ class Batches(Iterator[Batch]):
 
     @property
     def frames_per_epoch(self) -> int:
-        """Frames that all ranks together see in an epoch."""
+        """Frames in an epoch, of all ranks together."""
         return self._order.frames
 
     @property
     def place(self) -> int:
-        """Samples that all ranks together have seen."""
+        """Samples so far, of all ranks together."""
         return self._place
 
     @property
@@ -156,30 +156,30 @@ class Batches(Iterator[Batch]):
 
     @property
     def broken(self) -> dict[int, str]:
-        """What was wrong with episodes that frames were left out of."""
+        """Problems of episodes with skipped frames."""
         return dict(self._samples.broken)
 
     def state_dict(self) -> dict[str, Any]:
-        """Return the place after the batch that was handed out last; the same on every rank."""
+        """Return the place after the last returned batch; the same on every rank."""
         return {"place": self._place, **self._about}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on at a place; raises DataError that lists how the data differs from the state's."""
+        """Resume at a place; raises DataError that lists how the data differs from the state's."""
         differences = [
-            f"{name} was {quoted(state.get(name))}, is {quoted(self._about[name])}"
+            f"{name} was {quoted(state.get(name))}, is now {quoted(self._about[name])}"
             for name in STATE_KEYS
             if state.get(name) != self._about[name]
         ]
         if differences:
             raise DataError(
-                f"{self._name}: not the data that the run began with: {'; '.join(differences)};"
-                " resume with that data and seed, or start again"
+                f"{self._name}: not the data of the run's start: {'; '.join(differences)};"
+                " resume with that data and seed, or start a new run"
             )
         self._forget()
         self._place = int(state["place"])
 
     def close(self) -> None:
-        """Stop the threads; batches decoded ahead are dropped."""
+        """Stop the threads; batches decoded ahead are discarded."""
         self._forget()
         self._pool.shutdown(wait=True, cancel_futures=True)
 
@@ -200,7 +200,7 @@ class Batches(Iterator[Batch]):
         self._ahead.clear()
 
     def _load(self, begin: int) -> Batch:
-        """Return the batch of the places from `begin` on; frames of one file one after another."""
+        """Return the batch of the places from `begin` on; frames of one file are read together."""
         episodes, frames = self._order.at(begin, self._size)
         samples: dict[int, Sample] = {}
         for k in np.lexsort((frames, episodes)):
@@ -212,7 +212,7 @@ class Batches(Iterator[Batch]):
         if len(shapes) > 1:
             listed = ", ".join(f"{shape} in episode {one.episode}" for shape, one in shapes.items())
             raise DataError(
-                f"{self._name}: pictures differ in size: {listed}; give a transform that makes"
+                f"{self._name}: images differ in size: {listed}; pass a transform that makes"
                 " them equal"
             )
         return Batch(
@@ -227,7 +227,7 @@ class Batches(Iterator[Batch]):
 
 
 def _step_back() -> None:
-    """Let a decoding thread give way to the threads that compute, see POLITE."""
-    if sys.platform == "linux":  # elsewhere niceness belongs to the whole process
+    """Lower a decoding thread's priority below that of the computing threads, see POLITE."""
+    if sys.platform == "linux":  # on other systems niceness belongs to the whole process
         thread = threading.get_native_id()
         os.setpriority(os.PRIO_PROCESS, thread, os.getpriority(os.PRIO_PROCESS, thread) + POLITE)

@@ -1,6 +1,6 @@
 """The order of training frames. Episode lengths, a seed and places → (episode, frame) pairs.
 
-An endless sequence, each epoch a new permutation of all frames. It has no state: any place can be
+An endless sequence; each epoch is a new permutation of all frames. It has no state: every place is
 computed directly.
 """
 
@@ -17,18 +17,18 @@ import numpy.typing as npt
 Integers = npt.NDArray[np.int64]
 
 EPOCHS_KEPT: Final = 2
-"""Permutations in memory, 8 bytes per frame each: a batch may lie across two epochs."""
+"""Permutations in memory, 8 bytes per frame each: a batch may span two epochs."""
 
 
 class FrameOrder:
-    """Which frame comes when; `shuffle=False` goes through the episodes in their order."""
+    """The order of the frames; `shuffle=False`: that of the episodes."""
 
     def __init__(self, lengths: npt.ArrayLike, seed: int, *, shuffle: bool = True) -> None:
         self._ends = np.cumsum(np.asarray(lengths, dtype=np.int64))
         self.frames = int(self._ends[-1]) if len(self._ends) else 0
         """Frames in an epoch."""
         self.fingerprint = zlib.crc32(self._ends.tobytes())
-        """Differs where the episodes or their lengths do."""
+        """Differs if the episodes or their lengths do."""
         self._seed, self._shuffle = seed, shuffle
         self._epochs: OrderedDict[int, Integers] = OrderedDict()
         self._lock = threading.Lock()

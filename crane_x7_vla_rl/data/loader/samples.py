@@ -1,7 +1,7 @@
-"""One training sample: picture, joints and the targets after it. (episode, frame) → `Sample`.
+"""One training sample: image, joints and the targets after it. (episode, frame) → `Sample`.
 
-Prepared pictures are cached up to a limit, so a small data set is decoded once. An unreadable frame
-raises, or is replaced by another that depends on the data alone.
+Prepared images are cached up to a limit, so a small data set is decoded once. An unreadable frame
+raises, or is replaced by another that depends only on the data.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ from crane_x7_vla_rl.types import Image
 logger = logging.getLogger(__name__)
 
 EPISODES_KEPT: Final = 64
-"""Opened episodes; one of a video costs little, one of a log holds its encoded pictures."""
+"""Open episodes; one of a video needs little memory, one of a log holds its encoded images."""
 BROKEN_SHARE: Final = 0.1
-"""More broken episodes than this and the data set is taken to be damaged as a whole."""
+"""With more broken episodes than this, the whole data set counts as damaged."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,7 +37,7 @@ class Sample:
     state: npt.NDArray[np.float32]
     """(8,) rad."""
     actions: npt.NDArray[np.float32]
-    """(T, 8) rad: the frame's target and those after it, the last repeated at the end."""
+    """(T, 8) rad: the frame's target and those after it; the last is repeated at the end."""
     instruction: str
     episode: int
     frame: int
@@ -63,13 +63,13 @@ class Samples:
         self._episodes: OrderedDict[int, Episode] = OrderedDict()
         self._lock = threading.Lock()
         self.broken: dict[int, str] = {}
-        """What was wrong, by episode; filled as they are met."""
+        """Problems by episode, as they are found."""
 
     def read(self, episode: int, frame: int, place: int) -> Sample:
-        """Return the sample; `place` in the order of training is what `transform` is told.
+        """Return the sample; `place` in the order of training is passed to `transform`.
 
-        With corrupt="skip", a frame that cannot be read gives way to one of the next episode.
-        Raises DataError, which names file and episode, otherwise.
+        With corrupt="skip", a frame that cannot be read is replaced by one of the next episode.
+        Otherwise it raises DataError, which names file and episode.
         """
         count = len(self._source)
         for step in range(count):
@@ -101,7 +101,8 @@ class Samples:
         episode = self._source[number]
         if len(episode) != self._lengths[number]:
             raise episode.error(
-                "length", f"is {len(episode)}, the data set says {self._lengths[number]}"
+                "length",
+                f"is {len(episode)}, expected {self._lengths[number]} as in the data set's index",
             )
         with self._lock:
             self._episodes[number] = episode
@@ -117,7 +118,7 @@ class Samples:
         if self._prepare is not None:
             image = self._prepare(decoded)
             if image is not decoded and np.may_share_memory(image, decoded):
-                image = image.copy()  # else the part would keep the whole in memory
+                image = image.copy()  # otherwise the part would keep the whole in memory
         with self._lock:
             if image.nbytes <= self._room and (number, t) not in self._images:
                 image.setflags(write=False)
@@ -131,9 +132,9 @@ class Samples:
                 return
             self.broken[number] = str(error)
             count, total = len(self.broken), len(self._source)
-        logger.warning("left out: %s", error)
+        logger.warning("skipped: %s", error)
         if count > max(1, BROKEN_SHARE * total):
             raise DataError(
-                f"{self._source.name}: {count} of {total} episodes are broken, the last because"
+                f"{self._source.name}: {count} of {total} episodes are broken, the last one:"
                 f" {error}; the data set is damaged: copy it again"
             ) from error

@@ -20,9 +20,9 @@ class Command:
     """One trajectory as it was published."""
 
     time_s: float
-    """When its time starts."""
+    """Start of its time."""
     joints: tuple[int, ...]
-    """Which of the 8 joints it moves."""
+    """Indices of the joints that it moves, out of 8."""
     due_s: Array
     """(P,) when each point is due, counted from `time_s`, increasing."""
     position_rad: Array
@@ -30,7 +30,7 @@ class Command:
 
 
 def grid(start_s: float, end_s: float, fps: float) -> Array:
-    """Return (T,) frame times from `start_s` to at most `end_s`; empty if that is earlier."""
+    """Return (T,) frame times from `start_s` to at most `end_s`; empty if `end_s` is earlier."""
     if end_s < start_s:
         return np.empty(0)
     return start_s + np.arange(int((end_s - start_s) * fps + 1e-6) + 1) / fps
@@ -48,12 +48,12 @@ def nearest(stamps_s: Array, times_s: Array) -> Indices:
 def commanded(
     commands: Sequence[Command], times_s: Array, measured: Array, joints_s: Array, joints: Array
 ) -> Array:
-    """Return (T, 8) the newest command's target at each time.
+    """Return (T, 8): the newest command's target at each time.
 
-    `measured` (T, 8) stands in for joints that it does not move and before the first command. A
-    controller starts from where the arm is, so until a command's first point the target moves there
-    from the joints measured (`joints_s` (N,), `joints` (N, 8)) when it came; after its last point
-    the target stays. `commands` are in the order of their times.
+    `measured` (T, 8) is used for joints that it does not move and before the first command. A
+    controller starts at the arm's position, so until a command's first point the target moves to
+    that point from the joints measured (`joints_s` (N,), `joints` (N, 8)) when the command arrived;
+    after its last point the target stays. `commands` are in the order of their times.
     """
     targets = measured.copy()
     newest = np.searchsorted([command.time_s for command in commands], times_s, "right") - 1

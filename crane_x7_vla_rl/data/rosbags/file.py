@@ -1,7 +1,7 @@
-"""One ROS 2 bag. Folder with `metadata.yaml`, or lone `.db3` or `.mcap` → topics and messages.
+"""One ROS 2 bag. Folder with `metadata.yaml`, or a single `.db3` or `.mcap` → topics and messages.
 
-Messages come in the order in which they were received. The package `rosbags` reads both formats;
-any failure over a damaged bag becomes one RecordingError that names the bag.
+Messages are in the order of their receipt. The package `rosbags` reads both formats; every failure
+with a damaged bag becomes one RecordingError that names the bag.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ DAMAGE: Final = (
     EOFError, RuntimeError, ValueError, TypeError, LookupError, ArithmeticError, MemoryError,
     AssertionError, zstd.ZstdError,
 )  # fmt: skip
-"""What `rosbags`, SQLite and the decompressors raise over bytes that are not as they should be."""
+"""Errors that `rosbags`, SQLite and the decompressors raise for damaged bytes."""
 
 
 @dataclass(frozen=True)
@@ -52,15 +52,15 @@ class Received:
     time_ns: int
     """When the recorder received it."""
     message: Any
-    """With the fields of its ROS type."""
+    """Object with the fields of its ROS type."""
 
 
 class _Mcap(McapReader):  # type: ignore[misc]
-    """Finds every message of a file whose index is not complete.
+    """Finds every message of a file with an incomplete index.
 
-    Writers may leave out the message indexes, the counts, or the summary as a whole. `rosbags`
-    takes a chunk without message indexes for empty, and refuses to scan messages that are not in
-    order of time, though whoever reads them here sorts them.
+    Writers may omit the message indexes, the counts, or the whole summary. `rosbags` treats a chunk
+    without message indexes as empty, and refuses to scan messages that are not in order of time,
+    although callers sort them.
     """
 
     statistics: Any
@@ -88,8 +88,8 @@ class _Bag(Reader):  # type: ignore[misc]
 
 
 def find_bags(path: Path) -> list[Path]:
-    """Return the bags in a folder, sorted; raises RecordingError where there are none, or where a
-    bag in several parts has lost the file that orders them."""
+    """Return the bags in a folder, sorted; raises RecordingError if there are none, or if the file
+    is missing that orders the parts of a bag."""
     if path.is_file() or (path / METADATA).exists():
         return [path]
     files = find_files(path, f"**/{METADATA}", *(f"**/*{storage}" for storage in STORAGES))
@@ -112,7 +112,7 @@ def find_bags(path: Path) -> list[Path]:
 
 
 def read_topics(path: Path) -> dict[str, str]:
-    """Return topic → ROS type of the bag at `path`; raises RecordingError where it is damaged."""
+    """Return topic → ROS type of the bag at `path`; raises RecordingError if it is damaged."""
     reader = _open(path)
     try:
         return {connection.topic: connection.msgtype for connection in reader.connections}
@@ -121,7 +121,7 @@ def read_topics(path: Path) -> dict[str, str]:
 
 
 def read_messages(path: Path, topics: Collection[str]) -> Iterator[Received]:
-    """Yield the messages on `topics`; raises RecordingError where the bag is damaged."""
+    """Yield the messages on `topics`; raises RecordingError if the bag is damaged."""
     reader = _open(path)
     try:
         wanted = [connection for connection in reader.connections if connection.topic in topics]
@@ -141,7 +141,7 @@ def read_messages(path: Path, topics: Collection[str]) -> Iterator[Received]:
         if count != expected:
             raise RecordingError(
                 str(path), "bag", f"holds {count} messages on {', '.join(sorted(topics))}, but"
-                f" counts {expected}: part of it is lost",
+                f" the bag's metadata counts {expected}: a part of it is lost",
             )  # fmt: skip
     finally:
         reader.close()
@@ -161,14 +161,14 @@ def _open(path: Path) -> AnyReader:
 
 
 def _check_size(file: Path) -> None:
-    """Refuse an SQLite file that is shorter than its header says; SQLite may not notice.
+    """Refuse an SQLite file that is shorter than its header says; SQLite may not detect it.
 
     Source: sqlite.org/fileformat.html, "The Database Header".
     """
     with file.open("rb") as stream:
         header = stream.read(100)
     if len(header) < 100 or not header.startswith(SQLITE_MAGIC):
-        raise _damaged(file, "when it is opened", ReaderError("it is no SQLite file"))
+        raise _damaged(file, "when it is opened", ReaderError("it is not an SQLite file"))
     page_size = int.from_bytes(header[16:18], "big")
     page_size = 65536 if page_size == 1 else page_size
     counted = header[24:28] == header[92:96]
@@ -180,7 +180,7 @@ def _check_size(file: Path) -> None:
 
 def _damaged(path: Path, when: str, error: Exception) -> RecordingError:
     return RecordingError(
-        str(path), "bag", f"cannot be read {when} ({type(error).__name__}: {error}); a recording"
-        " that was cut off can often be repaired: `mcap recover` or `sqlite3 .recover`, then"
+        str(path), "bag", f"cannot be read {when} ({type(error).__name__}: {error}); a truncated"
+ " recording can often be repaired: `mcap recover` or `sqlite3 .recover`, then"
         " `ros2 bag reindex`",
     )  # fmt: skip

@@ -1,6 +1,6 @@
-"""ROS messages → arrays: joints by name, pictures, trajectories, stamps.
+"""ROS messages → arrays: joints by name, images, trajectories, stamps.
 
-Messages are as the package `rosbags` builds them; arrays have the order of `robot.JOINT_NAMES`.
+Messages are objects of the package `rosbags`; arrays have the order of `robot.JOINT_NAMES`.
 """
 
 from __future__ import annotations
@@ -22,13 +22,14 @@ JOINTS: Final = "sensor_msgs/msg/JointState"
 TRAJECTORY: Final = "trajectory_msgs/msg/JointTrajectory"
 TEXT: Final = "std_msgs/msg/String"
 SENSELESS_RAD: Final = 1e6
-"""No joint turns this far; damaged bytes read as numbers do. NaN is not below it either."""
+"""No joint turns this far, but damaged bytes may read as such numbers. NaN is not below it
+either."""
 CHANNELS: Final = {"rgb8": (0, 1, 2), "bgr8": (2, 1, 0), "rgba8": (0, 1, 2), "bgra8": (2, 1, 0)}
-"""Encoding → where red, green and blue lie in a pixel. [sensor_msgs/image_encodings.hpp]"""
+"""Encoding → positions of red, green and blue in a pixel. [sensor_msgs/image_encodings.hpp]"""
 
 
 def stamp_ns(message: Any) -> int:
-    """Return a message's header stamp in ns, 0 where it has none."""
+    """Return a message's header stamp in ns, 0 without one."""
     header = getattr(message, "header", None)
     return 0 if header is None else int(header.stamp.sec) * 10**9 + int(header.stamp.nanosec)
 
@@ -36,8 +37,8 @@ def stamp_ns(message: Any) -> int:
 def joint_row(message: Any) -> Array:
     """Return (8,) float64 positions of a JointState, in rad.
 
-    Raises JointsError where one of our joints is missing, named twice or not finite; whoever reads
-    leaves such messages out, as the live loop does.
+    Raises JointsError if one of the arm's joints is missing, named twice or not finite; readers
+    skip such messages, as the live loop does.
     """
     positions = np.asarray(message.position, dtype=np.float64)
     row = positions[places_of_joints(list(message.name), len(positions))]
@@ -48,14 +49,15 @@ def joint_row(message: Any) -> Array:
 
 
 def command(message: Any, time_s: float, where: str, topic: str) -> Command:
-    """Return a JointTrajectory whose time starts at `time_s`; joints of others are left out.
+    """Return a JointTrajectory whose time starts at `time_s`, without joints of other robots.
 
-    Raises RecordingError where it moves none of ours, or its points are not finite or not in order.
+    Raises RecordingError if it moves none of the arm's joints, or its points are not finite or not
+    in order.
     """
     names = list(message.joint_names)
     known = [column for column, name in enumerate(names) if name in JOINT_NAMES]
     if not known:
-        raise RecordingError(where, topic, f"moves {names}, none of the arm's joints")
+        raise RecordingError(where, topic, f"moves {', '.join(names)}, none of the arm's joints")
     due = np.array(
         [
             point.time_from_start.sec + point.time_from_start.nanosec * 1e-9
@@ -77,20 +79,21 @@ def command(message: Any, time_s: float, where: str, topic: str) -> Command:
 def picture(message: Any, where: str, topic: str) -> bytes | Image:
     """Return the JPEG or PNG of a CompressedImage, or (H, W, 3) uint8 RGB of an Image.
 
-    Raises RecordingError where it is of another kind.
+    Raises RecordingError for another kind of image.
     """
     if hasattr(message, "format"):
         content = bytes(message.data)
         if not content.startswith((JPEG_START, PNG_SIGNATURE)):
             raise RecordingError(
-                where, topic, f"of format {message.format!r} begins with {content[:8]!r}, expected"
+                where, topic,
+                f'of format "{message.format}" begins with {content[:8]!r}, expected'
                 " JPEG or PNG",
             )  # fmt: skip
         return content
     order = CHANNELS.get(message.encoding)
     if order is None:
         raise RecordingError(
-            where, topic, f"has encoding {message.encoding!r}, expected {', '.join(CHANNELS)}"
+            where, topic, f'has encoding "{message.encoding}", expected {", ".join(CHANNELS)}'
         )
     depth = 4 if "a" in message.encoding else 3
     rows = np.asarray(message.data, dtype=np.uint8)

@@ -1,4 +1,4 @@
-"""How bags become episodes: topics, rate, and what an action is, as `reader.yaml` may say."""
+"""Options in `reader.yaml` for bags: topics, rate, and the source of actions."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from crane_x7_vla_rl.fields import FinitePositive
 
 @dataclass(frozen=True)
 class BagOptions:
-    """What `reader.yaml` may say about a folder of bags. Topics default to those of this system."""
+    """Options of a folder of bags. Topics default to those of this system."""
 
     fps: FinitePositive = 10.0
-    """Frames per second to make of the recording, at most the camera's; default: that of the loop
-    that will drive the arm."""
+    """Frames per second of the episodes, at most the camera's; default: the rate of the loop that
+    will drive the arm."""
     camera_topic: str = "/camera/color/image_raw/compressed"
     """sensor_msgs/CompressedImage or Image."""
     joint_states_topic: str = "/joint_states"
@@ -26,17 +26,17 @@ class BagOptions:
     trajectory_topic: str = "/vla/predicted_trajectory"
     """trajectory_msgs/JointTrajectory over all 8 joints; may be missing."""
     arm_topic: str = "/crane_x7_arm_controller/joint_trajectory"
-    """trajectory_msgs/JointTrajectory without the gripper, whose next measured position then counts
-    as commanded; may be missing."""
+    """trajectory_msgs/JointTrajectory without the gripper, whose next measured position is then
+    used as its command; may be missing."""
     action_from: Literal["auto", "leader", "trajectory", "arm", "next_state"] = "auto"
-    """Where actions come from; auto: the first of these that the bag has. next_state: the joints
+    """Source of actions; auto: the first of these that the bag has. next_state: the joints
     measured one frame later, for an arm that was moved by hand."""
     max_gap_s: FinitePositive = 0.1
-    """How far from a frame's time the nearest picture and joint state may be."""
+    """Largest distance in time from a frame to its image and joint state."""
 
     @property
     def action_topics(self) -> dict[str, str]:
-        """Each way to get actions from a topic, in the order of preference."""
+        """Sources of actions and their topics, in the order of preference."""
         return {
             "leader": self.leader_topic,
             "trajectory": self.trajectory_topic,

@@ -1,7 +1,7 @@
 """A folder of ROS 2 bags (.db3, .mcap) → an `EpisodeSource`: one bag, one episode.
 
-Every bag is read once when the folder is opened, to bring its topics onto one grid of frames; its
-pictures are read again each time an episode is opened. For training, convert to LeRobot first.
+Every bag is read once when the folder is opened, to align its topics on one grid of frames; its
+images are read again each time an episode is opened. For training, convert to LeRobot first.
 """
 
 from __future__ import annotations
@@ -41,7 +41,8 @@ class RosbagSource:
         words = track.instruction or self._instruction
         if not words.strip():
             raise RecordingError(
-                str(track.path), self._options.instruction_topic, "says nothing; give the task by"
+                str(track.path), self._options.instruction_topic,
+                "has no instruction; set the task with"
                 " --instruction",
             )  # fmt: skip
         return Episode(
@@ -72,11 +73,11 @@ class RosbagSource:
 
 
 def open_rosbags(path: Path, *, instruction: str) -> RosbagSource:
-    """Return the episodes of a folder of bags (searched through), or of one bag.
+    """Return the episodes of a folder of bags (searched recursively), or of one bag.
 
-    `instruction` is for bags in which nobody gave one. `reader.yaml` beside them may set
-    BagOptions. Raises IncompleteError that names every bag and topic that is wrong, and DataError
-    where there is no bag at all or `reader.yaml` is wrong.
+    `instruction` is for bags without one. `reader.yaml` next to them may set BagOptions. Raises
+    IncompleteError that names every bag and topic with a problem, and DataError if there is no bag
+    or `reader.yaml` is invalid.
     """
     options = read_options(path, BagOptions)
     problems: list[DataError] = []
@@ -94,12 +95,12 @@ def open_rosbags(path: Path, *, instruction: str) -> RosbagSource:
 
 
 def _mixed_actions(tracks: list[Track]) -> Iterable[DataError]:
-    """Yield a problem where bags of one folder would mean different things by an action."""
+    """Yield a problem for each bag whose actions have another source than the first bag's."""
     for track in tracks[1:]:
         first = tracks[0]
         if track.action_from != first.action_from:
             yield RecordingError(
-                str(track.path), "action", f"would come from {track.action_from}, that of"
+                str(track.path), "action", f"comes from {track.action_from}, that of"
                 f" {first.path} from {first.action_from}; set action_from in reader.yaml",
             )  # fmt: skip
 
@@ -113,6 +114,6 @@ def _pictures(track: Track, topic: str) -> list[bytes | Image]:
     missing = sorted(wanted - found.keys())
     if missing:
         raise RecordingError(
-            str(track.path), topic, f"lost picture {missing[0]} since the folder was opened"
+            str(track.path), topic, f"lost image {missing[0]} since the folder was opened"
         )
     return [found[number] for number in track.pictures.tolist()]

@@ -1,8 +1,8 @@
 """A bag's joints, commands and frame times. Bag → `Track` on one grid of frames.
 
-The bag is read once; of its pictures only the stamps are kept, and they are read when the episode
-is opened. Frame k is taken at t, its action is what was commanded for t + 1/fps, as a policy's
-first step is due one period after its frame.
+The bag is read once; only the stamps of its images are kept, and images are read when the episode
+is opened. Frame k is taken at t; its action is the command for t + 1/fps, as a policy's first step
+is due one period after its frame.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from crane_x7_vla_rl.joint_names import JointsError
 logger = logging.getLogger(__name__)
 
 CLOCKS_AGREE_S: Final = 0.5
-"""Beyond this, two streams' header stamps are taken to come from clocks that are not in step."""
+"""With a larger difference, two streams' header stamps count as not synchronised."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,7 +44,7 @@ class Track:
 
     path: Path
     pictures: Indices
-    """(T,) which message of the camera's topic each frame is, in the order received."""
+    """(T,) index of each frame's message on the camera's topic, in the order of receipt."""
     state: npt.NDArray[np.float32]
     """(T, 8) rad."""
     action: npt.NDArray[np.float32]
@@ -55,21 +55,21 @@ class Track:
 
 @dataclass
 class _Stream:
-    """Stamps of one topic's messages, and what they held."""
+    """Stamps of one topic's messages, and their content."""
 
     topic: str
     header_ns: list[int] = field(default_factory=list)
     received_ns: list[int] = field(default_factory=list)
     contents: list[Any] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
-    """Why each message that cannot be used was left out."""
+    """Why each unusable message was skipped."""
 
     @property
     def note(self) -> str:
-        """What a message about the topic ends with."""
+        """End of an error message about the topic."""
         if not self.left_out:
             return ""
-        return f"; {len(self.left_out)} messages were left out, the first {self.left_out[0]}"
+        return f"; {len(self.left_out)} messages were skipped, the first {self.left_out[0]}"
 
     def add(self, received: Received, content: object) -> None:
         self.header_ns.append(stamp_ns(received.message))
@@ -113,7 +113,7 @@ def _expect(path: Path, topics: dict[str, str], topic: str, kinds: Sequence[str]
     if topic in topics and topics[topic] in kinds:
         return
     fitting = [name for name, kind in sorted(topics.items()) if kind in kinds]
-    hint = f"of that type it has {', '.join(fitting) or 'none'}; reader.yaml can name another"
+    hint = f"topics of this type: {', '.join(fitting) or 'none'}; name one in reader.yaml"
     what = f"is {topics[topic]}" if topic in topics else "is missing from the bag"
     raise RecordingError(str(path), topic, f"{what}, expected {' or '.join(kinds)}; {hint}")
 
@@ -172,10 +172,10 @@ def _align(path: Path, streams: dict[str, _Stream], source: str, options: BagOpt
 
 
 def _clock(streams: Sequence[_Stream]) -> tuple[int, int | None]:
-    """Return the time in ns that counts as 0, and how far header stamps are ahead of the recorder.
+    """Return the zero of time in ns, and how far header stamps are ahead of the recorder.
 
-    None: not every message has a stamp, or they come from clocks that are not in step, so the
-    recorder's times count.
+    None: not every message has a stamp, or their clocks are not synchronised, so the recorder's
+    times are used.
     """
     ahead = [
         int(np.median(np.subtract(stream.header_ns, stream.received_ns))) for stream in streams
@@ -187,14 +187,14 @@ def _clock(streams: Sequence[_Stream]) -> tuple[int, int | None]:
 
 
 def _sorted(stream: _Stream, base_ns: int, offset_ns: int | None) -> tuple[Array, Indices]:
-    """Return (N,) times in s, increasing, and which message each belongs to."""
+    """Return (N,) times in s, increasing, and the index of each one's message."""
     stamps = np.array(stream.received_ns if offset_ns is None else stream.header_ns, np.int64)
     order = np.argsort(stamps, kind="stable")
     return (stamps[order] - base_ns) / 1e9, order
 
 
 def _commands(stream: _Stream, base_ns: int, offset_ns: int | None) -> list[Command]:
-    """Return the trajectories by their start; one without a stamp starts when it is received."""
+    """Return the trajectories by their start; one without a stamp starts at its receipt."""
     found = []
     for header, received, content in zip(
         stream.header_ns, stream.received_ns, stream.contents, strict=True
@@ -212,9 +212,9 @@ def _check_pictures(
     if distinct < 0.9 * len(times_s):
         rate = distinct / (times_s[-1] - times_s[0])
         raise RecordingError(
-            str(path), camera.topic, f"gives {distinct} pictures for {len(times_s)} frames: it ran"
-            f" at {rate:.1f} per second; set fps in reader.yaml to at most that, not"
-            f" {options.fps:g}",
+            str(path), camera.topic, f"has {distinct} images for {len(times_s)} frames: its rate"
+ f" was {rate:.1f} per second; set fps in reader.yaml to at most that, not"
+ f" {options.fps:g}",
         )  # fmt: skip
 
 
@@ -237,7 +237,7 @@ def _instruction(path: Path, stream: _Stream | None) -> str | None:
     texts = [text for text in texts if text]
     if stream and len(texts) > 1:
         raise RecordingError(
-            str(path), stream.topic, f"changes from {texts[0]!r} to {texts[1]!r}, expected one per"
-            " bag; record each task into a bag of its own",
+            str(path), stream.topic, f'changes from "{texts[0]}" to "{texts[1]}", expected one per'
+            " bag; record each task into a separate bag",
         )  # fmt: skip
     return texts[0] if texts else None

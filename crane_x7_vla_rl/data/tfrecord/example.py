@@ -1,8 +1,8 @@
 """Parse `tf.train.Example` and `tf.train.SequenceExample` without TensorFlow. Bytes → named values.
 
 The messages are described here, not generated: a `_pb2` module would need protoc, be opaque, and
-refuse to be imported under a protobuf older than its compiler. An Example is wire-compatible
-with a SequenceExample that has a context alone, so one message reads both.
+not import with a protobuf older than its compiler. An Example is wire-compatible with a
+SequenceExample that has only a context, so one message reads both.
 Source: tensorflow/core/example/{example,feature}.proto.
 """
 
@@ -46,26 +46,26 @@ message_type { name: "SequenceExample"
   field { name: "feature_lists" number: 2 <one> type_name: "FeatureLists" } }
 """.replace("<one>", "label: LABEL_OPTIONAL").replace("<many>", "label: LABEL_REPEATED")
 """A FileDescriptorProto. Its package is not TensorFlow's, so that one process can import both; maps
-are spelt as the repeated entries that they are on the wire."""
+are written as repeated entries, as on the wire."""
 
 
 class Example:
     """One parsed record; `where` names it in errors."""
 
     def __init__(self, content: bytes, where: str) -> None:
-        """Parse; raises RecordingError where `content` is no Example."""
+        """Parse; raises RecordingError if `content` is not an Example."""
         self.where, self.content = where, content
         message = _message_class()()
         try:
             message.ParseFromString(content)
         except DecodeError as error:
             raise RecordingError(
-                where, "bytes", f"({len(content)}) are no tf.train.Example: {error}"
+                where, "bytes", f"({len(content)}) are not a tf.train.Example: {error}"
             ) from error
         self._context = {entry.key: entry.value for entry in message.context.feature}
         self._lists = {entry.key: entry.value for entry in message.feature_lists.feature_list}
         if not self._context and not self._lists:
-            raise RecordingError(where, "bytes", f"({len(content)}) hold no feature by name")
+            raise RecordingError(where, "bytes", f"({len(content)}) contain no named feature")
 
     @property
     def names(self) -> list[str]:
@@ -78,10 +78,10 @@ class Example:
         return sorted(self._lists)
 
     def values(self, name: str) -> Values | None:
-        """Return the values of a feature, or None where the record has none of that name.
+        """Return the values of a feature, or None if the record has none of that name.
 
-        Those of a feature list are strung together. Raises RecordingError where its steps hold
-        different kinds of values.
+        Those of a feature list are concatenated. Raises RecordingError if its steps have different
+        kinds of values.
         """
         if name in self._lists:
             parts = [_values(feature) for feature in self._lists[name].feature]
@@ -92,14 +92,14 @@ class Example:
         return None if feature is None else _values(feature)
 
     def size(self, name: str) -> int:
-        """Return the number of values under `name`, 0 where there are none, without copying."""
+        """Return the number of values under `name`, without copying them."""
         if name in self._lists:
             return sum(_size(feature) for feature in self._lists[name].feature)
         return _size(self._context[name]) if name in self._context else 0
 
 
 def strung(parts: list[Values]) -> Values:
-    """Return values of one kind one after the other."""
+    """Return values of one kind, concatenated."""
     if isinstance(parts[0], list):
         return [value for part in parts for value in part]
     joined: Values = np.concatenate([np.asarray(part) for part in parts])
@@ -127,7 +127,7 @@ def _kind(feature: Any) -> str:
 
 @cache
 def _message_class() -> Any:
-    """Return the class of SequenceExample, from a pool of its own."""
+    """Return the class of SequenceExample, from a separate pool."""
     file = text_format.Parse(SCHEMA, descriptor_pb2.FileDescriptorProto())
     pool = descriptor_pool.DescriptorPool()
     pool.Add(file)

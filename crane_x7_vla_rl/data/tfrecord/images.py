@@ -1,7 +1,7 @@
-"""Pictures that stay in their TFRecord file. Offsets → encoded pictures, read one at a time.
+"""Images that stay in their TFRecord file. Offsets → encoded images, read one at a time.
 
-An episode holds tens of megabytes of pictures, and training reads them in random order: the file is
-read whole once, with all checksums, and later only at a picture's offset.
+An episode holds tens of megabytes of images, and training reads them in random order: the whole
+file is read once, with all checksums, and later only at an image's offset.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from crane_x7_vla_rl.types import Image
 
 
 class FilePictures(Sequence[bytes]):
-    """Encoded pictures by their places in a file; opens it for each, so threads may share this."""
+    """Encoded images by their place in a file; opens it for each, so threads may share this."""
 
     def __init__(self, path: Path, places: npt.NDArray[np.int64]) -> None:
         """`places` is (T, 2): offset and size in bytes."""
@@ -43,19 +43,19 @@ class FilePictures(Sequence[bytes]):
                 content = stream.read(size)
         except OSError as error:
             raise RecordingError(
-                str(self._path), f"picture {index}", f"is gone: {error}"
+                str(self._path), f"image {index}", f"cannot be read: {error}"
             ) from error
         if len(content) < size:
             raise RecordingError(
                 str(self._path),
-                f"picture {index}",
-                "is gone: the file got shorter since it was read",
+                f"image {index}",
+                "is missing: the file is shorter than at the first read",
             )
         return content
 
 
 class Swapped(Sequence[Image]):
-    """Encoded pictures with red and blue exchanged."""
+    """Encoded images with red and blue exchanged."""
 
     def __init__(self, images: Sequence[bytes]) -> None:
         self._images = images
@@ -76,9 +76,9 @@ class Swapped(Sequence[Image]):
 def places_of(
     images: Sequence[bytes], file: RecordFile, record: int | None, contents: Sequence[bytes]
 ) -> npt.NDArray[np.int64]:
-    """Return (T, 2) offset and size in the file of each of an episode's pictures.
+    """Return (T, 2) offset and size in the file of each of an episode's images.
 
-    `contents` are the bytes of `record`, or, where that is None, of every record: one per picture.
+    `contents` are the bytes of `record`, or, if that is None, of every record: one per image.
     """
     places = np.empty((len(images), 2), np.int64)
     begin = 0

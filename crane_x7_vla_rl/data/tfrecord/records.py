@@ -1,9 +1,9 @@
 """Read TFRecord files without TensorFlow. File → offsets, and bytes with checksums verified.
 
-A file is a row of records, each a length (8 bytes, little-endian), the length's masked CRC32C, the
-bytes, and the bytes' masked CRC32C; it may be gzipped as a whole. Nothing stays open between reads,
-so a `RecordFile` can be handed to other processes and threads. Format: TensorFlow's guide "TFRecord
-and tf.train.Example".
+A file is a sequence of records, each a length (8 bytes, little-endian), the length's masked CRC32C,
+the bytes, and the bytes' masked CRC32C; the whole file may be gzipped. No file stays open between
+reads, so a `RecordFile` can be passed to other processes and threads. Format: TensorFlow's guide
+"TFRecord and tf.train.Example".
 """
 
 from __future__ import annotations
@@ -35,27 +35,27 @@ class RecordFile:
     path: Path
     gzipped: bool
     offsets: npt.NDArray[np.int64]
-    """(N,) where each record's bytes begin, counted after decompression."""
+    """(N,) offset of each record's bytes, after decompression."""
     sizes: npt.NDArray[np.int64]
-    """(N,) bytes of each record."""
+    """(N,) number of bytes of each record."""
 
     def __len__(self) -> int:
         return len(self.offsets)
 
     def where(self, index: int) -> str:
-        """Return the words by which errors name a record."""
+        """Return the name of a record in errors."""
         return record_name(self.path, index)
 
     def read(self, index: int) -> bytes:
         """Return the bytes of one record; a gzipped file is read from its start.
 
-        Raises RecordingError where the file is shorter than its index or the checksum is wrong.
+        Raises RecordingError if the file is shorter than its index or the checksum is wrong.
         """
         with self._open() as stream:
             return self._read_from(stream, index)
 
     def read_each(self) -> Iterator[bytes | RecordingError]:
-        """Yield the bytes of all records in order, or for a damaged one what is wrong with it."""
+        """Yield the bytes of all records in order, or the problem of a damaged one."""
         with self._open() as stream:
             for index in range(len(self)):
                 try:
@@ -71,9 +71,9 @@ class RecordFile:
             yield content
 
     def span(self, index: int, record: bytes, part: bytes, begin: int = 0) -> tuple[int, int]:
-        """Return where `part` of record `index` lies in the file, as its offset and size.
+        """Return offset and size in the file of `part` of record `index`.
 
-        It is looked for from `begin` of the record on; raises ValueError where it is not there.
+        The search starts at `begin` of the record; raises ValueError if it is not found.
         """
         return int(self.offsets[index]) + record.index(part, begin), len(part)
 
@@ -98,7 +98,7 @@ class RecordFile:
 
 
 def record_name(path: Path, index: int) -> str:
-    """Return the words by which errors name record `index` of `path`, counted from 0."""
+    """Return the name in errors of record `index` of `path`, counted from 0."""
     return f"{path}, record {index}"
 
 
@@ -109,10 +109,10 @@ def masked_crc32c(content: bytes) -> int:
 
 
 def index_records(path: Path) -> RecordFile:
-    """Return the index of the TFRecord file at `path`, having read the lengths alone.
+    """Return the index of the TFRecord file at `path`; only the lengths are read.
 
-    Records' own checksums are compared when they are read. Raises RecordingError naming the file
-    and the record where it is no TFRecord, is empty, or ends within a record.
+    Records' checksums are compared when they are read. Raises RecordingError naming the file and
+    the record if it is not a TFRecord, is empty, or ends within a record.
     """
     with path.open("rb") as stream:
         first = stream.read(LENGTH.size)
@@ -124,16 +124,16 @@ def index_records(path: Path) -> RecordFile:
             record_name(path, 0),
             "length",
             f"{first[:8].hex(' ')} does not have the checksum {first[8:].hex(' ')}: the file is"
-            " damaged, or no TFRecord and no gzipped one",
+            " damaged, or not a TFRecord file, gzipped or not",
         )
     try:
-        # Unbuffered: a buffer would be thrown away at every seek over a record.
+        # Unbuffered: every seek over a record would discard a buffer.
         with gzip.open(path) if gzipped else path.open("rb", buffering=0) as stream:
             offsets, sizes = _walk(
                 cast(BinaryIO, stream), path, None if gzipped else path.stat().st_size
             )
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise RecordingError(str(path), "gzip", f"is damaged or cut off: {error}") from error
+        raise RecordingError(str(path), "gzip", f"is damaged or truncated: {error}") from error
     return RecordFile(path, gzipped, np.array(offsets, np.int64), np.array(sizes, np.int64))
 
 
@@ -151,7 +151,7 @@ def _walk(stream: BinaryIO, path: Path, file_size: int | None) -> tuple[list[int
                 record_name(path, index),
                 "length",
                 f"{header[:8].hex(' ')} does not have the checksum {header[8:].hex(' ')}: the file"
-                f" is damaged from byte {at} on; the {index} records before are whole",
+                f" is damaged from byte {at} on; the {index} records before it are complete",
             )
         (size, _) = LENGTH.unpack(header)
         at += LENGTH.size
@@ -185,5 +185,5 @@ def _cut_off(path: Path, index: int, expected: int, found: int) -> RecordingErro
         record_name(path, index),
         "bytes",
         f"the file ends after {found} of {expected}, so its recording or copy was interrupted;"
-        f" the {index} records before are whole",
+        f" the {index} records before it are complete",
     )

@@ -1,8 +1,8 @@
 """The feature names of RLDS and the teleop logger. Parsed records → `Episode`.
 
 Three layouts hold the same columns: one Example per step (the logger's `episode_data.tfrecord`),
-one Example per episode with `steps/` before each name (RLDS as tfds writes it, T steps strung
-together), one SequenceExample per episode (a list per name). T steps, 8 joints as in
+one Example per episode with `steps/` before each name (RLDS as tfds writes it, T steps
+concatenated), one SequenceExample per episode (a list per name). T steps, 8 joints as in
 `robot.JOINT_NAMES`.
 
 Sources: the feature table of the teleop logger; RLDS, github.com/google-research/rlds.
@@ -38,39 +38,39 @@ SUCCESS: Final = ("episode_metadata/success", "success")
 SEED: Final = ("episode_metadata/seed", "seed")
 
 LOGGER_FPS: Final = 30.0
-"""`collection_rate` of the logger's own configuration, whose logs carry no usable time."""
+"""`collection_rate` of the logger's configuration, whose logs contain no usable time."""
 
 
 @dataclass(frozen=True)
 class TfrecordOptions:
-    """What `reader.yaml` may say about a folder of TFRecord files."""
+    """Options in `reader.yaml` for a folder of TFRecord files."""
 
     fps: FinitePositive | None = None
-    """Frames per second; unset: from the time stamps, else the logger's 30."""
+    """Frames per second; default: from the time stamps, otherwise the logger's 30."""
     split: str = "train"
-    """Which of a tfds data set's splits; files whose name tells none are always read."""
+    """Split of a tfds data set; files without a split in their name are always read."""
     image: str | None = None
-    """Name of the camera's feature, without `steps/`; unset: the known names in turn."""
+    """Name of the camera's feature, without `steps/`; default: the first of the known names."""
     state: str | None = None
     """Name of the measured joints' feature."""
     action: str | None = None
     """Name of the commanded joints' feature."""
     swap_red_blue: bool = False
-    """Exchange red and blue: logs whose images were encoded as RGB by a library that takes BGR."""
+    """Exchange red and blue: for RGB images that were encoded by a library that expects BGR."""
 
 
 class Columns:
     """Features of one episode by name, each over all its steps."""
 
     def __init__(self, examples: Sequence[Example], where: str) -> None:
-        """Take one Example per step, or a single one that holds an episode."""
+        """`examples`: one per step, or a single one that holds an episode."""
         self.where = where
         self._examples = examples
         self._prefix = STEPS if any(name.startswith(STEPS) for name in examples[0].names) else ""
 
     @property
     def names(self) -> list[str]:
-        """What the first record holds, as an error lists it."""
+        """Names in the first record, as an error lists them."""
         return self._examples[0].names
 
     @property
@@ -79,9 +79,9 @@ class Columns:
         return [example.content for example in self._examples]
 
     def find(self, known: Sequence[str], chosen: str | None = None) -> tuple[str, Values] | None:
-        """Return the first name that is there with its values, or None.
+        """Return the first of the names that exists, with its values, or None.
 
-        Raises RecordingError where `chosen` is not there, or steps lack what others have.
+        Raises RecordingError if `chosen` is missing, or if some steps lack the feature.
         """
         for name in (chosen,) if chosen else known:
             for full in dict.fromkeys((self._prefix + name, name)):
@@ -99,7 +99,7 @@ class Columns:
         return None
 
     def need(self, field: str, known: Sequence[str], chosen: str | None) -> tuple[str, Values]:
-        """Return as `find` does; raises RecordingError where nothing is found."""
+        """Do what `find` does; raises RecordingError if nothing is found."""
         found = self.find(known, chosen)
         if found is None:
             raise RecordingError(
@@ -112,17 +112,17 @@ class Columns:
         return f"is missing; the record holds {', '.join(self.names)}"
 
     def expect_one_per_record(self, name: str, count: int) -> None:
-        """Raise RecordingError where records are steps, but `name` has not one value in each."""
+        """Raise RecordingError if records are steps, but `name` has not one value in each."""
         if count != len(self._examples) > 1:
             wrong = next(example for example in self._examples if example.size(name) != 1)
             raise RecordingError(
-                wrong.where, name, f"holds {wrong.size(name)} pictures, expected one per step"
+                wrong.where, name, f"holds {wrong.size(name)} images, expected one per step"
             )
 
     def joints(
         self, field: str, known: Sequence[str], chosen: str | None, steps: int
     ) -> npt.NDArray[np.float32]:
-        """Return (T, 8) float32; raises RecordingError naming the step that has other than 8."""
+        """Return (T, 8) float32; raises RecordingError naming a step that has not 8 values."""
         name, values = self.need(field, known, chosen)
         if isinstance(values, list) or values.dtype != np.float32:
             kind = "bytes" if isinstance(values, list) else "integers"
@@ -143,7 +143,7 @@ def _expect_joints(where: str, name: str, count: float) -> None:
 
 
 def steps_of(example: Example, options: TfrecordOptions) -> int | None:
-    """Return how many steps the record holds; None where it is itself a single step."""
+    """Return the number of steps in the record; None if it is itself a single step."""
     whole = bool(example.list_names) or any(name.startswith(STEPS) for name in example.names)
     if not whole:
         return None
@@ -158,7 +158,7 @@ def steps_of(example: Example, options: TfrecordOptions) -> int | None:
 def build_episode(
     columns: Columns, options: TfrecordOptions, fps: float, instruction: str
 ) -> Episode:
-    """Return the episode, its images encoded; `instruction` stands in where records have none.
+    """Return the episode, its images encoded; `instruction` is used if records have none.
 
     Raises EpisodeError naming file, record and feature.
     """
@@ -169,7 +169,8 @@ def build_episode(
     for step, content in enumerate(images):
         if not content.startswith((JPEG_START, PNG_SIGNATURE)):
             raise RecordingError(
-                columns.where, name, f"of step {step} begins with {content[:8]!r}, expected JPEG"
+                columns.where, name,
+                f"of step {step} begins with {content[:8]!r}, expected JPEG"
                 " or PNG",
             )  # fmt: skip
     if options.fps is None and (own := recorded_fps(columns)) and abs(own / fps - 1) > 0.1:
@@ -181,7 +182,7 @@ def build_episode(
     words = _text(columns) or instruction
     if not words.strip():
         raise RecordingError(
-            columns.where, "instruction", "is nowhere in the records; give one by --instruction"
+            columns.where, "instruction", "is missing in the records; set it with --instruction"
         )
     return Episode(
         images=images,
@@ -196,10 +197,10 @@ def build_episode(
 
 
 def recorded_fps(columns: Columns) -> float | None:
-    """Return the rate that the time stamps tell, or None.
+    """Return the rate of the time stamps, or None.
 
-    Seconds since 1970 do not fit a float list, whose values are then 128 s apart: such stamps tell
-    nothing.
+    Seconds since 1970 lose their precision in a float list, whose values are then 128 s apart: such
+    stamps are useless.
     """
     found = columns.find(TIME)
     if found is None or isinstance(found[1], list) or len(found[1]) < 2:
@@ -209,11 +210,11 @@ def recorded_fps(columns: Columns) -> float | None:
     resolution = float(np.spacing(np.float32(np.abs(stamps).max())))
     if not np.isfinite(period) or period <= 10 * resolution:
         return None
-    return round(1 / period, 1)  # As it was set: stamps hold jitter, and float32's error.
+    return round(1 / period, 1)  # The nominal rate: stamps have jitter, and float32's error.
 
 
 def _check_numbers(columns: Columns) -> None:
-    """Refuse a file of steps that is not one episode, counted up by one."""
+    """Refuse a file of steps that is not one episode with consecutive step numbers."""
     found = columns.find(STEP_NUMBER)
     if found is None or isinstance(found[1], list):
         return
@@ -223,7 +224,7 @@ def _check_numbers(columns: Columns) -> None:
         before, after = numbers[wrong[0]], numbers[wrong[0] + 1]
         raise RecordingError(
             columns.where, found[0], f"goes from {before} to {after} at step {wrong[0] + 1},"
-            " expected one episode without gaps; give each its own file",
+            " expected one episode without gaps; write each into its own file",
         )  # fmt: skip
 
 
@@ -234,13 +235,14 @@ def _text(columns: Columns) -> str:
         return ""
     texts = list(dict.fromkeys(found[1]))
     if len(texts) > 1:
+        first, second = (text.decode(errors="replace") for text in texts[:2])
         raise RecordingError(
-            columns.where, found[0], f"changes from {texts[0]!r} to {texts[1]!r}, expected one"
+            columns.where, found[0], f'changes from "{first}" to "{second}", expected one'
         )
     try:
         return texts[0].decode().strip()
     except UnicodeDecodeError as error:
-        raise RecordingError(columns.where, found[0], f"is no UTF-8: {texts[0]!r}") from error
+        raise RecordingError(columns.where, found[0], f"is not UTF-8: {texts[0]!r}") from error
 
 
 def _one(columns: Columns, known: Sequence[str], kind: Callable[[Any], Any]) -> Any:

@@ -1,10 +1,10 @@
 """Folders of TFRecord logs, the teleop logger's and tfds's RLDS data sets → an `EpisodeSource`.
 
-Opening indexes each file, opening an episode reads its joints, and pictures are read one at a time,
+Opening indexes each file, opening an episode reads its joints, and images are read one at a time,
 so the data may be larger than memory. Logs of one step per record are indexed without reading their
-pictures; records that hold an episode each are read once to count steps. Gzipped files have no
-random access: an episode is read from the file's beginning each time and its pictures kept in
-memory; for training, unpack them.
+images; records that hold an episode each are read once to count steps. Gzipped files have no
+random access: an episode is read from the file's start each time and its images are kept in memory;
+unpack them for training.
 """
 
 from __future__ import annotations
@@ -44,11 +44,11 @@ VERSION: Final = re.compile(r"(?P<numbers>\d+\.\d+\.\d+)(?P<unfinished>\.incompl
 
 @dataclass(frozen=True)
 class _Slot:
-    """Where one episode lies."""
+    """The place of one episode."""
 
     file: RecordFile
     record: int | None
-    """The record that holds it; None: every record of the file is one of its steps."""
+    """Index of its record; None: every record of the file is one of its steps."""
     steps: int
 
     @property
@@ -76,7 +76,7 @@ class TfrecordSource:
         self._options, self._instruction = options, instruction
         self._fps = options.fps or self._first_fps() or LOGGER_FPS
         self._kept: dict[int, Episode] = {}
-        """Episodes read before, whose pictures stay in their files: 80 bytes per frame."""
+        """Episodes read before, whose images stay in their files: 80 bytes per frame."""
 
     def __len__(self) -> int:
         return len(self._slots)
@@ -119,19 +119,19 @@ class TfrecordSource:
         return self._slots[index].where
 
     def _first_fps(self) -> float | None:
-        """Return the rate that the first episode tells, None where it is broken."""
+        """Return the rate of the first episode, None if it is broken."""
         try:
             return recorded_fps(self._slots[0].columns()) if self._slots else None
         except RecordingError:
-            return None  # The episode itself will say so when it is read.
+            return None  # Reading the episode reports the problem.
 
 
 def open_tfrecord(path: Path, *, instruction: str) -> TfrecordSource:
-    """Return the episodes of a folder (searched through) or of one TFRecord file.
+    """Return the episodes of a folder (searched recursively) or of one TFRecord file.
 
-    `instruction` is for records that have none. `reader.yaml` beside them may set TfrecordOptions.
+    `instruction` is for records without one. `reader.yaml` next to them may set TfrecordOptions.
     Raises IncompleteError that names every file and record that cannot be indexed, and DataError
-    where there is none at all or `reader.yaml` is wrong.
+    if there is no file or `reader.yaml` is invalid.
     """
     options = read_options(path, TfrecordOptions)
     files = _files(path, options.split)
@@ -165,11 +165,11 @@ def _files(path: Path, split: str) -> list[Path]:
 
 
 def _newest_versions(chosen: Sequence[Path], files: Sequence[Path]) -> list[Path]:
-    """Return `chosen` without those of tfds data sets' other versions, which hold the same again.
+    """Return `chosen` without those of tfds data sets' other versions, which repeat the data.
 
-    `files` are those of all splits: a version that lacks the split is not read either. Of versions
-    `<data set>/1.0.0`, `<data set>/1.1.0` … the newest with all its shards is taken; where none
-    has them all, the newest, so that its missing shards are told.
+    `files` are those of all splits: a version that lacks the split is not read either. Among
+    versions `<data set>/1.0.0`, `<data set>/1.1.0` … the newest with all its shards is used; if
+    none has them all, the newest, so that its missing shards are reported.
     """
     versions: dict[Path, dict[Path, list[Path]]] = {}
     wanted = set(chosen)
@@ -197,7 +197,7 @@ def _newest_versions(chosen: Sequence[Path], files: Sequence[Path]) -> list[Path
 
 
 def _version(folder: Path) -> tuple[bool, list[int]]:
-    """Return what sorts versions, those that tfds was still writing first."""
+    """Return a sort key of versions; those that tfds was still writing come first."""
     match = VERSION.fullmatch(folder.name)
     assert match is not None
     return match["unfinished"] is None, [int(number) for number in match["numbers"].split(".")]
@@ -227,7 +227,7 @@ def _missing_shards(files: Iterable[Path]) -> Iterable[DataError]:
 
 
 def _slots(file: Path, options: TfrecordOptions) -> tuple[list[_Slot], list[DataError]]:
-    """Return the episodes of one file, and what is wrong with it."""
+    """Return the episodes of one file, and its problem."""
     slots: list[_Slot] = []
     problems: list[DataError] = []
     try:
@@ -245,7 +245,7 @@ def _slots(file: Path, options: TfrecordOptions) -> tuple[list[_Slot], list[Data
         if steps is not None:
             slots.append(_Slot(index, record, steps))
         elif not slots:
-            # A log of steps: its other records are looked at when the episode is read.
+            # A log of steps: its other records are checked when the episode is read.
             return [_Slot(index, None, len(index))], []
         else:
             what = "is a step, those before it are episodes; expected one kind per file"

@@ -1,1 +1,1 @@
-"""A hand-written policy: finds coloured cubes in the image and drives to them."""
+"""A hand-written policy: finds coloured cubes in the image and moves the arm to them."""

@@ -1,4 +1,4 @@
-"""How the colour servo grips: a spot → arm joints above it; a cube → the direction of the fingers.
+"""How the colour servo grasps: a spot → arm joints above it; a cube → direction of the fingers.
 
 Positions in m in the world frame of `camera`; the tool point is that of `kinematics`.
 """
@@ -17,9 +17,9 @@ from crane_x7_vla_rl.policies.color_servo.vision import CubeSight
 from crane_x7_vla_rl.types import Array
 
 TIP_CLEARANCE_M: Final = 0.03
-"""From an open fingertip's middle to the centre of a cube that it must not hit."""
+"""From the middle of an open fingertip to the centre of a cube that it must not hit."""
 LEANS_RAD: Final = (0.0, 0.25, -0.25, 0.5, -0.5)
-"""Tried in this order where a tool that points straight down is out of reach."""
+"""Tilts that are tried in this order if a tool that points straight down is out of reach."""
 
 
 def above(
@@ -43,11 +43,11 @@ def above(
 def choose_yaw(
     cube: CubeSight, scene: SceneMemory, colour: str, kept: float | None, misses: int
 ) -> float:
-    """Return along which of the cube's two directions the fingers shall close.
+    """Return along which of the cube's two directions the fingers close.
 
-    Best is across the camera's view, which keeps the cube visible between the fingers, and away
-    from other cubes than the one of `colour`; each miss switches to the other direction. The
-    choice `kept` stays.
+    Best is across the camera's view, where the cube stays visible between the fingers, and away
+    from cubes other than that of `colour`; each miss switches to the other direction. A `kept`
+    choice does not change.
     """
     turned = (cube.yaw_rad, cube.yaw_rad + np.pi / 2)
     if kept is not None:

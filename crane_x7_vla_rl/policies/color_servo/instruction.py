@@ -1,4 +1,4 @@
-"""An instruction in words → the task that the colour servo can do, or why it cannot.
+"""An instruction in words → the task of the colour servo, or why it cannot do it.
 
 English and Japanese. Only a clear request becomes a task: an unknown verb or place holds the arm.
 """
@@ -21,21 +21,21 @@ class Verb(StrEnum):
 
 @dataclass(frozen=True)
 class Task:
-    """What to do with the cube of which colour."""
+    """An action, and the colour of its cube."""
 
     verb: Verb
     colour: str
     """One of COLOUR_WORDS' keys."""
 
     def __str__(self) -> str:
-        """Say it in English."""
+        """Return the task in English."""
         place = " on the plate" if self.verb is Verb.PLACE else ""
         return f"{self.verb} the {self.colour} cube{place}"
 
 
 @dataclass(frozen=True)
 class NotUnderstood:
-    """Why an instruction is no task."""
+    """Why an instruction is not a task."""
 
     reason: str
 
@@ -62,8 +62,8 @@ _ON_PLATE: Final = re.compile(
 _THE_CUBE: Final = re.compile(
     r"\b(it|the (cube|block|object))\b|(^|[、。\s])(それ|キューブ|ブロック|物体)"
 )
-"""The cube that was spoken of before. "The purple cube" is none of these: it must not become one
-that the arm knows."""
+"""Words for the cube of the task before. "The purple cube" is not among them: it must not become a
+cube that the arm knows."""
 _NOT: Final = re.compile(
     r"n't\b|\b(dont|not|never|stop|cannot|avoid)\b|ない|やめ|止め|止ま|だめ|ダメ|駄目|禁止"
     r"|[うくぐすつぬぶむる]な(?![らのんど])"
@@ -71,25 +71,25 @@ _NOT: Final = re.compile(
 _BESIDE: Final = re.compile(
     r"\b(next to|besides?|near|by|behind|under|left of|right of|in front of|close to)\b"
 )
-"""What follows is there to tell a place: its colour is not that of the cube to move."""
+"""The words after it name a place: their colour is not that of the cube to move."""
 
 
 EXAMPLE: Final = "pick up the red cube"
 UNDERSTOOD: Final = (
-    f'expected "{EXAMPLE}" or "place the blue cube on the plate" or the like, with red, green,'
-    " blue or yellow, in English or Japanese"
+    f'expected an instruction such as "{EXAMPLE}" or "place the blue cube on the plate", with red,'
+    " green, blue or yellow, in English or Japanese"
 )
 
 
 def parse(instruction: str, before: str | None = None) -> Task | NotUnderstood:
-    """Return the task; of several colours, the one named first is the cube to move.
+    """Return the task; if several colours are named, the first is that of the cube to move.
 
-    In Japanese it is the one that the first を follows. `before` is the colour of the task before,
-    which "it" or "the cube" means.
+    In Japanese it is the one before the first を. `before` is the colour of the task before, for
+    "it" or "the cube".
     """
     text = instruction.casefold().replace("’", "'")
     if _NOT.search(text):
-        return NotUnderstood("it forbids something")
+        return NotUnderstood("it forbids an action")
     named, *elsewhere = _BESIDE.split(text, maxsplit=1)
     onto_plate = _ON_PLATE.search(text)
     colour = _colour(named)
@@ -97,14 +97,14 @@ def parse(instruction: str, before: str | None = None) -> Task | NotUnderstood:
         colour = before
     if colour is None:
         known = ", ".join(COLOUR_WORDS)
-        return NotUnderstood(f"it names no cube of a known colour ({known})")
+        return NotUnderstood(f"it names no cube with a known colour ({known})")
     if _PLACE.search(text) or (_ONTO.search(text) and _LIFT.search(text)):
         if onto_plate:
             return Task(Verb.PLACE, colour)
-        return NotUnderstood("it names no place that is known (on the plate)")
+        return NotUnderstood("it names no known place (on the plate)")
     if _LIFT.search(text):
         return Task(Verb.LIFT, colour)
-    return NotUnderstood("it names nothing to do that is known (pick up, place on the plate)")
+    return NotUnderstood("it names no known action (pick up, place on the plate)")
 
 
 def _colour(text: str) -> str | None:

@@ -1,7 +1,7 @@
-"""What the colour servo believes about cubes and plate: images → positions, as last seen clearly.
+"""Memory of cubes and plate: images → positions, as last seen clearly.
 
-The arm hides things from the camera, so what was seen clearly is kept until it is seen elsewhere.
-Positions in m in the world frame of `camera`.
+The arm hides objects from the camera, so a position that was seen clearly is kept until the object
+is seen elsewhere. Positions in m in the world frame of `camera`.
 """
 
 from __future__ import annotations
@@ -18,27 +18,27 @@ from crane_x7_vla_rl.types import Array
 
 COLOURS: Final = tuple(COLOUR_WORDS)
 CLEAR_FIT, FAIR_FIT = 0.75, 0.45
-"""Least fit of a sight that counts: while the arm may hide a part of the cube, and while not."""
+"""Least fit of a detection: while the arm may hide a part of the cube, and while it does not."""
 SURE_PLATE_SCORE: Final = 0.9
 PLATE_EVERY: Final = 4
-"""The plate is looked for in one of so many frames."""
+"""The plate is searched in one of this many frames."""
 AT_TOOL_M: Final = 0.06
-"""A held cube is seen within this of the tool point."""
+"""A held cube is seen within this distance of the tool point."""
 FREE_M: Final = 0.065
-"""From a free spot to the next cube."""
+"""Distance from a free spot to the nearest cube."""
 FREE_OF_PLATE_M: Final = vision.PLATE_RADIUS_M + 0.04
 
 
 @dataclass(frozen=True, eq=False)
 class Remembered:
-    """A cube that stands somewhere."""
+    """A cube that is not held."""
 
     sight: CubeSight
     seen_s: float
 
 
 class SceneMemory:
-    """Where cubes stand and where the plate is, as last seen clearly."""
+    """Positions of the cubes and the plate, as last seen clearly."""
 
     def __init__(self) -> None:
         self.cubes: dict[str, Remembered] = {}
@@ -49,9 +49,9 @@ class SceneMemory:
     def see(
         self, picture: Picture, time_s: float, *, named: str | None, held: str | None, clear: bool
     ) -> None:
-        """Take in an image: the `named` cube always, the others and the plate by rotation.
+        """Update from an image: the `named` cube always, the others and the plate alternately.
 
-        A `held` cube stands nowhere. `clear`: the arm is out of the way.
+        A `held` cube has no place. `clear`: the arm hides nothing.
         """
         if self._frames % PLATE_EVERY == 0:
             plate = picture.plate()
@@ -83,17 +83,17 @@ class SceneMemory:
         )
 
     def support_m(self, position_m: Array) -> float:
-        """Return the height of what a cube at `position_m` stands on."""
+        """Return the height of the surface under a cube at `position_m`."""
         return vision.PLATE_HEIGHT_M if self.is_on_plate(position_m) else 0.0
 
     def clearance_m(self, position_m: Array, *, but: str | None) -> float:
-        """Return the distance of the nearest cube, the one of colour `but` left out."""
+        """Return the distance of the nearest cube, except that of colour `but`."""
         others = [kept.sight.position_m for colour, kept in self.cubes.items() if colour != but]
         away = [float(np.linalg.norm(other[:2] - position_m[:2])) for other in others]
         return min(away, default=np.inf)
 
     def free_spot(self, near_m: Array, *, held: str) -> Array | None:
-        """Return (2,): the free spot on the table nearest to `near_m`, None if there is none."""
+        """Return (2,): the free spot on the table nearest to `near_m`, None if all are taken."""
         rows, columns = np.meshgrid(np.arange(0.17, 0.31, 0.01), np.arange(-0.14, 0.15, 0.01))
         spots = np.column_stack([rows.ravel(), columns.ravel()])
         free = [spot for spot in spots if self._is_free(spot, held)]

@@ -1,9 +1,9 @@
 """Smooth motion: a goal and the measured joints → a chunk of targets that continues the last one.
 
-All times are those of the observations. The wanted path so far is remembered. Where the measured
-joints agree with it, up to a servo's lag, the next chunk branches off it at the time of the image,
-so that chunks join without a step even where some of them never reached the robot. Where they
-disagree, the chunk starts from what is measured.
+All times are those of the observations. The planned path so far is kept. If the measured joints
+agree with it, up to a servo's lag, the next chunk branches off it at the time of the image, so that
+chunks join without a step even if some of them never reached the robot. If they disagree, the chunk
+starts from the measured joints.
 """
 
 from __future__ import annotations
@@ -19,22 +19,22 @@ from crane_x7_vla_rl.types import ActionChunk, Array, JointState
 PERIOD_S: Final = 0.05
 STEPS: Final = 12
 _FINE: Final = 2
-"""Steps of arithmetic in a period."""
+"""Integration steps in a period."""
 
 ARM_SPEED_RAD_S, ARM_ACCELERATION_RAD_S2 = 1.2, 3.0
 GRIPPER_SPEED_RAD_S, GRIPPER_ACCELERATION_RAD_S2 = 2.5, 6.0
 LAG_RAD: Final = 0.12
 LAG_S: Final = 0.2
-"""The arm may trail its path by this angle, and by this time at its present speed."""
+"""The arm may lag its path by this angle, and by this time at its present speed."""
 SQUEEZE_RAD: Final = 0.12
-"""The closing gripper's target stays at most this far below where it is measured: enough to press
-hard, and little enough that a watcher does not take the difference for a lost path."""
+"""The closing gripper's target is at most this far below its measured angle: enough to press hard,
+and little enough that a tracking check does not report a lost path."""
 LONGEST_GAP_S: Final = 2.0
 
 
 @dataclass(frozen=True, eq=False)
 class JointGoal:
-    """Where the joints shall go."""
+    """Goal of the joints."""
 
     position_rad: Array
     """(8,)."""
@@ -43,7 +43,7 @@ class JointGoal:
 
 
 class Motion:
-    """The wanted path of one robot."""
+    """The planned path of one robot."""
 
     def __init__(self) -> None:
         self._start_s = 0.0
@@ -51,7 +51,7 @@ class Motion:
         self._velocities: Array | None = None
 
     def state(self, measured: JointState, time_s: float) -> tuple[Array, Array]:
-        """Return wanted position and velocity, each (8,), at `time_s`."""
+        """Return planned position and velocity, each (8,), at `time_s`."""
         rest = np.zeros(DOF)
         at_measured = np.clip(measured.position_rad, LOWER_RAD, UPPER_RAD)
         if self._positions is None or self._velocities is None:
@@ -65,12 +65,12 @@ class Motion:
         away = np.abs(position - measured.position_rad)
         if (away > LAG_RAD + LAG_S * np.abs(velocity))[:ARM_DOF].any():
             return at_measured, rest
-        # The gripper may be kept from its target by what it holds.
+        # An object in the gripper may keep it from its target.
         position[ARM_DOF] = max(position[ARM_DOF], at_measured[ARM_DOF] - SQUEEZE_RAD)
         return position, velocity
 
     def chunk(self, goal: JointGoal, measured: JointState, time_s: float) -> ActionChunk:
-        """Return targets for the next STEPS periods after `time_s`, and remember them."""
+        """Return targets for the next STEPS periods after `time_s`, and keep them."""
         position, velocity = self.state(measured, time_s)
         wanted = np.clip(goal.position_rad, LOWER_RAD, UPPER_RAD)
         wanted[ARM_DOF] = max(wanted[ARM_DOF], measured.position_rad[ARM_DOF] - SQUEEZE_RAD)
@@ -107,7 +107,7 @@ def _advance(
     step_s = PERIOD_S / _FINE
     away = goal - position
     distance = float(np.abs(away).max())
-    brakes = np.sqrt(2 * 0.7 * acceleration * distance)  # leaves room for the last, soft metres
+    brakes = np.sqrt(2 * 0.7 * acceleration * distance)  # leaves room for the slow last metres
     fastest = min(speed, brakes, distance / (3 * step_s))
     wanted = away * (fastest / distance) if distance > 1e-9 else np.zeros_like(away)
     change = wanted - velocity

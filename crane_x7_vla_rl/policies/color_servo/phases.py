@@ -1,9 +1,9 @@
-"""What the colour servo does when: observation and picture → where the joints shall go, by phase.
+"""The colour servo's phases: observation and image → goal of the joints.
 
-In each observation the present phase sets the goal and names the phase that comes next. Every
-change of phase rests on the image and the measured joints; time alone only ends a phase that takes
-too long. Whatever goes wrong (a miss, a lost or moved cube, a new instruction) leads back to WAIT,
-which plans from what is seen and held now.
+For each observation the current phase sets the goal and names the next phase. Every change of phase
+depends on the image and the measured joints; a timeout only ends a phase that takes too long. Every
+failure (a miss, a lost or moved cube) and every new instruction lead back to WAIT, which plans from
+what the arm sees and holds now.
 
 Positions in m in the world frame of `camera`; the tool point is that of `kinematics`.
 """
@@ -31,35 +31,35 @@ from crane_x7_vla_rl.types import Array, Observation
 logger = logging.getLogger(__name__)
 
 OPEN_RAD, CLOSED_RAD = 0.32, -0.05
-"""Open: 7 cm between the tips, room around a cube of 3 cm, and none for its neighbours to be hit.
-Closed: further than the fingers can go, so that they press."""
+"""Open: 7 cm between the tips, room for a cube of 3 cm without hitting its neighbours.
+Closed: more than the fingers can close, so that they press."""
 HELD_MIN_RAD, HELD_MAX_RAD = 0.06, 0.26
-"""Fingers that come to rest between these hold something of a cube's size."""
+"""Fingers that stop between these angles hold an object of a cube's size."""
 GRASP_Z_M: Final = 0.008
-"""Tool above what the cube stands on."""
+"""Height of the tool above the surface under the cube."""
 HOVER_Z_M, CARRY_Z_M, LIFT_Z_M = 0.085, 0.10, 0.165
 LOW_Z_M: Final = 0.055
 """Below this the fingers may touch cubes when they move sideways."""
 DROP_M: Final = 0.003
-"""A cube is let go this high above what it shall stand on."""
+"""A cube is released this high above the surface where it is placed."""
 NEAR_M, AT_DEPTH_M, MOVED_M = 0.008, 0.005, 0.015
 SLOW: Final = 0.6
 SETTLED_RAD_S: Final = 0.15
 LOOKOUT_RAD: Final = 0.3
-"""With every joint this near to home the arm hides nothing that lies in reach."""
+"""With every joint this near to home the arm hides nothing within its reach."""
 FORGET_S: Final = 1.0
-"""A cube that is not seen for so long from close above it or from the lookout is forgotten."""
+"""A cube that is not seen for this long from close above it or from the lookout is forgotten."""
 LOST_FRAMES: Final = 4
 PATIENCE_S: Final = 5.0
 
 
 class Phase(StrEnum):
-    """What the arm is about; each has a method of the same name."""
+    """Phases of a task; each has a method of the same name."""
 
     WAIT = "wait"
-    """Stay, and plan from what is seen and held."""
+    """Stay, and plan from what the arm sees and holds."""
     LOOK = "look"
-    """Out of the camera's way, to find what the arm may hide."""
+    """Out of the camera's view, to find objects that the arm may hide."""
     RISE = "rise"
     """Straight up with open fingers."""
     APPROACH = "approach"
@@ -71,7 +71,7 @@ class Phase(StrEnum):
     LOWER = "lower"
     RELEASE = "release"
     DONE = "done"
-    """Placed; out of the way, and watching that it stays so."""
+    """Placed; out of the way, and checking that the cube stays."""
 
 
 ENDLESS: Final = frozenset({Phase.WAIT, Phase.LOOK, Phase.HOLD_UP, Phase.DONE})
@@ -95,35 +95,35 @@ class PhaseMachine:
         self._misses = 0
         self._yaw: float | None = None
         self._spot = np.zeros(3)
-        """Point on table or plate that the present grasp, lift or descent is above."""
+        """Point on table or plate below the present grasp, lift or descent."""
         self._goal = JointGoal(HOME_RAD)
         self._gripper_rate = np.inf
         self._measured = np.zeros(DOF)
         self._tool = np.zeros(3)
         self._stop = np.zeros(DOF)
         self._put_at = np.zeros(3)
-        """Where a cube goes that is in the way."""
+        """Where to put a cube that is in the way."""
         self._run: dict[Phase, Callable[[], Phase]] = {
             phase: getattr(self, f"_{phase}") for phase in Phase
         }
 
     @property
     def colour_before(self) -> str | None:
-        """The colour that "it" in a next instruction means."""
+        """The colour that "it" in the next instruction means."""
         return self._task.colour if isinstance(self._task, Task) else self._colour_before
 
     def decide(
         self, observation: Observation, picture: Picture, wanted: Array, velocity: Array
     ) -> JointGoal:
-        """Return where the joints shall go now; a blank picture stops the arm where it is.
+        """Return the goal of the joints; a blank image stops the arm where it is.
 
-        `wanted`, `velocity`: (8,), where the running path stands at the image's time. Raises
+        `wanted`, `velocity`: (8,), of the running path at the image's time. Raises
         ValueError for measured joints that are not finite.
         """
         self._take_in(observation, wanted, velocity)
         if picture.is_blank():
-            self._since_s = observation.time_s  # what a phase waits for, it must see
-            self._stay("the camera's picture is blank")
+            self._since_s = observation.time_s  # phases need an image
+            self._stay("the camera's image is blank")
             return self._goal
         colour = self._task.colour if isinstance(self._task, Task) else None
         self._scene.see(
@@ -142,7 +142,7 @@ class PhaseMachine:
             self._stay(str(error))
         return self._goal
 
-    # --- what is measured, asked and held -------------------------------------------------------
+    # --- measurements, instruction and held cube ------------------------------------------------
 
     def _take_in(self, observation: Observation, wanted: Array, velocity: Array) -> None:
         measured = observation.joints.position_rad
@@ -174,7 +174,7 @@ class PhaseMachine:
             self._enter(Phase.WAIT)
 
     def _check_grip(self, picture: Picture) -> None:
-        """Notice that a cube is held at the start, or that the held one was lost."""
+        """Detect that a cube is held at the start, or that the held one was lost."""
         gripper, up = self._measured[ARM_DOF], self._tool[2] > LOW_Z_M
         if self.held is None:
             if up and self.phase is Phase.WAIT and HELD_MIN_RAD < gripper < HELD_MAX_RAD:
@@ -193,7 +193,7 @@ class PhaseMachine:
         """End a phase that takes too long."""
         if self.phase in ENDLESS or self._elapsed_s() < PATIENCE_S:
             return
-        logger.info("phase %s took over %g s: trying again", self.phase, PATIENCE_S)
+        logger.info("phase %s took over %g s: retrying", self.phase, PATIENCE_S)
         if self.phase is Phase.RELEASE:
             self.held = None
         stuck = self.held is not None or self.phase is Phase.RISE
@@ -220,12 +220,12 @@ class PhaseMachine:
         self._goal = JointGoal(self._stop)
         return Phase.WAIT
 
-    # --- phases: each sets the goal and returns the phase that comes next -----------------------
+    # --- phases: each sets the goal and returns the next phase ----------------------------------
 
     def _wait(self) -> Phase:
         task = self._task
         if isinstance(task, NotUnderstood):
-            return self._stay(f'"{self._instruction}" gives no task: {task.reason}')
+            return self._stay(f'"{self._instruction}" is not a known task: {task.reason}')
         if self.held == task.colour:
             if task.verb is Verb.PLACE and self._scene.plate_m is None:
                 return self._stay("the plate is not visible")
@@ -250,7 +250,7 @@ class PhaseMachine:
     def _plan_put_down(self, held: str) -> Phase:
         spot = self._scene.free_spot(self._tool, held=held)
         if spot is None:
-            return self._stay(f"there is no free spot to put the {held} cube down")
+            return self._stay(f"no free spot to put down the {held} cube")
         self._put_at = np.append(spot, 0.0)
         self._spot = np.append(self._tool[:2], 0.0)
         return Phase.LIFT
@@ -366,7 +366,7 @@ class PhaseMachine:
         return self._now_s - cube.seen_s
 
     def _is_to_lift(self) -> bool:
-        """Whether the held cube shall stay up."""
+        """Whether the held cube must stay up."""
         task = self._task
         return isinstance(task, Task) and task.verb is Verb.LIFT and self.held == task.colour
 
@@ -378,7 +378,7 @@ class PhaseMachine:
         return bool(self._tool[2] < self._spot[2] + height_m + AT_DEPTH_M)
 
     def _spot_goal(self, height_m: float, gripper: float, speed: float = 1.0) -> None:
-        """Aim at `height_m` above the present spot, the wrist as it is."""
+        """Aim at `height_m` above the present spot, the wrist unchanged."""
         pan = np.arctan2(self._spot[1], self._spot[0])
         wrist = self._goal.position_rad[ARM_DOF - 1]
         self._goal = grasp.above(self._spot, height_m, pan - wrist, gripper, speed)

@@ -1,8 +1,8 @@
 """The policy without weights: finds the named cube by its colour, grasps, lifts and places it.
 
 Observations (image of the base camera, measured joints, instruction) → chunks of joint targets.
-Each slot of a batch is one robot with a memory of its own. `phases` is what it does when, `vision`
-how it sees, `motion` how it moves.
+Each slot of a batch is one robot with its own memory. `phases` decides what it does, `vision` finds
+objects, `motion` plans the path.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from crane_x7_vla_rl.types import ActionChunk, Observation
 
 
 class ColorServo:
-    """Closed loop on the image of one camera; sees nothing but the observation."""
+    """Closed loop on the image of one camera; uses nothing but the observation."""
 
     may_answer_alike = True
-    """It stays where it is, whatever the picture, while it has no task or sees no cube."""
+    """It stays where it is, for any image, while it has no task or sees no cube."""
 
     def __init__(self, pose: CameraPose = SIM_POSE) -> None:
-        """`pose` is the simulated robot's camera unless another is given."""
+        """`pose` defaults to the simulated robot's camera."""
         self._pose = pose
         self._slots: list[tuple[PhaseMachine, Motion]] = []
 
@@ -42,7 +42,7 @@ class ColorServo:
         ]
 
     def look_through(self, pose: CameraPose) -> None:
-        """See base.CameraUser; `reset` forgets what was seen through another camera."""
+        """See base.CameraUser; `reset` forgets objects seen through another camera."""
         self._pose = pose
 
     def refusal(self, instruction: str) -> str | None:
@@ -54,7 +54,7 @@ class ColorServo:
         return f'color-servo does not understand "{instruction}": {task.reason}; {UNDERSTOOD}'
 
     def reset(self) -> None:
-        """Forget everything remembered about earlier observations, of all slots."""
+        """Forget all earlier observations, of all slots."""
         self._slots.clear()
 
     def _predict_one(

@@ -1,7 +1,7 @@
-"""Where cubes and the plate are: an image (H, W, 3) uint8 RGB of a known `Camera` → m.
+"""Positions of cubes and plate: an image (H, W, 3) uint8 RGB of a known `Camera` → m.
 
-Nothing is learned: thresholds in HSV (OpenCV's: hue 0…179) with room for brighter and darker light
-and for JPEG's smeared colours; the outline of a cube of known size is fitted to the contour.
+Nothing is learned: thresholds in HSV (OpenCV's: hue 0…179) with a margin for brighter and darker
+light and for JPEG's smeared colours; the outline of a cube of known size is fitted to the contour.
 
 Legend: h × w pixels of a cut-out, n points of an outline, R × C cells of the view from above.
 """
@@ -28,19 +28,19 @@ HUES: Final = {
     "blue": ((98, 132),),
 }
 MIN_SATURATION, MIN_VALUE = 110, 45
-"""Of 255. The table, the plate and the arm stay under 60 in saturation; a cube is over 180."""
+"""Out of 255. Table, plate and arm have a saturation under 60; a cube has over 180."""
 MAX_WIDTH: Final = 640
 """Wider images are reduced to this: a cube still spans 25 pixels."""
 MIN_BLOB_PX: Final = 40
-"""At MAX_WIDTH; a cube shows 500 to 900 pixels, behind the fingers about 150."""
+"""At MAX_WIDTH; a cube has 500 to 900 visible pixels, behind the fingers about 150."""
 
 MIN_CONTRAST: Final = 4.0
-"""Of 255, standard deviation of brightness: a picture that shows anything has more (the scene of
-the simulation about 40), one of a covered lens, with its noise, has less."""
+"""Out of 255, standard deviation of brightness: an image with any content has more (the scene of
+the simulation about 40), one from a covered lens, with its noise, has less."""
 
 CUBE_EDGE_M: Final = 0.03
 YAWS_RAD: Final = tuple(np.deg2rad(7.5 * step) for step in range(12))
-"""Tried over a quarter turn; the fingers straighten the rest."""
+"""Angles tried within a quarter turn; the fingers straighten the rest."""
 
 PLATE_RADIUS_M: Final = 0.06
 PLATE_HEIGHT_M: Final = 0.006
@@ -53,7 +53,7 @@ MIN_PLATE_SCORE: Final = 0.75
 
 @dataclass(frozen=True, eq=False)
 class Blob:
-    """The largest patch of one colour, in pixels of the picture that it was found in."""
+    """The largest patch of one colour, in pixels of its image."""
 
     centre_px: Array
     """(2,) continuous pixels."""
@@ -69,7 +69,7 @@ class CubeSight:
     """A cube as seen in one image."""
 
     position_m: Array
-    """(3,) centre, if the cube rests at the height that was assumed."""
+    """(3,) centre, for a cube at the assumed height."""
     yaw_rad: float
     """In [0, π/2): a cube looks the same after a quarter turn."""
     fit: float
@@ -83,11 +83,11 @@ class PlateSight:
     position_m: Array
     """(2,) x, y of its centre."""
     score: float
-    """Share of a plate's area that is white, less the white right around it: at most 1."""
+    """Share of a plate's area that is white, minus the white right around it: at most 1."""
 
 
 class Picture:
-    """One image, prepared once; each method computes its answer when it is called."""
+    """One image, prepared once; each method computes its result when it is called."""
 
     def __init__(self, image: Image, camera: Camera) -> None:
         height, width = image.shape[:2]
@@ -98,19 +98,19 @@ class Picture:
         self._hsv = cv2.cvtColor(image, cv2.COLOR_RGB2HSV)  # (H, W, 3) uint8
 
     def project(self, points_m: npt.ArrayLike) -> Array:
-        """Return (…, 2) pixels of this picture for world points (…, 3)."""
+        """Return (…, 2) pixels of this image for world points (…, 3)."""
         return self.camera.project(points_m, self.width, self.height)
 
     def is_blank(self) -> bool:
-        """Whether the picture shows nothing at all: a covered lens, a camera that lost its data."""
+        """Whether the image shows nothing: a covered lens, a camera that lost its data."""
         return float(self._hsv[::8, ::8, 2].std()) < MIN_CONTRAST
 
     def blob(self, colour: str) -> Blob | None:
-        """Return the largest patch of `colour` (one of HUES), None if there is none."""
+        """Return the largest patch of `colour` (one of HUES), None if no patch is found."""
         mask = np.zeros((self.height, self.width), dtype=np.uint8)  # (H, W)
         for low, high in HUES[colour]:
             mask |= cv2.inRange(self._hsv, (low, MIN_SATURATION, MIN_VALUE), (high, 255, 255))
-        x, y, columns, rows = cv2.boundingRect(mask)  # labels cost time by area
+        x, y, columns, rows = cv2.boundingRect(mask)  # labelling time grows with the area
         if columns == 0:
             return None
         window = mask[y : y + rows, x : x + columns]
@@ -125,7 +125,7 @@ class Picture:
         return Blob(centre, float(area), cut.astype(np.uint8) * 255, corner)
 
     def fit_cube(self, blob: Blob, support_m: float = 0.0) -> CubeSight:
-        """Return the cube, standing at height `support_m`, whose outline covers `blob` best."""
+        """Return the cube, at height `support_m`, whose outline fits `blob` best."""
         centre_z = support_m + CUBE_EDGE_M / 2
         guess = self.camera.intersect_plane(blob.centre_px, self.width, self.height, centre_z)
         fits = [
@@ -148,7 +148,7 @@ class Picture:
         return hull
 
     def plate(self) -> PlateSight | None:
-        """Return the place on the table that looks most like the plate, None if nothing does."""
+        """Return the most plate-like place on the table, None if nothing is like it."""
         from_above = cv2.warpPerspective(
             self._hsv, _table_view(self.camera, self.width, self.height), _grid_size()
         )
@@ -223,7 +223,7 @@ def _table_view(camera: Camera, width: int, height: int) -> Any:
 
 @lru_cache(maxsize=1)
 def _plate_kernel() -> npt.NDArray[np.float32]:
-    """A disc of mean weight 1 inside the plate's radius, a ring around it that counts against."""
+    """A disc of mean weight 1 inside the plate's radius, a ring of negative weight around it."""
     radius = PLATE_RADIUS_M / _GRID_M
     reach = int(radius) + 4
     rows, columns = np.mgrid[-reach : reach + 1, -reach : reach + 1]

@@ -1,4 +1,4 @@
-"""OpenVLA, native: loads the published checkpoints as they are and runs no code of theirs."""
+"""OpenVLA, native: loads the published checkpoints unchanged and runs none of their code."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
@@ -13,7 +13,7 @@ _MODULES: Final = {"OpenVLA": "model.openvla", "OpenVLAConfig": "model.config"}
 
 
 def __getattr__(name: str) -> Any:
-    """Import the network, and torch, where it is first used: a checkpoint's files need neither."""
+    """Import the network, and torch, at its first use: a checkpoint's files need neither."""
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)

@@ -1,11 +1,11 @@
-"""Make small OpenVLA checkpoints with random weights, for tests and as a start for learning.
+"""Build small OpenVLA checkpoints with random weights, for tests and to start training from.
 
     python -m crane_x7_vla_rl.policies.openvla.builder outputs/tiny [--hidden 96] [--seed 0] …
 
 Sizes and a seed → a checkpoint folder like a released one: config.json, model.safetensors,
-dataset_statistics.json, policy.json (see `codec.PolicySpec`), and a tokenizer.json of its own,
-trained on the instructions that this project knows. Its config.json says `random_weights`, so that
-nobody takes it for a trained model. Its image may be smaller than the released model's: with 96
+dataset_statistics.json, policy.json (see `codec.PolicySpec`), and a new tokenizer.json, trained on
+the instructions of this project. Its config.json contains `random_weights`, so that no one mistakes
+it for a trained model. Its image may be smaller than the released model's: with 96
 pixels in patches of 12 it learns a simulated task on two CPU cores.
 """
 
@@ -47,23 +47,23 @@ TEMPLATES: Final = (
 )
 OTHERS: Final = ("pick up the object", "pick and place the object", "wait", "stop")
 TOKENS: Final = 512
-"""Of the tokenizer at most: 3 special ones, 256 bytes, and what is often together."""
+"""Largest vocabulary of the tokenizer: 3 special tokens, 256 bytes, and frequent sequences."""
 SPREAD_RAD: Final = 0.3
-"""The actions reach this far from the rest pose: whatever random weights want is safe to do."""
+"""Largest distance of actions from the rest pose: random actions are then safe."""
 GRIPPER_RAD: Final = (0.0, 0.6)
 READABLE: Final = 0o644
-"""safetensors writes files that others may not read."""
+"""safetensors writes files that other users may not read."""
 EMBEDDING_STD: Final = 0.02
 POSITION_STD: Final = 0.5
-"""As large as what a patch shows: with 0.02, as in models that see millions of images, small ones
-learned scenes by heart before they learned that places differ."""
+"""As large as a patch's content: with 0.02, as in models trained on millions of images, small
+models memorised scenes before they used positions."""
 SMOOTH_BINS: Final = 100
-"""Tokens that are a sixth of this apart, 2π to a wave, begin as nearly the same."""
+"""Tokens less than a sixth of this apart, 2π to a wave, start nearly equal."""
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sizes of a small model; defaults take some milliseconds per action on one core."""
+    """Sizes of a small model; with the defaults an action takes a few milliseconds on one core."""
 
     hidden: int = 96
     """Channels of the language model."""
@@ -80,7 +80,7 @@ class Sizes:
     siglip_depth: int = 4
     """The last block is never computed."""
     vision_heads: int = 4
-    """Of both towers."""
+    """Attention heads of both towers."""
     image: int = IMAGE_SIZE
     """Pixels of each side."""
     patch: int = PATCH_SIZE
@@ -88,7 +88,7 @@ class Sizes:
 
 
 def instructions() -> Iterator[str]:
-    """Yield the instructions that this project's tasks, demo and documents use."""
+    """Yield the instructions of this project's tasks, demo and documents."""
     for template, colour in product(TEMPLATES, COLOURS):
         yield template.format(colour)
     yield from OTHERS
@@ -97,13 +97,15 @@ def instructions() -> Iterator[str]:
 def build(
     folder: Path, sizes: Sizes | None = None, seed: int = 0, inputs: PolicySpec | None = None
 ) -> Path:
-    """Write a checkpoint into `folder` and return it; one built before is replaced.
+    """Write a checkpoint into `folder` and return it; an earlier one of this program is replaced.
 
-    Raises CheckpointError where the folder holds a checkpoint that was not built here.
+    Raises CheckpointError if the folder holds a checkpoint of another origin.
     """
     sizes = sizes or Sizes()
     if has_weights(folder) and not read_json(folder / CONFIG).get("random_weights"):
-        raise CheckpointError(f"{folder} holds a model that was not built here; choose another")
+        raise CheckpointError(
+            f"{folder} holds a model that this program did not build; choose another folder"
+        )
     folder.mkdir(parents=True, exist_ok=True)
     raw = _config(sizes)
     model = OpenVLA(OpenVLAConfig.from_dict(raw))
@@ -176,11 +178,11 @@ def _statistics() -> dict[str, Any]:
 
 
 def initialise(model: OpenVLA, seed: int) -> None:
-    """Sample all weights again: linear maps keep the size of what passes, embeddings are small.
+    """Sample all weights again: linear maps preserve the scale of inputs, embeddings are small.
 
-    The rows of the 256 action tokens, in and out, change smoothly from bin to bin, and the places
-    of patches smoothly over the image: that they are numbers on a line and places on a plane is
-    what a small model would not find out from some thousand frames.
+    The rows of the 256 action tokens, in and out, change smoothly from bin to bin, and position
+    embeddings of patches smoothly over the image: a small model would not learn from a few thousand
+    frames that bins are numbers on a line and patches places on a plane.
     """
     torch.manual_seed(seed)
     for module in model.modules():
@@ -213,7 +215,7 @@ def _smooth_patches(patches: int, width: int) -> torch.Tensor:
 
 
 def _smooth_rows(width: int) -> torch.Tensor:
-    """Return (256, width) of unit variance: random waves over the bins, some SMOOTH_BINS long."""
+    """Return (256, width) of unit variance: random waves over the bins, about SMOOTH_BINS long."""
     waves = torch.randn(width) * (ACTION_BINS / SMOOTH_BINS)
     phases = 2 * torch.pi * torch.rand(width)
     at = torch.linspace(0, 1, ACTION_BINS)[:, None]
@@ -241,17 +243,21 @@ def train_tokenizer() -> Tokenizer:
 def main(argv: list[str] | None = None) -> int:
     """Build from the command line."""
     parser = argparse.ArgumentParser(prog="python -m crane_x7_vla_rl.policies.openvla.builder")
-    parser.add_argument("folder", type=Path, help="where the checkpoint shall lie")
-    parser.add_argument("--seed", type=int, default=0, help="of the weights (%(default)s)")
+    parser.add_argument("folder", type=Path, help="folder for the checkpoint")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the weights (%(default)s)")
     for name, value in asdict(Sizes()).items():
         flag = "--" + name.replace("_", "-")
         parser.add_argument(flag, type=int, default=value, help="(%(default)s)")
-    parser.add_argument("--state-tokens", action="store_true", help="read the measured joints, too")
-    parser.add_argument("--chunk-steps", type=int, default=1, help="actions at once (%(default)s)")
-    parser.add_argument("--period-s", type=float, default=PERIOD_S, help="apart (%(default)s)")
+    parser.add_argument("--state-tokens", action="store_true", help="also read the measured joints")
+    parser.add_argument(
+        "--chunk-steps", type=int, default=1, help="actions per prediction (%(default)s)"
+    )
+    parser.add_argument(
+        "--period-s", type=float, default=PERIOD_S, help="time between actions (%(default)s)"
+    )
     parser.add_argument(
         "--view", type=float, nargs=4, default=WHOLE, metavar=("LEFT", "TOP", "RIGHT", "BOTTOM"),
-        help="part of the image that it sees, in shares of width and height (all)",
+        help="part of the image that the model sees, in shares of width and height (default: all)",
     )  # fmt: skip
     args = parser.parse_args(argv)
     sizes = Sizes(**{name: getattr(args, name) for name in asdict(Sizes())})
@@ -263,7 +269,7 @@ def main(argv: list[str] | None = None) -> int:
         print(f"builder: {error}", file=sys.stderr)
         return 1
     size_mb = (folder / SINGLE).stat().st_size / 1e6
-    print(f"{folder}: {size_mb:.1f} MB, random weights; it can do nothing until it is trained")
+    print(f"{folder}: {size_mb:.1f} MB, random weights; train it before use")
     return 0
 
 

@@ -1,9 +1,9 @@
-"""What a policy of tokens reads beside the image, and what its tokens mean: one place for both.
+"""Prompts and tokens of a policy: what it reads in addition to the image, what its tokens mean.
 
 Instructions and measured joints → prompt ids; recorded actions → the tokens to learn; chosen tokens
-→ joint targets. Fine-tuning, reinforcement learning and the policy
-all go through here, so that what is trained is what is rolled out. `policy.json` beside the weights
-holds `PolicySpec`; a released checkpoint has none, reads no joints and says one action at a time.
+→ joint targets. Fine-tuning, reinforcement learning and the policy all use this module, so that
+training and rollouts agree. `policy.json` next to the weights holds `PolicySpec`; a released
+checkpoint has none, reads no joints and predicts one action at a time.
 
 Legend: B batch, T steps of a chunk, D dimensions of an action (8 joints, or 7 of a tool's step).
 """
@@ -48,21 +48,21 @@ from crane_x7_vla_rl.robot import DOF
 
 MAX_CHUNK: Final = 64
 PERIOD_S: Final = 0.1
-"""Of checkpoints that do not say: one step at 10 Hz, the default rate of the inference loop."""
+"""For checkpoints without it: one step at 10 Hz, the default rate of the inference loop."""
 
 
 @dataclass(frozen=True)
 class PolicySpec:
-    """How a checkpoint was trained to be asked; the content of policy.json."""
+    """Inputs and outputs that a checkpoint was trained with; the content of policy.json."""
 
     state_tokens: bool = False
     """Whether the measured joints follow the prompt, as eight ids of the action vocabulary."""
     chunk_steps: int = 1
-    """T: an answer holds T·D tokens, step after step."""
+    """T: a prediction has T·D tokens, step after step."""
     period_s: float = PERIOD_S
-    """From step to step."""
+    """Time between steps."""
     view: View = WHOLE
-    """What the model sees of an image; the rest is cut off before it is squashed."""
+    """Part of an image that the model sees; the rest is cut off before the resize."""
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: str = POLICY) -> PolicySpec:
@@ -89,7 +89,7 @@ class PolicySpec:
 
     @classmethod
     def of(cls, layout: Layout) -> PolicySpec:
-        """Return what the checkpoint's nearest policy.json says, else what released ones need."""
+        """Return the checkpoint's nearest policy.json, else the defaults of released ones."""
         path = layout.first(POLICY)
         return cls() if path is None else cls.from_dict(read_json(path), str(path))
 
@@ -101,7 +101,7 @@ class PolicySpec:
 
 
 class Codec:
-    """Prompts, targets and answers of one checkpoint and robot."""
+    """Prompts, targets and predictions of one checkpoint and robot."""
 
     def __init__(
         self, tokenizer: PromptTokenizer, inputs: PolicySpec, action: Statistics, state: Statistics
@@ -119,7 +119,7 @@ class Codec:
         unnorm_key: str,
         inputs: PolicySpec | None = None,
     ) -> Codec:
-        """Return the codec of a checkpoint; `inputs` replaces what its policy.json says.
+        """Return the codec of a checkpoint; `inputs` replaces the content of its policy.json.
 
         Raises CheckpointError for an unknown key, other dimensions, or no tokenizer.
         """
@@ -140,7 +140,7 @@ class Codec:
 
     @property
     def answer_length(self) -> int:
-        """T·D, tokens of one answer."""
+        """T·D, tokens of one prediction."""
         return self.inputs.chunk_steps * self.action.dimensions
 
     def prompts(self, instructions: Sequence[str], joints_rad: npt.ArrayLike) -> list[Tensor]:

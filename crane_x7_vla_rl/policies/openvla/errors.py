@@ -1,4 +1,4 @@
-"""Every error of OpenVLA, in one hierarchy. A fault → an exception that says what was expected."""
+"""Every error of OpenVLA, in one hierarchy. Each message names what was expected."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from crane_x7_vla_rl.policies.base import PolicyLoadError
 
 
 class OpenVLAError(ValueError):
-    """Anything that this policy refuses."""
+    """Base class: input that this policy refuses."""
 
 
 class ModelConfigError(OpenVLAError):
@@ -27,7 +27,7 @@ class ActionTokenError(OpenVLAError):
 
 
 class CheckpointError(OpenVLAError, PolicyLoadError):
-    """A checkpoint cannot be loaded as it is; names file, key, found, expected, what to do."""
+    """A checkpoint cannot be loaded; names file, key, found, expected, what to do."""
 
 
 class NotFiniteError(OpenVLAError, base.NotFiniteError):
@@ -35,4 +35,4 @@ class NotFiniteError(OpenVLAError, base.NotFiniteError):
 
 
 class AdapterError(OpenVLAError):
-    """LoRA has an impossible rank, or names modules that do not exist."""
+    """LoRA has an invalid rank, or names modules that do not exist."""

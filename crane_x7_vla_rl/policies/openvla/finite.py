@@ -1,12 +1,12 @@
-"""NaN and infinities in weights and answers: found, marked and named.
+"""NaN and infinities in weights and outputs: found, marked and named.
 
 Tensors by name, modules, logits → nothing where all are finite, else the names of the weights, or
-NotFiniteError. `marked` runs on the model's device, waits for nothing and may be captured: the
-tokens themselves carry what it found to the host, where `check_tokens` reads it. Weights are
-checked when they are loaded, and when an answer is not finite.
+NotFiniteError. `marked` runs on the model's device, never waits and may be captured: the tokens
+carry its result to the host, where `check_tokens` reads it. Weights are checked when they are
+loaded, and when an output is not finite.
 
-The −inf that this package writes itself stand in attention masks alone (`sequence.mask`). Logits
-are those of the 256 action rows, of which none is ever masked: each has to be a number.
+This package writes −inf only into attention masks (`sequence.mask`). Logits are those of the 256
+action rows, which are never masked: each must be finite.
 """
 
 from __future__ import annotations
@@ -22,25 +22,25 @@ from crane_x7_vla_rl.actions import NO_TOKEN
 from crane_x7_vla_rl.policies.openvla.errors import NotFiniteError
 
 NAMED: Final = 3
-"""So many tensors are named in an error."""
+"""Most tensors that an error names."""
 
 
 @dataclass(frozen=True)
 class NonFinite:
-    """A tensor that does not hold numbers alone."""
+    """A tensor with values that are NaN or infinite."""
 
     name: str
     nan: int
-    """Values that are NaN."""
+    """Number of values that are NaN."""
     infinite: int
     total: int
 
 
 def find_non_finite(tensors: Iterable[tuple[str, Tensor]]) -> list[NonFinite]:
-    """Return those tensors that hold NaN or infinities; of sharded ones, this process's part.
+    """Return the tensors that hold NaN or infinities; for sharded ones, this process's part.
 
-    A sum is not finite where one of its terms is not: each tensor is read once, without a copy.
-    A device is waited for once.
+    A sum is not finite if one of its terms is not: each tensor is read once, without a copy. The
+    device is synchronised once.
     """
     known = [(name, _local(x)) for name, x in tensors if x.is_floating_point() and x.numel()]
     if not known:
@@ -65,12 +65,12 @@ def describe(found: Sequence[NonFinite]) -> str:
 
 
 def broken(module: nn.Module) -> str:
-    """Return what is to be said about the module's weights, "" where all are numbers."""
+    """Describe the module's weights that are not finite, "" if all are."""
     return describe(find_non_finite(module.named_parameters()))
 
 
 def check(tensors: Iterable[tuple[str, Tensor]], source: object) -> None:
-    """Raise NotFiniteError where a tensor that came from `source` does not hold numbers alone."""
+    """Raise NotFiniteError if a tensor from `source` holds NaN or infinities."""
     if found := find_non_finite(tensors):
         raise not_finite(found, source)
 
@@ -78,22 +78,22 @@ def check(tensors: Iterable[tuple[str, Tensor]], source: object) -> None:
 def not_finite(found: Sequence[NonFinite], source: object) -> NotFiniteError:
     """Return the error for weights that came from `source`."""
     return NotFiniteError(
-        f"{source}: {describe(found)}; the training that made them has diverged: take an earlier"
+        f"{source}: {describe(found)}; the training that wrote them has diverged: use an earlier"
         " checkpoint"
     )
 
 
 def marked(tokens: Tensor, logits: Tensor) -> Tensor:
-    """Return tokens (B, D), NO_TOKEN in rows whose logits (B, D, V) are not all numbers.
+    """Return tokens (B, D), NO_TOKEN in rows whose logits (B, D, V) are not all finite.
 
-    0 times NaN or infinity is NaN, and so is a sum with it: half the operations of `isfinite`.
+    0 times NaN or infinity is NaN, and so is a sum with it: half of the operations of `isfinite`.
     """
     wrong = (logits * 0).sum((1, 2)) != 0  # (B,)
     return tokens.masked_fill(wrong[:, None], NO_TOKEN)
 
 
 def check_tokens(tokens: Tensor, module: nn.Module) -> None:
-    """Raise NotFiniteError where tokens (B, D) on the CPU, chosen by `module`, are marked."""
+    """Raise NotFiniteError if tokens (B, D) on the CPU, chosen by `module`, are marked."""
     if int(tokens.min()) != NO_TOKEN:
         return
     rows = (tokens == NO_TOKEN).any(1).nonzero().flatten().tolist()
@@ -101,16 +101,16 @@ def check_tokens(tokens: Tensor, module: nn.Module) -> None:
 
 
 def unanswered(rows: Sequence[int], batch: int, module: nn.Module) -> NotFiniteError:
-    """Return the error for samples `rows` of a batch, for which `module` gave NaN or infinities."""
-    what = broken(module) or "weights are finite, but too large or wrongly multiplied"
+    """Return the error for samples `rows` of a batch, where `module` computed NaN or infinities."""
+    what = broken(module) or "all weights are finite, but too large, or a product overflowed"
     which = ", ".join(str(row) for row in rows[:NAMED]) + (", …" if len(rows) > NAMED else "")
     return NotFiniteError(
-        f"{what}; the answer to sample {which} of {batch} (from 0) is NaN or infinite"
+        f"{what}; the output for sample {which} of {batch} (from 0) is NaN or infinite"
     )
 
 
 def _local(tensor: Tensor) -> Tensor:
-    """Return this process's part of a tensor: summing up a sharded one would need all of them."""
+    """Return this process's part of a tensor: the sum of a sharded one would need all processes."""
     part: Any = tensor.detach()
     return part.to_local() if hasattr(part, "to_local") else part  # type: ignore[no-any-return]
 

@@ -1,4 +1,4 @@
-"""Camera images → the 6-channel pixel values that the towers take, as a tensor.
+"""Camera images → the 6-channel pixel values of the towers, as a tensor.
 
 RGB, resized to the model's size (224 × 224 in the released one) with PIL's bicubic, optionally
 centre-cropped as OpenVLA's evaluation does after training with random crops, scaled to 0…1 and
@@ -28,10 +28,10 @@ Pixels = TypeVar("Pixels", Array, Tensor)
 IMAGE_SIZE: Final = 224
 """Pixels of each side in the released model."""
 MEAN: Final = (0.484375, 0.455078125, 0.40625, 0.5, 0.5, 0.5)
-"""ImageNet's, rounded to bfloat16 as in the released processor, then SigLIP's."""
+"""Means of ImageNet, rounded to bfloat16 as in the released processor, then of SigLIP."""
 STD: Final = (0.228515625, 0.2236328125, 0.224609375, 0.5, 0.5, 0.5)
 CROP_SIDE: Final = 0.9**0.5
-"""Share of each side that remains: random crops kept 90 % of the area."""
+"""Share of each side that is kept: random crops kept 90 % of the area."""
 CHANNELS: Final = ((), (1,), (3,), (4,))
 View = tuple[float, float, float, float]
 """Left, top, right, bottom in shares of width and height."""
@@ -54,7 +54,7 @@ def pixel_values(
     without pixels or an array that is not uint8 of shape (H, W), (H, W, 1), (H, W, 3), (H, W, 4).
     """
     if not images:
-        raise ImageError("no image came, expected at least one")
+        raise ImageError("got no image, expected at least one")
     resized = torch.stack([_resize(_rgb(image), size, device) for image in images])
     return normalised(resized, dtype, crop)
 
@@ -88,9 +88,9 @@ def cut_and_resize(image: Array, view: View, size: int) -> Array:
 
 
 def crop_and_resize(images: Array | Tensor, view: View, into: Tensor) -> None:
-    """Write pictures (n, H, W, 3) uint8, cut to `view`, into (n, S, S, 3), as the policy does it.
+    """Write images (n, H, W, 3) uint8, cut to `view`, into (n, S, S, 3), as the policy does.
 
-    Pictures are numpy or tensors; on CUDA they are resized there.
+    Images are arrays or tensors; those on CUDA are resized on the device.
     """
     side = into.shape[1]
     if into.is_cuda:

@@ -1,7 +1,7 @@
 """OpenVLA as a `Policy`. Observations → joint targets of the CRANE-X7 (see `targets`).
 
-Two kinds of checkpoint: OpenVLA's own, whose tokens say one action, or several (see `codec`), and
-OpenVLA-OFT, a chunk of them from its regression head.
+Two kinds of checkpoint: OpenVLA, whose tokens encode one action, or several (see `codec`), and
+OpenVLA-OFT, whose regression head predicts a chunk of actions.
 """
 
 from __future__ import annotations
@@ -34,12 +34,13 @@ from crane_x7_vla_rl.types import ActionChunk, Array, Observation
 logger = logging.getLogger(__name__)
 
 SMALL: Final = 50_000_000
-"""Below so many parameters, one CPU thread is faster beside other work: several would wait for each
-other at every operation. Measured with a tiny model on two busy cores: 38 ms against 1.2 s."""
+"""Below this number of parameters, one CPU thread is faster on a busy machine: several would wait
+for each other at every operation. Measured with a tiny model on two busy cores: 38 ms against
+1.2 s."""
 
 
 class Actor(Protocol):
-    """Which of the two kinds decides."""
+    """The part that predicts: one for each of the two kinds."""
 
     def act(self, pixels: Tensor, ids: Sequence[Tensor], joints: Array) -> Array:
         """Return (B, T, D) for pixels (B, 6, 224, 224), prompts, and joints (B, 8) in rad.
@@ -49,12 +50,12 @@ class Actor(Protocol):
         ...
 
     def reset(self) -> None:
-        """Answer from now on as if nothing had been answered before."""
+        """Forget all earlier predictions."""
         ...
 
 
 class TokenActor:
-    """Action tokens, greedy or sampled; the joints that they may depend on are in the prompt."""
+    """Action tokens, greedy or sampled; the prompt contains the joints if the model reads them."""
 
     def __init__(self, runner: Runner, codec: Codec, options: ModelOptions) -> None:
         self._runner, self._codec, self._seed = runner, codec, options.seed
@@ -75,7 +76,7 @@ class TokenActor:
 
 
 class ChunkActor:
-    """OpenVLA-OFT's head; reads the joints where the checkpoint was trained with them."""
+    """OpenVLA-OFT's head; reads the joints if the checkpoint was trained with them."""
 
     def __init__(self, model: OpenVLAOft, unnorm_key: str) -> None:
         self._model, self._key = model, unnorm_key
@@ -86,14 +87,14 @@ class ChunkActor:
         return self._model.predict(pixels, ids, self._key, state)
 
     def reset(self) -> None:
-        """See Actor; nothing is remembered."""
+        """See Actor; there is no state."""
 
 
 class OpenVLAPolicy:
     """Joint targets of one checkpoint."""
 
     def __init__(self, loaded: Loaded, options: ModelOptions, runner: Runner | None = None) -> None:
-        """`runner`: one that has the model already.
+        """`runner`: one for a model that is already loaded.
 
         Raises CheckpointError for an unknown key, other dimensions, or no tokenizer.
         """
@@ -108,19 +109,19 @@ class OpenVLAPolicy:
         else:
             self._actor = TokenActor(runner or Runner(loaded.model), self._codec, options)
         if loaded.raw_config.get("random_weights"):
-            logger.warning("%s has random weights: it cannot do any task", source)
+            logger.warning("%s has random weights: it cannot do any task; train it first", source)
 
     @property
     def period_s(self) -> float:
-        """From target to target."""
+        """Time between targets."""
         return self._codec.inputs.period_s
 
     @torch.no_grad()
     def predict(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         """Return targets per observation.
 
-        Raises UnreachableError for a step out of reach, and NotFiniteError where weights or
-        logits are NaN or infinite.
+        Raises UnreachableError for a step out of reach, and NotFiniteError if weights or logits
+        are NaN or infinite.
         """
         view = self._codec.inputs.view
         pixels = self._model.preprocess([cut(each.image, view) for each in observations])
@@ -135,12 +136,12 @@ class OpenVLAPolicy:
         ]
 
     def reset(self) -> None:
-        """Restart the sampling of tokens; nothing else that is remembered changes an answer."""
+        """Restart the sampling of tokens; no other state affects predictions."""
         self._actor.reset()
 
 
 def _sampling(model: OpenVLA, options: ModelOptions) -> Sampling:
-    """Return how tokens are chosen; sampled ones repeat with the seed."""
+    """Return how tokens are chosen; sampled ones are reproducible by the seed."""
     if options.temperature == 0:
         return Sampling()
     generator = torch.Generator(model.projector.fc3.bias.device)
@@ -148,17 +149,16 @@ def _sampling(model: OpenVLA, options: ModelOptions) -> Sampling:
 
 
 def _chunk_actor(loaded: Loaded, options: ModelOptions, dimensions: int) -> ChunkActor:
-    """Return OpenVLA-OFT with its heads; raises CheckpointError for what cannot be a CRANE-X7's."""
+    """Return OpenVLA-OFT with its heads; raises CheckpointError if it does not fit a CRANE-X7."""
     layout = loaded.layout
     source, steps = layout.folder, options.chunk_steps
     if steps is None and layout.first(POLICY) is not None:
         steps = PolicySpec.of(layout).chunk_steps
     if steps is None:
         raise CheckpointError(
-            f"{source} is an OpenVLA-OFT checkpoint, whose files do not say how many steps it"
-            f' predicts at once; write {{"chunk_steps": 8}} into {layout.heads()}/{POLICY} (8 in'
-            " the released LIBERO models, 5 for Bridge), or set VLA_CHUNK_STEPS, which only infer"
-            " reads"
+            f"{source} is an OpenVLA-OFT checkpoint, whose files do not contain its number of steps"
+            f' per prediction; write {{"chunk_steps": 8}} into {layout.heads()}/{POLICY} (8 in'
+            " the released LIBERO models, 5 for Bridge), or set VLA_CHUNK_STEPS (infer only)"
         )
     model = with_heads(loaded, replace(LIBERO, steps=steps))
     if model.head.action_dim != dimensions:
@@ -168,7 +168,7 @@ def _chunk_actor(loaded: Loaded, options: ModelOptions, dimensions: int) -> Chun
         )
     if model.proprio_dim not in (0, DOF):
         raise CheckpointError(
-            f"{source}: it reads a state of {model.proprio_dim} dimensions, expected {DOF}: seven"
+            f"{source}: its state has {model.proprio_dim} dimensions, expected {DOF}: seven"
             " joints and the gripper"
         )
     return ChunkActor(model, options.unnorm_key)
@@ -177,7 +177,7 @@ def _chunk_actor(loaded: Loaded, options: ModelOptions, dimensions: int) -> Chun
 def load(options: ModelOptions) -> OpenVLAPolicy:
     """Return the policy in a folder or on the Hub, in bfloat16 on CUDA, else float32.
 
-    Raises PolicyLoadError for a device that is not there and for whatever is wrong with the model.
+    Raises PolicyLoadError for a missing device and for every problem with the model.
     """
     assert options.path is not None
     place = _device(options.device)
@@ -189,7 +189,7 @@ def load(options: ModelOptions) -> OpenVLAPolicy:
     elif place.type == "cpu" and options.device == AUTO:
         logger.warning(
             "no CUDA device was found: %.1f billion parameters run on the CPU, which takes seconds"
-            " to minutes per answer", size / 1e9,
+            " to minutes per prediction", size / 1e9,
         )  # fmt: skip
     return OpenVLAPolicy(loaded, options)
 

@@ -16,7 +16,7 @@ from torch import Tensor
 WEIGHT_ONE: Final = 1 << 22
 """Pillow's fixed-point 1: 32 bits less 8 of a pixel less 2 of headroom."""
 SUPPORT: Final = 2.0
-"""Pixels that bicubic reaches to each side at scale 1."""
+"""Pixels that the bicubic kernel spans on each side at scale 1."""
 
 
 def resize(image: Tensor, height: int, width: int) -> Tensor:

@@ -1,13 +1,13 @@
-"""What an action of OpenVLA means on a CRANE-X7: actions → joint targets.
+"""Meaning of OpenVLA's actions on a CRANE-X7: actions → joint targets.
 
-The number of dimensions, which the statistics under the chosen key decide, says which:
+It depends on the number of dimensions in the statistics under the chosen key:
 
 - 8: absolute joint targets in rad, seven arm joints and the gripper (0 closed), as recorded on a
-  CRANE-X7. The gripper is cut to its limits: where its mask leaves it raw, the model can only say
-  −1…1.
+  CRANE-X7. The gripper is clipped to its limits: if its mask leaves it unscaled, the model can only
+  output −1…1.
 - 7: a step of the tool, as in Bridge and most of Open X-Embodiment: x, y, z in m along the robot
   base's axes, roll, pitch, yaw in rad about them, and the gripper from 0 (closed) to 1 (open).
-  Inverse kinematics turns it into targets; a step out of reach raises, and the loop holds.
+  Inverse kinematics converts it to targets; a step out of reach raises, and the loop holds.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ from crane_x7_vla_rl.types import Array
 
 DIMENSIONS: Final = (TOOL_DIMENSIONS, DOF)
 GRIPPER_OPEN_RAD: Final = 0.6
-"""What an end-effector data set's 1 means here: about 8 cm between the fingertips."""
+"""Gripper angle for the 1 of an end-effector data set: about 8 cm between the fingertips."""
 
 
 def joint_targets(actions: Array, measured_rad: Array) -> Array:
-    """Return (T, 8) rad for successive actions (T, 7 or 8); `measured_rad` (8,) is where we are.
+    """Return (T, 8) rad for successive actions (T, 7 or 8); `measured_rad` (8,): measured joints.
 
-    Steps of the tool add up, each from where the one before leaves it. Raises UnreachableError.
+    Steps of the tool add up, each from the end of the one before. Raises UnreachableError.
     """
     if actions.shape[1] == TOOL_DIMENSIONS:
         return _follow_steps(actions, measured_rad)
@@ -50,7 +50,7 @@ def _follow_steps(actions: Array, measured_rad: Array) -> Array:
 
 
 def _rotation(roll: float, pitch: float, yaw: float) -> Array:
-    """Return (3, 3): first roll about x, then pitch about y, then yaw about z, axes fixed."""
+    """Return (3, 3): first roll about x, then pitch about y, then yaw about z, with fixed axes."""
     (sr, sp, sy), (cr, cp, cy) = np.sin([roll, pitch, yaw]), np.cos([roll, pitch, yaw])
     return np.array(
         [

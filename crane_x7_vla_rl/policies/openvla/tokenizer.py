@@ -1,6 +1,6 @@
-"""Prompts by the checkpoint's own tokenizer.json. An instruction in words → ids.
+"""Prompts, encoded by the checkpoint's tokenizer.json. An instruction in words → ids.
 
-The `tokenizers` library reads that file and nothing else of the checkpoint.
+The `tokenizers` library reads only this file of the checkpoint.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from crane_x7_vla_rl.prompt import BOS_TOKEN, PROMPT_END_TOKEN, prompt
 
 KEPT_PROMPTS = 256
 MARK_BEGINS = ("<", "[")
-"""What tokens that tell turns apart begin with, where the tokenizer does not call them special."""
+"""Prefixes of tokens for turns of a dialogue, even if the tokenizer marks them as plain."""
 
 
 class PromptTokenizer:
-    """Turns instructions into `input_ids`, the prompt ids of a rollout."""
+    """Encodes instructions as `input_ids`, the prompt ids of a rollout."""
 
     def __init__(self, path: Path) -> None:
         """Read `tokenizer.json`; raises CheckpointError."""
@@ -28,7 +28,7 @@ class PromptTokenizer:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
             raise CheckpointError(f"{path} cannot be read as a tokenizer: {error}") from error
-        # `</s>` in an instruction is four letters, and not the end of the prompt.
+        # `</s>` in an instruction is four characters, and not the end of the prompt.
         self._tokenizer.encode_special_tokens = True
         self._marks = {
             number: token.content
@@ -38,15 +38,15 @@ class PromptTokenizer:
         self._ids = lru_cache(KEPT_PROMPTS)(self._encode)
 
     def __call__(self, instruction: str) -> torch.Tensor:
-        """Return (L,) int64: BOS, then the prompt's ids; the final 29871 is left out.
+        """Return (L,) int64: BOS, then the prompt's ids, without the final 29871.
 
-        Raises ValueError for an instruction that is blank, or holds control characters or a mark of
-        the tokenizer's own that it does not take as plain text.
+        Raises ValueError for an instruction that is blank, or contains control characters or a
+        special token that the tokenizer does not read as plain text.
         """
         return torch.tensor(self._ids(instruction), dtype=torch.int64)
 
     def reachable(self) -> list[int]:
-        """Return every id that a prompt can hold, ascending."""
+        """Return every id that a prompt can contain, ascending."""
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         return sorted({*vocabulary.values(), BOS_TOKEN, PROMPT_END_TOKEN})
 
@@ -58,7 +58,7 @@ class PromptTokenizer:
             ids.pop()
         if marks := self._marks.keys() & set(ids[1:]):
             raise ValueError(
-                f"instruction is {instruction[:60]!r}; {self._marks[min(marks)]!r} in it is a mark"
-                " of the model's tokenizer, expected words alone"
+                f'instruction is "{instruction[:60]}"; "{self._marks[min(marks)]}" in it is a'
+                " special token of the model's tokenizer, expected words only"
             )
         return ids

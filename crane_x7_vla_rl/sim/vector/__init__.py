@@ -1,1 +1,1 @@
-"""Many simulated arms behind one protocol."""
+"""Many simulated arms with one protocol."""

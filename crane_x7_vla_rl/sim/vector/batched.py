@@ -1,9 +1,10 @@
-"""Environments in one simulation that steps all scenes at once, on a GPU: tensors stay there.
+"""Environments in one simulation that steps all scenes together, on a GPU: tensors stay on it.
 
-`BatchedScenes` is what differs between simulators; chunks, ends, rewards, seeds and resets are the
-same for all and are here. A scene whose episode has ended within a chunk idles, its arm held where
-it is, until the chunk's end; then all ended scenes begin their next episodes together. One
-simulation cannot overlap with itself, so there is one group, and `send` only stores the targets.
+`BatchedScenes` has the parts that differ between simulators; this module has those that are the
+same: chunks, ends, rewards, seeds and resets. A scene whose episode has ended within a chunk idles,
+its arm held in place, until the chunk's end; then all ended scenes start their next episodes
+together. One simulation cannot overlap with itself, so there is one group, and `send` only stores
+the targets.
 
 Legend: N scenes, T steps of a chunk, H × W pixels.
 """
@@ -30,7 +31,7 @@ from crane_x7_vla_rl.vector_config import VectorConfig, episode_seed
 
 @dataclass(frozen=True, eq=False)
 class TaskStatus:
-    """How the task stands in every scene."""
+    """State of the task in every scene."""
 
     success: torch.Tensor
     """(N,) bool."""
@@ -44,19 +45,19 @@ class BatchedScenes(Protocol):
     device: torch.device
 
     def begin(self, envs: list[int], seeds: list[int]) -> None:
-        """Begin an episode in the scenes `envs`, and leave the others as they are."""
+        """Start an episode in the scenes `envs`; the others are unchanged."""
 
     def step(self, targets_rad: torch.Tensor) -> None:
         """Drive all scenes towards (N, 8) for one control period."""
 
     def progress(self) -> TaskStatus:
-        """Return how the task stands now."""
+        """Return the present state of the task."""
 
     def state_rad(self) -> torch.Tensor:
         """Return (N, 8) float32 measured joints."""
 
     def images(self) -> torch.Tensor:
-        """Draw and return (N, H, W, 3) uint8 that later pictures do not overwrite."""
+        """Render and return (N, H, W, 3) uint8 that later images do not overwrite."""
 
     def instructions(self) -> list[str]:
         """Return the tasks in words."""
@@ -67,7 +68,7 @@ class BatchedScenes(Protocol):
 
 @dataclass(eq=False)
 class _Chunk:
-    """What happened in one `receive`; tensors (N,)."""
+    """Results of one `receive`; tensors (N,)."""
 
     reward: torch.Tensor
     steps: torch.Tensor
@@ -75,7 +76,7 @@ class _Chunk:
     truncated: torch.Tensor
     success: torch.Tensor
     final: tuple[torch.Tensor, torch.Tensor, list[str]] | None = None
-    """Images, joints and instructions of all scenes when time ran out in some."""
+    """Images, joints and instructions of all scenes when some reached their time limit."""
 
 
 class BatchedVectorEnv:
@@ -108,7 +109,7 @@ class BatchedVectorEnv:
         self._begin(list(range(self.num_envs)))
 
     def look(self, group: int) -> Views:
-        """See VectorEnv; a picture is drawn at the first look."""
+        """See VectorEnv; an image is rendered at the first look."""
         self._check_idle(group)
         envs = self.groups[group]
         if self._views is None:
@@ -126,7 +127,7 @@ class BatchedVectorEnv:
     def receive(self, group: int) -> Steps:
         """See VectorEnv."""
         if self._targets is None:
-            raise SimError(f"group {group} was sent nothing; send comes before receive")
+            raise SimError(f"group {group} has no targets; call send before receive")
         targets, self._targets, self._views = self._targets, None, None
         chunk = self._run(targets)
         self._total += chunk.reward
@@ -144,7 +145,7 @@ class BatchedVectorEnv:
 
     def _check_idle(self, group: int) -> None:
         if self._targets is not None:
-            raise SimError(f"group {group} has been sent targets; receive comes next")
+            raise SimError(f"group {group} has targets already; call receive next")
 
     # --- within a chunk --------------------------------------------------------------------------
 
@@ -158,7 +159,7 @@ class BatchedVectorEnv:
         return episode_seed(self._seed, self.config.first_env + env, self._episodes[env])
 
     def _run(self, targets: torch.Tensor) -> _Chunk:
-        """Carry out (N, T, 8); scenes that have ended hold still."""
+        """Execute (N, T, 8); scenes that have ended hold still."""
         nobody = torch.zeros(self.num_envs, dtype=torch.bool, device=self.scenes.device)
         chunk = _Chunk(nobody.float(), nobody.long(), nobody, nobody, nobody)
         hold = targets[:, 0]
@@ -195,7 +196,7 @@ class BatchedVectorEnv:
     def _keep_final(self, chunk: _Chunk, truncated: torch.Tensor) -> None:
         images, state = self.scenes.images(), self._checked_state()
         words = self.scenes.instructions()
-        if chunk.final is not None:  # others ran out of time earlier in this chunk
+        if chunk.final is not None:  # others reached their time limit earlier in this chunk
             images = torch.where(truncated[:, None, None, None], images, chunk.final[0])
             state = torch.where(truncated[:, None], state, chunk.final[1])
         chunk.final = images, state, words

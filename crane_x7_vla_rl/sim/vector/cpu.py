@@ -1,10 +1,10 @@
 """Environments on CPU cores: scenes in processes, their views in shared memory.
 
-Every process holds environments of every group, so that all cores step whichever group was sent.
-`env_worker` is what a process does; orders and outcomes of some hundred bytes go over pipes.
+Every process holds environments of every group, so that all cores step the group that was sent.
+`env_worker` is the program of a process; orders and results of a few hundred bytes go over pipes.
 
 A process that dies or hangs is reported, killed and replaced. Its environments, of all groups,
-begin their next episodes; the next `receive` of each group says which of its rows were discarded.
+start their next episodes; the next `receive` of each group marks its discarded rows.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from crane_x7_vla_rl.vector_config import VectorConfig, episode_seed, spread
 logger = logging.getLogger(__name__)
 
 LOSSES: Final = 3
-"""A process that is lost this often in a row, without one answer, is not started again."""
+"""A process that is lost this often in a row, without one answer, is not restarted."""
 
 
 class CpuVectorEnv:
@@ -55,26 +55,26 @@ class CpuVectorEnv:
         self._shared: SharedArrays = self._plan.map()
         self._workers = Workers(count, partial(EnvWorker, config, self._plan))
         self._held = [_shares(group, count) for group in self.groups]
-        """By group and worker: the environments."""
+        """The environments by group and worker."""
         self._seed, self._episodes = config.first_seed, [0] * config.num_envs
         self._instructions = [""] * config.num_envs
         self._sent: set[tuple[int, int]] = set()
-        """(worker, group) whose answer has not been taken."""
+        """(worker, group) whose answer has not been received."""
         self._early: dict[tuple[int, int], GroupOutcome] = {}
-        """Answers of other groups that came while one group was waited for."""
+        """Answers of other groups that arrived during the wait for one group."""
         self._lost: set[int] = set()
-        """Environments whose episode was discarded and not yet reported."""
+        """Environments with a discarded episode that is not yet reported."""
         self._new = set(range(count))
-        """Workers that have not answered yet: a simulation takes long to start."""
+        """Workers that have not answered yet: a simulation starts slowly."""
         self._closed = False
 
     @property
     def process_ids(self) -> list[int]:
-        """Of the workers, now."""
+        """Process ids of the workers, now."""
         return [self._workers.process_id(worker) for worker in range(len(self._workers))]
 
     def envs_of(self, worker: int) -> list[int]:
-        """Return the environments that a process holds, of all groups."""
+        """Return the environments of a process, of all groups."""
         return [env for shares in self._held for env in shares[worker]]
 
     # --- the interface ---------------------------------------------------------------------------
@@ -93,7 +93,7 @@ class CpuVectorEnv:
         for worker, group in sorted(self._sent):
             self._take(worker, group)
         self._seed, self._episodes = checked_state(state, self.num_envs)
-        self._lost = set(range(self.num_envs))  # nothing is running that a dead process could lose
+        self._lost = set(range(self.num_envs))  # no episode runs that could be lost
         everywhere = [(w, g) for g in range(len(self.groups)) for w in self._holders(g)]
         for worker, group in everywhere:
             self._order(worker, group, steps=0)
@@ -126,7 +126,7 @@ class CpuVectorEnv:
         """See VectorEnv."""
         workers = self._holders(group)
         if not all((worker, group) in self._sent for worker in workers):
-            raise SimError(f"group {group} was sent nothing; send comes before receive")
+            raise SimError(f"group {group} has no targets; call send before receive")
         envs = self.groups[group]
         before = self._instructions[envs.start : envs.stop]
         answers = [self._take(worker, group) for worker in workers]
@@ -137,7 +137,7 @@ class CpuVectorEnv:
         return steps
 
     def close(self) -> None:
-        """End the processes; views that somebody holds stay readable. A second time is harmless."""
+        """End the processes; views stay readable. A second call is harmless."""
         if not self._closed:
             self._closed = True
             self._workers.close()
@@ -151,26 +151,26 @@ class CpuVectorEnv:
 
     def _check_idle(self, group: int) -> None:
         if any(sent == group for _, sent in self._sent):
-            raise SimError(f"group {group} has been sent targets; receive comes next")
+            raise SimError(f"group {group} has targets already; call receive next")
 
     def _env_order(self, env: int, steps: int) -> EnvOrder:
-        """Environments whose episode was lost begin; the others step, and then begin the next."""
+        """Environments whose episode was lost start; the others step, and then start the next."""
         begins = not steps or env in self._lost
         episode = self._episodes[env] + (0 if begins else 1)
         seed = episode_seed(self._seed, self.config.first_env + env, episode)
         return EnvOrder(env, seed, 0 if begins else steps)
 
     def _order(self, worker: int, group: int, steps: int) -> None:
-        """Send; a worker that turns out to be dead is left to `_take`."""
+        """Send; `_take` handles a worker that is dead."""
         orders = tuple(self._env_order(env, steps) for env in self._held[group][worker])
         self._sent.add((worker, group))
         try:
             self._workers.send(worker, GroupOrder(group, orders))
         except WorkerLostError:
-            logger.debug("an order did not reach simulation %d", worker)
+            logger.debug("sending to simulation %d failed", worker)
 
     def _take(self, worker: int, group: int) -> GroupOutcome:
-        """Return the answer, after a restart where the worker was lost; raises SimError."""
+        """Return the answer, after a restart if the worker was lost; raises SimError."""
         for _ in range(LOSSES):
             try:
                 answer = self._wait(worker, group)
@@ -191,9 +191,10 @@ class CpuVectorEnv:
         return self._early.pop((worker, group))
 
     def _replace(self, worker: int, why: str) -> None:
-        """Restart the worker; its episodes are discarded, and groups that wait begin others.
+        """Restart the worker; its episodes are discarded, and groups that wait start others.
 
-        The policy may be looking at a group that does not wait, so its environments begin later.
+        The policy may be using the views of a group that does not wait, so its environments start
+        later.
         """
         envs = self.envs_of(worker)
         logger.warning("%s; restarted, episodes of environments %s discarded", why, envs)
@@ -215,7 +216,7 @@ class CpuVectorEnv:
             self._episodes[outcome.env] += outcome.ended is not None
 
     def _steps(self, envs: range, outcomes: list[EnvOutcome], before: list[str]) -> Steps:
-        """Put outcomes into rows; `before` are the instructions of the episodes that were run."""
+        """Write results into rows; `before`: the instructions of the episodes before."""
         rows = sorted(outcomes, key=lambda outcome: outcome.env)
         truncated = np.array([outcome.truncated for outcome in rows])
         ended = np.array([outcome.ended is not None for outcome in rows])
@@ -233,7 +234,7 @@ class CpuVectorEnv:
     def _final(self, envs: range, rows: Any, before: list[str]) -> Views | None:
         if not len(rows):
             return None
-        whole = len(rows) == len(envs)  # the usual case, for which nothing is copied
+        whole = len(rows) == len(envs)  # the usual case, without a copy
         part = slice(envs.start, envs.stop) if whole else rows + envs.start
         return Views(
             rows,
@@ -244,7 +245,7 @@ class CpuVectorEnv:
 
 
 def _shares(group: range, count: int) -> list[range]:
-    """Return the environments of a group that each of `count` workers holds."""
+    """Return the environments of a group for each of `count` workers."""
     parts = spread(len(group), count)
     empty = [range(0)] * (count - len(parts))
     return [group[part.start : part.stop] for part in parts] + empty

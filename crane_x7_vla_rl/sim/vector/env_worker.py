@@ -1,8 +1,8 @@
-"""One process of the CPU backend: orders for its environments → outcomes; it holds their scenes.
+"""One process of the CPU backend: orders for its environments → results; it holds their scenes.
 
-Orders and outcomes go over the pipe; targets, images and joints through shared memory. A picture is
-drawn straight into it, once, and only when a policy is going to look: after a chunk, or at the end
-of a truncated episode.
+Orders and results go over the pipe; targets, images and joints through shared memory. An image is
+rendered directly into it, once, and only if a policy will use it: after a chunk, or at the end of a
+truncated episode.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from crane_x7_vla_rl.vector_config import VectorConfig
 
 @dataclass(frozen=True)
 class EnvOrder:
-    """What one environment shall do."""
+    """An order for one environment."""
 
     env: int
     seed: int
-    """Of the episode to begin: now, or when this one ends."""
+    """Seed of the episode to start: now, or when this one ends."""
     steps: int
-    """Of the shared targets to carry out; 0 begins the episode."""
+    """Number of the shared targets to execute; 0 starts the episode."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class GroupOrder:
 
 @dataclass(frozen=True)
 class EnvOutcome:
-    """What became of one order."""
+    """The result of one order."""
 
     env: int
     instruction: str
-    """Of the episode that is running now."""
+    """Instruction of the episode that is running now."""
     reward: float = 0.0
     steps: int = 0
     truncated: bool = False
@@ -53,14 +53,14 @@ class EnvOutcome:
 
 @dataclass(frozen=True)
 class GroupOutcome:
-    """The outcomes of an order."""
+    """The results of an order."""
 
     group: int
     outcomes: tuple[EnvOutcome, ...]
 
 
 class EnvWorker:
-    """The handler of a process: slots by environment, each made when it is first used."""
+    """The handler of a process: slots by environment, each created at its first use."""
 
     def __init__(self, config: VectorConfig, plan: SharedPlan) -> None:
         self.shared = plan.map()
@@ -68,7 +68,7 @@ class EnvWorker:
         self._config = config
 
     def __call__(self, order: GroupOrder) -> GroupOutcome:
-        """Carry out; raises SimError where a scene has gone wrong."""
+        """Execute; raises SimError if a scene has become unstable."""
         return GroupOutcome(order.group, tuple(self._carry_out(each) for each in order.orders))
 
     def _carry_out(self, order: EnvOrder) -> EnvOutcome:
@@ -93,7 +93,7 @@ class EnvWorker:
 
 
 class EnvSlot:
-    """One environment: a world, its episode and what the episode has paid."""
+    """One environment: a world, its episode and the episode's reward so far."""
 
     def __init__(self, config: VectorConfig, shared: SharedArrays, env: int) -> None:
         self.world = World(config.world)
@@ -101,13 +101,13 @@ class EnvSlot:
         self._seed, self._total, self._progress = 0, 0.0, 0.0
 
     def begin(self, seed: int) -> None:
-        """Begin the episode of a seed."""
+        """Start the episode of a seed."""
         self.world.reset(seed)
         self._seed, self._total = seed, 0.0
         self._progress = self.world.progress() if self._rewards.kind == "dense" else 0.0
 
     def run(self, targets: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> float:
-        """Carry out targets (T, 8) until the episode ends; return the reward, summed."""
+        """Execute targets (T, 8) until the episode ends; return the sum of the rewards."""
         reward = 0.0
         for target in targets:
             self.world.step(target)
@@ -120,7 +120,7 @@ class EnvSlot:
         return reward
 
     def _reward(self) -> float:
-        """Return what the last step pays, see vector_config.Rewards."""
+        """Return the reward of the last step, see vector_config.Rewards."""
         if self._rewards.kind == "dense":
             before, self._progress = self._progress, self.world.progress()
             return self._progress - before
@@ -136,18 +136,18 @@ class EnvSlot:
 
     @property
     def truncated(self) -> bool:
-        """Whether the episode has ended for want of time alone."""
+        """Whether the episode has ended only by its time limit."""
         return self._out_of_time and self._rewards.ends_at_success and not self.world.success
 
     def ended_episode(self) -> EpisodeResult | None:
-        """Return the episode where it has ended."""
+        """Return the episode if it has ended."""
         if not self._ended:
             return None
         world = self.world
         return EpisodeResult(self._env, self._seed, world.success, self._total, world.step_index)
 
     def show(self, final: bool = False) -> None:
-        """Write what there is to see into shared memory."""
+        """Write the observation into shared memory."""
         shared, env = self._shared, self._env
         joints = self.world.position_rad()
         if joints.shape != (DOF,) or not np.isfinite(joints).all():

@@ -1,8 +1,8 @@
 """Genesis scenes, for `--simulator genesis`: Lift-CRANE-X7, all scenes in one simulation.
 
-The same seed puts the same cubes on the same spots as in ManiSkill, seen by the same camera, with
-the same arm on the same drives; physics and light are Genesis's own, so the same targets lead
-elsewhere. Success and rewards are those of sim.tasks.Lift.
+The same seed gives the same cubes on the same spots as in ManiSkill, with the same camera, and the
+same arm with the same drives; physics and light are Genesis's, so the same targets have other
+results. Success and rewards are those of sim.tasks.Lift.
 
 Legend: N scenes, C cubes, K contacts. World frame as in sim.scene. Lengths in m.
 """
@@ -46,24 +46,24 @@ from crane_x7_vla_rl.sim.vector.batched import BatchedVectorEnv, TaskStatus
 from crane_x7_vla_rl.vector_config import VectorConfig
 
 PHYSICS_HZ: Final = 400
-"""Least rate of physics: Genesis's contacts are softer than PhysX's and want smaller steps."""
+"""Least rate of physics: Genesis's contacts are softer than PhysX's and need smaller steps."""
 
 
 def make(config: VectorConfig) -> BatchedVectorEnv:
-    """Return the environments; raises SimError with the cure for what is missing."""
+    """Return the environments; raises SimError that names what is missing, and the remedy."""
     if importlib.util.find_spec("genesis") is None:
         raise SimError(
-            "--simulator genesis: genesis cannot be imported. Install it into an environment of its"
-            " own, as it asks for an older pillow: pip install 'crane-x7-remote[genesis]'; or use"
-            " --simulator maniskill"
+            "--simulator genesis: genesis cannot be imported. Install it into a separate"
+            " environment, as it needs an older pillow: pip install 'crane-x7-remote[genesis]'; or"
+            " use --simulator maniskill"
         )
     if config.world.task != LIFT_ID:
         raise SimError(
-            f"--simulator genesis: {config.world.task} has no scenes there, only {LIFT_ID} has;"
-            " use --simulator maniskill"
+            f"--simulator genesis: {config.world.task} has no scenes for Genesis, only {LIFT_ID}"
+            " has; use --simulator maniskill"
         )
     if config.world.camera_shift_m or config.world.camera_noise:
-        raise SimError("--simulator genesis: camera_shift_m and camera_noise must be 0 there")
+        raise SimError("--simulator genesis: camera_shift_m and camera_noise must be 0")
     if config.backend == "gpu" and not torch.cuda.is_available():
         raise SimError("--backend gpu: torch sees no CUDA GPU; use --backend cpu")
     return BatchedVectorEnv(config, GenesisScenes(config))
@@ -73,12 +73,12 @@ class GenesisScenes:
     """N scenes; see batched.BatchedScenes."""
 
     def __init__(self, config: VectorConfig) -> None:
-        """Build and compile, which takes minutes at the first time on a machine."""
+        """Build and compile, which takes minutes on a machine's first run."""
         _draw_without_a_display()
         import genesis
 
         self._world, self._count = config.world, config.num_envs
-        if not genesis._initialized:  # once in a process; it has no public name
+        if not genesis._initialized:  # only once in a process; no public function tells
             backend = genesis.cpu if config.backend == "cpu" else genesis.cuda
             genesis.init(backend=backend, seed=0, logging_level="error")
         self.device: torch.device = torch.device(genesis.device)
@@ -90,7 +90,7 @@ class GenesisScenes:
         self._now = TaskStatus(self._held > 0, torch.zeros(size, device=self.device))
         self._lower, self._upper = self._tensor(LOWER_RAD), self._tensor(UPPER_RAD)
 
-    # --- what is built once ----------------------------------------------------------------------
+    # --- built once ------------------------------------------------------------------------------
 
     def _build(self, genesis: Any) -> None:
         hz = self._world.control_hz
@@ -191,7 +191,7 @@ class GenesisScenes:
         self._now = self._judge(counts=False)
 
     def _put(self, envs: list[int], layouts: np.ndarray[Any, Any]) -> None:
-        """Put cubes and plate where (n, C + 1, 3) x, y, yaw says, at rest."""
+        """Place cubes and plate at (n, C + 1, 3) x, y, yaw, at rest."""
         for column, body in enumerate((*self._cubes, self._plate)):
             x, y, yaw = layouts[:, column].T
             height = PLATE_HEIGHT_M / 2 if body is self._plate else CUBE_HALF_M
@@ -233,10 +233,10 @@ class GenesisScenes:
         """See BatchedScenes."""
         self._scene.destroy()
 
-    # --- what is true now ------------------------------------------------------------------------
+    # --- the present state -----------------------------------------------------------------------
 
     def _judge(self, counts: bool) -> TaskStatus:
-        """Return how the task stands, as sim.tasks.Lift has it."""
+        """Return the state of the task, as in sim.tasks.Lift."""
         everywhere = torch.arange(self._count, device=self.device)
         cubes = torch.stack([cube.get_pos() for cube in self._cubes], dim=1)  # (N, C, 3)
         position = cubes[everywhere, self._named]
@@ -276,7 +276,7 @@ class GenesisScenes:
 
 
 def _draw_without_a_display() -> None:
-    """Let OpenGL bind to EGL, also where `ssh -X` has set a display, unless the user has chosen.
+    """Bind OpenGL to EGL, even if `ssh -X` has set a display, unless the user has chosen.
 
     PyOpenGL binds once, when genesis imports it. Its platform is PYOPENGL_PLATFORM.
     """

@@ -1,8 +1,8 @@
-"""Isaac Sim, for `--simulator isaacsim`: says what to install, and what is still to be written.
+"""Isaac Sim, for `--simulator isaacsim`: an error that says what to install, or what is missing.
 
-Isaac Sim needs an RTX GPU, a driver and an installation of some 20 GB that could not be had where
-this was written, so there are no scenes for it. They belong here, as a class that fulfils
-batched.BatchedScenes; chunks, ends, rewards, seeds and resets come with BatchedVectorEnv.
+Isaac Sim needs an RTX GPU, a driver and an installation of about 20 GB. None was available during
+development, so there are no scenes for it. They belong in this module, as a class with the methods
+of batched.BatchedScenes; BatchedVectorEnv adds chunks, ends, rewards, seeds and resets.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from crane_x7_vla_rl.sim.errors import SimError
 from crane_x7_vla_rl.vector_config import VectorConfig
 
 INSTALL: Final = (
-    "Isaac Sim 5 wants Python 3.11, glibc 2.35 or newer and an RTX GPU with NVIDIA's driver 570 or"
+    "Isaac Sim 5 needs Python 3.11, glibc 2.35 or newer and an RTX GPU with NVIDIA's driver 570 or"
     " newer: pip install 'isaacsim[all,extscache]' isaaclab --extra-index-url"
     " https://pypi.nvidia.com, and accept its licence with OMNI_KIT_ACCEPT_EULA=YES"
 )
@@ -22,7 +22,7 @@ PACKAGES: Final = ("isaacsim", "isaaclab")
 
 
 def make(config: VectorConfig) -> NoReturn:
-    """Raise SimError: what is missing here, or that the task has no scenes for Isaac Sim."""
+    """Raise SimError: what is missing on this machine, or that the task has no scenes for it."""
     missing = [name for name in PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise SimError(
@@ -30,6 +30,6 @@ def make(config: VectorConfig) -> NoReturn:
             " --simulator maniskill"
         )
     raise SimError(
-        f"--simulator isaacsim: {config.world.task} has no scenes for Isaac Sim; write them as"
-        " crane_x7_vla_rl/sim/vector/isaac.py says, or use --simulator maniskill"
+        f"--simulator isaacsim: {config.world.task} has no scenes for Isaac Sim; use --simulator"
+        " maniskill, or write them (see crane_x7_vla_rl/sim/vector/isaac.py)"
     )

@@ -1,4 +1,4 @@
-"""The one way to get environments: `VectorConfig` → the `VectorEnv` of its simulator."""
+"""The factory of environments: `VectorConfig` → the `VectorEnv` of its simulator."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from crane_x7_vla_rl.vector_config import VectorConfig
 
 
 def make(config: VectorConfig) -> VectorEnv:
-    """Return the environments, reset; raises SimError with the cure for what is missing."""
+    """Return the environments, reset; raises SimError with the remedy for what is missing."""
     env = _make(config)
     try:
         env.reset()

@@ -1,7 +1,7 @@
-"""ManiSkill scenes on a GPU, for `--backend gpu`: joints and pictures stay there.
+"""ManiSkill scenes on a GPU, for `--backend gpu`: joints and images stay on it.
 
-UNVERIFIED on a GPU: SAPIEN's GPU PhysX library was not available where this was written. The same
-code also runs over a single ManiSkill scene on the CPU, whose tensors have the same shapes; so the
+UNVERIFIED on a GPU: SAPIEN's GPU PhysX library was not available during development. The same code
+also runs with a single ManiSkill scene on the CPU, whose tensors have the same shapes; so the
 bookkeeping is tested, GPU PhysX and its partial resets are not.
 
 Legend: N scenes.
@@ -23,16 +23,16 @@ from crane_x7_vla_rl.vector_config import Backend, VectorConfig
 
 
 class Machine(gpu_simulation.Machine):
-    """What GPU simulation needs, as torch and SAPIEN see it."""
+    """Requirements of GPU simulation, as torch and SAPIEN report them."""
 
     def check(self) -> None:
-        """Raise SimError with all that is missing."""
+        """Raise SimError that lists everything missing."""
         if found := self.problems():
             raise SimError("\n  ".join(found))
 
 
 def this_machine() -> Machine:
-    """Return what this machine has."""
+    """Return the capabilities of this machine."""
     folder = Path.home() / gpu_simulation.FOLDER / sapien.physx.version()
     cuda = torch.cuda.is_available()
     return Machine(cuda, folder / gpu_simulation.PHYSX, cuda and _can_render())
@@ -41,12 +41,12 @@ def this_machine() -> Machine:
 def _can_render() -> bool:
     try:
         return bool(sapien.Device("cuda").can_render())
-    except RuntimeError:  # SAPIEN's answer where it knows no such device
+    except RuntimeError:  # SAPIEN's error for an unknown device
         return False
 
 
 def make(config: VectorConfig) -> BatchedVectorEnv:
-    """Return the environments; raises SimError for what the machine lacks."""
+    """Return the environments; raises SimError if the machine lacks a requirement."""
     this_machine().check()
     return BatchedVectorEnv(config, ManiSkillScenes(config, "gpu"))
 
@@ -84,7 +84,7 @@ class ManiSkillScenes:
             )
 
     def begin(self, envs: list[int], seeds: list[int]) -> None:
-        """See BatchedScenes. ManiSkill wants the seeds of all scenes, also for a partial reset."""
+        """See BatchedScenes. ManiSkill needs the seeds of all scenes, even for a partial reset."""
         for env, seed in zip(envs, seeds, strict=True):
             self._seeds[env] = seed
         index = torch.tensor(envs, device=self.device)
@@ -96,7 +96,7 @@ class ManiSkillScenes:
         *_, self._info = self._scene.step(targets_rad.clamp(self._lower, self._upper))
 
     def progress(self) -> TaskStatus:
-        """See BatchedScenes; progress is computed for dense rewards alone."""
+        """See BatchedScenes; progress is computed only for dense rewards."""
         success = self._info["success"]
         if not self._dense:
             return TaskStatus(success, torch.zeros_like(success, dtype=torch.float32))
@@ -133,9 +133,11 @@ class ManiSkillScenes:
 
 
 def lone_scene(config: VectorConfig) -> BatchedVectorEnv:
-    """Return one environment of this kind on the CPU: what tests compare with other backends."""
+    """Return one environment of this kind on the CPU, for tests that compare backends."""
     if config.num_envs != 1:
-        raise SimError(f"num_envs is {config.num_envs}: ManiSkill on a CPU holds one scene")
+        raise SimError(
+            f"num_envs is {config.num_envs}, expected 1: ManiSkill has one scene on a CPU"
+        )
     return BatchedVectorEnv(config, ManiSkillScenes(config, "cpu"))
 
 

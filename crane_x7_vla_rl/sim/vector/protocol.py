@@ -1,18 +1,18 @@
-"""The contract of environments that are stepped together: joint targets → views, rewards and ends.
+"""The protocol of environments that are stepped together: joint targets → views, rewards, ends.
 
 Legend: N environments, n of them in a group, T steps of a chunk, H × W pixels.
 
     env = make(config)
     env.reset()
     for group in cycle(range(len(env.groups))):
-        views = env.look(group)                      # what the policy sees
-        env.send(group, policy(views))               # the simulation runs on
-        ...                                          # while the policy looks at another group
+        views = env.look(group)                      # observations for the policy
+        env.send(group, policy(views))               # the simulation runs
+        ...                                          # while the policy runs on another group
         steps = env.receive(group)                   # rewards, and which episodes ended
 
-An episode that ends is followed by the next one at once: `look` shows the first view of the new
-episode, `Steps` says how the old one ended and, where it was truncated, holds its last view, for
-the value of that observation. A group's views are valid until its next `send`.
+After an episode the next one starts at once: `look` returns the first view of the new episode,
+`Steps` tells how the old one ended and, if it was truncated, holds its last view, for the value of
+that observation. A group's views are valid until its next `send`.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ Indices = npt.NDArray[np.int64]
 
 @dataclass(frozen=True, eq=False)
 class Views:
-    """What policies may see in some environments of a group, one row each."""
+    """Observations of some environments of a group, one row each."""
 
     rows: Indices
-    """Which environments of the group these are, counted from its first."""
+    """Numbers of these environments in the group, from 0."""
     images: Any
     """(rows, H, W, 3) uint8: numpy in shared memory, or a tensor on the device."""
     state_rad: Any
@@ -54,28 +54,28 @@ class EpisodeResult:
     seed: int
     success: bool
     total_reward: float
-    """Not discounted."""
+    """Sum of rewards, not discounted."""
     steps: int
 
 
 @dataclass(frozen=True, eq=False)
 class Steps:
-    """What a chunk of targets led to in a group, one row per environment."""
+    """Results of a chunk of targets in a group, one row per environment."""
 
     reward: Floats
     """(n,) summed over the steps taken."""
     steps: Indices
-    """(n,) taken: T, or less where the episode ended; 0 where it was discarded."""
+    """(n,) executed: T, or less if the episode ended; 0 if it was discarded."""
     terminated: Bools
-    """(n,) the task itself ended the episode: no value follows."""
+    """(n,) the task ended the episode: no value follows."""
     truncated: Bools
-    """(n,) the time limit ended it: the value of the final observation counts."""
+    """(n,) the time limit ended it: the value of the final observation follows."""
     final: Views | None
-    """The last views of truncated episodes; None where there are none."""
+    """The last views of truncated episodes; None without any."""
     discarded: Bools
     """(n,) the process died or hung: this chunk and its episode must not be learned from."""
     episodes: tuple[EpisodeResult, ...]
-    """Those that ended in this chunk, by environment; discarded ones are not among them."""
+    """Episodes that ended in this chunk, by environment, without discarded ones."""
 
 
 class VectorEnv(Protocol):
@@ -90,22 +90,22 @@ class VectorEnv(Protocol):
         """The environments of each group."""
 
     def reset(self, seed: int | None = None) -> None:
-        """Begin episode 0 in all environments; None keeps the base seed."""
+        """Start episode 0 in all environments; None keeps the base seed."""
 
     def look(self, group: int) -> Views:
-        """Return what the policy may see, after `reset` or `receive`, before `send`."""
+        """Return the observations, after `reset` or `receive`, before `send`."""
 
     def send(self, group: int, targets_rad: Any) -> None:
-        """Let the group carry out (n, T, 8) joint targets, rad; returns at once."""
+        """Start to execute (n, T, 8) joint targets, rad, in the group; returns at once."""
 
     def receive(self, group: int) -> Steps:
-        """Wait for what was sent."""
+        """Wait for the results of `send`."""
 
     def state_dict(self) -> dict[str, Any]:
-        """Return base seed and every environment's episode number, as JSON takes it."""
+        """Return base seed and every environment's episode number, for JSON."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Begin the numbered episodes from their start, in all environments."""
+        """Start the episodes with these numbers, in all environments."""
 
     def close(self) -> None:
         """End the simulation."""
@@ -128,10 +128,10 @@ def checked_targets(targets_rad: Any, envs: range) -> Any:
 
 
 def not_finite(what: str, env: int, seed: int, step: int, came: Any) -> SimError:
-    """Return the error of a simulation that has gone wrong."""
+    """Return the error of a simulation that has become unstable."""
     return SimError(
         f"environment {env} (seed {seed}), step {step}: {what} is {came}, expected finite numbers;"
-        f" the simulation has become unstable. Replay seed {seed}, and lower the steps' size"
+        f" the simulation has become unstable. Replay seed {seed}, and use smaller steps"
     )
 
 

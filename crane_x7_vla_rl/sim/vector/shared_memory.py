@@ -1,8 +1,8 @@
 """Memory that processes share: images, joints and targets of all environments, never pickled.
 
-All of it is one anonymous file that every process maps. A `SharedPlan` goes to the workers, which
-open the file through the process that made it. When the last one exits, for whatever reason, the
-kernel frees the memory: no name stays in /dev/shm, and its size, 64 MB in a container, is no limit.
+It is one anonymous file that every process maps. A `SharedPlan` goes to the workers, which open the
+file through the process that created it. When the last one exits, for any reason, the kernel frees
+the memory: no name stays in /dev/shm, and its size, 64 MB in a container, is not a limit.
 
 Legend: N environments, H × W pixels.
 """
@@ -35,24 +35,24 @@ class SharedArrays:
     final_state_rad: npt.NDArray[np.float32]
     """(N, 8)."""
     targets_rad: npt.NDArray[np.float32]
-    """(N, LONGEST_CHUNK, 8) to be carried out."""
+    """(N, LONGEST_CHUNK, 8) to execute."""
 
 
 @dataclass(frozen=True)
 class SharedPlan:
-    """What a process must know to map the memory."""
+    """Description that a process needs to map the memory."""
 
     num_envs: int
     image_size: tuple[int, int]
     """(width, height)."""
     file: int
-    """Descriptor, in the process that made it."""
+    """File descriptor, in the process that created it."""
     owner: int = field(default_factory=os.getpid)
     """That process's id."""
 
     @property
     def shapes(self) -> dict[str, tuple[type[Any], tuple[int, ...]]]:
-        """Type and shape of each array, in their order; those of four bytes first."""
+        """Type and shape of each array, in order; types of four bytes first."""
         width, height = self.image_size
         images = (np.uint8, (self.num_envs, height, width, 3))
         joints = (np.float32, (self.num_envs, DOF))
@@ -66,19 +66,19 @@ class SharedPlan:
 
     @property
     def size(self) -> int:
-        """Bytes in all."""
+        """Total number of bytes."""
         return sum(
             int(np.prod(shape)) * np.dtype(dtype).itemsize for dtype, shape in self.shapes.values()
         )
 
     def map(self) -> SharedArrays:
-        """Return the arrays; raises SimError where the one who made them has ended."""
+        """Return the arrays; raises SimError if the process that created them has ended."""
         try:
             file = os.open(f"/proc/{self.owner}/fd/{self.file}", os.O_RDWR)
         except OSError as error:
             raise SimError(
-                f"the shared memory of process {self.owner} cannot be opened ({error}): it has"
-                " ended, or /proc is hidden from this user"
+                f"the shared memory of process {self.owner} cannot be opened ({error}): the process"
+                " has ended, or /proc is hidden from this user"
             ) from error
         try:
             memory = mmap.mmap(file, self.size)
@@ -93,12 +93,12 @@ class SharedPlan:
 
 
 def reserve(num_envs: int, image_size: tuple[int, int]) -> SharedPlan:
-    """Return the plan of new memory, all zeros. Its file stays open until `release`."""
+    """Return the plan of new memory, zeroed. Its file stays open until `release`."""
     plan = SharedPlan(num_envs, image_size, os.memfd_create("crane_x7_views", os.MFD_CLOEXEC))
     os.ftruncate(plan.file, plan.size)
     return plan
 
 
 def release(plan: SharedPlan) -> None:
-    """Close the file; arrays that are mapped stay."""
+    """Close the file; mapped arrays stay."""
     os.close(plan.file)

@@ -135,7 +135,7 @@ def test_what_cannot_be_resumed_is_refused_with_its_reason(tmp_path: Path) -> No
 
 
 def test_seeds_of_the_evaluation_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="belong to evaluation"):
+    with pytest.raises(DataError, match="reserved for evaluation"):
         generate(config(tmp_path / "d", first_seed=EVALUATION_SEED))
 
 

@@ -141,9 +141,9 @@ def test_an_existing_dataset_is_refused_unless_resumed(tmp_path: Path) -> None:
     write(tmp_path, range(2))
     with pytest.raises(DataError, match="holds a data set already; resume it"):
         LeRobotWriter(tmp_path, FPS, SIZE)
-    with pytest.raises(DataError, match=r"fps is 10, ours 5"):
+    with pytest.raises(DataError, match=r"fps is 10, expected 5"):
         LeRobotWriter(tmp_path, 5.0, SIZE, resume=True)
-    with pytest.raises(DataError, match=r"other features .*observation\.images\.base"):
+    with pytest.raises(DataError, match=r"its features differ .*observation\.images\.base"):
         LeRobotWriter(tmp_path, FPS, (64, 64), resume=True)
     write(tmp_path, [2], resume=True)
     assert len(open_lerobot(tmp_path)) == 3
@@ -164,7 +164,7 @@ def test_what_was_staged_under_another_size_is_not_taken_over(tmp_path: Path) ->
 def test_two_writers_do_not_meet(tmp_path: Path) -> None:
     with LeRobotWriter(tmp_path, FPS, SIZE) as writer:
         writer.add(episode())
-        with pytest.raises(DataError, match="another writer is at this data set"):
+        with pytest.raises(DataError, match="another writer uses this data set"):
             LeRobotWriter(tmp_path, FPS, SIZE, resume=True)
     assert len(open_lerobot(tmp_path)) == 1
 
@@ -328,7 +328,7 @@ def test_rows_of_another_episode_are_not_taken_for_its_own(tmp_path: Path) -> No
     pq.write_table(table.slice(0, len(table) - 2), path)
     source = open_lerobot(tmp_path)
     assert len(source[1]) == 5
-    with pytest.raises(EpisodeError, match="episode 2: rows 9 to 14 are not all its own"):
+    with pytest.raises(EpisodeError, match="episode 2: some of its rows 9 to 14 belong to another"):
         source[2]
 
 
@@ -371,7 +371,7 @@ def test_frames_are_found_in_any_order_and_from_many_threads(tmp_path: Path) -> 
 def test_a_folder_without_episodes_and_an_unknown_name_are_errors(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"found no episodes; expected one of meta/info\.json"):
         open_source(tmp_path)
-    with pytest.raises(DataError, match="there is no such folder, and it is no Hub id"):
+    with pytest.raises(DataError, match="this folder does not exist, and it is not a Hub id"):
         open_source(tmp_path / "missing")
 
 
@@ -380,7 +380,7 @@ def test_a_selection_renumbers_episodes(tmp_path: Path) -> None:
     part = select(open_lerobot(tmp_path), [3, 1])
     assert (len(part), part.lengths.tolist(), part.fps) == (2, [7, 5], FPS)
     assert [part[0].seed, part[1].seed] == [1003, 1001]
-    with pytest.raises(DataError, match="no episode 4; it holds 4"):
+    with pytest.raises(DataError, match="has no episode 4; it has 4"):
         select(open_lerobot(tmp_path), [4])
 
 
@@ -456,7 +456,7 @@ def test_an_order_that_only_state_or_action_names_is_no_guess_for_the_other(
     features = json.loads((tmp_path / "meta/info.json").read_text())["features"]
     features[nameless]["names"] = None
     edit_info(tmp_path, features=features)
-    with pytest.raises(DataError, match=f"write the names of {nameless} there"):
+    with pytest.raises(DataError, match=f"add the names of {nameless} to this file"):
         open_lerobot(tmp_path)
 
 
@@ -564,4 +564,4 @@ def test_macos_side_files_are_left_out_and_counted(
     rows = tmp_path / "meta/episodes/chunk-000/file-000.parquet"
     rows.with_name("._file-000.parquet").write_bytes(b"\0\5\x16\7 Mac OS X")
     assert len(open_lerobot(tmp_path)) == 2
-    assert "1 files left out whose names begin with a dot" in caplog.text
+    assert "1 files skipped whose names begin with a dot" in caplog.text

@@ -102,12 +102,14 @@ def test_a_silent_hub_leaves_the_cache(hub: FakeHub, tmp_path: Path) -> None:
     hub.fault = silent
     done = _open(hub, tmp_path)
     assert done.stdout == f"{REPOSITORY} 2 (32, 48, 3)\n", done.stderr
-    assert "using what the cache holds" in done.stderr
+    assert "using the copy in the cache" in done.stderr
     hub.requests.clear()
     assert _open(hub, tmp_path, HF_HUB_OFFLINE="1").returncode == 0
     assert hub.requests == []
     empty = _open(hub, tmp_path / "empty", HF_HUB_OFFLINE="1")
-    assert empty.stderr.startswith("DataError: acme/tiny: HF_HUB_OFFLINE is set, and the cache")
+    assert empty.stderr.startswith(
+        "DataError: acme/tiny: HF_HUB_OFFLINE is set, and it is not in the cache"
+    )
 
 
 def test_refusals_say_what_to_do(hub: FakeHub, tmp_path: Path) -> None:
@@ -134,7 +136,7 @@ def test_a_download_that_breaks_off_is_continued(hub: FakeHub, tmp_path: Path) -
 
     hub.fault = refuse_video
     broken = _open(hub, tmp_path)
-    assert "DataError: acme/tiny: the download broke off" in broken.stderr
+    assert "DataError: acme/tiny: the download was interrupted" in broken.stderr
     hub.fault = None
     hub.requests.clear()
     assert _open(hub, tmp_path).returncode == 0

@@ -129,7 +129,7 @@ def test_a_resume_with_other_data_lists_the_differences() -> None:
         pytest.raises(DataError) as caught,
     ):
         other.load_state_dict(state)
-    for part in ("seed was 3, is 4", "episodes was 7, is 6", f"frames was {FRAMES}, is"):
+    for part in ("seed was 3, is now 4", "episodes was 7, is now 6", f"frames was {FRAMES}, is"):
         assert part in str(caught.value)
 
 
@@ -177,7 +177,7 @@ def test_pictures_of_different_sizes_are_named() -> None:
     mixed = ListSource([episode(0), episode(1, size=(20, 20))])
     with (
         Batches(mixed, 12, seed=0) as batches,
-        pytest.raises(DataError, match=r"rig: pictures differ in size: .*\(20, 20, 3\) in epi"),
+        pytest.raises(DataError, match=r"rig: images differ in size: .*\(20, 20, 3\) in epi"),
     ):
         next(batches)
 

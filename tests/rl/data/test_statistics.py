@@ -92,5 +92,5 @@ def test_statistics_of_nothing_are_an_error() -> None:
 def test_another_file_is_no_statistics(tmp_path: Path) -> None:
     path = tmp_path / "dataset_statistics.json"
     path.write_text('{"bridge": {}}')
-    with pytest.raises(DataError, match="no statistics of 'crane_x7'"):
+    with pytest.raises(DataError, match="no statistics under crane_x7"):
         read_statistics(path)

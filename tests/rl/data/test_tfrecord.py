@@ -172,7 +172,7 @@ def test_macos_side_files_are_left_out_and_counted(tmp_path, caplog):
     (tmp_path / ".trash").mkdir()
     shutil.copy(log, tmp_path / ".trash")
     assert open_logs(tmp_path).lengths.tolist() == [3]
-    assert "2 files left out whose names begin with a dot" in caplog.text
+    assert "2 files skipped whose names begin with a dot" in caplog.text
     assert open_source(tmp_path)[0].instruction == "pick up the red cube"
     shutil.rmtree(log.parent)
     with pytest.raises(DataError, match="found no episodes"):
@@ -245,10 +245,10 @@ def test_pictures_stay_in_their_file_until_asked_for(tmp_path, layout):
     again = source[len(source) - 1]
     assert again.images[5] == picture(50)
     file.write_bytes(file.read_bytes()[:1000])
-    with pytest.raises(EpisodeError, match=r"tfrecord: picture 5 is gone"):
+    with pytest.raises(EpisodeError, match=r"tfrecord: image 5 is missing"):
         again.image(5)
     file.unlink()
-    with pytest.raises(EpisodeError, match=r"tfrecord: picture 5 is gone: .*No such file"):
+    with pytest.raises(EpisodeError, match=r"tfrecord: image 5 cannot be read: .*No such file"):
         again.image(5)
 
 
@@ -279,7 +279,7 @@ def test_a_truncated_record_is_named(tmp_path, kept):
 def test_a_truncated_gzip_is_named(tmp_path):
     file = write(tmp_path / "a.tfrecord.gz", [rlds_episode()], zipped=True)
     file.write_bytes(file.read_bytes()[:-40])
-    with pytest.raises(DataError, match=r"a\.tfrecord\.gz: gzip is damaged or cut off"):
+    with pytest.raises(DataError, match=r"a\.tfrecord\.gz: gzip is damaged or truncated"):
         open_logs(tmp_path)
 
 
@@ -309,19 +309,19 @@ def test_a_wrong_checksum_of_a_length_is_named(tmp_path):
     content = bytearray(file.read_bytes())
     content[len(framed(example(logger_steps(3)[0]))) + 2] ^= 4
     file.write_bytes(content)
-    with pytest.raises(DataError, match=r"record 1: length .* the 1 records before are whole"):
+    with pytest.raises(DataError, match=r"record 1: length .* the 1 records before it are"):
         open_logs(tmp_path)
 
 
 def test_a_file_that_is_no_tfrecord_is_named(tmp_path):
     (tmp_path / "a.tfrecord").write_text("this is not a TFRecord at all")
-    with pytest.raises(DataError, match=r"a\.tfrecord, record 0: length .* no TFRecord"):
+    with pytest.raises(DataError, match=r"a\.tfrecord, record 0: length .* not a TFRecord"):
         open_logs(tmp_path)
 
 
 def test_a_record_that_is_no_example_is_named(tmp_path):
     write(tmp_path / "a.tfrecord", [b"\xff\xff\xff"])
-    with pytest.raises(DataError, match=r"record 0: bytes \(3\) are no tf\.train\.Example"):
+    with pytest.raises(DataError, match=r"record 0: bytes \(3\) are not a tf\.train\.Example"):
         open_logs(tmp_path)
 
 
@@ -355,8 +355,8 @@ def broken(change: dict[str, Value | None], at: int = 2) -> list[dict[str, Value
         ({"action": [0.0] * 7 + [float("nan")]}, r"action row 2 joint 7 is nan"),
         ({"observation/proprio": [float("inf")] + [0.0] * 7}, r"state row 2 joint 0 is inf"),
         ({"observation/image_primary": [b"GIF89a"]}, r"image_primary of step 2 begins with b'GIF"),
-        ({"observation/image_primary": [picture(1)] * 2}, r"record 2: .*primary holds 2 pictures"),
-        ({"task/language_instruction": [b"no"]}, r"instruction changes from b'pick.* to b'no'"),
+        ({"observation/image_primary": [picture(1)] * 2}, r"record 2: .*primary holds 2 images"),
+        ({"task/language_instruction": [b"no"]}, r'instruction changes from "pick.* to "no"'),
         ({"observation/timestep": [0]}, r"timestep goes from 1 to 0 at step 2"),
         ({"observation/timestep": [5]}, r"timestep goes from 1 to 5 at step 2"),
     ],
@@ -432,7 +432,7 @@ def test_options_of_which_all_are_comments_set_nothing(tmp_path, text):
 def test_a_folder_of_side_files_alone_says_that_they_are_left_out(tmp_path):
     for name in ("._a.tfrecord", "._b.mcap"):
         (tmp_path / name).write_bytes(b"\0\5\x16\7 Mac OS X")
-    with pytest.raises(DataError, match=r"no episodes; .*; left out 2 whose names begin"):
+    with pytest.raises(DataError, match=r"no episodes; .*; skipped 2 whose names begin"):
         open_source(tmp_path)
 
 

@@ -42,7 +42,7 @@ def test_a_whole_folder_exits_0_with_sizes_and_statistics(tmp_path, capsys):
     assert validate(tmp_path) == 0
     said = capsys.readouterr().out
     assert "3 episodes, 36 frames at 30 per second" in said
-    assert "pictures 32×24; nothing is wrong" in said
+    assert "images 32×24; no problems" in said
     assert "3 × pick up the red cube" in said
     assert "3 not judged" in said
     row = next(line for line in said.splitlines() if "part_rotate_joint" in line)
@@ -74,7 +74,7 @@ def test_problems_exit_1_in_a_table_that_names_file_episode_and_field(tmp_path, 
     assert any("record 11" in row and "bytes" in row for row in rows)
     assert any("record 3" in row and "  1        " in row and "action" in row for row in rows)
     assert "1 of 2 readable episodes are whole" in said
-    assert "nothing is wrong" not in said
+    assert "no problems" not in said
 
 
 @pytest.mark.parametrize("flags", [[], ["--instruction", "stack"]])
@@ -82,7 +82,7 @@ def test_a_missing_instruction_is_a_problem_unless_one_is_given(tmp_path, flags,
     steps = [{k: v for k, v in step.items() if "instruction" not in k} for step in longer()]
     write_log(tmp_path, 0, steps)
     assert validate(tmp_path, *flags) == (0 if flags else 1)
-    assert ("stack" if flags else "is nowhere in the records") in capsys.readouterr().out
+    assert ("stack" if flags else "is missing in the records") in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("make", [lambda _: None, lambda path: (path / "notes.txt").touch()])
@@ -94,7 +94,7 @@ def test_an_empty_folder_exits_1(tmp_path, make: Callable[[Path], None], capsys)
 
 def test_a_missing_folder_exits_1(tmp_path, capsys):
     assert validate(tmp_path / "nowhere") == 1
-    assert "no such folder" in capsys.readouterr().out
+    assert "this folder does not exist" in capsys.readouterr().out
 
 
 def test_everything_wrong_in_a_folder_of_logs_is_told(tmp_path):
@@ -168,7 +168,7 @@ def set_at(row: int, joint: int, value: float) -> Callable[[np.ndarray], np.ndar
         (changed(action=lambda joints: joints * 0), "action", "expected absolute joint targets"),
         (changed(state=set_at(7, 0, 2.0)), "state", "jumps 2.0"),
         (changed(action=set_at(7, 3, 0.5)), "action", "expected -2.78 … 0.00 rad"),
-        (changed(state=lambda joints: joints[:1].repeat(20, 0)), "state", "nothing recorded"),
+        (changed(state=lambda joints: joints[:1].repeat(20, 0)), "state", "no motion was recorded"),
         (
             changed(images=lambda at: picture(10 + 40 * (at == 9), (24 + 8 * (at == 9), 32))),
             "images",
@@ -180,7 +180,7 @@ def set_at(row: int, joint: int, value: float) -> Callable[[np.ndarray], np.ndar
                 images=lambda _: picture(50),
             ),
             "images",
-            "the camera stood still",
+            "the camera was frozen",
         ),
         (logger_steps(1), "length", "one frame"),
     ],

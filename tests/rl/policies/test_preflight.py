@@ -115,7 +115,9 @@ def test_wrong_device_and_wrong_model_are_said_at_once(tmp_path: Path) -> None:
         preflight.check(options)
     assert "2 problems; nothing" in str(caught.value)
     assert "VLA_DEVICE=cpux: expected auto, cuda, cuda:1 or cpu" in str(caught.value)
-    assert f"VLA_MODEL_PATH: {tmp_path / 'nowhere'}: there is no such folder" in str(caught.value)
+    assert f"VLA_MODEL_PATH: {tmp_path / 'nowhere'}: this folder does not exist" in str(
+        caught.value
+    )
 
 
 @pytest.mark.parametrize(

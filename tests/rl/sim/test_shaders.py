@@ -99,7 +99,7 @@ def test_a_folder_that_somebody_else_made_is_not_trusted(
 ) -> None:
     monkeypatch.setattr(generated.tempfile, "tempdir", str(tmp_path))
     monkeypatch.setattr(generated.os, "getuid", lambda: tmp_path.stat().st_uid + 1)
-    with pytest.raises(SimError, match=r"crane_x7-\d+: it belongs to somebody else\. Make room"):
+    with pytest.raises(SimError, match=r"crane_x7-\d+: it belongs to another user\. Free space"):
         generated.write("a-1.txt", "text")
     assert list(tmp_path.rglob("*.txt")) == []
 
@@ -109,6 +109,6 @@ def test_a_temporary_folder_that_takes_nothing_is_named_not_the_graphics(
 ) -> None:
     (tmp_path / f"crane_x7-{os.getuid()}").write_text("no folder")
     monkeypatch.setattr(generated.tempfile, "tempdir", str(tmp_path))
-    with pytest.raises(SimError, match=r"cannot be kept in .*File exists.*TMPDIR") as caught:
+    with pytest.raises(SimError, match=r"cannot be written to .*File exists.*TMPDIR") as caught:
         sim.make(sim.LIFT_ID)
     assert "Vulkan" not in str(caught.value)

@@ -55,10 +55,10 @@ def test_train_names_all_that_its_machine_lacks(tmp_path: Path) -> None:
         "--use-wandb", "--output-dir", str(file), "--statistics", "/none.json",
     )  # fmt: skip
     for part in (
-        "8 problems; nothing was loaded:", "--device=cuda: this machine offers no CUDA",
+        "8 problems; nothing was loaded:", "--device=cuda: this machine has no CUDA",
         f"{file} is a file", "no login for W&B at api.wandb.ai", "torch sees no CUDA GPU",
-        "GPU PhysX library", "no Vulkan device", "--pretrained: /nowhere: there is no such folder",
-        "--statistics /none.json",
+        "GPU PhysX library", "no Vulkan device",
+        "--pretrained: /nowhere: this folder does not exist", "--statistics /none.json",
     ):  # fmt: skip
         assert part in said
 
@@ -68,16 +68,16 @@ def test_sft_names_model_and_data_at_once(tmp_path: Path) -> None:
         sft_command, "--backend", "openvla", "--model", "/nowhere", "--data-root", "/nothing",
         "--output-dir", str(tmp_path / "run"),
     )  # fmt: skip
-    assert "--model: /nowhere: there is no such folder" in said
-    assert "--data-root: /nothing: there is no such folder" in said
+    assert "--model: /nowhere: this folder does not exist" in said
+    assert "--data-root: /nothing: this folder does not exist" in said
     assert not (tmp_path / "run").exists()
 
 
 def test_evaluate_names_checkpoint_and_device_at_once(tmp_path: Path) -> None:
     argv = ("--checkpoint", "/nowhere", "--device", "cuda:7", "--output", str(tmp_path / "out"))
     said = refused(evaluate_command, *argv)
-    assert "--device=cuda:7: this machine offers no CUDA device" in said
-    assert "/nowhere: there is no such folder" in said
+    assert "--device=cuda:7: this machine has no CUDA device" in said
+    assert "/nowhere: this folder does not exist" in said
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,7 @@
 """The sizes of an OpenVLA model. A checkpoint's parsed `config.json` → frozen dataclasses.
 
-Nothing here reads a file. Fields that a released
-checkpoint leaves out have the values of the released 224-pixel model, see `TowerConfig`.
+This module reads no file. Fields that a released checkpoint omits have the values of the released
+224-pixel model, see `TowerConfig`.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ class TowerConfig:
     num_heads: int
     mlp_dim: int
     registers: int = 0
-    """Register tokens beside the class token; DINOv2 alone has them."""
+    """Register tokens in addition to the class token; only DINOv2 has them."""
     class_token: bool = False
     layer_scale: bool = False
     attention_pool: bool = False
-    """Whether the checkpoint carries SigLIP's pooling head, which never affects the output."""
+    """Whether the checkpoint has SigLIP's pooling head, which never affects the output."""
     image_size: int = IMAGE_SIZE
     """Pixels of each side."""
     patch_size: int = PATCH_SIZE
@@ -71,17 +71,17 @@ class LlamaConfig:
 
 @dataclass(frozen=True)
 class OpenVLAConfig:
-    """Everything that decides the shapes of an OpenVLA model."""
+    """The sizes that determine the shapes of an OpenVLA model."""
 
     dinov2: TowerConfig = DINOV2_LARGE
     siglip: TowerConfig = SIGLIP_SO400M
     text: LlamaConfig = field(default_factory=LlamaConfig)
     context: int = 2048
-    """Tokens that image, prompt and action may take together (`llm_max_length`)."""
+    """Most tokens of image, prompt and action together (`llm_max_length`)."""
 
     @property
     def image_size(self) -> int:
-        """Pixels of each side of what both towers see."""
+        """Pixels of each side of the image for both towers."""
         return self.dinov2.image_size
 
     @property
@@ -91,7 +91,7 @@ class OpenVLAConfig:
 
     @property
     def vision_dim(self) -> int:
-        """Channels of the two towers' patches side by side."""
+        """Channels of the two towers' patches, concatenated."""
         return self.dinov2.embed_dim + self.siglip.embed_dim
 
     @classmethod
@@ -99,8 +99,8 @@ class OpenVLAConfig:
         """Return the configuration in parsed JSON `raw`; `source` names it in errors.
 
         Raises ModelConfigError for another architecture, towers, resolution or action vocabulary. A
-        resolution other than the released model's needs `vision_towers`, whose `patch_size` goes
-        with `image_sizes`: released checkpoints have no such key.
+        resolution other than the released model's needs `vision_towers`, whose `patch_size` fits
+        `image_sizes`: released checkpoints do not have this key.
         """
         _expect(raw, "model_type", "openvla", source)
         _expect(raw, "use_fused_vision_backbone", True, source)
@@ -163,7 +163,7 @@ def _positive(value: object, name: str, source: str) -> int:
 
 
 def _tower(released: TowerConfig, raw: Mapping[str, Any], source: str) -> TowerConfig:
-    """Return `released` with the sizes in `raw`; the MLP keeps the released ratio, rounded down."""
+    """Return `released` with the sizes in `raw`; the MLP has the released ratio, rounded down."""
     width = _positive(raw.get("embed_dim", released.embed_dim), "embed_dim", source)
     heads = _positive(raw.get("num_heads", released.num_heads), "num_heads", source)
     if width % heads:
@@ -181,7 +181,7 @@ def _tower(released: TowerConfig, raw: Mapping[str, Any], source: str) -> TowerC
 
 
 def _text(raw: Mapping[str, Any], source: str) -> LlamaConfig:
-    """Return the language model's sizes; what `raw` leaves out is Llama-2-7B's."""
+    """Return the language model's sizes; those that `raw` omits are Llama-2-7B's."""
     released = LlamaConfig()
 
     def size(name: str) -> int:

@@ -1,10 +1,10 @@
 """Llama, as OpenVLA uses it, with a static key-value cache. Embeddings → final hidden states.
 
-Written here because inference needs what transformers' Llama does not give: joined projections, a
+Own code, because inference needs features that transformers' Llama lacks: joined projections, a
 cache written in place at slots known when a CUDA graph is captured, a last layer that computes only
-the positions that are read, and a head cut to the action rows. The pass here goes through the
-modules, with gradients; the one without them is in `inference`. Names of parameters are those of
-the checkpoint. Rotary frequencies are kept in float32 whatever the model's dtype: in bfloat16 they
+the positions that are read, and a head cut to the action rows. The pass in this module calls the
+modules, with gradients; `inference` has the one without. Names of parameters are those of the
+checkpoint. Rotary frequencies are kept in float32 for every dtype of the model: in bfloat16 they
 move the logits by up to 1.4.
 
 Legend: B batch, T positions of this pass, S positions seen so far, H hidden size, h heads,
@@ -27,17 +27,17 @@ from crane_x7_vla_rl.policies.openvla.model.matrices import LayerMatrices, matri
 
 
 class Cache:
-    """Keys and values of every layer, in memory that stays where it is."""
+    """Keys and values of every layer, at fixed addresses."""
 
     def __init__(self, config: LlamaConfig, batch: int, length: int, like: Tensor) -> None:
         size = (2, batch, length, config.num_key_value_heads, config.head_dim)
         self.length = length
         self._all = like.new_zeros(config.num_hidden_layers, *size)
         self.layers = self._all.unbind(0)
-        """Of each layer, keys and values: (2, B, length, g, d)."""
+        """Keys and values of each layer: (2, B, length, g, d)."""
 
     def write(self, layer: int, start: int, key: Tensor, value: Tensor) -> None:
-        """Put (B, T, g, d) into the slots from `start`."""
+        """Write (B, T, g, d) into the slots from `start`."""
         end = start + key.shape[1]
         self.layers[layer][0][:, start:end] = key
         self.layers[layer][1][:, start:end] = value
@@ -48,13 +48,13 @@ class Cache:
         return keys[:, : window or end], values[:, : window or end]
 
     def blank(self, start: int, end: int) -> None:
-        """Zero slots that a mask hides: what is not a number there would spread through it."""
+        """Zero slots that a mask hides: a NaN in them would spread through the mask."""
         self._all[:, :, :, start:end] = 0
 
 
 @dataclass(frozen=True, eq=False)
 class Pass:
-    """What the layers need to know about one pass over T positions."""
+    """Inputs that all layers share in one pass over T positions."""
 
     cos: Tensor
     """(B or 1, T, 1, d)."""
@@ -63,20 +63,20 @@ class Pass:
     mask: Tensor | None
     """(B or 1, 1, T, S) additive; None where each position sees all before it, or T is 1."""
     causal: bool = True
-    """False: each position sees all others, before and after it, but for what the mask hides."""
+    """False: each position sees all others, before and after, except those that the mask hides."""
     keep: int | None = None
-    """How many of the last positions are read; None for all."""
+    """Number of the last positions that are read; None for all."""
     keep_mask: Tensor | None = None
     """(B or 1, 1, keep, S) additive."""
     cache: Cache | None = None
     start: int = 0
     """Slot of the first position in the cache."""
     window: int | None = None
-    """How many slots of the cache the mask is for; None for those up to the last position."""
+    """Number of the cache's slots in the mask; None for those up to the last position."""
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn (B, T, heads, d) by its position; `sin` carries the sign of the half that it meets."""
+    """Rotate (B, T, heads, d) by its position; `sin` contains the sign of each half."""
     return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
 
 
@@ -107,7 +107,7 @@ class SelfAttention(nn.Module):
         self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
 
     def turned(self, x: Tensor, this: Pass) -> tuple[Tensor, Tensor, Tensor]:
-        """Return query (B, T, h, d), key and value (B, T, g, d), the first two turned."""
+        """Return query (B, T, h, d), key and value (B, T, g, d), the first two rotated."""
         query, key, value = (
             module(x).view(*x.shape[:2], -1, self.head_dim)
             for module in (self.q_proj, self.k_proj, self.v_proj)
@@ -117,7 +117,7 @@ class SelfAttention(nn.Module):
     def mix(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool
     ) -> Tensor:
-        """Return (B, T, h·d): what each query (B, T, h, d) reads from (B, S, g, d)."""
+        """Return (B, T, h·d): attention of queries (B, T, h, d) to (B, S, g, d)."""
         mixed = functional.scaled_dot_product_attention(
             query.transpose(1, 2),
             key.transpose(1, 2),
@@ -202,7 +202,7 @@ class LlamaModel(nn.Module):
 
 @runtime_checkable
 class Rows(Protocol):
-    """A head that computes some of its outputs alone."""
+    """A head that can compute a part of its outputs."""
 
     def rows(self, x: Tensor, start: int, end: int) -> Tensor:
         """(…, H) → (…, end − start) float32."""

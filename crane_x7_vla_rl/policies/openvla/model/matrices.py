@@ -1,8 +1,8 @@
 """The matrix products of a decoder layer at inference. A layer's modules → four `Matrix`.
 
-Training goes through the modules, where PEFT may have put adapters. Inference joins q, k, v and
+Training calls the modules, to which PEFT may have added adapters. Inference joins q, k, v and
 gate, up into one product each: `join_weights` moves the modules' weights into one block of memory
-and leaves the parameters as views of it, so that names, memory and in-place updates stay the same.
+and makes the parameters views of it, so that names, memory use and in-place updates are unchanged.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Matrix(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class LayerMatrices:
-    """What one decoder layer multiplies by."""
+    """The products of one decoder layer."""
 
     qkv: Matrix
     out: Matrix
@@ -55,9 +55,9 @@ class Dense:
 
 
 class Modules:
-    """Modules that PEFT has wrapped, or whose weights must stay where they are.
+    """Modules that PEFT has wrapped, or whose weights must not move.
 
-    Called one by one, their outputs side by side.
+    Called one by one; their outputs are concatenated.
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
@@ -76,7 +76,7 @@ class Modules:
 def matrix(*modules: nn.Module, move: bool = True) -> Matrix:
     """Return the modules as one product: dense if all are plain linear layers without hooks.
 
-    Where their weights may not `move`, several modules stay several products.
+    If their weights may not `move`, several modules stay several products.
     """
     weights = [module.weight for module in modules if type(module) is nn.Linear]
     if len(weights) != len(modules) or (len(modules) > 1 and not move):
@@ -85,9 +85,9 @@ def matrix(*modules: nn.Module, move: bool = True) -> Matrix:
 
 
 def join_weights(weights: Sequence[Tensor]) -> Tensor:
-    """Return (sum of out, in): the weights under each other, which become views of the result.
+    """Return (sum of out, in): the stacked weights, which become views of the result.
 
-    Nothing moves where they already lie so. Needs the memory of one copy meanwhile.
+    Nothing moves if they already are. Needs the memory of one copy meanwhile.
     """
     first = weights[0].detach()
     rows = sum(len(weight) for weight in weights)

@@ -24,7 +24,7 @@ class ResidualBlock(nn.Module):
 
 
 class ResidualMlp(nn.Module):
-    """What the head computes for each step of a chunk."""
+    """The head's network for each step of a chunk."""
 
     BLOCKS = 2
 
@@ -54,7 +54,7 @@ class ActionHead(nn.Module):
         self.model = ResidualMlp(hidden_size * action_dim, hidden_size, action_dim)
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Hidden states (B, T·D, H) → (B, T, D), −1 to 1 in training but not cut."""
+        """Hidden states (B, T·D, H) → (B, T, D), −1 to 1 in training but not clipped."""
         batch, placeholders, width = hidden.shape
         steps = placeholders // self.action_dim  # T
         actions: Tensor = self.model(hidden.reshape(batch, steps, self.action_dim * width))
@@ -62,7 +62,7 @@ class ActionHead(nn.Module):
 
 
 class ProprioProjector(nn.Module):
-    """One token of the language model's from the robot's own state."""
+    """One token of the language model from the robot's state."""
 
     def __init__(self, proprio_dim: int, hidden_size: int) -> None:
         super().__init__()

@@ -1,8 +1,8 @@
 """OpenVLA as one module: its parts under the checkpoint's names. Pixels → patches, hidden → logits.
 
 Names of parameters equal the checkpoint's: `vision_backbone.featurizer` (DINOv2),
-`vision_backbone.fused_featurizer` (SigLIP), `projector`, `language_model`. The package `run` puts
-the parts together: `runner.Runner` chooses tokens, `evaluate.evaluate` gives their probabilities.
+`vision_backbone.fused_featurizer` (SigLIP), `projector`, `language_model`. The package `run` uses
+them: `runner.Runner` chooses tokens, `evaluate.evaluate` computes their probabilities.
 
 Legend: B batch, I images per sample, S pixels of a side and N patches (224 and 256 in the
 released model), H hidden size, D action dimensions.
@@ -45,14 +45,14 @@ class OpenVLA(nn.Module):
         self.config = config
         self.norm_stats = dict(norm_stats or {})
         self.crop = False
-        """Whether `preprocess` crops the centre, as fine-tuning with random crops wants it; loading
-        sets it to what the checkpoint says."""
+        """Whether `preprocess` crops the centre, as models fine-tuned with random crops need it;
+        loading sets it to the checkpoint's value."""
         self.vision_backbone = VisionBackbone(config.dinov2, config.siglip)
         self.projector = Projector(config.vision_dim, config.text.hidden_size)
         self.language_model = Llama(config.text)
         self.owns_memory = True
-        """Whether weights lie where this model has put them. Where another one moves them about, as
-        FSDP does, rollouts join none and capture no graphs."""
+        """Whether weights stay at their addresses. If other code moves them, as FSDP does, rollouts
+        join none and capture no graphs."""
 
     def preprocess(self, images: Sequence[Picture]) -> Tensor:
         """Return (B, 6, S, S) on the model's device for RGB, grey or RGBA images (uint8)."""
@@ -61,16 +61,16 @@ class OpenVLA(nn.Module):
         return pixel_values(images, device=like.device, dtype=like.dtype, crop=self.crop, size=size)
 
     def normalise(self, images: Tensor) -> Tensor:
-        """Return what `preprocess` does, for images (B, S, S, 3) uint8 of the model's size.
+        """Return the pixels of `preprocess`, for images (B, S, S, 3) uint8 of the model's size.
 
-        Rollouts and updates both call it on the same bytes, so that both see the same pixels.
+        Rollouts and updates both call it on the same bytes, so that both get the same pixels.
         Raises ImageError for another kind or size.
         """
         size = self.config.image_size
         if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1:] != (size, size, 3):
             raise ImageError(
                 f"images are {tuple(images.shape)} of {images.dtype}, expected uint8 of"
-                f" (B, {size}, {size}, 3); `preprocess` takes other sizes"
+                f" (B, {size}, {size}, 3); use `preprocess` for other sizes"
             )
         like = self.projector.fc3.bias
         squashed = images.to(like.device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
@@ -82,7 +82,7 @@ class OpenVLA(nn.Module):
         return projected
 
     def action_logits(self, hidden: Tensor) -> Tensor:
-        """Return (…, 256) float32 for final hidden states (…, H): the head's action rows alone.
+        """Return (…, 256) float32 for final hidden states (…, H): only the head's action rows.
 
         Multiplied in float32: in bfloat16 a logit of 10 would be rounded to sixteenths.
         """
@@ -99,7 +99,7 @@ class OpenVLA(nn.Module):
     def on_host(self, tokens: Tensor) -> Tensor:
         """Return the tokens (B, D) of a rollout on the CPU.
 
-        Raises NotFiniteError, which names the weights, where logits were NaN or infinite.
+        Raises NotFiniteError, which names the weights, if logits were NaN or infinite.
         """
         found = tokens.detach().cpu()
         finite.check_tokens(found, self)
@@ -111,7 +111,7 @@ class OpenVLA(nn.Module):
         """Return (B, D) in the units of the statistics `unnorm_key` for tokens (B, D).
 
         Raises StatisticsError for an unknown key, or statistics with other dimensions, and
-        NotFiniteError for tokens of logits that were NaN or infinite.
+        NotFiniteError for tokens from logits that were NaN or infinite.
         """
         if isinstance(tokens, Tensor):
             tokens = self.on_host(tokens).numpy()
@@ -119,13 +119,13 @@ class OpenVLA(nn.Module):
         return statistics.unnormalise(tokens_to_normalised(tokens))
 
     def checkpoint_gradients(self, wanted: bool = True) -> None:
-        """Recompute each layer in the backward pass instead of keeping what it computed."""
+        """Recompute each layer in the backward pass instead of keeping its activations."""
         self.language_model.model.checkpointing = wanted
         self.vision_backbone.featurizer.checkpointing = wanted
         self.vision_backbone.fused_featurizer.checkpointing = wanted
 
     def count_patches(self, images: Tensor, prompts: int) -> int:
-        """Return I·N for pixels or patches of as many samples as there are prompts."""
+        """Return I·N for pixels or patches; expects one sample per prompt."""
         shape = tuple(images.shape)
         width, size, each = (
             self.config.text.hidden_size,

@@ -148,7 +148,7 @@ class Tower(nn.Module):
 
 
 class VisionBackbone(nn.Module):
-    """Both towers on the same images; on CUDA each has a stream of its own."""
+    """Both towers on the same images; on CUDA each has its own stream."""
 
     def __init__(self, dinov2: TowerConfig, siglip: TowerConfig) -> None:
         super().__init__()
@@ -169,10 +169,10 @@ class VisionBackbone(nn.Module):
         return torch.cat(features, dim=2).view(batch, channels // 6 * self._patches, -1)
 
     def _on_two_streams(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
-        """Compute SigLIP beside DINOv2; may run inside the capture of a graph.
+        """Compute SigLIP in parallel with DINOv2; may run inside the capture of a graph.
 
-        The two waits order every reuse of memory between the streams. Unverified: no CUDA device
-        was at hand when this was written.
+        The two waits order every reuse of memory between the streams. Unverified: it was written
+        without a CUDA device.
         """
         here = torch.cuda.current_stream(first.device)
         if self._second_stream is None or self._second_stream.device != first.device:

@@ -1,1 +1,1 @@
-"""Running it: generation, evaluation of given actions, 8-bit weights, CUDA graphs."""
+"""Inference: generation, evaluation of given actions, 8-bit weights, CUDA graphs."""

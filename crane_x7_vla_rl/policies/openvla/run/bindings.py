@@ -1,8 +1,8 @@
-"""Notice changes of a model's modules and memory. A model → whether what was derived from it holds.
+"""Detect changes of a model's modules and memory. A model → whether its derived state is valid.
 
-Captured graphs and joined weights point at memory, and cached image prefixes at values; adapters,
-casts, loading and training change them. `hold` tells whether the former are still right, `version`
-names the latter.
+Captured graphs and joined weights depend on addresses, cached image prefixes on values; adapters,
+casts, loading and training change them. `hold` tells whether addresses are unchanged, `version`
+identifies the values.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ _VERSION: Callable[[Tensor], int] = attrgetter("_version")
 
 
 class Bindings:
-    """A picture of a model's modules and parameters at one moment."""
+    """A snapshot of a model's modules and parameters."""
 
     def __init__(self, model: nn.Module) -> None:
         self._model = model
@@ -36,7 +36,7 @@ class Bindings:
         self._switches = self._switched()
 
     def hold(self) -> bool:
-        """Whether every module, parameter and its memory is the same, and no adapter switched."""
+        """Whether modules, parameters, their memory and the active adapters are the same."""
         return (
             all(map(is_, map(dict.get, self._tables, self._names), self._parts))
             and list(map(Tensor.data_ptr, self._parameters)) == self._pointers
@@ -44,7 +44,7 @@ class Bindings:
         )
 
     def version(self) -> int:
-        """Return what differs after any in-place change of a parameter."""
+        """Return a value that differs after any in-place change of a parameter."""
         return sum(map(_VERSION, self._parameters))
 
     def _switched(self) -> Hashable:

@@ -1,8 +1,8 @@
-"""Probabilities of given actions, with gradients: what PPO and its value head read.
+"""Probabilities of given actions, with gradients, for PPO and its value head.
 
 Images, prompts and action tokens → log-probabilities, entropies and a hidden state. The whole
-sequence goes through the modules in one causal pass, so that adapters apply and gradients flow; the
-figures equal those that `rollout` reported when it chose the tokens.
+sequence passes the modules in one causal pass, so that adapters apply and gradients flow; the
+values equal those that `rollout` reported when it chose the tokens.
 
 Legend: B batch, D action dimensions, H hidden size, P prefix slots (BOS and image), L text slots.
 """
@@ -31,12 +31,12 @@ from crane_x7_vla_rl.prompt import BOS_TOKEN
 
 
 class Evaluation(NamedTuple):
-    """What the model thinks of given actions."""
+    """Probabilities of given actions."""
 
     log_probs: Tensor
     """(B, D) float32, of each token among the 256 action rows."""
     entropy: Tensor
-    """(B, D) float32, nats, of the distribution that each token was drawn from."""
+    """(B, D) float32, nats, of the distribution that each token was sampled from."""
     hidden: Tensor
     """(B, H), final hidden state at the prompt's end: depends on image and instruction alone."""
     distribution: Tensor
@@ -50,10 +50,10 @@ def evaluate(
     action_tokens: Tensor,
     temperature: float = 1.0,
 ) -> Evaluation:
-    """Return the figures for `action_tokens` (B, D), ids 31744…31999, at `temperature`.
+    """Return the values for `action_tokens` (B, D), ids 31744…31999, at `temperature`.
 
-    `images` are pixels (B, 6·I, S, S) or patches (B, I·N, H) from `encode`, worth keeping
-    where vision is frozen; `instructions` are B 1-D tensors of prompt ids. Raises PromptError,
+    `images` are pixels (B, 6·I, S, S) or patches (B, I·N, H) from `encode`, which can be reused
+    if vision is frozen; `instructions` are B 1-D tensors of prompt ids. Raises PromptError,
     ActionTokenError, ImageError, and ValueError for a temperature that is not above 0.
     """
     if not 0 < temperature < float("inf"):

@@ -1,8 +1,8 @@
 """The language model without gradients: joined products, a cache in place, few kernels.
 
 Embeddings → final hidden states, keys and values into the cache: the same function as
-`LlamaModel.forward`, which training and `evaluate` use. On CUDA what lies between the products
-runs in the kernels of `kernels`, elsewhere in torch's operations.
+`LlamaModel.forward`, which training and `evaluate` use. On CUDA the operations between the products
+run in the kernels of `kernels`, elsewhere as torch's operations.
 
 Legend: as in `language`.
 """
@@ -49,7 +49,7 @@ def infer(model: LlamaModel, x: Tensor, this: Pass, matrices: list[LayerMatrices
 def _attend_to(
     attention: SelfAttention, joined: Tensor, this: Pass, index: int, kernels: Any
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return query (B, T, h, d), keys and values (B, S, g, d), the first two turned."""
+    """Return query (B, T, h, d), keys and values (B, S, g, d), the first two rotated."""
     batch, length, _ = joined.shape
     qkv = joined.view(batch, length, -1, attention.head_dim)  # (B, T, h + 2·g, d)
     if kernels is not None and this.cache is not None:

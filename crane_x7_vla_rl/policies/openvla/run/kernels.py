@@ -1,8 +1,8 @@
 """Triton kernels around the matrix products. Activations → the same as two to five torch kernels.
 
 A decode step at batch 1 is bound by reading weights; at 4096 channels every further kernel costs
-about as much time as its launch, so fewer of them is what counts. `usable` tries them once on a
-device and says why they cannot be used, for instance where no C compiler is installed.
+about as much time as its launch, so fewer kernels are faster. `usable` tries them once on a device
+and logs why they cannot be used, for instance if no C compiler is installed.
 
 Imported on CUDA only. Tested through Triton's interpreter on the CPU; unverified on a device.
 
@@ -103,10 +103,10 @@ def add_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tens
 
 
 def turn_into(qkv: Tensor, cos: Tensor, sin: Tensor, cache: Tensor, start: int) -> Tensor:
-    """Return the query (B, T, h, d), turned; write keys, turned, and values into the cache.
+    """Return the query (B, T, h, d), rotated; write keys, rotated, and values into the cache.
 
     `qkv` is (B, T, h + 2·g, d), `cos` and `sin` (B or 1, T, 1, d) as in `language.Pass`, `cache`
-    (2, B, S, g, d); slots from `start` are written. A power of 2 is wanted for d.
+    (2, B, S, g, d); slots from `start` are written. d must be a power of 2.
     """
     batch, length, all_heads, width = qkv.shape
     key_heads = cache.shape[3]
@@ -124,11 +124,11 @@ def turn_into(qkv: Tensor, cos: Tensor, sin: Tensor, cache: Tensor, start: int) 
 
 @lru_cache(maxsize=8)
 def usable(device: torch.device) -> bool:
-    """Whether Triton compiles and runs here; logs the reason where it does not."""
+    """Whether Triton compiles and runs on the device; logs the reason if it does not."""
     try:
         gated(torch.ones(1, 1, 2, device=device))
         torch.cuda.synchronize(device)
-    except Exception as error:  # whatever a compiler or driver raises, slower code takes over
+    except Exception as error:  # for any error of a compiler or driver, slower code is used instead
         logger.warning(
             "no Triton kernels on %s, decoding will be slower: %s: %s; is a C compiler installed?",
             device, type(error).__name__, error,

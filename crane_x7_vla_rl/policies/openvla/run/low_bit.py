@@ -1,10 +1,9 @@
-"""Decode with 8-bit weights: half the bytes that a small batch has to read at each token.
+"""Decode with 8-bit weights: a small batch reads half as many bytes at each token.
 
 Products of a layer → the same with 8-bit weights: one scale per output row, int8 or fp8 (e4m3);
-activations keep their dtype. Prefill and batches over `ROWS` keep the model's own weights, since
-arithmetic binds them, not memory. `low_bit_error.compare` measures what this changes in the
-actions: probabilities no longer equal `evaluate`'s, so rollouts that PPO learns from should not use
-it.
+activations keep their dtype. Prefill and batches over `ROWS` use the model's own weights, since
+arithmetic limits them, not memory. `low_bit_error.compare` measures the effect on the actions:
+probabilities no longer equal `evaluate`'s, so rollouts for PPO should not use 8 bits.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ _TYPES: Final = {"int8": (torch.int8, 127.0), "fp8": (torch.float8_e4m3fn, 448.0
 
 
 class LowBit:
-    """A weight in 8 bits, beside the dense one for large batches."""
+    """A weight in 8 bits, in addition to the dense one for large batches."""
 
     def __init__(self, dense: Dense, kind: Kind) -> None:
         dtype, largest = _TYPES[kind]
@@ -54,7 +53,7 @@ class LowBit:
 
 
 def reduced(layers: Sequence[LayerMatrices], kind: Kind) -> list[LayerMatrices]:
-    """Return the layers with 8-bit weights; products that PEFT has wrapped stay as they are."""
+    """Return the layers with 8-bit weights; products that PEFT has wrapped are unchanged."""
 
     def one(matrix: Matrix) -> Matrix:
         return LowBit(matrix, kind) if isinstance(matrix, Dense) else matrix

@@ -1,4 +1,4 @@
-"""How far 8-bit decode moves a model's actions. A model and samples → an `ActionError`."""
+"""Effect of 8-bit decode on a model's actions. A model and samples → an `ActionError`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 
 @dataclass(frozen=True)
 class ActionError:
-    """How far 8-bit decode moves greedy actions from those of the model's own weights."""
+    """Difference of greedy actions between 8-bit decode and the model's own weights."""
 
     kind: str
     same_tokens: float

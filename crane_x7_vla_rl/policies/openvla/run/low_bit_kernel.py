@@ -1,4 +1,4 @@
-"""A Triton kernel for 8-bit weights. A few activations → their product, each weight read once.
+"""A Triton kernel for 8-bit weights. A few activations → their product; reads each weight once.
 
 Imported on CUDA only. Tested through Triton's interpreter on the CPU; unverified on a device, and
 its tile sizes are not tuned.

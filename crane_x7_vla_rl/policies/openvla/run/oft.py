@@ -2,11 +2,11 @@
 
 Pixels of one or several images, prompts and the robot's state → actions in the robot's units. The
 sequence is `[BOS] [image tokens] [state] [pads] [text] [29871] [placeholders] [</s>]` with T·D
-placeholders of zeros, and every token sees every other. A head reads each action from the position
+placeholders of zeros, and every token attends to all. A head reads each action from the position
 before its placeholder, as next-token prediction would.
 
 Departures from the released evaluation code: batches, and a dimension whose statistics have no
-span counts as 0, as in training, where that code says −1.
+span is 0, as in training; the released code uses −1.
 
 Legend: B batch, I images, T steps of a chunk, D action dimensions, P dimensions of the state, H
 hidden size, L text slots.
@@ -41,12 +41,12 @@ from crane_x7_vla_rl.prompt import BOS_TOKEN, STOP_TOKEN
 
 @dataclass(frozen=True)
 class ChunkSettings:
-    """What a checkpoint's training fixed but its files do not say."""
+    """Settings that a checkpoint's training fixed but its files do not contain."""
 
     steps: int = 8
     """T."""
     bounds: tuple[str, str] = QUANTILES
-    """Entries of the statistics that −1 and 1 stand for."""
+    """Entries of the statistics for −1 and 1."""
 
 
 LIBERO: Final = ChunkSettings()
@@ -55,11 +55,11 @@ BRIDGE: Final = ChunkSettings(5)
 
 
 Key = tuple[Engine, int, int, int, int, bool]
-"""What buffers are made for: engine, dimensions of images, B, slots before the text, L, pads."""
+"""Shape of buffers: engine, dimensions of images, B, slots before the text, L, pads."""
 
 
 class ChunkBuffers:
-    """Fixed tensors of one shape, with the step that works on them."""
+    """Fixed tensors of one shape, with the step that uses them."""
 
     def __init__(self, policy: OpenVLAOft, key: Key) -> None:
         engine, _, batch, prefix, length, self.padded = self.key = key
@@ -75,7 +75,7 @@ class ChunkBuffers:
         self.replay = Replay(lambda: policy.fill(self), like.device, pool)
 
     def take(self, images: Tensor, prompts: Prompts, state: Tensor) -> None:
-        """Copy what a step reads."""
+        """Copy the inputs of a step."""
         if self.images is None:
             self.images = torch.empty_like(images, memory_format=torch.contiguous_format)
         self.images.copy_(images)
@@ -106,7 +106,7 @@ class OpenVLAOft(nn.Module):
 
     @property
     def proprio_dim(self) -> int:
-        """P, 0 where the checkpoint reads no state."""
+        """P, 0 if the checkpoint reads no state."""
         return 0 if self.proprio is None else self.proprio.fc1.in_features
 
     @torch.no_grad()
@@ -120,9 +120,9 @@ class OpenVLAOft(nn.Module):
         """Return (B, T, D) in the units of the statistics `unnorm_key`.
 
         `images` are pixels (B, 6·I, 224, 224), the images in the order of training; `state` (B, P)
-        is the robot's, in the units of the statistics, where the checkpoint has a projector.
+        is the robot's, in the units of the statistics, if the checkpoint has a projector.
         Raises StatisticsError, ImageError, PromptError, NotFiniteError, and ValueError for a state
-        that is missing, unexpected, of another shape or no number.
+        that is missing, unexpected, of another shape or NaN.
         """
         statistics = self._statistics(unnorm_key, "action")
         normalised_state = self._normalised(state, len(input_ids), unnorm_key)
@@ -133,9 +133,9 @@ class OpenVLAOft(nn.Module):
     def predict_normalised(
         self, images: Tensor, input_ids: Sequence[Tensor], state: Tensor
     ) -> Tensor:
-        """Return (B, T, D) as the head gives them, for a normalised state (B, P).
+        """Return the head's output (B, T, D), for a normalised state (B, P).
 
-        On a CPU, raises NotFiniteError; on a GPU, which is not waited for, `on_host` does.
+        On a CPU, raises NotFiniteError; on a GPU, `on_host` raises it, to avoid a wait.
         """
         engine = self.runner.engine()
         prefix = 1 + self.base.count_patches(images, len(input_ids)) + bool(self.proprio)
@@ -161,7 +161,7 @@ class OpenVLAOft(nn.Module):
         return found
 
     def fill(self, buffers: ChunkBuffers) -> None:
-        """Compute the actions from what the buffers hold, and nothing else: may be captured."""
+        """Compute the actions from the buffers alone, so that it can be captured."""
         assert buffers.images is not None
         language, span = self.base.language_model.model, buffers.span
         x = self._embeddings(buffers.images, buffers)  # (B, span, H)
@@ -181,7 +181,7 @@ class OpenVLAOft(nn.Module):
         buffers.actions.copy_(self.head(hidden[:, : self.placeholders]))
 
     def _embeddings(self, images: Tensor, buffers: ChunkBuffers) -> Tensor:
-        """Return (B, everything, H)."""
+        """Return (B, all tokens, H)."""
         embed, ids = self.base.language_model.model.embed_tokens, buffers.ids
         patches = images if images.ndim == 3 else self.base.encode(images)  # (B, I·N, H)
         parts = [embed(ids.new_full((len(ids), 1), BOS_TOKEN)), patches]
@@ -201,7 +201,7 @@ class OpenVLAOft(nn.Module):
             came = None if found is None else found.shape
             raise ValueError(f"state has shape {came}, expected {expected} by this checkpoint")
         if not np.isfinite(found).all():
-            raise ValueError(f"state is {found.tolist()}, expected numbers")
+            raise ValueError(f"state is {found.tolist()}, expected finite numbers")
         return torch.from_numpy(self._statistics(key, "proprio").normalise(found))
 
     def _statistics(self, key: str, kind: str) -> Statistics:

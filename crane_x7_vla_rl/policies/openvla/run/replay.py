@@ -1,10 +1,10 @@
 """A function over fixed buffers → a call on the CPU, a captured and replayed graph on CUDA.
 
-The function takes nothing and returns nothing: it reads and writes tensors that stay where they
-are, and may be run several times with the same effect. Both devices share it, so that what the CPU
-tests is what a graph holds.
+The function has no arguments and no result: it reads and writes tensors at fixed addresses, and may
+run several times with the same effect. Both devices share it, so that tests on the CPU cover the
+content of a graph.
 
-Unverified: the CUDA branch was written without a device at hand.
+Unverified: the CUDA branch was written without a device.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import torch
 
 
 class Replay:
-    """One function, with its graph once it has run on CUDA."""
+    """One function, with its graph after it has run on CUDA."""
 
     WARM_UPS = 2
     """Runs before a capture, in which libraries allocate their workspaces."""
 
     def __init__(self, run: Callable[[], None], device: torch.device, pool: Any) -> None:
-        """`pool` is the memory that graphs share which never run at the same time."""
+        """`pool`: memory that graphs share, which must not run at the same time."""
         self._run, self._device, self._pool = run, device, pool
         self._graph: torch.cuda.CUDAGraph | None = None
 

@@ -1,13 +1,13 @@
 """Vision, prefill and decode over static buffers. Images and prompts → a `Rollout`.
 
-`Engine` holds what one model needs for inference: joined weights, rotary tables, and for each batch
-size its buffers with the steps that work on them (`Replay`: CUDA graphs, plain calls elsewhere).
-`runner.Runner` keeps one up to date. To argmax, NaN logits would be an action like any other: the
-last step marks their tokens, on the device, see `finite`.
+`Engine` holds one model's state for inference: joined weights, rotary tables, and for each batch
+size its buffers with the steps that use them (`Replay`: CUDA graphs, plain calls elsewhere).
+`runner.Runner` keeps one up to date. Argmax would turn NaN logits into an action: the last step
+marks their tokens, on the device, see `finite`.
 
 The buffers keep the last call: the same images again skip vision and the image's part of the
-prefill, the same prompt with them skips the rest of it. Both are exact: keys and values of the
-image depend on nothing after it.
+prefill; with the same prompt, too, the whole prefill is skipped. Both are exact: keys and values of
+the image do not depend on later tokens.
 
 Legend: B batch, I images, N 256 patches, P = 1 + I·N prefix slots, L text slots, D steps.
 """
@@ -35,23 +35,24 @@ from crane_x7_vla_rl.policies.openvla.run.sequence import Prompts, Span, mask, p
 from crane_x7_vla_rl.prompt import BOS_TOKEN
 
 CUDA_BUCKET = 16
-"""Prompt lengths share a graph in steps of so many tokens; each pad costs 0.3 % of a prefill."""
+"""Prompt lengths are rounded up to a multiple of this, to share graphs; each pad costs 0.3 % of a
+prefill."""
 MASK_STEP = 16
-"""Attention on CUDA copies a mask, in each layer, whose width is no multiple of this."""
+"""Attention on CUDA copies a mask, in each layer, if its width is not a multiple of this."""
 SLACK = 64
-"""Slots that a cache has beyond its first prompt, so that a longer one seldom moves it."""
+"""Slots of a cache beyond its first prompt, so that a longer one rarely reallocates it."""
 MAX_STEPS_KEPT = 32
-"""Captured steps per batch size; the one used longest ago makes room."""
+"""Captured steps per batch size; the least recently used is discarded."""
 
 
 @dataclass(frozen=True, eq=False)
 class Rollout:
-    """What the model chose; on CUDA, still being computed."""
+    """The model's choice; on CUDA, still being computed."""
 
     tokens: Tensor
-    """(B, D) int64, 31744…31999; NO_TOKEN in rows of which a logit is NaN or infinite."""
+    """(B, D) int64, 31744…31999; NO_TOKEN in rows with a logit that is NaN or infinite."""
     log_probs: Tensor
-    """(B, D) float32, of each token among the 256 at the temperature (at 1 where that is 0)."""
+    """(B, D) float32, of each token among the 256 at the temperature (at 1 if that is 0)."""
     hidden: Tensor
     """(B, H), final hidden state at the prompt's end, before any action: for a value head."""
     logits: Tensor
@@ -63,10 +64,10 @@ class Sampling:
     """How tokens are chosen."""
 
     temperature: float = 0.0
-    """0 takes the likeliest; above, samples from softmax(logits / temperature)."""
+    """0: the most likely token; above 0: sampled from softmax(logits / temperature)."""
     generator: torch.Generator | Sequence[torch.Generator] | None = None
-    """On the model's device: one for all samples, or one for each, which then does not depend on
-    the others; None takes torch's own."""
+    """On the model's device: one for all samples, or one for each, so that samples do not depend on
+    each other; None: torch's default."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.temperature < float("inf"):
@@ -75,7 +76,7 @@ class Sampling:
 
 @dataclass(frozen=True, eq=False)
 class Packed:
-    """Prompts as they came last, and what became of them."""
+    """The last prompts, and their tensors."""
 
     ids: Sequence[Tensor]
     room: tuple[int, int]
@@ -84,7 +85,7 @@ class Packed:
 
 
 class Buffers:
-    """Fixed tensors of one batch size; everything that a graph reads or writes."""
+    """Fixed tensors of one batch size, which the graphs read and write."""
 
     def __init__(self, engine: Engine, batch: int, prefix: int, length: int, steps: int) -> None:
         like, config = engine.like, engine.model.config
@@ -104,11 +105,11 @@ class Buffers:
         self.replays: OrderedDict[Hashable, Replay] = OrderedDict()
         self.pool: Any = torch.cuda.graph_pool_handle() if like.is_cuda else None
         self.held_prefix: Hashable = None
-        """What the prefix slots were computed from besides `pixels` or `patches`; None: nothing."""
+        """Source of the prefix slots in addition to `pixels` or `patches`; None: nothing."""
         self.held_prompt: Prompts | None = None
 
     def fits(self, length: int, steps: int) -> bool:
-        """Whether prompts of `length` and `steps` tokens go in."""
+        """Whether prompts of `length` and `steps` tokens fit."""
         return (
             length <= self.ids.shape[1]
             and steps <= self.steps
@@ -117,7 +118,7 @@ class Buffers:
 
 
 class Engine:
-    """Runs one model without gradients, as it was when the engine was made; see `current`."""
+    """Runs one model without gradients, in its state when the engine was built; see `current`."""
 
     def __init__(self, model: OpenVLA, bucket: int | None, decode_weights: Kind | None) -> None:
         self.model = model
@@ -135,9 +136,9 @@ class Engine:
         self._packed: Packed | None = None
 
     def current(self) -> bool:
-        """Whether modules and memory are still those that graphs and joined weights point at.
+        """Whether modules and memory are still those of the graphs and joined weights.
 
-        Weights in 8 bits are copies, so there the values must be the same, too.
+        Weights in 8 bits are copies, so their values must be unchanged, too.
         """
         fresh = self._copied is None or self._copied == self.bindings.version()
         return fresh and self.bindings.hold()
@@ -160,7 +161,7 @@ class Engine:
         )
 
     def _pack(self, input_ids: Sequence[Tensor], prefix: int, steps: int) -> Prompts:
-        """Return the prompts; those of the call before where they came again."""
+        """Return the prompts; those of the call before if they are the same."""
         last = self._packed
         if last is not None and last.room == (prefix, steps) and _all_equal(last.ids, input_ids):
             return last.prompts
@@ -180,7 +181,7 @@ class Engine:
         return found
 
     def _take_images(self, buffers: Buffers, images: Tensor) -> bool:
-        """Put patches into the buffers; return whether the prefix slots already hold them."""
+        """Write patches into the buffers; return whether the prefix slots already hold them."""
         images = images.detach().to(self.like)
         weights = self.bindings.version()
         kind = (images.ndim, weights)
@@ -199,7 +200,7 @@ class Engine:
         return False
 
     def _take_prompts(self, buffers: Buffers, prompts: Prompts, prefix_held: bool) -> None:
-        """Fill the cache up to the prompt's end, from the prefix's end where that is held."""
+        """Fill the cache up to the prompt's end, from the prefix's end if that is cached."""
         same = buffers.held_prompt is not None and _same(buffers.held_prompt, prompts)
         if prefix_held and same:
             return
@@ -229,7 +230,7 @@ class Engine:
         )
 
     def _replay(self, buffers: Buffers, key: Hashable, run: Any) -> None:
-        if not self.model.owns_memory:  # a graph would point at memory that is gone tomorrow
+        if not self.model.owns_memory:  # a graph would point at memory that is freed later
             run()
             return
         replay = buffers.replays.get(key)
@@ -240,7 +241,7 @@ class Engine:
         buffers.replays.move_to_end(key)
         replay()
 
-    # What follows may be captured: it reads and writes buffers alone, and never waits.
+    # The methods below may be captured: they use only buffers, and never wait.
 
     def _see(self, buffers: Buffers) -> None:
         assert buffers.pixels is not None

@@ -1,4 +1,4 @@
-"""Rollouts of one model, prepared once and again after it changes. Images, prompts → `Rollout`."""
+"""Rollouts of one model, prepared at first use and after changes. Images, prompts → `Rollout`."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from crane_x7_vla_rl.policies.openvla.run.rollout import Engine, Rollout, Sampli
 
 
 class Runner:
-    """Rolls out one model; keeps its buffers and what it computed last from call to call."""
+    """Rolls out one model; keeps its buffers and its last results between calls."""
 
     def __init__(self, model: OpenVLA, decode_weights: Kind | None = None) -> None:
         """`decode_weights`: decode small batches with int8 or fp8 weights, see `low_bit`."""
         self.model, self._decode_weights = model, decode_weights
         self.bucket: int | None = None
-        """Prompt lengths are padded to a multiple of it; None: as the device needs it."""
+        """Prompt lengths are padded to a multiple of it; None: depends on the device."""
         self._engine: Engine | None = None
 
     @torch.no_grad()
@@ -33,9 +33,9 @@ class Runner:
         """Return tokens with their log-probabilities, logits and the prompt's hidden state.
 
         `images` are pixels (B, 6·I, S, S) or patches (B, I·N, H) from `encode`; `input_ids`
-        are B 1-D tensors of ids, BOS first, the final 29871 left out. What repeats from the call
-        before is not computed again. Raises ImageError and PromptError; on a CPU, where nothing
-        has to be waited for, NotFiniteError, too. On a GPU `OpenVLA.on_host` raises that.
+        are B 1-D tensors of ids, BOS first, without the final 29871. Inputs that repeat those of
+        the call before are not computed again. Raises ImageError and PromptError; on a CPU, which
+        needs no wait, also NotFiniteError. On a GPU `OpenVLA.on_host` raises that.
         """
         if action_dim < 1:
             raise ValueError(f"action_dim is {action_dim}, expected 1 or more")
@@ -45,12 +45,12 @@ class Runner:
         return chosen
 
     def engine(self) -> Engine:
-        """Return the machinery behind `roll_out`, a new one after modules or memory changed."""
+        """Return the engine of `roll_out`, a new one after modules or memory changed."""
         if self._engine is None or not self._engine.current():
             self._engine = None  # its memory goes first
             self._engine = Engine(self.model, self.bucket, self._decode_weights)
         return self._engine
 
     def forget(self) -> None:
-        """Drop all buffers and their memory; the next rollout makes new ones."""
+        """Free all buffers and their memory; the next rollout allocates new ones."""
         self._engine = None

@@ -1,9 +1,9 @@
-"""Where each token of a batch goes: `[BOS] [image tokens] [pads] [text] [29871] [action]`.
+"""The position of each token of a batch: `[BOS] [image tokens] [pads] [text] [29871] [action]`.
 
 Prompts of unequal length, as lists of ids → ids, slots, positions and masks for the language model.
-Pads stand between image and text, so that every row's prompt ends at the same slot and
-a slot is known without looking at the data, as a captured graph needs. Pads are masked, and a
-token's position counts only what is not a pad.
+Pads are between image and text, so that every row's prompt ends at the same slot and slots are
+known without reading the data, as a captured graph needs it. Pads are masked, and a token's
+position counts only tokens that are not pads.
 
 Legend: B batch, L text slots (pads, text and 29871; without BOS), P prefix slots (BOS and image),
 T positions of a pass, S slots that it may see.
@@ -42,10 +42,10 @@ class Prompts:
 
 @dataclass(frozen=True)
 class Span:
-    """The slots of one pass over a batch laid out as above."""
+    """The slots of one pass over a batch with the layout above."""
 
     prefix: int
-    """P, where pads may begin."""
+    """P, the first slot of pads."""
     start: int
     end: int
 
@@ -53,14 +53,14 @@ class Span:
 def pack(
     input_ids: Sequence[Tensor], config: OpenVLAConfig, prefix: int, steps: int, bucket: int = 1
 ) -> Prompts:
-    """Return the prompts on the CPU, with 29871 behind each that does not end with it.
+    """Return the prompts on the CPU; 29871 is appended to each that does not end with it.
 
-    `input_ids` holds one 1-D tensor of ids per sample, BOS first. `prefix` slots stand before the
+    `input_ids` holds one 1-D tensor of ids per sample, BOS first. `prefix` slots are before the
     text and `steps` after it. L is rounded up, as far as the context allows, so that the prompt
     ends at a multiple of `bucket`. Raises PromptError for a batch or prompt that does not fit.
     """
     if not len(input_ids):
-        raise PromptError("no prompt came, expected one per image")
+        raise PromptError("got no prompt, expected one per image")
     texts = [_text(ids, row, config) for row, ids in enumerate(input_ids)]
     longest = max(len(text) for text in texts)
     room = config.context - prefix - steps
@@ -68,7 +68,7 @@ def pack(
         row = max(range(len(texts)), key=lambda index: len(texts[index]))
         raise PromptError(
             f"prompt {row} has {longest} tokens; with {prefix} for BOS and image and {steps} for"
-            f" the action that is {longest + prefix + steps}, over the context of"
+            f" the action, {longest + prefix + steps} are more than the context of"
             f" {config.context}: shorten the instruction by {longest - room} tokens"
         )
     length = min(-(-(prefix + longest) // bucket) * bucket - prefix, room)
@@ -119,9 +119,9 @@ def check_actions(tokens: Tensor, batch: int) -> Tensor:
 
 
 def positions(span: Span, pads: Tensor | None, device: torch.device) -> Tensor:
-    """Return (B or 1, T): tokens before each slot that are no pads, as rotary positions count.
+    """Return (B or 1, T): for each slot, the number of earlier tokens that are not pads.
 
-    A pad has the position of the last token before it. `pads` (B,) is None where there are none.
+    A pad has the position of the last token before it. `pads` (B,) is None if no row has any.
     """
     slots = torch.arange(span.start, span.end, device=device)[None]
     if pads is None:
@@ -132,9 +132,9 @@ def positions(span: Span, pads: Tensor | None, device: torch.device) -> Tensor:
 def mask(
     span: Span, pads: Tensor | None, like: Tensor, causal: bool = True, window: int | None = None
 ) -> Tensor:
-    """Return (B or 1, 1, T, end): 0 where a slot of the span sees a key, −inf elsewhere.
+    """Return (B or 1, 1, T, end): 0 if a slot of the span sees a key, −inf if not.
 
-    A pad sees what stands before it, so that no row is empty. `window` keys instead of `end`.
+    A pad sees the tokens before it, so that no row is empty. `window` keys instead of `end`.
     """
     keys = torch.arange(window or span.end, device=like.device)
     queries = torch.arange(span.start, span.end, device=like.device)

@@ -1,1 +1,1 @@
-"""Checkpoints of it: layouts, loading, adapters, LoRA."""
+"""Checkpoints of OpenVLA: layouts, loading, adapters, LoRA."""

@@ -1,8 +1,8 @@
-"""LoRA adapters on disk. An adapter's folder → which tensors change which weights, by what scale.
+"""LoRA adapters on disk. An adapter's folder → its tensors, the weights they change, their scale.
 
-`loading` either merges them into the weights while it reads those, or hands them to PEFT for
-further training. Shapes: a linear weight is (out, in), its A
-(r, in), its B (out, r); a convolution's A is (r, in, h, w), its B (out, r, 1, 1).
+`loading` either merges them into the weights while it reads those, or passes them to PEFT for
+further training. Shapes: a linear weight is (out, in), its A (r, in), its B (out, r); a
+convolution's A is (r, in, h, w), its B (out, r, 1, 1).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 CONFIG: Final = "adapter_config.json"
 WEIGHTS: Final = "adapter_model.safetensors"
 PREFIX: Final = "base_model.model."
-"""What PEFT puts before the names of the model's own modules."""
+"""Prefix that PEFT adds to the names of the model's modules."""
 PEFT_ALPHA: Final = 8
-"""What PEFT takes for a lora_alpha that is not given."""
+"""PEFT's default of lora_alpha."""
 _PAIR: Final = re.compile(r"(?P<module>.+)\.lora_(?P<half>[AB])(\.default)?\.weight")
 _WRAPPED: Final = re.compile(r"\.(base_layer|modules_to_save(\.default)?)(?=\.(weight|bias)$)")
 
@@ -50,32 +50,32 @@ class Pair:
             if half.shape != expected:
                 raise CheckpointError(
                     f"{half.file}: {half.key} has shape {half.shape}, expected {expected} for rank"
-                    f" {self.rank} on {module} {weight_shape}: the adapter was made for another"
+                    f" {self.rank} on {module} {weight_shape}: the adapter belongs to another"
                     " base model"
                 )
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """All that an adapter folder changes."""
+    """The changes in an adapter's folder."""
 
     folder: Path
     base: str
     """Folder or Hub id of the model that it adapts."""
     base_revision: str | None
     pairs: Mapping[str, Pair]
-    """By the name of the module."""
+    """Pairs by the name of the module."""
     full: Mapping[str, Stored]
     """Whole tensors that replace the model's, by the name of the parameter."""
 
 
 def read(folder: Path) -> Adapter:
-    """Return what the adapter in `folder` changes; raises CheckpointError."""
+    """Return the changes of the adapter in `folder`; raises CheckpointError."""
     config, about = read_json(folder / CONFIG), peek(folder)
     if not (folder / WEIGHTS).exists():
         raise CheckpointError(
-            f"{folder / WEIGHTS} is missing; an adapter saved as adapter_model.bin is not loaded:"
-            " save it again with safe_serialization"
+            f"{folder / WEIGHTS} is missing; adapter_model.bin is not supported:"
+            " save the adapter again with safe_serialization=True"
         )
     halves: dict[str, dict[str, Stored]] = {}
     full: dict[str, Stored] = {}
@@ -86,7 +86,7 @@ def read(folder: Path) -> Adapter:
             halves.setdefault(match["module"], {})[match["half"]] = stored
         elif "lora_" in name:
             raise CheckpointError(
-                f"{stored.file}: {key} belongs to a kind of adapter that is not loaded; expected"
+                f"{stored.file}: {key} belongs to a kind of adapter that is not supported; expected"
                 " plain LoRA on linear layers and convolutions (lora_A and lora_B)"
             )
         else:
@@ -95,12 +95,12 @@ def read(folder: Path) -> Adapter:
         module: _pair(module, both, config, folder / CONFIG) for module, both in halves.items()
     }
     if not pairs and not full:
-        raise CheckpointError(f"{folder / WEIGHTS} holds no tensor, expected lora_A and lora_B")
+        raise CheckpointError(f"{folder / WEIGHTS} holds no tensors, expected lora_A and lora_B")
     return replace(about, pairs=pairs, full=full)
 
 
 def peek(folder: Path) -> Adapter:
-    """Return what adapter_config.json says: the base, but no tensors; raises CheckpointError."""
+    """Return the content of adapter_config.json: base, no tensors; raises CheckpointError."""
     config = read_json(folder / CONFIG)
     _check_kind(config, folder / CONFIG)
     base = config.get("base_model_name_or_path")
@@ -114,7 +114,7 @@ def _check_kind(config: Mapping[str, Any], path: Path) -> None:
     for option in ("use_dora", "fan_in_fan_out", "layer_replication", "alora_invocation_tokens"):
         if config.get(option):
             raise CheckpointError(
-                f"{path}: {option} is {quoted(config[option])}; this is not loaded"
+                f"{path}: {option} is {quoted(config[option])}; this is not supported"
             )
     rank = config.get("r")
     if not isinstance(rank, int) or rank < 1:
@@ -144,9 +144,9 @@ def _pair(module: str, halves: Mapping[str, Stored], config: Mapping[str, Any], 
 def _figure(
     name: str, patterns_name: str, module: str, config: Mapping[str, Any], path: Path
 ) -> float:
-    """Return the module's figure: of the first pattern that matches the end of its name, as PEFT.
+    """Return the module's value: of the first pattern that matches the end of its name, as in PEFT.
 
-    Where none does, that of all modules. Raises CheckpointError for one that is no number.
+    If none matches, the value for all modules. Raises CheckpointError if it is not a number.
     """
     value = config.get(name, PEFT_ALPHA)
     patterns = config.get(patterns_name) or {}
@@ -166,6 +166,6 @@ def _figure(
 
 
 def merged(weight: torch.Tensor, a: torch.Tensor, b: torch.Tensor, scale: float) -> torch.Tensor:
-    """Return weight + scale · B @ A in float32, wherever `weight` lies."""
+    """Return weight + scale · B @ A in float32, on the device of `weight`."""
     change = b.float().flatten(1) @ a.float().flatten(1)
     return weight.float().add(change.reshape(weight.shape), alpha=scale)

@@ -1,7 +1,7 @@
 """A checkpoint folder's JSON and safetensors headers. A file → its content, checked.
 
-Nothing is read but headers here; `loading` reads the tensors. No file of a checkpoint is ever
-executed or unpickled: weights are safetensors, the rest is JSON.
+This module reads only headers; `loading` reads the tensors. No file of a checkpoint is ever
+executed or unpickled: weights are safetensors, other files JSON.
 """
 
 from __future__ import annotations
@@ -35,21 +35,23 @@ _LONGEST_HEADER: Final = 100_000_000
 
 @dataclass(frozen=True)
 class Stored:
-    """One tensor as a file's header announces it."""
+    """One tensor in a file's header."""
 
     file: Path
     key: str
     dtype: str
-    """As safetensors names it: F32, BF16, …"""
+    """Name in safetensors: F32, BF16, …"""
     shape: tuple[int, ...]
 
 
 def read_json(path: Path) -> dict[str, Any]:
-    """Return the object that a JSON file holds; raises CheckpointError."""
+    """Return the object in a JSON file; raises CheckpointError."""
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise CheckpointError(f"{path} is missing; is {path.parent} a whole checkpoint?") from error
+        raise CheckpointError(
+            f"{path} is missing; is {path.parent} a complete checkpoint?"
+        ) from error
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
     if not isinstance(found, dict):
@@ -58,7 +60,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def has_weights(folder: Path) -> bool:
-    """Whether the folder itself holds a model, whole or not."""
+    """Whether the folder itself holds a model, complete or not."""
     return (folder / INDEX).exists() or (folder / SINGLE).exists()
 
 
@@ -70,7 +72,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
         return read_header(folder / SINGLE)
     weight_map = read_json(folder / INDEX).get("weight_map")
     if not isinstance(weight_map, dict) or {type(name) for name in weight_map.values()} != {str}:
-        raise CheckpointError(f"{folder / INDEX}: found no weight_map, expected key → file name")
+        raise CheckpointError(f"{folder / INDEX}: weight_map is missing, expected key → file name")
     found: dict[str, Stored] = {}
     for name in sorted(set(weight_map.values())):
         if not (folder / name).is_file():
@@ -87,7 +89,7 @@ def stored_tensors(folder: Path) -> dict[str, Stored]:
 def _listed(
     header: Mapping[str, Stored], weight_map: Mapping[str, str], name: str
 ) -> dict[str, Stored]:
-    """Return those tensors of a shard that the index looks for there."""
+    """Return the tensors of a shard that the index lists for it."""
     return {key: stored for key, stored in header.items() if weight_map.get(key, name) == name}
 
 
@@ -96,7 +98,7 @@ def _check_complete(
 ) -> None:
     for key, name in weight_map.items():
         if key not in found:
-            raise CheckpointError(f"{folder / name} lacks {key}, which {INDEX} expects in it")
+            raise CheckpointError(f"{folder / name} lacks {key}, which {INDEX} lists for it")
 
 
 def _no_weights(folder: Path) -> str:
@@ -113,15 +115,15 @@ def _no_weights(folder: Path) -> str:
 
 
 def read_header(path: Path) -> dict[str, Stored]:
-    """Return what a safetensors file announces, after checking that all of it is there."""
+    """Return the tensors in a safetensors header, after checking that the file is complete."""
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
             length = int.from_bytes(file.read(_LENGTH_BYTES), "little")
             if size < _LENGTH_BYTES or not 0 < length <= min(_LONGEST_HEADER, size):
                 raise CheckpointError(
-                    f"{path} has {size} bytes and announces a header of {length}; it is truncated"
-                    " or no safetensors file: fetch it again"
+                    f"{path} has {size} bytes and a header of {length}; it is truncated"
+                    " or not a safetensors file: fetch it again"
                 )
             header = json.loads(file.read(length))
     except OSError as error:

@@ -1,7 +1,7 @@
 """Which files of a checkpoint to load. Folder or Hub id → a `Layout`: base and maybe an adapter.
 
-A folder that holds weights of its own is a whole model, whatever lies beside them: trainers that
-merge at every save leave the adapter next to the result. Otherwise the adapter is looked for in the
+A folder that contains weights is a whole model, even if it also contains an adapter: trainers that
+merge at every save leave the adapter next to the result. Otherwise the adapter is searched in the
 folder itself, in `lora_adapters/` (statistics in the folder above it) and in `lora_adapter/`.
 """
 
@@ -29,20 +29,20 @@ TOKENIZER: Final = "tokenizer.json"
 POLICY: Final = "policy.json"
 PREPROCESSOR: Final = "preprocessor_config.json"
 CENTER_CROP: Final = "center_crop"
-"""Our own key in it: training used random crops, so the policy must see the centre alone."""
+"""This project's key in it: training used random crops, so the policy must crop the centre."""
 ADAPTER_FOLDERS: Final = ("lora_adapters", "lora_adapter")
 LLAMA: Final = "llama"
 """`text_config.model_type` of the language models that load."""
 HEADS: Final = "*--*_checkpoint.pt"
-"""What OpenVLA-OFT adds to a model, see `oft_loading`."""
+"""Files that OpenVLA-OFT adds to a model, see `oft_loading`."""
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Where the parts of one checkpoint lie."""
+    """Folders of the parts of one checkpoint."""
 
     folder: Path
-    """The folder that was named, or the Hub's copy."""
+    """The folder that the user named, or the Hub's copy."""
     base: Path
     """The folder with config.json and all weights."""
     adapter: Adapter | None
@@ -52,15 +52,15 @@ class Layout:
         return next((path for path in reversed(self.all(name))), None)
 
     def all(self, name: str) -> list[Path]:
-        """Return the files of this name, what counts most last."""
+        """Return the files of this name; later ones override earlier ones."""
         paths = [folder / name for folder in self._folders()]
         return [path for path in paths if path.is_file()]
 
     def heads(self) -> Path | None:
-        """Return the folder with OpenVLA-OFT's heads; None where actions are tokens.
+        """Return the folder with OpenVLA-OFT's heads; None if actions are tokens.
 
-        Where there is any of them, nobody trained the tokens, unless a policy.json nearer than the
-        heads says that a trainer of ours has done so since.
+        If there are any, tokens were not trained, unless a policy.json nearer than the heads shows
+        that a trainer of this project has done so since.
         """
         for folder in reversed(self._folders()):
             if head_files(folder):
@@ -70,7 +70,7 @@ class Layout:
         return None
 
     def _folders(self) -> list[Path]:
-        """Return where files may lie: the base, the adapter's run, the adapter."""
+        """Return the folders to search: the base, the adapter's run, the adapter."""
         if self.adapter is None:
             return [self.base]
         own = self.adapter.folder
@@ -79,14 +79,14 @@ class Layout:
 
 
 def head_files(folder: Path) -> list[Path]:
-    """Return what OpenVLA-OFT adds to a model, sorted, without the side files of macOS."""
+    """Return the files of OpenVLA-OFT's heads, sorted, without the side files of macOS."""
     return sorted(path for path in folder.glob(HEADS) if not path.name.startswith("."))
 
 
 def find(
     path_or_repo_id: str | Path, revision: str | None = None, token: str | None = None
 ) -> Layout:
-    """Return the layout of a checkpoint, for an adapter with its base; raises CheckpointError."""
+    """Return the layout of a checkpoint, of an adapter with its base; raises CheckpointError."""
     folder = hub.resolve(path_or_repo_id, revision, token)
     beside = [folder / name for name in ADAPTER_FOLDERS if (folder / name).is_dir()]
     if has_weights(folder):
@@ -101,7 +101,7 @@ def find(
             _say_which_heads_are_unused(found)
             return found
     if (folder / CONFIG).is_file():
-        return Layout(folder, folder, None)  # reading the weights says what is missing
+        return Layout(folder, folder, None)  # reading the weights reports what is missing
     raise _no_checkpoint(folder, {path.name for path in folder.iterdir()})
 
 
@@ -116,7 +116,7 @@ def _no_checkpoint(folder: Path, names: Collection[str]) -> CheckpointError:
 def peek(
     path_or_repo_id: str | Path, revision: str | None = None, token: str | None = None
 ) -> Layout:
-    """Return the layout as `find` does, from small files alone: no weights are fetched or read.
+    """Return the layout as `find` does, from small files only: no weights are fetched or read.
 
     An adapter holds no tensors. Raises CheckpointError and HubError.
     """
@@ -136,27 +136,30 @@ def peek(
 def _say_what_is_left_alone(folder: Path, beside: list[Path]) -> None:
     if (folder / adapters.CONFIG).is_file():
         logger.warning(
-            "%s holds a whole model and an adapter (%s); the whole model is used. If the adapter is"
-            " not merged into it, move the adapter's files to a folder of their own and name that",
+            "%s holds a whole model and an adapter (%s); the model is used. If the adapter is"
+            " not merged into it, move the adapter's files to a separate folder and use that",
             folder, adapters.CONFIG,
         )  # fmt: skip
     elif beside:
-        logger.info("%s holds a whole model; %s is left alone", folder, beside[0].name)
+        logger.info("%s holds a whole model; %s is ignored", folder, beside[0].name)
 
 
 def _say_which_heads_are_unused(layout: Layout) -> None:
     if layout.heads() is None and head_files(layout.base):
         logger.warning(
-            "the heads of OpenVLA-OFT in %s are not used: %s says that action tokens were trained"
-            " since; if nobody did, move it beside the heads", layout.base, layout.first(POLICY),
+            "the heads of OpenVLA-OFT in %s are not used: according to %s, action tokens were"
+            " trained later; if not, move it to the folder of the heads",
+            layout.base, layout.first(POLICY),
         )  # fmt: skip
 
 
 def _base_of(adapter: Adapter, token: str | None, weights: bool = True) -> Path:
-    """Return the folder of an adapter's base; without `weights`, with its small files at least."""
+    """Return the folder of an adapter's base; without `weights`, maybe with small files only."""
     source = adapter.folder / adapters.CONFIG
     if not adapter.base:
-        raise CheckpointError(f"{source} names no base_model_name_or_path; write its base there")
+        raise CheckpointError(
+            f"{source}: base_model_name_or_path is missing; set it to the base model"
+        )
     here = adapter.folder / adapter.base
     try:
         if here.is_dir():
@@ -167,31 +170,31 @@ def _base_of(adapter: Adapter, token: str | None, weights: bool = True) -> Path:
             base = hub.resolve(adapter.base, adapter.base_revision, token)
     except hub.HubError as error:
         raise CheckpointError(
-            f"{source}: the base of this adapter cannot be loaded; if it lies elsewhere, write"
-            f" its folder or Hub id into base_model_name_or_path: {error}"
+            f"{source}: the base of this adapter cannot be loaded; if it is elsewhere, set"
+            f" base_model_name_or_path to its folder or Hub id: {error}"
         ) from error
     if not has_weights(base):
-        raise CheckpointError(f"{source}: its base {base} is no whole model of its own")
+        raise CheckpointError(f"{source}: its base {base} is not a whole model")
     return base
 
 
 def no_tokenizer(layout: Layout) -> CheckpointError:
-    """Return what to raise for a checkpoint without tokenizer.json."""
+    """Return the error for a checkpoint without tokenizer.json."""
     return CheckpointError(
-        f"{layout.base / TOKENIZER} is missing; save the tokenizer of the model with"
-        " save_pretrained there"
+        f"{layout.base / TOKENIZER} is missing; save the model's tokenizer with save_pretrained"
+        " into this folder"
     )
 
 
 def other_architecture(layout: Layout) -> CheckpointError | None:
-    """Return what to raise for a checkpoint of another family; None for one that may load.
+    """Return the error for a checkpoint of another family; None for one that may load.
 
     Prismatic's trainer writes its configuration under `vla` [prismatic/models/load.py of
     openvla/openvla]; MiniVLA is published so, and its language model is Qwen 2.5.
     """
     path = layout.base / CONFIG
     if not path.is_file():
-        return None  # loading says what is missing
+        return None  # loading reports what is missing
     raw = read_json(path)
     trained, text = raw.get("vla"), raw.get("text_config")
     if isinstance(trained, Mapping):
@@ -207,7 +210,7 @@ def other_architecture(layout: Layout) -> CheckpointError | None:
 
 
 def center_crop(layout: Layout) -> bool:
-    """Return whether training used random crops, as the nearest preprocessor_config.json says."""
+    """Return whether training used random crops, from the nearest preprocessor_config.json."""
     path = layout.first(PREPROCESSOR)
     wanted = False if path is None else read_json(path).get(CENTER_CROP, False)
     if not isinstance(wanted, bool):
@@ -218,7 +221,7 @@ def center_crop(layout: Layout) -> bool:
 def norm_stats(layout: Layout) -> dict[str, Any]:
     """Return the statistics by data set: config.json's, updated by dataset_statistics.json.
 
-    A malformed entry is a warning here, and an error of who uses it: it may be another robot's.
+    A malformed entry is only a warning, and an error when it is used: it may be another robot's.
     """
     found: dict[str, Any] = {}
     for path, statistics in _statistics_files(layout):
@@ -226,24 +229,24 @@ def norm_stats(layout: Layout) -> dict[str, Any]:
             try:
                 find_statistics(statistics, dataset, source=str(path))
             except StatisticsError as error:
-                logger.warning("%s; the other statistics can be used", error)
+                logger.warning("%s; the other statistics are usable", error)
         found |= statistics
     return found
 
 
 def raw_statistics(layout: Layout) -> dict[str, Any]:
-    """Return the statistics by data set as they are, maybe malformed; raises CheckpointError."""
+    """Return the statistics by data set unchecked, maybe malformed; raises CheckpointError."""
     return {key: entry for _, found in _statistics_files(layout) for key, entry in found.items()}
 
 
 def statistics_file(layout: Layout, dataset: str) -> Path:
-    """Return the file whose statistics of the data set count."""
+    """Return the file that the data set's statistics are read from."""
     files = [path for path, found in _statistics_files(layout) if dataset in found]
     return files[-1] if files else layout.folder
 
 
 def _statistics_files(layout: Layout) -> list[tuple[Path, dict[str, Any]]]:
-    """Return all statistics, what counts most last."""
+    """Return all statistics; later ones override earlier ones."""
     config = layout.base / CONFIG
     first = read_json(config).get("norm_stats") or {}
     if not isinstance(first, dict):

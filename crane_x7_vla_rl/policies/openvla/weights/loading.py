@@ -1,8 +1,8 @@
 """Load a checkpoint. Folder or Hub id → an `OpenVLA` on its device, every tensor checked.
 
-The model is laid out without memory first. Then one file after the other is memory-mapped, and each
-tensor goes straight to the device, is cast there, and gets its adapter added; the file is unmapped
-before the next. So the host holds at most one shard beside what the model itself takes.
+The model is first built without memory. Then one file after another is memory-mapped, and each
+tensor is copied directly to the device, is cast there, and gets its adapter added; the file is
+unmapped before the next. So the host holds at most one shard in addition to the model.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ logger = logging.getLogger(__name__)
 DERIVED: Final = ".rotary_emb.inv_freq"
 """Older checkpoints store these frequencies; the model computes them."""
 NAMED: Final = 5
-"""So many keys are listed in an error."""
+"""Most keys that an error lists."""
 
 AdapterUse = Literal["merge", "apply"]
-"""Added to the weights, or kept beside them as PEFT modules that can be trained further."""
+"""Added to the weights, or kept separate as PEFT modules that can be trained further."""
 
 
 @dataclass(frozen=True, eq=False)
 class Loaded:
-    """A checkpoint, ready."""
+    """A loaded checkpoint."""
 
     model: OpenVLA
     layout: layout.Layout
     raw_config: Mapping[str, Any]
-    """config.json as it is."""
+    """Content of config.json, unchanged."""
 
 
 def load(
@@ -58,9 +58,9 @@ def load(
 ) -> Loaded:
     """Return the model with its statistics.
 
-    `path_or_repo_id` is a folder or a Hub id, which an @ and a revision may follow. Raises
-    CheckpointError or HubError for whatever is wrong with it, and NotFiniteError, which names the
-    weights, where some are NaN or infinite.
+    `path_or_repo_id` is a folder or a Hub id, with an optional @ and revision. Raises
+    CheckpointError or HubError for every problem with it, and NotFiniteError, which names the
+    weights, if some are NaN or infinite.
     """
     started_s = time.monotonic()
     found = layout.find(path_or_repo_id, revision, token)
@@ -95,7 +95,7 @@ def _fill(
     device: torch.device,
     dtype: torch.dtype,
 ) -> None:
-    """Give every parameter of the empty `model` its values."""
+    """Set the values of every parameter of the empty `model`."""
     stored = {key: tensor for key, tensor in stored.items() if not key.endswith(DERIVED)}
     shapes = {key: tuple(parameter.shape) for key, parameter in model.named_parameters()}
     _check(shapes, stored)
@@ -113,7 +113,7 @@ def _fill(
             whole = _merge(weight, pairs[name], device) if name in pairs else weight
             values = whole.to(dtype)
             if device.type == "cpu" and values is weight:
-                values = values.clone()  # else the model would change with the file
+                values = values.clone()  # otherwise the model would change with the file
             owner, _, leaf = name.rpartition(".")
             setattr(model.get_submodule(owner), leaf, nn.Parameter(values))
     _check_numbers(model, stored, pairs, device)
@@ -146,14 +146,14 @@ def _check(shapes: Mapping[str, tuple[int, ...]], stored: Mapping[str, Stored]) 
     missing = [key for key in shapes if key not in stored]
     if missing:
         raise CheckpointError(
-            f"{file.parent}: {len(missing)} tensors are missing that the model of its config.json"
-            f" has: {_listed(missing)}"
+            f"{file.parent}: {len(missing)} tensors of the model in config.json are missing:"
+            f" {_listed(missing)}"
         )
     extra = [key for key in stored if key not in shapes]
     if extra:
         raise CheckpointError(
-            f"{stored[extra[0]].file}: {len(extra)} tensors are there that the model of its"
-            f" config.json does not have: {_listed(extra)}"
+            f"{stored[extra[0]].file}: {len(extra)} tensors do not belong to the model in"
+            f" config.json: {_listed(extra)}"
         )
     for key, tensor in stored.items():
         if tensor.shape != shapes[key]:
@@ -168,7 +168,7 @@ def _check_adapter(shapes: Mapping[str, tuple[int, ...]], adapter: Adapter) -> N
         if f"{module}.weight" not in shapes:
             raise CheckpointError(
                 f"{pair.a.file}: {pair.a.key} adapts {module}, which the base does not have: the"
-                " adapter was made for another base model"
+                " adapter belongs to another base model"
             )
         pair.check(module, shapes[f"{module}.weight"])
     for name, tensor in adapter.full.items():
@@ -213,7 +213,7 @@ def _halves(pair: adapters.Pair, device: torch.device) -> list[tuple[str, Tensor
 
 
 def _apply(model: OpenVLA, adapter: Adapter) -> None:
-    """Put the adapter's pairs beside the weights as PEFT's modules, trainable."""
+    """Add the adapter's pairs to the model as PEFT's modules, trainable."""
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(

@@ -1,7 +1,7 @@
 """New LoRA adapters for training, by PEFT. A model and settings → the model, adapted in place.
 
 The model stays an `OpenVLA`: its weights are frozen, each target becomes a PEFT layer in place (one
-of `lora_layers`), and a `Runner` notices. Loading stored adapters is in `loading`.
+of `lora_layers`), and a `Runner` detects it. `loading` loads stored adapters.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ ALL_LINEAR: Final = "all-linear"
 
 @dataclass(frozen=True)
 class LoraSettings:
-    """Where low-rank updates go, and how large they are."""
+    """Modules that get low-rank updates, and the size of the updates."""
 
     rank: int = 32
     alpha: float = 16.0
-    """An update counts alpha / rank."""
+    """An update is scaled by alpha / rank."""
     dropout: float = 0.0
     targets: Sequence[str] | Literal["all-linear"] = ALL_LINEAR
-    """Ends of module names, such as q_proj or language_model.lm_head; or every linear layer and
-    convolution whose output the model reads."""
+    """Ends of module names, such as q_proj or language_model.lm_head; or ALL_LINEAR: every linear
+    layer and convolution whose output the model reads."""
 
 
 def add_lora(model: OpenVLA, settings: LoraSettings) -> int:
-    """Freeze the model, add adapters to the targets, and return how many parameters may learn.
+    """Freeze the model, add adapters to the targets, and return the number of trained parameters.
 
-    Raises AdapterError for a rank below 1, or a target that names no module.
+    Raises AdapterError for a rank below 1, or a target that matches no module.
     """
     from peft import LoraConfig, inject_adapter_in_model
 
@@ -67,7 +67,7 @@ def _names(model: OpenVLA, targets: Sequence[str]) -> list[str]:
         if not matches:
             ends = ", ".join(sorted({name.rpartition(".")[2] for name in known}))
             raise AdapterError(
-                f"LoRA target {target!r} names no linear layer or convolution that the model"
+                f'LoRA target "{target}" matches no linear layer or convolution that the model'
                 f" reads; known ends of names: {ends}"
             )
         found += matches

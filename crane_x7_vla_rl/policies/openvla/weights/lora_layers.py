@@ -1,13 +1,13 @@
-"""Frozen layers with adapters beside them, computed in fewer passes over memory than PEFT's own.
+"""Frozen layers with adapters, computed in fewer passes over memory than PEFT's layers.
 
-`lora` puts them into a model. Activations → activations; names of parameters, merging and
-switching adapters off are PEFT's, whose layers these are. What they compute is the same, but
+`lora` adds them to a model. Activations → activations. They are PEFT's layers: names of parameters,
+merging and disabling of adapters are PEFT's. The results are the same, but
 
-- dropout's and the adapter's factors go into the small second matrix, not over all outputs;
-- dropout draws 16 bits per element on a CPU;
-- the adapter's output is added by the product that makes it, and so is the gradient of its input;
-- a convolution whose patches do not overlap is a product over patches;
-- a head can compute some of its rows alone.
+- dropout's and the adapter's factors are multiplied into the small second matrix, not the outputs;
+- dropout samples 16 bits per element on a CPU;
+- the adapter's product also adds its output, and the gradient of its input likewise;
+- a convolution whose patches do not overlap is one product over patches;
+- a head can compute a part of its rows.
 
 Legend: … batch and positions, N all of them, r rank.
 """
@@ -25,7 +25,7 @@ from torch.nn import functional
 ADAPTER: Final = "default"
 """PEFT's name for the only adapter."""
 SIDES: Final = 1 << 16
-"""Of the die that dropout throws; its share is the nearest that the die can do."""
+"""Number of values of dropout's random numbers; its share is rounded to a multiple of 1 / SIDES."""
 
 
 class _Product(torch.autograd.Function):
@@ -66,7 +66,7 @@ class _Product(torch.autograd.Function):
 def _keep(x: Tensor, dropout: float) -> Tensor:
     """Return 1 where `x` stays and 0 where it is dropped: bytes on CUDA, where memory is short.
 
-    torch draws a number of 32 bits or more per element; on a CPU that took a quarter of an update.
+    torch samples 32 bits or more per element; on a CPU that took a quarter of an update.
     """
     if x.is_cuda:
         return torch.empty_like(x, dtype=torch.bool).bernoulli_(1 - dropout)
@@ -87,9 +87,9 @@ class AdaptedLinear(peft.Linear):
         return _adapted(self, x, base.weight, base.bias, slice(None))
 
     def rows(self, x: Tensor, start: int, end: int) -> Tensor:
-        """Return (…, end − start) float32: those of the outputs for (…, in), and computes no other.
+        """Return (…, end − start) float32: only these outputs for (…, in) are computed.
 
-        Multiplied in float32, whatever the weight's dtype.
+        Multiplied in float32 for every dtype of the weight.
         """
         base: Any = self.get_base_layer()
         if not _plain(self, (), {}):
@@ -100,7 +100,7 @@ class AdaptedLinear(peft.Linear):
 
 
 class AdaptedConv2d(peft.Conv2d):
-    """A frozen convolution with one adapter; a product where patches lie side by side."""
+    """A frozen convolution with one adapter; one product if patches do not overlap."""
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """(B, in, H, W) → (B, out, h, w)."""
@@ -119,7 +119,7 @@ class AdaptedConv2d(peft.Conv2d):
 
 
 def _plain(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether the adapter is to be computed beside a weight that is frozen, and nothing else."""
+    """Whether the layer is a frozen weight with one active adapter that is not merged."""
     return (
         not (args or kwargs or layer.disable_adapters or layer.merged or layer.lora_variant)
         and layer.active_adapters == [ADAPTER]
@@ -128,7 +128,7 @@ def _plain(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 
 def _adapted(layer: Any, x: Tensor, weight: Tensor, bias: Tensor | None, rows: slice) -> Tensor:
-    """Return (…, rows) for (…, in); in autocast's dtype where that is on, else in the weight's."""
+    """Return (…, rows) for (…, in); in autocast's dtype if that is on, else in the weight's."""
     kind, dtype = x.device.type, weight.dtype
     if torch.is_autocast_enabled(kind):
         dtype = torch.get_autocast_dtype(kind)

@@ -1,8 +1,8 @@
-"""A policy whose adapters are added to its weights, beside the one that learns.
+"""A policy whose adapters are added to its weights, in addition to the one that learns.
 
-A model with adapters → one without any, which answers the same in half of the time, since it has a
-third of the products and its joined ones. Its weights are computed again from base and adapters
-whenever they have changed, so that nothing drifts. In float32 alone: bfloat16 would round
+A model with adapters → one without any, which predicts the same in half of the time, since it has a
+third of the products, and joined ones. Its weights are computed again from base and adapters
+whenever those have changed, so that no error accumulates. Only in float32: bfloat16 would round
 small updates away.
 """
 
@@ -20,10 +20,10 @@ from crane_x7_vla_rl.policies.openvla.weights.lora_layers import ADAPTER
 
 
 class Merged:
-    """The model without adapters; what has none is shared with the one that learns."""
+    """The model without adapters; modules that have none are shared with the one that learns."""
 
     def __init__(self, learning: OpenVLA) -> None:
-        """Raises AdapterError for weights that are not all float32 or not whole."""
+        """Raises AdapterError for weights that are not all float32, or sharded."""
         rounded = [name for name, p in learning.named_parameters() if p.dtype != torch.float32]
         if rounded:
             raise AdapterError(f"{rounded[0]} is not float32: added adapters would be rounded")
@@ -47,7 +47,7 @@ class Merged:
 
     @torch.no_grad()
     def refresh(self) -> OpenVLA:
-        """Add the adapters as they are now; return the model."""
+        """Add the adapters' current values; return the model."""
         for name, layer in self._adapted.items():
             own: Any = self.model.get_submodule(name)
             own.weight.copy_(_whole(layer))

@@ -1,8 +1,8 @@
 """Heads of released OpenVLA-OFT checkpoints. A loaded base → its action head and projector.
 
-Beside a merged OpenVLA lie `action_head--<step>_checkpoint.pt` and, where training used the robot's
-state, `proprio_projector--<step>_checkpoint.pt`; sizes follow from the weights. They are pickles:
-only tensors are read from them, never code.
+The folder of a merged OpenVLA also contains `action_head--<step>_checkpoint.pt` and, if training
+used the robot's state, `proprio_projector--<step>_checkpoint.pt`; sizes follow from the weights.
+They are pickles: only tensors are read from them, never code.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ UNSUPPORTED: Final = {
 }
 """Extra files that mean another architecture."""
 _WRAPPED: Final = "module."
-"""Before every key, where training was distributed."""
+"""Prefix of every key if training was distributed."""
 
 
 def load_heads(loaded: Loaded) -> tuple[ActionHead, ProprioProjector | None]:
     """Return the heads of a loaded base; raises CheckpointError and NotFiniteError.
 
-    The second is None where training did not use the robot's state.
+    The second is None if training did not use the robot's state.
     """
     folder, hidden = loaded.layout.heads(), loaded.model.config.text.hidden_size
     if folder is None:
@@ -41,7 +41,7 @@ def load_heads(loaded: Loaded) -> tuple[ActionHead, ProprioProjector | None]:
         raise CheckpointError(f"{where} holds no {ACTION_HEAD}--<step>_checkpoint.pt")
     for kind, what in UNSUPPORTED.items():
         if found := _file(folder, kind):
-            raise CheckpointError(f"{found}: {what} is not implemented, expected an L1 head alone")
+            raise CheckpointError(f"{found}: {what} is not implemented, expected only an L1 head")
     path = _file(folder, ACTION_HEAD)
     if path is None:
         names = ", ".join(each.name for each in head_files(folder))
@@ -73,7 +73,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
-        raise CheckpointError(f"{path}: no readable file of tensors: {error}") from error
+        raise CheckpointError(f"{path} is not a readable file of tensors: {error}") from error
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
         raise CheckpointError(f"{path} holds {type(found).__name__}, expected tensors by name")
     return {str(key).removeprefix(_WRAPPED): value for key, value in found.items()}

@@ -56,7 +56,7 @@ def test_what_is_clearly_asked_becomes_a_task(instruction: str, verb: Verb, colo
         ("place the red cube on the shelf", "place"),
         ("put the red cube beside the plate", "place"),
         ("赤いキューブを皿の横に置いて", "place"),
-        ("look at the red cube", "nothing to do"),
+        ("look at the red cube", "no known action"),
     ],
 )
 def test_what_is_not_clear_becomes_no_task_with_the_reason(instruction: str, reason: str) -> None:

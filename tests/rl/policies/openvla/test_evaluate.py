@@ -227,8 +227,8 @@ def test_switching_adapters_off_is_noticed(model: OpenVLA, runner: Runner) -> No
     ("settings", "said"),
     [
         (LoraSettings(rank=0), "rank is 0"),
-        (LoraSettings(targets=["w_proj"]), "'w_proj' names no linear layer.*q_proj"),
-        (LoraSettings(targets=["norm"]), "'norm' names no linear layer"),
+        (LoraSettings(targets=["w_proj"]), '"w_proj" matches no linear layer.*q_proj'),
+        (LoraSettings(targets=["norm"]), '"norm" matches no linear layer'),
         (LoraSettings(targets="q_proj"), "expected 'all-linear' or a list"),  # type: ignore[arg-type]
     ],
 )

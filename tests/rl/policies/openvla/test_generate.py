@@ -209,7 +209,9 @@ def test_a_seed_repeats_a_sample(runner: Runner) -> None:
 
 def test_an_instruction_longer_than_the_context_is_refused(runner: Runner) -> None:
     long = torch.cat([rig.prompts()[0], torch.full((2000,), 4000)])
-    with pytest.raises(PromptError, match=r"prompt 1 has 2014 tokens.* over the context of 2048"):
+    with pytest.raises(
+        PromptError, match=r"prompt 1 has 2014 tokens.* more than the context of 2048"
+    ):
         runner.roll_out(pixels()[:2], [rig.prompts()[0], long], 8)
 
 

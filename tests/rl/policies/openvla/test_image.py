@@ -102,7 +102,7 @@ def test_what_is_no_image_is_refused(image: Picture, said: str) -> None:
 
 
 def test_an_empty_batch_is_refused() -> None:
-    with pytest.raises(ImageError, match="no image came"):
+    with pytest.raises(ImageError, match="got no image"):
         pixels()
 
 

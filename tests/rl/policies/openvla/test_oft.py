@@ -198,11 +198,11 @@ def with_code(folder: Path) -> None:
         (without_head, "holds no action_head--<step>_checkpoint.pt"),
         (with_two_heads, "expected one action_head; remove the others"),
         (with_film, "FiLM conditioning is not implemented"),
-        (truncated, "no readable file of tensors"),
+        (truncated, "is not a readable file of tensors"),
         (with_a_missing_key, "model.fc1.bias is missing"),
         (with_an_extra_key, "model.fc9.bias are unknown"),
         (with_a_wrong_shape, r"fc1.weight has shape \(32, 5\), expected \(32, 224\)"),
-        (with_code, "no readable file of tensors"),
+        (with_code, "is not a readable file of tensors"),
     ],
 )
 def test_a_damaged_layout_is_refused(folder: Path, damage: object, said: str) -> None:

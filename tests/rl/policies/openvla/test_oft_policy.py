@@ -105,7 +105,7 @@ def test_a_state_that_is_no_joints_of_ours_is_refused(folder: Path) -> None:
     weights = proprio_weights()
     weights["module.fc1.weight"] = weights["module.fc1.weight"][:, :6].contiguous()
     torch.save(weights, folder / "proprio_projector--150000_checkpoint.pt")
-    with pytest.raises(CheckpointError, match="reads a state of 6 dimensions, expected 8"):
+    with pytest.raises(CheckpointError, match="its state has 6 dimensions, expected 8"):
         predict(folder, observe())
 
 
@@ -134,7 +134,7 @@ def test_tokens_that_were_trained_since_outweigh_the_heads_of_the_base(
     (adapter / "policy.json").write_text('{"chunk_steps": 2}')
     policy = load_policy("openvla", ModelOptions(str(adapter), unnorm_key=KEY))
     assert policy.predict([observe()])[0].position_rad.shape == (2, 8)
-    assert f"in {folder} are not used: {adapter / 'policy.json'} says" in caplog.text
+    assert f"in {folder} are not used: according to {adapter / 'policy.json'}" in caplog.text
 
 
 def test_the_number_of_steps_may_stand_beside_the_heads(folder: Path) -> None:

@@ -170,7 +170,7 @@ def test_the_whole_is_reset_in_the_midst_of_a_chunk(four: CpuVectorEnv) -> None:
 
 def test_wrong_use_says_what_was_expected(four: CpuVectorEnv) -> None:
     four.reset(0)
-    with pytest.raises(SimError, match="group 0 was sent nothing"):
+    with pytest.raises(SimError, match="group 0 has no targets"):
         four.receive(0)
     with pytest.raises(SimError, match=r"shape \(2, 3\), expected \(2, T, 8\)"):
         four.send(0, np.zeros((2, 3)))
@@ -180,9 +180,9 @@ def test_wrong_use_says_what_was_expected(four: CpuVectorEnv) -> None:
         four.send(1, np.stack([np.zeros((1, 8)), np.full((1, 8), np.nan)]))
     targets = still(four, 0, 1)
     four.send(0, targets)
-    with pytest.raises(SimError, match="group 0 has been sent targets; receive comes next"):
+    with pytest.raises(SimError, match="group 0 has targets already; call receive next"):
         four.send(0, targets)
-    with pytest.raises(SimError, match="group 0 has been sent targets; receive comes next"):
+    with pytest.raises(SimError, match="group 0 has targets already; call receive next"):
         four.look(0)
     four.receive(0)
     with pytest.raises(SimError, match="holds 3 environments, expected a seed and 4"):

@@ -26,7 +26,7 @@ def test_without_genesis_the_message_says_how_to_install_it() -> None:
 @needs_genesis
 def test_a_task_without_scenes_there_is_named() -> None:
     world = WorldConfig(task="PickPlace-CRANE-X7")
-    with pytest.raises(SimError, match=r"PickPlace-CRANE-X7 has no scenes there, only Lift"):
+    with pytest.raises(SimError, match=r"PickPlace-CRANE-X7 has no scenes for Genesis, only Lift"):
         make(VectorConfig(world=world, simulator="genesis"))
 
 

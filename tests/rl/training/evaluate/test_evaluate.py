@@ -43,7 +43,7 @@ WORLD = WorldConfig(control_hz=HZ, image_size=(64, 64), colours=("red", "blue"))
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights; it can do nothing, in chunks of 10."""
+    """Random weights, untrained, in chunks of 10."""
     folder = tmp_path_factory.mktemp("models") / "tiny"
     sizes = builder.Sizes(image=32, patch=8, layers=1, dino_depth=2, siglip_depth=2)
     return builder.build(folder, sizes, inputs=PolicySpec(True, 10, 1 / HZ))

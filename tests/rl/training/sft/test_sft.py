@@ -252,7 +252,7 @@ def test_another_model_cannot_be_gone_on_with(tmp_path: Path) -> None:
 
 def test_other_data_cannot_be_gone_on_with(tmp_path: Path) -> None:
     rig.train(tmp_path / "run", "--max-steps", "1")
-    with pytest.raises(DataError, match="not the data that the run began with"):
+    with pytest.raises(DataError, match="not the data of the run's start"):
         rig.again(
             "--resume-from-checkpoint", str(tmp_path / "run"), "--data-root", str(rig.other_data())
         )
