@@ -77,7 +77,7 @@ def joined(wanted: Trajectory, at: Situation, limits: Limits) -> tuple[Trajector
     if timing.takeover_s + SHORTEST_HORIZON_S > timing.validity_s:
         return Hold(
             HoldReason.TOO_LATE,
-            f"came {at.now_s - wanted.stamp_s:.3f} s after its frame, valid for"
+            f"arrived {at.now_s - wanted.stamp_s:.3f} s after its frame, valid for"
             f" {wanted.valid_s:g} s: too late to be re-timed",
         )
     targets = np.clip(wanted.position_rad, limits.lower_rad, limits.upper_rad)
