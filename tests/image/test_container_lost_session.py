@@ -39,13 +39,13 @@ FIRST_UPDATE_S = 120.0
 class Terminal:
     """A terminal in which somebody has typed `ssh vla@host`."""
 
-    def __init__(self, login: Login, log: Path) -> None:
-        """Connect; what the terminal shows is written to `log`."""
+    def __init__(self, login: Login, log: Path, kind: str) -> None:
+        """Connect; what the terminal shows is written to `log`. `kind` is its TERM."""
         self._log = log
         with log.open("wb") as sink:
             self._ssh = subprocess.Popen(
                 login.command(flags=("-tt",)),
-                env=os.environ | {"TERM": "xterm-256color"},
+                env=os.environ | {"TERM": kind},
                 stdin=subprocess.PIPE,
                 stdout=sink,
                 stderr=subprocess.STDOUT,
@@ -73,8 +73,8 @@ class Terminal:
 
 
 @contextmanager
-def _terminal(login: Login, log: Path) -> Iterator[Terminal]:
-    terminal = Terminal(login, log)
+def _terminal(login: Login, log: Path, kind: str = "xterm-256color") -> Iterator[Terminal]:
+    terminal = Terminal(login, log, kind)
     try:
         yield terminal
     finally:
@@ -162,8 +162,10 @@ def test_tmux_keeps_a_terminal_that_is_cut_and_one_that_is_left(
             first.type("echo 赤いキューブ $((40 + 2))")
             first.wait_for("赤いキューブ 42")
             first.cut()
-        with _terminal(login, tmp_path / "second") as second:
+        with _terminal(login, tmp_path / "second", "xterm-kitty") as second:
             second.type("tmux attach -t train")
+            second.wait_for("missing or unsuitable terminal")  # as docs/troubleshooting.md has it
+            second.type("TERM=xterm-256color tmux attach -t train")
             second.wait_for("赤いキューブ 42")
             second.type("\x02d", end="")  # Ctrl-B, then D
             second.wait_for("[detached (from session train)]")
