@@ -1,7 +1,7 @@
 """Every `docker run` line of docs/docker-run.md, run as printed.
 
 `docker` is podman here, in a network of the test's own; only what a reader replaces is replaced:
-`<username>/…` by the image, `/path/to` and the keys by some of ours. podman ignores `--gpus`. For
+`<username>/…` by the image, `/path/to` and the keys by test keys. podman ignores `--gpus`. For
 the tailnet's lines `docker` adds what a control server of one's own needs, TS_EXTRA_ARGS.
 
 The image is the one without torch. Where a line has to get as far as a model, `docker` adds the
@@ -71,7 +71,7 @@ class Desk:
 
     @contextmanager
     def running(self, line: str) -> Iterator[subprocess.Popen[str]]:
-        """Run `line` in a bash of its own, whose process group takes signals as a terminal's."""
+        """Run `line` in a new bash, whose process group takes signals as a terminal's."""
         line = re.sub(r"<username>/\w+:latest", self.image, line)
         line = line.replace("/path/to", str(self.folder)).replace("tskey-auth-xxxxx", self.key)
         environ = self.workshop.environ | {
@@ -147,7 +147,7 @@ def packages(workshop: Workshop, image: str) -> tuple[str, ...]:
 
 @pytest.fixture
 def tailnet(workshop: Workshop, image: str, tmp_path: Path) -> Iterator[Desk]:
-    """A desk, and the robot's node on the same tailnet in a network of its own."""
+    """A desk, and the robot's node on the same tailnet in a separate network."""
     try:
         tools = workshop.tools
     except MissingToolsError as error:

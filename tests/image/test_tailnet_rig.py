@@ -103,7 +103,7 @@ def connected(node: Node, host: str, port: int) -> Iterator[socket.socket]:
     """Give a connection through the node's proxy.
 
     The first packet to a node that has only just joined may be lost, which WireGuard finds out
-    after 5 s, and the proxy gives up before: it is asked again.
+    after 5 s, and the proxy gives up before: the test asks it again.
     """
     with ExitStack() as stack:
 

@@ -1,4 +1,4 @@
-"""`crane-x7-remote boot` on a machine of its own, without an image: namespaces of this one.
+"""`crane-x7-remote boot` on a separate machine, without an image: namespaces of this one.
 
 As root, boot gets its own processes (it is process 1), a network with a loopback alone, its own
 /run, /home, /var/lib, and /etc/passwd with a user vla; so port 22 is free, and nothing of this
@@ -51,7 +51,7 @@ class Machine:
     """A place to boot in; `folder` is one that all its users may enter."""
 
     def __init__(self, network: Network | None = None) -> None:
-        """`network` is one that others are in as well; default: one of its own."""
+        """`network` is one shared with others; default: a new one."""
         self._own = Network() if IS_ROOT and network is None else None
         self._network = network or self._own
         self.folder = Path(tempfile.mkdtemp(prefix="crane-x7-boot-"))

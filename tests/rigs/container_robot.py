@@ -1,4 +1,4 @@
-"""The robot's side of a test: `sim-robot` in a network of ours, and questions about the arm."""
+"""The robot's side of a test: `sim-robot` in the test's network, and questions about the arm."""
 
 from __future__ import annotations
 

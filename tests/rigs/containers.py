@@ -1,6 +1,6 @@
 """The image, built from docker/Dockerfile and run with podman in networks of the tests' own.
 
-`Workshop` is podman and buildah with a storage of their own (scripts/setup-containers). `Network`
+`Workshop` is podman and buildah with their own storage (scripts/setup-containers). `Network`
 is a namespace in which nothing but the loopback exists, so that a test can look at every open port
 and use port 22. `Container` is one running image in such a network. Nothing outlives its `with`.
 """

@@ -37,7 +37,7 @@ class Countdown:
 def at(phase: str, moment: str, folder: str = "") -> None:
     """Die at the `moment`-th event, from 1, of the phase.
 
-    `rollout`: a group of environments is asked; `learning`: a backward pass begins; `files`: a file
+    `rollout`: a group of environments predicts; `learning`: a backward pass begins; `files`: a file
     in `folder` is opened for writing, or anything there gets another name or is removed.
     """
     scenes, tick = rl_rig.Scripted({}), Countdown(int(moment))

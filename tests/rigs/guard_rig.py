@@ -128,7 +128,7 @@ class FakeCore(GuardCore):
 
 
 class RunningGuard:
-    """A gate on a thread of its own; a context manager."""
+    """A gate on its own thread; a context manager."""
 
     def __init__(
         self,
@@ -197,7 +197,7 @@ class RunningGuard:
 
 
 class GuardProcess:
-    """The command with the FakeCore, in a process of its own; a context manager."""
+    """The command with the FakeCore, in its own process; a context manager."""
 
     def __init__(self, upstream_port: int, *flags: str) -> None:
         words = ["--guard-listen", "127.0.0.1:0", "--guard-upstream", f"127.0.0.1:{upstream_port}"]

@@ -1,4 +1,4 @@
-"""Writes a LeRobotDataset again and again, killed at each of its file operations in turn.
+"""Writes a LeRobotDataset again and again, killed at one of its file operations after another.
 
 `python lerobot_dying_writer.py FOLDER EPISODES EVERY`: run k dies by SIGKILL at its (k·EVERY)-th
 file operation, in FOLDER/k, where `added` lists the episodes whose `add` had returned. Ends with

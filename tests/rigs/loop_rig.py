@@ -142,7 +142,7 @@ class SwingingPolicy:
 
 
 class RunningLoop:
-    """A loop that drives on a thread of its own, from entering to leaving the context."""
+    """A loop that drives on its own thread, from entering to leaving the context."""
 
     def __init__(self, port: int, policy: SwingingPolicy | None = None, **config: Any) -> None:
         self.policy = policy or SwingingPolicy()

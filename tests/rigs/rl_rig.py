@@ -34,7 +34,7 @@ def base() -> Path:
 
 
 def flags(output: Path, *more: str) -> list[str]:
-    """Return the flags of a short run; its folder is `output`. `more` count more."""
+    """Return the flags of a short run; its folder is `output`. `more` override them."""
     return [
         "--sft-checkpoint", str(base()), "--env-id", "Lift-CRANE-X7", "--backend", "cpu",
         "--num-parallel-envs", "2", "--env-processes", "1", "--camera-size", "48x48",

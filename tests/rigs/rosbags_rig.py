@@ -56,7 +56,7 @@ def joint_state(
     positions: Sequence[float] | None = None,
     ahead_s: float = 0.0,
 ) -> Any:
-    """A JointState in an order of its own, with a joint that is not ours."""
+    """A JointState in another order, with a joint that is not ours."""
     here = dict(zip(JOINT_NAMES, joints_at(time_s + ahead_s), strict=True))
     values = [here.get(name, 9.0) for name in names] if positions is None else positions
     empty = np.array([], np.float64)

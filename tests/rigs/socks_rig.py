@@ -1,4 +1,4 @@
-"""A SOCKS5 proxy of a few lines, for tests of what goes through one; knows names of its own."""
+"""A SOCKS5 proxy of a few lines, for tests of connections through one; resolves its own names."""
 
 from __future__ import annotations
 

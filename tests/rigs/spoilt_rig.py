@@ -1,4 +1,4 @@
-"""Checkpoints of which one weight is no number, and where each part of a model has one."""
+"""Checkpoints with one weight that is not a number, and such a weight's place in each part."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A real sshd on a high port of the loopback, with a configuration, keys and host keys of its own.
+"""A real sshd on a high port of the loopback, with its own configuration, keys and host keys.
 
 It serves the user who runs the tests. Nothing outlives its `with`, its sessions included.
 """

@@ -90,7 +90,7 @@ def data() -> Path:
 
 
 def flags(output: Path, *more: str) -> list[str]:
-    """Return the flags of a short run on the CPU; `more` count more."""
+    """Return the flags of a short run on the CPU; `more` override them."""
     return [
         "--backend", "openvla", "--model", str(base()), "--data-root", str(data()),
         "--image-size", f"{SIDE}x{SIDE}", "--output-dir", str(output), "--device", "cpu",
@@ -122,12 +122,12 @@ def again(*argv: str) -> None:
 def start(
     argv: Sequence[str], env: Mapping[str, str] | None = None, command: str = "sft"
 ) -> WarmProcess:
-    """Start the command in a process of its own."""
+    """Start the command in its own process."""
     return WarmProcess([command, *argv], ON_CPU | (env or {}))
 
 
 def start_anew(argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[str]:
-    """Start the command in an interpreter of its own."""
+    """Start the command in its own interpreter."""
     return subprocess.Popen(
         [sys.executable, "-m", "crane_x7_vla_rl.training.cli", "sft", *argv],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=ROOT,

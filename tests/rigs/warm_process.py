@@ -7,7 +7,7 @@ that its forks inherit no lock; its forks die with it, and it dies with pytest.
 
 Who sets variables that a preloaded library reads at import (`HF_*`) needs a new interpreter.
 
-Each leads a process group of its own, as a container's role does.
+Each leads its own process group, as a container's role does.
 
 `python warm_process.py` is the server: a line of JSON on stdin, {"argv", "env", "output", "folder",
 "first"} → {"pid"}, or {"wait": pid} → {"code"}, null while it runs; it ends with stdin.

@@ -1,4 +1,4 @@
-"""Boot as root on a machine of its own: process 1, user vla, the state volume, its end."""
+"""Boot as root on a separate machine: process 1, user vla, the state volume, its end."""
 
 from __future__ import annotations
 

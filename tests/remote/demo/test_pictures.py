@@ -1,4 +1,4 @@
-"""The demo's pictures, plots and summary, from a made-up run."""
+"""The demo's pictures, plots and summary, from a synthetic run."""
 
 from __future__ import annotations
 

@@ -144,7 +144,7 @@ def test_an_instruction_passes_and_say_works_through_the_guard(robot: FaultyRobo
         client.next("publish", JOINTS)  # so the subscription before it is there as well
         client.send({"op": "unsubscribe", "topic": JOINTS})  # nobody reads while `say` runs
         where = ("--rosbridge-host", "127.0.0.1", "--rosbridge-port", str(guard.port))
-        said = subprocess.run(  # a process of its own: roslibpy's reactor starts once in a process
+        said = subprocess.run(  # a separate process: roslibpy's reactor starts once in a process
             [sys.executable, "-m", "crane_x7_remote", "say", "pick up the red cube", *where],
             env=os.environ | {"ROSBRIDGE_TOKEN": "s3cret"},
             check=False,

@@ -57,7 +57,7 @@ def guard(server: RecordingServer) -> Iterator[RunningGuard]:
 
 @pytest.fixture
 def process(server: RecordingServer) -> Iterator[GuardProcess]:
-    """The guard in a process of its own, for what is about its time and its memory."""
+    """The guard in a separate process, to measure its time and memory."""
     with GuardProcess(server.port) as process:
         wait_until(lambda: server.of("subscribe", JOINTS), 10, "rosbridge reached")
         yield process

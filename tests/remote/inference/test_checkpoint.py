@@ -1,4 +1,4 @@
-"""The loop asks the checkpoint how to drive; variables and flags count more, and are said."""
+"""The loop's settings: the checkpoint's, overridden by variables and flags with a warning."""
 
 from __future__ import annotations
 

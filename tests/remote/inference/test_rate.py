@@ -80,7 +80,7 @@ class Drive:
 
 
 def takes(*seconds: float) -> Callable[[float], float]:
-    """A policy that takes these times, in turn."""
+    """A policy that takes these times, one after another."""
     times = itertools.cycle(seconds)
     return lambda _: next(times)
 
@@ -338,7 +338,7 @@ class _StampedRobot(FaultyRobot):
 
 
 class _SlowPolicy(SwingingPolicy):
-    """Takes 35 ms; notes when it was asked and when it had answered."""
+    """Takes 35 ms; records the start and end of each prediction."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -352,7 +352,7 @@ def test_a_simulation_slower_than_real_time_is_named(robot: FaultyRobot) -> None
 
 
 class SecondPublisher:
-    """A node that publishes joint states of its own on the robot's topic, 100 times a second."""
+    """A node that also publishes joint states on the robot's topic, 100 times a second."""
 
     def __init__(self, robot: FaultyRobot) -> None:
         self._robot = robot

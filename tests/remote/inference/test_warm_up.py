@@ -21,7 +21,7 @@ RED = "pick up the red cube"
 
 
 class Fake:
-    """Answers by a function of the observation; counts what it is asked and told to forget."""
+    """Predicts by a function of the observation; counts predictions and resets."""
 
     def __init__(self, answer: Any) -> None:
         self.answer = answer

@@ -401,15 +401,15 @@ ODD: list[Any] = [
 ]  # fmt: skip
 
 
-def spoiled(value: Any, random: random.Random) -> Any:
+def mutated(value: Any, random: random.Random) -> Any:
     """A copy with fields replaced or gone at random, at every depth."""
     if random.random() < 0.1:
         return random.choice(ODD)
     if isinstance(value, dict):
         kept = [key for key in value if random.random() > 0.03]
-        return {key: spoiled(value[key], random) for key in kept}
+        return {key: mutated(value[key], random) for key in kept}
     if isinstance(value, list) and random.random() < 0.3:
-        return [spoiled(item, random) for item in value]
+        return [mutated(item, random) for item in value]
     return value
 
 
@@ -430,7 +430,7 @@ def test_whatever_comes_is_read_or_refused_with_words(
     whole = joints(data="AAAA", format="jpeg", joint_names=list(JOINT_NAMES), points=[point])
     chance, refusals = random.Random(5), []
     for _ in range(2000):
-        message = spoiled(whole, chance)
+        message = mutated(whole, chance)
         if not isinstance(message, dict):
             continue
         try:

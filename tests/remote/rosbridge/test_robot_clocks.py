@@ -1,4 +1,4 @@
-"""Camera and joint states, each with a clock of its own: what they tell together."""
+"""Camera and joint states, each with its own clock: the report on both."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which frame rate is requested, against a model of a link that takes only so many frames."""
+"""Which frame rate is requested, with a model of a link of limited capacity."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`crane-x7-remote sim-robot` as a process of its own."""
+"""`crane-x7-remote sim-robot` as a separate process."""
 
 from __future__ import annotations
 

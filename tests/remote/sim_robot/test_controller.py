@@ -542,7 +542,7 @@ def test_gripper_on_a_cube_stalls() -> None:
     result = gripper.update(0.3, 0.0, NOW + 1.6)
     assert result is not None
     assert (result.reached_goal, result.stalled) == (False, True)
-    assert gripper.target_rad == 0.0, "it goes on squeezing"
+    assert gripper.target_rad == 0.0, "it continues to squeeze"
 
 
 def test_latest_gripper_goal_wins() -> None:

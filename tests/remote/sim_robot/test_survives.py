@@ -1,6 +1,6 @@
 """Whatever clients send, the simulated robot serves the others, answers, and stays small.
 
-A process of its own, watched from outside.
+A separate process, watched from outside.
 """
 
 from __future__ import annotations
@@ -223,7 +223,7 @@ def test_megabytes_are_answered_in_a_few_words(client: Client, payload: str | by
 def test_a_flood_of_4_mb_operations_leaves_the_server_small(
     server: Server, new_client: Callable[[], Client]
 ) -> None:
-    """Eight clients, each with topics of its own and a reader that does not read."""
+    """Eight clients, each with its own topics and a reader that does not read."""
     before = server.size_bytes
     peak, done = before, threading.Event()
 

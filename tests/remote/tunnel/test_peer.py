@@ -137,7 +137,7 @@ def test_output_of_another_shape_is_refused() -> None:
 
 
 def program(folder: Path, body: str) -> str:
-    """A `tailscale` that answers as told; the real one is asked in test_tunnel_tailnet."""
+    """A `tailscale` with prepared answers; test_tunnel_tailnet uses the real one."""
     path = folder / "tailscale"
     path.write_text(f"#!{sys.executable}\nimport sys\n{body}\n")
     path.chmod(0o755)

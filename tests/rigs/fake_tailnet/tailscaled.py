@@ -132,7 +132,7 @@ class Daemon:
             self._link.cancel()
         url = request["url"] or self._login.get("url")
         if url is None:
-            return 1, "--login-server is missing: this tailscale is a fake without one of its own"
+            return 1, "--login-server is missing: this tailscale is a fake without its own server"
         if self._login.get("url") != url:
             key = f"nodekey:{secrets.token_hex(32)}"
             self._login, self._netmap = {"node_key": key, "url": url, "is_granted": False}, None
