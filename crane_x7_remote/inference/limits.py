@@ -8,7 +8,7 @@ from crane_x7_vla_rl import robot
 from crane_x7_vla_rl.types import Array
 
 MARGIN_RAD = 0.001
-"""A path that is left between two points brakes later, by up to a third of their spacing."""
+"""Margin to the joint limits. A path left between two points overshoots by up to a third of it."""
 
 
 def _constant(limits: Array) -> Array:

@@ -44,5 +44,5 @@ class GuardState:
         return self._heard_s is not None and now_s - self._heard_s <= SILENCE_S
 
     def stopped(self, now_s: float) -> str | None:
-        """Return why the guard lets nothing pass; None if it is not stopped or absent."""
+        """Return why the guard lets nothing pass; None if it passes, or there is no guard."""
         return self._stopped if self.is_there(now_s) else None

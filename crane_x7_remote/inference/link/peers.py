@@ -52,7 +52,7 @@ class Peers:
         self._published_s: float | None = None
         self._in_flight: OrderedDict[int, _Flight] = OrderedDict()
         self._expired: OrderedDict[int, _Flight] = OrderedDict()
-        """Lost or expired ones; their echo only measures the link's delay."""
+        """Trajectories whose echo would only measure the link's delay."""
         self._arrived = -1
         self._echoes_s: list[float] = []
 
