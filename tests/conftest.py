@@ -84,7 +84,7 @@ def _own_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def workshop() -> Workshop:
-    """Podman and buildah with a storage of their own; the test is skipped where there cannot be."""
+    """Podman and buildah with separate storage; the test is skipped if they cannot be set up."""
     try:
         return Workshop.set_up()
     except MissingToolsError as error:

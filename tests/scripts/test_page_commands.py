@@ -1,4 +1,4 @@
-"""Commands of ours on the pages exist with their flags, also those that no test types."""
+"""This project's commands on the pages exist with their flags, also those that no test types."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def every_flag(parser: argparse.ArgumentParser) -> Iterator[str]:
 
 
 def unknown(text: str) -> list[str]:
-    """Return a line for each command or flag of ours in `text` that does not exist."""
+    """Return a line for each of this project's commands or flags in `text` that does not exist."""
     found = []
     for line in OURS.finditer(text.replace("\\\n", " ")):
         program, command = line["remote"] or learning.PROGRAM.name, line["command"]

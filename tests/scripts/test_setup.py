@@ -17,7 +17,7 @@ READ_BY_SETUP = ("pyproject.toml", "constraints.txt", "scripts/setup")
 
 
 def setup_on_a_disk_of(megabytes: int, checkout: Path) -> subprocess.CompletedProcess[str]:
-    """Run scripts/setup, with no package to be had, in a checkout that is a file system of its own.
+    """Run scripts/setup, without available packages, in a checkout on a separate file system.
 
     What .venv holds follows on standard output.
     """
@@ -53,7 +53,7 @@ def test_setup_on_a_disk_of_some_gigabytes_warns_and_tries(tmp_path: Path) -> No
     done = setup_on_a_disk_of(4000, tmp_path)
     assert "MB are free for" in done.stderr
     assert "PyTorch's CUDA build takes 7 GB" in done.stderr
-    assert "No matching distribution found" in done.stderr, "pip was asked"
+    assert "No matching distribution found" in done.stderr, "pip has run"
     assert done.returncode == 1
     assert "bin" in done.stdout.split()
 
