@@ -32,6 +32,7 @@ from crane_x7_remote import addresses, public_keys
 from crane_x7_remote.errors import SettingsError
 from crane_x7_vla_rl import old_names, secret_text, variables
 from crane_x7_vla_rl.fields import quoted
+from crane_x7_vla_rl.file_errors import why
 from crane_x7_vla_rl.log_text import cut
 from crane_x7_vla_rl.prompt import MAX_INSTRUCTION_BYTES, clean_instruction
 from crane_x7_vla_rl.suggest import did_you_mean
@@ -477,7 +478,7 @@ def token_text(value: SecretStr | None, variable: str) -> str | None:
             with open(path) as file:
                 text = file.read().strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{variable}=file:{path} cannot be read: {error}") from error
+            raise SettingsError(f"{variable}=file:{path} cannot be read: {why(error)}") from error
     if not text.isascii() or not text.isprintable() or not text or " " in text:
         raise SettingsError(f"{variable} must be one word of printable ASCII characters")
     return text

@@ -228,13 +228,42 @@ def _parser(program: Program, chosen: str | None) -> tuple[Parser, Any]:
 
 
 def _parse(parser: Parser, words: Sequence[str], program: Program) -> argparse.Namespace:
+    _refuse_unknown_flags(parser, words, program)
     args, unknown = parser.parse_known_args(words)
     if unknown:
-        (commands,) = (each for each in parser._actions if each.dest == "command")
-        assert isinstance(commands, argparse._SubParsersAction)
-        command = commands.choices[args.command]
+        command = _commands(parser)[args.command]
         command.error(explain_unknown(unknown, command._option_string_actions, program.old_names))
     return args
+
+
+def _commands(parser: Parser) -> Mapping[str, Parser]:
+    (commands,) = (each for each in parser._actions if each.dest == "command")
+    assert isinstance(commands, argparse._SubParsersAction)
+    return commands.choices
+
+
+def _refuse_unknown_flags(parser: Parser, words: Sequence[str], program: Program) -> None:
+    """Name unknown flags first: argparse would name what is missing, which may be their doing."""
+    at = next((at for at, word in enumerate(words) if not word.startswith("-")), len(words))
+    early = [word for word in words[:at] if _flag(word) not in parser._option_string_actions]
+    if early:
+        later = f"; flags follow the command: {program.name} COMMAND {early[0]} …"
+        parser.error(f"{early[0]} is unknown here{later}")
+    command = _commands(parser).get(words[at]) if at < len(words) else None
+    if command is None or any(
+        isinstance(action, argparse._SubParsersAction) or action.nargs == argparse.REMAINDER
+        for action in command._actions
+    ):
+        return
+    known, given = command._option_string_actions, words[at + 1 :]
+    given = given[: given.index("--")] if "--" in given else given
+    unknown = [word for word in given if word.startswith("--") and _flag(word) not in known]
+    if unknown:
+        command.error(explain_unknown(unknown, known, program.old_names))
+
+
+def _flag(word: str) -> str:
+    return word.partition("=")[0]
 
 
 def explain_unknown(

@@ -11,6 +11,8 @@ from typing import Any, Final
 
 import yaml
 
+from crane_x7_vla_rl.file_errors import why
+
 MERGE: Final = "tag:yaml.org,2002:merge"
 """Tag of `<<`, whose keys may be given again: that is what it is for."""
 
@@ -24,7 +26,7 @@ def read_yaml(path: Path) -> Any:
     try:
         return parse_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise YamlError(f"is no YAML: {error}") from error
+        raise YamlError(f"is no YAML: {why(error)}") from error
 
 
 def parse_yaml(text: str) -> Any:
@@ -40,7 +42,16 @@ def parse_yaml(text: str) -> Any:
     except YamlError:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise YamlError(f"is no YAML: {error}") from error
+        raise YamlError(f"is no YAML: {_why(error)}") from error
+
+
+def _why(error: Exception) -> str:
+    """Return the cause in one line, with its place."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    if not isinstance(error, yaml.MarkedYAMLError) or mark is None:
+        return why(error)
+    words = f"{error.problem or error.context} {error.context or ''}".strip()
+    return f"line {mark.line + 1}, column {mark.column + 1}: {words}"
 
 
 def _refuse_repeated(

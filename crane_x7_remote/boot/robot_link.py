@@ -9,6 +9,7 @@ from pathlib import Path
 
 from crane_x7_remote.boot.status_board import State, StatusBoard
 from crane_x7_remote.settings import Settings
+from crane_x7_vla_rl.file_errors import why
 
 POLL_S = 1.0
 SILENT_S = 5.0
@@ -60,6 +61,6 @@ def judge(path: Path, where: str, began_s: float, now_s: float) -> tuple[State, 
     except (OSError, ValueError, KeyError) as error:
         return (
             "down",
-            f"{path} cannot be read: {error}",
+            f"{path} cannot be read: {why(error)}",
             "give --metrics a file that infer can write",
         )

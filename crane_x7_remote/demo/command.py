@@ -65,6 +65,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> int:
     """Run the demo; raises RemoteError if it cannot run."""
     plan = plan_module.read(args)
+    plan_module.check(plan)
     folder = _make_folder(args.output_dir or settings_module.output_root() / "demo")
     with _signals() as is_stopped:
         outcome, made = _show(plan, folder, is_stopped, with_view=args.record)

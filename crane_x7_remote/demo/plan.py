@@ -18,9 +18,11 @@ from crane_x7_remote.errors import PolicyError, SettingsError
 from crane_x7_remote.settings import Settings
 from crane_x7_vla_rl.fields import FiniteAmount, argument_type
 from crane_x7_vla_rl.policies import about
+from crane_x7_vla_rl.policies import load as policies
 from crane_x7_vla_rl.policies.about import Chosen
-from crane_x7_vla_rl.policies.base import PolicyLoadError
+from crane_x7_vla_rl.policies.base import ModelOptions, PolicyLoadError
 from crane_x7_vla_rl.policies.load import POLICY_NAMES, SHIPPED, has_random_weights
+from crane_x7_vla_rl.policies.preflight import OptionNames
 from crane_x7_vla_rl.policies.skills import Skills
 from crane_x7_vla_rl.scenes import COLOUR_NAMES, EVALUATION_SEED, PICK_PLACE_ID, WorldConfig
 
@@ -134,6 +136,24 @@ def read(args: argparse.Namespace) -> DemoPlan:
     )
 
 
+def check(plan: DemoPlan) -> None:
+    """Refuse a checkpoint that the loop cannot load, before anything starts; raises PolicyError."""
+    if plan.model is None:
+        return
+    token = _token(plan.settings)
+    options = ModelOptions(
+        plan.model.path, plan.model.device, plan.settings.vla_unnorm_key, token=token
+    )
+    try:
+        policies.check("openvla", options, OptionNames(path="--policy"))
+    except PolicyLoadError as error:
+        raise PolicyError(str(error)) from error
+
+
+def _token(settings: Settings) -> str | None:
+    return None if settings.hf_token is None else settings.hf_token.get_secret_value()
+
+
 def _tasks(skills: Skills, args: argparse.Namespace) -> tuple[str, str | None]:
     """Return the first task and, unless it is empty, the one after it."""
     own = [*skills.instructions, ""]
@@ -153,9 +173,8 @@ def _choose(model: Model | None, settings: Settings, args: argparse.Namespace) -
         "temperature": args.temperature,
     }
     given = {name: value for name, value in given.items() if value is not None}
-    token = None if settings.hf_token is None else settings.hf_token.get_secret_value()
     try:
-        said = {} if model is None else about.said_by(model.path, token)
+        said = {} if model is None else about.said_by(model.path, _token(settings))
     except PolicyLoadError as error:
         raise PolicyError(str(error)) from error
     chosen = about.choose(given, said, {**vars(USUAL), "image_size": None}, FLAGS)

@@ -86,11 +86,12 @@ def run(args: argparse.Namespace) -> int:
     for line in settings_module.older_variables():
         logger.warning("%s", line)
     name = _policy_name(settings)
-    if name == "openvla" and settings.vla_model_path is not None:
-        settings = checkpoint.apply(settings)
-    config = _loop_config(settings, args.session or secrets.token_hex(4), _camera_pose(settings))
     names = _names(args)
     _check(name, settings, names)
+    if name == "openvla" and settings.vla_model_path is not None:
+        settings = checkpoint.apply(settings)
+    pose = _camera_pose(settings, "CAMERA_POSE" if args.camera_pose is None else "--camera-pose")
+    config = _loop_config(settings, args.session or secrets.token_hex(4), pose)
     writer = None if args.metrics is None else _metrics_writer(args.metrics)
     stop = threading.Event()
     ends: list[InferenceLoop] = []
@@ -266,13 +267,13 @@ def _say_hint(settings: Settings) -> str:
     return f'Give a task: crane-x7-remote say{flags} "pick up the red cube"'
 
 
-def _camera_pose(settings: Settings) -> CameraPose | None:
+def _camera_pose(settings: Settings, name: str) -> CameraPose | None:
     if settings.camera_pose is None:
         return None
     try:
         return camera_pose.read(settings.camera_pose)
     except camera_pose.CameraPoseError as error:
-        raise SettingsError(f"CAMERA_POSE: {error}") from error
+        raise SettingsError(f"{name}: {error}") from error
 
 
 def _loop_config(settings: Settings, session: str, camera: CameraPose | None) -> LoopConfig:

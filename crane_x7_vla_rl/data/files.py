@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from crane_x7_vla_rl.data.episode import DataError
+from crane_x7_vla_rl.file_errors import kind_in_words, why
 
 logger = logging.getLogger(__name__)
 
@@ -70,9 +71,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}") from error
+        raise DataError(f"{path}: cannot be read: {why(error)}") from error
     if not isinstance(content, dict):
-        raise DataError(f"{path}: holds {type(content).__name__}, expected an object")
+        raise DataError(f"{path}: holds {kind_in_words(content)}, expected an object")
     return content
 
 

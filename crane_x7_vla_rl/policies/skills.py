@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Annotated, Any, Final
 
 from crane_x7_vla_rl.fields import Bound, kinds, one_of, quoted, size_text, some_of, within
+from crane_x7_vla_rl.file_errors import kind_in_words, why
 from crane_x7_vla_rl.policies.base import PolicyLoadError
 from crane_x7_vla_rl.scenes import COLOUR_NAMES, EPISODE_S
 
@@ -81,9 +82,9 @@ class Skills:
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise PolicyLoadError(f"{path} cannot be read as JSON: {error}") from error
+            raise PolicyLoadError(f"{path} cannot be read as JSON: {why(error)}") from error
         if not isinstance(raw, dict):
-            raise PolicyLoadError(f"{path} holds a {type(raw).__name__}, expected an object")
+            raise PolicyLoadError(f"{path} holds {kind_in_words(raw)}, expected an object")
         return cls.from_dict(raw, str(path))
 
     def write(self, folder: Path) -> Path:

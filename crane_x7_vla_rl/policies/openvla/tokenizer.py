@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from tokenizers import Tokenizer
 
+from crane_x7_vla_rl.file_errors import why
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
 from crane_x7_vla_rl.prompt import BOS_TOKEN, PROMPT_END_TOKEN, prompt
 
@@ -27,7 +28,7 @@ class PromptTokenizer:
         try:
             self._tokenizer = Tokenizer.from_file(str(path))
         except Exception as error:  # the library raises bare Exception
-            raise CheckpointError(f"{path} cannot be read as a tokenizer: {error}") from error
+            raise CheckpointError(f"{path} cannot be read as a tokenizer: {why(error)}") from error
         # `</s>` in an instruction is four characters, and not the end of the prompt.
         self._tokenizer.encode_special_tokens = True
         self._marks = {

@@ -25,12 +25,26 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Write the merged model; raises PolicyLoadError and OutputError."""
+    _check(args.checkpoint, args.output)
     import torch
 
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[args.dtype]
     folder = merge(args.checkpoint, args.output, dtype)
     print(f"{folder}: one model; set VLA_MODEL_PATH to it")
     return 0
+
+
+def _check(checkpoint: str, output: Path) -> None:
+    """Refuse before torch is imported and weights are read what is cheap to refuse."""
+    from crane_x7_vla_rl.policies.openvla.weights import layout
+
+    _refuse_existing(output.expanduser().absolute())
+    layout.peek(checkpoint)
+
+
+def _refuse_existing(output: Path) -> None:
+    if output.exists():
+        raise OutputError(f"{output} exists; merge writes a new folder, choose another name")
 
 
 def merge(path_or_repo_id: str, output: Path, dtype: object) -> Path:
@@ -56,8 +70,7 @@ def merge(path_or_repo_id: str, output: Path, dtype: object) -> Path:
 
     assert isinstance(dtype, torch.dtype)
     output = output.expanduser().absolute()
-    if output.exists():
-        raise OutputError(f"{output} exists; merge writes a new folder, choose another name")
+    _refuse_existing(output)
     loaded = loading.load(path_or_repo_id, dtype=dtype)
 
     def write(folder: Path) -> None:

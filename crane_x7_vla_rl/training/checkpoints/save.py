@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from crane_x7_vla_rl import old_names
+from crane_x7_vla_rl.file_errors import why
 from crane_x7_vla_rl.training.errors import OutputError, ResumeError
 
 logger = logging.getLogger(__name__)
@@ -198,13 +199,15 @@ def _restore_or_remove(path: Path) -> None:
 
 def problem(folder: Path) -> str | None:
     """Return why `folder` is not a complete checkpoint; None if it is."""
+    if folder.is_file():
+        return "it is a file; expected a folder"
     marker = folder / MARKER
     try:
         files = read_marker(folder)["files"]
     except FileNotFoundError:
         return f"{marker} is missing"
     except (OSError, ValueError) as error:
-        return f"{marker} cannot be read: {error}"
+        return f"{marker} cannot be read: {why(error)}"
     for name, size in files.items():
         path = folder / name
         if not path.is_file():

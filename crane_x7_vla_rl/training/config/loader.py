@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 import yaml
 
 from crane_x7_vla_rl.fields import Leaf, add_flags, construct, kinds, leaves, quoted
+from crane_x7_vla_rl.file_errors import kind_in_words
 from crane_x7_vla_rl.old_names import key_now
 from crane_x7_vla_rl.suggest import nearest
 from crane_x7_vla_rl.training.errors import ConfigError
@@ -66,7 +67,7 @@ def read_file(path: Path) -> Layer:
     if content is None:
         content = {}
     if not isinstance(content, Mapping):
-        raise ConfigError(f"{path}: holds a {type(content).__name__}, expected keys and values")
+        raise ConfigError(f"{path}: holds {kind_in_words(content)}, expected keys and values")
     values: dict[str, Any] = {}
     for key, value in _flatten(content):
         _add(values, key, value, str(path))  # an alias and a dotted key may mean the same

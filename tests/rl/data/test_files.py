@@ -40,7 +40,7 @@ def test_a_failed_write_leaves_the_old_file(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [path]
 
 
-@pytest.mark.parametrize(("text", "what"), [("{", "cannot be read"), ("[1]", "holds list")])
+@pytest.mark.parametrize(("text", "what"), [("{", "cannot be read"), ("[1]", "holds a list")])
 def test_what_is_no_object_is_named(tmp_path: Path, text: str, what: str) -> None:
     path = tmp_path / "a.json"
     path.write_text(text)

@@ -84,6 +84,7 @@ def test_evaluate_names_checkpoint_and_device_at_once(tmp_path: Path) -> None:
     ("argv", "code"),
     [
         (("evaluate", "--checkpoint", "/nowhere"), ExitCode.POLICY_LOAD),
+        (("merge", "/nowhere", "/nowhere/else"), ExitCode.POLICY_LOAD),
         (("train", "--lora-rank", "0"), ExitCode.CONFIG),
         (("train", "--pretrained", "/nowhere", "--backend", "cpu"), ExitCode.POLICY_LOAD),
     ],
@@ -91,7 +92,7 @@ def test_evaluate_names_checkpoint_and_device_at_once(tmp_path: Path) -> None:
 def test_an_answer_comes_before_torch_and_the_simulation_are_imported(
     tmp_path: Path, argv: tuple[str, ...], code: ExitCode
 ) -> None:
-    more = () if argv[0] == "evaluate" else ("--output-dir", str(tmp_path / "run"))
+    more = () if argv[0] in ("evaluate", "merge") else ("--output-dir", str(tmp_path / "run"))
     done = subprocess.run(
         [sys.executable, "-c", CODE, *argv, *more], cwd=ROOT, capture_output=True, text=True,
         timeout=60, check=False,

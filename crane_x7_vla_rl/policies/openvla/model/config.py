@@ -11,6 +11,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
 from crane_x7_vla_rl.fields import quoted
+from crane_x7_vla_rl.file_errors import kind_in_words
 from crane_x7_vla_rl.policies.openvla.errors import ModelConfigError
 from crane_x7_vla_rl.policies.openvla.image import IMAGE_SIZE
 
@@ -150,7 +151,7 @@ def _resolution(raw: Mapping[str, Any], towers: Mapping[str, Any], source: str) 
 def _section(raw: Mapping[str, Any], name: str, source: str) -> Mapping[str, Any]:
     found = raw.get(name, {})
     if not isinstance(found, Mapping):
-        raise ModelConfigError(f"{source}: {name} is {type(found).__name__}, expected an object")
+        raise ModelConfigError(f"{source}: {name} is {kind_in_words(found)}, expected an object")
     return found
 
 

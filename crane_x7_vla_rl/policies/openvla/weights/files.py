@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from crane_x7_vla_rl.fields import quoted
+from crane_x7_vla_rl.file_errors import kind_in_words, why
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
 
 SINGLE: Final = "model.safetensors"
@@ -53,9 +54,9 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path} is missing; is {path.parent} a complete checkpoint?"
         ) from error
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} cannot be read as JSON: {error}") from error
+        raise CheckpointError(f"{path} cannot be read as JSON: {why(error)}") from error
     if not isinstance(found, dict):
-        raise CheckpointError(f"{path} holds a {type(found).__name__}, expected an object")
+        raise CheckpointError(f"{path} holds {kind_in_words(found)}, expected an object")
     return found
 
 
@@ -129,11 +130,9 @@ def read_header(path: Path) -> dict[str, Stored]:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except ValueError as error:
-        raise CheckpointError(f"{path} has no safetensors header: {error}") from error
+        raise CheckpointError(f"{path} has no safetensors header: {why(error)}") from error
     if not isinstance(header, dict):
-        raise CheckpointError(
-            f"{path} has a header that is a {type(header).__name__}, not an object"
-        )
+        raise CheckpointError(f"{path} has a header that is {kind_in_words(header)}, not an object")
     header.pop("__metadata__", None)
     tensors = {key: _stored(path, key, entry) for key, entry in header.items()}
     ends = [int(entry["data_offsets"][1]) for entry in header.values()]

@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from crane_x7_vla_rl.file_errors import why
 from crane_x7_vla_rl.policies.openvla import finite
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
 from crane_x7_vla_rl.policies.openvla.model.config import OpenVLAConfig
@@ -197,7 +198,7 @@ def _read(
             for name, stored in tensors:
                 yield name, mapped.get_tensor(stored.key).to(device)
     except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{file} cannot be read: {error}") from error
+        raise CheckpointError(f"{file} cannot be read: {why(error)}") from error
 
 
 def _merge(weight: Tensor, pair: adapters.Pair, device: torch.device) -> Tensor:

@@ -14,6 +14,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 
+from crane_x7_vla_rl.file_errors import kind_in_words
 from crane_x7_vla_rl.policies.openvla import finite
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
 from crane_x7_vla_rl.policies.openvla.model.oft_heads import ActionHead, ProprioProjector
@@ -75,7 +76,7 @@ def _read(path: Path) -> dict[str, Tensor]:
     except (OSError, RuntimeError, EOFError, pickle.UnpicklingError) as error:
         raise CheckpointError(f"{path} is not a readable file of tensors: {error}") from error
     if not isinstance(found, dict) or not all(isinstance(v, Tensor) for v in found.values()):
-        raise CheckpointError(f"{path} holds {type(found).__name__}, expected tensors by name")
+        raise CheckpointError(f"{path} holds {kind_in_words(found)}, expected tensors by name")
     return {str(key).removeprefix(_WRAPPED): value for key, value in found.items()}
 
 

@@ -133,7 +133,7 @@ def test_sizes_left_out_are_the_released_models() -> None:
         ({"n_action_bins": 512}, "n_action_bins is 512"),
         ({"use_fused_vision_backbone": False}, "use_fused_vision_backbone is false"),
         ({"llm_max_length": 0}, "llm_max_length is 0, expected a whole number"),
-        ({"text_config": []}, "text_config is list, expected an object"),
+        ({"text_config": []}, "text_config is a list, expected an object"),
         ({"text_config": {"vocab_size": 1000}}, "vocab_size is 1000, expected 32000 or more"),
         ({"text_config": {"num_attention_heads": 3}}, "4096 channels, 3 heads"),
         ({"vision_towers": {"siglip": {"embed_dim": 41}}}, "41 channels cannot have 16 heads"),

@@ -1,0 +1,29 @@
+"""Why a file cannot be used. An exception → words for a person, behind the file's name."""
+
+from __future__ import annotations
+
+import json
+from typing import Final
+
+KINDS: Final = {
+    "dict": "an object", "list": "a list", "str": "text", "int": "a number", "float": "a number",
+    "bool": "true or false", "NoneType": "nothing",
+}  # fmt: skip
+"""Python's type of a value in JSON or YAML → what a person calls it."""
+
+
+def why(error: Exception) -> str:
+    """Return the cause without what the message says already: number, path, Python's terms."""
+    if isinstance(error, json.JSONDecodeError):
+        return f"line {error.lineno}, column {error.colno}: {error.msg}"
+    if isinstance(error, UnicodeDecodeError):
+        return "it is no UTF-8 text"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error)
+
+
+def kind_in_words(value: object) -> str:
+    """Return what `value` is, for "the file holds …"."""
+    name = type(value).__name__
+    return KINDS.get(name, f"a {name}")
