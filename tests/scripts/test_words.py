@@ -94,6 +94,10 @@ ONE_WORD = {
     r"指図|お願い": "指示",
     r"ロボットアーム": "アーム",
     r"ホールド(?!\()": "停止、または保持（hold）",
+    r"業者": "プロバイダー",
+    r"シーン": "場面",
+    r"有効期間": "有効期限",
+    r"(休止|待機)姿勢": "ホーム姿勢",
 }
 """Japanese → the one word for that thing. Code and 「quoted instructions」 may hold others."""
 FLOW = r"(?:(come|comes|go|goes) in(?! (?:the|order))|(enters?|leaves?)(?=[.,:;]| in ))"
