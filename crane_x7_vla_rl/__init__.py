@@ -1,1 +1,1 @@
-"""The CRANE-X7 and everything that learns; knows no socket, container or cloud."""
+"""The CRANE-X7, its policies, data, simulation and training; no sockets, containers or clouds."""

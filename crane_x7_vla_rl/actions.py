@@ -1,9 +1,9 @@
 """Actions as tokens, bins, normalised values and radians, (…, D) numpy: one form → another.
 
 A token is one of the last 256 ids of Llama's vocabulary: id 31999 is the lowest bin, 31744 the
-highest. Values between are the centres of the 255 bins that 256 edges over [−1, 1] make, so 31744
-and 31745 mean the same. The statistics that scale actions are a checkpoint's; an unknown key
-raises, since another robot's scale would move an arm wrongly.
+highest. Values are the centres of the 255 bins between 256 edges over [−1, 1], so 31744 and 31745
+mean the same. The statistics that scale actions come from a checkpoint; an unknown key raises,
+since another robot's scale would move an arm to wrong positions.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ Tokens = npt.NDArray[np.int64]
 
 ACTION_BINS: Final = 256
 VOCABULARY: Final = 32000
-"""Llama's own tokens; OpenVLA's 64 rows beyond them are padding."""
+"""Number of Llama's tokens; OpenVLA's 64 rows beyond them are padding."""
 FIRST_ACTION_TOKEN: Final = VOCABULARY - ACTION_BINS
 NO_TOKEN: Final = -1
-"""Stands for a token that could not be chosen, because its logits were no numbers."""
+"""Marks a token that could not be chosen, because its logits were NaN or infinite."""
 EDGES: Final = np.linspace(-1.0, 1.0, ACTION_BINS)
 CENTRES: Final = (EDGES[:-1] + EDGES[1:]) / 2
 """(255,) normalised value of each bin."""
 
 
 QUANTILES: Final = ("q01", "q99")
-"""Entries of the statistics that −1 and 1 stand for."""
+"""Entries of the statistics for −1 and 1."""
 
 
 class StatisticsError(ValueError):
@@ -45,11 +45,11 @@ class Statistics:
     """Scale of one data set's actions (or proprioception), per dimension."""
 
     low: Array
-    """(D,) value that −1 stands for, rad for joints: the 1st percentile, usually."""
+    """(D,) value for −1, in rad for joints: usually the 1st percentile."""
     high: Array
-    """(D,) value that 1 stands for."""
+    """(D,) value for 1."""
     mask: npt.NDArray[np.bool_]
-    """(D,) False where values are left as they are, as the gripper's."""
+    """(D,) False for values that are not scaled, such as the gripper's."""
 
     @classmethod
     def from_dict(
@@ -57,7 +57,7 @@ class Statistics:
     ) -> Statistics:
         """Return the statistics in `{q01, q99, mask}`, mask optional; raises StatisticsError.
 
-        `bounds` names the entries for −1 and 1 where training used others, such as min and max.
+        `bounds` names the entries for −1 and 1 if training used others, such as min and max.
         """
         vectors = []
         for name in bounds:
@@ -138,24 +138,24 @@ def find_statistics(
 def tokens_to_normalised(tokens: npt.ArrayLike) -> Array:
     """Return (…, D) in [−1, 1] for action tokens (…, D); ids beyond the bins take the nearest.
 
-    Raises ValueError for NO_TOKEN, and whatever else is below 0.
+    Raises ValueError for NO_TOKEN and other negative values.
     """
     ids = np.asarray(tokens, dtype=np.int64)
     if (ids < 0).any():
         raise ValueError(
-            f"tokens hold {ids.min()}, which is no token: the logits that it was chosen from were"
-            " NaN or infinite"
+            f"tokens contain {ids.min()}, which is not a token: the logits that it was chosen from"
+            " were NaN or infinite"
         )
     bins = np.clip(VOCABULARY - ids - 1, 0, len(CENTRES) - 1)
     return np.asarray(CENTRES[bins], dtype=np.float64)
 
 
 def normalised_to_tokens(values: npt.ArrayLike) -> Tokens:
-    """Return tokens (…, D) for values (…, D), which are cut to [−1, 1]; NaN raises ValueError.
+    """Return tokens (…, D) for values (…, D), clipped to [−1, 1]; NaN raises ValueError.
 
     As in training: 1 and above is token 31744, which decodes to the last bin's centre.
     """
     array = np.asarray(values, dtype=np.float64)
     if np.isnan(array).any():
-        raise ValueError(f"actions hold NaN: {array}; expected numbers")
+        raise ValueError(f"actions contain NaN: {array}; expected finite numbers")
     return np.asarray(VOCABULARY - np.digitize(np.clip(array, -1, 1), EDGES), dtype=np.int64)

@@ -1,9 +1,9 @@
 """Pinhole cameras: points in the world → pixels, and pixels → points on a level plane.
 
-The simulation places its cameras by these objects, and the colour servo looks through the same
-ones. World frame: mounting surface under the robot, z up, x forward, robot base at the origin.
-Pixels are continuous, (u right, v down); (0, 0) is the upper left corner of the upper left pixel,
-so that the centre of pixel [row, column] lies at (column + 0.5, row + 0.5). Square pixels, no
+The simulation places its cameras from these objects, and the colour servo uses the same ones.
+World frame: mounting surface under the robot, z up, x forward, robot base at the origin. Pixels
+are continuous, (u right, v down); (0, 0) is the upper left corner of the upper left pixel, so that
+the centre of pixel [row, column] is at (column + 0.5, row + 0.5). Square pixels, no
 distortion: a real camera's image must be rectified first.
 """
 
@@ -27,10 +27,10 @@ class Camera:
     position_m: Point
     """Optical centre in the world."""
     target_m: Point
-    """Point in the world that the optical axis passes through."""
+    """Point in the world on the optical axis."""
     horizontal_fov_rad: float
     up_m: Point = (0.0, 0.0, 1.0)
-    """Direction in the world that points up in the picture, as far as the optical axis allows."""
+    """Direction in the world that points up in the image, as far as the optical axis allows."""
 
     def __post_init__(self) -> None:
         forward = np.subtract(self.target_m, self.position_m)
@@ -83,7 +83,7 @@ class Camera:
 
 
 def vertical_fov_rad(horizontal_fov_rad: float, width: int, height: int) -> float:
-    """Return the vertical field of view, which simulators take, of an image of this size."""
+    """Return the vertical field of view, as simulators need it, of an image of this size."""
     return float(2 * np.arctan(np.tan(horizontal_fov_rad / 2) * height / width))
 
 
@@ -93,10 +93,10 @@ def horizontal_fov_rad(vertical_fov_rad: float, width: int, height: int) -> floa
 
 
 BASE_CAMERA: Final = Camera((0.80, 0.25, 0.62), (0.17, 0.0, 0.10), float(np.deg2rad(58.0)))
-"""Stands opposite the robot and to its left, so that the arm hides little of what it reaches for;
-sees the whole arm and its table."""
+"""Opposite the robot and to its left, so that the arm hides little of its targets; sees the whole
+arm and its table."""
 
 VIEW_CAMERA: Final = Camera((0.92, 0.34, 0.56), (0.13, 0.0, 0.17), float(np.deg2rad(58.0)))
-"""A bystander's view of the whole arm, for videos alone. No policy looks through it."""
+"""A view of the whole arm from the side, only for videos. No policy uses it."""
 VIEW_SIZE: Final = (640, 480)
-"""(width, height) of its pictures."""
+"""(width, height) of its images."""

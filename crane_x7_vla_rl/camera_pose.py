@@ -1,4 +1,4 @@
-"""Where a camera stands and how wide it sees: a YAML file or a JSON text → `CameraPose` → `Camera`.
+"""A camera's pose and field of view: a YAML file or a JSON text → `CameraPose` → `Camera`.
 
 The file that CAMERA_POSE names and the message on /vla/camera_pose have the same keys. World frame
 of `camera`: robot base at the origin, x forward, y left, z up. Every mistake is reported at once.
@@ -21,15 +21,15 @@ from crane_x7_vla_rl.log_text import cut
 from crane_x7_vla_rl.suggest import did_you_mean
 
 SIM: Final = "sim"
-"""Stands for the pose of the simulated robot's camera."""
+"""Setting for the pose of the simulated robot's camera."""
 KEYS: Final = (
     "position_m", "target_m", "orientation_xyzw", "fov_deg", "horizontal_fov_deg", "width",
     "height",
 )  # fmt: skip
 FARTHEST_M: Final = 10.0
-"""A camera further away than this is a mistake of units: millimetres, perhaps."""
+"""A larger distance is a mistake of units, such as millimetres."""
 FOV_DEG: Final = (5.0, 150.0)
-"""Wider lenses are no pinholes."""
+"""Wider lenses do not fit the pinhole model."""
 ASPECT_TOLERANCE: Final = 0.02
 UNIT_TOLERANCE: Final = 0.01
 """How far the length of a quaternion may be from 1."""
@@ -50,25 +50,25 @@ class CameraPose:
     vertical_fov_rad: float | None = None
     horizontal_fov_rad: float | None = None
     size_px: tuple[int, int] | None = None
-    """(width, height) of the pictures that the field of view belongs to; None: of any."""
+    """(width, height) of the images that the field of view belongs to; None: any size."""
 
     def camera(self, width: int, height: int) -> Camera:
-        """Return the camera of pictures of this size; raises CameraPoseError, see `misfit`."""
+        """Return the camera for images of this size; raises CameraPoseError, see `misfit`."""
         problem = self.misfit(width, height)
         if problem is not None:
             raise CameraPoseError(problem)
         return _camera(self, width, height)
 
     def misfit(self, width: int, height: int) -> str | None:
-        """Return why pictures of this size are not this camera's; None where they may be."""
+        """Return why images of this size cannot be this camera's; None if they can."""
         if self.size_px is None:
             return None
         aspect = self.size_px[0] / self.size_px[1]
         if abs(width / height / aspect - 1) <= ASPECT_TOLERANCE:
             return None
         return (
-            f"the camera's pose is for {self.size_px[0]}x{self.size_px[1]} pictures, and"
-            f" {width}x{height} came, of another aspect ratio; give the pose of this camera"
+            f"the camera's pose is for images of {self.size_px[0]}x{self.size_px[1]}, got"
+            f" {width}x{height}, another aspect ratio; set the pose of this camera"
         )
 
     def to_json(self) -> str:
@@ -100,7 +100,7 @@ SIM_POSE: Final = CameraPose(
     BASE_CAMERA.target_m,
     horizontal_fov_rad=BASE_CAMERA.horizontal_fov_rad,
 )
-"""Of the simulated robot's base camera, whatever the size of its pictures."""
+"""Pose of the simulated robot's base camera, for images of any size."""
 
 
 def read(value: str) -> CameraPose:
@@ -129,7 +129,7 @@ def parse_json(text: str) -> CameraPose:
     try:
         values = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise CameraPoseError(f"the pose is no JSON: {error}") from error
+        raise CameraPoseError(f"the pose is not JSON: {error}") from error
     return parse(values, "the pose")
 
 
@@ -149,14 +149,14 @@ def parse(values: object, where: str) -> CameraPose:
 
 
 class _Reader:
-    """Reads the keys one by one and keeps what is wrong with them."""
+    """Reads the keys one by one and collects their problems."""
 
     def __init__(self, values: Mapping[Any, Any]) -> None:
         self._values = values
         self.problems: list[str] = []
 
     def pose(self) -> CameraPose | None:
-        """Return the pose; None where there are `problems`."""
+        """Return the pose; None if there are `problems`."""
         for key in self._values:
             if key not in KEYS:
                 hint = did_you_mean(str(key), KEYS) or f"; expected {', '.join(KEYS)}"
@@ -170,7 +170,7 @@ class _Reader:
         return CameraPose(position, target, up, *fovs, size)
 
     def _direction(self, position: Point | None) -> tuple[Point | None, Point]:
-        """Return a point on the optical axis, and which way is up."""
+        """Return a point on the optical axis, and the direction up."""
         level = CameraPose.up_m
         if not self._only_one("target_m", "orientation_xyzw"):
             return None, level
@@ -184,8 +184,8 @@ class _Reader:
             self.problems.append("target_m is position_m; expected a point that the camera sees")
         elif np.hypot(away_m[0], away_m[1]) < 1e-3 * np.linalg.norm(away_m):
             self.problems.append(
-                "target_m lies straight above or below position_m, which leaves open how the"
-                " picture is turned; give orientation_xyzw instead"
+                "target_m is straight above or below position_m, so the rotation of the image"
+                " is undefined; set orientation_xyzw instead"
             )
         return target, level
 
@@ -208,7 +208,7 @@ class _Reader:
         return (x, y, z), (up_x, up_y, up_z)
 
     def _fields_of_view(self) -> tuple[float | None, float | None]:
-        """Return the vertical and the horizontal one in rad; the one that is not given is None."""
+        """Return the vertical and the horizontal one in rad; None for the missing one."""
         if not self._only_one("fov_deg", "horizontal_fov_deg"):
             return None, None
         return self._angle("fov_deg"), self._angle("horizontal_fov_deg")
@@ -229,7 +229,7 @@ class _Reader:
         given = [key for key in ("width", "height") if key in self._values]
         if len(given) == 1:
             other = "height" if given == ["width"] else "width"
-            self.problems.append(f"{given[0]} is given without {other}; give both or none")
+            self.problems.append(f"{given[0]} is set without {other}; set both or neither")
         for key in given:
             value = self._values[key]
             if isinstance(value, bool) or not isinstance(value, int) or not 16 <= value <= 16384:
@@ -238,12 +238,12 @@ class _Reader:
         return (self._values["width"], self._values["height"]) if len(given) == 2 else None
 
     def _only_one(self, one: str, other: str) -> bool:
-        given = [key for key in (one, other) if key in self._values]
-        if not given:
+        found = [key for key in (one, other) if key in self._values]
+        if not found:
             self.problems.append(f"{one} is missing (or {other} instead)")
-        elif len(given) == 2:
-            self.problems.append(f"{one} and {other} are both given; keep one")
-        return len(given) == 1
+        elif len(found) == 2:
+            self.problems.append(f"{one} and {other} are both set; keep one")
+        return len(found) == 1
 
     def _point(self, key: str) -> Point | None:
         if key not in self._values:
@@ -279,7 +279,7 @@ def _is_number(value: object) -> bool:
 
 
 def _said(value: object) -> str:
-    """Return a value as a file would write it."""
+    """Return a value as in a file."""
     try:
         return cut(json.dumps(value, ensure_ascii=False), 60)
     except (TypeError, ValueError):

@@ -1,4 +1,4 @@
-"""What both commands share. A table of commands and words → help, completion, or an exit code.
+"""The command line of both programs. Table of commands, words → help, completion or exit code.
 
 A command is a module with `add_arguments(parser)` and `run(args) -> int`; it is imported only when
 it is chosen. A module may also have `COMMON`, the names of the values whose flags `--help` shows;
@@ -25,7 +25,7 @@ from crane_x7_vla_rl.old_names import value_hint
 from crane_x7_vla_rl.suggest import did_you_mean
 
 DISTRIBUTION: Final = "crane-x7-remote"
-"""Both commands belong to it."""
+"""Package that contains both commands."""
 LEVELS: Final = ("debug", "info", "warning", "error")
 COMPLETION: Final = (
     "crane_x7_vla_rl.completion",
@@ -47,9 +47,9 @@ class Program:
     commands: Mapping[str, tuple[str, str]]
     """Name → module, and its line of help."""
     failure_code: Callable[[Exception], int | None]
-    """Exit code of an expected failure; None for a fault of ours."""
+    """Exit code of an expected failure; None for a bug in this program."""
     old_names: Mapping[str, str]
-    """Flag of older documents → what to type today."""
+    """Flag of older documents → its present name."""
 
 
 class Help(argparse.HelpFormatter):
@@ -80,7 +80,7 @@ class Parser(argparse.ArgumentParser):
         sys.exit(USAGE)
 
     def format_help(self, everything: bool = False) -> str:
-        """Return the help, of the common flags alone where some are marked so."""
+        """Return the help, only of the common flags if some are marked so."""
         hidden = [] if everything or not self.common else self._rare()
         texts = [action.help for action in hidden]
         for action in hidden:
@@ -94,7 +94,7 @@ class Parser(argparse.ArgumentParser):
         return f"{text}\n{len(hidden)} more flags: {self.prog} --help-all\n" if hidden else text
 
     def format_usage(self) -> str:
-        """Return the usage: what must be given."""
+        """Return the usage: the required arguments."""
         with self._short_usage():
             return super().format_usage()
 
@@ -165,8 +165,8 @@ def main(
 ) -> int:
     """Run the command named in `argv` (default: the process's) and return its exit code.
 
-    `line_to_complete` is what a shell wants completed, if it is a shell that runs this process.
-    `check` raises an expected failure where no command may run.
+    `line_to_complete` is the line to complete, if a shell runs this process for completion.
+    `check` raises an expected failure if no command may run.
     """
     words = list(sys.argv[1:] if argv is None else argv)
     log_text.install()
@@ -204,7 +204,7 @@ def main(
 
 
 def _parser(program: Program, chosen: str | None) -> tuple[Parser, Any]:
-    """Return the parser, with the flags of the chosen command alone, and that command's module."""
+    """Return the parser, with only the flags of the chosen command, and that command's module."""
     parser, module = Parser(prog=program.name, description=program.description), None
     parser.add_argument("--version", action=_Version, help="print the version and exit")
     commands = parser.add_subparsers(
@@ -269,7 +269,7 @@ def _flag(word: str) -> str:
 def explain_unknown(
     words: Sequence[str], flags: Collection[str], old_names: Mapping[str, str]
 ) -> str:
-    """Return what to say about words that nobody takes: today's name, or the nearest flags."""
+    """Return the error for unknown words: the present name, or the nearest flags."""
     texts = []
     for before, word in pairwise(("", *words)):
         if before.startswith("-") and not word.startswith("-"):
@@ -281,7 +281,7 @@ def explain_unknown(
 
 
 def _missing(command: str, error: ModuleNotFoundError) -> int:
-    """Say which package is missing; one of ours is a fault, and raised again."""
+    """Print the missing package; a missing module of this project is a bug, raised again."""
     if (error.name or "").startswith("crane_x7"):
         raise error
     text = f"the package {error.name} is missing: pip install 'crane-x7-remote[train,sim]'"

@@ -15,7 +15,7 @@ SHELLS: Final = ("bash", "zsh", "fish")
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `completion`."""
-    parser.add_argument("shell", choices=SHELLS, help="the shell that you use")
+    parser.add_argument("shell", choices=SHELLS, help="your shell")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -2,7 +2,7 @@
 
 A section is a field whose type is a dataclass. A leaf is a bool, int, float, str, Literal, a size
 or several texts, or None. `Annotated[int, at_least(1)]` bounds it; the docstring under it is its
-help. Type, default, range and help of a value thus stand in one place, for file and flag alike.
+help. So type, default, range and help of a value are in one place, for file and flag.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from typing import Annotated, Any, Final, Literal, TypeVar, get_args, get_origin
 T = TypeVar("T")
 
 FLAG: Final = "flag"
-"""Key of a field's metadata: the flag that sets it, where that is not `--<name of the field>`."""
+"""Key of a field's metadata: the flag that sets it, if that is not `--<name of the field>`."""
 BARE: Final = "bare"
-"""Key of a field's metadata: what its flag means without a value."""
+"""Key of a field's metadata: the meaning of its flag without a value."""
 SIZE: Final = r"0*[1-9]\d*x0*[1-9]\d*"
-"""Width and height of a picture, as text; `tuple[int, int]` is this."""
+"""Text form of width and height of an image, for `tuple[int, int]`."""
 EXPECTED: Final[Mapping[Any, str]] = {
     bool: "true or false", int: "a whole number", float: "a number", str: "text",
     tuple[int, int]: "WxH as in 128x128", tuple[str, ...]: "a list of texts",
@@ -39,7 +39,7 @@ EXPECTED: Final[Mapping[Any, str]] = {
 UNITS: Final[Mapping[str, str]] = {
     "s": "S", "hz": "HZ", "m": "M", "rad": "RAD", "minutes": "MIN", "mb": "MB",
 }  # fmt: skip
-"""Last word of a flag → what stands for its number in help."""
+"""Last word of a flag → metavar of its number in help."""
 STRINGS: Final[Mapping[str, str]] = {
     "dir": "FOLDER", "root": "FOLDER", "pretrained": "MODEL", "checkpoint": "MODEL",
     "model": "MODEL", "instruction": "TEXT", "key": "KEY", "file": "FILE", "statistics": "FILE",
@@ -50,13 +50,13 @@ STRINGS: Final[Mapping[str, str]] = {
 
 @dataclass(frozen=True)
 class Bound:
-    """Which values of its type a field takes."""
+    """Range of a field's values."""
 
     accepts: Callable[[Any], bool]
     expected: str
     """Follows this word in messages."""
     names: tuple[str, ...] = ()
-    """All that there are, where they can be listed."""
+    """All of them, if they can be listed."""
 
 
 def at_least(low: float) -> Bound:
@@ -65,17 +65,17 @@ def at_least(low: float) -> Bound:
 
 
 def above(low: float) -> Bound:
-    """Bound a number from below; `low` itself is out."""
+    """Bound a number from below, excluding `low`."""
     return Bound(lambda value: value > low, f"above {low}")
 
 
 def within(low: float, high: float, unit: str = "") -> Bound:
-    """Bound a number by both ends, which are in."""
+    """Bound a number by both ends, including them."""
     return Bound(lambda value: low <= value <= high, f"{low} to {high} {unit}".rstrip())
 
 
 def size_text(example: str) -> Bound:
-    """Bound a text to width and height of a picture."""
+    """Bound a text to width and height of an image."""
     return Bound(lambda text: bool(re.fullmatch(SIZE, text)), f"WxH as in {example}")
 
 
@@ -85,7 +85,7 @@ def one_of(names: tuple[str, ...]) -> Bound:
 
 
 def some_of(names: tuple[str, ...]) -> Bound:
-    """Bound texts to at least one of these, and no other."""
+    """Bound texts to at least one of these, and no others."""
     expected = f"a list of some of {', '.join(names)}"
     return Bound(lambda texts: 0 < len({*texts}) == len({*texts} & {*names}), expected, names)
 
@@ -102,20 +102,20 @@ Share = Annotated[float, within(0, 1)]
 
 @dataclass(frozen=True)
 class Kind:
-    """What values a field takes."""
+    """Type and range of a field's values."""
 
     base: Any
-    """Its type, None and bound taken off."""
+    """Its type, without None and bound."""
     optional: bool
     bound: Bound | None
 
     @property
     def is_section(self) -> bool:
-        """Whether it is a dataclass of its own."""
+        """Whether it is a dataclass itself."""
         return dataclasses.is_dataclass(self.base)
 
     def convert(self, value: Any) -> Any:
-        """Return `value` in this type. YAML takes 5e-5 for text, and flags are all text.
+        """Return `value` in this type. YAML reads 5e-5 as text, and flags are all text.
 
         Raises ValueError that says what was expected; `check` looks at the range.
         """
@@ -137,13 +137,13 @@ class Kind:
         raise ValueError(EXPECTED[self.base])
 
     def check(self, value: Any) -> None:
-        """Raise ValueError that says what was expected, where `value` is out of range."""
+        """Raise ValueError that says what was expected, if `value` is out of range."""
         if self.bound is None or (self.optional and value is None) or self.bound.accepts(value):
             return
         raise ValueError(self.bound.expected + (", or none" if self.optional else ""))
 
     def from_text(self, text: str) -> Any:
-        """Return the value that a flag's text means; raises ArgumentTypeError."""
+        """Return the value of a flag's text; raises ArgumentTypeError."""
         required = dataclasses.replace(self, optional=False)
         try:
             value = required.convert(text)
@@ -156,7 +156,7 @@ class Kind:
 def _number(base: type, value: float | str) -> float:
     if base is int and not isinstance(value, float):
         with contextlib.suppress(ValueError):
-            return int(value)  # a float would round it beyond 53 bits
+            return int(value)  # a float would round more than 53 bits
     try:
         number = float(value)
     except (ValueError, OverflowError):
@@ -169,7 +169,7 @@ def _number(base: type, value: float | str) -> float:
 
 
 def quoted(value: Any) -> str:
-    """Return what came as a message shows it: text in quotes, all else as YAML and JSON have it."""
+    """Return a value for a message: text in quotes, other values as in YAML and JSON."""
     if isinstance(value, str):
         return repr(value)
     if isinstance(value, int | float) and not isinstance(value, bool):
@@ -178,7 +178,7 @@ def quoted(value: Any) -> str:
 
 
 def kind_of(hint: Any) -> Kind:
-    """Return what a field with this type takes, such as `Annotated[int, at_least(1)] | None`."""
+    """Return the kind of a field with this type, such as `Annotated[int, at_least(1)] | None`."""
     if get_origin(hint) in (typing.Union, types.UnionType):
         (inner,) = (each for each in get_args(hint) if each is not type(None))
         return dataclasses.replace(kind_of(inner), optional=True)
@@ -189,12 +189,12 @@ def kind_of(hint: Any) -> Kind:
 
 
 def argument_type(hint: Any) -> Callable[[str], Any]:
-    """Return what argparse calls to convert and check text as a field of this type."""
+    """Return a function for argparse that converts and checks text as a field of this type."""
     return kind_of(hint).from_text
 
 
 def kinds(cls: type) -> Mapping[str, Kind]:
-    """Return what each field of a dataclass takes, by name."""
+    """Return the kind of each field of a dataclass, by name."""
     return _kinds(cls)
 
 
@@ -212,10 +212,10 @@ class Leaf:
     """Dotted."""
     flag: str
     bare: Any
-    """What the flag means without a value; None where it needs one."""
+    """Meaning of the flag without a value; None if it needs one."""
     kind: Kind
     default: Any
-    """dataclasses.MISSING where there is none."""
+    """dataclasses.MISSING without one."""
     text: str
     """Help."""
 
@@ -240,7 +240,7 @@ def leaves(cls: type, prefix: str = "") -> Iterator[Leaf]:
 
 @lru_cache(maxsize=64)
 def _docstrings(cls: type) -> dict[str, str]:
-    """Return the docstring under each field, on one line; a class's own count most."""
+    """Return the docstring under each field, on one line; a class's own override its bases'."""
     found = {field.name: "" for field in dataclasses.fields(cls)}
     for ancestor in reversed(cls.__mro__):
         if "__dataclass_fields__" not in vars(ancestor):
@@ -255,7 +255,7 @@ def _docstrings(cls: type) -> dict[str, str]:
 
 
 def construct(cls: type[T], values: Mapping[str, Any], prefix: str = "") -> T:
-    """Return the dataclass whose leaves have these values by dotted key, or their defaults."""
+    """Return the dataclass with these values of its leaves by dotted key, or their defaults."""
     arguments = {}
     for name, kind in kinds(cls).items():
         key = prefix + name
@@ -281,11 +281,11 @@ def add_flags(
     parser: argparse._ActionsContainer, cls: type, without: Collection[str] = (), *, typed: bool,
     asked: Collection[str] = (),
 ) -> None:  # fmt: skip
-    """Add a flag for each leaf but those whose key, or section, is in `without`.
+    """Add a flag for each leaf except those whose key, or section, is in `without`.
 
-    The flags of a section stand in a group of their own. Typed, the parser converts, checks and
-    fills in defaults, for `from_flags`. Otherwise a value stays text, and what is not given sets
-    nothing. Flags of `asked` are None where not given: a checkpoint may say the value.
+    The flags of a section are in a separate group. If `typed`, the parser converts, checks and
+    fills in defaults, for `from_flags`. Otherwise a value stays text, and an omitted flag sets
+    nothing. Flags of `asked` are None by default: a checkpoint may set the value.
     """
     groups = {"": parser}
     for leaf in leaves(cls):
@@ -301,14 +301,14 @@ def add_flags(
 
 
 def _title(cls: type, section: str) -> str:
-    """Return a section's name, and the first line of what its class says of itself."""
+    """Return a section's name, and the first line of its class's docstring."""
     words = (inspect.getdoc(kinds(cls)[section].base) or "").partition("\n")[0]
     first = words.partition(". ")[0].rstrip(".")
     return f"{section}: {first[:1].lower()}{first[1:]}"
 
 
 class OnOff(argparse.BooleanOptionalAction):
-    """`--name` and `--no-name`; the help stays as it is given."""
+    """`--name` and `--no-name`; the help is unchanged."""
 
     def __init__(self, *args: Any, help: str | None = None, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -334,7 +334,7 @@ def _options(leaf: Leaf, typed: bool) -> dict[str, Any]:
 
 
 def _metavar(leaf: Leaf) -> str:
-    """Return one short word for the value: its unit, or what it is."""
+    """Return one short word for the value: its unit, or its kind."""
     if "WxH" in EXPECTED.get(leaf.kind.base, "") or (
         leaf.kind.bound and "as in" in leaf.kind.bound.expected
     ):
@@ -358,7 +358,7 @@ def _help(leaf: Leaf, before: str = "") -> str:
 
 
 def from_flags(cls: type[T], args: argparse.Namespace, **fixed: Any) -> T:
-    """Return the dataclass in typed flags; `fixed` fields count more."""
+    """Return the dataclass in typed flags; `fixed` fields override them."""
     given = {name: value for name, value in vars(args).items() if name in kinds(cls)}
     several = {name: tuple(value) for name, value in given.items() if isinstance(value, list)}
     return cls(**(given | several | fixed))

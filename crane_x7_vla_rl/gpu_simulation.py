@@ -1,7 +1,7 @@
-"""What `--backend gpu` needs of a machine: a GPU, SAPIEN's PhysX library, a Vulkan device. → texts.
+"""Requirements of `--backend gpu`: a GPU, SAPIEN's PhysX library, a Vulkan device. → problems.
 
-Nothing heavy is imported, so that a trainer can refuse before it loads a model. The library's place
-depends on SAPIEN's version, which only SAPIEN knows; without a GPU any version counts.
+Heavy packages are not imported, so that a trainer can refuse before it loads a model. The library's
+path depends on SAPIEN's version, which only SAPIEN knows; without a GPU any version is accepted.
 """
 
 from __future__ import annotations
@@ -18,17 +18,17 @@ FOLDER: Final = Path(".sapien") / "physx"
 
 @dataclass(frozen=True)
 class Machine:
-    """What GPU simulation needs, and whether this machine has it."""
+    """Requirements of GPU simulation, and whether this machine has them."""
 
     cuda: bool
-    """There is a GPU that torch can use."""
+    """Whether torch can use a GPU."""
     physx_library: Path
-    """Where SAPIEN looks for GPU PhysX."""
+    """Path where SAPIEN looks for GPU PhysX."""
     vulkan: bool
-    """SAPIEN can draw on that GPU."""
+    """Whether SAPIEN can render on that GPU."""
 
     def problems(self) -> list[str]:
-        """Return what is missing, each with its cure."""
+        """Return what is missing, each with its remedy."""
         found = []
         if not self.cuda:
             found.append(
@@ -39,23 +39,23 @@ class Machine:
             version = self.physx_library.parent.name
             found.append(
                 f"--backend gpu: SAPIEN's GPU PhysX library {self.physx_library} is missing. Fetch"
-                " it once, where the network allows: python -c 'import sapien.physx;"
+                " it once, with Internet access: python -c 'import sapien.physx;"
                 " sapien.physx.enable_gpu()'; or unpack linux-so.zip of release"
                 f" {version} of sapien-sim/physx-precompiled into"
                 f" {self.physx_library.parent}; or use --backend cpu"
             )
         if not self.vulkan:
             found.append(
-                "--backend gpu: the GPU offers no Vulkan device, so SAPIEN cannot draw on it. Start"
+                "--backend gpu: the GPU has no Vulkan device, so SAPIEN cannot render on it. Start"
                 " the container with NVIDIA_DRIVER_CAPABILITIES=all, check that"
-                " /usr/share/vulkan/icd.d/nvidia_icd.json is there and that `vulkaninfo --summary`"
+                " /usr/share/vulkan/icd.d/nvidia_icd.json exists and that `vulkaninfo --summary`"
                 " lists the GPU; or use --backend cpu"
             )
         return found
 
 
 def without_gpu() -> Machine:
-    """Return a machine that has no GPU, and so nothing to draw on; it may have the library."""
+    """Return a machine without a GPU, which cannot render; it may have the library."""
     folder = Path.home() / FOLDER
     library = next(iter(sorted(folder.glob(f"*/{PHYSX}"))), folder / "VERSION" / PHYSX)
     return Machine(False, library, False)

@@ -1,4 +1,4 @@
-"""The one decoder of pictures. JPEG or PNG bytes → (H, W, 3) uint8 RGB, whole or an error."""
+"""The only decoder of images. JPEG or PNG bytes → (H, W, 3) uint8 RGB, complete or an error."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ PNG_END: Final = b"IEND\xaeB`\x82"
 
 
 class PictureError(ValueError):
-    """Bytes are no picture that can be shown; says how many, and what is wrong with them."""
+    """Bytes are not a complete image; names their number and the problem."""
 
 
 def decode_picture(content: bytes) -> Image:
-    """Return the picture; raises PictureError for a truncated one, where OpenCV would show grey."""
+    """Return the image; raises PictureError for a truncated one, which OpenCV fills with grey."""
     if content.startswith(PNG_SIGNATURE):
         if not content.rstrip(b"\0").endswith(PNG_END):
-            raise PictureError(f"PNG of {len(content)} bytes is cut off: no IEND")
+            raise PictureError(f"PNG of {len(content)} bytes is truncated: no IEND")
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)
         if image is None:
             raise PictureError(f"PNG of {len(content)} bytes cannot be decoded")

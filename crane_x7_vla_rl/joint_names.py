@@ -1,4 +1,4 @@
-"""Which entry of a joint message or table is which joint. Names → places of `JOINT_NAMES`.
+"""Joints of the entries in a joint message or table. Names → places of `JOINT_NAMES`.
 
 One rule for live joint states, recorded ones and the columns of data sets.
 """
@@ -15,10 +15,10 @@ class JointsError(ValueError):
 
 
 def places_of_joints(names: Sequence[object], count: int) -> list[int]:
-    """Return where each of the 8 JOINT_NAMES stands in `names`; other joints are passed over.
+    """Return the places of the 8 JOINT_NAMES in `names`; other joints are ignored.
 
-    `count` values belong to the names, in their order. Raises JointsError where a joint is missing,
-    named twice or without a value.
+    `count` values belong to the names, in their order. Raises JointsError if a joint is missing,
+    named twice or has no value.
     """
     known = list(names)
     missing = [name for name in JOINT_NAMES if name not in known]

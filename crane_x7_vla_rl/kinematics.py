@@ -1,14 +1,14 @@
 """Forward and inverse kinematics of the CRANE-X7: joints → frames, and frames → joints.
 
-Pure functions over arrays, from the figures in `robot`. World frame: mounting surface under the
-robot, z up, x forward, robot base at the origin; the base link stands on a plate of `BASE_PLATE_M`.
-Angles in rad, lengths in m. The tool frame has the gripper base's orientation and lies between the
+Pure functions over arrays, from the dimensions in `robot`. World frame: mounting surface under the
+robot, z up, x forward, robot base at the origin; the base link is on a plate of `BASE_PLATE_M`.
+Angles in rad, lengths in m. The tool frame has the gripper base's orientation and is between the
 fingertips of the closed gripper: its z axis points out of the gripper, and the fingers open along
 its x axis.
 
-With both twist joints (3 and 5) at 0 the arm is planar: pan turns the plane, tilt, elbow and
-lower arm move within it, and the wrist turns the gripper. A grasp from above has a closed form
-there; any other pose is found by damped least squares.
+With both twist joints (3 and 5) at 0 the arm is planar: pan rotates the plane, tilt, elbow and
+lower arm move within it, and the wrist rotates the gripper. A grasp from above then has a closed
+form; any other pose is found by damped least squares.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ ROTATION_TOLERANCE_RAD: Final = 1e-3
 
 
 class UnreachableError(ValueError):
-    """The arm cannot take the wanted pose; says which pose and what stops it."""
+    """The arm cannot reach the pose; names the pose and the limit."""
 
 
 def _rotation(axis: Sequence[float], angle: float) -> Array:
@@ -75,7 +75,7 @@ def _joint_frame(joint: Joint, angle: float) -> Array:
 def link_frames(position_rad: npt.ArrayLike) -> Array:
     """Return the frames of all links in the world.
 
-    `position_rad`: (7,) arm or (8,) arm and gripper (0 where it is missing).
+    `position_rad`: (7,) arm or (8,) arm and gripper (default 0).
     Returns (10, 4, 4): base link, the seven arm links (the last is the gripper base), finger A,
     finger B.
     """
@@ -180,7 +180,7 @@ def _check_limits(arm: Array, where: str) -> None:
 
 
 def _pose_error(frame: Array, wanted: Array) -> Array:
-    """Return (6,): translation (m) over rotation vector (rad), in the world, that is missing."""
+    """Return (6,): the remaining translation (m) over rotation vector (rad), in the world."""
     turn = wanted[:3, :3] @ frame[:3, :3].T  # (3, 3)
     axis = np.array([turn[2, 1] - turn[1, 2], turn[0, 2] - turn[2, 0], turn[1, 0] - turn[0, 1]])
     sine = float(np.linalg.norm(axis)) / 2
@@ -189,7 +189,7 @@ def _pose_error(frame: Array, wanted: Array) -> Array:
         rotation = axis / (2 * sine) * np.arctan2(sine, cosine)
     elif cosine > 0:
         rotation = axis / 2
-    else:  # half a turn: the axis is the column of turn + 1 that is longest
+    else:  # half a turn: the axis is the longest column of turn + 1
         halves = turn + np.eye(3)  # (3, 3)
         column = halves[:, int(np.argmax(np.linalg.norm(halves, axis=0)))]
         rotation = np.pi * column / np.linalg.norm(column)
@@ -205,9 +205,9 @@ def inverse(
 ) -> Array:
     """Return arm joints (7,) within limits whose tool frame is `frame`, found near `start_rad`.
 
-    `frame`: (4, 4) in the world. `start_rad`: (7,) or (8,), where the search begins. Damped least
-    squares; joints that would leave their limits are clamped there and the others solve on.
-    Raises UnreachableError, also where the search ends in a local minimum: try another start.
+    `frame`: (4, 4) in the world. `start_rad`: (7,) or (8,), the start of the search. Damped least
+    squares; joints that would leave their limits are clamped and the search continues with the
+    others. Raises UnreachableError, also if the search ends in a local minimum: try another start.
     """
     wanted = np.asarray(frame, dtype=np.float64)  # (4, 4)
     lower, upper = LOWER_RAD[:ARM_DOF], UPPER_RAD[:ARM_DOF]
@@ -223,7 +223,7 @@ def inverse(
     raise UnreachableError(
         f"no joints found for a tool at {np.round(wanted[:3, 3], 3).tolist()} m: after "
         f"{iterations} steps {np.linalg.norm(error[:3]) * 1e3:.1f} mm and "
-        f"{np.linalg.norm(error[3:]):.3f} rad are missing; it is out of reach, or start elsewhere"
+        f"{np.linalg.norm(error[3:]):.3f} rad remain; it is out of reach, or try another start"
     )
 
 
@@ -239,7 +239,7 @@ def _damped_step(arm: Array, error: Array, damping: float) -> Array:
     lower, upper = LOWER_RAD[:ARM_DOF], UPPER_RAD[:ARM_DOF]
     full = jacobian(arm)  # (6, 7)
     free = np.ones(ARM_DOF, dtype=bool)
-    # Far from the goal a linear model holds for short steps only, so damping fades with the error.
+    # Far from the goal a linear model holds only for short steps, so damping falls with the error.
     weight = damping * min(1.0, float(np.linalg.norm(error)))
     for _ in range(ARM_DOF):
         columns = full[:, free]  # (6, free joints)

@@ -1,8 +1,8 @@
-"""Text for a log or a terminal: any text → one without secrets, in one line where one is meant.
+"""Text for a log or a terminal: any text → one without secrets, in one line where needed.
 
 Known secrets become `***`; control and format characters are escaped, so that a message from
-outside can neither forge a line nor speak to the terminal; long lines are cut. `install` puts it
-everywhere: records are masked when they are made, so also for handlers that libraries add later.
+outside can neither forge a line nor control the terminal; long lines are cut. `install` applies it
+everywhere: records are masked at their creation, so also for handlers that libraries add later.
 """
 
 from __future__ import annotations
@@ -18,24 +18,24 @@ from typing import Any, Final, TextIO
 from crane_x7_vla_rl.secret_text import mask
 
 LINE: Final = "%(asctime)s %(levelname)-7s %(name)s: %(message)s"
-"""Of every log of both packages."""
+"""Format of every log of both packages."""
 CLOCK: Final = "%H:%M:%S"
 DATE_AND_CLOCK: Final = "%Y-%m-%d %H:%M:%S"
 """For logs that are read on another day."""
 LINE_LIMIT: Final = 2000
 """Characters of one line of a log."""
 SHOWN_LIMIT: Final = 300
-"""Characters of what somebody else said, inside a line of ours."""
+"""Most characters of text from outside within a line."""
 INDENT: Final = "  "
-"""Before every line but the first: what begins at the margin is a message of ours."""
+"""Before every line except the first: only messages of this program start at the margin."""
 MANY_LINES: Final = {"many_lines": True}
-"""For `extra` of a message of ours that is meant to have several lines."""
+"""For `extra` of a message of this program with several lines."""
 WIDE_BLANK: Final = "\u3000"
 """The blank of Japanese text, not printable to Python."""
 
 
 def escape(text: str) -> str:
-    """Return `text` in one line: what is not printable as \\n, \\x1b or \\u202e."""
+    """Return `text` in one line: unprintable characters as \\n, \\x1b or \\u202e."""
     if text.isprintable():
         return text
     return "".join(
@@ -48,17 +48,17 @@ def _code(letter: str) -> str:
 
 
 def cut(text: str, limit: int) -> str:
-    """Return at most `limit` characters of `text`, and how many are left out."""
+    """Return at most `limit` characters of `text`, and the number of further ones."""
     if len(text) <= limit:
         return text
     return f"{text[:limit]}… ({len(text) - limit} more characters)"
 
 
 def shown(said: object, limit: int = SHOWN_LIMIT) -> str:
-    """Return what somebody else said, or an exception that quotes it: escaped and cut, masked."""
+    """Return text from outside, or an exception that quotes it: escaped, cut and masked."""
     try:
         text = str(said)
-    except Exception as error:  # whatever a foreign class does
+    except Exception as error:  # a foreign class may raise anything
         text = f"{type(said).__name__} that cannot be shown ({type(error).__name__})"
     return cut(escape(mask(text)), limit)
 
@@ -66,7 +66,7 @@ def shown(said: object, limit: int = SHOWN_LIMIT) -> str:
 def block(text: str) -> str:
     """Return `text` with its lines kept, each escaped and cut, and all but the first indented.
 
-    Where one of them begins at the margin all move, so that nested lines stay nested.
+    If one of them starts at the margin all move, so that nested lines stay nested.
     """
     first, *others = text.split("\n")
     margin = "" if all(line.startswith(INDENT) for line in others) else INDENT
@@ -75,7 +75,7 @@ def block(text: str) -> str:
 
 
 def tell(text: object) -> str:
-    """Return an error of ours as it may be printed: masked, and see `block`."""
+    """Return an error of this program for printing: masked, and see `block`."""
     return block(mask(str(text)).rstrip("\n"))
 
 
@@ -107,7 +107,7 @@ def _message(record: logging.LogRecord) -> str:
 
 
 def configure(level: str, line: str = LINE, datefmt: str = CLOCK) -> None:
-    """Log to standard error in the format `line`, unless somebody has set logging up; `install`."""
+    """Log to standard error in the format `line`, unless logging is configured; `install`."""
     install()
     root = logging.getLogger()
     if not root.handlers:
@@ -118,7 +118,7 @@ def configure(level: str, line: str = LINE, datefmt: str = CLOCK) -> None:
 
 
 class StandardError(logging.StreamHandler[TextIO]):
-    """Writes to what `sys.stderr` is now: a progress bar may stand in for it meanwhile."""
+    """Writes to the present `sys.stderr`: a progress bar may have replaced it."""
 
     def __init__(self) -> None:
         logging.Handler.__init__(self)
@@ -130,9 +130,9 @@ class StandardError(logging.StreamHandler[TextIO]):
 
 
 def install() -> None:
-    """Mask secrets in all records and uncaught errors of this process; more than once is once.
+    """Mask secrets in all records and uncaught errors of this process; repeated calls are harmless.
 
-    Hooks that somebody else has set stay.
+    Hooks that other code has set are kept.
     """
     make = logging.getLogRecordFactory()
     if not getattr(make, "masks_secrets", False):

@@ -1,4 +1,4 @@
-"""The one MP4 writer. Frames (H, W, 3) uint8 RGB → H.264 in a file or a buffer."""
+"""The only MP4 writer. Frames (H, W, 3) uint8 RGB → H.264 in a file or a buffer."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ def write_mp4(
     *,
     pixels: str = "yuv420p",
 ) -> int:
-    """Encode `frames`, all of the first one's size, and return how many there were.
+    """Encode `frames`, all of the first one's size, and return their number.
 
-    `options` are libx264's. Browsers play pixels of yuv420p alone, whose sides must be even.
-    Raises OSError, as which av's errors of files are.
+    `options` are libx264's. Browsers play only pixels of yuv420p, whose sides must be even. Raises
+    OSError, the base class of av's errors of files.
     """
     container_options = {"movflags": "+faststart"} if isinstance(target, str) else {}
     count, stream = 0, None

@@ -60,9 +60,9 @@ FLAGS: Final[Mapping[str, str]] = {
 }
 VALUES: Final[Mapping[tuple[str, str], str]] = {
     ("--backend", "openvla"): "train is reinforcement learning; for fine-tuning type:"
-    " crane-x7-vla-rl sft --backend openvla …, the other flags as they are",
-    ("--backend", "openpi"): "train is reinforcement learning; openpi comes later, for"
-    " fine-tuning with OpenVLA type: crane-x7-vla-rl sft --backend openvla …",
+    " crane-x7-vla-rl sft --backend openvla …, the other flags unchanged",
+    ("--backend", "openpi"): "train is reinforcement learning; openpi is not implemented"
+    " yet; for fine-tuning with OpenVLA type: crane-x7-vla-rl sft --backend openvla …",
     ("--resume", "true"): "to resume if the run's folder has a checkpoint, type: --resume auto",
 }
 """(Flag, value) → what to type."""

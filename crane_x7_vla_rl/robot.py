@@ -1,7 +1,6 @@
-"""The CRANE-X7 in figures: joints, limits, rates, home pose, each with its source.
+"""Dimensions of the CRANE-X7: joints, limits, rates, home pose, each with its source.
 
-Everything else that needs a number about the robot takes it from here: the simulated model,
-kinematics, safety limits, message names.
+The simulated model, kinematics, safety limits and message names all use these values.
 
 Sources: [D] rt-net/crane_x7_description, branch ros2 (44a1292), ``urdf/*.xacro``;
 [R] rt-net/crane_x7_ros, branch humble-devel, MoveIt and ros2_control configuration.
@@ -22,7 +21,7 @@ Vector = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Joint:
-    """One revolute joint, with the link that it carries. Source: [D]."""
+    """One revolute joint, with its child link. Source: [D]."""
 
     name: str
     axis: tuple[float, float, float]
@@ -73,15 +72,15 @@ ARM_JOINTS: Final = (
 FINGER_A: Final = Joint(
     PREFIX + "gripper_finger_a_joint", (0, -1, 0), (-0.012, 0, 0.024), -0.0873, 1.5708, 4, 0.0158
 )
-"""The driven finger, which stands for the gripper: 0 closed, larger is more open. [D]"""
+"""The driven finger, which represents the gripper: 0 closed, larger is more open. [D]"""
 FINGER_B: Final = Joint(
     PREFIX + "gripper_finger_b_joint", (0, 1, 0), (0.012, 0, 0.024), -0.0873, 1.5708, 4, 0.0139
 )
-"""Follows finger A; commanded by nobody. [D]"""
+"""Follows finger A; never commanded. [D]"""
 
 FINGER_LENGTH_M: Final = 0.074
-"""Finger joint to fingertip, along z of the gripper base, closed. Of the simulated model; measure
-it on an arm whose fingertips were changed."""
+"""Finger joint to fingertip, along z of the gripper base, closed. For the simulated model; measure
+it on an arm with other fingertips."""
 
 ARM_JOINT_NAMES: Final = tuple(joint.name for joint in ARM_JOINTS)
 GRIPPER_JOINT_NAME: Final = FINGER_A.name
@@ -103,7 +102,7 @@ UPPER_RAD: Final = _constant([joint.upper_rad for joint in (*ARM_JOINTS, FINGER_
 VELOCITY_RAD_S: Final = _constant([4.817] * DOF)
 """(8,) velocity limits. [D]"""
 ACCELERATION_RAD_S2: Final = _constant([8.0] * DOF)
-"""(8,) acceleration limits: MoveIt's for the arm [R]; the gripper has none there and takes the
+"""(8,) acceleration limits: MoveIt's for the arm [R]; it has none for the gripper, which uses the
 same."""
 
 HOME_RAD: Final = _constant([0.0, np.pi / 8, 0.0, -5 * np.pi / 8, 0.0, -np.pi / 4, np.pi / 2, 0.0])

@@ -1,4 +1,4 @@
-"""What to simulate, in words and numbers: flags → a frozen `WorldConfig`; names of the tasks.
+"""Configuration of the simulation: flags → a frozen `WorldConfig`; names of the tasks.
 
 The simulation itself takes seconds to import and is not touched, so `--help` answers at once.
 """
@@ -15,9 +15,9 @@ from crane_x7_vla_rl.fields import Count, FiniteAmount, FinitePositive, one_of, 
 LIFT_ID: Final = "Lift-CRANE-X7"
 PICK_PLACE_ID: Final = "PickPlace-CRANE-X7"
 EPISODE_S: Final = {LIFT_ID: 10.0, PICK_PLACE_ID: 20.0}
-"""Name of each task and how long an episode may take: 200 and 400 steps at 20 Hz."""
+"""Name of each task and time limit of an episode in s: 200 and 400 steps at 20 Hz."""
 EVALUATION_SEED: Final = 1_000_000
-"""Demonstrations take seeds below, evaluation from here on: no scene is in both."""
+"""Demonstrations use seeds below, evaluation this and above: no scene is in both."""
 COLOUR_NAMES: Final = ("red", "green", "blue")
 
 
@@ -26,23 +26,23 @@ class WorldConfig:
     """One task in one kind of scene; see sim.scene.CubeScene."""
 
     task: Annotated[str, one_of(tuple(EPISODE_S))] = LIFT_ID
-    """What to do."""
+    """Task of the simulated scene."""
     control_hz: Count = 20
     """Steps per second of simulated time."""
     image_size: tuple[int, int] = (128, 128)
-    """Width and height of the camera's pictures."""
+    """Width and height of the camera's images."""
     colours: Annotated[tuple[str, ...], some_of(COLOUR_NAMES)] = COLOUR_NAMES
     """Colours of the cubes in the scene; the seed chooses which one the instruction names."""
     spawn_range_m: FiniteAmount = 0.03
-    """Cubes and plate lie at most this far, along x and y, from their four spots, 0 to 0.05."""
+    """Largest distance of cubes and plate from their four spots, along x and y, 0 to 0.05."""
     home_noise_rad: FiniteAmount = 0.02
     """Standard deviation of the arm's joints in the first step."""
     camera_shift_m: FiniteAmount = 0.0
-    """Standard deviation of the camera's place, sampled per episode."""
+    """Standard deviation of the camera's position, sampled per episode."""
     camera_noise: FiniteAmount = 0.0
-    """Standard deviation of each pixel's channels, of 255, sampled per picture."""
+    """Standard deviation of each pixel's channels, out of 255, sampled per image."""
     episode_s: FinitePositive | None = None
-    """Time limit of an episode in simulated seconds; without it the task's own, 10 or 20."""
+    """Time limit of an episode in simulated seconds; default: the task's, 10 or 20."""
 
     @property
     def max_steps(self) -> int:
@@ -50,7 +50,7 @@ class WorldConfig:
         return max(1, round((self.episode_s or EPISODE_S[self.task]) * self.control_hz))
 
     def as_dict(self) -> dict[str, Any]:
-        """As JSON has it."""
+        """Return the values for JSON."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
@@ -60,6 +60,6 @@ class WorldConfig:
 def add_arguments(
     parser: argparse.ArgumentParser, without: tuple[str, ...] = (), asked: tuple[str, ...] = ()
 ) -> None:
-    """Add a flag for each field of WorldConfig but those in `without`; see `fields.add_flags`."""
+    """Add a flag for each field of WorldConfig not in `without`; see `fields.add_flags`."""
     group = parser.add_argument_group("scene")
     fields.add_flags(group, WorldConfig, without, typed=True, asked=asked)

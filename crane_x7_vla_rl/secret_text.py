@@ -1,7 +1,7 @@
 """The secrets of this process: any text → the same with `***` in their place; one registry.
 
-Whoever reads a secret registers it with `remember`. It is masked as well where a library has
-quoted, URL-encoded or base64-encoded it.
+Code that reads a secret registers it with `remember`. It is also masked if a library has quoted,
+URL-encoded or base64-encoded it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from crane_x7_vla_rl.variables import FILE_PREFIX, OTHERS_SECRET, SECRETS, bare,
 
 MASK: Final = "***"
 SHORTEST: Final = 6
-"""Shorter values are no secrets of anybody; masking them would garble ordinary words."""
+"""Shorter values are not secrets; masking them would garble ordinary words."""
 PASSWORD_IN_URL: Final = re.compile(r"\w://[^/@\s:]*:(?P<password>[^/@\s]+)@")
 
 _lock = threading.Lock()
@@ -27,7 +27,7 @@ _pattern: re.Pattern[str] | None = None
 
 
 def remember(*values: str | None) -> None:
-    """Mask these values from now on; None and what is too short for a secret are skipped."""
+    """Mask these values from now on; None and values too short for a secret are skipped."""
     global _pattern
     new = {form for value in values if value for form in _written(value)} - _forms
     if not new:
@@ -39,7 +39,7 @@ def remember(*values: str | None) -> None:
 
 
 def remember_environment(environ: Mapping[str, str]) -> None:
-    """Mask every secret of an environment: ours, others' by their names, and proxies' passwords."""
+    """Mask every secret of an environment: known names, likely names, and proxies' passwords."""
     for name, value in environ.items():
         if name in SECRETS or OTHERS_SECRET.search(name):
             if not value.startswith(FILE_PREFIX):
@@ -55,12 +55,12 @@ def remember_password(url: str | None) -> None:
 
 
 def mask(text: str) -> str:
-    """Return `text` with `***` for every value that is remembered."""
+    """Return `text` with `***` for every registered value."""
     return text if _pattern is None else _pattern.sub(MASK, text)
 
 
 def _written(value: str) -> Iterable[str]:
-    """Return the ways in which `value`, or a long piece of it, may be written in a text."""
+    """Return the forms in which `value`, or a long piece of it, may appear in a text."""
     meant = bare(value)
     pieces = meant.split()
     if means_unset(meant):
@@ -80,8 +80,8 @@ def _written(value: str) -> Iterable[str]:
 
 
 def _base64(data: bytes, offset: int) -> Iterable[str]:
-    """Return what base64 makes of `data` at `offset` bytes (mod 3) into a longer text, less the
-    digits at both ends that depend on what stands around it."""
+    """Return the base64 of `data` at `offset` bytes (mod 3) in a longer text, without the digits
+    at both ends that depend on the bytes around it."""
     digits = base64.b64encode(bytes(offset) + data).decode()
     inner = digits[-(-offset * 8 // 6) : (offset + len(data)) * 8 // 6]
     yield inner

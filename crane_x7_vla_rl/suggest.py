@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 
 def nearest(word: str, known: Iterable[str], cutoff: float = 0.6, most: int = 1) -> list[str]:
-    """Return up to `most` of the known names, best first; capitals do not matter.
+    """Return up to `most` of the known names, best first; case is ignored.
 
     `cutoff` is the least ratio of difflib.SequenceMatcher, 0 to 1.
     """
@@ -17,6 +17,6 @@ def nearest(word: str, known: Iterable[str], cutoff: float = 0.6, most: int = 1)
 
 
 def did_you_mean(word: str, known: Iterable[str], cutoff: float = 0.6, most: int = 1) -> str:
-    """Return `; did you mean …?` to follow `… is unknown`, or "" where no name is near."""
+    """Return `; did you mean …?` to follow `… is unknown`, or "" if no name is near."""
     near = nearest(word, known, cutoff, most)
     return f"; did you mean {' or '.join(near)}?" if near else ""

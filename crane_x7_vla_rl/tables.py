@@ -1,4 +1,4 @@
-"""Tables on standard output: ruled where a person looks, aligned columns in a file or a pipe.
+"""Tables on standard output: with rules on a terminal, aligned columns in a file or a pipe.
 
 Cells → lines. Text from outside can neither colour a cell nor break its line.
 """

@@ -31,12 +31,12 @@ def _joints(name: str, values: npt.ArrayLike, steps: bool = False) -> Array:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class JointState:
-    """Measured joints at one instant. Values may be non-finite: the safety check refuses those."""
+    """Measured joints at one time. Values may be non-finite: the safety check refuses those."""
 
     position_rad: Array
     """(8,) float64."""
     velocity_rad_s: Array
-    """(8,) float64; NaN where the robot does not report it."""
+    """(8,) float64; NaN if the robot does not report it."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "position_rad", _joints("position_rad", self.position_rad))
@@ -45,14 +45,14 @@ class JointState:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Observation:
-    """What a policy sees at one instant; nothing in it is privileged."""
+    """Input of a policy at one time; it contains no privileged values."""
 
     image: Image
     """(H, W, 3) uint8, RGB."""
     joints: JointState
     instruction: str
     time_s: float
-    """When the image was taken, on a monotonic clock whose zero means nothing."""
+    """When the image was taken, on a monotonic clock with an arbitrary zero."""
 
     def __post_init__(self) -> None:
         shape, dtype = self.image.shape, self.image.dtype
@@ -62,11 +62,11 @@ class Observation:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ActionChunk:
-    """Joint targets that a policy wants, unchecked: step k is due (k + 1)·period_s after the
-    observation's image was taken."""
+    """Joint targets of a policy, unchecked: step k is due (k + 1)·period_s after the observation's
+    image was taken."""
 
     position_rad: Array
-    """(T, 8) float64, absolute targets; may hold any value: the safety check decides."""
+    """(T, 8) float64, absolute targets of any value: the safety check decides."""
     period_s: float
 
     def __post_init__(self) -> None:
@@ -79,7 +79,7 @@ class ActionChunk:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Trajectory:
-    """Checked joint targets on their way to the robot; the last point is a safe place to stay."""
+    """Checked joint targets for the robot; the last point is a safe position to hold."""
 
     position_rad: Array
     """(T, 8) float64."""
@@ -88,10 +88,10 @@ class Trajectory:
     time_from_start_s: Array
     """(T,) float64, increasing, counted from `stamp_s`."""
     stamp_s: float
-    """Header stamp, on the robot's own clock, of the frame that this answers."""
+    """Header stamp, on the robot's clock, of the frame that it was predicted from."""
     sequence: int
-    """Counts up by one for each trajectory that this loop publishes."""
+    """Increases by one with each trajectory that this loop publishes."""
     session: str
-    """Names the loop that sent it; lets two loops notice each other."""
+    """Name of the loop that sent it; so two loops can detect each other."""
     valid_s: float
     """After `stamp_s + valid_s`, on the robot's clock, a receiver must refuse the trajectory."""

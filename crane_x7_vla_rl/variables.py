@@ -1,7 +1,7 @@
-"""What a platform wrote into an environment variable → what was meant, or why it is unusable.
+"""Raw text of an environment variable → the intended value, or why it is unusable.
 
-Files, secret boxes and templates add line breaks, quotes and byte order marks, and write `null` for
-"none". Pure: no environment is read here.
+Files, secret stores and templates add line breaks, quotes and byte order marks, and write `null`
+for "none". Pure: this module reads no environment.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from typing import Final
 SECRETS: Final = (
     "HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY", "TS_AUTHKEY", "TS_AUTH_KEY",
 )  # fmt: skip
-"""Secrets that we, huggingface_hub, wandb or tailscale read."""
+"""Secrets that this project, huggingface_hub, wandb or tailscale read."""
 READ_BY_LIBRARIES: Final = ("HF_HOME", "WANDB_DIR")
-"""Folders that huggingface_hub and wandb take from the environment themselves."""
+"""Folders that huggingface_hub and wandb read from the environment."""
 OUTPUT_ROOT: Final = "outputs"
-"""Folder below which commands write where the variable of this name is not set."""
+"""Default of the variable: the folder below which commands write."""
 OTHERS_SECRET: Final = re.compile(
     r"(^|_)(TOKEN|SECRET|PASSWORD|PASSWD|API_?KEY|ACCESS_KEY|SECRET_KEY|AUTH_?KEY|CREDENTIALS?)$"
 )
-"""Names of secrets that nobody here reads; they are masked, and otherwise left alone."""
+"""Names of secrets that this project does not read; they are masked, and otherwise unchanged."""
 UNSET_WORDS: Final = frozenset(
     {"null", "none", "nil", "undefined", "(null)", "<null>", "<nil>", "<none>", "<no value>"}
 )
-"""What platforms write where a value is missing: JSON, Python, Go, JavaScript, templates."""
+"""Words of platforms for a missing value: JSON, Python, Go, JavaScript, templates."""
 INVISIBLE: Final = "\ufeff\u200b\u200c\u200d\u2060\0"
-"""Byte order mark and other characters without width that editors leave at the ends."""
+"""Byte order mark and other zero-width characters that editors leave at the ends."""
 FILE_PREFIX: Final = "file:"
-"""TS_AUTHKEY=file:/path names a file; the path is no secret and may hold blanks."""
+"""TS_AUTHKEY=file:/path names a file; the path is not a secret and may contain blanks."""
 
 
 def line_to_complete(environ: Mapping[str, str]) -> str | None:
-    """Return the command line that a shell wants completed, see argcomplete; None where none is."""
+    """Return the command line that a shell completes, see argcomplete; None otherwise."""
     return environ.get("COMP_LINE") if "_ARGCOMPLETE" in environ else None
 
 
@@ -49,7 +49,7 @@ def bare(text: str) -> str:
 
 
 def is_unset_word(text: str) -> bool:
-    """Whether `text` is a word for "no value", such as null; an empty text is none of them."""
+    """Whether `text` is a word for "no value", such as null; an empty text is not."""
     return bare(text).casefold() in UNSET_WORDS
 
 
@@ -65,10 +65,11 @@ def output_root(environ: Mapping[str, str]) -> str:
 
 
 def secret(text: str) -> str | None:
-    """Return a secret as it was meant; None where the text means "unset".
+    """Return the intended secret; None if the text means "unset".
 
-    Raises ValueError, which says where but never shows the text, for one that holds a blank, a
-    control character or anything else that no token holds: it would be refused later, aloud.
+    Raises ValueError, which names the place but never shows the text, for one that contains a
+    blank, a control character or another character that no token contains: a later error would
+    print it.
     """
     meant = bare(text)
     if means_unset(meant):
@@ -77,7 +78,7 @@ def secret(text: str) -> str | None:
     for place, letter in enumerate(meant, 1):
         if not (letter.isprintable() if is_path else "!" <= letter <= "~"):
             raise ValueError(
-                f"holds {_kind(letter)} inside, character {place} of {len(meant)}; copy the secret"
+                f"contains {_kind(letter)} at character {place} of {len(meant)}; copy the secret"
                 " again, in one piece"
             )
     return meant
@@ -94,10 +95,10 @@ def _kind(letter: str) -> str:
 def tidied(
     environ: Mapping[str, str], secrets: Iterable[str], texts: Iterable[str]
 ) -> tuple[dict[str, str], list[str]]:
-    """Return `environ` as it was meant, to be handed on, and a line for each unusable secret.
+    """Return the cleaned `environ`, for other programs, and a line for each unusable secret.
 
-    `secrets` are stripped; both they and `texts` (names of plain variables) vanish where their
-    value is a word for "unset". All other variables stay as they are.
+    `secrets` are stripped; both they and `texts` (names of plain variables) are removed if their
+    value is a word for "unset". All other variables are unchanged.
     """
     meant, problems = dict(environ), []
     for name in environ.keys() & set(secrets):

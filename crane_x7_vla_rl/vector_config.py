@@ -1,6 +1,6 @@
-"""How many environments, of what, stepped by what: options → a checked `VectorConfig`, and seeds.
+"""Configuration of parallel environments: options → a checked `VectorConfig`, and seeds.
 
-Importing this costs nothing, so that a trainer can answer `--help` at once.
+It imports nothing heavy, so that a trainer can answer `--help` at once.
 """
 
 from __future__ import annotations
@@ -21,25 +21,25 @@ Backend = Literal["cpu", "gpu"]
 Simulator = Literal["maniskill", "genesis", "isaacsim"]
 RewardKind = Literal["binary", "sparse", "dense"]
 LONGEST_CHUNK: Final = 64
-"""Steps that one `send` may carry."""
+"""Most steps in one `send`."""
 
 
 class VectorConfigError(ValueError):
-    """An option of the environments is wrong; the message names it and what is known."""
+    """An option of the environments is invalid; the message names it and the known values."""
 
 
 @dataclass(frozen=True)
 class Rewards:
-    """What a step pays; one episode pays at most 1 in any kind."""
+    """Reward of a step; one episode gets at most 1 with each kind."""
 
     kind: RewardKind = "binary"
-    """`binary`: 1 in the step of success, which ends the episode as terminated; out of time it is
-    truncated, and worth what its final observation promises.
-    `sparse`: the episode runs its whole time and pays 1 at the end where success holds then. The
-    end is part of the task, so it is terminated: nothing comes after it.
-    `dense`: the difference of progress, 0…1, from step to step: nearness of the fingertips to the
+    """`binary`: 1 in the step of success, which ends the episode as terminated; at its time limit
+    it is truncated, and the value of its final observation is added.
+    `sparse`: the episode runs its whole time and gets 1 at the end if it is then successful. The
+    end is part of the task, so it is terminated: no value is added.
+    `dense`: the difference of progress, 0…1, between steps: nearness of the fingertips to the
     cube, grasped, then height (Lift) or nearness to the plate (PickPlace), and success, weighted
-    as in sim.tasks. It ends as `binary` does, and what is gained and lost again cancels out."""
+    as in sim.tasks. It ends as with `binary`, and progress that is lost again cancels out."""
 
     def __post_init__(self) -> None:
         check_choice("rewards.kind", self.kind, get_args(RewardKind))
@@ -60,18 +60,18 @@ class VectorConfig:
     """`cpu`: scenes in processes; `gpu`: all scenes in one simulation on the GPU."""
     simulator: Simulator = "maniskill"
     processes: Index = 0
-    """That the scenes of the CPU backend are spread over; 0 takes one per core."""
+    """Processes for the scenes of the CPU backend; 0 for one per core."""
     first_seed: Index = 0
-    """The base seed until `reset` is given another one."""
+    """The base seed, unless `reset` sets another."""
     first_env: Index = 0
-    """Index of the first environment among those of all ranks: two ranks with n environments see
+    """Index of the first environment among those of all ranks: two ranks with n environments run
     the episodes of one rank with 2n."""
     rewards: Rewards = field(default_factory=Rewards)
     groups: Count = 2
-    """Environments are stepped in this many groups, one while the policy looks at another; the GPU
-    backend steps all of them at once, in a single group."""
+    """Environments are stepped in this many groups, one while the policy runs on another; the GPU
+    backend steps all of them together, in a single group."""
     deadline_s: FinitePositive = 60.0
-    """A process that has not carried out an order by then counts as hung."""
+    """Timeout of an order to a process, after which it counts as hung."""
 
     def __post_init__(self) -> None:
         check_choice("env id", self.world.task, tuple(EPISODE_S))
@@ -91,14 +91,14 @@ def check_choice(what: str, given: str, known: Sequence[str]) -> None:
 def episode_seed(base: int, env: int, episode: int) -> int:
     """Return the scene's seed of one environment's episode, 0 ≤ seed < EVALUATION_SEED.
 
-    It depends on these three numbers alone, neither on processes nor on what other environments
-    do. Two episodes may share a seed, as any two of a million scenes drawn at random may.
+    It depends only on these three numbers, neither on processes nor on other environments. Two
+    episodes may have the same seed, as any two of a million random scenes may.
     """
     drawn = np.random.SeedSequence([base, env, episode]).generate_state(1, np.uint64)[0]
     return int(drawn % EVALUATION_SEED)
 
 
 def spread(num_envs: int, parts: int) -> tuple[range, ...]:
-    """Return `parts` ranges, or `num_envs` where that is less, of nearly equal length."""
+    """Return `parts` ranges, or `num_envs` if that is less, of nearly equal length."""
     edges = np.linspace(0, num_envs, min(parts, num_envs) + 1).round().astype(int).tolist()
     return tuple(range(start, stop) for start, stop in pairwise(edges))

@@ -1,7 +1,7 @@
-"""Strict YAML. A file or a text → plain values; a key given twice is an error, not a silent loss.
+"""Strict YAML. A file or a text → plain values; a duplicate key is an error, not a silent loss.
 
-YAML says that keys are unique, but PyYAML keeps the last one. A section `a: {b: 1}` and the dotted
-key `a.b: 2` name the same value, so that pair is refused as well.
+YAML requires unique keys, but PyYAML keeps the last one. A section `a: {b: 1}` and the dotted key
+`a.b: 2` name the same value, so that pair is refused as well.
 """
 
 from __future__ import annotations
@@ -14,23 +14,23 @@ import yaml
 from crane_x7_vla_rl.file_errors import why
 
 MERGE: Final = "tag:yaml.org,2002:merge"
-"""Tag of `<<`, whose keys may be given again: that is what it is for."""
+"""Tag of `<<`, whose keys may be repeated: that is its purpose."""
 
 
 class YamlError(ValueError):
-    """A text is no YAML, or holds a key twice; the message fits behind a file's name."""
+    """A text is not YAML, or has a key twice; the message fits behind a file's name."""
 
 
 def read_yaml(path: Path) -> Any:
-    """Return what the file holds, None where that is nothing; raises YamlError and OSError."""
+    """Return the content of the file, None if it is empty; raises YamlError and OSError."""
     try:
         return parse_yaml(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
-        raise YamlError(f"is no YAML: {why(error)}") from error
+        raise YamlError(f"is not YAML: {why(error)}") from error
 
 
 def parse_yaml(text: str) -> Any:
-    """Return what the text holds, None where that is nothing; raises YamlError."""
+    """Return the content of the text, None if it is empty; raises YamlError."""
     try:
         loader = yaml.SafeLoader(text)
         try:
@@ -42,7 +42,7 @@ def parse_yaml(text: str) -> Any:
     except YamlError:
         raise
     except (yaml.YAMLError, ValueError, RecursionError) as error:
-        raise YamlError(f"is no YAML: {_why(error)}") from error
+        raise YamlError(f"is not YAML: {_why(error)}") from error
 
 
 def _why(error: Exception) -> str:
@@ -63,11 +63,11 @@ def _refuse_repeated(
             _refuse_repeated(item, f"{prefix}{at}.", lines, visited)
     if not isinstance(node, yaml.MappingNode) or id(node) in visited:
         return
-    visited.add(id(node))  # an alias may lead back to its own anchor
+    visited.add(id(node))  # an alias may refer to its own anchor
     for name, value in node.value:
         key, line = f"{prefix}{name.value}", name.start_mark.line + 1
         if name.tag != MERGE:
             if key in lines:
-                raise YamlError(f"holds {key} twice, on lines {lines[key]} and {line}; keep one")
+                raise YamlError(f"has {key} twice, on lines {lines[key]} and {line}; keep one")
             lines[key] = line
         _refuse_repeated(value, f"{key}.", lines, visited)

@@ -342,10 +342,10 @@ class CubeScene(BaseEnv):
         }
 
 
-def _check_choice(name: str, given: tuple[str, ...], known: tuple[str, ...]) -> None:
-    if not given or not set(given) <= set(known) or len(set(given)) != len(given):
+def _check_choice(name: str, chosen: tuple[str, ...], known: tuple[str, ...]) -> None:
+    if not chosen or not set(chosen) <= set(known) or len(set(chosen)) != len(chosen):
         raise SimError(
-            f"{name} is {', '.join(given) or 'empty'}, expected some of {', '.join(known)},"
+            f"{name} is {', '.join(chosen) or 'empty'}, expected some of {', '.join(known)},"
             " each once"
         )
 

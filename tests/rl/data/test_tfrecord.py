@@ -445,8 +445,8 @@ def test_a_folder_of_side_files_alone_says_that_they_are_left_out(tmp_path):
         ("fps: -1", r"fps is -1, expected above 0"),
         ("swap_red_blue: 1", r"swap_red_blue is 1, expected true or false"),
         ("- fps", r"holds \['fps'\], expected lines of key: value"),
-        ("fps: [", r"reader\.yaml: text is no YAML"),
-        ("fps: 10\nsplit: val\nfps: 30", r"text holds fps twice, on lines 1 and 3; keep one"),
+        ("fps: [", r"reader\.yaml: text is not YAML"),
+        ("fps: 10\nsplit: val\nfps: 30", r"text has fps twice, on lines 1 and 3; keep one"),
     ],
 )
 def test_a_wrong_option_is_named(tmp_path, text, message):

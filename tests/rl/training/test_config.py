@@ -111,7 +111,7 @@ def test_5e_5_is_a_number_wherever_it_stands(tmp_path: Path) -> None:
         ("publish: {push_to_hub: end}", "--push-to-hub needs --hub-model-id"),
         ("training: 5", "training is 5, expected keys and values"),
         ("- 5", "holds a list, expected keys and values"),
-        ("a: [", "is no YAML"),
+        ("a: [", "is not YAML"),
     ],
 )  # fmt: skip
 def test_what_is_misspelt_or_senseless_is_refused_with_its_key(
@@ -159,7 +159,7 @@ def test_an_override_given_twice_is_refused() -> None:
     twice = ("--override", "lora.rank=4", "--override", "lora.rank = 8")
     with pytest.raises(ConfigError, match=r"--override lora\.rank = 8: lora\.rank is given twice"):
         read("--backend", "openvla", *twice)
-    with pytest.raises(ConfigError, match=r"the value holds a twice, on lines 1 and 1"):
+    with pytest.raises(ConfigError, match=r"the value has a twice, on lines 1 and 1"):
         read("--backend", "openvla", "--override", "lora={a: 1, a: 2}")
 
 

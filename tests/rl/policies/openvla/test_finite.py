@@ -247,7 +247,7 @@ def test_tokens_from_a_gpu_are_checked_where_they_are_read(tiny: Path) -> None:
     for ask in (model.on_host, lambda tokens: model.decode_actions(tokens, "crane_x7")):
         with pytest.raises(NotFiniteError, match="sample 1 of 2"):
             ask(marked)
-    with pytest.raises(ValueError, match="-1, which is no token"):
+    with pytest.raises(ValueError, match="-1, which is not a token"):
         tokens_to_normalised(marked)
 
 
