@@ -78,7 +78,7 @@ def secret(text: str) -> str | None:
     for place, letter in enumerate(meant, 1):
         if not (letter.isprintable() if is_path else "!" <= letter <= "~"):
             raise ValueError(
-                f"contains {_kind(letter)} at character {place} of {len(meant)}; copy the secret"
+                f"holds {_kind(letter)} at character {place} of {len(meant)}; copy the secret"
                 " again, in one piece"
             )
     return meant

@@ -91,7 +91,7 @@ def test_a_secret_that_is_damaged_inside_is_named_and_not_shown(
     done = command(hub, tmp_path, **{name: f"{TOKEN}\nsecondHalfOfIt"})
     said = done.stdout + done.stderr
     assert done.returncode == 3, said
-    assert f"{name}=***: holds a line break inside" in said
+    assert f"{name}=***: holds a line break at" in said
     assert TOKEN not in said
     assert "secondHalfOfIt" not in said
     assert hub.requests == []

@@ -73,7 +73,7 @@ def test_a_message_says_the_whole_pose() -> None:
         ({"position_m": [800, 250, 620]}, "expected metres"),
         ({"position_m": "there"}, "position_m is"),
         ({"target_m": [0.8, 0.25, 0.62]}, "target_m is position_m"),
-        ({"target_m": [0.8, 0.25, 0.1]}, "give orientation_xyzw instead"),
+        ({"target_m": [0.8, 0.25, 0.1]}, "set orientation_xyzw instead"),
         ({"fov_deg": 0.8}, "fov_deg is 0.8, expected a field of view from 5 to 150 degrees"),
         ({"fov_deg": float("inf")}, "fov_deg is Infinity"),
         ({"fov_deg": True}, "fov_deg is true"),

@@ -203,5 +203,5 @@ def test_inverse_agrees_with_the_closed_form() -> None:
 def test_inverse_out_of_reach_raises() -> None:
     wanted = np.eye(4)
     wanted[:3, 3] = [1.5, 0, 0.2]
-    with pytest.raises(UnreachableError, match="missing"):
+    with pytest.raises(UnreachableError, match="remain"):
         kinematics.inverse(wanted, HOME_RAD)

@@ -152,7 +152,7 @@ def test_a_section_or_key_given_twice_is_refused_with_both_lines(
     file = written(tmp_path, text)
     with pytest.raises(ConfigError, match=said) as caught:
         read("--backend", "openvla", "--config", file)
-    assert str(caught.value).startswith(f"{file}: holds ")
+    assert str(caught.value).startswith(f"{file}: has ")
 
 
 def test_an_override_given_twice_is_refused() -> None:
