@@ -23,7 +23,7 @@ EVIL = ["\n", "\r", "\x1b", "\x00", "\x7f", "\x9b", "\u202e", "\u2066", "\u2028"
 
 @pytest.fixture
 def logger() -> Iterator[tuple[logging.Logger, io.StringIO]]:
-    """A logger of somebody else, with a handler and a formatter that know nothing of ours."""
+    """A logger of another package, whose handler and formatter do not know `log_text`."""
     make, stream = logging.getLogRecordFactory(), io.StringIO()
     logger = logging.getLogger("somebody.else")
     log_text.install()

@@ -32,9 +32,6 @@ BANNED = {
     r"in vain": "without success",
     r"all the while": "meanwhile",
     r"whence|thereof|whereby|therein|betimes": "a present-day word",
-}
-"""Phrase → what to write instead; a phrase may run over the end of a line."""
-BANNED_IN_PAGES = {
     r"(is|are|was|be) asked": "required, predicts, runs (at 1.6 Hz), or name who asks",
     r"asked (of|to)": "required, must, or the task is",
     r"that there (is|are)": "existing, or leave it out",
@@ -71,7 +68,7 @@ BANNED_IN_PAGES = {
     r"at times": "sometimes",
     r"the last word": "decides",
 }
-"""The same for README, docs and CONTRIBUTING alone; code follows package by package."""
+"""Phrase → what to write instead; a phrase may run over the end of a line."""
 ONE_WORD = {
     r"方策": "ポリシー",
     r"立方体|ブロック|積み木": "キューブ",
@@ -131,8 +128,7 @@ def test_no_phrase_that_the_style_bans() -> None:
         if path == Path(__file__):
             continue
         text = path.read_text(encoding="utf-8")
-        banned = BANNED | (BANNED_IN_PAGES if path.suffix == ".md" else {})
-        for phrase, instead in banned.items():
+        for phrase, instead in BANNED.items():
             found += [f"{name}:{n}: {words!r}: write {instead}" for n, words in hits(text, phrase)]
         found += [
             f"{name}:{n}: {words!r} in a module docstring: write 'purpose: input → output'"

@@ -1,6 +1,6 @@
 """A LeRobotDataset on the Hub: only what is needed is fetched, and every refusal is one line.
 
-Each download runs in a process of its own, because huggingface_hub reads its environment once.
+Each download runs in its own process, because huggingface_hub reads its environment once.
 """
 
 from __future__ import annotations

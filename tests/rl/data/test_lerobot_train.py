@@ -1,8 +1,8 @@
 """LeRobot itself loads what we write and trains on it; we read what LeRobot writes.
 
-LeRobot needs Python 3.12 and other versions of torch and the rest than ours, so it lives in an
-environment of its own, made once from `python3.12` (or the interpreter named by LEROBOT_PYTHON) in
-the user's cache: some 6 GB. Nothing of it is imported here.
+LeRobot needs Python 3.12 and other versions of torch and other packages, so it is installed in a
+separate environment, created once from `python3.12` (or the interpreter in LEROBOT_PYTHON) in the
+user's cache: about 6 GB. Nothing of it is imported here.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ data.finalize()
 
 
 def _interpreter() -> str:
-    """Return a Python 3.12; the test is skipped where there is none."""
+    """Return a Python 3.12; the test is skipped without one."""
     named = os.environ.get("LEROBOT_PYTHON") or shutil.which("python3.12")
     if named is None:
         # LeRobot's newest needs 3.12; Debian 12 has 3.11, and the project runs on it.

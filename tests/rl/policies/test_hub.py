@@ -1,6 +1,6 @@
 """Models from the Hub: what is fetched, what is not, and every way in which the Hub may fail.
 
-Each download runs in a process of its own, because huggingface_hub reads its environment once.
+Each download runs in its own process, because huggingface_hub reads its environment once.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from places import FIXTURES
 pytest.importorskip("huggingface_hub", reason="needs the train extra")
 
 SHARD = os.urandom(24_000_000)
-"""huggingface_hub hands on what it gets in pieces of 10 MB."""
+"""huggingface_hub writes its downloads in pieces of 10 MB."""
 FILES = {
     "config.json": b'{"model_type": "openvla", "auto_map": {"AutoModel": "modeling_evil.Evil"}}',
     "model.safetensors": SHARD,

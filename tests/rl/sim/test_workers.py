@@ -81,7 +81,7 @@ if __name__ == '__main__':
 
 @contextmanager
 def asking(folder: Path, more: str) -> Iterator[tuple[subprocess.Popen[str], list[int]]]:
-    """Yield a process that has asked two workers and goes on with `more`, and the workers' ids."""
+    """Yield a process that has sent to two workers and then runs `more`, and the workers' ids."""
     script = folder / "asks.py"
     script.write_text(ASKS + "".join(f"    {line}\n" for line in more.splitlines()))
     with subprocess.Popen(
@@ -133,7 +133,7 @@ print(workers.receive(0), workers.receive(1), workers._processes[0].is_alive(), 
         assert process.stdout.readline() == "ready\n"
         for number in (signal.SIGTERM, signal.SIGINT):
             os.killpg(process.pid, number)
-        process.stdin.write("go on\n")
+        process.stdin.write("continue\n")
         process.stdin.flush()
         assert process.stdout.readline() == "2 3 True\n"
         assert process.wait(60) == 0

@@ -210,7 +210,7 @@ def head(agent: Agent) -> Tensor:
     return agent.core.value_head.get_parameter("layers.1.weight")
 
 
-SPOILT: dict[str, tuple[Callable[[Agent], Tensor], str, str]] = {
+DAMAGE: dict[str, tuple[Callable[[Agent], Tensor], str, str]] = {
     "adapter": (
         lambda agent: agent.policy.get_parameter(ADAPTER),
         "log_probs of step 0",
@@ -221,11 +221,11 @@ SPOILT: dict[str, tuple[Callable[[Agent], Tensor], str, str]] = {
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
-@pytest.mark.parametrize("what", SPOILT)
+@pytest.mark.parametrize("what", DAMAGE)
 def test_a_rollout_ends_before_the_arm_moves_and_names_the_weight(
     rolling: RolloutConfig, what: str, value: float
 ) -> None:
-    which, figure, name = SPOILT[what]
+    which, figure, name = DAMAGE[what]
     with torch.no_grad():
         which(rolling.agent)[0, 0] = value
     env = Scripted({})

@@ -1,4 +1,4 @@
-"""Weights and logits that are no numbers: there is no answer, and the weights are named."""
+"""Weights and logits that are NaN or infinite: no prediction, and the weights are named."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def pixels(count: int) -> torch.Tensor:
 
 
 def prompts(count: int) -> list[torch.Tensor]:
-    """Of unequal length, so that there are pads."""
+    """Of unequal length, so that some rows have pads."""
     return [torch.tensor([1, *range(300, 303 + row % 3)]) for row in range(count)]
 
 
@@ -81,7 +81,7 @@ def prompts(count: int) -> list[torch.Tensor]:
 def test_a_checkpoint_is_refused_and_the_weight_named(
     tiny: Path, tmp_path: Path, part: str, value: str
 ) -> None:
-    folder = spoilt_rig.copied(tiny, tmp_path / "spoilt", PARTS[part], VALUES[value])
+    folder = spoilt_rig.copied(tiny, tmp_path / "damaged", PARTS[part], VALUES[value])
     total = load_file(folder / "model.safetensors")[PARTS[part]].numel()
     with pytest.raises(PolicyLoadError) as caught:
         load_policy("openvla", ModelOptions(str(folder)))
@@ -93,7 +93,7 @@ def test_a_checkpoint_is_refused_and_the_weight_named(
 def test_all_of_a_diverged_model_is_counted_and_some_of_it_named(
     tiny: Path, tmp_path: Path
 ) -> None:
-    folder = shutil.copytree(tiny, tmp_path / "spoilt", copy_function=shutil.copyfile)
+    folder = shutil.copytree(tiny, tmp_path / "damaged", copy_function=shutil.copyfile)
     path = folder / "model.safetensors"
     tensors = {name: torch.full_like(x, torch.nan) for name, x in load_file(path).items()}
     save_file(tensors, path, metadata={"format": "pt"})
@@ -139,7 +139,7 @@ def test_an_adapter_is_refused_and_its_matrix_named(
     adapter: Path, tmp_path: Path, use: Any, half: str
 ) -> None:
     key = f"base_model.model.{Q_PROJ}.{half}.weight"
-    folder = shutil.copytree(adapter, tmp_path / "spoilt", copy_function=shutil.copyfile)
+    folder = shutil.copytree(adapter, tmp_path / "damaged", copy_function=shutil.copyfile)
     path = folder / "adapter_model.safetensors"
     tensors = load_file(path)
     tensors[key][0, 0] = torch.nan
@@ -281,7 +281,7 @@ def test_the_runner_marks_and_waits_for_nothing(
 def test_a_captured_graph_marks_what_is_no_number(
     tiny: Path, part: str, dtype: torch.dtype
 ) -> None:
-    """Replayed with weights that were spoilt in place after the capture."""
+    """Replayed with weights that were damaged in place after the capture."""
     model = loading.load(tiny, device="cuda", dtype=dtype).model
     runner = Runner(model)
     draw = torch.Generator().manual_seed(1)
@@ -359,7 +359,7 @@ def test_while_driving_a_spoilt_model_holds(tiny: Path) -> None:
 
 
 def test_infer_ends_with_code_5_and_the_weight(tiny: Path, tmp_path: Path) -> None:
-    folder = spoilt_rig.copied(tiny, tmp_path / "spoilt", PARTS["query"], torch.nan)
+    folder = spoilt_rig.copied(tiny, tmp_path / "damaged", PARTS["query"], torch.nan)
     done = infer(folder)
     assert done.returncode == 5, done.stderr
     assert f"weights hold NaN: {PARTS['query']} (1 of 1024 values)" in done.stderr
@@ -369,7 +369,7 @@ def test_infer_ends_with_code_5_and_the_weight(tiny: Path, tmp_path: Path) -> No
 def test_infer_ends_with_code_5_where_weights_are_numbers_but_answers_are_none(
     tiny: Path, tmp_path: Path
 ) -> None:
-    done = infer(spoilt_rig.too_large(tiny, tmp_path / "spoilt"))
+    done = infer(spoilt_rig.too_large(tiny, tmp_path / "damaged"))
     assert done.returncode == 5, done.stderr
     assert "weights are finite" in done.stderr
     assert "Traceback" not in done.stderr
@@ -405,10 +405,10 @@ def infer(folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
 def test_merge_writes_nothing_and_names_the_weight(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = spoilt_rig.copied(tiny, tmp_path / "spoilt", PARTS["dinov2"], torch.inf)
+    folder = spoilt_rig.copied(tiny, tmp_path / "damaged", PARTS["dinov2"], torch.inf)
     assert cli.main(["merge", str(folder), str(tmp_path / "merged")]) == 5
     assert f"weights hold Inf: {PARTS['dinov2']}" in capsys.readouterr().err
-    assert [path.name for path in tmp_path.iterdir()] == ["spoilt"]
+    assert [path.name for path in tmp_path.iterdir()] == ["damaged"]
 
 
 def test_merge_writes_no_weight_that_bfloat16_cannot_hold(
@@ -422,7 +422,7 @@ def test_merge_writes_no_weight_that_bfloat16_cannot_hold(
 
 
 def test_ship_writes_nothing_and_names_the_weight(tiny: Path, tmp_path: Path) -> None:
-    folder = spoilt_rig.copied(tiny, tmp_path / "spoilt", PARTS["lm_head"], torch.nan)
+    folder = spoilt_rig.copied(tiny, tmp_path / "damaged", PARTS["lm_head"], torch.nan)
     (tmp_path / "out").mkdir()
     with pytest.raises(NotFiniteError, match=f"weights hold NaN: {PARTS['lm_head']}"):
         ship.write(str(folder), tmp_path / "out")
@@ -441,7 +441,7 @@ def evaluate(folder: Path, output: Path) -> int:
 def test_evaluate_of_a_spoilt_model_is_no_0_percent(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = spoilt_rig.copied(tiny, tmp_path / "spoilt", PARTS["siglip"], torch.nan)
+    folder = spoilt_rig.copied(tiny, tmp_path / "damaged", PARTS["siglip"], torch.nan)
     assert evaluate(folder, tmp_path / "out") == 5
     found = capsys.readouterr()
     assert f"weights hold NaN: {PARTS['siglip']}" in found.err
@@ -452,7 +452,7 @@ def test_evaluate_of_a_spoilt_model_is_no_0_percent(
 def test_evaluate_of_weights_that_are_too_large_is_no_0_percent(
     tiny: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = spoilt_rig.too_large(tiny, tmp_path / "spoilt")
+    folder = spoilt_rig.too_large(tiny, tmp_path / "damaged")
     assert evaluate(folder, tmp_path / "out") == 5
     assert "weights are finite" in capsys.readouterr().err
     assert not (tmp_path / "out" / "results.json").exists()

@@ -483,7 +483,7 @@ def test_an_adapter_without_its_weights_is_refused(tmp_path: Path) -> None:
     assert "adapter_model.safetensors is missing" in _refusal(tmp_path)
 
 
-# In processes of their own
+# In separate processes
 
 
 def _run(code: str, *args: object) -> str:

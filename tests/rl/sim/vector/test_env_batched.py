@@ -1,6 +1,6 @@
 """All scenes in one simulation: the same episodes as in processes; what a machine lacks is said.
 
-GPU PhysX is not at hand, so its code runs over one scene on the CPU.
+GPU PhysX is not available, so its code runs with one scene on the CPU.
 """
 
 from __future__ import annotations

@@ -149,7 +149,7 @@ def test_pruning_keeps_the_newest_and_what_is_spared(tmp_path: Path) -> None:
 
 
 def test_going_on_from_an_older_checkpoint_makes_its_successors_the_newest(tmp_path: Path) -> None:
-    for step in (5, 10, 7):  # 7 came after going on from 5
+    for step in (5, 10, 7):  # 7 came after resuming from 5
         save(tmp_path, step)
     assert checkpoint.newest(tmp_path) == tmp_path / "checkpoint-7"
     assert checkpoint.prune(tmp_path, 2) == [tmp_path / "checkpoint-5"]

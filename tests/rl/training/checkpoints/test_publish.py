@@ -1,4 +1,4 @@
-"""Uploads go on beside the training, are tried again, and are named where they did not happen."""
+"""Uploads run in the background of training, are retried, and are named if they failed."""
 
 from __future__ import annotations
 

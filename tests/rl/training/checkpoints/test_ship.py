@@ -65,7 +65,7 @@ def test_it_does_what_it_did(shipped: Path) -> None:
         bool((one.position_rad == other.position_rad).all())
         for one, other in zip(before, after, strict=True)
     ]
-    assert sum(same) >= 6  # of random weights, whose likeliest bins hardly differ
+    assert sum(same) >= 6  # of random weights, whose best bins hardly differ
 
 
 def test_rows_that_nothing_reads_are_zeros(shipped: Path) -> None:

@@ -17,7 +17,7 @@ CONFIG = PpoConfig(
 )  # fmt: skip
 
 
-@pytest.mark.timeout(300)  # 60 s are enough for a core of its own
+@pytest.mark.timeout(300)  # 60 s are enough on an idle core
 def test_reward_rises_and_adapters_move_but_not_without_the_policy_gradient() -> None:
     outcomes = {}
     for weight in (1.0, 0.0):

@@ -84,7 +84,7 @@ def assert_alike(run: Path, other: Path) -> None:
 
 
 def test_two_processes_equal_one_with_twice_the_environments(tmp_path: Path) -> None:
-    """From flags to checkpoint, in a real simulation; and they go on bit for bit."""
+    """From flags to checkpoint, in a real simulation; and they resume bit for bit."""
     one, two, resumed = (tmp_path / name for name in ("one", "two", "resumed"))
     same = ("--num-updates", "2", "--save-every", "1")
     rl_rig.train(one, *ALL, *same)

@@ -69,7 +69,7 @@ def copied(whole: Path, folder: Path) -> Path:
 
 
 def dying(run: Path, phase: str, moment: int) -> None:
-    """Start a run, or let it go on, that is killed at that moment of its own."""
+    """Start or resume a run that is killed at that moment."""
     argv = ["--resume", str(run)] if checkpoint.newest(run) else rl_rig.flags(run, *SHORT)
     first = ("dying_trainer", "at", phase, str(moment), str(run))
     process = WarmProcess(["train", *argv], training_rig.ON_CPU, first)
@@ -83,8 +83,8 @@ LIVES = (
     ("files", 16), ("learning", 7),
     ("files", 5), ("files", 9), ("files", 13), ("files", 16), ("rollout", 2), ("learning", 4),
 )  # fmt: skip
-"""A save changes some 15 files, opening a run 4. A rollout asks 6 times, an update learns in 5
-passes. Each life goes on from what the one before had saved last."""
+"""A save changes about 15 files, opening a run 4. A rollout has 6 steps, an update 5 passes. Each
+process resumes from the last checkpoint of the one before."""
 
 
 @pytest.mark.usefixtures("scripted")
@@ -97,7 +97,7 @@ def test_a_run_that_is_killed_in_rollout_update_and_save_again_and_again_learns_
         inside += any(run.glob(f"{checkpoint.ASIDE}checkpoint*"))
         last = checkpoint.newest(run)
         if last is None:
-            shutil.rmtree(run)  # killed before the first save: there is nothing to go on from
+            shutil.rmtree(run)  # killed before the first save: there is nothing to resume from
             continue
         load_policy("openvla", ModelOptions(path=str(last)))
         assert checkpoint.step_of(last) >= step
@@ -237,8 +237,8 @@ def test_without_any_complete_checkpoint_there_is_nothing_to_go_on_from(
 # --- what goes wrong in a run ---------------------------------------------------------------------
 
 
-class Spoilt(Scripted):
-    """Scenes in which joints or rewards are no numbers from the second rollout on."""
+class Damaged(Scripted):
+    """Scenes in which joints or rewards are NaN or infinite from the second rollout on."""
 
     def __init__(self, what: str) -> None:
         super().__init__({})
@@ -271,7 +271,7 @@ def test_nan_from_a_simulation_ends_the_run_with_what_was_learned_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
     what: str, said: str,
 ) -> None:  # fmt: skip
-    monkeypatch.setattr(vector, "make", lambda _: Spoilt(what))
+    monkeypatch.setattr(vector, "make", lambda _: Damaged(what))
     run = tmp_path / "run"
     argv = ["train", *rl_rig.flags(run, *SHORT, "--save-every", "9")]
     assert cli.main(argv) == ExitCode.NOT_FINITE

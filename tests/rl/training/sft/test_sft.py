@@ -148,7 +148,7 @@ def test_a_resumed_run_repeats_the_losses_bit_for_bit(
 
 
 def test_dropout_is_on_and_resumed(tmp_path: Path) -> None:
-    """Bit-for-bit resumption means little unless something random was going on."""
+    """Bit-for-bit resumption means little without random numbers."""
     rig.train(tmp_path / "with", "--lora-dropout", "0.5", "--learning-rate", "1e-2")
     rig.train(tmp_path / "without", "--lora-dropout", "0", "--learning-rate", "1e-2")
     assert rig.losses(tmp_path / "with")[1:] != rig.losses(tmp_path / "without")[1:]
