@@ -11,18 +11,23 @@ import argparse
 import contextlib
 import importlib
 import importlib.metadata
+import logging
 import re
 import shutil
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from typing import Any, Final, NoReturn
 
 from crane_x7_vla_rl import log_text
 from crane_x7_vla_rl.fields import argument_type
+from crane_x7_vla_rl.file_errors import why
 from crane_x7_vla_rl.old_names import value_hint
-from crane_x7_vla_rl.suggest import did_you_mean
+from crane_x7_vla_rl.suggest import did_you_mean, nearest
+
+logger = logging.getLogger(__name__)
 
 DISTRIBUTION: Final = "crane-x7-remote"
 """Package that contains both commands."""
@@ -34,6 +39,7 @@ COMPLETION: Final = (
 WIDTH: Final = 100
 """Columns of help, at most."""
 NO_VALUE: Final = re.compile(r"(\S+): ignored explicit argument '(.*)'", re.DOTALL)
+MISSING: Final = "the following arguments are required"
 USAGE, OUTPUT, INTERRUPTED = 2, 8, 128 + 2
 """Exit codes that are the same in both packages."""
 
@@ -69,11 +75,15 @@ class Parser(argparse.ArgumentParser):
         super().__init__(**options, allow_abbrev=False)
         self.common: Collection[str] = ()
         """Names of the values whose flags `format_help` shows; all if empty."""
+        self.unknown_flags: Callable[[], str] = str
+        """What to say about unknown flags where something is missing: that is often their doing."""
         for kind in (int, float):
             self.register("type", kind, argument_type(kind))
 
     def error(self, message: str) -> NoReturn:
         """Print `message` and exit with code 2."""
+        if message.startswith(MISSING):
+            message = self.unknown_flags() or message
         message = NO_VALUE.sub(r"\1: takes no value, got '\2'", message.removeprefix("argument "))
         text = f"{self.prog}: {message}\nsee {self.prog} --help"
         print(log_text.tell(text), file=sys.stderr)
@@ -196,10 +206,13 @@ def main(
     except BrokenPipeError:
         return OUTPUT
     except Exception as error:
-        code = program.failure_code(error)
+        code, text = program.failure_code(error), str(error)
+        if code is None and isinstance(error, OSError) and error.filename is not None:
+            logger.debug("the error in full", exc_info=error)
+            code, text = OUTPUT, f"{error.filename}: {why(error)}"
         if code is None:
             raise
-        print(log_text.tell(f"{program.name} {args.command}: {error}"), file=sys.stderr)
+        print(log_text.tell(f"{program.name} {args.command}: {text}"), file=sys.stderr)
         return code
 
 
@@ -228,7 +241,13 @@ def _parser(program: Program, chosen: str | None) -> tuple[Parser, Any]:
 
 
 def _parse(parser: Parser, words: Sequence[str], program: Program) -> argparse.Namespace:
-    _refuse_unknown_flags(parser, words, program)
+    at = next((at for at, word in enumerate(words) if not word.startswith("-")), len(words))
+    early = [word for word in words[:at] if _flag(word) not in parser._option_string_actions]
+    if early:
+        later = f"flags follow the command: {program.name} COMMAND {early[0]} …"
+        parser.error(f"{early[0]} is unknown here; {later}")
+    if at < len(words) and (chosen := _commands(parser).get(words[at])) is not None:
+        chosen.unknown_flags = partial(_unknown_flags, chosen, words[at + 1 :], program)
     args, unknown = parser.parse_known_args(words)
     if unknown:
         command = _commands(parser)[args.command]
@@ -242,24 +261,12 @@ def _commands(parser: Parser) -> Mapping[str, Parser]:
     return commands.choices
 
 
-def _refuse_unknown_flags(parser: Parser, words: Sequence[str], program: Program) -> None:
-    """Name unknown flags first: argparse would name what is missing, which may be their doing."""
-    at = next((at for at, word in enumerate(words) if not word.startswith("-")), len(words))
-    early = [word for word in words[:at] if _flag(word) not in parser._option_string_actions]
-    if early:
-        later = f"; flags follow the command: {program.name} COMMAND {early[0]} …"
-        parser.error(f"{early[0]} is unknown here{later}")
-    command = _commands(parser).get(words[at]) if at < len(words) else None
-    if command is None or any(
-        isinstance(action, argparse._SubParsersAction) or action.nargs == argparse.REMAINDER
-        for action in command._actions
-    ):
-        return
-    known, given = command._option_string_actions, words[at + 1 :]
-    given = given[: given.index("--")] if "--" in given else given
-    unknown = [word for word in given if word.startswith("--") and _flag(word) not in known]
-    if unknown:
-        command.error(explain_unknown(unknown, known, program.old_names))
+def _unknown_flags(parser: Parser, words: Sequence[str], program: Program) -> str:
+    """Return what to say about flags in `words` that `parser` does not know, "" without any."""
+    words = words[: words.index("--")] if "--" in words else words
+    known = parser._option_string_actions
+    unknown = [word for word in words if word.startswith("--") and _flag(word) not in known]
+    return explain_unknown(unknown, known, program.old_names)
 
 
 def _flag(word: str) -> str:
@@ -276,8 +283,15 @@ def explain_unknown(
             continue  # most likely its value
         name = word.partition("=")[0]
         hint = f"; it is now {old_names[name]}" if name in old_names else ""
-        texts.append(f"{word} is unknown{hint or did_you_mean(name, flags)}")
+        texts.append(f"{word} is unknown{hint or _flag_hint(name, flags)}")
     return ", ".join(texts)
+
+
+def _flag_hint(name: str, flags: Collection[str]) -> str:
+    """Return the nearest flag; the dashes that all share do not make them near."""
+    bare = {flag.lstrip("-"): flag for flag in flags}
+    near = nearest(name.lstrip("-"), bare)
+    return f"; did you mean {bare[near[0]]}?" if near else ""
 
 
 def _missing(command: str, error: ModuleNotFoundError) -> int:

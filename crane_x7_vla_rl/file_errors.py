@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from typing import Final
 
 KINDS: Final = {
@@ -18,8 +19,8 @@ def why(error: Exception) -> str:
         return f"line {error.lineno}, column {error.colno}: {error.msg}"
     if isinstance(error, UnicodeDecodeError):
         return "it is no UTF-8 text"
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
+    if isinstance(error, OSError) and error.strerror:  # asyncio's own words hold an address tuple
+        return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
     return str(error)
 
 

@@ -30,6 +30,7 @@ from crane_x7_remote.errors import (
     TailscaledError,
 )
 from crane_x7_remote.settings import Settings
+from crane_x7_vla_rl.file_errors import why
 from crane_x7_vla_rl.log_text import shown
 from crane_x7_vla_rl.secret_text import remember
 
@@ -99,7 +100,9 @@ class Tailscaled:
             if self._files.state is not None:
                 self._link_socket(self._files.state / "tailscaled.sock")
         except OSError as error:
-            raise TailscaledError(f"tailscaled's folders cannot be created: {error}") from error
+            raise TailscaledError(
+                f"tailscaled's folders cannot be created: {why(error)}"
+            ) from error
 
     @property
     def is_ephemeral(self) -> bool:

@@ -35,6 +35,7 @@ from crane_x7_remote.demo.plan import DemoPlan
 from crane_x7_remote.demo.recorder import Recording, RunRecorder
 from crane_x7_remote.errors import ExitCode, OutputError
 from crane_x7_remote.system import signals
+from crane_x7_vla_rl.file_errors import why
 from crane_x7_vla_rl.policies.color_servo.instruction import NotUnderstood, Task, Verb, parse
 
 logger = logging.getLogger(__name__)
@@ -66,6 +67,7 @@ def run(args: argparse.Namespace) -> int:
     """Run the demo; raises RemoteError if it cannot run."""
     plan = plan_module.read(args)
     plan_module.check(plan)
+    _check_json(args.json)
     folder = _make_folder(args.output_dir or settings_module.output_root() / "demo")
     with _signals() as is_stopped:
         outcome, made = _show(plan, folder, is_stopped, with_view=args.record)
@@ -252,7 +254,7 @@ def _write_pictures(
         plots.write(joints, folder / "targets.png")
         plots.write(plots.latency_plot(made.metrics), folder / "latency.png")
     except OSError as error:
-        raise OutputError(f"video and plots cannot be written to {folder}: {error}") from error
+        raise OutputError(f"video and plots cannot be written to {folder}: {why(error)}") from error
 
 
 def _make_folder(parent: Path) -> Path:
@@ -326,6 +328,13 @@ def _signals() -> Iterator[Callable[[], bool]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _check_json(path: Path | None) -> None:
+    """Refuse at once a file that could not be written at the end."""
+    if path is not None and path != Path("-") and (path.is_dir() or not path.parent.is_dir()):
+        where = f"{path} is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        raise OutputError(f"--json {path}: {where}; expected a file to write")
 
 
 def _hand_out(made: dict[str, Any], path: Path) -> None:

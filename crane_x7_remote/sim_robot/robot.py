@@ -38,6 +38,7 @@ from crane_x7_remote.sim_robot.ros_types import convert
 from crane_x7_remote.sim_robot.server import RosbridgeServer, ServerConfig
 from crane_x7_remote.sim_robot.session import GoalKey, Operation
 from crane_x7_vla_rl.camera_pose import SIM_POSE, CameraPose
+from crane_x7_vla_rl.file_errors import why
 from crane_x7_vla_rl.robot import ARM_DOF, FINGER_B, HOME_RAD, JOINT_NAMES
 from crane_x7_vla_rl.types import JointState
 
@@ -342,7 +343,7 @@ class SimRobot:
         if error is None:
             return f"{where} was not ready after {timeout_s:.0f} s"
         if isinstance(error, OSError) and not self._served.is_set():
-            return f"{where} cannot listen: {error}; check --host and --port (0: a free one)"
+            return f"{where} cannot listen: {why(error)}; check --host and --port (0: a free one)"
         return f"{where}: {error}"
 
     def _serve(self) -> None:

@@ -20,6 +20,7 @@ from accelerate import Accelerator
 from accelerate.utils import gather_object
 from torch import Tensor
 
+from crane_x7_vla_rl.file_errors import why
 from crane_x7_vla_rl.log_text import MANY_LINES
 from crane_x7_vla_rl.policies.openvla.weights.loading import Loaded
 from crane_x7_vla_rl.training import learner, non_finite, terminal
@@ -215,7 +216,7 @@ def _disk_checked(config: RunConfig, names: TrainerNames) -> Iterator[None]:
             raise
         folder = config.output_dir
         raise OutputError(
-            f"{folder}: cannot be written: {error} ({checkpoint.free_gb(folder)}); the last"
+            f"{folder}: cannot be written: {why(error)} ({checkpoint.free_gb(folder)}); the last"
             f" complete checkpoint is {checkpoint.newest(folder) or 'none'}; free some space, then"
             f" resume with {names.resume_flag}"
         ) from error

@@ -63,6 +63,8 @@ def test_a_bare_command_prints_its_help(
             "--log-level is unknown here; flags follow",
         ),
         (remote.main, ["say", "--prot", "3"], "--prot is unknown"),
+        (remote.main, ["demo", "--duration", "3"], "--duration is unknown\n"),
+        (learning.main, ["train", "--nproc", "2"], "--nproc is unknown\n"),
         (learning.main, ["merge", "--dtyp=x"], "--dtyp=x is unknown; did you mean --dtype?"),
         (remote.main, ["stop", "--reas", "x"], "--reas is unknown; did you mean --reason?"),
         (remote.main, ["tunnel", "local", "a@b", "--ident", "k"], "--ident is unknown"),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from types import ModuleType
 
 import pytest
 
@@ -83,3 +84,24 @@ def test_a_yaml_error_is_one_line_with_its_place(
 ])  # fmt: skip
 def test_a_value_is_called_what_a_person_calls_it(text: str, said: str) -> None:
     assert kind_in_words(json.loads(text)) == said
+
+
+@pytest.mark.parametrize(("cli", "words"), [
+    (learning, ["demos", "text"]),
+    (learning, ["demos", "/proc/demos"]),
+    (learning, ["config", "--output", "text/config.yaml"]),
+    (remote, ["demo", "--output-dir", "text/demo"]),
+    (remote, ["demo", "--json", "folder"]),
+    (remote, ["demo", "--json", "nowhere/report.json"]),
+    (remote, ["infer", "--policy", "color-servo", "--metrics", "nowhere/metrics"]),
+])  # fmt: skip
+def test_a_place_that_cannot_be_written_is_refused_by_name_in_plain_words(
+    cli: ModuleType, words: list[str], odd: Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    monkeypatch.setattr("crane_x7_remote.demo.command._show", None)
+    monkeypatch.chdir(odd)
+    assert cli.main(words) == 8
+    said = capsys.readouterr().err
+    assert words[-1].split("/")[-1] in said or words[-1].split("/")[0] in said
+    assert not PYTHON.search(said)

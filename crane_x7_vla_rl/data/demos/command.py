@@ -42,10 +42,11 @@ def run(args: argparse.Namespace) -> int:
 def generate(config: DemosConfig, *, resume: bool = False) -> DemosReport:
     """Record until the data set has `config.episodes`; raises DataError and SimError."""
     from crane_x7_vla_rl.data.demos.files import DemoFiles
-    from crane_x7_vla_rl.data.demos.recorder import DemoRecorder
-    from crane_x7_vla_rl.sim.workers import Workers
 
     with DemoFiles(config, resume=resume) as files:
+        from crane_x7_vla_rl.data.demos.recorder import DemoRecorder
+        from crane_x7_vla_rl.sim.workers import Workers
+
         wanted = config.episodes - files.successes
         if wanted <= 0:
             return files.report

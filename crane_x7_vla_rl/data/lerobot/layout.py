@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 
 from crane_x7_vla_rl.data.episode import DataError
 from crane_x7_vla_rl.data.files import write_whole
+from crane_x7_vla_rl.file_errors import why
 from crane_x7_vla_rl.robot import DOF, JOINT_NAMES
 
 VERSION: Final = "v3.0"
@@ -138,8 +139,8 @@ def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
         raise DataError(f"{path}: the file is missing; copy the data set again") from error
     except (OSError, pa.ArrowException) as error:
         raise DataError(
-            f"{path}: the parquet file is truncated or broken ({error}); copy it again, or use the"
-            " data set without these episodes"
+            f"{path}: the parquet file is truncated or broken ({why(error)}); copy it again, or use"
+            " the data set without these episodes"
         ) from error
     missing = set(columns or ()) - set(table.column_names)
     if missing:

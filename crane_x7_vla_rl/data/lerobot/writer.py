@@ -31,6 +31,7 @@ from crane_x7_vla_rl.data.lerobot.metadata import (
 )
 from crane_x7_vla_rl.data.lerobot.staging import Staged, folder_of, read_staged, stage
 from crane_x7_vla_rl.data.lerobot.stats import Stats, combine, vector_stats
+from crane_x7_vla_rl.file_errors import why
 from crane_x7_vla_rl.robot import DOF
 
 logger = logging.getLogger(__name__)
@@ -93,8 +94,8 @@ class LeRobotWriter:
                 self._publish()
         except (OSError, av.FFmpegError) as error:
             raise DataError(
-                f"{self.folder}: episode {number} cannot be written ({error}); free space or check"
-                f" the disk and resume: the {len(self)} episodes so far are kept"
+                f"{self.folder}: episode {number} cannot be written ({why(error)}); free space or"
+                f" check the disk and resume: the {len(self)} episodes so far are kept"
             ) from error
         return number
 
@@ -108,8 +109,8 @@ class LeRobotWriter:
             shutil.rmtree(self._staging)
         except (OSError, av.FFmpegError) as error:
             raise DataError(
-                f"{self.folder}: the last episodes cannot be published ({error}); free space and"
-                " resume: they are kept"
+                f"{self.folder}: the last episodes cannot be published ({why(error)}); free space"
+                " and resume: they are kept"
             ) from error
         finally:
             self._lock.close()

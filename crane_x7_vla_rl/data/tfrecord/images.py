@@ -16,6 +16,7 @@ import numpy.typing as npt
 from crane_x7_vla_rl.data.episode import decode_image
 from crane_x7_vla_rl.data.reader_options import RecordingError
 from crane_x7_vla_rl.data.tfrecord.records import RecordFile
+from crane_x7_vla_rl.file_errors import why
 from crane_x7_vla_rl.types import Image
 
 
@@ -43,7 +44,7 @@ class FilePictures(Sequence[bytes]):
                 content = stream.read(size)
         except OSError as error:
             raise RecordingError(
-                str(self._path), f"image {index}", f"cannot be read: {error}"
+                str(self._path), f"image {index}", f"cannot be read: {why(error)}"
             ) from error
         if len(content) < size:
             raise RecordingError(

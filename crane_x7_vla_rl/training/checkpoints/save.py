@@ -88,7 +88,7 @@ def write_whole(target: Path, about: Mapping[str, int], write: Callable[[Path], 
 def _unsaved(target: Path, error: Exception) -> OutputError:
     last = newest(target.parent)
     return OutputError(
-        f"{target}: cannot be saved: {error} ({free_gb(target.parent)}); the last complete"
+        f"{target}: cannot be saved: {why(error)} ({free_gb(target.parent)}); the last complete"
         f" checkpoint is {last or 'none'}; if the disk is full, free some space, then resume"
         " from that checkpoint"
     )

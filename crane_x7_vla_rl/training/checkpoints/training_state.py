@@ -18,6 +18,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from crane_x7_vla_rl.file_errors import why
 from crane_x7_vla_rl.training.checkpoints.policy_files import write_json
 from crane_x7_vla_rl.training.checkpoints.save import STATE
 from crane_x7_vla_rl.training.errors import ResumeError
@@ -75,7 +76,7 @@ def read_progress(folder: Path) -> Progress:
     try:
         return Progress(**json.loads(path.read_text()))
     except (OSError, ValueError, TypeError) as error:
-        raise ResumeError(f"{path}: cannot be resumed: {error}") from error
+        raise ResumeError(f"{path}: cannot be resumed: {why(error)}") from error
 
 
 def read_tensors(folder: Path) -> tuple[dict[str, Any], list[dict[str, Tensor]]]:
@@ -85,4 +86,4 @@ def read_tensors(folder: Path) -> tuple[dict[str, Any], list[dict[str, Tensor]]]
         found = torch.load(path, map_location="cpu", weights_only=True)
         return found["optimizer"], found["random"]
     except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
-        raise ResumeError(f"{path}: cannot be resumed: {error}") from error
+        raise ResumeError(f"{path}: cannot be resumed: {why(error)}") from error
