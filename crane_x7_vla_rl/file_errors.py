@@ -18,7 +18,7 @@ def why(error: Exception) -> str:
     if isinstance(error, json.JSONDecodeError):
         return f"line {error.lineno}, column {error.colno}: {error.msg}"
     if isinstance(error, UnicodeDecodeError):
-        return "it is no UTF-8 text"
+        return "it is not UTF-8 text"
     if isinstance(error, OSError) and error.strerror:  # asyncio's own words hold an address tuple
         return os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror
     return str(error)

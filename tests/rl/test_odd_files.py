@@ -75,7 +75,7 @@ def test_a_yaml_error_is_one_line_with_its_place(
 ) -> None:
     assert learning.main(["train", "--config", str(odd / "broken.yaml")]) == 3
     (said,) = capsys.readouterr().err.splitlines()
-    assert "is no YAML: line 2, column 1: expected ',' or ']'" in said
+    assert "is not YAML: line 2, column 1: expected ',' or ']'" in said
 
 
 @pytest.mark.parametrize(("text", "said"), [
