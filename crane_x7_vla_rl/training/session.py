@@ -23,7 +23,7 @@ from torch import Tensor
 from crane_x7_vla_rl.file_errors import why
 from crane_x7_vla_rl.log_text import MANY_LINES
 from crane_x7_vla_rl.policies.openvla.weights.loading import Loaded
-from crane_x7_vla_rl.training import learner, non_finite, terminal
+from crane_x7_vla_rl.training import learner, non_finite
 from crane_x7_vla_rl.training.checkpoints import (
     lineage,
     policy_files,
@@ -198,7 +198,6 @@ def train(
     `open_run` yields an SftRun or RlRun, whose `session` is a Session. Raises OutputError where the
     disk is full.
     """
-    terminal.survive_its_loss()
     checked = _disk_checked(config, names)
     with RunLog() as log, checked, Interrupt() as interrupt, open_run(log) as (run, progress):
         loop(run, progress, interrupt)

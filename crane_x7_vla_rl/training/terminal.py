@@ -1,4 +1,4 @@
-"""Standard output and error that survive their terminal or pipe.
+"""A training outlives its terminal: standard output and error survive it, and so does the start.
 
 A lost ssh session makes every write fail with EIO, a pipe whose reader has ended with EPIPE. A
 training of days must not end because of it: its log is in the run's folder, so such writes are
@@ -10,8 +10,10 @@ from __future__ import annotations
 import errno
 import io
 import logging
+import signal
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from typing import Any, Final
 
 GONE: Final = (errno.EIO, errno.EPIPE)
@@ -30,7 +32,24 @@ class _LossyFile(io.FileIO):
             return memoryview(data).nbytes
 
 
-def survive_its_loss() -> None:
+@contextmanager
+def outlived() -> Iterator[None]:
+    """Keep a command alive inside when its terminal or ssh session is lost.
+
+    Imports and checks take seconds before `Interrupt` takes SIGHUP over. A handler that does
+    nothing, in place of SIG_IGN, which `Interrupt` takes for nohup and children would inherit.
+    """
+    _survive_its_loss()
+    before = signal.getsignal(signal.SIGHUP)
+    if before != signal.SIG_IGN:
+        signal.signal(signal.SIGHUP, lambda *_: None)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def _survive_its_loss() -> None:
     """From now on, drop writes to a standard output or error that is closed.
 
     Streams that other code has replaced stay unchanged.

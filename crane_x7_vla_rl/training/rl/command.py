@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from typing import Final
 
-from crane_x7_vla_rl.training import follow, settings
+from crane_x7_vla_rl.training import follow, settings, terminal
 from crane_x7_vla_rl.training.checkpoints import resume
 from crane_x7_vla_rl.training.checkpoints.resume import Resumption, Rules, configure
 from crane_x7_vla_rl.training.config import loader
@@ -51,11 +51,12 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.follow is not None:
         return follow.follow(args.follow)
-    config, resumption = read(args)
-    _check(config, resumption)
-    from crane_x7_vla_rl.training.rl.loop import train
+    with terminal.outlived():
+        config, resumption = read(args)
+        _check(config, resumption)
+        from crane_x7_vla_rl.training.rl.loop import train
 
-    train(config, resumption)
+        train(config, resumption)
     return 0
 
 

@@ -11,7 +11,7 @@ import argparse
 from typing import Final
 
 from crane_x7_vla_rl.policies.base import DEFAULT_UNNORM_KEY
-from crane_x7_vla_rl.training import follow, settings
+from crane_x7_vla_rl.training import follow, settings, terminal
 from crane_x7_vla_rl.training.checkpoints import resume
 from crane_x7_vla_rl.training.checkpoints.resume import Resumption, Rules, configure
 from crane_x7_vla_rl.training.config import loader
@@ -56,23 +56,24 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.follow is not None:
         return follow.follow(args.follow)
-    config, resumption = read(args)
-    if config.backend == "openpi":
-        raise LaterError(
-            "--backend openpi is not implemented yet (see 'Not yet' in CHANGELOG.md); use"
-            " --backend openvla"
+    with terminal.outlived():
+        config, resumption = read(args)
+        if config.backend == "openpi":
+            raise LaterError(
+                "--backend openpi is not implemented yet (see 'Not yet' in CHANGELOG.md); use"
+                " --backend openvla"
+            )
+        from crane_x7_vla_rl.training import preflight
+
+        preflight.raise_all(
+            preflight.run(config),
+            preflight.data(config.data.root, "--data-root"),
+            preflight.model(config.policy.model, "--model"),
+            preflight.statistics(config.policy.model, DEFAULT_UNNORM_KEY, config.policy.statistics),
         )
-    from crane_x7_vla_rl.training import preflight
+        from crane_x7_vla_rl.training.sft.loop import train
 
-    preflight.raise_all(
-        preflight.run(config),
-        preflight.data(config.data.root, "--data-root"),
-        preflight.model(config.policy.model, "--model"),
-        preflight.statistics(config.policy.model, DEFAULT_UNNORM_KEY, config.policy.statistics),
-    )
-    from crane_x7_vla_rl.training.sft.loop import train
-
-    train(config, resumption)
+        train(config, resumption)
     return 0
 
 

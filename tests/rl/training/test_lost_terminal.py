@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import threading
 import time
@@ -17,7 +18,7 @@ import training_rig as rig
 from terminal_rig import Terminal
 from warm_process import WarmProcess
 
-from crane_x7_vla_rl.training import cli, follow
+from crane_x7_vla_rl.training import cli, follow, preflight
 from crane_x7_vla_rl.training.checkpoints import run_folder
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.errors import ExitCode, OutputError
@@ -72,6 +73,28 @@ def test_a_lost_terminal_saves_and_the_training_continues(command: str, tmp_path
         assert text in log, log
     assert "Traceback" not in log
     assert checkpoint.step_of(run / "last") == updates(run)
+
+
+@pytest.mark.parametrize("run", [rig.train, rl_rig.train])
+def test_a_session_that_is_lost_while_the_training_starts_is_ignored(
+    run: Callable[[Path], None], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lose(*found: object) -> None:
+        del found
+        os.kill(os.getpid(), signal.SIGHUP)
+        raise OutputError("the start came as far as its checks")
+
+    ended: list[int] = []
+    before = signal.signal(signal.SIGHUP, lambda number, _: ended.append(number))
+    monkeypatch.setattr(preflight, "raise_all", lose)
+    try:
+        with pytest.raises(OutputError):
+            run(tmp_path / "run")
+        assert not ended
+        os.kill(os.getpid(), signal.SIGHUP)
+        assert ended, "a handler from before is back"
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_records_before_the_folder_is_known_and_the_error_at_the_end_are_in_the_log(
