@@ -67,7 +67,7 @@ class Camera:
         return centre + self.focal_px(width) * in_camera[..., :2] / depth
 
     def intersect_plane(self, pixels: npt.ArrayLike, width: int, height: int, z_m: float) -> Array:
-        """Return (…, 3) where the rays of `pixels` (…, 2) meet the level plane at height `z_m`.
+        """Return (…, 3): intersections of rays of `pixels` (…, 2) and the plane at height `z_m`.
 
         NaN for rays that never meet it.
         """

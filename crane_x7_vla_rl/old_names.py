@@ -80,12 +80,12 @@ VARIABLES: Final[Mapping[str, str]] = {
     "EVAL_DEVICE": "evaluate --device cuda",
     "EVAL_EPISODES": "evaluate --data-root FOLDER --offline-frames N",
 }
-"""Variable that nobody reads here → what to set or type. Names that mean something else to other
-programs, such as PYTHON_VERSION of the usual images, are none of them."""
+"""Variable that this project does not read → what to set or type. Names with another meaning in
+other programs, such as PYTHON_VERSION of the usual images, are not listed."""
 
 
 def key_now(key: str, known: Collection[str]) -> str | None:
-    """Return today's key for an older one, as far as `known` has it."""
+    """Return the present key for an older one, if `known` has it."""
     return next((name for name in KEYS.get(key, ()) if name in known), None)
 
 

@@ -1,7 +1,7 @@
 """The types that rooms exchange, with shapes and units: Observation, ActionChunk, Trajectory, …
 
 Legend: H, W image height and width; T steps of a chunk or trajectory; 8 joints in the order of
-`robot.JOINT_NAMES` (seven arm joints, then the gripper), in rad. Arrays are checked once, where the
+`robot.JOINT_NAMES` (seven arm joints, then the gripper), in rad. Arrays are checked once, when the
 object is made, and are read-only afterwards.
 """
 

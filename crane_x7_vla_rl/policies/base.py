@@ -22,7 +22,7 @@ AUTO = "auto"
 
 
 class PolicyLoadError(Exception):
-    """A policy could not be loaded; says what came, what was expected, what to do."""
+    """A policy could not be loaded; says the value, what was expected, what to do."""
 
 
 class NotFiniteError(PolicyLoadError):

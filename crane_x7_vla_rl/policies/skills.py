@@ -1,6 +1,6 @@
 """Skills of a checkpoint: the scenes it knows, its tasks, and their instructions.
 
-`skills.json` beside the weights → `Skills`, and back. Nothing is guessed from weights: a checkpoint
+`skills.json` next to the weights → `Skills`, and back. Weights are not used to guess: a checkpoint
 without the file has no known skills.
 """
 

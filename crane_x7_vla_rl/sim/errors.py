@@ -1,4 +1,4 @@
-"""Why a simulation cannot start or continue; each message says what to do."""
+"""Errors of simulations; each message says what to do."""
 
 
 class SimError(Exception):

@@ -371,6 +371,6 @@ def _rest(actor: Actor, pose: Pose) -> None:
 
 
 def z_axis(q: torch.Tensor) -> torch.Tensor:
-    """(N, 3): where unit quaternions (N, 4), w first, turn the z axis."""
+    """(N, 3): where unit quaternions (N, 4), w first, rotate the z axis."""
     w, x, y, z = q.unbind(-1)
     return torch.stack([2 * (x * z + w * y), 2 * (y * z - w * x), 1 - 2 * (x * x + y * y)], dim=-1)

@@ -35,7 +35,7 @@ class DemosConfig:
     """Largest number of times that objects are moved while the arm approaches: one episode then
     shows several scenes, and the right motion in each from different positions of the arm."""
     arm_rad_s: FinitePositive = 1.6
-    """Speed of the arm, as in sim.expert.Manner."""
+    """Speed of the joint with the longest way; the default is a third of the servos' limit."""
     keep_wrist: bool = False
     """Never rotate the wrist towards the cube."""
     processes: Index = 0

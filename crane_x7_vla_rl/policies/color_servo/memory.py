@@ -77,7 +77,7 @@ class SceneMemory:
         return sight
 
     def is_on_plate(self, position_m: Array) -> bool:
-        """Whether a cube's centre at `position_m`, (2,) or (3,), lies above the plate."""
+        """Whether a cube's centre at `position_m`, (2,) or (3,), is above the plate."""
         return self.plate_m is not None and bool(
             np.linalg.norm(position_m[:2] - self.plate_m) < vision.PLATE_RADIUS_M
         )

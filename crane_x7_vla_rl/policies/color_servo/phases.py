@@ -86,7 +86,7 @@ class PhaseMachine:
         """Colour of the cube in the gripper."""
         self._scene = SceneMemory()
         self._instruction: str | None = None
-        self._task: Task | NotUnderstood = NotUnderstood("none has come")
+        self._task: Task | NotUnderstood = NotUnderstood("no instruction yet")
         self._colour_before: str | None = None
         self._since_s = 0.0
         self._now_s: float | None = None
@@ -115,7 +115,7 @@ class PhaseMachine:
     def decide(
         self, observation: Observation, picture: Picture, wanted: Array, velocity: Array
     ) -> JointGoal:
-        """Return the goal of the joints; a blank image stops the arm where it is.
+        """Return the goal of the joints; a blank image stops the arm.
 
         `wanted`, `velocity`: (8,), of the running path at the image's time. Raises
         ValueError for measured joints that are not finite.

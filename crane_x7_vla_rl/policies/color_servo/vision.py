@@ -59,7 +59,7 @@ class Blob:
     """(2,) continuous pixels."""
     area_px: float
     mask: Mask
-    """(h, w) cut-out, 255 where the colour is."""
+    """(h, w) cut-out, 255 for pixels of the colour."""
     corner_px: tuple[int, int]
     """Column and row of the cut-out's upper left pixel."""
 

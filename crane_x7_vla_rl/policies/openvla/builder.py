@@ -26,6 +26,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from torch import nn
 
 from crane_x7_vla_rl.actions import ACTION_BINS, FIRST_ACTION_TOKEN, VOCABULARY
+from crane_x7_vla_rl.fields import leaves
 from crane_x7_vla_rl.policies.openvla.codec import PERIOD_S, PolicySpec
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError, ModelConfigError
 from crane_x7_vla_rl.policies.openvla.image import IMAGE_SIZE, WHOLE
@@ -68,23 +69,25 @@ class Sizes:
     hidden: int = 96
     """Channels of the language model."""
     layers: int = 3
-    """Of the language model."""
+    """Layers of the language model."""
     heads: int = 4
-    """Of the language model."""
+    """Attention heads of the language model."""
     mlp: int = 256
     """Channels between the language model's gate and down projections."""
     dino_dim: int = 64
+    """Channels of DINOv2."""
     dino_depth: int = 4
-    """The last block is never computed."""
+    """Blocks of DINOv2; the last is never computed."""
     siglip_dim: int = 64
+    """Channels of SigLIP."""
     siglip_depth: int = 4
-    """The last block is never computed."""
+    """Blocks of SigLIP; the last is never computed."""
     vision_heads: int = 4
     """Attention heads of both towers."""
     image: int = IMAGE_SIZE
-    """Pixels of each side."""
+    """Pixels of each side of an image."""
     patch: int = PATCH_SIZE
-    """Pixels of each side."""
+    """Pixels of each side of a patch."""
 
 
 def instructions() -> Iterator[str]:
@@ -245,9 +248,9 @@ def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m crane_x7_vla_rl.policies.openvla.builder")
     parser.add_argument("folder", type=Path, help="folder for the checkpoint")
     parser.add_argument("--seed", type=int, default=0, help="seed of the weights (%(default)s)")
-    for name, value in asdict(Sizes()).items():
-        flag = "--" + name.replace("_", "-")
-        parser.add_argument(flag, type=int, default=value, help="(%(default)s)")
+    for leaf in leaves(Sizes):
+        text = f"{leaf.text.rstrip('.')} (%(default)s)"
+        parser.add_argument(leaf.flag, type=int, default=leaf.default, help=text)
     parser.add_argument("--state-tokens", action="store_true", help="also read the measured joints")
     parser.add_argument(
         "--chunk-steps", type=int, default=1, help="actions per prediction (%(default)s)"

@@ -146,7 +146,7 @@ class Codec:
     def prompts(self, instructions: Sequence[str], joints_rad: npt.ArrayLike) -> list[Tensor]:
         """Return B 1-D tensors of ids; `joints_rad` (B, 8) is measured, and read with state tokens.
 
-        Raises ValueError for a blank instruction or, where they are read, joints that are NaN.
+        Raises ValueError for a blank instruction or, if they are read, joints that are NaN.
         """
         texts = [self._tokenizer(instruction) for instruction in instructions]
         if not self.inputs.state_tokens:

@@ -23,7 +23,7 @@ class PromptError(OpenVLAError):
 
 
 class ActionTokenError(OpenVLAError):
-    """Action tokens have the wrong shape, or lie outside the 256 action rows."""
+    """Action tokens have the wrong shape, or are outside the 256 action rows."""
 
 
 class CheckpointError(OpenVLAError, PolicyLoadError):

@@ -1,6 +1,6 @@
 """NaN and infinities in weights and outputs: found, marked and named.
 
-Tensors by name, modules, logits → nothing where all are finite, else the names of the weights, or
+Tensors by name, modules, logits → nothing if all are finite, else the names of the weights, or
 NotFiniteError. `marked` runs on the model's device, never waits and may be captured: the tokens
 carry its result to the host, where `check_tokens` reads it. Weights are checked when they are
 loaded, and when an output is not finite.

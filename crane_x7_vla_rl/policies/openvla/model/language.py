@@ -61,7 +61,7 @@ class Pass:
     sin: Tensor
     """(B or 1, T, 1, d), the first half negated."""
     mask: Tensor | None
-    """(B or 1, 1, T, S) additive; None where each position sees all before it, or T is 1."""
+    """(B or 1, 1, T, S) additive; None if each position sees all before it, or T is 1."""
     causal: bool = True
     """False: each position sees all others, before and after, except those that the mask hides."""
     keep: int | None = None

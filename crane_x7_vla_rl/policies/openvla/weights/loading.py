@@ -180,7 +180,7 @@ def _check_adapter(shapes: Mapping[str, tuple[int, ...]], adapter: Adapter) -> N
         if tensor.shape != shapes[name]:
             raise CheckpointError(
                 f"{tensor.file}: {tensor.key} has shape {tensor.shape}, expected {shapes[name]}:"
-                " the adapter was made for another base model"
+                " the adapter belongs to another base model"
             )
 
 

@@ -64,7 +64,7 @@ class _Product(torch.autograd.Function):
 
 
 def _keep(x: Tensor, dropout: float) -> Tensor:
-    """Return 1 where `x` stays and 0 where it is dropped: bytes on CUDA, where memory is short.
+    """Return 1 where `x` stays and 0 where it is dropped: bytes on CUDA, to save memory.
 
     torch samples 32 bits or more per element; on a CPU that took a quarter of an update.
     """
