@@ -17,7 +17,7 @@ import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from crane_x7_remote import settings
+from crane_x7_remote import settings, settings_values
 from crane_x7_remote.errors import (
     ExitCode,
     NoLoopError,
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     """Send `args.text`; return 0 when every loop has accepted it. Raises RemoteError."""
     chosen = settings.from_args(args)
     text = messages.instruction({"data": args.text})
-    token = settings.token_text(chosen.rosbridge_token, "ROSBRIDGE_TOKEN")
+    token = settings_values.token_text(chosen.rosbridge_token, "ROSBRIDGE_TOKEN")
     host, port, topic = chosen.rosbridge_host, chosen.rosbridge_port, chosen.instruction_topic
     answers = say(text, host, port, topic, token)
     problem = _problem(text, answers)

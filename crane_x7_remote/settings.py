@@ -12,9 +12,8 @@ from __future__ import annotations
 import argparse
 import os
 import shlex
-import types
 import typing
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -28,19 +27,11 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
-from crane_x7_remote import addresses, public_keys
+from crane_x7_remote import addresses, settings_help, settings_values
 from crane_x7_remote.errors import SettingsError
 from crane_x7_vla_rl import old_names, secret_text, variables
-from crane_x7_vla_rl.fields import quoted
-from crane_x7_vla_rl.file_errors import why
-from crane_x7_vla_rl.log_text import cut
 from crane_x7_vla_rl.prompt import MAX_INSTRUCTION_BYTES, clean_instruction
-from crane_x7_vla_rl.suggest import did_you_mean
 
-OWN_PREFIXES = ("VLA_", "ROSBRIDGE_", "LIFT_")
-"""A variable with this prefix that is not a field is treated as a typing mistake."""
-SHARED_PREFIXES = ("TS_", "SSH_", "GUARD_")
-"""Tailscale and OpenSSH define more of these than this file: only a close match is a mistake."""
 OLD_NAMES = {"TS_AUTH_KEY": "ts_authkey"}
 """Tailscale's own container still accepts this name."""
 BOOT_PREFIXES = (
@@ -55,7 +46,6 @@ BOOT_PREFIXES = (
     "output_",
 )
 """Fields that `boot` or the robot's side reads, or that are only passed on: not flags of a role."""
-KEY_FIELDS = ("ssh_public_key", "public_key")
 UNSETTABLE = (
     "rosbridge_host", "rosbridge_proxy", "vla_policy", "vla_model_path", "vla_center_crop",
     "vla_chunk_steps", "ts_hostname", "ts_state_dir", "ts_socket", "ts_socks5_server",
@@ -65,35 +55,12 @@ UNSETTABLE = (
 """Fields besides secrets and keys for which null, None, nil and undefined mean unset, and which are
 stripped of blanks and quotes. Numbers are excluded: MAX_JUMP=none must not be guessed. So are texts
 that may be such words: an instruction, a topic, a key of statistics."""
-PROXIES = ("rosbridge_proxy",)
 OF_CHECKPOINTS = ("vla_inference_rate", "vla_temperature", "max_jump", "trajectory_validity")
 """Numbers that a checkpoint may decide: an empty variable, as in a template's field, is unset."""
 
 EmptyIsNone = BeforeValidator(lambda value: None if value == "" else value)
 """Templates often pass an empty variable; for an optional setting it means unset."""
 
-ALIASES = {"vla_policy": ("--policy",)}
-"""Additional names of some flags."""
-
-GROUPS = {
-    "robot link": ("rosbridge_", "peer_", "ts_"),
-    "policy": ("vla_", "hf_", "camera_pose"),
-    "safety": ("max_", "policy_timeout", "trajectory_validity", "dry_run"),
-    "guard": ("guard_",),
-    "topics": ("camera_topic", "joint_states_topic", "instruction_topic", "arm_topic",
-               "trajectory_topic", "action_topic", "gripper_action"),
-    "other": ("",),
-}  # fmt: skip
-"""Groups of flags in help → prefixes of their fields; the first match counts."""
-METAVARS = {
-    "_host": "HOST", "_port": "PORT", "_proxy": "URL", "_timeout": "S", "_age": "S",
-    "_validity": "S", "max_jump": "RAD", "_rate": "HZ", "vla_policy": "POLICY",
-    "_model_path": "MODEL", "_device": "DEVICE", "_key": "KEY", "_topic": "TOPIC",
-    "gripper_action": "ACTION", "_listen": "ADDRESS:PORT", "_upstream": "HOST:PORT",
-    "_pose": "FILE", "_root": "FOLDER", "_dir": "FOLDER", "_socket": "FILE",
-    "socks5_server": "ADDRESS:PORT",
-}  # fmt: skip
-"""Ending of a field's name → metavar in help."""
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Port = Annotated[int, Field(ge=1, le=65535)]
@@ -306,7 +273,7 @@ its link."""
     @field_validator("guard_topics")
     @classmethod
     def _topics_have_types(cls, value: str) -> str:
-        topic_types(value)
+        settings_values.topic_types(value)
         return value
 
     @field_validator("ts_hostname")
@@ -350,19 +317,20 @@ def load(
         if old in meant:
             values.setdefault(name, meant[old])
     values |= {name: value for name, value in (flags or {}).items() if value is not None}
-    notes = _read_keys(values, problems)
-    _read_addresses(values, problems)
-    _read_secrets(values, problems)
-    problems += _unknown_variables(environ)
+    notes = settings_values.read_keys(values, problems)
+    settings_values.read_addresses(values, problems)
+    settings_values.read_secrets(values, problems, secret_variables())
+    known = [name.upper() for name in Settings.model_fields]
+    problems += settings_values.unknown_variables(environ, known, OLD_NAMES)
     try:
         settings = Settings(**values)
     except ValidationError as error:
-        problems += [_explain(problem) for problem in error.errors()]
+        problems += [settings_help.explain(each, Settings.model_fields) for each in error.errors()]
     if problems:
         # A wrong secret is reported both as a variable and as the field's value.
         given = {name for name, value in (flags or {}).items() if value is not None}
-        lines = "\n".join(f"  {_named(line, given)}" for line in dict.fromkeys(problems))
-        raise SettingsError(f"settings are wrong:\n{lines}")
+        lines = [f"  {settings_help.named(line, given)}" for line in dict.fromkeys(problems)]
+        raise SettingsError("settings are wrong:\n" + "\n".join(lines))
     settings._notes = tuple(notes)
     return settings
 
@@ -390,37 +358,9 @@ def tidy_environment() -> None:
     os.environ.update(meant)
 
 
-def add_flags(parser: argparse.ArgumentParser, fields: Iterable[str]) -> None:
-    """Give `parser` a flag for each named field, with its docstring and default as help.
-
-    Values stay text, so that the same code checks variables and flags.
-    """
-    groups: dict[str, argparse._ActionsContainer] = {}
-    for name in fields:
-        title = next(title for title, starts in GROUPS.items() if name.startswith(starts))
-        if title not in groups:
-            groups[title] = parser.add_argument_group(title)
-        flags = ("--" + name.replace("_", "-"), *ALIASES.get(name, ()))
-        kind = _flag_kind(name)
-        groups[title].add_argument(*flags, dest=name, help=_flag_help(name), **kind)
-
-
-def _flag_kind(name: str) -> dict[str, Any]:
-    annotation = Settings.model_fields[name].annotation
-    if annotation in (bool, bool | None):
-        return {"action": argparse.BooleanOptionalAction, "default": None}
-    if SecretStr in typing.get_args(annotation):
-        return {"metavar": "SECRET"}
-    kinds = {annotation, *typing.get_args(annotation)}
-    words = (word for ending, word in METAVARS.items() if name.endswith(ending))
-    return {"metavar": next(words, "N" if int in kinds else "X" if float in kinds else "TEXT")}
-
-
-def _flag_help(name: str) -> str:
-    field = Settings.model_fields[name]
-    default = "" if field.default in (None, "") else "=" + quoted(field.default).strip("'")
-    text = (field.description or "").rstrip(".")
-    return f"{text} [{name.upper()}{default}]".replace("%", "%%")
+def add_flags(parser: argparse.ArgumentParser, names: Iterable[str]) -> None:
+    """Give `parser` a flag for each named field, with its docstring and default as help."""
+    settings_help.add_flags(parser, names, Settings.model_fields)
 
 
 def from_args(args: argparse.Namespace) -> Settings:
@@ -454,204 +394,6 @@ def role_fields() -> list[str]:
     return [name for name in Settings.model_fields if not name.startswith(BOOT_PREFIXES)]
 
 
-def topic_types(value: str) -> dict[str, str]:
-    """Return topic → type of "topic=type,…". Raises ValueError."""
-    found = {}
-    for word in value.replace(",", " ").split():
-        topic, _, kind = word.partition("=")
-        if not topic.startswith("/") or "/" not in kind:
-            raise ValueError(
-                f"{word!r}: expected topic=type, such as /camera/info=sensor_msgs/CameraInfo"
-            )
-        found[topic] = kind
-    return found
-
-
-def token_text(value: SecretStr | None, variable: str) -> str | None:
-    """Return a token, given directly or as file:/path; raises SettingsError."""
-    if value is None:
-        return None
-    text = value.get_secret_value().strip()
-    path = text.removeprefix("file:")
-    if path != text:
-        try:
-            with open(path) as file:
-                text = file.read().strip()
-        except (OSError, UnicodeDecodeError) as error:
-            raise SettingsError(f"{variable}=file:{path} cannot be read: {why(error)}") from error
-    if not text.isascii() or not text.isprintable() or not text or " " in text:
-        raise SettingsError(f"{variable} must be one word of printable ASCII characters")
-    return text
-
-
 def _tidied(environ: Mapping[str, str]) -> tuple[dict[str, str], list[str]]:
     texts = [name.upper() for name in UNSETTABLE]
     return variables.tidied(environ, secret_variables(), texts)
-
-
-def _read_secrets(values: dict[str, Any], problems: list[str]) -> None:
-    """Strip secrets, also those of flags; mask them, and report the unusable ones."""
-    for variable in secret_variables():
-        name = variable.lower()
-        if isinstance(values.get(name), str):
-            secret_text.remember(_without_path(values[name]))
-            try:
-                values[name] = variables.secret(values[name])
-            except ValueError as error:
-                problems.append(f"{variable}=***: {error}")
-                del values[name]
-
-
-def _without_path(secret: str) -> str:
-    return "" if secret.startswith(variables.FILE_PREFIX) else secret
-
-
-def _read_keys(values: dict[str, Any], problems: list[str]) -> list[str]:
-    """Put each public key on its own line; return which parts of PUBLIC_KEY are skipped.
-
-    Platforms inject PUBLIC_KEY: next to a usable SSH_PUBLIC_KEY, a problem in it must not block
-    every login.
-    """
-    found = {name: public_keys.read(values.get(name)) for name in KEY_FIELDS}
-    for name in KEY_FIELDS:
-        if name in values:
-            values[name] = "\n".join(found[name].lines)
-    own, injected = (found[name] for name in KEY_FIELDS)
-    problems += [f"SSH_PUBLIC_KEY=***: {text}" for text in own.problems]
-    if own.lines:
-        return [f"PUBLIC_KEY: {text}; it is skipped" for text in injected.problems]
-    problems += [f"PUBLIC_KEY=***: {text}" for text in injected.problems]
-    return []
-
-
-def _read_addresses(values: dict[str, Any], problems: list[str]) -> None:
-    """Split a port off ROSBRIDGE_HOST, and refuse values that are not addresses."""
-    host = values.get("rosbridge_host")
-    if isinstance(host, str):
-        if not variables.bare(host):
-            del values["rosbridge_host"]
-        else:
-            _read_host(host, values, problems)
-    for name in PROXIES:
-        proxy = values.get(name)
-        if isinstance(proxy, str) and variables.bare(proxy):
-            secret_text.remember_password(proxy)
-            try:
-                values[name] = addresses.read_proxy(proxy)
-            except ValueError as error:
-                problems.append(f"{name.upper()}={_repr(name, proxy)}: {error}")
-                del values[name]
-
-
-def _read_host(text: str, values: dict[str, Any], problems: list[str]) -> None:
-    try:
-        values["rosbridge_host"], port = addresses.read_host(text)
-    except ValueError as error:
-        problems.append(f"ROSBRIDGE_HOST={_repr('rosbridge_host', text)}: {error}")
-        del values["rosbridge_host"]
-        return
-    if port is None:
-        return
-    other = values.setdefault("rosbridge_port", port)
-    if str(other).strip() != str(port):
-        problems.append(
-            f"ROSBRIDGE_HOST={_repr('rosbridge_host', text)} names port {port}, and ROSBRIDGE_PORT"
-            f" is {cut(str(other), 20)}; name one port"
-        )
-
-
-def _unknown_variables(environ: Mapping[str, str]) -> Iterable[str]:
-    known = [name.upper() for name in Settings.model_fields]
-    for variable in sorted(environ):
-        if variable.startswith(SHARED_PREFIXES) and variable not in {*known, *OLD_NAMES}:
-            hint = did_you_mean(variable, known, cutoff=0.9)
-            if hint:
-                yield f"{variable} is unknown{hint}"
-        if variable.startswith(OWN_PREFIXES) and variable not in known:
-            yield f"{variable} is unknown{did_you_mean(variable, known, cutoff=0.5)}"
-
-
-def _explain(problem: Mapping[str, Any]) -> str:
-    name = str(problem["loc"][0])
-    message = str(problem["msg"]).removeprefix("Value error, ")
-    if problem["type"] != "value_error":
-        message = f"expected {_expected(name)}"
-    return f"{name.upper()}={_repr(name, problem['input'])}: {message}"
-
-
-def _expected(name: str) -> str:
-    """Return the values that a field accepts, in words."""
-    field = Settings.model_fields[name]
-    kind = typing.get_origin(field.annotation)
-    kinds = (
-        typing.get_args(field.annotation)
-        if kind in (typing.Union, types.UnionType)
-        else (field.annotation,)
-    )
-    if choices := [
-        word for kind in kinds if typing.get_origin(kind) is Literal
-        for word in typing.get_args(kind)
-    ]:  # fmt: skip
-        return " or ".join(choices)
-    if bool in kinds:
-        return "true or false"
-    if int not in kinds and float not in kinds:
-        return "text"
-    texts = ["a whole number" if int in kinds else "a number"]
-    for bound, words in (("gt", "above"), ("ge", "at least"), ("lt", "below"), ("le", "at most")):
-        limits = [getattr(each, bound) for each in field.metadata if hasattr(each, bound)]
-        texts += [f"{words} {limit:g}" for limit in limits]
-    return ", ".join(texts)
-
-
-def _named(problem: str, given: Collection[str]) -> str:
-    """Return the problem, with the flag's name if a flag set the value."""
-    variable, equals, rest = problem.partition("=")
-    if not equals or variable.lower() not in given:
-        return problem
-    return f"--{variable.lower().replace('_', '-')} {rest}"
-
-
-def _repr(name: str, value: object) -> str:
-    """Return the value as text without secrets."""
-    if "token" in name or "key" in name or name.endswith("extra_args"):
-        return "***"
-    text = (
-        addresses.without_password(value) if name in PROXIES and isinstance(value, str) else value
-    )
-    return cut(repr(text), 120)
-
-
-def as_markdown(flags: Mapping[str, str]) -> str:
-    """Return docs/settings.md; scripts/render-settings writes it, and a test compares.
-
-    `flags` has a text for each variable that is a flag of some command.
-    """
-    count = len(Settings.model_fields)
-    head = f"""# Settings
-
-[日本語](ja/settings.md)
-
-Each of these {count} settings is an environment variable. {len(flags)} are flags as well; the last
-column says of which commands. The others are variables only: `boot`, tailscaled, sshd or libraries
-read them.
-
-- Default < checkpoint < variable < flag. A checkpoint of `infer` decides `VLA_INFERENCE_RATE`,
-  `VLA_TEMPERATURE`, `MAX_JUMP` and `TRAJECTORY_VALIDITY`. Its files set `MAX_JUMP` to 2 rad and
-  `TRAJECTORY_VALIDITY` to 2 s at most; variables and flags have no such cap. The log names the
-  source of each value.
-- Empty means unset where that is allowed. The same holds for null, None, nil and undefined in
-  secrets, keys, folders, addresses and models.
-- All wrong values are listed at once, before anything starts, with exit code 3.
-- `crane-x7-remote infer --help-all` shows the flags of the loop.
-
-| variable | default | meaning | flag |
-|---|---|---|---|
-"""
-    rows = []
-    for name, field in Settings.model_fields.items():
-        default = "(unset)" if field.default is None else f"`{field.default}`"
-        default = "(empty)" if field.default == "" else default
-        flag = flags.get(name.upper(), "–")
-        rows.append(f"| `{name.upper()}` | {default} | {field.description} | {flag} |\n")
-    return head + "".join(rows)

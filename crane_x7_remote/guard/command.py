@@ -19,7 +19,7 @@ import signal
 import socket
 from collections.abc import Iterator
 
-from crane_x7_remote import addresses
+from crane_x7_remote import addresses, settings_values
 from crane_x7_remote import settings as settings_module
 from crane_x7_remote.errors import ExitCode, GuardError, SettingsError
 from crane_x7_remote.guard.core import CoreConfig, GuardCore
@@ -111,12 +111,12 @@ def _names(settings: Settings) -> Names:
         action=settings.action_topic,
         gripper_action=settings.gripper_action,
         passes_action=settings.guard_pass_action,
-        more=settings_module.topic_types(settings.guard_topics),
+        more=settings_values.topic_types(settings.guard_topics),
     )
 
 
 def _config(settings: Settings) -> GateConfig:
-    token = settings_module.token_text(settings.guard_token, "GUARD_TOKEN")
+    token = settings_values.token_text(settings.guard_token, "GUARD_TOKEN")
     places = addresses.listen_addresses(settings.guard_listen)
     ((host, port), *others) = addresses.listen_addresses(settings.guard_upstream)
     if others or port == 0:

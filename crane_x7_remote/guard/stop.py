@@ -15,7 +15,7 @@ from typing import Any
 from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
-from crane_x7_remote import addresses
+from crane_x7_remote import addresses, settings_values
 from crane_x7_remote import settings as settings_module
 from crane_x7_remote.errors import ExitCode, GuardError
 from crane_x7_remote.guard.door import STOP_PATH
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
     link = LinkConfig(
         args.host or host,
         args.port or port,
-        token=settings_module.token_text(secret, "ROSBRIDGE_TOKEN"),
+        token=settings_values.token_text(secret, "ROSBRIDGE_TOKEN"),
         path=STOP_PATH,
         open_timeout_s=CONFIRM_S,
     )

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Final
 
 from crane_x7_remote import settings as settings_module
+from crane_x7_remote import settings_values
 from crane_x7_remote.addresses import is_loopback
 from crane_x7_remote.errors import (
     ExitCode,
@@ -248,7 +249,7 @@ def _client_config(settings: Settings) -> ClientConfig:
         host=settings.rosbridge_host,
         port=settings.rosbridge_port,
         proxy=settings.rosbridge_proxy,
-        token=settings_module.token_text(settings.rosbridge_token, "ROSBRIDGE_TOKEN"),
+        token=settings_values.token_text(settings.rosbridge_token, "ROSBRIDGE_TOKEN"),
         camera_topic=settings.camera_topic,
         joint_states_topic=settings.joint_states_topic,
         instruction_topic=settings.instruction_topic,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from crane_x7_remote import cli as remote
-from crane_x7_remote import settings
+from crane_x7_remote import settings, settings_help
 from crane_x7_vla_rl import command_line
 from crane_x7_vla_rl.fields import Kind, leaves
 from crane_x7_vla_rl.policies.load import SHIPPED
@@ -49,7 +49,7 @@ def takes_any_text(action: argparse.Action) -> bool:
             if leaf.key == action.dest and "." in leaf.key:
                 return leaf.kind.base is str and leaf.kind.bound is None
     if action.dest in settings.Settings.model_fields:
-        return settings._expected(action.dest) == "text"
+        return settings_help.expected(settings.Settings.model_fields[action.dest]) == "text"
     kind = getattr(action.type, "__self__", None)
     if isinstance(kind, Kind):
         return kind.base is str and kind.bound is None

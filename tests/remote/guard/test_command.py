@@ -24,7 +24,7 @@ from guard_rig import (
 from links import RecordingServer
 from loop_rig import wait_until
 
-from crane_x7_remote import cli, settings
+from crane_x7_remote import cli, settings, settings_values
 from crane_x7_remote.errors import ExitCode, SettingsError
 from crane_x7_remote.guard.command import is_private
 from crane_x7_remote.system.parent_death import die_with
@@ -211,7 +211,7 @@ def test_the_token_is_never_shown() -> None:
     assert "s3cret" not in repr(loaded)
     assert {"GUARD_TOKEN", "ROSBRIDGE_TOKEN"} <= settings.secret_variables()
     with pytest.raises(SettingsError) as caught:
-        settings.token_text(
+        settings_values.token_text(
             settings.load({"guard_token": "s3 cret"}, {}).guard_token, "GUARD_TOKEN"
         )
     assert "s3" not in str(caught.value)
