@@ -46,17 +46,25 @@ GOODBYE_TIMEOUT_S = 0.5
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `say`."""
-    parser.add_argument("text", help='the task, such as "pick up the blue cube"')
+    parser.add_argument("text", type=_task, help='the task, such as "pick up the blue cube"')
     parser.add_argument("--json", action="store_true", help="print the answers as JSON")
     settings.add_flags(parser, FLAGS)
+
+
+def _task(text: str) -> str:
+    """Return the task in one line; a wrong one is a wrong argument."""
+    try:
+        return messages.instruction({"data": text})
+    except messages.MessageError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def run(args: argparse.Namespace) -> int:
     """Send `args.text`; return 0 when every loop has accepted it. Raises RemoteError."""
     chosen = settings.from_args(args)
-    text = messages.instruction({"data": args.text})
     token = settings_values.token_text(chosen.rosbridge_token, "ROSBRIDGE_TOKEN")
     host, port, topic = chosen.rosbridge_host, chosen.rosbridge_port, chosen.instruction_topic
+    text: str = args.text
     answers = say(text, host, port, topic, token)
     problem = _problem(text, answers)
     if args.json:

@@ -62,6 +62,9 @@ def test_a_bare_command_prints_its_help(
             ["--log-level", "info", "sft"],
             "--log-level is unknown here; flags follow",
         ),
+        (remote.main, ["say", ""], "text: instruction is empty, expected a task such as"),
+        (remote.main, ["say", "a\x1bb"], "control character U+001B at place 2"),
+        (remote.main, ["say", "x" * 2000], "has 2000 bytes, expected at most 1024"),
         (remote.main, ["say", "--prot", "3"], "--prot is unknown"),
         (remote.main, ["demo", "--duration", "3"], "--duration is unknown\n"),
         (learning.main, ["train", "--nproc", "2"], "--nproc is unknown\n"),
@@ -73,7 +76,7 @@ def test_a_bare_command_prints_its_help(
         (learning.main, ["config", "--log-level", "loud"], "--log-level: 'loud', expected one of"),
         (remote.main, ["status", "--json=yes"], "--json: takes no value, got 'yes'"),
     ],
-    ids=lambda words: " ".join(words) if isinstance(words, list) else "",
+    ids=lambda words: " ".join(words)[:40] if isinstance(words, list) else "",
 )
 def test_a_wrong_word_is_named_in_one_line(
     main: Main, words: list[str], said: str, capsys: pytest.CaptureFixture[str]
