@@ -279,7 +279,7 @@ def explain_unknown(
     """Return the error for unknown words: the present name, or the nearest flags."""
     texts = []
     for before, word in pairwise(("", *words)):
-        if before.startswith("-") and not word.startswith("-"):
+        if before.startswith("-") and (not word.startswith("-") or word[1:2].isdigit()):
             continue  # most likely its value
         name = word.partition("=")[0]
         hint = f"; it is now {old_names[name]}" if name in old_names else ""

@@ -333,7 +333,7 @@ def _signals() -> Iterator[Callable[[], bool]]:
 def _check_json(path: Path | None) -> None:
     """Refuse at once a file that could not be written at the end."""
     if path is not None and path != Path("-") and (path.is_dir() or not path.parent.is_dir()):
-        where = f"{path} is a folder" if path.is_dir() else f"there is no folder {path.parent}"
+        where = "it is a folder" if path.is_dir() else f"there is no folder {path.parent}"
         raise OutputError(f"--json {path}: {where}; expected a file to write")
 
 

@@ -91,7 +91,8 @@ def output(folder: Path) -> Iterator[Exception]:
     """Find why `folder` cannot be created or written."""
     there = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not there.is_dir():
-        yield OutputError(f"{folder}: {there} is a file; choose another output folder")
+        where = str(folder) if there == folder else f"{folder}: {there}"
+        yield OutputError(f"{where} is a file; choose another output folder")
     elif not os.access(there, os.W_OK | os.X_OK):
         yield OutputError(
             f"{folder}: no permission to write in {there}; mount a volume there, or choose another"

@@ -62,6 +62,7 @@ def test_a_bare_command_prints_its_help(
             ["--log-level", "info", "sft"],
             "--log-level is unknown here; flags follow",
         ),
+        (learning.main, ["config", "--episodes", "-1"], "--episodes is unknown\n"),
         (remote.main, ["say", ""], "text: instruction is empty, expected a task such as"),
         (remote.main, ["say", "a\x1bb"], "control character U+001B at place 2"),
         (remote.main, ["say", "x" * 2000], "has 2000 bytes, expected at most 1024"),
