@@ -316,7 +316,7 @@ def test_openvla_oft_refuses_a_state_that_is_no_number(tmp_path: Path) -> None:
     model = load_oft(oft_rig.write(tmp_path / "oft"), settings=ChunkSettings(oft_rig.STEPS))
     state = np.zeros((1, oft_rig.STATE_DIM))
     state[0, 2] = np.nan
-    with pytest.raises(ValueError, match=r"state is .*nan.*, expected numbers"):
+    with pytest.raises(ValueError, match=r"state is .*nan.*, expected finite numbers"):
         model.predict(rig.expected()["pixel_values"][:1], rig.prompts()[:1], oft_rig.KEY, state)
 
 
