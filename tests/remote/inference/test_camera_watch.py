@@ -113,6 +113,6 @@ def test_a_wrong_file_is_refused_before_anything_else(
     code = cli.main(["infer", "--policy", "color-servo", "--camera-pose", "camera.yaml"])
     told = capsys.readouterr().err
     assert code == ExitCode.SETTINGS
-    assert "CAMERA_POSE" in told
+    assert "--camera-pose: camera.yaml holds 2 mistakes" in told
     assert "position_m is [1, 2]" in told
     assert "fov_deg is 500" in told
