@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import gc
 import os
+import signal
 from collections.abc import Generator, Iterator
 from pathlib import Path
 
@@ -32,6 +33,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     # Before numpy and torch are imported: as many threads as cores, in each worker, is too many.
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
+
+if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
+    # Under nohup. Programs of the tests would inherit it, and some of them must lose a session.
+    signal.signal(signal.SIGHUP, lambda *_: None)
 
 
 @pytest.hookimpl(wrapper=True)

@@ -132,7 +132,7 @@ def decode_image(encoded: EncodedFrame, max_pixels: int = MAX_IMAGE_PIXELS) -> I
 
 def _png_size(content: bytes) -> tuple[int, int]:
     if len(content) < 24:
-        raise MessageError(f"PNG of {len(content)} bytes is cut off in its header")
+        raise MessageError(f"PNG of {len(content)} bytes is truncated: its header is not complete")
     return int.from_bytes(content[16:20], "big"), int.from_bytes(content[20:24], "big")
 
 

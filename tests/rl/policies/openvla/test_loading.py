@@ -175,7 +175,7 @@ def test_an_index_that_names_no_files_is_refused(copy: Path, weight_map: object)
     ("header", "said"),
     [
         ([], "a header that is a list"),
-        (3, "a header that is a int"),
+        (3, "a header that is a number"),
         ({"x": {"dtype": "F32", "shape": [1], "data_offsets": ["a", 4]}}, "x is described by"),
     ],
 )
