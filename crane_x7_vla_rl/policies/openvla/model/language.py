@@ -36,12 +36,6 @@ class Cache:
         self.layers = self._all.unbind(0)
         """Keys and values of each layer: (2, B, length, g, d)."""
 
-    def write(self, layer: int, start: int, key: Tensor, value: Tensor) -> None:
-        """Write (B, T, g, d) into the slots from `start`."""
-        end = start + key.shape[1]
-        self.layers[layer][0][:, start:end] = key
-        self.layers[layer][1][:, start:end] = value
-
     def seen(self, layer: int, end: int, window: int | None) -> tuple[Tensor, Tensor]:
         """Return keys and values of the first `window` slots, else of those up to `end`."""
         keys, values = self.layers[layer]

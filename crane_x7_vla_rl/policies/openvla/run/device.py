@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -16,3 +18,8 @@ def kernels_for(x: Tensor) -> Any:
     except ImportError:  # torch for CUDA includes Triton only on Linux
         return None
     return kernels if kernels.usable(x.device) else None
+
+
+def launching_on(x: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which the device of `x` is the current one, as Triton launches need."""
+    return torch.cuda.device(x.device) if x.is_cuda else nullcontext()

@@ -13,7 +13,6 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from crane_x7_vla_rl.policies.openvla.model.language import (
     DecoderLayer,
@@ -24,12 +23,19 @@ from crane_x7_vla_rl.policies.openvla.model.language import (
     rotate,
 )
 from crane_x7_vla_rl.policies.openvla.model.matrices import LayerMatrices, Matrix
-from crane_x7_vla_rl.policies.openvla.run.device import kernels_for
+from crane_x7_vla_rl.policies.openvla.run import plain
+from crane_x7_vla_rl.policies.openvla.run.device import kernels_for, launching_on
 
 
 def infer(model: LlamaModel, x: Tensor, this: Pass, matrices: list[LayerMatrices]) -> Tensor:
     """Embeddings (B, T, H) → final hidden states (B, T or keep, H)."""
-    kernels = kernels_for(x)
+    with launching_on(x):
+        return _layers(model, x, this, matrices, kernels_for(x))
+
+
+def _layers(
+    model: LlamaModel, x: Tensor, this: Pass, matrices: list[LayerMatrices], kernels: Any
+) -> Tensor:
     layers = cast(list[DecoderLayer], list(model.layers))
     normed: Tensor = layers[0].input_layernorm(x)  # (B, T, H)
     for index, (layer, products) in enumerate(zip(layers, matrices, strict=True)):
@@ -52,21 +58,13 @@ def _attend_to(
     """Return query (B, T, h, d), keys and values (B, S, g, d), the first two rotated."""
     batch, length, _ = joined.shape
     qkv = joined.view(batch, length, -1, attention.head_dim)  # (B, T, h + 2·g, d)
-    if kernels is not None and this.cache is not None:
-        layer = this.cache.layers[index]
-        query = kernels.turn_into(qkv, this.cos, this.sin, layer, this.start)
+    if this.cache is not None:
+        turn_into = (kernels or plain).turn_into
+        query = turn_into(qkv, this.cos, this.sin, this.cache.layers[index], this.start)
         return query, *this.cache.seen(index, this.start + length, this.window)
     both = attention.heads + attention.key_heads
     turned = rotate(qkv[:, :, :both], this.cos, this.sin)  # (B, T, h + g, d)
-    query, key, value = (
-        turned[:, :, : attention.heads],
-        turned[:, :, attention.heads :],
-        qkv[:, :, both:],
-    )
-    if this.cache is None:
-        return query, key, value
-    this.cache.write(index, this.start, key, value)
-    return query, *this.cache.seen(index, this.start + length, this.window)
+    return turned[:, :, : attention.heads], turned[:, :, attention.heads :], qkv[:, :, both:]
 
 
 def _add_norm(
@@ -82,7 +80,4 @@ def _add_norm(
 
 def _gated(gate_up: Tensor, kernels: Any) -> Tensor:
     """Return silu(gate) · up."""
-    if kernels is not None:
-        return torch.as_tensor(kernels.gated(gate_up))
-    gate, up = gate_up.chunk(2, dim=-1)
-    return functional.silu(gate) * up
+    return torch.as_tensor((kernels or plain).gated(gate_up))
