@@ -25,6 +25,7 @@ from crane_x7_vla_rl.policies.openvla.model.language import (
 from crane_x7_vla_rl.policies.openvla.model.matrices import LayerMatrices, Matrix
 from crane_x7_vla_rl.policies.openvla.run import plain
 from crane_x7_vla_rl.policies.openvla.run.device import kernels_for, launching_on
+from crane_x7_vla_rl.policies.openvla.run.low_bit import LowBit
 
 
 def infer(model: LlamaModel, x: Tensor, this: Pass, matrices: list[LayerMatrices]) -> Tensor:
@@ -71,11 +72,12 @@ def _add_norm(
     product: Matrix, x: Tensor, inner: Tensor, norm: RmsNorm, kernels: Any
 ) -> tuple[Tensor, Tensor]:
     """Return x + product(inner), and its norm."""
-    if kernels is not None:
-        total, normed = kernels.add_norm(x, product(inner), norm.weight, norm.eps)
-        return total, normed
-    x = product.onto(x, inner)
-    return x, norm(x)
+    if kernels is None:
+        x = product.onto(x, inner)
+        return x, norm(x)
+    parts = product.parts(inner) if isinstance(product, LowBit) else product(inner)[None]
+    total, normed = kernels.add_parts_norm(x, parts, norm.weight, norm.eps)
+    return total, normed
 
 
 def _gated(gate_up: Tensor, kernels: Any) -> Tensor:

@@ -15,6 +15,8 @@ channels of a head.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Hashable
+from functools import partial
 from typing import Any, Final
 
 import torch
@@ -23,7 +25,7 @@ import triton.language as tl
 from torch import Tensor
 
 from crane_x7_vla_rl.policies.openvla.run import plain
-from crane_x7_vla_rl.policies.openvla.run.trials import Trials, require_close
+from crane_x7_vla_rl.policies.openvla.run.trials import Trials, require_close, sample
 
 TILE: Final = 1024
 TILE_HEADS: Final = 8
@@ -46,14 +48,19 @@ def _gated_kernel(in_ptr, out_ptr, inner, tile: tl.constexpr):  # type: ignore[n
 
 @triton.jit  # type: ignore[untyped-decorator]
 def _add_norm_kernel(  # type: ignore[no-untyped-def]
-    x_ptr, delta_ptr, weight_ptr, sum_ptr, out_ptr, width, eps, tile: tl.constexpr
-):
+    x_ptr, parts_ptr, weight_ptr, sum_ptr, out_ptr, width, eps, part_stride,
+    parts: tl.constexpr, tile: tl.constexpr,
+):  # fmt: skip
     row = tl.program_id(0).to(tl.int64)
     at = tl.arange(0, tile)
     inside = at < width
     x = tl.load(x_ptr + row * width + at, mask=inside, other=0.0)
-    delta = tl.load(delta_ptr + row * width + at, mask=inside, other=0.0)
-    total = (x.to(tl.float32) + delta.to(tl.float32)).to(x.dtype)
+    delta = tl.load(parts_ptr + row * width + at, mask=inside, other=0.0).to(tl.float32)
+    for part in tl.static_range(1, parts):
+        delta += tl.load(
+            parts_ptr + part * part_stride.to(tl.int64) + row * width + at, mask=inside, other=0.0
+        )
+    total = (x.to(tl.float32) + delta).to(x.dtype)
     tl.store(sum_ptr + row * width + at, total, mask=inside)
     exact = total.to(tl.float32)
     scale = 1 / tl.sqrt(tl.sum(exact * exact, axis=0) / width + eps)
@@ -116,22 +123,31 @@ def _gated(gate_up: Tensor) -> Tensor:
 
 def add_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
     """Return x + delta, and its root-mean-square norm times `weight`; all (B, T, H)."""
-    alike = x.dtype == delta.dtype == weight.dtype
-    if not (alike and _fits("add_norm", x, (x.shape[-1],), lambda: _try_add_norm(x))):
+    return add_parts_norm(x, delta[None], weight, eps)
+
+
+def add_parts_norm(x: Tensor, parts: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """Return the same with delta the sum of `parts` (P, B, T, H), added in order in float32."""
+    count = len(parts)
+    alike = x.dtype == weight.dtype and parts.dtype in (x.dtype, torch.float32)
+    shape = (x.shape[-1], count, parts.dtype)
+    attempt = partial(_try_add_norm, x, count, parts.dtype)
+    if not (alike and _fits("add_norm", x, shape, attempt)):
+        delta = parts[0] if count == 1 else parts.sum(0).to(x.dtype)
         return plain.add_norm(x, delta, weight, eps)
-    return _add_norm(x, delta, weight, eps)
+    return _add_norm(x, parts, weight, eps)
 
 
-def _add_norm(x: Tensor, delta: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
-    x, delta = x.contiguous(), delta.contiguous()
+def _add_norm(x: Tensor, parts: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    x, parts = x.contiguous(), parts.contiguous()
     total, out = torch.empty_like(x), torch.empty_like(x)
     width = x.shape[-1]
     tile = triton.next_power_of_2(width)
     kernel: Any = _add_norm_kernel[(x.numel() // width,)]
     # A row is one program's: its latency is a decode step's, so it gets many threads.
     kernel(
-        x, delta, weight.contiguous(), total, out, width, eps,
-        tile=tile, num_warps=min(max(tile // 512, 1), 16),
+        x, parts, weight.contiguous(), total, out, width, eps, x.numel(),
+        parts=len(parts), tile=tile, num_warps=min(max(tile // 512, 1), 16),
     )  # fmt: skip
     return total, out
 
@@ -170,37 +186,36 @@ def usable(device: torch.device) -> bool:
     return _trials.passed("gated", "any", device, lambda: _try_gated(torch.ones(2, device=device)))
 
 
-def _fits(name: str, x: Tensor, shape: tuple[int, ...], attempt: Any) -> bool:
+def tried(name: str, shape: Hashable, x: Tensor, attempt: Callable[[], None]) -> bool:
+    """Whether the kernel `name` runs for `shape` on the device of `x`; see `trials`."""
+    return _trials.passed(name, shape, x.device, attempt)
+
+
+def _fits(name: str, x: Tensor, shape: Hashable, attempt: Callable[[], None]) -> bool:
     """Whether the kernel can take `x` and the sizes of the model that it depends on."""
     if x.numel() == 0 or x.dtype not in DTYPES:
         return False
-    return _trials.passed(name, (x.dtype, shape), x.device, attempt)
+    return tried(name, (x.dtype, shape), x, attempt)
 
 
 def _try_gated(like: Tensor) -> None:
-    x = _some(like, 2, 3, like.shape[-1])
+    x = sample(like, 2, 3, like.shape[-1])
     require_close(_gated(x), plain.gated(x))
 
 
-def _try_add_norm(like: Tensor) -> None:
+def _try_add_norm(like: Tensor, count: int, dtype: torch.dtype) -> None:
     width = like.shape[-1]
-    x, delta, weight = _some(like, 2, 3, width), _some(like, 3, 2, width), _some(like, width)
-    given = (x, delta.view_as(x), weight, 1e-6)
-    for ours, theirs in zip(_add_norm(*given), plain.add_norm(*given), strict=True):
-        require_close(ours, theirs)
+    x, weight = sample(like, 2, 3, width), sample(like, width)
+    parts = sample(like, count, 3, 2, width).view(count, 2, 3, width).to(dtype)
+    theirs = plain.add_norm(x, parts.sum(0, dtype=torch.float32).to(x.dtype), weight, 1e-6)
+    for ours, wanted in zip(_add_norm(x, parts, weight, 1e-6), theirs, strict=True):
+        require_close(ours, wanted)
 
 
 def _try_turn_into(qkv: Tensor, cache: Tensor) -> None:
-    x = _some(qkv, 2, 3, *qkv.shape[2:])
-    angles = _some(qkv, 2, 3, 1, qkv.shape[3] // 2)
+    x = sample(qkv, 2, 3, *qkv.shape[2:])
+    angles = sample(qkv, 2, 3, 1, qkv.shape[3] // 2)
     cos, sin = torch.cat([angles.cos()] * 2, -1), torch.cat([-angles.sin(), angles.sin()], -1)
     ours, theirs = (cache.new_zeros(2, 2, 5, *cache.shape[3:]) for _ in range(2))
     require_close(_turn_into(x, cos, sin, ours, 1), plain.turn_into(x, cos, sin, theirs, 1))
     require_close(ours, theirs)
-
-
-def _some(like: Tensor, *size: int) -> Tensor:
-    """Return values from −1 to 1 that hardly repeat, without a random generator's state."""
-    count = torch.Size(size).numel()
-    at = torch.arange(count, device=like.device, dtype=torch.float32)
-    return (at * 1.7).sin().view(size).to(like.dtype)

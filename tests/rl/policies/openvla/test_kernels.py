@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,14 +43,11 @@ norm_case(kernels.add_norm, 256, 1, 24, "cpu", torch.bfloat16)
 turn_case(kernels.turn_into, 64, 1, 24, 4, 2, "cpu", torch.bfloat16)
 """
 
-FALLBACK = """
+LISTEN = """
 import logging
 import torch
-from test_kernels import HEADS, gated_case, norm_case, turn_case
-from crane_x7_vla_rl.policies.openvla.run import kernels
-from crane_x7_vla_rl.policies.openvla.run.trials import Trials
-
-kernels._trials = Trials()
+from crane_x7_vla_rl.policies.openvla.run import kernels, low_bit
+low_bit.kernels_for = lambda x: kernels
 
 class Lines(logging.Handler):
     found = []
@@ -57,6 +55,13 @@ class Lines(logging.Handler):
         self.found.append(record.getMessage())
 
 logging.getLogger().addHandler(Lines())
+"""
+
+FALLBACK = """
+from test_kernels import HEADS, gated_case, norm_case, turn_case
+from crane_x7_vla_rl.policies.openvla.run.trials import Trials
+
+kernels._trials = Trials()
 whole = kernels._turn_into
 def broken(qkv, cos, sin, cache, start):
     query = whole(qkv, cos, sin, cache, start)
@@ -79,22 +84,29 @@ assert kernels.add_norm(*[torch.zeros(0, 1, 6)] * 2, torch.ones(6), 1e-6)[1].sha
 """
 
 LOW_BIT = """
-import torch
-from crane_x7_vla_rl.policies.openvla.run.low_bit import LowBit
-from crane_x7_vla_rl.policies.openvla.run.low_bit_kernel import product
-from crane_x7_vla_rl.policies.openvla.model.matrices import Dense
+from test_kernels import low_bit_case, parts_case
+from crane_x7_vla_rl.policies.openvla.run.low_bit_tiles import Tiles
 
-for rows, inputs, outputs in ((1, 300, 40), (7, 256, 16), (16, 88, 33)):
-    coarse = LowBit(Dense(torch.randn(outputs, inputs)), "int8")
-    x = torch.randn(rows, inputs)
-    wanted = (x @ coarse.weight.float().T) * coarse.scale
-    assert torch.allclose(product(x, coarse.weight, coarse.scale), wanted, atol=1e-3)
+SPLIT = Tiles(outputs=16, inputs=64, stages=2, split=3)
+for rows, inputs, outputs, group, tiles in (
+    (1, 300, 40, 128, None), (3, 700, 33, 64, SPLIT), (8, 256, 16, None, SPLIT),
+    (9, 88, 33, 128, None), (16, 1100, 64, 32, SPLIT), (2, 16, 3, 16, SPLIT),
+):
+    for kind in ("int8", "fp8"):
+        low_bit_case(kind, rows, inputs, outputs, group, tiles, "cpu", torch.float32)
+# The interpreter multiplies bfloat16 as the integers that hold it, so float16 stands for it.
+low_bit_case("int8", 4, 1100, 40, 128, SPLIT, "cpu", torch.float16)
+low_bit_case("int8", 0, 64, 40, 128, None, "cpu", torch.float32)
+low_bit_case("int8", 3, 64, 40, 128, None, "cpu", torch.float64)
+for count in (1, 4):
+    parts_case(count, "cpu", torch.bfloat16)
+assert not Lines.found, Lines.found
 """
 
 WHOLE = """
 import torch
 from crane_x7_vla_rl.policies.load import SHIPPED
-from crane_x7_vla_rl.policies.openvla.run import inference, kernels
+from crane_x7_vla_rl.policies.openvla.run import inference, kernels, low_bit
 from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from crane_x7_vla_rl.policies.openvla.weights import loading
 import openvla_rig as rig
@@ -106,12 +118,18 @@ wanted = Runner(shipped).roll_out(pixels, rig.prompts()[:1], 2)
 inference.kernels_for = lambda x: kernels
 runner = Runner(rig.load())
 runner.bucket = 16
+low_bit.kernels_for = lambda x: kernels
 tokens = runner.roll_out(rig.expected()["pixel_values"][:1], rig.prompts()[:1], 3).tokens
 assert torch.equal(tokens, rig.tokens("crane_x7")[:1, :3]), tokens
 found = Runner(shipped).roll_out(pixels, rig.prompts()[:1], 2)
 assert torch.equal(found.tokens, wanted.tokens), (found.tokens, wanted.tokens)
 assert (found.logits - wanted.logits).abs().max() < 1e-4
-assert all(kernels._trials._verdicts.values()) and len(kernels._trials._verdicts) == 6
+coarse = Runner(shipped, "int8").roll_out(pixels, rig.prompts()[:1], 2).logits
+low_bit.kernels_for = inference.kernels_for = lambda x: None
+wanted = Runner(shipped, "int8").roll_out(pixels, rig.prompts()[:1], 2).logits
+assert (coarse - wanted).abs().max() < 1e-4
+assert all(kernels._trials._verdicts.values()), kernels._trials._verdicts
+assert len(kernels._trials._verdicts) == 8, kernels._trials._verdicts
 """
 
 
@@ -158,8 +176,45 @@ def turn_case(
         require_equal(cache, wanted)
 
 
+def low_bit_case(
+    kind: Any, rows: int, inputs: int, outputs: int, group: int | None, tiles: Any,
+    device: Any, dtype: Any,
+) -> None:  # fmt: skip
+    """The kernel against the dense product with the weight that the 8 bits stand for."""
+    from crane_x7_vla_rl.policies.openvla.model.matrices import Dense
+    from crane_x7_vla_rl.policies.openvla.run import low_bit_tiles
+    from crane_x7_vla_rl.policies.openvla.run.low_bit import LowBit
+
+    coarse = LowBit(Dense(torch.randn(outputs, inputs, device=device).to(dtype)), kind, group)
+    low_bit_tiles.TABLE.clear()
+    if tiles is not None:
+        low_bit_tiles.TABLE[low_bit_tiles.tile_rows(rows), outputs, inputs] = tiles
+    x = torch.randn(inputs, rows, 1, device=device).to(dtype).permute(1, 2, 0)
+    scale = coarse.scale.t().repeat_interleave(coarse.group, 1)[:, :inputs]
+    wanted = x.double() @ (coarse.weight.double() * scale).t()
+    require_equal(coarse(x) / inputs**0.5, (wanted / inputs**0.5).to(dtype))
+    if tiles is not None and inputs > tiles.inputs and rows and dtype is not torch.float64:
+        assert 1 < len(coarse.parts(x)) <= tiles.split
+    low_bit_tiles.TABLE.clear()
+
+
+def parts_case(count: int, device: Any, dtype: Any) -> None:
+    """A norm that adds the parts of a product as it reads them."""
+    from crane_x7_vla_rl.policies.openvla.run import kernels
+
+    x = torch.randn(3, 2, 100, device=device).to(dtype)
+    parts = torch.randn(count, 3, 2, 100, device=device)
+    weight = torch.randn(100, device=device).to(dtype)
+    total, normed = kernels.add_parts_norm(x, parts, weight, 1e-6)
+    wanted = (x.float() + parts.sum(0)).to(dtype)
+    require_equal(total, wanted)
+    require_equal(normed, functional.rms_norm(wanted.float(), (100,), weight.float()).to(dtype))
+
+
 @pytest.mark.parametrize(
-    "script", [AGAINST_TORCH + FALLBACK, LOW_BIT, WHOLE], ids=["torch", "8bit", "whole"]
+    "script",
+    [AGAINST_TORCH + LISTEN + FALLBACK, LISTEN + LOW_BIT, WHOLE],
+    ids=["torch", "8bit", "whole"],
 )
 def test_kernels_compute_what_torch_does(script: str) -> None:
     triton_rig.interpret(script, Path(__file__).parent)
@@ -186,7 +241,8 @@ def test_the_shipped_policys_kernels_compile_for_an_h100(
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     made = triton_rig.compile_only(monkeypatch, 90)
     launch_all(24, 4, 4, 256, torch.float32)
-    assert len(made) == 6
+    launch_low_bit(1, 96, 256, torch.bfloat16, torch.int8)
+    assert len(made) == 8
     for one in made:
         assert one.asm["cubin"].startswith(b"\x7fELF")
 
@@ -207,6 +263,50 @@ def test_kernels_compile_for_every_model(
         # 32 bits do not number what a batch of 64 has; a row's offset is a product, so 64 bits.
         rows = [line for line in one.asm["ttir"].splitlines() if "arith.muli" in line]
         assert all("i64" in line or "%tile" in line for line in rows if "%row" in line), rows
+
+
+def launch_low_bit(rows: int, outputs: int, inputs: int, dtype: torch.dtype, kind: Any) -> None:
+    """Launch an 8-bit product as it stands in a table without measurements."""
+    from crane_x7_vla_rl.policies.openvla.run import kernels, low_bit_kernel
+    from crane_x7_vla_rl.policies.openvla.run.low_bit import GROUP
+
+    x = torch.zeros(rows, inputs, dtype=dtype)
+    weight = torch.zeros(outputs, inputs, dtype=kind)
+    scale = torch.zeros(-(-inputs // GROUP), outputs)
+    parts = low_bit_kernel.parts(x, weight, scale, GROUP)
+    one = torch.zeros(rows, 1, outputs, dtype=dtype)
+    kernels._add_norm(one, parts[:, :, None], one[0, 0], 1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize(
+    ("architecture", "kind"), [(80, torch.int8), (90, torch.int8), (90, torch.float8_e4m3fn)]
+)
+def test_8_bit_products_compile_and_stream_their_weights(
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    architecture: int,
+    dtype: torch.dtype,
+    kind: torch.dtype,
+) -> None:
+    """Copies of 16 bytes ahead of the arithmetic, and tensor cores for bfloat16."""
+    from crane_x7_vla_rl.policies.openvla.run.low_bit_tune import RELEASED
+
+    monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
+    made = triton_rig.compile_only(monkeypatch, architecture)
+    for rows in (1, 16):
+        for outputs, inputs in (*RELEASED, (96, 256), (33, 100)):
+            del made[:]
+            launch_low_bit(rows, outputs, inputs, dtype, kind)
+            product, norm = made
+            assert product.asm["cubin"].startswith(b"\x7fELF")
+            assert norm.asm["cubin"].startswith(b"\x7fELF")
+            if inputs % 16 == 0:
+                wide = re.findall(r"cp\.async\.cg\.shared\.global.*0x10", product.asm["ptx"])
+                assert len(wide) >= 3, product.asm["ptx"]
+            if dtype is torch.bfloat16:
+                assert "mma.sync.aligned.m16n8k16" in product.asm["ptx"]
 
 
 def test_a_failing_assembler_costs_speed_alone(
@@ -278,6 +378,38 @@ def test_every_shape_runs_on_the_gpu(dtype: torch.dtype) -> None:
         for heads in HEADS:
             turn_case(kernels.turn_into, batch, length, *heads, "cuda", dtype)
     assert all(kernels._trials._verdicts.values()), kernels._trials._verdicts
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [1, 3, 8, 9, 16])
+def test_8_bit_products_run_on_the_gpu(rows: int, dtype: torch.dtype) -> None:
+    from crane_x7_vla_rl.policies.openvla.run import kernels
+    from crane_x7_vla_rl.policies.openvla.run.low_bit_tiles import Tiles
+
+    for inputs, outputs, group in ((4096, 4096, 128), (11008, 264, 128), (96, 288, None)):
+        for tiles in (None, Tiles(outputs=16, inputs=64, stages=3, split=4)):
+            for kind in (
+                ("int8", "fp8") if torch.cuda.get_device_capability() >= (8, 9) else ("int8",)
+            ):
+                low_bit_case(kind, rows, inputs, outputs, group, tiles, "cuda", dtype)
+    for count in (1, 2, 8):
+        parts_case(count, "cuda", dtype)
+    assert all(kernels._trials._verdicts.values()), kernels._trials._verdicts
+
+
+@pytest.mark.gpu
+def test_8_bit_decode_on_the_gpu_equals_the_cpus() -> None:
+    from crane_x7_vla_rl.policies.openvla.run.runner import Runner
+
+    found = {}
+    for device in ("cpu", "cuda"):
+        runner = Runner(rig.load().to(device), "int8")
+        shown = rig.expected()["pixel_values"].to(device)
+        for _ in range(2):  # captured, then replayed
+            found[device] = runner.roll_out(shown, rig.prompts(), 8)
+    assert torch.equal(found["cuda"].tokens.cpu(), found["cpu"].tokens)
+    assert float((found["cuda"].logits.cpu() - found["cpu"].logits).abs().max()) < 1e-3
 
 
 @pytest.mark.gpu
