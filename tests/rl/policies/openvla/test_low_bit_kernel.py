@@ -23,6 +23,7 @@ SPLIT = Tiles(outputs=16, inputs=64, stages=2, split=3)
 for rows, inputs, outputs, group, tiles in (
     (1, 300, 40, 128, None), (3, 700, 33, 64, SPLIT), (8, 256, 16, None, SPLIT),
     (9, 88, 33, 128, None), (16, 1100, 64, 32, SPLIT), (2, 16, 3, 16, SPLIT),
+    (3, 704, 64, 64, SPLIT),  # no tile reaches over an edge
 ):
     for kind in ("int8", "fp8"):
         low_bit_case(kind, rows, inputs, outputs, group, tiles, "cpu", torch.float32)
@@ -79,8 +80,10 @@ def test_8_bit_products_compile_and_stream_their_weights(
 
     monkeypatch.setenv("TRITON_CACHE_DIR", str(tmp_path))
     made = triton_rig.compile_only(monkeypatch, architecture)
+    # float32 is for tests; its products are long to compile.
+    sizes = RELEASED if dtype is torch.bfloat16 else ()
     for rows in (1, 16):
-        for outputs, inputs in (*RELEASED, (96, 256), (33, 100)):
+        for outputs, inputs in (*sizes, (96, 256), (33, 100)):
             del made[:]
             launch_low_bit(rows, outputs, inputs, dtype, kind)
             product, norm = made
