@@ -23,6 +23,9 @@ FEWEST = 10
 SLOW, FAST = 1.02, 1.01
 """Ratio of mean interval to period above which the loop counts as limited, and below which it no
 longer does: a loss below 2 % is not logged."""
+PAUSE_S = 60.0
+"""Shortest time between two log lines that name the same cause; a policy that is slow now and then
+would fill the log."""
 OUTLIERS = 2
 """One slow prediction (garbage collection, a page fault) does not make a slow policy: N intervals
 are ignored, if they are longer than twice the period and twice the median."""
@@ -53,6 +56,9 @@ class RateWatch:
         self._taken_s = 0.0
         self._is_behind = False
         self._starved = False
+        self._said: RateLimit | None = None
+        """What the last line of the log named."""
+        self._silent_until_s: dict[RateLimit, float] = {}
 
     @property
     def limit(self) -> RateLimit | None:
@@ -95,12 +101,20 @@ class RateWatch:
         limit = self._cause() if share > (SLOW if self.limit is None else FAST) else None
         rate_hz = 1 / fmean(intervals_s)
         self._metrics.rate_lost_hz = max(asked_hz - rate_hz, 0.0) if limit else 0.0
+        self._say(limit, rate_hz)
         if limit != self.limit:
-            self._say(limit, rate_hz)
             self._metrics.rate_limit = limit
             timings.clear()  # the next change needs new evidence
 
     def _say(self, limit: RateLimit | None, rate_hz: float) -> None:
+        """Log a change, each cause at most once in `PAUSE_S`; a cause that lasts is logged then."""
+        if limit == self._said:
+            return
+        if limit is not None:
+            if self._taken_s < self._silent_until_s.get(limit, 0.0):
+                return
+            self._silent_until_s[limit] = self._taken_s + PAUSE_S
+        self._said = limit
         asked = f"the requested {self._metrics.asked_rate_hz:g} Hz"
         if limit is None:
             logger.info("driving at %s again", asked)

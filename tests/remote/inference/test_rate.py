@@ -215,6 +215,23 @@ def test_a_policy_that_is_now_slow_now_fast_is_not_named_each_time(
     assert len(said()) <= 1
 
 
+def test_a_slow_policy_is_named_once_a_minute_at_most(said: Callable[[], list[str]]) -> None:
+    """It is slow, then fast, then slow to the end: the second line waits for its minute."""
+    lines_by_s: list[tuple[float, int]] = []
+
+    def policy_s(since_s: float) -> float:
+        lines_by_s.append((since_s, len(said())))
+        return 0.15 if since_s < 5 or since_s > 12 else 0.05
+
+    Drive(policy_s, rate_hz=10).run(70.0)
+    assert max(lines for since_s, lines in lines_by_s if since_s < 60) == 2
+    assert [line.split(":")[0] for line in said()] == [
+        "policy takes 150 ms",
+        "driving at the requested 10 Hz again",
+        "policy takes 150 ms",
+    ]
+
+
 @pytest.mark.parametrize("policy_s", [0.002, 0.035])
 @pytest.mark.parametrize("camera_hz", [1.0, 10.0, 25.0])
 def test_a_camera_slower_than_the_asked_rate_is_named_once(
@@ -372,6 +389,10 @@ def test_a_real_loop_asks_a_slow_policy_again_as_soon_as_it_has_answered() -> No
         wait_until(lambda: len(robot.stamps) >= 100, 5.0, "trajectories at the robot")
     idle_s = [after[0] - before[1] for before, after in itertools.pairwise(policy.calls_s)]
     assert statistics.median(idle_s) < 0.015
+    taken_s = statistics.median(end_s - began_s for began_s, end_s in policy.calls_s)
+    begun_s = [began_s for began_s, _ in policy.calls_s]
+    period_s = statistics.median(after - before for before, after in itertools.pairwise(begun_s))
+    assert taken_s / period_s >= 25 / 28.57  # of the rate that the policy alone allows
     assert ahead.calls > 25
     assert len(set(robot.stamps)) == len(robot.stamps)
     assert running.sent() >= 0.9 * len(policy.calls_s)
