@@ -54,6 +54,12 @@ def layers(
     ]
 
 
+def process_count(environ: Mapping[str, str] | None = None) -> int:
+    """Return how many processes torchrun started; 1 without torchrun."""
+    environ = os.environ if environ is None else environ
+    return int(environ.get("WORLD_SIZE") or 1)
+
+
 def line_to_complete() -> str | None:
     """Return what a shell wants completed; None where this process is no completion."""
     return variables.line_to_complete(os.environ)

@@ -6,6 +6,7 @@ Run by torchrun, `tests/rigs/ppo_rig.py <folder>` updates as one of several proc
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 import training_rig
 from accelerate import Accelerator
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 from training_rig import SIDE
 
 from crane_x7_vla_rl.policies.openvla import OpenVLA
@@ -27,7 +29,7 @@ from crane_x7_vla_rl.training.rl import ppo
 from crane_x7_vla_rl.training.rl.agent import Agent
 from crane_x7_vla_rl.training.rl.buffer import Buffer
 from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig, ValueConfig
-from crane_x7_vla_rl.training.rl.update import UpdateIndex, update
+from crane_x7_vla_rl.training.rl.update import UpdateIndex, _evaluate, update
 
 STEPS, ENVIRONMENTS, TOKENS = 3, 4, 4
 RED, BLUE = 0, 2
@@ -157,6 +159,34 @@ def learn(made: Agent, config: PpoConfig, updates: int, draw: torch.Generator) -
     return rewards
 
 
+class _Collectives(TorchDispatchMode):
+    """Counts what processes exchange."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func.namespace == "c10d":
+            self.counts[func.overloadpacket.__name__] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def collectives(made: Agent, own: Buffer) -> list[dict[str, int]]:
+    """Return the number of each collective in three passes whose gradients are added up."""
+    counts = []
+    for last in (False, False, True):
+        with _Collectives() as seen, made.accumulating(last):
+            found = _evaluate(made, own, torch.arange(2), EVERYTHING)
+            assert found.values is not None
+            torch.autograd.backward(found.log_probs.sum() + found.values.sum())
+        counts.append(dict(seen.counts))
+    made.forget()
+    return counts
+
+
 def _run(folder: Path) -> None:
     """Update as one of several processes, with DDP and with FSDP; write what came out."""
     given = torch.load(folder / "buffer.pt", weights_only=False)
@@ -183,6 +213,7 @@ def _run(folder: Path) -> None:
             "rewound": weights(made),
             "optimizer": optimizer,
             "rewound optimizer": dict(made.optimizer_state()),
+            "collectives": collectives(made, own),
         }
         if accelerator.is_main_process:
             torch.save(said, folder / f"{sharding}.pt")

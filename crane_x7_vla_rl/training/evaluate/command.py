@@ -17,6 +17,7 @@ import json
 import logging
 from collections.abc import Iterator
 from dataclasses import fields as fields_of
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,7 +28,9 @@ from crane_x7_vla_rl.policies.base import AUTO, ModelOptions
 from crane_x7_vla_rl.policies.preflight import OptionNames, model_problems
 from crane_x7_vla_rl.scenes import WorldConfig
 from crane_x7_vla_rl.training import settings
+from crane_x7_vla_rl.training.evaluate import ranks as processes
 from crane_x7_vla_rl.training.evaluate.config import RESULTS, EvaluateConfig
+from crane_x7_vla_rl.training.evaluate.ranks import ALONE, Ranks
 
 NAMES: Final = OptionNames("--checkpoint", "--device", "--unnorm-key")
 FOLDER: Final = "evaluate"
@@ -102,11 +105,19 @@ def _name(args: argparse.Namespace) -> str:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Evaluate; returns 0. Raises PolicyLoadError, DataError and SimError."""
+    """Evaluate; returns 0. Raises PolicyLoadError, DataError and SimError.
+
+    Every process that torchrun started runs it; the first one writes and prints.
+    """
     config = read(args)
     _check(config)
+    ranks, device = processes.join(config.model.device)
+    if not ranks.is_first:
+        logging.getLogger().setLevel(logging.WARNING)
     logger.info("%s", _summary(config))
-    results = evaluate(config)
+    results = evaluate(config, ranks, device)
+    if not ranks.is_first:
+        return 0
     from crane_x7_vla_rl.training.evaluate.report import show
 
     if args.json:
@@ -146,8 +157,12 @@ def _check_model(config: EvaluateConfig) -> Iterator[Exception]:
     yield from model_problems(config.model, NAMES)
 
 
-def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+def evaluate(
+    config: EvaluateConfig, ranks: Ranks = ALONE, device: str | None = None
+) -> dict[str, Any]:
     """Return what `results.json` then holds; raises PolicyLoadError, DataError, SimError.
+
+    `device`: where this process of `ranks` computes, by default the configured one.
 
     A model that outputs NaN is an error, not a rate of 0: NotFiniteError is a PolicyLoadError.
     """
@@ -156,17 +171,21 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy
     from crane_x7_vla_rl.training.evaluate.report import summary
 
-    policy = load_policy("openvla", config.model, NAMES)
+    model = replace(
+        config.model, device=device or config.model.device, seed=config.model.seed + ranks.rank
+    )
+    policy = load_policy("openvla", model, NAMES)
     assert isinstance(policy, OpenVLAPolicy)
     config.output.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {"checkpoint": config.model.path}
     if config.num_episodes:
         from crane_x7_vla_rl.training.evaluate.rollout import roll_out
 
-        results |= summary(config, roll_out(policy, config))
+        results |= summary(config, roll_out(policy, config, ranks))
     if config.data_root is not None:
         from crane_x7_vla_rl.training.evaluate.offline import compare
 
-        results["offline"] = compare(policy, config)
-    write_json(config.output / RESULTS, results)
+        results["offline"] = compare(policy, config, ranks)
+    if ranks.is_first:
+        write_json(config.output / RESULTS, results)
     return results

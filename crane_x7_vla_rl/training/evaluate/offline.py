@@ -21,23 +21,29 @@ from crane_x7_vla_rl.data.source import EpisodeSource, open_source
 from crane_x7_vla_rl.policies.base import Policy
 from crane_x7_vla_rl.robot import JOINT_NAMES
 from crane_x7_vla_rl.training.evaluate.config import OFFLINE, EvaluateConfig
+from crane_x7_vla_rl.training.evaluate.ranks import ALONE, Ranks
 from crane_x7_vla_rl.types import JointState, Observation
 
 WARM_UP: Final = 3
 """Predictions before the first timed one: the first ones allocate buffers."""
 
 
-def compare(policy: Policy, config: EvaluateConfig) -> dict[str, Any]:
-    """Write offline.parquet and return its summary; raises DataError."""
+def compare(policy: Policy, config: EvaluateConfig, ranks: Ranks = ALONE) -> dict[str, Any]:
+    """Return the summary, in each process of `ranks` alike; the first one writes offline.parquet.
+
+    Raises DataError.
+    """
     assert config.data_root is not None
     source = open_source(config.data_root)
     rows: list[dict[str, Any]] = []
     chosen = list(_spread(source, config.offline_frames))
     _warm_up(policy, source, chosen[0])
-    for episode, frame in chosen:
+    for episode, frame in ranks.share(chosen):
         rows += _rows(policy, source, episode, frame)
-    table = pa.Table.from_pylist(rows)
-    write_whole(config.output / OFFLINE, lambda path: pq.write_table(table, path))
+    rows = sorted(ranks.gather(rows), key=lambda row: (row["episode"], row["frame"], row["step"]))
+    if ranks.is_first:
+        table = pa.Table.from_pylist(rows)
+        write_whole(config.output / OFFLINE, lambda path: pq.write_table(table, path))
     latency = np.array([row["latency_ms"] for row in rows if row["step"] == 0])
     return {
         "data_root": config.data_root,

@@ -2,7 +2,7 @@
 
 Scenes run in processes; the policy runs in this one, on one process's scenes while the others step.
 Processes are served round robin, so that a sampling policy uses the same random numbers for the
-same scenes in every run.
+same scenes in every run. On several GPUs each process of torchrun has its share of the seeds.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -20,9 +21,11 @@ import numpy as np
 
 from crane_x7_vla_rl.data.progress import episode_bar
 from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy
+from crane_x7_vla_rl.scenes import WorldConfig
 from crane_x7_vla_rl.sim.errors import SimError
 from crane_x7_vla_rl.sim.workers import Workers
 from crane_x7_vla_rl.training.evaluate.config import VIDEOS, EvaluateConfig
+from crane_x7_vla_rl.training.evaluate.ranks import ALONE, Ranks
 from crane_x7_vla_rl.training.evaluate.scene_worker import Act, Begin, EvalWorker, Look
 from crane_x7_vla_rl.training.evaluate.video import write_video
 from crane_x7_vla_rl.types import Observation
@@ -68,9 +71,11 @@ class _Episode:
 class _RoundRobin:
     """All scenes of all processes, and the remaining seeds."""
 
-    def __init__(self, policy: OpenVLAPolicy, config: EvaluateConfig, workers: Workers) -> None:
+    def __init__(
+        self, policy: OpenVLAPolicy, config: EvaluateConfig, workers: Workers, seeds: Sequence[int]
+    ) -> None:
         self.policy, self.config, self.workers = policy, config, workers
-        self.seeds = iter(range(config.first_seed, config.first_seed + config.num_episodes))
+        self.seeds = iter(seeds)
         self.running: list[dict[int, _Episode]] = [{} for _ in range(len(workers))]
         self.results: list[Result] = []
         self.policy_s = 0.0
@@ -127,18 +132,33 @@ class _RoundRobin:
             write_video(path, look.film, 1 / self.policy.period_s)
 
 
-def roll_out(policy: OpenVLAPolicy, config: EvaluateConfig) -> Rollouts:
-    """Return the result of every seed; raises SimError."""
+def roll_out(policy: OpenVLAPolicy, config: EvaluateConfig, ranks: Ranks = ALONE) -> Rollouts:
+    """Return the result of every seed, in each process of `ranks` alike; raises SimError."""
     world = replace(config.world, control_hz=_control_hz(policy, str(config.model.path)))
-    _clear_videos(config.output / VIDEOS)
+    if ranks.is_first:
+        _clear_videos(config.output / VIDEOS)
+    ranks.wait()
     policy.reset()
-    count = min(config.processes or os.cpu_count() or 1, config.num_episodes)
+    seeds = ranks.share(range(config.first_seed, config.first_seed + config.num_episodes))
     started_s = time.monotonic()
-    with (
-        Workers(count, partial(EvalWorker, world)) as workers,
-        episode_bar(config.world.task, config.num_episodes) as show,
-    ):
-        scenes = _RoundRobin(policy, config, workers)
+    mine, policy_s = _roll_out(policy, config, world, seeds, ranks)
+    results = tuple(sorted(ranks.gather(mine), key=lambda result: result.seed))
+    slowest_s = max(ranks.gather([policy_s]))
+    return Rollouts(results, world.control_hz, time.monotonic() - started_s, slowest_s)
+
+
+def _roll_out(
+    policy: OpenVLAPolicy, config: EvaluateConfig, world: WorldConfig, seeds: Sequence[int],
+    ranks: Ranks,
+) -> tuple[list[Result], float]:  # fmt: skip
+    """Return the results of this process's seeds, and how long its policy computed."""
+    cores = max(1, (os.cpu_count() or 1) // ranks.count)
+    count = min(config.processes or cores, len(seeds))
+    bar: AbstractContextManager[Callable[..., None]] = nullcontext(lambda *_: None)
+    if ranks.is_first:
+        bar = episode_bar(config.world.task, len(seeds))
+    with Workers(count, partial(EvalWorker, world)) as workers, bar as show:
+        scenes = _RoundRobin(policy, config, workers, seeds)
         for worker in range(count):
             scenes.begin(worker)
         while any(scenes.running):
@@ -146,8 +166,7 @@ def roll_out(policy: OpenVLAPolicy, config: EvaluateConfig) -> Rollouts:
                 if scenes.running[worker]:
                     scenes.serve(worker)
             show(len(scenes.results), _success_so_far(scenes.results))
-    results = tuple(sorted(scenes.results, key=lambda result: result.seed))
-    return Rollouts(results, world.control_hz, time.monotonic() - started_s, scenes.policy_s)
+    return scenes.results, scenes.policy_s
 
 
 def _control_hz(policy: OpenVLAPolicy, source: str) -> int:

@@ -14,6 +14,7 @@ from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy
 from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from crane_x7_vla_rl.training import non_finite
 from crane_x7_vla_rl.training.evaluate.config import RESULTS, VIDEOS, EvaluateConfig
+from crane_x7_vla_rl.training.evaluate.ranks import Ranks
 from crane_x7_vla_rl.training.evaluate.report import summary
 from crane_x7_vla_rl.training.rl.run import RlRun
 
@@ -21,13 +22,15 @@ EVALUATION: Final = "evaluation"
 
 
 def success(run: RlRun, runner: Runner, step: int) -> float:
-    """Evaluate in this process; write results and videos, show the latter to W&B; return 0 to 1.
+    """Evaluate in all processes of the run; the first one writes results and shows videos to W&B.
 
-    Raises SpoiltError where the policy's logits are NaN or infinite.
+    Returns the rate, 0 to 1, in each process alike. Raises SpoiltError where the policy's logits
+    are NaN or infinite.
     """
     from crane_x7_vla_rl.training.evaluate.rollout import roll_out
 
-    config = run.config
+    config, accelerator = run.config, run.session.accelerator
+    ranks = Ranks(accelerator.process_index, accelerator.num_processes)
     settings = config.evaluation
     model = ModelOptions(
         path=str(run.folder),
@@ -47,14 +50,19 @@ def success(run: RlRun, runner: Runner, step: int) -> float:
         videos=settings.videos,
     )
     evaluation.output.mkdir(parents=True, exist_ok=True)
-    acting = OpenVLAPolicy(replace(run.session.origin.loaded, model=runner.model), model, runner)
+    acting = OpenVLAPolicy(
+        replace(run.session.origin.loaded, model=runner.model),
+        replace(model, seed=model.seed + ranks.rank),
+        runner,
+    )
     try:
-        rollouts = roll_out(acting, evaluation)
+        rollouts = roll_out(acting, evaluation, ranks)
     except NotFiniteError as error:
         where = f"update {step}, evaluation"
         raise non_finite.answer(where, run.agent.core, error) from error
     results = summary(evaluation, rollouts)
-    write_json(evaluation.output / RESULTS, results)
+    if ranks.is_first:
+        write_json(evaluation.output / RESULTS, results)
     if run.session.tracker.wandb_run is not None:
         run.session.tracker.wandb_run.show(sorted((evaluation.output / VIDEOS).glob("*.mp4")), step)
     return float(results["success"]["rate"])

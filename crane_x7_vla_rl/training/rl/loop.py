@@ -22,7 +22,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from accelerate.utils import broadcast_object_list
 
 from crane_x7_vla_rl.training import session
 from crane_x7_vla_rl.training.checkpoints.resume import Resumption
@@ -153,16 +152,15 @@ class _Loop:
     def _evaluate(self, figures: dict[str, Any]) -> bool:
         """Evaluate on unseen scenes where it is time to, add it to `figures`; return if it is best.
 
-        The first process rolls out for all.
+        Each process rolls out its share of the episodes.
         """
         run, step = self.run, self.state.progress.step
         every = run.config.evaluation.every
         if not every or step % every:
             return False
         with self.rescue.evaluation(), run.agent.acting() as runner:
-            found = [evaluation.success(run, runner, step) if run.session.is_first else None]
-            (success,) = broadcast_object_list(found)
-        figures["evaluation_success"] = success = float(success or 0.0)
+            success = evaluation.success(run, runner, step)
+        figures["evaluation_success"] = success
         is_best = success > self.state.best
         self.state.best = max(success, self.state.best)
         return is_best

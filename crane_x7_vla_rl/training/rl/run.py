@@ -7,9 +7,10 @@ it, each with its own environments; the first one writes.
 from __future__ import annotations
 
 import logging
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -43,6 +44,7 @@ from crane_x7_vla_rl.training.rl.rollout import RolloutConfig
 from crane_x7_vla_rl.training.run_log import RunLog
 from crane_x7_vla_rl.training.session import Clock, Session, Start, TrainerNames
 from crane_x7_vla_rl.training.tracking import Formatters, StepRange, Tracker, open_tracker
+from crane_x7_vla_rl.vector_config import VectorConfig
 
 logger = logging.getLogger(__name__)
 
@@ -103,12 +105,7 @@ def open_run(
     agent = _agent(config, loaded, accelerator, resumed)
     progress = sessions.restore(agent, resumed)
     rank = int(accelerator.process_index)
-    env = vector.make(
-        config.env.vector(
-            _control_hz(codec.inputs, weights), config.training.seed,
-            rank * config.env.num_parallel_envs,
-        )
-    )  # fmt: skip
+    env = vector.make(_environments(config, _control_hz(codec.inputs, weights), accelerator))
 
     def tracker() -> Tracker:
         steps = StepRange(progress.step, config.training.num_updates)
@@ -126,6 +123,16 @@ def open_run(
             yield RlRun(session, config, rollout, clock, threads), progress
     finally:
         env.close()
+
+
+def _environments(config: RlConfig, control_hz: int, accelerator: Accelerator) -> VectorConfig:
+    """Return this process's environments; the processes of a run share the machine's cores."""
+    count, first = int(accelerator.num_processes), int(accelerator.process_index)
+    first_env = first * config.env.num_parallel_envs
+    found = config.env.vector(control_hz, config.training.seed, first_env)
+    if found.processes or count == 1:
+        return found
+    return replace(found, processes=max(1, (os.cpu_count() or 1) // count))
 
 
 def _whole(config: RlConfig, start: Start) -> str:

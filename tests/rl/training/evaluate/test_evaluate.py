@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import training_rig
 
 for package in ("torch", "pyarrow", "tokenizers", "av"):
     pytest.importorskip(package, reason="needs the train extra")
@@ -33,6 +34,7 @@ from crane_x7_vla_rl.training.errors import ConfigError
 from crane_x7_vla_rl.training.evaluate import command
 from crane_x7_vla_rl.training.evaluate.command import evaluate
 from crane_x7_vla_rl.training.evaluate.config import EvaluateConfig
+from crane_x7_vla_rl.training.evaluate.ranks import Ranks, join
 from crane_x7_vla_rl.training.evaluate.report import describe, wilson
 from crane_x7_vla_rl.training.evaluate.rollout import roll_out
 from crane_x7_vla_rl.types import ActionChunk, Observation
@@ -166,6 +168,51 @@ def test_an_evaluation_leaves_everything_in_its_folder(checkpoint: Path, tmp_pat
     assert all(0 <= mean[name] < 2 for name in JOINT_NAMES)
     assert "0 of 5 episodes" in describe(results)
     assert "10 recorded frames" in describe(results)
+
+
+@pytest.mark.slow
+def test_two_processes_evaluate_what_one_does(checkpoint: Path, tmp_path: Path) -> None:
+    data = tmp_path / "demos"
+    generate(DemosConfig(data, episodes=2, world=WORLD, processes=1))
+    argv = ["--checkpoint", str(checkpoint), "--device", "cpu", "--colours", "red", "blue"]
+    argv += ["--image-size", "64x64", "--episode-s", "3", "--num-episodes", "3", "--videos", "2"]
+    argv += ["--processes", "1", "--slots", "2", "--data-root", str(data), "--offline-frames", "5"]
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    command.run(parser.parse_args([*argv, "--output", str(tmp_path / "one")]))
+    words = [*argv, "--output", str(tmp_path / "two")]
+    with training_rig.together(words, processes=2, command="evaluate") as ranks:
+        said = [rank.communicate(timeout=training_rig.PATIENCE_S)[0] for rank in ranks]
+    assert [rank.returncode for rank in ranks] == [0, 0], said
+    assert "of 3 episodes" in said[0]
+    assert "episodes" not in said[1]
+    alone, together = (_timeless(tmp_path / name) for name in ("one", "two"))
+    assert alone == together
+    films = [sorted(path.name for path in (tmp_path / name / "videos").iterdir())
+             for name in ("one", "two")]  # fmt: skip
+    assert films[0] == films[1]
+    assert len(films[0]) == 2
+
+
+def _timeless(folder: Path) -> list[object]:
+    """Return what an evaluation found, without the times."""
+    results = json.loads((folder / "results.json").read_text())
+    for times in (results, results["offline"]):
+        for name in ("wall_s", "policy_s", "latency_ms", "control_steps_per_s"):
+            times.pop(name, None)
+    rows = pq.read_table(folder / "offline.parquet").drop_columns("latency_ms").to_pylist()
+    return [results, *rows]
+
+
+def test_several_processes_refuse_the_name_of_one_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    with pytest.raises(ConfigError, match=r"--device cuda:1 .* 4 processes; use --device cuda:"):
+        join("cuda:1")
+
+
+def test_each_item_is_in_one_share() -> None:
+    shares = [Ranks(rank, 3).share(range(7)) for rank in range(3)]
+    assert sorted(item for share in shares for item in share) == list(range(7))
 
 
 def test_offline_errors_are_the_policy_minus_the_recording(

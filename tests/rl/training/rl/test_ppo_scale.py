@@ -41,6 +41,7 @@ def test_two_processes_equal_one_with_twice_the_environments(tmp_path: Path) -> 
     assert process.returncode == 0, process.stdout
     for sharding in ("ddp", "fsdp"):
         together = torch.load(tmp_path / f"{sharding}.pt", weights_only=True)
+        _assert_gradients_are_exchanged_once(together["collectives"])
         assert together["weights"].keys() == wanted.keys()
         for name, weights in wanted.items():
             distance = float((together["weights"][name] - weights).abs().max())
@@ -53,3 +54,15 @@ def test_two_processes_equal_one_with_twice_the_environments(tmp_path: Path) -> 
         for one, two in zip(alone, together["metrics"], strict=True):
             for name in one.keys() - {"policy_grad_norm"}:  # of other samples
                 assert two[name] == pytest.approx(one[name], rel=1e-4, abs=1e-5), (sharding, name)
+
+
+def _assert_gradients_are_exchanged_once(passes: list[dict[str, int]]) -> None:
+    """Three passes are accumulated: only the last one sends gradients.
+
+    FSDP gathers its weights in each; that is what saves the memory.
+    """
+    *earlier, last = passes
+    gathered = {name: count for name, count in last.items() if name == "_allgather_base_"}
+    assert earlier == [gathered, gathered]
+    sent = {name: count for name, count in last.items() if name not in gathered}
+    assert sent in ({"allreduce_": 1}, {"_reduce_scatter_base_": 5}), passes
