@@ -24,7 +24,7 @@ SLOW, FAST = 1.02, 1.01
 """Ratio of mean interval to period above which the loop counts as limited, and below which it no
 longer does: a loss below 2 % is not logged."""
 PAUSE_S = 60.0
-"""Shortest time between two log lines that name the same cause; a policy that is slow now and then
+"""Shortest time between two log lines that name the same cause; a policy that is occasionally slow
 would fill the log."""
 OUTLIERS = 2
 """One slow prediction (garbage collection, a page fault) does not make a slow policy: N intervals
