@@ -74,6 +74,19 @@ def test_two_processes_equal_one_with_twice_the_batch(
     load_policy("openvla", ModelOptions(path=str(two / "last")))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("options", [NO_DROPOUT, ("--no-use-lora",)], ids=["lora", "whole"])
+def test_layers_spread_over_processes_also_learn_in_bfloat16(
+    tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    """As on CUDA: adapters in float32 beside weights in bfloat16, or float32 under autocast."""
+    one, two = tmp_path / "one", tmp_path / "two"
+    halved = (*options, "--precision", "bf16", "--max-steps", "4")
+    rig.train(one, "--batch-size", "4", *halved)
+    train_together(*rig.flags(two, "--batch-size", "2", *halved, *FSDP))
+    assert np.allclose(rig.losses(one), rig.losses(two), rtol=0, atol=0.01)
+
+
 def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     whole, moved = tmp_path / "whole", tmp_path / "moved"
     rig.train(whole, *NO_DROPOUT)
