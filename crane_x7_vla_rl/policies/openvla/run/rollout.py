@@ -17,30 +17,27 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from crane_x7_vla_rl.actions import ACTION_BINS, FIRST_ACTION_TOKEN
-from crane_x7_vla_rl.policies.openvla.finite import marked
-from crane_x7_vla_rl.policies.openvla.model.language import Cache, Pass, rotary_table
+from crane_x7_vla_rl.policies.openvla.model.language import Pass, rotary_table
 from crane_x7_vla_rl.policies.openvla.model.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.run.bindings import Bindings
+from crane_x7_vla_rl.policies.openvla.run.buffers import Answer, Buffers
+from crane_x7_vla_rl.policies.openvla.run.decode import Decoder, finish
 from crane_x7_vla_rl.policies.openvla.run.inference import infer
 from crane_x7_vla_rl.policies.openvla.run.low_bit import Kind, reduced
 from crane_x7_vla_rl.policies.openvla.run.replay import Replay
 from crane_x7_vla_rl.policies.openvla.run.sequence import Prompts, Span, mask, pack, positions
+from crane_x7_vla_rl.policies.openvla.run.speculation import draft, repeat_until, verify
 from crane_x7_vla_rl.prompt import BOS_TOKEN
 
 CUDA_BUCKET = 16
 """Prompt lengths are rounded up to a multiple of this, to share graphs; each pad costs 0.3 % of a
 prefill."""
-MASK_STEP = 16
-"""Attention on CUDA copies a mask, in each layer, if its width is not a multiple of this."""
-SLACK = 64
-"""Slots of a cache beyond its first prompt, so that a longer one rarely reallocates it."""
 MAX_STEPS_KEPT = 32
 """Captured steps per batch size; the least recently used is discarded."""
 
@@ -57,6 +54,9 @@ class Rollout:
     """(B, H), final hidden state at the prompt's end, before any action: for a value head."""
     logits: Tensor
     """(B, D, 256) float32, of tokens 31744…31999, before the temperature."""
+    passes: int
+    """Passes of the language model after the prefill: D − 1 one by one, up to that many with
+    `speculation`."""
 
 
 @dataclass(frozen=True)
@@ -84,54 +84,28 @@ class Packed:
     prompts: Prompts
 
 
-class Buffers:
-    """Fixed tensors of one batch size, which the graphs read and write."""
-
-    def __init__(self, engine: Engine, batch: int, prefix: int, length: int, steps: int) -> None:
-        like, config = engine.like, engine.model.config
-        self.batch, self.prefix, self.steps = batch, prefix, steps
-        self.length = min(prefix + length + steps + SLACK, config.context)
-        self.pixels: Tensor | None = None
-        self.patches = like.new_zeros(batch, prefix - 1, config.text.hidden_size)
-        self.ids = torch.zeros(batch, length + SLACK, dtype=torch.int64, device=like.device)
-        self.pads = torch.zeros(batch, dtype=torch.int64, device=like.device)
-        self.cache = Cache(config.text, batch, self.length, like)
-        self.hidden = like.new_zeros(batch, config.text.hidden_size)
-        self.logits = torch.zeros(batch, steps, ACTION_BINS, device=like.device)
-        self.noise = torch.zeros_like(self.logits)
-        self.temperature = torch.ones((), device=like.device)
-        self.tokens = torch.zeros(batch, steps, dtype=torch.int64, device=like.device)
-        self.log_probs = torch.zeros(batch, steps, device=like.device)
-        self.replays: OrderedDict[Hashable, Replay] = OrderedDict()
-        self.pool: Any = torch.cuda.graph_pool_handle() if like.is_cuda else None
-        self.held_prefix: Hashable = None
-        """Source of the prefix slots in addition to `pixels` or `patches`; None: nothing."""
-        self.held_prompt: Prompts | None = None
-
-    def fits(self, length: int, steps: int) -> bool:
-        """Whether prompts of `length` and `steps` tokens fit."""
-        return (
-            length <= self.ids.shape[1]
-            and steps <= self.steps
-            and self.prefix + length + steps <= self.length
-        )
-
-
 class Engine:
     """Runs one model without gradients, in its state when the engine was built; see `current`."""
 
-    def __init__(self, model: OpenVLA, bucket: int | None, decode_weights: Kind | None) -> None:
-        self.model = model
+    def __init__(
+        self,
+        model: OpenVLA,
+        bucket: int | None,
+        decode_weights: Kind | None,
+        speculate: bool = False,
+    ) -> None:
+        self.model, self.speculate = model, speculate
         self.like = model.projector.fc3.bias.detach()
         self.bucket = bucket or (CUDA_BUCKET if self.like.is_cuda else 1)
         self.matrices = model.language_model.model.joined(move=model.owns_memory)
-        self.decode_matrices = self.matrices
         self._copied: Hashable = None
         self.cos, self.sin = rotary_table(model.config.text, model.config.context, self.like)
         self.bindings = Bindings(model)
+        weights = self.matrices
         if decode_weights is not None:
-            self.decode_matrices = reduced(self.matrices, decode_weights)
+            weights = reduced(self.matrices, decode_weights)
             self._copied = self.bindings.version()
+        self.decoder = Decoder(model, weights, self._rotary)
         self._buffers: OrderedDict[tuple[int, int], Buffers] = OrderedDict()
         self._packed: Packed | None = None
 
@@ -152,13 +126,19 @@ class Engine:
         buffers = self._take_buffers(len(images), prefix, prompts.length, steps)
         held = self._take_images(buffers, images)
         self._take_prompts(buffers, prompts, held)
-        self._decode(buffers, prompts, steps, sampling)
+        passes = self._decode(buffers, prompts, steps, sampling)
         return Rollout(
             tokens=buffers.tokens[:, :steps].clone(),
             log_probs=buffers.log_probs[:, :steps].clone(),
             hidden=buffers.hidden.clone(),
             logits=buffers.logits[:, :steps].clone(),
+            passes=passes,
         )
+
+    def forget_draft(self) -> None:
+        """Start the next speculation without the last action."""
+        for buffers in self._buffers.values():
+            buffers.logits[:, 1:] = 0  # the first step's are those of a prefill that is kept
 
     def _pack(self, input_ids: Sequence[Tensor], prefix: int, steps: int) -> Prompts:
         """Return the prompts; those of the call before if they are the same."""
@@ -176,7 +156,9 @@ class Engine:
             self._buffers.pop(key, None)
             while len(self._buffers) > 1:
                 self._buffers.popitem(last=False)
-            found = self._buffers[key] = Buffers(self, batch, prefix, length, steps)
+            found = self._buffers[key] = Buffers(
+                self.model.config, self.like, batch, prefix, length, steps
+            )
         self._buffers.move_to_end(key)
         return found
 
@@ -217,17 +199,29 @@ class Engine:
         )
         buffers.held_prompt = prompts
 
-    def _decode(self, buffers: Buffers, prompts: Prompts, steps: int, how: Sampling) -> None:
+    def _decode(self, buffers: Buffers, prompts: Prompts, steps: int, how: Sampling) -> int:
+        """Write the tokens; return the number of passes."""
         noisy = how.temperature > 0
         if noisy:
             _draw(buffers.noise[:, :steps], how.generator)
         buffers.temperature.fill_(how.temperature if noisy else 1.0)
         span = Span(buffers.prefix, 0, buffers.prefix + prompts.length)
-        self._replay(
-            buffers,
-            ("decode", span, prompts.padded, steps, noisy, id(self.decode_matrices)),
-            lambda: self._choose_all(buffers, span, prompts.padded, steps, noisy),
+        answer = Answer(span, prompts.padded, steps, noisy)
+        decoder = self.decoder
+        # Where weights are sharded, all processes must make the same number of passes.
+        if not self.speculate or steps < 3 or not self.model.owns_memory:
+            one_by_one = partial(decoder.one_by_one, buffers, answer)
+            self._replay(buffers, ("decode", answer), one_by_one)
+            return steps - 1
+        self._replay(buffers, ("draft", answer), partial(draft, buffers, answer))
+        check = partial(verify, decoder, buffers, answer)
+        passes = repeat_until(
+            buffers.settled,
+            partial(self._replay, buffers, ("verify", answer), check),
+            most=steps - 1,
         )
+        self._replay(buffers, ("finish", steps), partial(finish, buffers, steps))
+        return passes
 
     def _replay(self, buffers: Buffers, key: Hashable, run: Any) -> None:
         if not self.model.owns_memory:  # a graph would point at memory that is freed later
@@ -268,42 +262,6 @@ class Engine:
         hidden = infer(self.model.language_model.model, x, this, self.matrices)  # (B, 1, H)
         buffers.hidden.copy_(hidden[:, -1])
         buffers.logits[:, 0] = self.model.action_logits(hidden)[:, -1]
-
-    def _choose_all(
-        self, buffers: Buffers, span: Span, padded: bool, steps: int, noisy: bool
-    ) -> None:
-        pads = buffers.pads if padded else None
-        embed = self.model.language_model.model.embed_tokens
-        after = Span(span.prefix, span.end, span.end + steps)
-        cos, sin = self._rotary(after, pads)
-        window, seen = None, None
-        if pads is not None:
-            window = min(-(-after.end // MASK_STEP) * MASK_STEP, buffers.length)
-            seen = mask(after, pads, self.like, window=window)
-            buffers.cache.blank(span.end, window)
-        for step in range(steps):
-            if step:
-                before = slice(step - 1, step)
-                this = Pass(
-                    cos=cos[:, before].contiguous(),
-                    sin=sin[:, before].contiguous(),
-                    mask=None if seen is None else seen[:, :, before],
-                    cache=buffers.cache,
-                    start=span.end + step - 1,
-                    window=window,
-                )
-                x = embed(buffers.tokens[:, before])  # (B, 1, H)
-                hidden = infer(self.model.language_model.model, x, this, self.decode_matrices)
-                buffers.logits[:, step] = self.model.action_logits(hidden)[:, 0]
-            scores = buffers.logits[:, step]  # (B, 256)
-            if noisy:
-                scores = scores / buffers.temperature + buffers.noise[:, step]
-            buffers.tokens[:, step] = scores.argmax(-1) + FIRST_ACTION_TOKEN
-        scaled = buffers.logits[:, :steps] / buffers.temperature
-        log_probs = functional.log_softmax(scaled, -1)  # (B, D, 256)
-        chosen = (buffers.tokens[:, :steps] - FIRST_ACTION_TOKEN).unsqueeze(-1)  # (B, D, 1)
-        buffers.log_probs[:, :steps] = log_probs.gather(-1, chosen).squeeze(-1)
-        buffers.tokens[:, :steps] = marked(buffers.tokens[:, :steps], buffers.logits[:, :steps])
 
     def _rotary(self, span: Span, pads: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return cos and sin of the span's slots, each (B or 1, T, 1, d)."""

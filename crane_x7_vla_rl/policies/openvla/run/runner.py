@@ -15,9 +15,15 @@ from crane_x7_vla_rl.policies.openvla.run.rollout import Engine, Rollout, Sampli
 class Runner:
     """Rolls out one model; keeps its buffers and its last results between calls."""
 
-    def __init__(self, model: OpenVLA, decode_weights: Kind | None = None) -> None:
-        """`decode_weights`: decode small batches with int8 or fp8 weights, see `low_bit`."""
+    def __init__(
+        self, model: OpenVLA, decode_weights: Kind | None = None, speculate: bool = False
+    ) -> None:
+        """`decode_weights`: decode small batches with int8 or fp8 weights, see `low_bit`.
+
+        `speculate`: decode in fewer passes, see `speculation`; then `roll_out` waits for a GPU.
+        """
         self.model, self._decode_weights = model, decode_weights
+        self._speculate = speculate
         self.bucket: int | None = None
         """Prompt lengths are padded to a multiple of it; None: depends on the device."""
         self._engine: Engine | None = None
@@ -48,8 +54,13 @@ class Runner:
         """Return the engine of `roll_out`, a new one after modules or memory changed."""
         if self._engine is None or not self._engine.current():
             self._engine = None  # its memory goes first
-            self._engine = Engine(self.model, self.bucket, self._decode_weights)
+            self._engine = Engine(self.model, self.bucket, self._decode_weights, self._speculate)
         return self._engine
+
+    def forget_draft(self) -> None:
+        """Start the next speculation without the last action, as after a reset of the robot."""
+        if self._engine is not None:
+            self._engine.forget_draft()
 
     def forget(self) -> None:
         """Free all buffers and their memory; the next rollout allocates new ones."""
