@@ -32,7 +32,7 @@ from crane_x7_vla_rl.policies.openvla.run.inference import infer
 from crane_x7_vla_rl.policies.openvla.run.low_bit import Kind, reduced
 from crane_x7_vla_rl.policies.openvla.run.replay import Replay
 from crane_x7_vla_rl.policies.openvla.run.sequence import Prompts, Span, mask, pack, positions
-from crane_x7_vla_rl.policies.openvla.run.speculation import draft, repeat_until, verify
+from crane_x7_vla_rl.policies.openvla.run.speculation import draft, repeat_until, settle, verify
 from crane_x7_vla_rl.prompt import BOS_TOKEN
 
 CUDA_BUCKET = 16
@@ -55,7 +55,7 @@ class Rollout:
     logits: Tensor
     """(B, D, 256) float32, of tokens 31744…31999, before the temperature."""
     passes: int
-    """Passes of the language model after the prefill: D − 1 one by one, up to that many with
+    """Passes of the language model after the prefill: D − 1 one by one, 0 to D − 1 with
     `speculation`."""
 
 
@@ -124,9 +124,17 @@ class Engine:
         prefix = 1 + self.model.count_patches(images, len(input_ids))
         prompts = self._pack(input_ids, prefix, steps)
         buffers = self._take_buffers(len(images), prefix, prompts.length, steps)
+        span = Span(prefix, 0, prefix + prompts.length)
+        answer = Answer(span, prompts.padded, steps, sampling.temperature > 0)
         held = self._take_images(buffers, images)
-        self._take_prompts(buffers, prompts, held)
-        passes = self._decode(buffers, prompts, steps, sampling)
+        _prepare(buffers, steps, sampling)
+        # Where weights are sharded, all processes must make the same number of passes.
+        if self.speculate and steps > 2 and self.model.owns_memory:
+            passes = self._speculate(buffers, prompts, answer, held)
+        else:
+            self._take_prompts(buffers, prompts, held)
+            self._decode(buffers, answer)
+            passes = steps - 1
         return Rollout(
             tokens=buffers.tokens[:, :steps].clone(),
             log_probs=buffers.log_probs[:, :steps].clone(),
@@ -181,8 +189,13 @@ class Engine:
         buffers.held_prefix = kind
         return False
 
-    def _take_prompts(self, buffers: Buffers, prompts: Prompts, prefix_held: bool) -> None:
-        """Fill the cache up to the prompt's end, from the prefix's end if that is cached."""
+    def _take_prompts(
+        self, buffers: Buffers, prompts: Prompts, prefix_held: bool, drafted: Answer | None = None
+    ) -> None:
+        """Fill the cache up to the prompt's end, from the prefix's end if that is cached.
+
+        A draft of the answer passes along if there is one, as in `speculation.verify`.
+        """
         same = buffers.held_prompt is not None and _same(buffers.held_prompt, prompts)
         if prefix_held and same:
             return
@@ -194,33 +207,25 @@ class Engine:
         span = Span(buffers.prefix, start, buffers.prefix + prompts.length)
         self._replay(
             buffers,
-            ("prefill", span, prompts.padded),
-            lambda: self._prefill(buffers, span, prompts.padded),
+            ("prefill", span, prompts.padded, drafted),
+            partial(self._prefill, buffers, span, prompts.padded, drafted),
         )
         buffers.held_prompt = prompts
 
-    def _decode(self, buffers: Buffers, prompts: Prompts, steps: int, how: Sampling) -> int:
-        """Write the tokens; return the number of passes."""
-        noisy = how.temperature > 0
-        if noisy:
-            _draw(buffers.noise[:, :steps], how.generator)
-        buffers.temperature.fill_(how.temperature if noisy else 1.0)
-        span = Span(buffers.prefix, 0, buffers.prefix + prompts.length)
-        answer = Answer(span, prompts.padded, steps, noisy)
-        decoder = self.decoder
-        # Where weights are sharded, all processes must make the same number of passes.
-        if not self.speculate or steps < 3 or not self.model.owns_memory:
-            one_by_one = partial(decoder.one_by_one, buffers, answer)
-            self._replay(buffers, ("decode", answer), one_by_one)
-            return steps - 1
+    def _decode(self, buffers: Buffers, answer: Answer) -> None:
+        one_by_one = partial(self.decoder.one_by_one, buffers, answer)
+        self._replay(buffers, ("decode", answer), one_by_one)
+
+    def _speculate(
+        self, buffers: Buffers, prompts: Prompts, answer: Answer, prefix_held: bool
+    ) -> int:
+        """Prefill and decode; return the number of passes after the prefill."""
         self._replay(buffers, ("draft", answer), partial(draft, buffers, answer))
-        check = partial(verify, decoder, buffers, answer)
-        passes = repeat_until(
-            buffers.settled,
-            partial(self._replay, buffers, ("verify", answer), check),
-            most=steps - 1,
-        )
-        self._replay(buffers, ("finish", steps), partial(finish, buffers, steps))
+        self._take_prompts(buffers, prompts, prefix_held, answer)
+        check = partial(verify, self.decoder, buffers, answer)
+        run = partial(self._replay, buffers, ("verify", answer), check)
+        passes = repeat_until(buffers.settled, run, most=answer.steps - 1)
+        self._replay(buffers, ("finish", answer.steps), partial(finish, buffers, answer.steps))
         return passes
 
     def _replay(self, buffers: Buffers, key: Hashable, run: Any) -> None:
@@ -241,27 +246,41 @@ class Engine:
         assert buffers.pixels is not None
         buffers.patches.copy_(self.model.encode(buffers.pixels))
 
-    def _prefill(self, buffers: Buffers, span: Span, padded: bool) -> None:
+    def _prefill(self, buffers: Buffers, text: Span, padded: bool, drafted: Answer | None) -> None:
         pads = buffers.pads if padded else None
         embed = self.model.language_model.model.embed_tokens
-        x = embed(buffers.ids[:, : span.end - span.prefix])  # (B, L, H)
-        if span.start == 0:
+        # Without a draft, `given` is empty: (B, 0).
+        ids = buffers.ids[:, : text.end - text.prefix]
+        given = buffers.tokens[:, : drafted.steps - 1 if drafted else 0].clone()
+        x = embed(torch.cat([ids, given], dim=1))  # (B, L + draft, H)
+        if text.start == 0:
             bos = embed(buffers.ids.new_full((buffers.batch, 1), BOS_TOKEN))  # (B, 1, H)
-            x = torch.cat([bos, buffers.patches, x], dim=1)  # (B, P + L, H)
-        seen = mask(span, pads, self.like) if padded or span.start > 0 else None
+            x = torch.cat([bos, buffers.patches, x], dim=1)  # (B, P + L + draft, H)
+        keep = 1 + given.shape[1]
+        span = Span(text.prefix, text.start, text.end + given.shape[1])
+        seen, keep_mask, window = None, None, None
+        if padded or span.start > 0:
+            window = buffers.window(span.end) if drafted else None
+            seen = mask(span, pads, self.like, window=window)
+            keep_mask = seen[:, :, -keep:]
+        elif drafted:
+            keep_mask = mask(Span(text.prefix, text.end - 1, span.end), None, self.like)
         cos, sin = self._rotary(span, pads)
         this = Pass(
             cos=cos,
             sin=sin,
             mask=seen,
-            keep=1,
-            keep_mask=None if seen is None else seen[:, :, -1:],
+            keep=keep,
+            keep_mask=keep_mask,
             cache=buffers.cache,
             start=span.start,
+            window=window,
         )
-        hidden = infer(self.model.language_model.model, x, this, self.matrices)  # (B, 1, H)
-        buffers.hidden.copy_(hidden[:, -1])
-        buffers.logits[:, 0] = self.model.action_logits(hidden)[:, -1]
+        hidden = infer(self.model.language_model.model, x, this, self.matrices)  # (B, keep, H)
+        buffers.hidden.copy_(hidden[:, 0])
+        buffers.logits[:, :keep] = self.model.action_logits(hidden)
+        if drafted:
+            settle(buffers, drafted, given)
 
     def _rotary(self, span: Span, pads: Tensor | None) -> tuple[Tensor, Tensor]:
         """Return cos and sin of the span's slots, each (B or 1, T, 1, d)."""
@@ -278,6 +297,14 @@ def _all_equal(held: Sequence[Tensor], new: Sequence[Tensor]) -> bool:
         a.dtype == b.dtype and a.device == b.device and torch.equal(a, b)
         for a, b in zip(held, new, strict=True)
     )
+
+
+def _prepare(buffers: Buffers, steps: int, how: Sampling) -> None:
+    """Write how the tokens are to be chosen."""
+    noisy = how.temperature > 0
+    if noisy:
+        _draw(buffers.noise[:, :steps], how.generator)
+    buffers.temperature.fill_(how.temperature if noisy else 1.0)
 
 
 def _draw(noise: Tensor, generator: torch.Generator | Sequence[torch.Generator] | None) -> None:

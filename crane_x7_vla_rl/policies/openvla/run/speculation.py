@@ -1,10 +1,11 @@
 """Exact speculative decoding of an action's tokens: fewer passes, the same tokens.
 
-A draft of all D tokens passes the model at once. This costs about as much as one token, because
-reading the weights limits both. The pass chooses each token after the draft's tokens before it; its
-choice is the next draft, until a pass chooses the draft that it was given: a Jacobi iteration. The
-first token comes from the prefill, and each pass makes at least one more token final. D − 1 passes
-are therefore always enough, as many as one by one.
+A draft of the answer passes the model at once, D − 1 tokens. This costs about as much as one token,
+because reading the weights limits both. The pass chooses each token after the draft's tokens before
+it; its choice is the next draft, until a pass chooses the draft that it was given: a Jacobi
+iteration. The first pass is the prefill, to whose prompt the draft is appended: if the draft is
+right, no other follows. After the prefill the first token is final, and each pass makes at least
+one more final: D − 1 passes are always enough, as many as one by one.
 
 The result is exact. The final tokens are the choice of a pass that read these very tokens: each is
 the most likely one after those before it, and log-probabilities and logits are of that pass. One by
@@ -37,8 +38,9 @@ from crane_x7_vla_rl.policies.openvla.run.sequence import Span, mask
 
 
 def draft(buffers: Buffers, answer: Answer) -> None:
-    """Write the first token, and a draft of the others. May be captured."""
+    """Write a draft, of which nothing has settled. May be captured."""
     choose(buffers, slice(0, answer.steps), answer.noisy)
+    buffers.settled.fill_(False)
     start = answer.prompt.end
     buffers.cache.blank(start, buffers.window(start + answer.steps - 1))
 
@@ -61,20 +63,24 @@ def verify(decoder: Decoder, buffers: Buffers, answer: Answer) -> None:
         start=start,
         window=window,
     )
-    given = buffers.tokens[:, : steps - 1].clone()  # (B, D − 1)
+    given = buffers.tokens[:, : steps - 1].clone()
     buffers.logits[:, 1:steps] = decoder.logits(given, this)
-    choose(buffers, slice(1, steps), answer.noisy)
-    buffers.settled.copy_((buffers.tokens[:, : steps - 1] == given).all())
+    settle(buffers, answer, given)
+
+
+def settle(buffers: Buffers, answer: Answer, given: Tensor) -> None:
+    """Choose all tokens after a pass that read `given` (B, D − 1); compare. May be captured."""
+    choose(buffers, slice(0, answer.steps), answer.noisy)
+    buffers.settled.copy_((buffers.tokens[:, : answer.steps - 1] == given).all())
 
 
 def repeat_until(settled: Tensor, run: Callable[[], None], most: int) -> int:
     """Run until `settled` (), which each run writes, is true; return the number of runs.
 
-    Waits for the device after each run, except the last of `most`: its result is final.
+    Waits for the device before each run. The result of the last of `most` is final anyway.
     """
-    for runs in range(1, most):
+    runs = 0
+    while runs < most and not bool(settled):
         run()
-        if bool(settled):
-            return runs
-    run()
-    return most
+        runs += 1
+    return runs

@@ -33,9 +33,11 @@ from crane_x7_vla_rl.policies.load import load_policy
 from crane_x7_vla_rl.policies.openvla import builder, finite
 from crane_x7_vla_rl.policies.openvla.codec import PolicySpec
 from crane_x7_vla_rl.policies.openvla.errors import NotFiniteError
+from crane_x7_vla_rl.policies.openvla.run.buffers import Answer
 from crane_x7_vla_rl.policies.openvla.run.oft import ChunkSettings, load_oft
 from crane_x7_vla_rl.policies.openvla.run.rollout import Sampling
 from crane_x7_vla_rl.policies.openvla.run.runner import Runner
+from crane_x7_vla_rl.policies.openvla.run.sequence import Span
 from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
 from crane_x7_vla_rl.policies.openvla.weights.merged import Merged
@@ -179,11 +181,14 @@ def test_no_answer_leaves_a_model_that_is_spoilt_in_memory(
         policy.predict([observe(), observe(1), observe(2)])
 
 
+@pytest.mark.parametrize("speculate", [False, True])
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 @pytest.mark.parametrize("kind", [None, "int8", "fp8"])
-def test_neither_sampling_nor_8_bits_hide_it(tiny: Path, kind: Any, temperature: float) -> None:
+def test_neither_sampling_nor_8_bits_nor_speculation_hide_it(
+    tiny: Path, kind: Any, temperature: float, speculate: bool
+) -> None:
     model = loading.load(tiny).model
-    runner, how = Runner(model, kind), Sampling(temperature)
+    runner, how = Runner(model, kind, speculate), Sampling(temperature)
     runner.roll_out(pixels(2), prompts(2), 4, how)
     spoil(model.get_parameter(PARTS["mlp"]), PARTS["mlp"], torch.nan)
     for count in (1, 2):
@@ -267,9 +272,10 @@ def test_the_runner_marks_and_waits_for_nothing(
     prompt = engine._pack(prompts(1), buffers.prefix, 4)
     engine._take_images(buffers, pixels(1))
     engine._take_prompts(buffers, prompt, False)
+    span = Span(buffers.prefix, 0, buffers.prefix + prompt.length)
     for name in ("item", "tolist", "__bool__", "__int__", "__float__", "cpu"):
         monkeypatch.setattr(torch.Tensor, name, refuse)
-    engine._decode(buffers, prompt, 4, Sampling())
+    engine._decode(buffers, Answer(span, prompt.padded, 4, False))
     monkeypatch.undo()
     assert (buffers.tokens == NO_TOKEN).all()
 

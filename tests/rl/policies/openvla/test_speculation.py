@@ -1,0 +1,184 @@
+"""Speculative decoding: the tokens of one by one, their own probabilities, in fewer passes."""
+
+from __future__ import annotations
+
+import openvla_rig as rig
+import pytest
+import torch
+from torch import Tensor
+
+from crane_x7_vla_rl.actions import FIRST_ACTION_TOKEN, NO_TOKEN
+from crane_x7_vla_rl.policies.openvla import OpenVLA
+from crane_x7_vla_rl.policies.openvla.run.evaluate import evaluate
+from crane_x7_vla_rl.policies.openvla.run.rollout import Rollout, Sampling
+from crane_x7_vla_rl.policies.openvla.run.runner import Runner
+from crane_x7_vla_rl.policies.openvla.run.speculation import repeat_until
+
+D = 8
+
+
+@pytest.fixture(scope="module")
+def model() -> OpenVLA:
+    return rig.load()
+
+
+@pytest.fixture
+def runner(model: OpenVLA) -> Runner:
+    return Runner(model, speculate=True)
+
+
+def pixels() -> Tensor:
+    return rig.expected()["pixel_values"]
+
+
+def seeded(temperature: float) -> Sampling:
+    return Sampling(temperature, torch.Generator().manual_seed(0))
+
+
+def same(found: Rollout, wanted: Rollout, within: float) -> None:
+    assert torch.equal(found.tokens, wanted.tokens)
+    for name in ("logits", "log_probs", "hidden"):
+        a, b = getattr(found, name), getattr(wanted, name)
+        assert float((a - b).abs().max()) <= within, name
+
+
+@pytest.mark.parametrize(
+    ("dtype", "within", "bucket", "temperature"),
+    [
+        (torch.float32, 2e-4, 1, 0.0),
+        (torch.float32, 2e-4, 16, 1.0),
+        (torch.float64, 2e-6, 16, 0.0),  # logits are float32
+        (torch.float64, 2e-6, 1, 3.0),
+    ],
+)
+def test_tokens_are_those_of_one_by_one(
+    dtype: torch.dtype, within: float, bucket: int, temperature: float
+) -> None:
+    """With the first draft, the last action, a new prompt on the same image, and nothing new."""
+    model = rig.load(dtype)
+    plain, fast = Runner(model), Runner(model, speculate=True)
+    plain.bucket = fast.bucket = bucket
+    hows = seeded(temperature), seeded(temperature)
+    x, ids = pixels().to(dtype), rig.prompts()
+    calls = [(x, ids), (x.flip(0), ids), (x.flip(0), ids[::-1]), (x.flip(0), ids[::-1])]
+    for images, texts in [*calls, *((images[:1], texts[:1]) for images, texts in calls)]:
+        wanted = plain.roll_out(images, texts, D, hows[0])
+        found = fast.roll_out(images, texts, D, hows[1])
+        same(found, wanted, within)
+        assert 0 <= found.passes <= D - 1 == wanted.passes
+
+
+@pytest.mark.parametrize(("key", "dimensions"), rig.KEYS)
+def test_greedy_tokens_are_the_originals(runner: Runner, key: str, dimensions: int) -> None:
+    for index, ids in enumerate(rig.prompts()):
+        found = runner.roll_out(pixels()[index : index + 1], [ids], dimensions)
+        assert torch.equal(found.tokens[0], rig.tokens(key)[index])
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0])
+def test_probabilities_are_evaluates(model: OpenVLA, runner: Runner, temperature: float) -> None:
+    for _ in range(2):
+        found = runner.roll_out(pixels(), rig.prompts(), D, seeded(temperature))
+        judged = evaluate(model, pixels(), rig.prompts(), found.tokens, temperature)
+        assert float((judged.log_probs.detach() - found.log_probs).abs().max()) <= 1e-4
+        assert float((judged.hidden.detach() - found.hidden).abs().max()) <= 1e-4
+
+
+def test_samples_follow_the_models_distribution(model: OpenVLA) -> None:
+    """Pearson's chi-square of the second and third token, each given the tokens before it.
+
+    The draft is another sample of the same prompt, so a biased acceptance would show.
+    """
+    count, rounds, temperature = 512, 4, 0.3
+    with torch.no_grad():
+        patches = model.encode(pixels()[:1]).expand(count, -1, -1)
+    fast, how = Runner(model, speculate=True), seeded(temperature)
+    ask = (patches, [rig.prompts()[0]] * count, 3, how)
+    rollouts = [fast.roll_out(*ask) for _ in range(rounds)]
+    tokens = torch.cat([one.tokens for one in rollouts]) - FIRST_ACTION_TOKEN
+    logits = torch.cat([one.logits for one in rollouts])
+    for step in (0, 1, 2):
+        wanted = (logits[:, step].double() / temperature).softmax(-1).sum(0)  # (256,)
+        counts = torch.bincount(tokens[:, step], minlength=256).double()
+        often = wanted >= 5
+        rest = torch.stack([counts[~often].sum(), wanted[~often].sum()])
+        found = torch.cat([counts[often], rest[:1]])
+        expected = torch.cat([wanted[often], rest[1:]]).clamp_min(1e-9)
+        chi_square = float(((found - expected) ** 2 / expected).sum())
+        freedom = len(found) - 1
+        assert freedom >= 3
+        assert chi_square <= freedom + 4 * (2 * freedom) ** 0.5
+
+
+def test_a_draft_that_is_right_needs_no_pass_after_the_prefill(
+    model: OpenVLA, runner: Runner
+) -> None:
+    first = runner.roll_out(pixels()[:1], rig.prompts()[:1], D)
+    runner.roll_out(pixels()[:1], rig.prompts()[1:2], 2)  # without a draft, and overwrites none
+    (buffers,) = runner.engine()._buffers.values()
+    buffers.logits.copy_(first.logits)
+    passes = []
+    hook = model.language_model.model.norm.register_forward_hook(lambda *_: passes.append(1))
+    again = runner.roll_out(pixels()[:1], rig.prompts()[:1], D)
+    hook.remove()
+    assert torch.equal(again.tokens, first.tokens)
+    assert again.passes == 0
+    assert len(passes) == 1
+
+
+def test_the_same_question_again_needs_one_pass_until_the_draft_is_forgotten(
+    runner: Runner,
+) -> None:
+    first = runner.roll_out(pixels(), rig.prompts(), D)
+    again = runner.roll_out(pixels(), rig.prompts(), D)
+    assert again.passes == 1 < first.passes
+    same(again, first, 2e-4)
+    runner.forget_draft()
+    fresh = runner.roll_out(pixels(), rig.prompts(), D)
+    assert fresh.passes > 1
+    same(fresh, first, 2e-4)
+
+
+def test_a_worst_case_takes_as_many_passes_as_one_by_one() -> None:
+    runs: list[int] = []
+    never = torch.zeros((), dtype=torch.bool)
+    assert repeat_until(never, lambda: runs.append(1), 5) == len(runs) == 5
+    assert repeat_until(~never, lambda: runs.append(1), 5) == 0
+
+
+def test_short_answers_and_moving_weights_are_decoded_one_by_one(model: OpenVLA) -> None:
+    """Processes that share a model must all make the same number of passes."""
+    fast = Runner(model, speculate=True)
+    for _ in range(2):
+        assert fast.roll_out(pixels(), rig.prompts(), 2).passes == 1
+    sharded = rig.load()
+    sharded.owns_memory = False
+    fast = Runner(sharded, speculate=True)
+    for _ in range(2):
+        assert fast.roll_out(pixels(), rig.prompts(), D).passes == D - 1
+
+
+def test_8_bit_weights_verify_as_they_decode(model: OpenVLA) -> None:
+    """Up to 16 rows, as in `low_bit`."""
+    plain, fast = Runner(model, "int8"), Runner(model, "int8", speculate=True)
+    for index in range(2):
+        ask = (pixels()[index : index + 1], [rig.prompts()[index]], D)
+        same(fast.roll_out(*ask), plain.roll_out(*ask), 2e-4)
+
+
+def test_captured_steps_may_run_again(runner: Runner) -> None:
+    """As in a capture, on the buffers alone; a mark in the tokens must not stop it."""
+    runner.bucket = 16
+    first = runner.roll_out(pixels(), rig.prompts(), D)
+    (buffers,) = runner.engine()._buffers.values()
+    names = [key if isinstance(key, str) else key[0] for key in buffers.replays]
+    assert names == ["vision", "draft", "prefill", "verify", "finish"]
+    with torch.no_grad():
+        for replay in [each for each in buffers.replays.values() for _ in range(2)]:
+            replay()
+        assert torch.equal(buffers.tokens, first.tokens)
+        buffers.logits[0, 3, 7] = torch.nan
+        for _ in range(2):
+            buffers.replays[("finish", D)]()
+    assert (buffers.tokens[0] == NO_TOKEN).all()
+    assert torch.equal(buffers.tokens[1:], first.tokens[1:])
