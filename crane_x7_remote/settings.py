@@ -105,6 +105,9 @@ checkpoint says, else no."""
     vla_temperature: Annotated[float, Field(ge=0, allow_inf_nan=False)] = 0.0
     """Sampling temperature of action tokens: 0 takes the most likely one, 1 samples as trained; \
 unset: the checkpoint's, else 0."""
+    vla_speculation: bool = False
+    """Decode an action's tokens in fewer passes, with the last action as a draft; the tokens are \
+the same. Not yet measured on a GPU."""
     hf_token: Annotated[SecretStr | None, EmptyIsNone] = None
     """Token for private models on the Hugging Face Hub."""
 

@@ -201,6 +201,7 @@ def _model_options(settings: Settings) -> ModelOptions:
         center_crop=settings.vla_center_crop,
         chunk_steps=settings.vla_chunk_steps,
         temperature=settings.vla_temperature,
+        speculation=settings.vla_speculation,
     )
 
 

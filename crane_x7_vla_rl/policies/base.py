@@ -91,6 +91,8 @@ class ModelOptions:
     """Sampling temperature of OpenVLA's tokens; 0: always the most likely token."""
     seed: int = 0
     """Seed of sampled tokens."""
+    speculation: bool = False
+    """Decode OpenVLA's tokens in fewer passes, with the last action as a draft."""
 
 
 def only_numbers(chunk: ActionChunk, instruction: str) -> ActionChunk:

@@ -70,6 +70,7 @@ class TokenActor:
 
     def reset(self) -> None:
         """See Actor."""
+        self._runner.forget_draft()
         generator = self._sampling.generator
         if isinstance(generator, torch.Generator):
             generator.manual_seed(self._seed)
@@ -107,7 +108,9 @@ class OpenVLAPolicy:
         if loaded.layout.heads() is not None:
             self._actor = _chunk_actor(loaded, options, self._codec.action.dimensions)
         else:
-            self._actor = TokenActor(runner or Runner(loaded.model), self._codec, options)
+            self._actor = TokenActor(
+                runner or Runner(loaded.model, speculate=options.speculation), self._codec, options
+            )
         if loaded.raw_config.get("random_weights"):
             logger.warning("%s has random weights: it cannot do any task; train it first", source)
 

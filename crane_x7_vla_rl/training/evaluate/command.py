@@ -35,8 +35,8 @@ from crane_x7_vla_rl.training.evaluate.ranks import ALONE, Ranks
 NAMES: Final = OptionNames("--checkpoint", "--device", "--unnorm-key")
 FOLDER: Final = "evaluate"
 """Folder of evaluations, below the output root."""
-NOT_MODEL: Final = ("path", "token", "center_crop", "chunk_steps", "device")
-"""Options of a model that the checkpoint or the environment sets."""
+NOT_MODEL: Final = ("path", "token", "center_crop", "chunk_steps", "device", "speculation")
+"""Options of a model that the checkpoint or the environment sets, or that serve one robot only."""
 NOT_FLAGS: Final = ("model", "output", "world", "sources")
 ASKED: Final = (*about.SCENE, "temperature", "device")
 """What the checkpoint or the machine decides where no flag does."""
