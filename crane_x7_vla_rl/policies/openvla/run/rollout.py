@@ -300,7 +300,7 @@ def _all_equal(held: Sequence[Tensor], new: Sequence[Tensor]) -> bool:
 
 
 def _prepare(buffers: Buffers, steps: int, how: Sampling) -> None:
-    """Write how the tokens are to be chosen."""
+    """Write temperature and noise of a call."""
     noisy = how.temperature > 0
     if noisy:
         _draw(buffers.noise[:, :steps], how.generator)
