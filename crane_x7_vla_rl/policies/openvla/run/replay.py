@@ -1,8 +1,8 @@
 """A function over fixed buffers → a call on the CPU, a captured and replayed graph on CUDA.
 
 The function has no arguments and no result: it reads and writes tensors at fixed addresses, and may
-run several times with the same effect, or a better one, as a step of an iteration has. Both devices share it, so that tests on the CPU cover the
-content of a graph.
+run several times with the same effect, or a better one, as a step of an iteration has. Both devices
+share it, so that tests on the CPU cover the content of a graph.
 
 Unverified: the CUDA branch was written without a device.
 """
