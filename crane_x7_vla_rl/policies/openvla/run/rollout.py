@@ -222,6 +222,8 @@ class Engine:
         """Prefill and decode; return the number of passes after the prefill."""
         self._replay(buffers, ("draft", answer), partial(draft, buffers, answer))
         self._take_prompts(buffers, prompts, prefix_held, answer)
+        if self._copied is not None:
+            buffers.settled.fill_(False)  # the prefill has not the weights of the decode
         check = partial(verify, self.decoder, buffers, answer)
         run = partial(self._replay, buffers, ("verify", answer), check)
         passes = repeat_until(buffers.settled, run, most=answer.steps - 1)
