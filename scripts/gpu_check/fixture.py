@@ -18,8 +18,8 @@ from torch import Tensor
 
 from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.weights import loading
+from gpu_check.parts import FIXTURE
 
-FOLDER: Final = Path(__file__).resolve().parents[2] / "tests" / "fixtures" / "openvla_tiny"
 KEY: Final = "crane_x7"
 
 
@@ -27,7 +27,7 @@ KEY: Final = "crane_x7"
 class Fixture:
     """The folder with `checkpoint/`, `images/` and `expected.safetensors`."""
 
-    folder: Path = FOLDER
+    folder: Path = FIXTURE
 
     def load(self, device: torch.device, dtype: torch.dtype) -> OpenVLA:
         """Return the checkpoint's model; raises CheckpointError."""

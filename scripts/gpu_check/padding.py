@@ -21,6 +21,7 @@ from typing import Any, Final
 from unittest.mock import patch
 
 import torch
+from sft_bench.figures import Figures
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -31,7 +32,7 @@ from crane_x7_vla_rl.policies.openvla.run.evaluate import evaluate
 from crane_x7_vla_rl.policies.openvla.run.rollout import CUDA_BUCKET
 from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from gpu_check.fixture import Fixture, exact
-from sft_bench.figures import Figures
+from gpu_check.parts import Options
 
 MOST: Final = 1.5
 """Largest error of a way, as a multiple of the error of single prompts."""
@@ -225,3 +226,9 @@ def spread_of_tokens(figures: Figures, fixture: Fixture, model: OpenVLA, draws: 
     figures.row(f"{words}: least of {draws}", kept[0], "%")
     figures.row(f"{words}: median", kept[len(kept) // 2], "%")
     figures.row(f"{words}: most", kept[-1], "%")
+
+
+def run(figures: Figures, options: Options) -> None:
+    """Check on this device."""
+    draws = 4 if options.tiny else DRAWS
+    check(figures, Fixture(options.fixture), torch.device(options.device), draws)
