@@ -8,6 +8,7 @@ unmapped before the next. So the host holds at most one shard in addition to the
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -23,7 +24,7 @@ from crane_x7_vla_rl.policies.openvla import finite
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
 from crane_x7_vla_rl.policies.openvla.model.config import OpenVLAConfig
 from crane_x7_vla_rl.policies.openvla.model.openvla import OpenVLA
-from crane_x7_vla_rl.policies.openvla.weights import adapters, layout
+from crane_x7_vla_rl.policies.openvla.weights import adapters, gpu_memory, layout
 from crane_x7_vla_rl.policies.openvla.weights.adapters import Adapter
 from crane_x7_vla_rl.policies.openvla.weights.files import Stored, read_json, stored_tensors
 
@@ -60,8 +61,8 @@ def load(
     """Return the model with its statistics.
 
     `path_or_repo_id` is a folder or a Hub id, with an optional @ and revision. Raises
-    CheckpointError or HubError for every problem with it, and NotFiniteError, which names the
-    weights, if some are NaN or infinite.
+    CheckpointError or HubError for every problem with it, PolicyLoadError if it does not fit into
+    the GPU's free memory, and NotFiniteError, which names the weights, if some are NaN or infinite.
     """
     started_s = time.monotonic()
     found = layout.find(path_or_repo_id, revision, token)
@@ -100,6 +101,9 @@ def _fill(
     stored = {key: tensor for key, tensor in stored.items() if not key.endswith(DERIVED)}
     shapes = {key: tuple(parameter.shape) for key, parameter in model.named_parameters()}
     _check(shapes, stored)
+    gpu_memory.check(
+        next(iter(stored.values())).file.parent, sum(map(math.prod, shapes.values())), dtype, device
+    )
     pairs: dict[str, adapters.Pair] = {}
     if adapter is not None:
         _check_adapter(shapes, adapter)
