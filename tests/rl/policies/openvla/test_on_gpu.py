@@ -24,7 +24,10 @@ from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
 from crane_x7_vla_rl.policies.openvla.weights.merged import Merged
 
-DEVICES = (pytest.param("cpu"), pytest.param("cuda", marks=pytest.mark.gpu))
+DEVICES = (
+    pytest.param("cpu", marks=pytest.mark.slow),
+    pytest.param("cuda", marks=pytest.mark.gpu),
+)
 LOGITS = 2e-4
 on_devices = pytest.mark.parametrize("device", DEVICES)
 
