@@ -22,7 +22,7 @@ TINY_S: Final = 4.0
 START_S: Final = 50.0
 """Longest time until infer is ready to drive."""
 LEAST_SHARE: Final = 0.95
-"""Of the rate that is asked for, or that the policy's time allows, whichever is lower."""
+"""Of the requested rate, or of the one that the policy's time allows, whichever is lower."""
 
 
 @contextmanager

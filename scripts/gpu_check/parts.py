@@ -1,6 +1,6 @@
 """The parts of check_gpu. `Options` → what each part runs, and how long it may take.
 
-A part is a function in a process of its own. What it needs beyond the check's own time is a model
+Each part is a function that runs in a separate process. What it needs beyond the check's own time is a model
 of the released size in a folder (`needs_model`), which the part `model` writes once for all.
 """
 

@@ -1,6 +1,6 @@
 """Runs the parts of check_gpu. Options → one JSON of figures and verdicts.
 
-Every part is a child process in a session of its own, with a time limit; when the limit passes, or
+Every part is a child process in a separate session, with a time limit; when the limit passes, or
 the parent is told to stop, its whole process group ends. What a part measured until then counts.
 The parent imports no torch.
 """

@@ -97,11 +97,11 @@ def test_a_step_that_cannot_be_captured_is_called_and_said_once(
 def test_an_error_of_the_step_itself_is_raised(monkeypatch: pytest.MonkeyPatch) -> None:
     stand_in(monkeypatch, None)
 
-    def spoilt() -> None:
+    def broken() -> None:
         raise RuntimeError("device-side assert")
 
     with pytest.raises(RuntimeError, match="device-side assert"):
-        Replay(spoilt, torch.device("cuda"), None)()
+        Replay(broken, torch.device("cuda"), None)()
 
 
 def test_a_graph_is_captured_on_the_second_gpu_if_the_model_is_there(
