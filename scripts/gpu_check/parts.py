@@ -1,7 +1,7 @@
 """The parts of check_gpu. `Options` → what each part runs, and how long it may take.
 
-Each part is a function that runs in a separate process. What it needs beyond the check's own time is a model
-of the released size in a folder (`needs_model`), which the part `model` writes once for all.
+Each part is a function that runs in a separate process. Some need a model of the released size
+(`needs_model`), which the part `model` writes once for all.
 """
 
 from __future__ import annotations
