@@ -7,6 +7,7 @@ Legend: B samples, D action tokens.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import partial
 from typing import Final
@@ -35,6 +36,9 @@ share; bfloat16 has them against the fixture, whose weights are float32."""
 PIXELS: Final = 1e-6
 SAMPLES: Final = 400
 KINDS: Final[tuple[Kind, ...]] = ("int8", "fp8")
+
+SPECULATE: Final = "speculate"
+"""The argument of `Runner` that turns speculative decode on."""
 
 
 def kept(rollout: Rollout, wanted: Tensor) -> float:
@@ -68,7 +72,7 @@ def paths(runner: Runner, fixture: Fixture) -> dict[str, tuple[Callable[[], Roll
     another_image = lambda: runner.roll_out(pixels[1:2], prompts[one], steps)  # noqa: E731
     single = {
         f"prompt {row} alone": (partial(ask, slice(row, row + 1)), slice(row, row + 1))
-        for row in every.indices(fixture.count) and range(fixture.count)
+        for row in range(fixture.count)
     }
     return {
         **single,
@@ -164,6 +168,19 @@ def low_bit(figures: Figures, fixture: Fixture, model: OpenVLA, name: str) -> No
         figures.row(f"{name}, {kind} decode: log-probabilities", found.log_prob, "nats")
 
 
+def speculation(figures: Figures, fixture: Fixture, model: OpenVLA, name: str) -> None:
+    """Write how many tokens speculative decode shares with decoding one by one, if it exists."""
+    if SPECULATE not in inspect.signature(Runner).parameters:
+        return
+    pixels, steps = fixture.pixels.to(model.projector.fc3.bias), fixture.tokens.shape[1]
+    runner, wanted = Runner(model, **{SPECULATE: True}), 100.0 if name == "float32" else None
+    for words in ("first", "with the last action as draft"):
+        found = runner.roll_out(pixels[:1], fixture.prompts[:1], steps)
+        plain = Runner(model).roll_out(pixels[:1], fixture.prompts[:1], steps)
+        figures.row(f"{name}, speculation, {words}: tokens kept", kept(found, plain.tokens.cpu()),
+                    "%", at_least=wanted)  # fmt: skip
+
+
 def run(figures: Figures, options: Options) -> None:
     """Compare everything, in float32 and in bfloat16."""
     device, fixture = torch.device(options.device), Fixture(options.fixture)
@@ -172,6 +189,7 @@ def run(figures: Figures, options: Options) -> None:
         vision(figures, fixture, model, name)
         rollouts(figures, fixture, model, name)
         low_bit(figures, fixture, model, name)
+        speculation(figures, fixture, model, name)
         if name == "float32" and not options.tiny:
             sampling(figures, fixture, model)
         gradients(figures, fixture, model, name)
