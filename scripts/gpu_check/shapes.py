@@ -7,6 +7,7 @@ ones on the CPU.
 
 from __future__ import annotations
 
+import logging
 import os
 from dataclasses import dataclass
 from importlib import import_module
@@ -92,6 +93,19 @@ def errors(kernels: Any, shape: Shape, batch: int, length: int, like: torch.Tens
     return max(found)
 
 
+class Refusals(logging.Handler):
+    """Counts the warnings with which `run.trials` replaces a kernel by torch's operations."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.WARNING)
+        self.count = 0
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Count and print one."""
+        self.count += 1
+        print(f"  {record.getMessage()}")
+
+
 def kernels_on(device: torch.device, tiny: bool) -> Any:
     """Return the module of kernels; with `tiny`, interpreted. Raises Skipped."""
     if tiny:
@@ -109,11 +123,13 @@ def run(figures: Figures, options: Options) -> None:
     """Compare at every shape; a shape that fails to compile is a figure that misses its target."""
     device = torch.device(options.device)
     kernels = kernels_on(device, options.tiny)
+    refusals = Refusals()
+    logging.getLogger("crane_x7_vla_rl.policies.openvla.run").addHandler(refusals)
     shapes, batches = (SHAPES[1:3], BATCHES[:1]) if options.tiny else (SHAPES, BATCHES)
     for dtype, limit in LIMITS.items():
         like = torch.zeros(1, dtype=dtype, device=device)
         for shape in shapes:
-            worst, failed = 0.0, 0
+            worst, failed, before = 0.0, 0, refusals.count
             for batch, length in batches:
                 try:
                     worst = max(worst, errors(kernels, shape, batch, length, like))
@@ -122,5 +138,6 @@ def run(figures: Figures, options: Options) -> None:
                     print(f"  {shape.name}, {batch} × {length}: {type(error).__name__}: {error}")
             words = f"{str(dtype).removeprefix('torch.')}, {shape.name}"
             figures.row(f"{words}: largest error", worst, "of the largest", at_most=limit)
-            figures.row(f"{words}: batches without a kernel", failed, f"of {len(batches)}",
+            figures.row(f"{words}: batches that failed", failed, f"of {len(batches)}", at_most=0)
+            figures.row(f"{words}: kernels replaced by torch", refusals.count - before, "",
                         at_most=0)  # fmt: skip
