@@ -31,7 +31,7 @@ from crane_x7_vla_rl.policies.openvla.image import Picture, normalised, pixel_va
 from crane_x7_vla_rl.policies.openvla.model.config import OpenVLAConfig
 from crane_x7_vla_rl.policies.openvla.model.language import Llama, Rows
 from crane_x7_vla_rl.policies.openvla.model.projector import Projector
-from crane_x7_vla_rl.policies.openvla.model.vision import VisionBackbone
+from crane_x7_vla_rl.policies.openvla.model.vision import AddNorm, VisionBackbone
 
 
 class OpenVLA(nn.Module):
@@ -76,9 +76,12 @@ class OpenVLA(nn.Module):
         squashed = images.to(like.device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
         return normalised(squashed, like.dtype, self.crop)
 
-    def encode(self, pixels: Tensor) -> Tensor:
-        """Return (B, I·N, H), projected patches, for pixels (B, 6·I, S, S)."""
-        projected: Tensor = self.projector(self.vision_backbone(pixels))
+    def encode(self, pixels: Tensor, add_norm: AddNorm | None = None) -> Tensor:
+        """Return (B, I·N, H), projected patches, for pixels (B, 6·I, S, S).
+
+        With `add_norm` without gradients, see `vision`; `run.vision.see` chooses it.
+        """
+        projected: Tensor = self.projector(self.vision_backbone(pixels, add_norm))
         return projected
 
     def action_logits(self, hidden: Tensor) -> Tensor:

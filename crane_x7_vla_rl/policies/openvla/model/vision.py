@@ -5,11 +5,17 @@ and LoRA keys load one to one. The features are the output of each tower's last 
 without final norm; class and register tokens are dropped. The last block, the final norm and
 SigLIP's pooling head exist to hold their weights and are never computed.
 
+Training calls each block; without gradients `Tower` calls what is in the blocks, so that a sum and
+the norm of the next half are one step, `AddNorm`: a kernel on CUDA, torch's operations elsewhere.
+
 Legend: B batch, I images per sample, S pixels of a side, N patches (224 and 256 in the
 released model), C a tower's channels.
 """
 
 from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +25,22 @@ from torch.utils.checkpoint import checkpoint
 from crane_x7_vla_rl.policies.openvla.model.config import TowerConfig
 
 NORM_EPS = 1e-6
+
+AddNorm = Callable[[Tensor, Tensor, Tensor | None, nn.LayerNorm], tuple[Tensor, Tensor]]
+"""x, delta, factor per channel or None, norm → x + delta · factor and its norm; all (B, N, C)."""
+
+
+def add(x: Tensor, delta: Tensor, factor: Tensor | None) -> Tensor:
+    """Return x + delta · factor, (B, N, C)."""
+    return x + delta if factor is None else torch.addcmul(x, delta, factor)
+
+
+def add_norm(
+    x: Tensor, delta: Tensor, factor: Tensor | None, norm: nn.LayerNorm
+) -> tuple[Tensor, Tensor]:
+    """The `AddNorm` of torch's operations."""
+    total = add(x, delta, factor)
+    return total, norm(total)
 
 
 class Attention(nn.Module):
@@ -87,16 +109,27 @@ class Block(nn.Module):
 
 
 class PatchEmbed(nn.Module):
-    """Holds the convolution under the checkpoint's name for it."""
+    """A linear map of each patch: a convolution in the checkpoint, computed as one product.
+
+    The result is contiguous. That of the convolution would be transposed, and so would every sum
+    of the tower be: each norm copies such a tensor, each sum writes it column by column.
+    """
 
     def __init__(self, dim: int, patch_size: int) -> None:
         super().__init__()
+        self.patch_size = patch_size
         self.proj = nn.Conv2d(3, dim, patch_size, patch_size)
 
     def forward(self, pixels: Tensor) -> Tensor:
         """(B, 3, S, S) → (B, N, C)."""
-        embedded: Tensor = self.proj(pixels)
-        return embedded.flatten(2).transpose(1, 2)
+        if type(self.proj) is not nn.Conv2d:  # PEFT has wrapped it
+            embedded: Tensor = self.proj(pixels)
+            return embedded.flatten(2).transpose(1, 2).contiguous()
+        size = self.patch_size
+        side = pixels.shape[-1] // size
+        tiles = pixels.view(len(pixels), 3, side, size, side, size)
+        patches = tiles.permute(0, 2, 4, 1, 3, 5).reshape(len(pixels), side * side, -1)
+        return functional.linear(patches, self.proj.weight.flatten(1), self.proj.bias)
 
 
 class AttentionPool(nn.Module):
@@ -132,19 +165,43 @@ class Tower(nn.Module):
         self.prefix = int(config.class_token) + config.registers
         self.checkpointing = False
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 3, S, S), normalised for this tower, → (B, N, C)."""
-        x: Tensor = self.patch_embed(pixels) + self.pos_embed  # (B, N, C)
-        if self.prefix:
-            batch = len(x)
-            tokens = [self.cls_token.expand(batch, -1, -1), self.reg_token.expand(batch, -1, -1)]
-            x = torch.cat([*tokens, x], dim=1)  # (B, prefix + N, C)
+    def forward(self, pixels: Tensor, add_norm: AddNorm | None = None) -> Tensor:
+        """(B, 3, S, S), normalised for this tower, → (B, N, C).
+
+        With `add_norm`, the same without gradients in fewer operations.
+        """
+        x = self._embed(pixels)  # (B, prefix + N, C)
+        if add_norm is not None:
+            return self._infer(x, add_norm)[:, self.prefix :]
         for block in self.blocks[:-1]:
             if self.checkpointing and torch.is_grad_enabled():
                 x = checkpoint(block, x, use_reentrant=False)
             else:
                 x = block(x)
         return x[:, self.prefix :]
+
+    def _embed(self, pixels: Tensor) -> Tensor:
+        x: Tensor = self.patch_embed(pixels) + self.pos_embed  # (B, N, C)
+        if not self.prefix:
+            return x
+        tokens = (self.cls_token, self.reg_token)
+        return torch.cat([*(each.expand(len(x), -1, -1) for each in tokens), x], dim=1)
+
+    def _infer(self, x: Tensor, add_norm: AddNorm) -> Tensor:
+        """(B, prefix + N, C) through all blocks but the last."""
+        blocks: list[Any] = list(self.blocks[:-1])
+        normed = blocks[0].norm1(x) if blocks else x
+        for index, block in enumerate(blocks):
+            x, normed = add_norm(x, block.attn(normed), _factor(block.ls1), block.norm2)
+            delta, factor = block.mlp(normed), _factor(block.ls2)
+            if index + 1 == len(blocks):
+                return add(x, delta, factor)
+            x, normed = add_norm(x, delta, factor, blocks[index + 1].norm1)
+        return x
+
+
+def _factor(scale: nn.Module) -> Tensor | None:
+    return scale.scale_factor if isinstance(scale, LayerScale) else None
 
 
 class VisionBackbone(nn.Module):
@@ -157,22 +214,26 @@ class VisionBackbone(nn.Module):
         self._patches = dinov2.patches
         self._second_stream: torch.cuda.Stream | None = None
 
-    def forward(self, pixels: Tensor) -> Tensor:
-        """(B, 6·I, S, S), DINOv2's channels first, → (B, I·N, both towers' channels)."""
+    def forward(self, pixels: Tensor, add_norm: AddNorm | None = None) -> Tensor:
+        """(B, 6·I, S, S), DINOv2's channels first, → (B, I·N, both towers' channels).
+
+        With `add_norm`, the same without gradients in fewer operations.
+        """
         batch, channels, height, width = pixels.shape
         pixels = pixels.reshape(batch * channels // 6, 6, height, width)
         first, second = pixels[:, :3], pixels[:, 3:]
         if pixels.is_cuda and not torch.is_grad_enabled():
-            features = self._on_two_streams(first, second)
+            features = self._on_two_streams(first, second, add_norm)
         else:
-            features = self.featurizer(first), self.fused_featurizer(second)
+            features = self.featurizer(first, add_norm), self.fused_featurizer(second, add_norm)
         return torch.cat(features, dim=2).view(batch, channels // 6 * self._patches, -1)
 
-    def _on_two_streams(self, first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
+    def _on_two_streams(
+        self, first: Tensor, second: Tensor, add_norm: AddNorm | None
+    ) -> tuple[Tensor, Tensor]:
         """Compute SigLIP in parallel with DINOv2; may run inside the capture of a graph.
 
-        The two waits order every reuse of memory between the streams. Unverified: it was written
-        without a CUDA device.
+        The two waits order every reuse of memory between the streams.
         """
         here = torch.cuda.current_stream(first.device)
         if self._second_stream is None or self._second_stream.device != first.device:
@@ -180,7 +241,7 @@ class VisionBackbone(nn.Module):
         there = self._second_stream
         there.wait_stream(here)
         with torch.cuda.stream(there):
-            siglip = self.fused_featurizer(second)
-        dinov2 = self.featurizer(first)
+            siglip = self.fused_featurizer(second, add_norm)
+        dinov2 = self.featurizer(first, add_norm)
         here.wait_stream(there)
         return dinov2, siglip

@@ -34,6 +34,7 @@ from crane_x7_vla_rl.policies.openvla.run.replay import Replay
 from crane_x7_vla_rl.policies.openvla.run.rollout import Engine
 from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from crane_x7_vla_rl.policies.openvla.run.sequence import Prompts, Span, mask, pack, positions
+from crane_x7_vla_rl.policies.openvla.run.vision import see
 from crane_x7_vla_rl.policies.openvla.weights.loading import Loaded, load
 from crane_x7_vla_rl.policies.openvla.weights.oft_loading import load_heads
 from crane_x7_vla_rl.prompt import BOS_TOKEN, STOP_TOKEN
@@ -183,7 +184,7 @@ class OpenVLAOft(nn.Module):
     def _embeddings(self, images: Tensor, buffers: ChunkBuffers) -> Tensor:
         """Return (B, all tokens, H)."""
         embed, ids = self.base.language_model.model.embed_tokens, buffers.ids
-        patches = images if images.ndim == 3 else self.base.encode(images)  # (B, I·N, H)
+        patches = images if images.ndim == 3 else see(self.base, images)  # (B, I·N, H)
         parts = [embed(ids.new_full((len(ids), 1), BOS_TOKEN)), patches]
         if self.proprio is not None:
             parts.append(self.proprio(buffers.state)[:, None])  # (B, 1, H)

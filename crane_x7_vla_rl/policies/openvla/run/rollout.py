@@ -33,6 +33,7 @@ from crane_x7_vla_rl.policies.openvla.run.low_bit import Kind, reduced
 from crane_x7_vla_rl.policies.openvla.run.replay import Replay
 from crane_x7_vla_rl.policies.openvla.run.sequence import Prompts, Span, mask, pack, positions
 from crane_x7_vla_rl.policies.openvla.run.speculation import draft, repeat_until, settle, verify
+from crane_x7_vla_rl.policies.openvla.run.vision import see
 from crane_x7_vla_rl.prompt import BOS_TOKEN
 
 CUDA_BUCKET = 16
@@ -246,7 +247,7 @@ class Engine:
 
     def _see(self, buffers: Buffers) -> None:
         assert buffers.pixels is not None
-        buffers.patches.copy_(self.model.encode(buffers.pixels))
+        buffers.patches.copy_(see(self.model, buffers.pixels))
 
     def _prefill(self, buffers: Buffers, text: Span, padded: bool, drafted: Answer | None) -> None:
         pads = buffers.pads if padded else None

@@ -71,7 +71,9 @@ def pack(
             f" the action, {longest + prefix + steps} are more than the context of"
             f" {config.context}: shorten the instruction by {longest - room} tokens"
         )
-    length = min(-(-(prefix + longest) // bucket) * bucket - prefix, room)
+    length = longest
+    if min(map(len, texts)) < longest:
+        length = min(-(-(prefix + longest) // bucket) * bucket - prefix, room)
     packed = torch.zeros(len(texts), length, dtype=torch.int64)
     for row, text in enumerate(texts):
         packed[row, length - len(text) :] = text

@@ -1,0 +1,27 @@
+"""The vision towers without gradients. Pixels → patches for the language model.
+
+The same function as `OpenVLA.encode` with the modules alone, which training uses, in fewer
+operations: with the kernel of `vision_kernels` on CUDA, with torch's operations elsewhere.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from crane_x7_vla_rl.policies.openvla.model.openvla import OpenVLA
+from crane_x7_vla_rl.policies.openvla.model.vision import AddNorm, add_norm
+from crane_x7_vla_rl.policies.openvla.run.device import kernels_for, launching_on
+
+
+def see(model: OpenVLA, pixels: Tensor) -> Tensor:
+    """Return (B, I·N, H), projected patches, for pixels (B, 6·I, S, S)."""
+    with launching_on(pixels):
+        return model.encode(pixels, _add_norm_for(pixels))
+
+
+def _add_norm_for(pixels: Tensor) -> AddNorm:
+    if kernels_for(pixels) is None:
+        return add_norm
+    from crane_x7_vla_rl.policies.openvla.run import vision_kernels
+
+    return vision_kernels.add_norm
