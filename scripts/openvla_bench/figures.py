@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from itertools import cycle
 from typing import Any, Literal
 
 import torch
@@ -20,8 +21,10 @@ from openvla_bench.limits import Device, synchronise
 TEXT = 22
 """Prompt tokens after BOS and before 29871: 280 in all, as in the project's table of limits."""
 TOKENS = 1 + PATCHES + TEXT + 1
-INPUTS = 4
-"""Number of different batches, used alternately."""
+INPUTS = 5
+"""Number of different batches, used one after another. A model keeps the results of its last
+inputs, so no two calls in a row, and no two of one run, may get the same batch: `in_turn` sees to
+it while this is no divisor of the number of runs."""
 SEED = 0
 
 
@@ -90,15 +93,19 @@ def inputs(bench: Bench, batch: int) -> list[Inputs]:
 def in_turn(
     bench: Bench, batches: Sequence[Inputs], *runs: Callable[[Inputs], object]
 ) -> list[float]:
-    """Return each run's median seconds over `rounds`, taken alternately after a warm-up."""
+    """Return each run's median seconds over `rounds`, taken alternately after a warm-up.
+
+    Every call gets another batch than the call before it, whatever the run.
+    """
     for run in runs:
         for one in batches[:3]:
             run(one)
     synchronise(bench.device)
     taken: list[list[float]] = [[] for _ in runs]
-    for number in range(bench.rounds):
+    turn = cycle(batches)
+    for _ in range(bench.rounds):
         for run, seconds in zip(runs, taken, strict=True):
-            one = batches[number % len(batches)]
+            one = next(turn)
             synchronise(bench.device)
             started_s = time.perf_counter()
             run(one)

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import time
+from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
+import torch
 
 for package in ("torch", "transformers", "peft"):
     pytest.importorskip(package, reason="needs the train extra")
 
 from bench_rig import SCRIPTS, figures
+from openvla_bench.figures import INPUTS, in_turn
 from openvla_bench.limits import Device, generate_limit, vision_flop
+from openvla_bench.stages import STAGES, split
 
 from crane_x7_vla_rl.policies.openvla import OpenVLAConfig
+from crane_x7_vla_rl.policies.openvla.run.replay import Replay
 
 WITHOUT = """
 import runpy, sys
@@ -27,13 +36,51 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_the_bench_needs_no_other_package_and_counts_fewer_launches_than_the_baseline(
     tmp_path: Path,
 ) -> None:
-    words = ["--device", "cpu", "--only", "same", "launches", "--rounds", "1"]
+    words = ["--device", "cpu", "--only", "same", "launches", "parts", "--rounds", "1"]
     command = ["-c", WITHOUT, str(SCRIPTS / "bench_openvla"), *words]
     rows = figures(tmp_path / "figures.json", *command)
     same = rows["difference of both models' action logits / their spread"]
     assert same["value"] < 1e-4, "the baseline is another model"
     launches = rows["operations launched per action of 8 tokens"]
     assert launches["baseline"] / launches["value"] == launches["ratio"] > 1.3
+    stages = [rows[f"operations launched: {stage}"]["value"] for stage in STAGES]
+    assert min(stages) > 50
+    assert launches["value"] - 40 < sum(stages) < launches["value"]
+    assert all(rows[f"batch 1, 8 tokens: {stage}"]["value"] > 0 for stage in STAGES)
+
+
+@dataclass
+class Recorder:
+    """A runner that keeps the inputs it got, and replays three steps as a rollout does."""
+
+    seen: list[int] = field(default_factory=list)
+
+    def roll_out(self, pixels: int, *_: object) -> None:
+        self.seen.append(pixels)
+        for _stage in STAGES:
+            Replay(lambda: time.sleep(1e-3), torch.device("cpu"), None)()
+
+
+@pytest.mark.parametrize("runs", [1, 2, 3, 4])
+def test_no_timed_call_repeats_the_inputs_of_the_call_before(runs: int) -> None:
+    """A model keeps the last inputs' results: a call that repeats them times the decode alone."""
+    recorder = Recorder()
+    bench: Any = SimpleNamespace(device=torch.device("cpu"), rounds=6, runner=recorder)
+    batches: Any = [(number, []) for number in range(INPUTS)]
+    in_turn(bench, batches, *[lambda one: recorder.roll_out(*one)] * runs)
+    split(bench, batches, 8)
+    assert all(one != other for one, other in pairwise(recorder.seen))
+    for run in range(runs):  # nor do those of one run, where the others use another model
+        timed = recorder.seen[3 * runs :][run : 6 * runs : runs]
+        assert all(one != other for one, other in pairwise(timed))
+
+
+def test_stages_are_timed_one_by_one() -> None:
+    bench: Any = SimpleNamespace(device=torch.device("cpu"), rounds=3, runner=Recorder())
+    found = split(bench, [(0, []), (1, [])], 8)  # type: ignore[list-item]
+    assert list(found.stages) == list(STAGES)
+    assert all(seconds >= 1e-3 for seconds in found.stages.values())
+    assert 0 <= found.rest < sum(found.stages.values())
 
 
 def test_limits_are_those_of_the_projects_table() -> None:
