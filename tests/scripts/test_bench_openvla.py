@@ -68,7 +68,6 @@ def test_no_timed_call_repeats_the_inputs_of_the_call_before(runs: int) -> None:
     bench: Any = SimpleNamespace(device=torch.device("cpu"), rounds=6, runner=recorder)
     batches: Any = [(number, []) for number in range(INPUTS)]
     in_turn(bench, batches, *[lambda one: recorder.roll_out(*one)] * runs)
-    split(bench, batches, 8)
     assert all(one != other for one, other in pairwise(recorder.seen))
     for run in range(runs):  # nor do those of one run, where the others use another model
         timed = recorder.seen[3 * runs :][run : 6 * runs : runs]
@@ -76,8 +75,10 @@ def test_no_timed_call_repeats_the_inputs_of_the_call_before(runs: int) -> None:
 
 
 def test_stages_are_timed_one_by_one() -> None:
-    bench: Any = SimpleNamespace(device=torch.device("cpu"), rounds=3, runner=Recorder())
+    recorder = Recorder()
+    bench: Any = SimpleNamespace(device=torch.device("cpu"), rounds=3, runner=recorder)
     found = split(bench, [(0, []), (1, [])], 8)  # type: ignore[list-item]
+    assert all(one != other for one, other in pairwise(recorder.seen))
     assert list(found.stages) == list(STAGES)
     assert all(seconds >= 1e-3 for seconds in found.stages.values())
     assert 0 <= found.rest < sum(found.stages.values())
