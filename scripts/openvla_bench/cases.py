@@ -222,7 +222,6 @@ CASES: dict[str, dict[str, Callable[[Bench], None]]] = {
         "parts64": parts(64, 7),
         "repeated": repeated,
         "products": products,
-        "compiled": compiled_vision,
         "batch16": throughput(16),
         "batch64": throughput(64),
         "fp8": low_bit("fp8"),
@@ -239,3 +238,9 @@ CASES: dict[str, dict[str, Callable[[Bench], None]]] = {
         "backward": evaluate_backward,
     },
 }
+
+ON_REQUEST: dict[str, dict[str, Callable[[Bench], None]]] = {
+    "cuda": {"compiled": compiled_vision},
+    "cpu": {"products": products},
+}
+"""Cases that run only if `--only` names them: one takes minutes, one says nothing about a GPU."""

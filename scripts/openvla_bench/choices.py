@@ -17,8 +17,8 @@ from openvla_bench.figures import TOKENS, Bench, in_turn, inputs
 from openvla_bench.limits import best_seconds
 from openvla_bench.stages import split
 
-ROWS = (1, 8, TOKENS, 288, 320, 384, 64 * TOKENS)
-"""A decode step; a speculative one; prefills of one prompt, exact and padded; one of 64 prompts."""
+ROWS = (1, TOKENS, 288, 64 * TOKENS)
+"""A decode step; prefills of one prompt, exact and with pads; one of 64 prompts."""
 
 
 @torch.no_grad()
@@ -27,7 +27,7 @@ def products(bench: Bench) -> None:
     layers = bench.runner.engine().matrices
     for name in ("qkv", "out", "gate_up", "down"):
         every = [getattr(layer, name).weight for layer in layers]
-        for rows in ROWS if bench.device.type == "cuda" else ROWS[:3]:
+        for rows in ROWS if bench.device.type == "cuda" else ROWS[:2]:
             x = every[0].new_ones(rows, every[0].shape[1])
             flop, size = 2 * rows * every[0].numel(), every[0].element_size()
             moved = size * (every[0].numel() + x.numel() + rows * len(every[0]))

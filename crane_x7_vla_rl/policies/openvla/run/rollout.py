@@ -37,7 +37,7 @@ from crane_x7_vla_rl.policies.openvla.run.vision import see
 from crane_x7_vla_rl.prompt import BOS_TOKEN
 
 CUDA_BUCKET = 16
-"""Prompt lengths are rounded up to a multiple of this, to share graphs; each pad costs 0.3 % of a
+"""Unequal prompts are padded up to a multiple of this, to share graphs; each pad costs 0.3 % of a
 prefill."""
 MAX_STEPS_KEPT = 32
 """Captured steps per batch size; the least recently used is discarded."""

@@ -25,7 +25,7 @@ class Runner:
         self.model, self._decode_weights = model, decode_weights
         self._speculate = speculate
         self.bucket: int | None = None
-        """Prompt lengths are padded to a multiple of it; None: depends on the device."""
+        """Unequal prompts are padded to a multiple of it; None: depends on the device."""
         self._engine: Engine | None = None
 
     @torch.no_grad()

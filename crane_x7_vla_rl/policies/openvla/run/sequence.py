@@ -56,8 +56,9 @@ def pack(
     """Return the prompts on the CPU; 29871 is appended to each that does not end with it.
 
     `input_ids` holds one 1-D tensor of ids per sample, BOS first. `prefix` slots are before the
-    text and `steps` after it. L is rounded up, as far as the context allows, so that the prompt
-    ends at a multiple of `bucket`. Raises PromptError for a batch or prompt that does not fit.
+    text and `steps` after it. Prompts of one length get no pads, so that attention needs no mask.
+    Of unequal ones L is rounded up, as far as the context allows, so that they end at a multiple of
+    `bucket`. Raises PromptError for a batch or prompt that does not fit.
     """
     if not len(input_ids):
         raise PromptError("got no prompt, expected one per image")

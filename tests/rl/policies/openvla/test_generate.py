@@ -71,6 +71,35 @@ def test_a_batch_of_unequal_prompts_gives_the_originals_tokens(
     assert float((rollout.logits - rig.action_logits()[:, :dimensions]).abs().max()) <= LOGITS
 
 
+def test_prompts_of_one_length_get_no_pads_and_no_mask(runner: Runner) -> None:
+    """A bucket would pad them, and a mask keeps attention from CUDA's fastest kernel."""
+    equal = [rig.prompts()[0]] * 2
+    exact = runner.roll_out(pixels()[:2], equal, 8)
+    runner.forget()
+    runner.bucket = 64
+    with Masks() as masks:
+        found = runner.roll_out(pixels()[:2], equal, 8)
+    assert masks.found
+    assert not any(masks.found)
+    assert torch.equal(found.logits, exact.logits)
+    with Masks() as masks:
+        runner.roll_out(pixels()[:2], rig.prompts()[:2], 8)
+    assert any(masks.found)
+
+
+class Masks(TorchDispatchMode):
+    """Keeps whether each attention had a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[bool] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
+        if "scaled_dot_product" in str(func):
+            self.found.append((kwargs or {}).get("attn_mask") is not None)
+        return func(*args, **(kwargs or {}))
+
+
 def test_generate_returns_the_tokens(runner: Runner) -> None:
     tokens = runner.roll_out(pixels(), rig.prompts(), action_dim=8).tokens
     assert torch.equal(tokens, rig.tokens("crane_x7"))
