@@ -23,7 +23,10 @@ ROWS = (1, TOKENS, 288, 64 * TOKENS)
 
 @torch.no_grad()
 def products(bench: Bench) -> None:
-    """Share of the limit that each product reaches; every layer's in turn, so none is in cache."""
+    """Share of the limit that each product reaches.
+
+    Each call reads another layer's weights, so that they are in no cache.
+    """
     layers = bench.runner.engine().matrices
     for name in ("qkv", "out", "gate_up", "down"):
         every = [getattr(layer, name).weight for layer in layers]

@@ -69,7 +69,7 @@ def _add_norm(
     total, out = torch.empty_like(x), torch.empty_like(x)
     width = x.shape[-1]
     tile = triton.next_power_of_2(width)
-    factors = norm.weight if factor is None else factor  # never read where there is none
+    factors = norm.weight if factor is None else factor  # a pointer that is not read
     kernel: Any = _add_norm_kernel[(x.numel() // width,)]
     kernel(
         x, delta, factors, norm.weight, norm.bias, total, out, width, norm.eps,
