@@ -2,7 +2,9 @@
 
 A `ModelSpec` and maybe a checkpoint → a model ready to learn, and a `Learner` with its optimizer.
 Fine-tuning (`sft.loss`) and reinforcement learning (`rl.agent`) share it. Where products are in
-bfloat16, everything but the action head is: its logits stay float32, as in rollouts.
+bfloat16, everything but the action head is: its logits stay float32, as in rollouts. With adapters,
+the frozen weights are stored in bfloat16 and autocast is off: it would only return float32 from
+each norm and cast that again for each product that reads it.
 """
 
 from __future__ import annotations
@@ -171,7 +173,7 @@ def prepare(spec: ModelSpec, device: torch.device, resumed: Path | None) -> Load
         _free(model)
     model.checkpoint_gradients(spec.compute.gradient_checkpointing)
     model.train()
-    if halved:
+    if halved and not spec.lora.enabled:
         _autocast(model, device)
     return loaded
 
@@ -276,7 +278,7 @@ def gathered(module: nn.Module) -> Iterator[None]:
 
 
 def _autocast(model: OpenVLA, device: torch.device) -> None:
-    """Compute in bfloat16 all but the action head, whose logits must not be rounded.
+    """Multiply float32 weights in bfloat16, except the action head: logits must not be rounded.
 
     The head multiplies the rows that are read in float32 itself, see `OpenVLA.action_logits`.
     """

@@ -22,8 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from crane_x7_vla_rl.policies.openvla.model import fused
 from crane_x7_vla_rl.policies.openvla.model.config import LlamaConfig
-from crane_x7_vla_rl.policies.openvla.model.matrices import LayerMatrices, matrix
+from crane_x7_vla_rl.policies.openvla.model.matrices import LayerMatrices, matrix, outputs
 
 
 class Cache:
@@ -59,7 +60,9 @@ class Pass:
     causal: bool = True
     """False: each position sees all others, before and after, except those that the mask hides."""
     keep: int | None = None
-    """Number of the last positions that are read; None for all."""
+    """Number of positions that are read: the last ones, or those of `read`; None for all."""
+    read: Tensor | None = None
+    """(B, keep) int64: the positions that are read, if they differ from row to row."""
     keep_mask: Tensor | None = None
     """(B or 1, 1, keep, S) additive."""
     cache: Cache | None = None
@@ -68,10 +71,22 @@ class Pass:
     window: int | None = None
     """Number of the cache's slots in the mask; None for those up to the last position."""
 
+    def kept(self, x: Tensor) -> Tensor:
+        """(B, T, H) → (B, keep, H): the positions that are read."""
+        if self.read is None:
+            return x[:, -(self.keep or 0) :]
+        return x.gather(1, self.read.unsqueeze(-1).expand(-1, -1, x.shape[-1]))
+
+    def kept_angles(self) -> tuple[Tensor, Tensor]:
+        """Return cos and sin of these positions, each (B or 1, keep, 1, d)."""
+        if self.read is None:
+            return self.cos[:, -(self.keep or 0) :], self.sin[:, -(self.keep or 0) :]
+        return self.cos[0, self.read], self.sin[0, self.read]
+
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate (B, T, heads, d) by its position; `sin` contains the sign of each half."""
-    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+    return fused.rotate(x, cos, sin)
 
 
 class RmsNorm(nn.Module):
@@ -100,13 +115,18 @@ class SelfAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, keys, bias=False)
         self.o_proj = nn.Linear(inner, config.hidden_size, bias=False)
 
-    def turned(self, x: Tensor, this: Pass) -> tuple[Tensor, Tensor, Tensor]:
-        """Return query (B, T, h, d), key and value (B, T, g, d), the first two rotated."""
-        query, key, value = (
-            module(x).view(*x.shape[:2], -1, self.head_dim)
-            for module in (self.q_proj, self.k_proj, self.v_proj)
-        )
-        return rotate(query, this.cos, this.sin), rotate(key, this.cos, this.sin), value
+    def turned(self, x: Tensor, this: Pass, part: bool) -> tuple[Tensor, Tensor, Tensor]:
+        """Return query (B, T, h, d), key and value (B, T, g, d), the first two rotated.
+
+        With `part`, the query covers only the positions that are read.
+        """
+        if part:
+            made = [self.q_proj(this.kept(x)), *outputs(x, self.k_proj, self.v_proj)]
+        else:
+            made = outputs(x, self.q_proj, self.k_proj, self.v_proj)
+        query, key, value = (one.view(*one.shape[:2], -1, self.head_dim) for one in made)
+        cos, sin = this.kept_angles() if part else (this.cos, this.sin)
+        return rotate(query, cos, sin), rotate(key, this.cos, this.sin), value
 
     def mix(
         self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, causal: bool
@@ -154,15 +174,15 @@ class DecoderLayer(nn.Module):
         )
 
     def forward(self, x: Tensor, this: Pass, last: bool) -> Tensor:
-        """(B, T, H) → (B, T, H), or the last `keep` positions in the last layer."""
-        query, key, value = self.self_attn.turned(self.input_layernorm(x), this)
-        mask = this.mask
-        if last and this.keep is not None:
-            x, query, mask = x[:, -this.keep :], query[:, -this.keep :], this.keep_mask
+        """(B, T, H) → (B, T, H), or the positions that are read in the last layer."""
+        part = last and this.keep is not None
+        query, key, value = self.self_attn.turned(self.input_layernorm(x), this, part)
+        mask = this.keep_mask if part else this.mask
+        x = this.kept(x) if part else x
         x = x + self.self_attn.o_proj(self.self_attn.mix(query, key, value, mask, this.causal))
         hidden = self.post_attention_layernorm(x)  # (B, T, H)
-        gated = functional.silu(self.mlp.gate_proj(hidden)) * self.mlp.up_proj(hidden)
-        summed: Tensor = x + self.mlp.down_proj(gated)
+        gate, up = outputs(hidden, self.mlp.gate_proj, self.mlp.up_proj)  # (B, T, inner)
+        summed: Tensor = x + self.mlp.down_proj(fused.gated(gate, up))
         return summed
 
 

@@ -3,13 +3,14 @@
 Training calls the modules, to which PEFT may have added adapters. Inference joins q, k, v and
 gate, up into one product each: `join_weights` moves the modules' weights into one block of memory
 and makes the parameters views of it, so that names, memory use and in-place updates are unchanged.
+Adapters are joined as copies, which `refresh` updates.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +29,30 @@ class Matrix(Protocol):
         ...
 
 
+@runtime_checkable
+class Beside(Protocol):
+    """A linear layer that shares computations with others that read the same input."""
+
+    recomputed: bool
+    """Whether the backward pass recomputes its layer (gradient checkpointing)."""
+
+    def beside(self, layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+        """Return the output of each of `layers`, which include this one, for (…, in)."""
+        ...
+
+    def added(self) -> tuple[Tensor, Tensor, Tensor] | None:
+        """Return W (out, in), A (r, in), B (out, r) if it computes x Wᵀ + x Aᵀ Bᵀ, else None."""
+        ...
+
+
+def outputs(x: Tensor, *layers: nn.Module) -> list[Tensor]:
+    """Return the output of each linear layer for the same (…, in); adapters share products."""
+    for layer in layers:
+        if type(layer) is not nn.Linear and isinstance(layer, Beside):
+            return layer.beside(layers, x)
+    return [layer(x) for layer in layers]
+
+
 @dataclass(frozen=True, eq=False)
 class LayerMatrices:
     """The products of one decoder layer."""
@@ -36,6 +61,12 @@ class LayerMatrices:
     out: Matrix
     gate_up: Matrix
     down: Matrix
+
+    def refresh(self) -> None:
+        """Copy the current adapters."""
+        for product in (self.qkv, self.out, self.gate_up, self.down):
+            if isinstance(product, Adapted):
+                product.refresh()
 
 
 class Dense:
@@ -54,10 +85,48 @@ class Dense:
         return added.view_as(residual)
 
 
+class Adapted:
+    """Frozen weights (out, in) and their adapters: three products for all layers together."""
+
+    def __init__(self, layers: Sequence[Beside], weight: Tensor) -> None:
+        self._layers, self.weight = layers, weight
+        parts = [part for layer in layers if (part := layer.added()) is not None]
+        ranks = sum(len(a) for _, a, _ in parts)
+        self._a = weight.new_zeros(ranks, weight.shape[1])  # (R, in)
+        self._b = weight.new_zeros(len(weight), ranks)  # (out, R), a block for each layer
+        self.refresh()
+
+    @torch.no_grad()
+    def refresh(self) -> None:
+        """Copy the current adapters."""
+        row = column = 0
+        for layer in self._layers:
+            found = layer.added()
+            assert found is not None  # an engine ends when an adapter is disabled
+            _, a, b = found
+            self._a[column : column + len(a)] = a
+            self._b[row : row + len(b), column : column + len(a)] = b
+            row, column = row + len(b), column + len(a)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """(B, T, in) → (B, T, out)."""
+        flat = x.flatten(0, 1)
+        return self._add(functional.linear(flat, self.weight), flat).view(*x.shape[:2], -1)
+
+    def onto(self, residual: Tensor, x: Tensor) -> Tensor:
+        """Add in the same operations as the products."""
+        flat = x.flatten(0, 1)
+        dense = torch.addmm(residual.flatten(0, 1), flat, self.weight.t())
+        return self._add(dense, flat).view_as(residual)
+
+    def _add(self, dense: Tensor, flat: Tensor) -> Tensor:
+        return dense.addmm_(flat @ self._a.t(), self._b.t())
+
+
 class Modules:
     """Modules that PEFT has wrapped, or whose weights must not move.
 
-    Called one by one; their outputs are concatenated.
+    Their outputs are concatenated.
     """
 
     def __init__(self, modules: Sequence[nn.Module]) -> None:
@@ -65,8 +134,8 @@ class Modules:
 
     def __call__(self, x: Tensor) -> Tensor:
         """(B, T, in) → (B, T, out of all)."""
-        outputs: list[Tensor] = [module(x) for module in self.modules]
-        return outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=-1)
+        made = outputs(x, *self.modules)
+        return made[0] if len(made) == 1 else torch.cat(made, dim=-1)
 
     def onto(self, residual: Tensor, x: Tensor) -> Tensor:
         """Add after the product."""
@@ -78,10 +147,16 @@ def matrix(*modules: nn.Module, move: bool = True) -> Matrix:
 
     If their weights may not `move`, several modules stay several products.
     """
-    weights = [module.weight for module in modules if type(module) is nn.Linear]
-    if len(weights) != len(modules) or (len(modules) > 1 and not move):
+    if len(modules) > 1 and not move:
         return Modules(modules)
-    return Dense(join_weights(weights))
+    weights = [module.weight for module in modules if type(module) is nn.Linear]
+    if len(weights) == len(modules):
+        return Dense(join_weights(weights))
+    beside = [module for module in modules if isinstance(module, Beside)] if move else []
+    frozen = [found[0] for module in beside if (found := module.added()) is not None]
+    if len(frozen) == len(modules):
+        return Adapted(beside, join_weights(frozen))
+    return Modules(modules)
 
 
 def join_weights(weights: Sequence[Tensor]) -> Tensor:

@@ -30,6 +30,7 @@ from crane_x7_vla_rl.policies.openvla.errors import ImageError
 from crane_x7_vla_rl.policies.openvla.image import Picture, normalised, pixel_values
 from crane_x7_vla_rl.policies.openvla.model.config import OpenVLAConfig
 from crane_x7_vla_rl.policies.openvla.model.language import Llama, Rows
+from crane_x7_vla_rl.policies.openvla.model.matrices import Beside
 from crane_x7_vla_rl.policies.openvla.model.projector import Projector
 from crane_x7_vla_rl.policies.openvla.model.vision import AddNorm, VisionBackbone
 
@@ -126,6 +127,9 @@ class OpenVLA(nn.Module):
         self.language_model.model.checkpointing = wanted
         self.vision_backbone.featurizer.checkpointing = wanted
         self.vision_backbone.fused_featurizer.checkpointing = wanted
+        for module in self.modules():
+            if isinstance(module, Beside):
+                module.recomputed = wanted
 
     def count_patches(self, images: Tensor, prompts: int) -> int:
         """Return I·N for pixels or patches; expects one sample per prompt."""

@@ -2,9 +2,12 @@
 
 Images, prompts and action tokens → log-probabilities, entropies and a hidden state. The whole
 sequence passes the modules in one causal pass, so that adapters apply and gradients flow; the
-values equal those that `rollout` reported when it chose the tokens.
+values equal those that `rollout` reported when it chose the tokens. Pads are at the end here,
+`[BOS] [image tokens] [text] [29871] [action] [pads]`. No token sees them, so attention needs no
+mask; with a mask, CUDA's fastest kernels are not available.
 
-Legend: B batch, D action dimensions, H hidden size, P prefix slots (BOS and image), L text slots.
+Legend: B batch, D action dimensions, H hidden size, P prefix slots (BOS and image), L text slots, T
+slots of a row, P + L + D − 1.
 """
 
 from __future__ import annotations
@@ -21,11 +24,8 @@ from crane_x7_vla_rl.policies.openvla.model.language import Pass, rotary_table
 from crane_x7_vla_rl.policies.openvla.model.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.run.sequence import (
     Prompts,
-    Span,
     check_actions,
-    mask,
     pack,
-    positions,
 )
 from crane_x7_vla_rl.prompt import BOS_TOKEN
 
@@ -82,21 +82,39 @@ def _hidden(
     like = model.projector.fc3.bias
     steps = tokens.shape[1]
     patches = images.to(like) if images.ndim == 3 else model.encode(images.to(like))
-    given = tokens[:, :-1].to(like.device)
-    ids = torch.cat([prompts.ids.to(like.device), given], dim=1)  # (B, L + D − 1)
+    ids, read = _rows(prompts, tokens, like.device)
     bos = language.embed_tokens(ids.new_full((len(ids), 1), BOS_TOKEN))  # (B, 1, H)
-    x = torch.cat([bos, patches, language.embed_tokens(ids)], dim=1)  # (B, P + L + D − 1, H)
-    span = Span(prefix, 0, x.shape[1])
-    pads = prompts.pads.to(like.device) if prompts.padded else None
-    cos, sin = rotary_table(model.config.text, span.end, like)
-    at = positions(span, pads, like.device)
-    seen = mask(span, pads, like)
+    x = torch.cat([bos, patches, language.embed_tokens(ids)], dim=1)  # (B, T, H)
+    cos, sin = rotary_table(model.config.text, x.shape[1], like)
+    read = read + prefix  # (B or 1, D)
     this = Pass(
-        cos=cos[at].unsqueeze(2),
-        sin=sin[at].unsqueeze(2),
-        mask=seen if prompts.padded else None,
+        cos=cos[None, :, None],
+        sin=sin[None, :, None],
+        mask=None,
         keep=steps,
-        keep_mask=seen[:, :, -steps:],
+        read=read if prompts.padded else None,
+        keep_mask=_before(read, x.shape[1], like),
     )
     hidden: Tensor = language(x, this)
     return hidden
+
+
+def _rows(prompts: Prompts, tokens: Tensor, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return ids after the image, pads last, and the slots from which action tokens are read.
+
+    (B, L + D − 1) int64, and (B or 1, D) of its slots, from each prompt's end on.
+    """
+    ids = torch.cat([prompts.ids.to(device), tokens[:, :-1].to(device)], dim=1)
+    slots = torch.arange(ids.shape[1], device=device)[None]  # (1, L + D − 1)
+    read = slots[:, -tokens.shape[1] :]
+    if not prompts.padded:
+        return ids, read
+    pads = prompts.pads.to(device)[:, None]
+    return ids.gather(1, (slots + pads) % ids.shape[1]), read - pads
+
+
+def _before(read: Tensor, end: int, like: Tensor) -> Tensor:
+    """Return (B or 1, 1, D, end): 0 up to each slot that is read, −inf after it."""
+    hidden = torch.arange(end, device=like.device) > read.unsqueeze(-1)  # (B or 1, D, end)
+    blank = torch.zeros(hidden.shape, dtype=like.dtype, device=like.device)
+    return blank.masked_fill(hidden, float("-inf"))[:, None]

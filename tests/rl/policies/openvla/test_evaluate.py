@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.errors import ActionTokenError, AdapterError
+from crane_x7_vla_rl.policies.openvla.model.language import SelfAttention
+from crane_x7_vla_rl.policies.openvla.model.matrices import Adapted
 from crane_x7_vla_rl.policies.openvla.run.evaluate import evaluate
 from crane_x7_vla_rl.policies.openvla.run.rollout import Rollout, Sampling
 from crane_x7_vla_rl.policies.openvla.run.runner import Runner
@@ -159,6 +161,30 @@ def test_recomputing_keeps_less_for_the_backward_pass(model: OpenVLA) -> None:
     assert kept_bytes() == held[-1]
 
 
+def test_prompts_of_unequal_length_need_no_mask(
+    model: OpenVLA, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    masked: list[bool] = []
+    mix = SelfAttention.mix
+
+    def noted(self: Any, *given: Any) -> Tensor:
+        masked.append(given[3] is not None)
+        return mix(self, *given)
+
+    monkeypatch.setattr(SelfAttention, "mix", noted)
+    assert len({len(ids) for ids in rig.prompts()}) > 1
+    evaluate(model, pixels(), rig.prompts(), rig.tokens("crane_x7"))
+    assert masked == [False] * (len(masked) - 1) + [True]  # a few rows, in the last layer
+
+
+def test_the_last_layer_asks_for_the_positions_that_are_read_alone(model: OpenVLA) -> None:
+    asked: list[int] = []
+    last = model.language_model.model.layers[-1].get_submodule("self_attn.q_proj")
+    last.register_forward_hook(lambda *found: asked.append(found[2].shape[1]))
+    evaluate(model, pixels(), rig.prompts(), rig.tokens("crane_x7"))
+    assert asked == [8]
+
+
 TARGETS = [
     ("all-linear", None),
     (["q_proj", "v_proj"], 4),
@@ -271,3 +297,22 @@ def test_the_pass_equals_transformers_llama(model: OpenVLA) -> None:
         judged = evaluate(model, pixels()[:1], [ids], tokens)
     wanted = logits.log_softmax(-1).gather(-1, (tokens - 31744).unsqueeze(-1)).squeeze(-1)
     assert furthest(judged.log_probs, wanted) <= EQUAL
+
+
+def test_adapters_act_as_they_are_after_an_update_in_the_same_memory(
+    model: OpenVLA, runner: Runner
+) -> None:
+    """A captured graph reads what the engine joined, so an update must reach that memory."""
+    add_lora(model, LoraSettings(rank=4, alpha=8))
+    before = sample(runner)
+    engine = runner.engine()
+    assert all(isinstance(layer.qkv, Adapted) for layer in engine.matrices)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "lora_" in name:
+                parameter.normal_(std=0.1, generator=torch.Generator().manual_seed(1))
+    after = sample(runner)
+    assert runner.engine() is engine
+    assert furthest(after.logits, before.logits) > 1e-2
+    judged = evaluate(model, pixels(), rig.prompts(), after.tokens)
+    assert furthest(judged.log_probs, after.log_probs) <= EQUAL

@@ -14,6 +14,8 @@ from peft import LoraConfig
 from peft.tuners.lora import layer as peft
 from torch import Tensor, nn
 
+from crane_x7_vla_rl.policies.openvla.model.matrices import outputs
+from crane_x7_vla_rl.policies.openvla.weights import lora_layers
 from crane_x7_vla_rl.policies.openvla.weights.lora_layers import (
     AdaptedConv2d,
     AdaptedLinear,
@@ -53,9 +55,11 @@ def assert_close(ours: dict[str, Tensor], theirs: dict[str, Tensor], within: flo
         assert furthest <= within * float(value.float().abs().max()), name
 
 
+@pytest.mark.parametrize("recomputed", [True, False])
 @pytest.mark.parametrize("bias", [True, False])
-def test_a_linear_layer_computes_what_pefts_does(bias: bool) -> None:
+def test_a_linear_layer_computes_what_pefts_does(bias: bool, recomputed: bool) -> None:
     layer = adapted(AdaptedLinear, nn.Linear(7, 5, bias=bias)).eval()
+    layer.recomputed = recomputed
     x = torch.randn(2, 4, 7)
     theirs = results(layer, x, lambda x: peft.Linear.forward(layer, x))
     assert_close(results(layer, x, layer), theirs)
@@ -143,3 +147,77 @@ def test_an_adapter_switched_off_or_merged_counts_as_in_peft() -> None:
     layer.merge()
     assert torch.allclose(layer(x), beside, atol=1e-5)
     assert torch.allclose(layer.rows(x, 1, 3), beside[:, 1:3], atol=1e-5)
+
+
+def joined(x: Tensor, layers: list[Any]) -> Tensor:
+    return torch.cat(outputs(x, *layers), dim=-1)
+
+
+def apart(x: Tensor, layers: list[Any]) -> Tensor:
+    return torch.cat([layer(x) for layer in layers], dim=-1)
+
+
+def test_layers_that_read_the_same_input_compute_what_each_does_alone() -> None:
+    """The third one has another scale and the last one no adapter, so they share nothing."""
+    layers: list[Any] = [
+        *(adapted(AdaptedLinear, nn.Linear(7, high, bias=high > 4)) for high in (5, 4, 3)),
+        nn.Linear(7, 2).requires_grad_(False),
+    ]
+    layers[2].scaling["default"] = 0.5
+    together = nn.ModuleList(layers).eval()
+    found = []
+    for ask in (apart, joined):
+        x = torch.randn(2, 4, 7, generator=torch.Generator().manual_seed(0)).requires_grad_()
+        together.zero_grad()
+        made = ask(x, layers)
+        made.square().sum().backward()
+        learning = (p.grad for p in together.parameters() if p.requires_grad)
+        found.append([made.detach(), x.grad, *learning])
+    for one, other in zip(*found, strict=True):
+        assert float((one - other).abs().max()) <= EQUAL * float(one.abs().max())
+
+
+def test_layers_that_read_the_same_input_drop_the_same_of_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    layers: list[Any] = [adapted(AdaptedLinear, nn.Linear(7, 5))] * 3
+    drawn: list[Tensor] = []
+    draw = lora_layers._keep
+    monkeypatch.setattr(lora_layers, "_keep", lambda x, share: drawn.append(x) or draw(x, share))
+    x = torch.randn(4, 7)
+    made = outputs(x, *layers)
+    assert len(drawn) == 1
+    assert torch.allclose(made[0], made[2], atol=1e-5)
+    assert not torch.equal(made[0], layers[0](x))
+    layers[0].enable_adapters(False)
+    assert torch.equal(outputs(x, *layers)[0], layers[0].base_layer(x))
+
+
+def test_recomputing_stops_before_the_last_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    layers = [adapted(AdaptedLinear, nn.Linear(7, 7)) for _ in range(2)]
+    multiplied: list[int] = []
+
+    class Counted:
+        @staticmethod
+        def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+            multiplied.append([layer.base_layer.weight is weight for layer in layers].index(True))
+            return nn.functional.linear(x, weight, bias)
+
+    def both(x: Tensor) -> Tensor:
+        made: Tensor = layers[1](layers[0](x))
+        return made
+
+    x = torch.randn(4, 7, requires_grad=True)
+    torch.manual_seed(0)
+    both(x).sum().backward()
+    kept = [p.grad.clone() for layer in layers for p in layer.parameters() if p.requires_grad]
+    nn.ModuleList(layers).zero_grad()
+    monkeypatch.setattr(lora_layers, "functional", Counted)
+    for layer in layers:
+        layer.recomputed = True
+    torch.manual_seed(0)
+    made = torch.utils.checkpoint.checkpoint(both, x, use_reentrant=False)
+    made.sum().backward()
+    assert multiplied == [0, 1, 0]
+    again = [p.grad for layer in layers for p in layer.parameters() if p.requires_grad]
+    assert all(torch.equal(one, other) for one, other in zip(kept, again, strict=True))
