@@ -94,7 +94,9 @@ def crop_and_resize(images: Array | Tensor, view: View, into: Tensor) -> None:
     """
     side = into.shape[1]
     if into.is_cuda:
-        rows = torch.as_tensor(images).to(into.device, non_blocking=True)
+        rows = torch.as_tensor(images)
+        if not rows.is_cuda:  # a copy from unpinned memory would wait for all enqueued work
+            rows = rows.pin_memory().to(into.device, non_blocking=True)
         part = cut(rows.permute(1, 2, 0, 3), view).permute(2, 0, 1, 3)  # (n, height, width, 3)
         if part.shape[1:3] != (side, side):
             flat = part.permute(0, 3, 1, 2).flatten(0, 1)

@@ -177,6 +177,7 @@ def build(
     merged = Merged(policy) if policy.owns_memory and _mergeable(policy) else None
     optimizer = _optimizer(core, config)
     runner = Runner(policy if merged is None else merged.model)
+    runner.remember = False  # no simulation shows the same image twice
     return Agent(accelerator, module, optimizer, config.max_grad_norm, core, merged, runner)
 
 

@@ -2,10 +2,11 @@
 
 Environments, agent and rules → a `Collected`: the buffer that an update learns from, with
 advantages, and the episodes that ended. Environments alternate in groups: while one group is
-simulated, the policy predicts for the next. Each image is cropped and resized once, into the
-buffer; the policy acts on those bytes, and updates learn from the same ones. Actions are sampled
-from generators that the numbers of update and environment seed, so that a resumed run samples the
-same, on any number of processes.
+simulated, the policy predicts for the next. On CUDA, the next group's prediction is enqueued before
+the CPU waits for the last one, so with two groups the GPU does not wait for Python. Each image is
+cropped and resized once, into the buffer; the policy acts on those bytes, and updates learn from
+the same ones. Actions are sampled from generators that the numbers of update and environment seed,
+so that a resumed run samples the same, on any number of processes.
 
 Legend: T steps of a rollout, N environments of this process, n of a group, D tokens of a
 prediction, S pixels of a side.
@@ -14,8 +15,8 @@ prediction, S pixels of a side.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -23,19 +24,18 @@ import torch
 from torch import Tensor
 
 from crane_x7_vla_rl.kinematics import UnreachableError
-from crane_x7_vla_rl.policies import base
 from crane_x7_vla_rl.policies.openvla.codec import Codec
 from crane_x7_vla_rl.policies.openvla.image import crop_and_resize
-from crane_x7_vla_rl.policies.openvla.run.rollout import Rollout, Sampling
+from crane_x7_vla_rl.policies.openvla.run.rollout import Sampling
 from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from crane_x7_vla_rl.policies.openvla.targets import joint_targets
 from crane_x7_vla_rl.sim.vector.protocol import EpisodeResult, Steps, VectorEnv, Views
-from crane_x7_vla_rl.training import non_finite
 from crane_x7_vla_rl.training.errors import NotFiniteError
 from crane_x7_vla_rl.training.rl import grpo, ppo
 from crane_x7_vla_rl.training.rl.agent import Agent
 from crane_x7_vla_rl.training.rl.buffer import Buffer, derive_seed
 from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig
+from crane_x7_vla_rl.training.rl.predictor import Decision, Predictor
 from crane_x7_vla_rl.training.session import Clock
 from crane_x7_vla_rl.types import Array
 
@@ -57,6 +57,9 @@ class RolloutConfig:
     """Of the run."""
     keep_patches: bool = False
     """Keep what vision made of the pictures; for a policy whose vision does not learn."""
+    ahead: bool | None = None
+    """Enqueue a group's prediction before waiting for the one before; None: only on CUDA, because
+    on a CPU it would delay the simulation. The results are the same."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -99,6 +102,7 @@ class _Collection:
     def __init__(self, config: RolloutConfig, runner: Runner, number: int, clock: Clock) -> None:
         self.config, self.runner, self.number, self.clock = config, runner, number, clock
         self.policy = runner.model
+        self.predictor = Predictor(config.agent, runner, number, config.ppo.algorithm == "ppo")
         steps, count = config.steps, config.env.num_envs
         device = config.agent.accelerator.device
         side, answer = self.policy.config.image_size, config.codec.answer_length
@@ -120,6 +124,8 @@ class _Collection:
         self.ended: list[int] = []
         self.env_steps = 0
         self.simulate_s = self.infer_s = 0.0
+        self.ahead = device.type == "cuda" if config.ahead is None else config.ahead
+        self.pending: Decision | None = None
         first = config.agent.accelerator.process_index * count
         self.generators = [
             torch.Generator(device).manual_seed(derive_seed(config.seed, number, first + env))
@@ -133,20 +139,28 @@ class _Collection:
         for step in range(self.config.steps):
             for group in groups:
                 if step:
+                    if self.pending is not None and self.pending.group == group:
+                        self._act()
                     self._receive(step - 1, group)
-                self._decide(step, group)
+                asked = self._predict(step, group)
+                self._act()
+                self.pending = asked
+                if not self.ahead:
+                    self._act()
             if stop():
+                self._act()
                 for group in groups:
                     self._receive(step, group)
                 return None
+        self._act()
         for group in groups:
             self._receive(self.config.steps - 1, group)
         return self._collected(torch.cat([self._look_ahead(group) for group in groups]))
 
     # --- one group's turn ------------------------------------------------------------------------
 
-    def _decide(self, step: int, group: int) -> None:
-        """Let the policy predict for a group, and send its actions."""
+    def _predict(self, step: int, group: int) -> Decision:
+        """Predict for a group; on CUDA this returns while the prediction is computed."""
         started_s = self.clock()
         envs = self.config.env.groups[group]
         part = slice(envs.start, envs.stop)
@@ -159,15 +173,25 @@ class _Collection:
         if self.config.keep_patches:
             seen = self._keep(step, part, seen)
         how = Sampling(self.config.ppo.temperature, self.generators[part])
-        chosen = self._ask(step, seen, prompts, self.config.codec.answer_length, how)
+        answer = self.predictor.ask(step, seen, prompts, self.config.codec.answer_length, how)
         self.prompts[step][part] = prompts
         self.instructions[step][part] = views.instructions
-        self.tokens[step, part] = chosen.tokens
-        self.log_probs[step, part] = chosen.log_probs.cpu()
-        self.values[step, part] = self._value(step, chosen)
-        targets = self._targets(self.tokens[step, part], measured)  # (n, steps, 8) rad
         self.infer_s += self.clock() - started_s
-        self.config.env.send(group, targets)
+        return Decision(step, group, measured, answer)
+
+    def _act(self) -> None:
+        """Wait for the tokens of the pending decision, if there is one, and send its actions."""
+        decision, self.pending = self.pending, None
+        if decision is None:
+            return
+        started_s = self.clock()
+        step, envs = decision.step, self.config.env.groups[decision.group]
+        part = slice(envs.start, envs.stop)
+        found = self.predictor.wait(step, decision.answer)
+        self.tokens[step, part], self.log_probs[step, part], self.values[step, part] = found
+        targets = self._targets(self.tokens[step, part], decision.measured)  # (n, steps, 8) rad
+        self.infer_s += self.clock() - started_s
+        self.config.env.send(decision.group, targets)
 
     def _receive(self, step: int, group: int) -> None:
         """Record the results of a group's step."""
@@ -229,20 +253,11 @@ class _Collection:
             shown = torch.cat([shown, shown[:1].expand(usual - count, -1, -1, -1)])
             prompts = [*prompts, *[prompts[0]] * (usual - count)]
         seen = self.policy.normalise(shown)
-        return self._value(step, self._ask(step, seen, prompts, 1, VALUED))[:count]
+        return self.predictor.wait(step, self.predictor.ask(step, seen, prompts, 1, VALUED))[2][
+            :count
+        ]
 
     # --- the policy ------------------------------------------------------------------------------
-
-    def _ask(
-        self, step: int, seen: Tensor, prompts: Sequence[Tensor], length: int, how: Sampling
-    ) -> Rollout:
-        """Return what the policy chose, tokens on the CPU; raises SpoiltError."""
-        try:
-            chosen = self.runner.roll_out(seen, prompts, length, how)
-            return replace(chosen, tokens=self.policy.on_host(chosen.tokens))
-        except base.NotFiniteError as error:
-            where = f"update {self.number + 1}: log_probs of step {step} are NaN or infinite"
-            raise non_finite.answer(where, self.config.agent.core, error) from error
 
     @torch.no_grad()
     def _keep(self, step: int, part: slice, pixels: Tensor) -> Tensor:
@@ -253,16 +268,6 @@ class _Collection:
             self.patches = seen.new_empty(steps, count, *seen.shape[1:])
         self.patches[step, part] = seen
         return seen
-
-    def _value(self, step: int, chosen: Rollout) -> Tensor:
-        """Return values (n,) on the CPU; raises SpoiltError."""
-        if self.config.ppo.algorithm != "ppo":
-            return torch.zeros(len(chosen.hidden))
-        values = self.config.agent.value(chosen.hidden).float().cpu()
-        if not bool(torch.isfinite(values).all()):
-            where = f"update {self.number + 1}: values of step {step} are NaN or infinite"
-            raise non_finite.answer(where, self.config.agent.core)
-        return values
 
     def _targets(self, tokens: Tensor, measured: Array) -> Array:
         """Return (n, T, 8) rad; an arm whose step is out of reach stays where it is."""

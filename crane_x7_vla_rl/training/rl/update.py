@@ -116,14 +116,15 @@ def update(agent: Agent, buffer: Buffer, config: PpoConfig, index: UpdateIndex) 
     errors = (0.0, 0.0)
     for samples, weight in _minibatches(agent, batch, config, index):
         found, first = _minibatch(agent, batch, config, samples, weight)
-        if not sums:
-            errors = (agent.largest(first[0]), agent.largest(first[1]))
-        sums.append(found)
         norms.append(agent.clip())
-        kl = float(found[SUMMED.index("approx_kl")])
-        if not (math.isfinite(norms[-1]) and bool(torch.isfinite(found).all())):
+        if not sums:
+            ratio, value = first.tolist()
+            errors = (agent.largest(ratio), agent.largest(value))
+        sums.append(found.cpu())
+        kl = float(sums[-1][SUMMED.index("approx_kl")])
+        if not (math.isfinite(norms[-1]) and bool(torch.isfinite(sums[-1]).all())):
             agent.forget()
-            raise _not_finite(where, steps, found, norms[-1])
+            raise _not_finite(where, steps, sums[-1], norms[-1])
         if config.target_kl is not None and kl > config.target_kl:
             agent.forget()
             stopped = True
@@ -298,10 +299,13 @@ def _minibatches(
 
 def _minibatch(
     agent: Agent, batch: UpdateBatch, config: PpoConfig, parts: Sequence[Tensor], weight: float
-) -> tuple[Tensor, tuple[float, float]]:
-    """Add up gradients; return sums over processes (SUMMED), and errors of ratio and value here."""
+) -> tuple[Tensor, Tensor]:
+    """Add up gradients; return sums over processes (SUMMED), and errors of ratio and value here.
+
+    It does not wait for the device, so the next micro-batch is enqueued while this one is computed.
+    """
     sums: list[Tensor] = []
-    errors = (0.0, 0.0)
+    errors: list[Tensor] = []
     for index, samples in enumerate(parts):
         weights = torch.full(samples.shape, weight)
         if not len(samples):  # the others have something to do, and wait for this one's gradients
@@ -314,8 +318,8 @@ def _minibatch(
             # Processes average their gradients, but the weights are made for a sum.
             torch.autograd.backward(losses.total * agent.accelerator.num_processes)
         sums.append(_listed(losses))
-        errors = tuple(map(max, errors, _errors(output, old)))  # type: ignore[assignment]
-    return agent.sum(torch.stack(sums).sum(0)), errors
+        errors.append(_errors(output, old))
+    return agent.sum(torch.stack(sums).sum(0)), torch.stack(errors).amax(0)
 
 
 def _listed(losses: Losses) -> Tensor:
@@ -323,17 +327,15 @@ def _listed(losses: Losses) -> Tensor:
 
 
 @torch.no_grad()
-def _errors(output: PolicyOutput, old: OldSamples) -> tuple[float, float]:
-    """Return how far ratios are from 1, and values from the rollout's, at most."""
-    counts = old.weights > 0  # (B,)
+def _errors(output: PolicyOutput, old: OldSamples) -> Tensor:
+    """Return (2,): largest distance of ratios from 1, and of values from the rollout's."""
     log_ratio = output.log_probs - old.log_probs  # (B, D)
     if old.action_mask is not None:
         log_ratio = torch.where(old.action_mask, log_ratio, 0.0)
-    ratio = log_ratio.sum(-1)[counts].expm1().abs()
-    value = ratio.new_zeros(0)
-    if output.values is not None:
-        value = (output.values - old.values)[counts].abs()
-    return tuple(float(x.max()) if len(x) else 0.0 for x in (ratio, value))  # type: ignore[return-value]
+    ratio = log_ratio.sum(-1).expm1().abs()  # (B,)
+    value = torch.zeros_like(ratio) if output.values is None else (output.values - old.values).abs()
+    both = torch.stack([ratio, value])  # (2, B)
+    return torch.where(old.weights > 0, both, 0.0).amax(1)
 
 
 def _explained_variance(agent: Agent, buffer: Buffer) -> float:

@@ -102,6 +102,7 @@ class Engine:
         self._copied: Hashable = None
         self.cos, self.sin = rotary_table(model.config.text, model.config.context, self.like)
         self.bindings = Bindings(model)
+        self._adapted = self.bindings.version()
         weights = self.matrices
         if decode_weights is not None:
             weights = reduced(self.matrices, decode_weights)
@@ -109,6 +110,8 @@ class Engine:
         self.decoder = Decoder(model, weights, self._rotary)
         self._buffers: OrderedDict[tuple[int, int], Buffers] = OrderedDict()
         self._packed: Packed | None = None
+        self.remember = True
+        """See `Runner.remember`."""
 
     def current(self) -> bool:
         """Whether modules and memory are still those of the graphs and joined weights.
@@ -117,6 +120,14 @@ class Engine:
         """
         fresh = self._copied is None or self._copied == self.bindings.version()
         return fresh and self.bindings.hold()
+
+    def refresh(self) -> None:
+        """Copy adapters that have changed into the memory that captured graphs read."""
+        version = self.bindings.version()
+        if version != self._adapted:
+            for layer in self.matrices:
+                layer.refresh()
+            self._adapted = version
 
     def __call__(
         self, images: Tensor, input_ids: Sequence[Tensor], steps: int, sampling: Sampling
@@ -177,7 +188,8 @@ class Engine:
         weights = self.bindings.version()
         kind = (images.ndim, weights)
         known = buffers.pixels if images.ndim == 4 else buffers.patches
-        if buffers.held_prefix == kind and known is not None and torch.equal(known, images):
+        same = self.remember and buffers.held_prefix == kind
+        if same and known is not None and torch.equal(known, images):
             return True
         buffers.held_prefix = None
         if images.ndim == 4:

@@ -26,6 +26,9 @@ class Runner:
         self._speculate = speculate
         self.bucket: int | None = None
         """Unequal prompts are padded to a multiple of it; None: depends on the device."""
+        self.remember = True
+        """Whether images are compared with those of the call before, to reuse their results. The
+        comparison waits for the device; without it, calls can be enqueued in advance."""
         self._engine: Engine | None = None
 
     @torch.no_grad()
@@ -55,6 +58,8 @@ class Runner:
         if self._engine is None or not self._engine.current():
             self._engine = None  # its memory goes first
             self._engine = Engine(self.model, self.bucket, self._decode_weights, self._speculate)
+        self._engine.remember = self.remember
+        self._engine.refresh()
         return self._engine
 
     def forget_draft(self) -> None:

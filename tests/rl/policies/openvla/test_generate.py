@@ -145,6 +145,18 @@ def test_the_same_question_again_only_decodes(model: OpenVLA, runner: Runner) ->
     assert torch.equal(again.logits, first.logits)
 
 
+@pytest.mark.parametrize("remember", [True, False])
+def test_images_are_compared_with_those_before_only_where_that_is_wanted(
+    model: OpenVLA, runner: Runner, remember: bool
+) -> None:
+    runner.remember = remember
+    first = runner.roll_out(pixels(), rig.prompts(), 8)
+    with counting_calls(model, "vision_backbone") as calls:
+        again = runner.roll_out(pixels(), rig.prompts(), 8)
+    assert len(calls) == (0 if remember else 1)
+    assert torch.equal(again.logits, first.logits)
+
+
 def test_a_new_image_is_seen(runner: Runner) -> None:
     runner.roll_out(pixels(), rig.prompts(), 8)
     other = pixels().flip(0)

@@ -59,6 +59,26 @@ def test_groups_take_turns_so_that_one_is_simulated_while_the_other_is_looked_at
     assert rl_rig.words(env.log) == "l0 s0 l1 s1 r0 l0 s0 r1 l1 s1 r0 r1 l0 l1"
 
 
+def test_a_device_is_given_the_next_group_before_it_answers_for_the_last_one(
+    rolling: RolloutConfig,
+) -> None:
+    env, script = Scripted({}), {(1, 2): "truncated", (2, 0): "discarded"}
+    collect(replace(rolling, env=env, steps=2, ahead=True), 0)
+    assert rl_rig.words(env.log) == "l0 l1 s0 r0 l0 s1 r1 l1 s0 s1 r0 r1 l0 l1"
+    in_turn = rolled(rolling, script).buffer
+    ahead = rolled(replace(rolling, ahead=True), script).buffer
+    for name in ("images", "tokens", "log_probs", "values", "advantages", "returns", "valid"):
+        assert torch.equal(getattr(ahead, name), getattr(in_turn, name)), name
+
+
+def test_one_group_alone_is_simulated_before_it_is_asked_again(rolling: RolloutConfig) -> None:
+    env = Scripted({})
+    env.groups = (range(2),)  # type: ignore[assignment]
+    env.num_envs = 2
+    collect(replace(rolling, env=env, steps=2, ahead=True), 0)
+    assert rl_rig.words(env.log) == "l0 s0 r0 l0 s0 r0 l0"
+
+
 def test_the_policy_sees_and_keeps_what_it_sees_on_an_arm(rolling: RolloutConfig) -> None:
     """The bytes in the buffer make the very pixels that the policy makes of the picture."""
     found = rolled(rolling, {})
@@ -134,6 +154,9 @@ def test_a_rollout_ends_early_when_asked_and_leaves_nothing_under_way(
     env = Scripted({})
     assert collect(replace(rolling, env=env), 0, lambda: True) is None
     assert rl_rig.words(env.log) == "l0 s0 l1 s1 r0 r1"
+    env = Scripted({})
+    assert collect(replace(rolling, env=env, ahead=True), 0, lambda: True) is None
+    assert rl_rig.words(env.log) == "l0 l1 s0 s1 r0 r1"
 
 
 def test_a_reward_that_is_no_number_names_update_step_and_environment(
