@@ -206,17 +206,17 @@ def _optimizer(core: ActorCritic, config: PpoConfig) -> torch.optim.Optimizer:
     ]
     if core.value_head is not None:
         parts.append((core.value_head, config.value.learning_rate, 0.0))
-    return torch.optim.AdamW(
-        [
-            {
-                "params": [p for p in part.parameters() if p.requires_grad],
-                RATE: rate,
-                BASE_RATE: rate,
-                "weight_decay": decay,
-            }
-            for part, rate, decay in parts
-        ]
-    )
+    groups = [
+        {
+            "params": [p for p in part.parameters() if p.requires_grad],
+            RATE: rate,
+            BASE_RATE: rate,
+            "weight_decay": decay,
+        }
+        for part, rate, decay in parts
+    ]
+    sharded = any(isinstance(p, DTensor) for p in core.parameters())
+    return torch.optim.AdamW(groups, fused=not sharded)  # as in fine-tuning
 
 
 def _refuse_dropout(policy: OpenVLA) -> None:

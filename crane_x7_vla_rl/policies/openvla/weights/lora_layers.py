@@ -118,8 +118,6 @@ class _Grown(torch.autograd.Function):
 
 def _first(x: Tensor, scale: float, halves: Sequence[Tensor]) -> Tensor:
     """Return scale · A, (R, in), in the dtype of x."""
-    if len(halves) == 1:
-        return (halves[0] * scale).to(x.dtype)
     a = x.new_empty(sum(map(len, halves)), x.shape[1])
     for half, part in zip(halves, torch.split(a, list(map(len, halves))), strict=True):
         torch.mul(half, scale, out=part)
@@ -174,7 +172,9 @@ def _of_first(
             of_x.addmm_(of_small, a)
         else:
             of_x.addcmul_(of_small @ a, mask)
-    of_a = (of_small.t() @ _dropped(x, mask)).to(like[0].dtype).mul_(scale)  # (R, in)
+    nothing = of_small.new_empty(1, 1)  # beta 0: it is not read
+    of_a = torch.addmm(nothing, of_small.t(), _dropped(x, mask), beta=0, alpha=scale)  # (R, in)
+    of_a = of_a.to(like[0].dtype)
     return (of_a,) if len(like) == 1 else torch.split(of_a, list(map(len, like)))
 
 
