@@ -75,6 +75,17 @@ class Learner:
         )
         return alone
 
+    def move(self) -> None:
+        """Let the optimizer change the weights, and drop the gradients.
+
+        A fused step does not count as a change of a tensor in torch, but rollouts rely on it.
+        """
+        groups = self.optimizer.param_groups
+        moved = [p for group in groups for p in group["params"] if p.grad is not None]
+        self.optimizer.step()
+        torch.autograd.graph.increment_version([p for p in moved if not isinstance(p, DTensor)])
+        self.forget()
+
     def clip(self) -> float:
         """Clip the gradient's norm; return the norm before, over all processes."""
         return clip(self.module, self.max_grad_norm)

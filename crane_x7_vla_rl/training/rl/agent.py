@@ -106,8 +106,7 @@ class Agent(Learner):
         scales = (policy_scale, value_scale)
         for group, scale in zip(self.optimizer.param_groups, scales, strict=False):
             group[RATE] = group[BASE_RATE] * scale
-        self.optimizer.step()
-        self.forget()
+        self.move()
 
     def snapshot(self) -> Callable[[], None]:
         """Copy trained weights and optimizer state to the CPU; return what restores them.

@@ -81,8 +81,7 @@ class TokenLearner(Learner):
         """Update the weights with the gradients at this learning rate, and drop the gradients."""
         for group in self.optimizer.param_groups:
             group[learner.RATE] = rate
-        self.optimizer.step()
-        self.forget()
+        self.move()
 
     def backward(self, inputs: Sequence[Any], share: float, last: bool) -> Tensor:
         """Add `share` of the gradient of the loss of `inputs`; return that loss, ().

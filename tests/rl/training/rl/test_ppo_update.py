@@ -17,6 +17,7 @@ from accelerate import Accelerator
 from torch import Tensor
 
 from crane_x7_vla_rl.policies.openvla.errors import ImageError
+from crane_x7_vla_rl.policies.openvla.run.bindings import Bindings
 from crane_x7_vla_rl.policies.openvla.run.evaluate import Evaluation
 from crane_x7_vla_rl.policies.openvla.weights.loading import load
 from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
@@ -88,6 +89,16 @@ def test_an_update_moves_adapters_and_value_head_and_nothing_else(agent: Agent) 
     moved = changed(everything, agent.core.state_dict())
     kept = {name for name in everything if "lora_" in name or name.startswith("value_head.")}
     assert moved == kept
+
+
+def test_rollouts_notice_that_a_fused_step_has_moved_adapters(agent: Agent) -> None:
+    bindings = Bindings(agent.policy)
+    before = bindings.version()
+    for parameter in agent.policy.parameters():
+        if parameter.requires_grad:
+            parameter.grad = torch.ones_like(parameter)
+    agent.step(1.0, 1.0)
+    assert bindings.version() > before
 
 
 def test_19_an_update_ends_before_the_step_that_goes_too_far(agent: Agent) -> None:
