@@ -43,13 +43,15 @@ def test_the_limit_counts_what_torch_counts_but_for_what_nothing_reads(tmp_path:
     add_lora(model, LoraSettings(rank=rank))
     prompt = torch.tensor([1, 40, 41, 42, 43])
     tokens = torch.full((1, answer), 31800)
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH):
+    in_place = {torch.ops.aten.addmm_: lambda total, a, b, **_: 2 * a[0] * a[1] * b[1]}
+    counter = FlopCounterMode(display=False, custom_mapping=in_place)  # torch leaves these out
+    with counter, sdpa_kernel(SDPBackend.MATH):
         evaluate(model, torch.randn(1, 6, 224, 224), [prompt], tokens).log_probs.mean().backward()
     text = model.config.text
     length = model.config.patches + len(prompt) + answer
     later = 3 * 2 * length**2 * text.hidden_size * (text.num_hidden_layers - 1)
     needed = counter.get_total_flops() - later
-    assert flops.update_flop(model, len(prompt), answer) == pytest.approx(needed, rel=0.03)
+    assert flops.update_flop(model, len(prompt), answer) == pytest.approx(needed, rel=1e-3)
 
 
 def test_the_released_model_needs_twice_its_forward_pass_and_its_adapters() -> None:
