@@ -43,7 +43,7 @@ def test_the_limit_counts_what_torch_counts_but_for_what_nothing_reads(tmp_path:
     add_lora(model, LoraSettings(rank=rank))
     prompt = torch.tensor([1, 40, 41, 42, 43])
     tokens = torch.full((1, answer), 31800)
-    in_place = {torch.ops.aten.addmm_: lambda total, a, b, **_: 2 * a[0] * a[1] * b[1]}
+    in_place = {torch.ops.aten.addmm_: lambda _total, a, b, **_: 2 * a[0] * a[1] * b[1]}
     counter = FlopCounterMode(display=False, custom_mapping=in_place)  # torch leaves these out
     with counter, sdpa_kernel(SDPBackend.MATH):
         evaluate(model, torch.randn(1, 6, 224, 224), [prompt], tokens).log_probs.mean().backward()
