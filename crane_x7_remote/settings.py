@@ -50,7 +50,8 @@ UNSETTABLE = (
     "rosbridge_host", "rosbridge_proxy", "vla_policy", "vla_model_path", "vla_center_crop",
     "vla_chunk_steps", "ts_hostname", "ts_state_dir", "ts_socket", "ts_socks5_server",
     "ts_outbound_http_proxy_listen", "ssh_listen_address", "ssh_state_dir", "boot_run_dir",
-    "lift_simulator", "lift_backend", "hf_home", "wandb_dir", "camera_pose", "output_root",
+    "lift_simulator", "lift_backend", "lift_render", "hf_home", "wandb_dir", "camera_pose",
+    "output_root",
 )  # fmt: skip
 """Fields besides secrets and keys for which null, None, nil and undefined mean unset, and which are
 stripped of blanks and quotes. Numbers are excluded: MAX_JUMP=none must not be guessed. So are texts
@@ -195,6 +196,11 @@ state is kept."""
     """Simulator of `train`; its configuration file and --simulator override it."""
     lift_backend: Annotated[Literal["cpu", "gpu"], BeforeValidator(lambda v: v or "gpu")] = "gpu"
     """Where `train` simulates, cpu or gpu; its configuration file and --backend override it."""
+    lift_render: Annotated[
+        Literal["auto", "gpu", "cpu"], BeforeValidator(lambda v: v or "auto")
+    ] = "auto"
+    """Device that draws the images of `train --backend cpu`: gpu, cpu (Mesa) or auto, a GPU if it \
+can draw; its configuration file and --render override it."""
     output_root: OptionalText = None
     """Folder of the results of `train`, `sft`, `evaluate` and `demo`; unset: outputs below the \
 working folder. The image sets /workspace/vla-rl/outputs."""

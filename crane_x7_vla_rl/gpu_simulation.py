@@ -1,19 +1,15 @@
 """Requirements of `--backend gpu`: a GPU, SAPIEN's PhysX library, a Vulkan device. → problems.
 
 Heavy packages are not imported, so that a trainer can refuse before it loads a model. The library's
-path depends on SAPIEN's version, which only SAPIEN knows; without a GPU any version is accepted.
+path depends on SAPIEN's version, which only SAPIEN knows; without a GPU the pinned one is assumed.
 """
 
 from __future__ import annotations
 
-import platform
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
 
-PHYSX: Final = "PhysXGpu_64.dll" if platform.system() == "Windows" else "libPhysXGpu_64.so"
-FOLDER: Final = Path(".sapien") / "physx"
-"""In the home folder: one folder per version."""
+from crane_x7_vla_rl import physx_library
 
 
 @dataclass(frozen=True)
@@ -35,14 +31,16 @@ class Machine:
                 "--backend gpu: torch sees no CUDA GPU. Check `nvidia-smi`, start the container"
                 " with --gpus all, and install a CUDA build of torch; or use --backend cpu"
             )
-        if not self.physx_library.exists():
+        if (wrong := physx_library.problem(self.physx_library)) is not None:
             version = self.physx_library.parent.name
+            fetch = "python -c 'import sapien.physx; sapien.physx.enable_gpu()'"
+            if version == physx_library.PINNED.version:
+                fetch = f"python -m crane_x7_vla_rl.physx_library {physx_library.PINNED.url}"
             found.append(
-                f"--backend gpu: SAPIEN's GPU PhysX library {self.physx_library} is missing. Fetch"
-                " it once, with Internet access: python -c 'import sapien.physx;"
-                " sapien.physx.enable_gpu()'; or unpack linux-so.zip of release"
-                f" {version} of sapien-sim/physx-precompiled into"
-                f" {self.physx_library.parent}; or use --backend cpu"
+                f"--backend gpu: SAPIEN's GPU PhysX library {wrong}. Fetch it once, with Internet"
+                f" access: {fetch}; or unpack linux-so.zip of release {version} of"
+                f" sapien-sim/physx-precompiled into {self.physx_library.parent}; or use"
+                " --backend cpu"
             )
         if not self.vulkan:
             found.append(
@@ -56,6 +54,5 @@ class Machine:
 
 def without_gpu() -> Machine:
     """Return a machine without a GPU, which cannot render; it may have the library."""
-    folder = Path.home() / FOLDER
-    library = next(iter(sorted(folder.glob(f"*/{PHYSX}"))), folder / "VERSION" / PHYSX)
-    return Machine(False, library, False)
+    folder = Path.home() / physx_library.FOLDER / physx_library.PINNED.version
+    return Machine(False, folder / physx_library.NAME, False)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import asdict, dataclass
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 from crane_x7_vla_rl import fields
 from crane_x7_vla_rl.fields import Count, FiniteAmount, FinitePositive, one_of, some_of
@@ -19,6 +19,8 @@ EPISODE_S: Final = {LIFT_ID: 10.0, PICK_PLACE_ID: 20.0}
 EVALUATION_SEED: Final = 1_000_000
 """Demonstrations use seeds below, evaluation this and above: no scene is in both."""
 COLOUR_NAMES: Final = ("red", "green", "blue")
+Render = Literal["auto", "gpu", "cpu"]
+"""Device that draws; see sim.render."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,8 @@ class WorldConfig:
     """Standard deviation of each pixel's channels, out of 255, sampled per image."""
     episode_s: FinitePositive | None = None
     """Time limit of an episode in simulated seconds; default: the task's, 10 or 20."""
+    render: Render = "auto"
+    """Device that draws the images. gpu: a CUDA GPU; cpu: Mesa; auto: a GPU if it can draw."""
 
     @property
     def max_steps(self) -> int:
@@ -50,10 +54,11 @@ class WorldConfig:
         return max(1, round((self.episode_s or EPISODE_S[self.task]) * self.control_hz))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the values for JSON."""
+        """Return the scene's values for JSON, without `render`, which is the machine's."""
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
+            if name != "render"
         }
 
 

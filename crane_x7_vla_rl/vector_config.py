@@ -78,6 +78,11 @@ class VectorConfig:
         check_choice("backend", self.backend, get_args(Backend))
         check_choice("simulator", self.simulator, get_args(Simulator))
         fields.check(self, error=VectorConfigError)
+        if self.backend == "gpu" and self.world.render == "cpu":
+            raise VectorConfigError(
+                "render is cpu, but backend is gpu, which draws on the GPU that simulates; set"
+                " render to auto, or backend to cpu"
+            )
 
 
 def check_choice(what: str, given: str, known: Sequence[str]) -> None:

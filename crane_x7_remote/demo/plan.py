@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, get_args
 
 from crane_x7_remote import settings as settings_module
 from crane_x7_remote.errors import PolicyError, SettingsError
@@ -24,7 +24,7 @@ from crane_x7_vla_rl.policies.base import ModelOptions, PolicyLoadError
 from crane_x7_vla_rl.policies.load import POLICY_NAMES, SHIPPED, has_random_weights
 from crane_x7_vla_rl.policies.preflight import OptionNames
 from crane_x7_vla_rl.policies.skills import Skills
-from crane_x7_vla_rl.scenes import COLOUR_NAMES, EVALUATION_SEED, PICK_PLACE_ID, WorldConfig
+from crane_x7_vla_rl.scenes import COLOUR_NAMES, EVALUATION_SEED, PICK_PLACE_ID, Render, WorldConfig
 
 NVIDIA_DEVICE = Path("/dev/nvidiactl")
 TINY: Final = "tiny"
@@ -70,6 +70,7 @@ class DemoPlan:
     skills: Skills
     """The scene, the rate and the temperature."""
     image_size: str
+    render: str
     camera_rate_hz: float
     first_timeout_s: float
     second_timeout_s: float
@@ -101,6 +102,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="sampling temperature of a model's tokens (the policy's own)")  # fmt: skip
     add("--image-size", default="640x480", metavar="WIDTHxHEIGHT",
         help="image size of the policy's camera (%(default)s)")  # fmt: skip
+    add("--render", choices=get_args(Render), default=WorldConfig.render,
+        help="device that draws the images: gpu, a CUDA GPU; cpu, Mesa; auto, a GPU if it can draw"
+        " (%(default)s)")  # fmt: skip
     add("--camera-rate", type=float, default=CAMERA_HZ, metavar="HZ",
         help="rate of the policy's camera (%(default)g)")  # fmt: skip
     add("--timeout", type=float, nargs=2, default=(30.0, 45.0), metavar=("FIRST", "SECOND"),
@@ -128,6 +132,7 @@ def read(args: argparse.Namespace) -> DemoPlan:
         model=model,
         skills=skills,
         image_size=args.image_size,
+        render=args.render,
         camera_rate_hz=args.camera_rate,
         first_timeout_s=args.timeout[0],
         second_timeout_s=args.timeout[1],
@@ -236,7 +241,8 @@ def robot_command(plan: DemoPlan) -> list[str]:
         "sim-robot", "--port", "0", "--guard", "0", "--seed", str(plan.scene_seed),
         "--task", skills.task, "--colours", *skills.colours,
         "--spawn-range-m", f"{skills.spawn_range_m:g}",
-        "--image-size", plan.image_size, "--camera-rate", f"{plan.camera_rate_hz:g}",
+        "--image-size", plan.image_size, "--render", plan.render,
+        "--camera-rate", f"{plan.camera_rate_hz:g}",
         "--control-rate", f"{max(30.0, plan.camera_rate_hz):g}",
     ]  # fmt: skip
 

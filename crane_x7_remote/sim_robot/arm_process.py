@@ -2,7 +2,8 @@
 
 Rendering holds Python's interpreter lock for up to 20 ms per image; in the server's process that
 would delay every message. Calls go through a pipe one at a time; only the child process writes to
-it. A simulation that crashes, for example in a Vulkan driver, raises a SimulationError here.
+it. A simulation that crashes, for example in a Vulkan driver, raises a SimulationError here. The
+parent logs what it logs at its start.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ import numpy.typing as npt
 
 from crane_x7_remote.errors import SimulationError
 from crane_x7_remote.sim_robot.arm import Arm
+from crane_x7_vla_rl.log_relay import LogCollector, LogRepeater
 from crane_x7_vla_rl.types import JointState
 
 Array = npt.NDArray[np.float64]
@@ -39,10 +41,11 @@ class ProcessArm:
         self._child.start()
         theirs.close()
         try:
-            self.period_s, self._joints = self._answer(start_timeout_s)
+            self.period_s, self._joints, lines = self._answer(start_timeout_s)
         except SimulationError:
             self.close()
             raise
+        LogRepeater().repeat(lines)
 
     def step(self, target_rad: Array) -> None:
         """See Arm."""
@@ -109,9 +112,10 @@ def _serve(pipe: Connection, make: Callable[[], Arm]) -> None:
     """Create the arm and serve the parent's calls until it closes the pipe."""
     # Ctrl-C reaches the whole group; the parent decides when to end.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    log = LogCollector()
     try:
         arm = make()
-        pipe.send((None, (arm.period_s, _plain(arm.joints()))))
+        pipe.send((None, (arm.period_s, _plain(arm.joints()), log.take())))
         while True:
             call, args = pipe.recv()
             answer = getattr(arm, call)(*args)

@@ -253,6 +253,7 @@ def _arm_maker(args: argparse.Namespace) -> Callable[[], Arm]:
         image_size=args.image_size,
         control_rate_hz=args.control_rate,
         jpeg_quality=args.jpeg_quality,
+        render=args.render,
     )
     return lambda: ProcessArm(partial(ManiSkillArm, scene))
 

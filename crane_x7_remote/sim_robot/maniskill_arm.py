@@ -16,7 +16,7 @@ import simplejpeg
 from crane_x7_remote.errors import SimulationError
 from crane_x7_vla_rl.camera import BASE_CAMERA, Camera
 from crane_x7_vla_rl.robot import DOF, LOWER_RAD, UPPER_RAD
-from crane_x7_vla_rl.scenes import COLOUR_NAMES, WorldConfig
+from crane_x7_vla_rl.scenes import COLOUR_NAMES, Render, WorldConfig
 from crane_x7_vla_rl.types import JointState
 
 Array = npt.NDArray[np.float64]
@@ -41,6 +41,8 @@ class SceneConfig:
     """(width, height)."""
     control_rate_hz: float = 30.0
     jpeg_quality: int = 90
+    render: Render = "auto"
+    """Device that draws; see crane_x7_vla_rl.sim.render."""
 
 
 class ManiSkillArm:
@@ -121,6 +123,7 @@ def _make_environment(config: SceneConfig) -> Any:
     try:
         environment = sim.make(
             config.task,
+            render=config.render,
             obs_mode="none",
             reward_mode="none",
             control_mode="pd_joint_pos",

@@ -4,6 +4,7 @@ A CPU simulates one scene per environment and renders it on one core, so scenes 
 processes. A function created in the process handles requests; requests and answers go over a pipe.
 Workers exit when their pipe closes, so none outlives the parent. They ignore SIGTERM and Ctrl-C,
 which reach a whole process group: a trainer that must stop still needs its simulations briefly.
+What they log is logged by the parent.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from multiprocessing.connection import Connection, wait
 from types import TracebackType
 from typing import Any, Final, Self
 
+from crane_x7_vla_rl.log_relay import LogCollector, LogRepeater
 from crane_x7_vla_rl.sim.errors import SimError, WorkerLostError
 
 Handler = Callable[[Any], Any]
@@ -42,6 +44,7 @@ class Workers:
         self._context = multiprocessing.get_context("forkserver")
         self._context.set_forkserver_preload([SIMULATION])
         self._make = make
+        self._log = LogRepeater()
         self._processes: list[Any] = []
         self._pipes: list[Connection] = []
         for _ in range(count):
@@ -91,9 +94,10 @@ class Workers:
         if not self._pipes[worker].poll(timeout_s):
             raise WorkerLostError(f"simulation {worker} did not answer within {timeout_s:g} s")
         try:
-            answered, value = self._pipes[worker].recv()
+            answered, value, lines = self._pipes[worker].recv()
         except (EOFError, ConnectionResetError) as error:
             raise self._died(worker) from error
+        self._log.repeat(lines)
         if not answered:
             raise SimError(value)
         return value
@@ -142,6 +146,7 @@ def _serve(pipe: Connection, make: Callable[[], Handler]) -> None:
     for number in SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     os.putenv("LP_NUM_THREADS", "1")  # lavapipe's; one process per core
+    log = LogCollector()
     handler: Handler | None = None
     while True:
         try:
@@ -156,6 +161,6 @@ def _serve(pipe: Connection, make: Callable[[], Handler]) -> None:
         except Exception:  # the edge of a process: the parent must get the error
             answer = (False, traceback.format_exc())
         try:
-            pipe.send(answer)
+            pipe.send((*answer, log.take()))
         except (BrokenPipeError, ConnectionResetError):
             return

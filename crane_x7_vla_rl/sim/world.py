@@ -30,6 +30,7 @@ class World:
         self.config = config
         self.scene: Any = sim.make(
             config.task,
+            render=config.render,
             obs_mode="none",
             reward_mode="none",
             control_mode="pd_joint_pos",

@@ -146,6 +146,14 @@ def gpu_backend() -> Iterator[Exception]:
         yield GpuSimulationError(problem)
 
 
+def gpu_render() -> Iterator[Exception]:
+    """Find whether there is no GPU to draw on; whether SAPIEN can use it, SAPIEN says later."""
+    if cuda_devices.count() == 0:
+        yield GpuSimulationError(
+            "--render gpu: this machine has no CUDA GPU to draw on; use --render auto"
+        )
+
+
 def data(root: str, flag: str) -> Iterator[Exception]:
     """Find whether a data set's folder is missing, or holds no data set."""
     try:

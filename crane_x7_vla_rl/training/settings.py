@@ -23,6 +23,7 @@ WANDB_URL: Final = "https://api.wandb.ai"
 VARIABLES: Final[Mapping[str, str]] = {
     "LIFT_SIMULATOR": "env.simulator",
     "LIFT_BACKEND": "env.backend",
+    "LIFT_RENDER": "env.render",
     "VLA_MODEL_PATH": "start.pretrained",
     "OUTPUT_ROOT": "output.dir",
 }

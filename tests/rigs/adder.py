@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 from typing import Any
@@ -14,6 +15,9 @@ def make_adder(offset: int) -> Handler:
     def add(request: Any) -> Any:
         if request == "die":
             os.kill(os.getpid(), signal.SIGKILL)
+        if request == "say":
+            logging.getLogger("crane_x7_vla_rl.sim.render").info("rendering on the GPU")
+            return None
         return os.getpid() if request == "pid" else request + offset
 
     return add

@@ -15,8 +15,9 @@ from typing import Any
 import sapien
 import torch
 
-from crane_x7_vla_rl import gpu_simulation, sim
+from crane_x7_vla_rl import gpu_simulation, physx_library, sim
 from crane_x7_vla_rl.robot import DOF, LOWER_RAD, UPPER_RAD
+from crane_x7_vla_rl.sim import render
 from crane_x7_vla_rl.sim.errors import SimError
 from crane_x7_vla_rl.sim.vector.batched import BatchedVectorEnv, TaskStatus
 from crane_x7_vla_rl.vector_config import Backend, VectorConfig
@@ -33,16 +34,9 @@ class Machine(gpu_simulation.Machine):
 
 def this_machine() -> Machine:
     """Return the capabilities of this machine."""
-    folder = Path.home() / gpu_simulation.FOLDER / sapien.physx.version()
+    folder = Path.home() / physx_library.FOLDER / sapien.physx.version()
     cuda = torch.cuda.is_available()
-    return Machine(cuda, folder / gpu_simulation.PHYSX, cuda and _can_render())
-
-
-def _can_render() -> bool:
-    try:
-        return bool(sapien.Device("cuda").can_render())
-    except RuntimeError:  # SAPIEN's error for an unknown device
-        return False
+    return Machine(cuda, folder / physx_library.NAME, cuda and render.gpu_name() is not None)
 
 
 def make(config: VectorConfig) -> BatchedVectorEnv:

@@ -147,6 +147,8 @@ def _check(config: EvaluateConfig) -> None:
         iter(cuda_devices.problems(config.model.device, NAMES.device)),
         preflight.output(config.output),
     ]
+    if config.num_episodes and config.world.render == "gpu":
+        checks.append(preflight.gpu_render())
     if config.data_root is not None:
         checks.append(preflight.data(config.data_root, "--data-root"))
     preflight.raise_all(*checks, _check_model(config))

@@ -63,6 +63,7 @@ def summary(config: EvaluateConfig, rollouts: Rollouts) -> dict[str, Any]:
         "world": config.world.as_dict() | {"control_hz": rollouts.control_hz},
         "temperature": config.model.temperature,
         "device": config.model.device,
+        "render": config.world.render,
         "sources": dict(config.sources),
         "seed": config.model.seed,
         "swapped": config.swapped,

@@ -70,6 +70,8 @@ def _check(config: RlConfig, resumption: Resumption | None) -> None:
         checks.append(preflight.packages(preflight.SIMULATION))
         if env.backend == "gpu":
             checks.append(preflight.gpu_backend())
+        elif env.render == "gpu":
+            checks.append(preflight.gpu_render())
     flag = "--sft-checkpoint" if start.sft_checkpoint else "--pretrained"
     checks.append(preflight.model(start.model, flag))
     if resumption is None:

@@ -22,7 +22,7 @@ from crane_x7_vla_rl.fields import (
     size_text,
 )
 from crane_x7_vla_rl.policies.base import DEFAULT_UNNORM_KEY
-from crane_x7_vla_rl.scenes import COLOUR_NAMES, EVALUATION_SEED, PICK_PLACE_ID, WorldConfig
+from crane_x7_vla_rl.scenes import COLOUR_NAMES, EVALUATION_SEED, PICK_PLACE_ID, Render, WorldConfig
 from crane_x7_vla_rl.training.config import loader
 from crane_x7_vla_rl.training.config.loader import Layer
 from crane_x7_vla_rl.training.config.sections import (
@@ -81,6 +81,9 @@ class EnvConfig(Section, section="env"):
     """The task: Lift-CRANE-X7 or PickPlace-CRANE-X7."""
     backend: Backend = "gpu"
     """gpu: all scenes in one simulation on the GPU; cpu: scenes in processes."""
+    render: Render = "auto"
+    """Device that draws the images of the CPU backend. gpu: a CUDA GPU; cpu: Mesa; auto: a GPU if
+    it can draw."""
     num_parallel_envs: Count = 4
     """Environments per training process; lower it if memory runs out."""
     processes: Index = flag("--env-processes", 0)
@@ -135,6 +138,7 @@ class EnvConfig(Section, section="env"):
             camera_shift_m=self.camera_shift_m,
             camera_noise=self.camera_noise,
             episode_s=self.episode_s,
+            render=self.render,
         )
 
     def vector(self, control_hz: int, seed: int, first_env: int) -> VectorConfig:

@@ -254,6 +254,7 @@ def test_gpu_backend_without_a_gpu_says_what_it_needs() -> None:
 def test_machine_without_vulkan_is_told_the_cure() -> None:
     code = (
         "from crane_x7_vla_rl import sim\n"
+        "sim.render.DRIVER_FOLDERS = ()\n"  # Mesa would be found there
         "try: sim.make(sim.LIFT_ID).reset()\n"
         "except sim.SimError as error: print(error)"
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import signal
 import subprocess
@@ -42,6 +43,15 @@ def test_a_simulation_that_cannot_start_says_the_cure() -> None:
         workers.send(0, 1)
         with pytest.raises(SimError, match=r"^no Vulkan device here$"):
             workers.receive(0)
+
+
+def test_what_all_workers_log_is_logged_once(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.INFO)
+    with Workers(2, partial(make_adder, 1)) as workers:
+        for worker in range(2):
+            workers.send(worker, "say")
+            assert workers.receive(worker) is None
+    assert [record.getMessage() for record in caplog.records] == ["rendering on the GPU"]
 
 
 def test_a_death_is_named_and_nobody_waits() -> None:
