@@ -136,7 +136,9 @@ def install(archive: str, folder: Path) -> Path:
             _check_archive(archive, file)
             _unpack(archive, file, library)
     except (OSError, zipfile.BadZipFile) as error:
-        raise LibraryError(f"{archive}: {error}; expected linux-so.zip, see {PINNED.url}") from error
+        raise LibraryError(
+            f"{archive}: {error}; expected linux-so.zip, see {PINNED.url}"
+        ) from error
     if (wrong := problem(library)) is not None:
         library.unlink()
         raise LibraryError(f"{archive}: {wrong}")

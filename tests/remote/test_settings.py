@@ -136,9 +136,11 @@ def test_the_page_lists_every_setting_and_the_commands_that_take_it_as_a_flag() 
 def test_training_and_simulation_are_set_as_in_the_published_tables() -> None:
     loaded = settings.load(environ={})
     assert (loaded.lift_simulator, loaded.lift_backend) == ("maniskill", "gpu")
-    given = {"LIFT_SIMULATOR": "genesis", "LIFT_BACKEND": "cpu"}
+    assert loaded.lift_render == "auto"
+    given = {"LIFT_SIMULATOR": "genesis", "LIFT_BACKEND": "cpu", "LIFT_RENDER": "gpu"}
     loaded = settings.load(environ=given)
     assert (loaded.lift_simulator, loaded.lift_backend) == ("genesis", "cpu")
+    assert loaded.lift_render == "gpu"
     assert settings.load(environ={"LIFT_BACKEND": ""}).lift_backend == "gpu"
     with pytest.raises(SettingsError) as caught:
         settings.load(environ={"LIFT_SIMULATOR": "mujoco", "LIFT_BACKND": "cpu"})
@@ -158,8 +160,9 @@ def test_what_training_reads_again_are_settings_with_the_same_choices() -> None:
 def test_variables_are_above_defaults_and_below_files_and_flags(tmp_path: Path) -> None:
     file = tmp_path / "rl.yaml"
     environ = {"LIFT_BACKEND": "cpu", "LIFT_SIMULATOR": "genesis", "VLA_MODEL_PATH": "owner/name"}
-    given = training_settings.layers(environ)
+    given = training_settings.layers(environ | {"LIFT_RENDER": "gpu"})
     config = loader.build(RlConfig, given)
+    assert config.env.world(10).render == "gpu"
     assert (config.env.backend, config.env.simulator) == ("cpu", "genesis")
     assert config.start.model == "owner/name"
     file.write_text("env: {backend: gpu}\nstart: {sft_checkpoint: here}\n")

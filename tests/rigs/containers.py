@@ -123,8 +123,11 @@ def image_name(extras: str) -> str:
     return f"localhost/crane-x7-remote:{checkout}-{extras.replace(',', '-') or 'slim'}"
 
 
-def build_command(name: str, extras: str, base: str) -> list[str]:
-    """docker/Dockerfile as it is; only what a user may choose as well is handed in."""
+def build_command(name: str, extras: str, base: str = BASE, archive: str = "") -> list[str]:
+    """docker/Dockerfile as it is; only what a user may choose as well is handed in.
+
+    `archive` is that of the GPU PhysX library, which the tests do not download.
+    """
     dockerfile = ROOT / "docker" / "Dockerfile"
     version = next(
         line.rpartition(":")[2]
@@ -136,6 +139,7 @@ def build_command(name: str, extras: str, base: str) -> list[str]:
         *("--jobs", "2", "--file", str(dockerfile), "--tag", name),
         *("--build-arg", f"BASE_IMAGE={base}"),
         *("--build-arg", f"TAILSCALE_IMAGE=localhost/crane-x7-tailscale:{version}"),
+        *("--build-arg", f"PHYSX_ARCHIVE={archive}"),
         *("--build-arg", f"EXTRAS={extras}", str(ROOT)),
     ]
 

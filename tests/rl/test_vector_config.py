@@ -37,6 +37,10 @@ def test_an_unknown_env_id_names_the_nearest(given: str, meant: str) -> None:
         ({"num_envs": 0}, "num_envs is 0, expected 1 or more"),
         ({"first_seed": -1}, "first_seed is -1, expected 0 or more"),
         ({"deadline_s": 0.0}, r"deadline_s is 0\.0"),
+        (
+            {"backend": "gpu", "world": WorldConfig(render="cpu")},
+            "render is cpu, but backend is",
+        ),
     ],
 )
 def test_a_wrong_option_says_what_was_expected(options: dict[str, Any], says: str) -> None:

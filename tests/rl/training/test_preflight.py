@@ -63,6 +63,15 @@ def test_train_names_all_that_its_machine_lacks(tmp_path: Path) -> None:
         assert part in said
 
 
+def test_a_gpu_that_must_draw_is_looked_for_first() -> None:
+    train = ("--pretrained", "/nowhere", "--backend", "cpu", "--render", "gpu")
+    for command, argv in (
+        (rl_command, train),
+        (evaluate_command, ("--checkpoint", "/nowhere", "--render", "gpu")),
+    ):
+        assert "--render gpu: this machine has no CUDA GPU to draw on" in refused(command, *argv)
+
+
 def test_sft_names_model_and_data_at_once(tmp_path: Path) -> None:
     said = refused(
         sft_command, "--backend", "openvla", "--model", "/nowhere", "--data-root", "/nothing",

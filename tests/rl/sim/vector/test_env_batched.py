@@ -130,7 +130,8 @@ def test_what_a_gpu_machine_lacks_is_said_with_its_remedy(machine: Machine, says
 
 
 def test_a_machine_that_has_all_is_let_through() -> None:
-    Machine(True, HERE, True).check()
+    library = next(Path(np.__file__).parent.rglob("*.so"))  # of a version without a checksum
+    Machine(True, library, True).check()
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
