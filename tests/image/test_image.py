@@ -153,7 +153,7 @@ def test_vulkan_finds_a_device_without_a_gpu(workshop: Workshop, image: str) -> 
 
 
 def test_files_that_lead_to_the_nvidia_driver_are_there(workshop: Workshop, image: str) -> None:
-    vulkan = json.loads(_inside(workshop, image, "cat", "/etc/vulkan/icd.d/nvidia_icd.json"))
+    vulkan = json.loads(_inside(workshop, image, "cat", "/usr/share/vulkan/icd.d/nvidia_icd.json"))
     egl = json.loads(
         _inside(workshop, image, "cat", "/usr/share/glvnd/egl_vendor.d/10_nvidia.json")
     )
