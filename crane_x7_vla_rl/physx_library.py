@@ -73,7 +73,7 @@ def problem(path: Path) -> str | None:
     """
     try:
         status = path.stat()
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         others = sorted(found.parent.name for found in path.parent.parent.glob(f"*/{NAME}"))
         return f"{path} is missing" + (f"; found only version {', '.join(others)}" * bool(others))
     except OSError as error:
