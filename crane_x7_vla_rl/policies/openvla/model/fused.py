@@ -1,16 +1,16 @@
 """The operations between a decoder layer's products, with gradients.
 
-Activations → activations: with the kernels of `fused_kernels` on CUDA if they compile, otherwise
-with torch's operations. Counted forward and backward: a gated unit reads and writes 8 activations
-instead of 14, a rotation 4 instead of 16, in 2 operations instead of 5 and 7.
+Activations → activations: with the kernels of `fused_kernels` on CUDA, each tried once per dtype
+and head width (`trials`), otherwise with torch's operations. Counted forward and backward: a gated
+unit reads and writes 8 activations instead of 14, a rotation 4 instead of 16, in 2 operations
+instead of 5 and 7.
 
 Legend: B batch, T positions, I inner size of the MLP, h heads, d channels of a head.
 """
 
 from __future__ import annotations
 
-import logging
-from functools import lru_cache
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,24 +18,27 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-logger = logging.getLogger(__name__)
+from crane_x7_vla_rl.policies.openvla.trials import DTYPES, Trials, require_close, sample
+
+_trials = Trials()
 
 
 def gated(gate: Tensor, up: Tensor) -> Tensor:
     """Return silu(gate) · up, (B, T, I) as both."""
-    kernels = _kernels_for(gate.device, gate.dtype, 1, 2)
-    if kernels is None or gate.dtype != up.dtype:
-        return functional.silu(gate) * up
+    kernels = kernels_for(gate, up)
+    attempt = partial(_try_gated, kernels, gate)
+    if kernels is None or not _trials.passed("gated", gate.dtype, gate.device, attempt):
+        return _plain_gated(gate, up)
     made: Tensor = _Gated.apply(gate, up, kernels)  # type: ignore[no-untyped-call]
     return made
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate (B, T, h, d) by its position; `sin` contains the sign of each half."""
-    heads, width = x.shape[2:]
-    kernels = _kernels_for(x.device, x.dtype, heads, width)
-    if kernels is None or x.dtype != cos.dtype:
-        return torch.addcmul(x * cos, x.roll(width // 2, -1), sin)
+    kernels = kernels_for(x, cos)
+    attempt, shape = partial(_try_rotate, kernels, x), (x.dtype, *x.shape[2:])
+    if kernels is None or not _trials.passed("rotate", shape, x.device, attempt):
+        return _plain_rotate(x, cos, sin)
     made: Tensor = _Rotated.apply(x, cos, sin, kernels)  # type: ignore[no-untyped-call]
     return made
 
@@ -65,24 +68,44 @@ class _Rotated(torch.autograd.Function):
         return ctx.kernels.rotate(grown, *ctx.angles, -1.0), None, None, None
 
 
-@lru_cache(maxsize=32)
-def _kernels_for(device: torch.device, dtype: torch.dtype, heads: int, width: int) -> Any:
-    """Return the kernels on CUDA if they run for such heads; otherwise log why they do not."""
-    if device.type != "cuda":
+def kernels_for(x: Tensor, other: Tensor) -> Any:
+    """Return the module `fused_kernels` for tensors of one dtype on CUDA, else None."""
+    if not x.is_cuda or x.dtype != other.dtype or x.dtype not in DTYPES:
         return None
     try:
         from crane_x7_vla_rl.policies.openvla.model import fused_kernels
-
-        x = torch.ones(1, 1, heads, width, device=device, dtype=dtype)
-        angles = torch.ones(1, 1, 1, width, device=device, dtype=dtype)
-        fused_kernels.rotate(x, angles, angles, 1.0)
-        fused_kernels.gated_backward(x, fused_kernels.gated(x, x), x)
-        torch.cuda.synchronize(device)
-    except Exception as error:  # whatever a compiler or driver raises, slower code takes over
-        logger.warning(
-            "no Triton kernels for training on %s (%d heads of %d, %s), so it is slower: %s: %s;"
-            " check that a C compiler is installed",
-            device, heads, width, dtype, type(error).__name__, error,
-        )  # fmt: skip
+    except ImportError:  # torch for CUDA includes Triton only on Linux
         return None
     return fused_kernels
+
+
+def _plain_gated(gate: Tensor, up: Tensor) -> Tensor:
+    return functional.silu(gate) * up
+
+
+def _plain_rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return torch.addcmul(x * cos, x.roll(x.shape[-1] // 2, -1), sin)
+
+
+# Trials run inside a recomputed layer, too, so they record no gradients: what a checkpoint of
+# activations saves must be the same in both runs.
+
+
+@torch.no_grad()
+def _try_gated(kernels: Any, like: Tensor) -> None:
+    size = 2, 3, 40
+    gate, up, grown = (sample(like, part, *size)[-1] for part in (1, 2, 3))
+    require_close(kernels.gated(gate, up), _plain_gated(gate, up))
+    share = gate.sigmoid()
+    of_gate, of_up = kernels.gated_backward(grown, gate, up)
+    require_close(of_gate, grown * up * share * (1 + gate * (1 - share)))
+    require_close(of_up, grown * gate * share)
+
+
+@torch.no_grad()
+def _try_rotate(kernels: Any, like: Tensor) -> None:
+    heads, width = like.shape[2:]
+    x, angles = sample(like, 2, 3, heads, width), sample(like, 2, 3, 1, width // 2)
+    cos, sin = torch.cat([angles.cos()] * 2, -1), torch.cat([-angles.sin(), angles.sin()], -1)
+    for turn in (1.0, -1.0):
+        require_close(kernels.rotate(x, cos, sin, turn), _plain_rotate(x, cos, turn * sin))

@@ -22,6 +22,7 @@ from torch.nn import functional
 from crane_x7_vla_rl.actions import FIRST_ACTION_TOKEN
 from crane_x7_vla_rl.policies.openvla.model.language import Pass, rotary_table
 from crane_x7_vla_rl.policies.openvla.model.openvla import OpenVLA
+from crane_x7_vla_rl.policies.openvla.run.device import launching_on
 from crane_x7_vla_rl.policies.openvla.run.sequence import (
     Prompts,
     check_actions,
@@ -95,7 +96,8 @@ def _hidden(
         read=read if prompts.padded else None,
         keep_mask=_before(read, x.shape[1], like),
     )
-    hidden: Tensor = language(x, this)
+    with launching_on(x):
+        hidden: Tensor = language(x, this)
     return hidden
 
 

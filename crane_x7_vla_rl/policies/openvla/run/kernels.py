@@ -25,13 +25,11 @@ import triton.language as tl
 from torch import Tensor
 
 from crane_x7_vla_rl.policies.openvla.run import plain
-from crane_x7_vla_rl.policies.openvla.run.trials import Trials, require_close, sample
+from crane_x7_vla_rl.policies.openvla.trials import DTYPES, Trials, require_close, sample
 
 TILE: Final = 1024
 TILE_HEADS: Final = 8
 """Heads of one program of the rotary kernel; they share its cosines and sines."""
-DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
-"""The kernels compute in float32: float64 would lose digits."""
 
 _trials = Trials()
 

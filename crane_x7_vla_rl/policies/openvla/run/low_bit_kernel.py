@@ -26,9 +26,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from crane_x7_vla_rl.policies.openvla.run.kernels import DTYPES, tried
+from crane_x7_vla_rl.policies.openvla.run.kernels import tried
 from crane_x7_vla_rl.policies.openvla.run.low_bit_tiles import Tiles, tile_rows, tiles_for
-from crane_x7_vla_rl.policies.openvla.run.trials import require_close, sample
+from crane_x7_vla_rl.policies.openvla.trials import DTYPES, require_close, sample
 
 
 @triton.jit(do_not_specialize=["rows", "outputs"])  # type: ignore[untyped-decorator]

@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from crane_x7_vla_rl.policies.openvla.model import vision
 from crane_x7_vla_rl.policies.openvla.run import kernels
-from crane_x7_vla_rl.policies.openvla.run.trials import require_close, sample
+from crane_x7_vla_rl.policies.openvla.trials import DTYPES, require_close, sample
 
 
 @triton.jit  # type: ignore[untyped-decorator]
@@ -55,7 +55,7 @@ def add_norm(
     """The `vision.AddNorm` of one kernel."""
     kinds = {part.dtype for part in (delta, factor, norm.weight, norm.bias) if part is not None}
     attempt = partial(_try_add_norm, x, factor is not None)
-    alike = kinds == {x.dtype} and x.dtype in kernels.DTYPES and x.numel() > 0
+    alike = kinds == {x.dtype} and x.dtype in DTYPES and x.numel() > 0
     shape = (x.dtype, x.shape[-1], factor is not None)
     if not (alike and kernels.tried("vision add_norm", shape, x, attempt)):
         return vision.add_norm(x, delta, factor, norm)

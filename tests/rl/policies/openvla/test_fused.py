@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import logging
 import os
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from torch.nn import functional
 
 from crane_x7_vla_rl.policies.openvla.model import fused
 from crane_x7_vla_rl.policies.openvla.run.evaluate import evaluate
+from crane_x7_vla_rl.policies.openvla.trials import Trials
 
 AGAINST_TORCH = """
 import torch
@@ -43,6 +43,8 @@ for batch, length, rows, heads, width in ((1, 1, 1, 2, 16), (3, 4, 3, 5, 24), (2
     sin = torch.cat([-angles.sin(), angles.sin()], -1)
     fast = lambda x: fused._Rotated.apply(x, cos, sin, fused_kernels)
     equal(gradients(fast, [x]), gradients(lambda x: fused.rotate(x, cos, sin), [x]))
+    fused._try_rotate(fused_kernels, x)
+fused._try_gated(fused_kernels, x)
 print("equal")
 """
 
@@ -121,20 +123,42 @@ def test_a_whole_pass_through_the_kernels_has_the_same_gradients(
         return {name: p.grad.clone() for name, p in named if p.grad is not None}
 
     wanted, kernels = gradients(), StandIn()
-    monkeypatch.setattr(fused, "_kernels_for", lambda *_: kernels)
+    monkeypatch.setattr(fused, "kernels_for", lambda *_: kernels)
+    monkeypatch.setattr(fused, "_trials", Trials())
     found, layers = gradients(), len(model.language_model.model.layers)
-    assert kernels.calls.count("rotate -1") == 2 * layers
-    assert kernels.calls.count("gated_backward") == layers
+    tried = 1  # of each kind: queries and keys have heads of one shape
+    assert kernels.calls.count("rotate -1") == 2 * layers + tried
+    assert kernels.calls.count("gated_backward") == layers + tried
     for name, gradient in wanted.items():
         assert float((found[name] - gradient).norm()) <= 1e-6 * float(gradient.norm()), name
 
 
-def test_what_does_not_compile_is_said_once_and_torch_takes_over(
+class Wrong(StandIn):
+    """A kernel whose gradient is wrong."""
+
+    def gated_backward(self, grown: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
+        of_gate, of_up = super().gated_backward(grown, gate, up)
+        return of_gate, of_up * 1.01
+
+
+def raising(*_: object) -> Tensor:
+    raise RuntimeError("ptxas died")
+
+
+def test_a_kernel_that_fails_or_is_wrong_is_said_once_and_torch_takes_over(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: pytest.fail(str(device)))
-    fused._kernels_for.cache_clear()
-    with caplog.at_level(logging.WARNING):
-        for _ in range(2):
-            assert fused._kernels_for(torch.device("cuda"), torch.float32, 3, 24) is None
-    assert caplog.text.count("no Triton kernels for training on cuda (3 heads of 24") == 1
+    kernels = Wrong()
+    monkeypatch.setattr(kernels, "rotate", raising)
+    monkeypatch.setattr(fused, "kernels_for", lambda *_: kernels)
+    monkeypatch.setattr(fused, "_trials", Trials())
+    x, gate = torch.randn(1, 2, 3, 24), torch.randn(1, 2, 40)
+    cos, sin = torch.randn(2, 1, 2, 1, 24)
+    for _ in range(2):
+        assert torch.allclose(fused.rotate(x, cos, sin), x * cos + x.roll(12, -1) * sin)
+        assert torch.equal(fused.gated(gate, gate), functional.silu(gate) * gate)
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+    assert "rotate is not used on cpu for (torch.float32, 3, 24)" in caplog.text
+    assert "gated is not used on cpu for torch.float32" in caplog.text
+    assert "ptxas died" in caplog.text
+    assert "differs by" in caplog.text

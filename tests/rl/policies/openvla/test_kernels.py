@@ -46,7 +46,7 @@ turn_case(kernels.turn_into, 64, 1, 24, 4, 2, "cpu", torch.bfloat16)
 
 FALLBACK = """
 from kernel_cases import HEADS, gated_case, norm_case, turn_case
-from crane_x7_vla_rl.policies.openvla.run.trials import Trials
+from crane_x7_vla_rl.policies.openvla.trials import Trials
 
 kernels._trials = Trials()
 whole = kernels._turn_into
@@ -170,7 +170,7 @@ def test_a_failing_assembler_costs_speed_alone(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     from crane_x7_vla_rl.policies.openvla.run import kernels
-    from crane_x7_vla_rl.policies.openvla.run.trials import Trials
+    from crane_x7_vla_rl.policies.openvla.trials import Trials
 
     broken = tmp_path / "ptxas"
     broken.write_text('#!/bin/sh\ncase "$*" in *--version*) echo "release 13.0, V13.0";; '

@@ -7,7 +7,7 @@ import logging
 import pytest
 import torch
 
-from crane_x7_vla_rl.policies.openvla.run.trials import KernelError, Trials, require_close
+from crane_x7_vla_rl.policies.openvla.trials import KernelError, Trials, require_close
 
 CPU = torch.device("cpu")
 CUDA = torch.device("cuda", 0)

@@ -129,7 +129,7 @@ norm_case(36, "cpu", torch.bfloat16)
 """
 
 FALLBACK = """
-from crane_x7_vla_rl.policies.openvla.run.trials import Trials
+from crane_x7_vla_rl.policies.openvla.trials import Trials
 
 kernels._trials = Trials()
 norm_case(36, "cpu", torch.float32)

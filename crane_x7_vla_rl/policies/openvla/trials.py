@@ -20,6 +20,8 @@ logger = logging.getLogger(__name__)
 
 LEAST_LIMIT: Final = 1e-4
 """Allowed difference relative to the largest value; float32 sums in another order need 1e-6."""
+DTYPES: Final = (torch.float32, torch.bfloat16, torch.float16)
+"""Kernels compute in float32, so float64 would lose digits."""
 LONGEST_REASON: Final = 300
 """Characters of an error that the log repeats; a compiler's message can take pages."""
 
