@@ -86,13 +86,13 @@ PARTS: Final = {
         Part("parity", "every path against the fixture, float32 and bfloat16", 40),
         Part("kernels", "Triton kernels at the shapes in use, against torch", 40),
         Part("draw", "SAPIEN draws on the GPU; simulation steps/s", 30),
-        Part("bench", "scripts/bench_openvla without low-bit decode", 110),
+        Part("bench", "scripts/bench_openvla without the cases of decode", 110),
         Part("model", "write a model of the released size, random weights", 60),
         Part("loop10", "infer at 10 Hz against sim-robot --arm kinematic", 60, needs_model=True),
         Part("loop30", "infer at 30 Hz against sim-robot --arm kinematic", 60, needs_model=True),
         Part("sft", "updates of fine-tuning at the released size", 75, needs_model=True),
         Part("ppo", "a rollout and its update at the released size", 90, needs_model=True),
-        Part("decode", "8-bit and speculative decode, where bench_openvla has them", 60),
+        Part("decode", "8-bit products tuned; 8-bit and speculative decode", 90),
         Part("genesis", "Genesis scenes on CUDA; compiling takes minutes", 90),
     )
 }

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 
 from crane_x7_vla_rl.policies.openvla.run.evaluate import evaluate
-from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from openvla_bench.choices import compiled_vision, products
+from openvla_bench.decoding import low_bit, speculation, tiles
 from openvla_bench.figures import SEED, TOKENS, Bench, Inputs, generate, in_turn, inputs, peak_gb
 from openvla_bench.limits import evaluate_flop, generate_limit, vision_flop
 from openvla_bench.stages import CountLaunches, counts, split
@@ -81,24 +81,6 @@ def repeated(bench: Bench) -> None:
     run = lambda one: bench.runner.roll_out(pixels, one[1], 8).tokens.cpu()  # noqa: E731
     (again,) = in_turn(bench, batches, run)
     bench.row("batch 1, 8 tokens, the same image again: latency", again * 1e3, "ms")
-
-
-def low_bit(kind: str) -> Callable[[Bench], None]:
-    def case(bench: Bench) -> None:
-        from crane_x7_vla_rl.policies.openvla.run.low_bit_error import compare
-
-        batches = inputs(bench, 1)
-        (dense,) = in_turn(bench, batches, lambda one: bench.runner.roll_out(*one, 7).tokens.cpu())
-        runner = Runner(bench.model, kind)  # type: ignore[arg-type]
-        (low,) = in_turn(bench, batches, lambda one: runner.roll_out(*one, 7).tokens.cpu())
-        limit = generate_limit(bench.model.config, bench.here, 1, TOKENS, 7, 1).total_s
-        bench.row(f"{kind} decode, batch 1, 7 tokens: latency", low * 1e3, "ms", dense * 1e3)
-        bench.row(f"{kind} decode, batch 1, 7 tokens: latency / limit", low / limit, "")
-        error = compare(bench.model, kind, *inputs(bench, 8)[0], 7)  # type: ignore[arg-type]
-        bench.row(f"{kind} decode: tokens unchanged, random weights", 100 * error.same_tokens, "%")
-        bench.row(f"{kind} decode: mean action error, random weights", error.mean, "of −1…1")
-
-    return case
 
 
 def evaluate_forward(bench: Bench) -> None:
@@ -224,8 +206,10 @@ CASES: dict[str, dict[str, Callable[[Bench], None]]] = {
         "products": products,
         "batch16": throughput(16),
         "batch64": throughput(64),
+        "tiles": tiles,
         "fp8": low_bit("fp8"),
         "int8": low_bit("int8"),
+        "speculation": speculation,
         "evaluate": evaluate_forward,
         "backward": evaluate_backward,
     },
@@ -234,6 +218,7 @@ CASES: dict[str, dict[str, Callable[[Bench], None]]] = {
         "launches": launches,
         "batch1": batch_1_cpu,
         "parts": parts(1, 8),
+        "speculation": speculation,
         "evaluate": evaluate_forward,
         "backward": evaluate_backward,
     },

@@ -16,11 +16,13 @@ for package in ("torch", "transformers", "peft"):
     pytest.importorskip(package, reason="needs the train extra")
 
 from bench_rig import SCRIPTS, figures
-from openvla_bench.figures import INPUTS, in_turn
+from openvla_bench.decoding import tiles
+from openvla_bench.figures import INPUTS, Bench, in_turn
 from openvla_bench.limits import Device, generate_limit, vision_flop
 from openvla_bench.stages import STAGES, split
 
 from crane_x7_vla_rl.policies.openvla import OpenVLAConfig
+from crane_x7_vla_rl.policies.openvla.run import low_bit_tiles, low_bit_tune
 from crane_x7_vla_rl.policies.openvla.run.replay import Replay
 
 WITHOUT = """
@@ -36,7 +38,8 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 def test_the_bench_needs_no_other_package_and_counts_fewer_launches_than_the_baseline(
     tmp_path: Path,
 ) -> None:
-    words = ["--device", "cpu", "--only", "same", "launches", "parts", "--rounds", "1"]
+    cases = ["same", "launches", "parts", "speculation"]
+    words = ["--device", "cpu", "--rounds", "1", "--only", *cases]
     command = ["-c", WITHOUT, str(SCRIPTS / "bench_openvla"), *words]
     rows = figures(tmp_path / "figures.json", *command)
     same = rows["difference of both models' action logits / their spread"]
@@ -47,6 +50,30 @@ def test_the_bench_needs_no_other_package_and_counts_fewer_launches_than_the_bas
     assert min(stages) > 50
     assert launches["value"] - 40 < sum(stages) < launches["value"]
     assert all(rows[f"batch 1, 8 tokens: {stage}"]["value"] > 0 for stage in STAGES)
+    name = "speculation, batch 1, 8 tokens"
+    drafted = rows[f"{name}: latency"]
+    assert drafted["baseline"] / drafted["value"] == drafted["ratio"]
+    assert 0 < rows[f"{name}: passes after the prefill, random weights"]["value"] <= 7
+
+
+def test_tiles_of_8_bit_products_are_tuned_and_compared_with_those_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def clock(rows: int, outputs: int, inputs: int, tiles: low_bit_tiles.Tiles) -> float:
+        del rows
+        return outputs * inputs / 1e12 * (1 if tiles.outputs == 32 else 2)
+
+    monkeypatch.setattr(low_bit_tiles, "TABLE", {})
+    monkeypatch.setattr(low_bit_tune, "TABLE", low_bit_tiles.TABLE)
+    monkeypatch.setattr(low_bit_tune, "cuda_clock", lambda _: clock)
+    bench = Bench(torch.device("cpu"), None, None, Device(4e12, 1.0), 1)  # type: ignore[arg-type]
+    tiles(bench)
+    assert len(low_bit_tiles.TABLE) == 2 * len(low_bit_tune.RELEASED)
+    assert {each.outputs for each in low_bit_tiles.TABLE.values()} == {32}
+    rows = {row["name"]: row for row in bench.rows}
+    name = "int8 product of 4096 × 11008, 16 rows"
+    assert rows[f"{name}: tuned"]["value"] == pytest.approx(45.1, abs=0.1)
+    assert rows[f"{name}: share of the bandwidth"]["value"] == pytest.approx(25.8, abs=0.1)
 
 
 @dataclass
