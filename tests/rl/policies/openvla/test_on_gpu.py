@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import oft_rig
@@ -24,12 +25,15 @@ from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
 from crane_x7_vla_rl.policies.openvla.weights.merged import Merged
 
-DEVICES = (
-    pytest.param("cpu", marks=pytest.mark.slow),
-    pytest.param("cuda", marks=pytest.mark.gpu),
-)
+
+def on(device: str, *values: object) -> Any:
+    """A test's parameters, with the marker of their device."""
+    return pytest.param(device, *values, marks=pytest.mark.slow if device == "cpu" else GPU)
+
+
+GPU = pytest.mark.gpu
 LOGITS = 2e-4
-on_devices = pytest.mark.parametrize("device", DEVICES)
+on_devices = pytest.mark.parametrize("device", [on("cpu"), on("cuda")])
 
 
 def load(device: str, dtype: torch.dtype = torch.float32) -> OpenVLA:
@@ -73,11 +77,12 @@ def test_image_and_prompt_are_reused_and_replaced(device: str) -> None:
             assert torch.equal(found.tokens[0].cpu(), wanted[image])
 
 
-@on_devices
-@pytest.mark.parametrize("batch", [1, 2, 5, 16, 64, 256])
+@pytest.mark.parametrize(
+    ("device", "batch"),
+    [*(on("cpu", batch) for batch in (1, 2, 5)),
+     *(on("cuda", batch) for batch in (1, 2, 5, 16, 64, 256))],
+)  # fmt: skip
 def test_a_batch_of_any_size_gives_the_tokens_of_single_prompts(device: str, batch: int) -> None:
-    if device == "cpu" and batch > 5:
-        pytest.skip("takes seconds on a CPU")
     runner = Runner(load(device))
     rows = [row % rig.COUNT for row in range(batch)]
     prompts = [rig.prompts()[row] for row in rows]
@@ -92,11 +97,11 @@ def test_the_device_resizes_as_pil_does(device: str) -> None:
     assert float(difference.max()) <= 1e-6
 
 
-@on_devices
-@pytest.mark.parametrize("recompute", [False, True])
+@pytest.mark.parametrize(
+    ("device", "recompute"),
+    [on(device, recompute) for device in ("cpu", "cuda") for recompute in (False, True)],
+)
 def test_gradients_of_adapters_are_those_of_float64(device: str, recompute: bool) -> None:
-    if device == "cpu" and recompute:
-        pytest.skip("test_evaluate does that")
     model = load(device)
     adapted(model)
     truth = copy.deepcopy(model).to(device="cpu", dtype=torch.float64)
