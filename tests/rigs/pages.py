@@ -90,6 +90,18 @@ class Block:
         return "\n".join(line for line in lines if line)
 
 
+def prose(page: Path) -> list[str]:
+    """Return the lines of a page outside its fences and comments."""
+    lines, fenced = [], False
+    text = re.sub(r"<!--.*?-->", "", page.read_text(encoding="utf-8"), flags=re.S)
+    for line in text.splitlines():
+        if line.lstrip().startswith("```"):
+            fenced = not fenced
+        elif not fenced:
+            lines.append(line)
+    return lines
+
+
 def english() -> list[Path]:
     """Return every page for users, the first one first."""
     return [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]

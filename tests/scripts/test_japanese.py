@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pages
 import pytest
+from pages import prose
 from places import ROOT
 
 PAGES = pages.english()
@@ -19,19 +20,6 @@ CODE = re.compile(r"`([^`\n]+)`")
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 NUMBER = re.compile(r"\d+(?:[.,]\d+)*")
 VARIABLE = re.compile(r"\b[A-Z][A-Z0-9]*_[A-Z0-9_]+\b")
-
-
-def prose(page: Path) -> list[str]:
-    """Return the lines of a page outside its fences and comments."""
-    lines, fenced = [], False
-    for line in re.sub(
-        r"<!--.*?-->", "", page.read_text(encoding="utf-8"), flags=re.S
-    ).splitlines():
-        if line.lstrip().startswith("```"):
-            fenced = not fenced
-        elif not fenced:
-            lines.append(line)
-    return lines
 
 
 def headings(page: Path) -> list[int]:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pages
 import pytest
+from pages import prose
 from places import ROOT
 
 ENGLISH = pages.english()
@@ -18,17 +19,6 @@ INDEXES = [ROOT / "docs" / "README.md", ROOT / "docs" / "ja" / "README.md"]
 
 CODE = re.compile(r"`[^`\n]*`")
 LINK = re.compile(r"\[[^\]]*\]\(([^)\s]+)\)")
-
-
-def prose(page: Path) -> list[str]:
-    """Return the lines of a page outside its fences."""
-    lines, fenced = [], False
-    for line in page.read_text(encoding="utf-8").splitlines():
-        if line.lstrip().startswith("```"):
-            fenced = not fenced
-        elif not fenced:
-            lines.append(line)
-    return lines
 
 
 def anchors(page: Path) -> set[str]:
