@@ -28,8 +28,10 @@ from crane_x7_vla_rl.policies import about
 from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.policies.load import load_policy
 from crane_x7_vla_rl.policies.openvla.codec import PolicySpec
+from crane_x7_vla_rl.policies.openvla.run.evaluate import evaluate
 from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
+from crane_x7_vla_rl.training.config.sections import ComputeConfig, LoraConfig
 from crane_x7_vla_rl.training.errors import (
     ConfigError,
     ExitCode,
@@ -37,6 +39,7 @@ from crane_x7_vla_rl.training.errors import (
     OutputError,
     ResumeError,
 )
+from crane_x7_vla_rl.training.learner import ModelSpec, prepare
 from crane_x7_vla_rl.training.sft.loss import TokenLearner
 
 pytestmark = pytest.mark.timeout(rig.PATIENCE_S + 100)
@@ -181,6 +184,20 @@ def test_bfloat16_comes_near_float32_and_is_not_it(tmp_path: Path, kind: tuple[s
     full, half = rig.losses(tmp_path / "fp32"), rig.losses(tmp_path / "bf16")
     assert full != half
     assert np.allclose(full, half, rtol=0, atol=0.1)
+
+
+@pytest.mark.parametrize("adapted", [True, False])
+def test_adapters_are_trained_without_autocast(adapted: bool) -> None:
+    """On CUDA it returns float32 from each norm: a waste where frozen weights are in bfloat16."""
+    compute = ComputeConfig(precision="bf16", device="cpu")
+    spec = ModelSpec(str(rig.base()), LoraConfig(enabled=adapted), compute)
+    model = prepare(spec, torch.device("cpu"), None).model
+    casts: set[bool] = set()
+    for layer in model.language_model.model.layers:
+        layer.register_forward_hook(lambda *_: casts.add(torch.is_autocast_enabled("cpu")))
+    side = model.config.image_size
+    evaluate(model, torch.zeros(1, 6, side, side), [torch.tensor([1, 40])], torch.tensor([[31800]]))
+    assert casts == {not adapted}
 
 
 def test_keep_removes_older_checkpoints(tmp_path: Path) -> None:
