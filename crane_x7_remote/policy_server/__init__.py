@@ -1,0 +1,1 @@
+"""openpi's policy protocol, both ends: our policies for others, others' policies for our loop."""
