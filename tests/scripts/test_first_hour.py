@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import re
+import socket
 import subprocess
 import sys
+from importlib.machinery import SourceFileLoader
+from importlib.util import module_from_spec, spec_from_loader
 from pathlib import Path
 
 import pages
@@ -54,6 +57,38 @@ def test_here_nothing_is_cloned(tmp_path: Path) -> None:
     done = type_it(tmp_path, "```bash\ngit clone <this repository> x && cd x\npwd\n```\n")
     assert done.returncode == 0, done.stdout
     assert not (ROOT / "x").exists()
+
+
+ROBOT = """#!/usr/bin/env python3
+import socket, sys, time
+print("robot", *sys.argv[1:], flush=True)
+with socket.create_server(("127.0.0.1", PORT)):
+    time.sleep(60)
+"""
+
+
+def test_the_robot_of_a_page_is_the_clones_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """README.md's terminal begins outside the clone, with no `.venv` activated."""
+    loader = SourceFileLoader("first_hour", str(SCRIPT))
+    module = module_from_spec(spec_from_loader(loader.name, loader))  # type: ignore[arg-type]
+    monkeypatch.setitem(sys.modules, loader.name, module)  # dataclasses look it up
+    loader.exec_module(module)
+    with socket.create_server(("127.0.0.1", 0)) as probe:
+        port = probe.getsockname()[1]
+    monkeypatch.setattr(module, "GUARD_PORT", port)
+    monkeypatch.setenv("PATH", "/usr/local/bin:/usr/bin:/bin")
+    program = tmp_path / "a clone" / ".venv" / "bin" / "crane-x7-remote"
+    program.parent.mkdir(parents=True)
+    program.write_text(ROBOT.replace("PORT", str(port)))
+    program.chmod(0o755)
+    page = tmp_path / "README.md"
+    page.write_text("<!-- first-hour: with a robot -->\n```bash\necho crane-x7-local\n```\n")
+    (block,) = pages.blocks(page)
+    with module.terminal_at(tmp_path, program.parents[2], ROOT) as terminal:
+        module.run(block, terminal)
+        assert terminal._robot.output == "robot sim-robot --guard\n"
 
 
 @pytest.mark.parametrize(
