@@ -51,7 +51,7 @@ UNSETTABLE = (
     "vla_chunk_steps", "ts_hostname", "ts_state_dir", "ts_socket", "ts_socks5_server",
     "ts_outbound_http_proxy_listen", "ssh_listen_address", "ssh_state_dir", "boot_run_dir",
     "lift_simulator", "lift_backend", "lift_render", "hf_home", "wandb_dir", "camera_pose",
-    "output_root",
+    "output_root", "policy_server", "policy_io",
 )  # fmt: skip
 """Fields besides secrets and keys for which null, None, nil and undefined mean unset, and which are
 stripped of blanks and quotes. Numbers are excluded: MAX_JUMP=none must not be guessed. So are texts
@@ -85,8 +85,11 @@ accepted."""
     peer_wait_timeout: Positive = 300.0
     """Seconds to wait for rosbridge to answer at the start."""
 
-    vla_policy: Annotated[Literal["color-servo", "openvla"] | None, EmptyIsNone] = None
-    """Policy that drives: color-servo or openvla. Unset: VLA_MODEL_PATH decides."""
+    vla_policy: Annotated[
+        Literal["color-servo", "openvla", "remote", "lerobot"] | None, EmptyIsNone
+    ] = None
+    """Policy that drives: color-servo, openvla, remote (the server of POLICY_SERVER) or lerobot. \
+Unset: VLA_MODEL_PATH or POLICY_SERVER decides."""
     vla_model_path: Annotated[str | None, EmptyIsNone] = None
     """Folder or Hub id of the model; owner/name@revision pins a branch, tag or commit. `train` \
 starts from it, unless its configuration or a flag names another model."""
@@ -109,6 +112,13 @@ unset: the checkpoint's, else 0."""
     vla_speculation: bool = False
     """Decode an action's tokens in fewer passes, with the last action as a draft; the tokens are \
 the same. Not yet measured on a GPU."""
+    policy_server: OptionalText = None
+    """Address of a policy server that speaks openpi's protocol, such as ws://192.168.1.20:8000."""
+    policy_api_key: Annotated[SecretStr | None, EmptyIsNone] = None
+    """API key of the policy server, or file:/path to one."""
+    policy_io: OptionalText = None
+    """YAML file that describes inputs and outputs of a remote or LeRobot policy, or one of droid, \
+aloha, libero, lerobot and crane_x7. Unset: as the server or the checkpoint states."""
     hf_token: Annotated[SecretStr | None, EmptyIsNone] = None
     """Token for private models on the Hugging Face Hub."""
 

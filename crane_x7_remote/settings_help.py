@@ -23,7 +23,7 @@ ALIASES = {"vla_policy": ("--policy",)}
 """Additional names of some flags."""
 GROUPS = {
     "robot link": ("rosbridge_", "peer_", "ts_"),
-    "policy": ("vla_", "hf_", "camera_pose"),
+    "policy": ("vla_", "hf_", "camera_pose", "policy_server", "policy_api_key", "policy_io"),
     "safety": ("max_", "policy_timeout", "trajectory_validity", "dry_run"),
     "guard": ("guard_",),
     "topics": ("camera_topic", "joint_states_topic", "instruction_topic", "arm_topic",
@@ -37,7 +37,7 @@ METAVARS = {
     "_model_path": "MODEL", "_device": "DEVICE", "_key": "KEY", "_topic": "TOPIC",
     "gripper_action": "ACTION", "_listen": "ADDRESS:PORT", "_upstream": "HOST:PORT",
     "_pose": "FILE", "_root": "FOLDER", "_dir": "FOLDER", "_socket": "FILE",
-    "socks5_server": "ADDRESS:PORT",
+    "socks5_server": "ADDRESS:PORT", "policy_server": "URL", "policy_io": "FILE",
 }  # fmt: skip
 """Ending of a field's name → metavar in help."""
 

@@ -19,8 +19,9 @@ from crane_x7_vla_rl.suggest import did_you_mean
 
 OWN_PREFIXES = ("VLA_", "ROSBRIDGE_", "LIFT_")
 """A variable with this prefix that is not a field is treated as a typing mistake."""
-SHARED_PREFIXES = ("TS_", "SSH_", "GUARD_")
-"""Tailscale and OpenSSH define more of these than this file: only a close match is a mistake."""
+SHARED_PREFIXES = ("TS_", "SSH_", "GUARD_", "POLICY_")
+"""Other programs, such as Tailscale and OpenSSH, define more of these than this file: only a close
+match is a mistake."""
 KEY_FIELDS = ("ssh_public_key", "public_key")
 PROXIES = ("rosbridge_proxy",)
 

@@ -45,6 +45,7 @@ from crane_x7_remote.tunnel.peer import StatusCommand, TailnetDiagnosis
 from crane_x7_vla_rl import camera_pose
 from crane_x7_vla_rl.camera_pose import CameraPose
 from crane_x7_vla_rl.policies.base import ModelOptions, NotFiniteError, Policy, PolicyLoadError
+from crane_x7_vla_rl.policies.kind import kind_of
 from crane_x7_vla_rl.policies.load import check, load_policy
 from crane_x7_vla_rl.policies.preflight import OptionNames
 
@@ -55,8 +56,8 @@ SWITCH_INTERVAL_S = 0.0005
 be the largest part of the latency."""
 COMMON: Final = (
     "rosbridge_host", "rosbridge_port", "rosbridge_token", "vla_policy", "vla_model_path",
-    "vla_task_instruction", "vla_device", "vla_inference_rate", "vla_temperature", "max_jump",
-    "camera_pose", "dry_run", "duration", "metrics",
+    "policy_server", "policy_io", "vla_task_instruction", "vla_device", "vla_inference_rate",
+    "vla_temperature", "max_jump", "camera_pose", "dry_run", "duration", "metrics",
 )  # fmt: skip
 """See command_line."""
 
@@ -89,7 +90,7 @@ def run(args: argparse.Namespace) -> int:
     name = _policy_name(settings)
     names = _names(args)
     _check(name, settings, names)
-    if name == "openvla" and settings.vla_model_path is not None:
+    if name in ("openvla", "lerobot") and settings.vla_model_path is not None:
         settings = checkpoint.apply(settings)
     pose = _camera_pose(settings, "CAMERA_POSE" if args.camera_pose is None else "--camera-pose")
     config = _loop_config(settings, args.session or secrets.token_hex(4), pose)
@@ -183,13 +184,29 @@ def _tailnet_diagnosis(settings: Settings) -> TailnetDiagnosis | None:
 
 
 def _policy_name(settings: Settings) -> str:
+    path, server = settings.vla_model_path, settings.policy_server
     if settings.vla_policy is not None:
         return settings.vla_policy
-    if settings.vla_model_path is None:
+    if path is not None and server is not None:
         raise SettingsError(
-            "no policy selected: set VLA_MODEL_PATH to a model, or VLA_POLICY=color-servo"
+            "both VLA_MODEL_PATH and POLICY_SERVER are set: set VLA_POLICY=remote to ask the"
+            " server, or unset POLICY_SERVER"
         )
-    return "openvla"
+    if server is not None:
+        return "remote"
+    if path is None:
+        raise SettingsError(
+            "no policy selected: set VLA_MODEL_PATH to a model, POLICY_SERVER to a server, or"
+            " VLA_POLICY=color-servo"
+        )
+    try:
+        return kind_of(path, _hub_token(settings))
+    except PolicyLoadError as error:
+        raise PolicyError(str(error)) from error
+
+
+def _hub_token(settings: Settings) -> str | None:
+    return None if settings.hf_token is None else settings.hf_token.get_secret_value()
 
 
 def _model_options(settings: Settings) -> ModelOptions:
@@ -197,17 +214,24 @@ def _model_options(settings: Settings) -> ModelOptions:
         path=settings.vla_model_path,
         device=settings.vla_device,
         unnorm_key=settings.vla_unnorm_key,
-        token=None if settings.hf_token is None else settings.hf_token.get_secret_value(),
+        token=_hub_token(settings),
         center_crop=settings.vla_center_crop,
         chunk_steps=settings.vla_chunk_steps,
         temperature=settings.vla_temperature,
         speculation=settings.vla_speculation,
+        server=settings.policy_server,
+        api_key=settings_values.token_text(settings.policy_api_key, "POLICY_API_KEY"),
+        policy_io=settings.policy_io,
+        answer_timeout_s=settings.policy_timeout,
     )
 
 
 def _names(args: argparse.Namespace) -> OptionNames:
     """Return what sets the model's options, for messages: flags that are given, else variables."""
-    variables = {"path": "vla_model_path", "device": "vla_device", "unnorm_key": "vla_unnorm_key"}
+    variables = {
+        "path": "vla_model_path", "device": "vla_device", "unnorm_key": "vla_unnorm_key",
+        "server": "policy_server", "api_key": "policy_api_key", "policy_io": "policy_io",
+    }  # fmt: skip
     given = {name: field for name, field in variables.items() if getattr(args, field) is not None}
     return OptionNames(**{name: f"--{field.replace('_', '-')}" for name, field in given.items()})
 

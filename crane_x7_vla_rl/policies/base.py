@@ -6,13 +6,13 @@ The loop and the trainer use policies only through this file and `load`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
 import numpy as np
 
 from crane_x7_vla_rl.camera_pose import CameraPose
-from crane_x7_vla_rl.fields import FiniteAmount
+from crane_x7_vla_rl.fields import FiniteAmount, FinitePositive
 from crane_x7_vla_rl.robot import JOINT_NAMES
 from crane_x7_vla_rl.types import ActionChunk, Observation
 
@@ -81,7 +81,7 @@ class ModelOptions:
     """Device: cuda, cuda:1, cpu, or auto (CUDA if available, otherwise the CPU)."""
     unnorm_key: str = DEFAULT_UNNORM_KEY
     """Key of the statistics that convert outputs to radians."""
-    token: str | None = None
+    token: str | None = field(default=None, repr=False)
     """Access token for private models on the Hub."""
     center_crop: bool | None = None
     """Whether training used random crops; None: the checkpoint's value, default no."""
@@ -93,6 +93,15 @@ class ModelOptions:
     """Seed of sampled tokens."""
     speculation: bool = False
     """Decode OpenVLA's tokens in fewer passes, with the last action as a draft."""
+    server: str | None = None
+    """Address of a policy server, such as ws://host:8000, for the policy `remote`."""
+    api_key: str | None = field(default=None, repr=False)
+    """Key that the policy server expects."""
+    policy_io: str | None = None
+    """YAML file, or name of a preset, that describes the policy's inputs and outputs."""
+    answer_timeout_s: FinitePositive = 1.0
+    """After this many seconds without an answer a prediction of another process is given up; the
+    first one, during which it may compile, has longer."""
 
 
 def only_numbers(chunk: ActionChunk, instruction: str) -> ActionChunk:

@@ -23,6 +23,9 @@ class OptionNames:
     path: str = "VLA_MODEL_PATH"
     device: str = "VLA_DEVICE"
     unnorm_key: str = "VLA_UNNORM_KEY"
+    server: str = "POLICY_SERVER"
+    api_key: str = "POLICY_API_KEY"
+    policy_io: str = "POLICY_IO"
 
 
 INFER: Final = OptionNames()

@@ -35,7 +35,10 @@ from crane_x7_vla_rl.training.evaluate.ranks import ALONE, Ranks
 NAMES: Final = OptionNames("--checkpoint", "--device", "--unnorm-key")
 FOLDER: Final = "evaluate"
 """Folder of evaluations, below the output root."""
-NOT_MODEL: Final = ("path", "token", "center_crop", "chunk_steps", "device", "speculation")
+NOT_MODEL: Final = (
+    "path", "token", "center_crop", "chunk_steps", "device", "speculation", "server", "api_key",
+    "policy_io", "answer_timeout_s",
+)  # fmt: skip
 """Options of a model that the checkpoint or the environment sets, or that serve one robot only."""
 NOT_FLAGS: Final = ("model", "output", "world", "sources")
 ASKED: Final = (*about.SCENE, "temperature", "device")
