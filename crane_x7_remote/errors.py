@@ -22,6 +22,7 @@ class ExitCode(IntEnum):
     GUARD = 11
     TASK_REFUSED = 12
     NO_LOOP = 13
+    SERVE = 14
     TAILNET_KEY = 20
     TAILNET_KEY_EXPIRED = 21
     CONTROL_UNREACHABLE = 22
@@ -112,6 +113,12 @@ class NoLoopError(RemoteError):
     """No loop answered a task."""
 
     exit_code = ExitCode.NO_LOOP
+
+
+class ServeError(RemoteError):
+    """The policy server cannot listen, or must not without an API key."""
+
+    exit_code = ExitCode.SERVE
 
 
 class TailnetKeyError(RemoteError):
