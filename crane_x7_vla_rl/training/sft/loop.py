@@ -28,6 +28,7 @@ from crane_x7_vla_rl.training.errors import NotFiniteError
 from crane_x7_vla_rl.training.interrupt import Interrupt
 from crane_x7_vla_rl.training.schedule import learning_rate, smoothing
 from crane_x7_vla_rl.training.session import Clock, Snapshot
+from crane_x7_vla_rl.training.sft import memory
 from crane_x7_vla_rl.training.sft.config import SftConfig
 from crane_x7_vla_rl.training.sft.run import NAMES, SftRun, open_run, steps
 from crane_x7_vla_rl.training.sft.samples import model_batch
@@ -70,8 +71,14 @@ def _loop(run: SftRun, progress: Progress, interrupt: Interrupt) -> None:
     stop, pause = interrupt.wanted, run.config.training.stop_after or end
     if not progress.step < pause < end:  # the latter also where a stopped run resumes
         pause = end
+
+    def save_late() -> None:
+        if saved < progress.step:
+            _save(run, progress, checkpoint.named(progress.step))
+
     while progress.step < pause and not stop:
-        progress, outcome = _update(run, progress, end, interrupt)
+        with memory.reported(run, progress.step, save_late):
+            progress, outcome = _update(run, progress, end, interrupt)
         stop, due = outcome.stop, progress.step % run.config.output.save_steps == 0
         if (due or outcome.hung_up) and progress.step < end:
             _save(run, progress, checkpoint.named(progress.step))
@@ -80,8 +87,8 @@ def _loop(run: SftRun, progress: Progress, interrupt: Interrupt) -> None:
                 run.session.tell_of_hangup()
     if progress.step >= end:
         _save(run, progress, checkpoint.FINAL)
-    elif saved < progress.step:
-        _save(run, progress, checkpoint.named(progress.step))
+    else:
+        save_late()
     word = "done" if progress.step >= end else "stopped"
     logger.info("%s after %d of %d updates", word, progress.step, end)
 
