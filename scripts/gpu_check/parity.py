@@ -23,6 +23,7 @@ from crane_x7_vla_rl.policies.openvla.run.low_bit_error import compare
 from crane_x7_vla_rl.policies.openvla.run.rollout import Rollout, Sampling
 from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
+from gpu_check import chunks
 from gpu_check.fixture import Fixture, exact
 from gpu_check.parts import Options
 
@@ -190,6 +191,7 @@ def run(figures: Figures, options: Options) -> None:
         rollouts(figures, fixture, model, name)
         low_bit(figures, fixture, model, name)
         speculation(figures, fixture, model, name)
+        chunks.run(figures, fixture, model, name)
         if name == "float32" and not options.tiny:
             sampling(figures, fixture, model)
         gradients(figures, fixture, model, name)

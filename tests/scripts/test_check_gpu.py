@@ -171,6 +171,31 @@ def _without_pads(prompts: Any) -> Any:
     return replace(prompts, pads=prompts.pads * 0, padded=False)
 
 
+def test_the_parity_part_finds_a_fault_of_openvla_oft(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Chunks attend both ways, see the state and two images, and pads change nothing."""
+    torch = pytest.importorskip("torch", reason="needs the train extra")
+    from gpu_check import chunks
+    from gpu_check.fixture import Fixture
+    from sft_bench.figures import Figures
+
+    from crane_x7_vla_rl.policies.openvla.run import oft
+
+    fixture, figures = Fixture(), Figures()
+    for name, dtype in (("float32", torch.float32), ("bfloat16", torch.bfloat16)):
+        chunks.run(figures, fixture, fixture.load(torch.device("cpu"), dtype), name)
+    assert len(figures.rows) == 6
+    assert all(row["met"] and row["value"] > 0 for row in figures.rows), figures.rows
+    policy = chunks.with_heads(fixture.load(torch.device("cpu"), torch.float32))
+    exact = chunks.with_heads(fixture.load(torch.device("cpu"), torch.float64))
+    case = chunks.cases(fixture)["a batch of unequal prompts"]
+    wanted = exact.predict_normalised(*case)
+    monkeypatch.setattr(exact, "predict_normalised", lambda *_: wanted)
+    assert chunks.difference(policy, exact, case) <= chunks.LIMITS["float32"]
+    real = oft.pack
+    monkeypatch.setattr(oft, "pack", lambda *given: _without_pads(real(*given)))
+    assert chunks.difference(policy, exact, case) > 2 * max(row["value"] for row in figures.rows)
+
+
 def test_rounding_alone_can_change_most_of_the_fixtures_tokens() -> None:
     """So tokens kept in bfloat16, 38 or 78 %, are no measure of a kernel."""
     pytest.importorskip("torch", reason="needs the train extra")
