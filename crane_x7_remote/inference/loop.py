@@ -56,6 +56,8 @@ class _Asked:
 
     frame: EncodedFrame
     job: Job
+    before: EncodedFrame | None
+    """The frame used before it."""
 
 
 class InferenceLoop:
@@ -170,6 +172,8 @@ class InferenceLoop:
         if isinstance(asked, _Asked) and asked.job.has_begun:
             self._rate.took_frame(self._clock(), is_behind=True, was_there=True)
         else:
+            if isinstance(asked, _Asked):  # the policy was free too late for it
+                self._used = asked.before
             asked = asked if isinstance(asked, Hold) else self._ask(self._next_frame())
         if isinstance(asked, Hold):
             return asked
@@ -192,7 +196,7 @@ class InferenceLoop:
             return hold
         assert frame is not None
         assert joints is not None
-        self._used = frame
+        before, self._used = self._used, frame
         image = self._decode(frame)
         hold = image if isinstance(image, Hold) else self._camera.hold(image)
         if hold is not None:
@@ -202,9 +206,9 @@ class InferenceLoop:
         taken_s = now_s - self._client.frame_age_s(frame, now_s)
         observation = Observation(image, joints.state, self._task.instruction, taken_s)
         if begin_by_s is not None:
-            return _Asked(frame, self._worker.ask_next(observation, begin_by_s))
+            return _Asked(frame, self._worker.ask_next(observation, begin_by_s), before)
         job = self._worker.ask(observation)
-        return job if isinstance(job, Hold) else _Asked(frame, job)
+        return job if isinstance(job, Hold) else _Asked(frame, job, before)
 
     def _meanwhile(self) -> Meanwhile | None:
         """Return what to do while a policy that is slower than the period computes: shortly before

@@ -327,14 +327,53 @@ def test_the_gates_hold_for_an_answer_that_was_asked_ahead() -> None:
     assert rig.reason() is HoldReason.JOINTS_STALE
 
 
-def test_an_observation_that_waited_too_long_makes_way_for_a_new_frame() -> None:
+def _dropped(rig: Rig, frame: EncodedFrame, before: EncodedFrame | None) -> None:
+    """Let `frame` have been given to the policy too late to begin."""
+    image, joints = rig.policy.observations[-1].image, rig.policy.observations[-1].joints
+    rig.loop._asked = _Asked(frame, Job(Observation(image, joints, "wave", 0.0)), before)
+    rig.loop._used = frame
+
+
+def test_an_observation_that_waited_too_long_makes_way_for_a_newer_frame() -> None:
+    rig = Rig()
+    rig.tick()
+    before = rig.client.latest_frame()
+    rig.clock.sleep(0.04)
+    frame = rig.client.latest_frame()
+    assert frame is not None
+    assert frame is not before
+    _dropped(rig, frame, before)
+    rig.clock.sleep(0.04)
+    outcome = rig.tick()
+    assert isinstance(outcome, Sent)
+    assert outcome.frame is rig.client.latest_frame()
+    assert outcome.frame is not frame
+
+
+def test_an_observation_that_waited_too_long_is_made_again_from_its_frame() -> None:
+    """Without a newer one; a wait for the next frame would cost up to a camera period."""
+    rig = Rig()
+    rig.tick()
+    before = rig.client.latest_frame()
+    rig.clock.sleep(0.15)  # behind the deadline, as a slow policy is
+    rig.loop._pacer.is_behind = True
+    frame = rig.client.latest_frame()
+    assert frame is not None
+    _dropped(rig, frame, before)
+    began_s = rig.clock.now_s
+    outcome = rig.tick()
+    assert isinstance(outcome, Sent)
+    assert outcome.frame is frame
+    assert rig.clock.now_s - began_s < 0.005
+    assert rig.loop._used is frame
+
+
+def test_a_frame_that_was_used_is_not_used_again_after_a_dropped_one() -> None:
     rig = Rig()
     rig.tick()
     frame = rig.client.latest_frame()
     assert frame is not None
-    image = rig.policy.observations[-1].image
-    joints = rig.policy.observations[-1].joints
-    rig.loop._asked = _Asked(frame, Job(Observation(image, joints, "wave", 0.0)))
+    _dropped(rig, frame, frame)
     outcome = rig.tick()
     assert isinstance(outcome, Sent)
     assert outcome.frame is not frame
