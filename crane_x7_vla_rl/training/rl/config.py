@@ -188,6 +188,10 @@ class RlScheduleConfig(Section, section="training"):
     """Save and end after this time, even if num_updates is not reached."""
     anneal: bool = False
     """Lower both learning rates linearly, to 0 after num_updates."""
+    rollout_batch: Count | None = None
+    """Most environments whose actions are predicted together, in whole groups; default: half of
+    them on CUDA, a group on a CPU. All of them: larger passes, but nothing is simulated meanwhile;
+    lower it if memory runs out."""
     keep_patches: bool = False
     """Keep the vision model's outputs from rollout to update, if vision does not learn: faster, but
     needs memory of rollout_steps × environments × patches × hidden size."""

@@ -2,20 +2,21 @@
 
 Environments, agent and rules → a `Collected`: the buffer that an update learns from, with
 advantages, and the episodes that ended. Environments alternate in groups: while one group is
-simulated, the policy predicts for the next. On CUDA, the next group's prediction is enqueued before
-the CPU waits for the last one, so with two groups the GPU does not wait for Python. Each image is
+simulated, the policy predicts for the next. Consecutive groups can share a prediction; together
+they are a turn. On CUDA, the next turn's prediction is enqueued before the CPU waits for the last
+one, so with two turns the GPU does not wait for Python. Each image is
 cropped and resized once, into the buffer; the policy acts on those bytes, and updates learn from
 the same ones. Actions are sampled from generators that the numbers of update and environment seed,
 so that a resumed run samples the same, on any number of processes.
 
-Legend: T steps of a rollout, N environments of this process, n of a group, D tokens of a
+Legend: T steps of a rollout, N environments of this process, n of a turn or group, D tokens of a
 prediction, S pixels of a side.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -58,8 +59,11 @@ class RolloutConfig:
     keep_patches: bool = False
     """Keep what vision made of the pictures; for a policy whose vision does not learn."""
     ahead: bool | None = None
-    """Enqueue a group's prediction before waiting for the one before; None: only on CUDA, because
+    """Enqueue a turn's prediction before waiting for the one before; None: only on CUDA, because
     on a CPU it would delay the simulation. The results are the same."""
+    batch: int | None = None
+    """Most environments of a prediction, but at least a group; None: half of them on CUDA, where
+    two turns keep the GPU busy, and a group on a CPU. The results are the same up to rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +100,18 @@ def collect(
         return _Collection(config, runner, number, clock).run(stop)
 
 
+def turns(groups: Sequence[range], batch: int) -> tuple[range, ...]:
+    """Return ranges of consecutive groups with at most `batch` environments, at least one group."""
+    found: list[range] = []
+    first = count = 0
+    for index, envs in enumerate(groups):
+        if index > first and count + len(envs) > batch:
+            found.append(range(first, index))
+            first, count = index, 0
+        count += len(envs)
+    return (*found, range(first, len(groups)))
+
+
 class _Collection:
     """A rollout in progress."""
 
@@ -126,6 +142,8 @@ class _Collection:
         self.simulate_s = self.infer_s = 0.0
         self.ahead = device.type == "cuda" if config.ahead is None else config.ahead
         self.pending: Decision | None = None
+        half = -(-count // 2) if device.type == "cuda" else 1
+        self.turns = turns(config.env.groups, config.batch or half)
         first = config.agent.accelerator.process_index * count
         self.generators = [
             torch.Generator(device).manual_seed(derive_seed(config.seed, number, first + env))
@@ -137,12 +155,13 @@ class _Collection:
         """Roll out; the environments are idle afterwards."""
         groups = range(len(self.config.env.groups))
         for step in range(self.config.steps):
-            for group in groups:
+            for turn in self.turns:
                 if step:
-                    if self.pending is not None and self.pending.group == group:
+                    if self.pending is not None and self.pending.turn == turn:
                         self._act()
-                    self._receive(step - 1, group)
-                asked = self._predict(step, group)
+                    for group in turn:
+                        self._receive(step - 1, group)
+                asked = self._predict(step, turn)
                 self._act()
                 self.pending = asked
                 if not self.ahead:
@@ -155,29 +174,43 @@ class _Collection:
         self._act()
         for group in groups:
             self._receive(self.config.steps - 1, group)
-        return self._collected(torch.cat([self._look_ahead(group) for group in groups]))
+        return self._collected(torch.cat([self._look_ahead(turn) for turn in self.turns]))
 
-    # --- one group's turn ------------------------------------------------------------------------
+    # --- one turn --------------------------------------------------------------------------------
 
-    def _predict(self, step: int, group: int) -> Decision:
-        """Predict for a group; on CUDA this returns while the prediction is computed."""
+    def _predict(self, step: int, turn: range) -> Decision:
+        """Predict for a turn's groups; on CUDA this returns while the prediction is computed."""
         started_s = self.clock()
-        envs = self.config.env.groups[group]
-        part = slice(envs.start, envs.stop)
-        views = self.config.env.look(group)
-        measured = self._measured(views, step)  # (n, 8) rad
+        part = self._part(turn)
         shown = self.images[step, part]  # (n, S, S, 3), a view of the buffer
-        crop_and_resize(views.images, self.config.codec.inputs.view, shown)
-        prompts = self.config.codec.prompts(views.instructions, measured)
+        measured, told = self._see(turn, step, shown)
+        prompts = self.config.codec.prompts(told, measured)
         seen = self.policy.normalise(shown)
         if self.config.keep_patches:
             seen = self._keep(step, part, seen)
         how = Sampling(self.config.ppo.temperature, self.generators[part])
         answer = self.predictor.ask(step, seen, prompts, self.config.codec.answer_length, how)
         self.prompts[step][part] = prompts
-        self.instructions[step][part] = views.instructions
+        self.instructions[step][part] = told
         self.infer_s += self.clock() - started_s
-        return Decision(step, group, measured, answer)
+        return Decision(step, turn, measured, answer)
+
+    def _see(self, turn: range, step: int, shown: Tensor) -> tuple[Array, list[str]]:
+        """Put a turn's images into `shown` (n, S, S, 3); return joints (n, 8) and instructions."""
+        measured, told, at = [], list[str](), 0
+        for group in turn:
+            views = self.config.env.look(group)
+            measured.append(self._measured(views, step))
+            rows = shown[at : at + len(views.instructions)]
+            crop_and_resize(views.images, self.config.codec.inputs.view, rows)
+            told += views.instructions
+            at += len(rows)
+        return np.concatenate(measured), told
+
+    def _part(self, turn: range) -> slice:
+        """Return the environments of a turn."""
+        groups = self.config.env.groups
+        return slice(groups[turn.start].start, groups[turn.stop - 1].stop)
 
     def _act(self) -> None:
         """Wait for the tokens of the pending decision, if there is one, and send its actions."""
@@ -185,13 +218,14 @@ class _Collection:
         if decision is None:
             return
         started_s = self.clock()
-        step, envs = decision.step, self.config.env.groups[decision.group]
-        part = slice(envs.start, envs.stop)
+        step, part = decision.step, self._part(decision.turn)
         found = self.predictor.wait(step, decision.answer)
         self.tokens[step, part], self.log_probs[step, part], self.values[step, part] = found
         targets = self._targets(self.tokens[step, part], decision.measured)  # (n, steps, 8) rad
         self.infer_s += self.clock() - started_s
-        self.config.env.send(decision.group, targets)
+        for group in decision.turn:
+            envs = self.config.env.groups[group]
+            self.config.env.send(group, targets[envs.start - part.start : envs.stop - part.start])
 
     def _receive(self, step: int, group: int) -> None:
         """Record the results of a group's step."""
@@ -228,17 +262,22 @@ class _Collection:
             return
         started_s = self.clock()
         rows = np.asarray(final.rows)
-        values = self._value_views(final, step, len(envs))
+        part = next(part for part in map(self._part, self.turns) if envs.start < part.stop)
+        values = self._value_views(final, step, part.stop - part.start)
         self.final_values[step, torch.as_tensor(rows + envs.start)] = values
         self.infer_s += self.clock() - started_s
 
-    def _look_ahead(self, group: int) -> Tensor:
+    def _look_ahead(self, turn: range) -> Tensor:
         """Return (n,): values of the observations after the last step."""
+        part = self._part(turn)
+        count = part.stop - part.start
         if self.config.ppo.algorithm != "ppo":
-            return torch.zeros(len(self.config.env.groups[group]))
+            return torch.zeros(count)
         started_s = self.clock()
-        views = self.config.env.look(group)
-        values = self._value_views(views, self.config.steps, len(views.instructions))
+        side = self.images.shape[2]
+        shown = self.images.new_empty(count, side, side, 3)
+        measured, told = self._see(turn, self.config.steps, shown)
+        values = self._value(shown, self.config.codec.prompts(told, measured), self.config.steps)
         self.infer_s += self.clock() - started_s
         return values
 
@@ -252,10 +291,12 @@ class _Collection:
         if shown.is_cuda and count < usual:
             shown = torch.cat([shown, shown[:1].expand(usual - count, -1, -1, -1)])
             prompts = [*prompts, *[prompts[0]] * (usual - count)]
+        return self._value(shown, prompts, step)[:count]
+
+    def _value(self, shown: Tensor, prompts: list[Tensor], step: int) -> Tensor:
+        """Return (n,) values of images (n, S, S, 3)."""
         seen = self.policy.normalise(shown)
-        return self.predictor.wait(step, self.predictor.ask(step, seen, prompts, 1, VALUED))[2][
-            :count
-        ]
+        return self.predictor.wait(step, self.predictor.ask(step, seen, prompts, 1, VALUED))[2]
 
     # --- the policy ------------------------------------------------------------------------------
 

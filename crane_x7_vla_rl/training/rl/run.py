@@ -117,8 +117,9 @@ def open_run(
             _restore_scenes(env, progress, rank)
         training = config.training
         rollout = RolloutConfig(
-            env, agent, codec, config.ppo, training.rollout_steps, training.seed, keeps_patches
-        )
+            env, agent, codec, config.ppo, training.rollout_steps, training.seed, keeps_patches,
+            batch=training.rollout_batch,
+        )  # fmt: skip
         with sessions.open_session(start, origin, tracker) as session:
             yield RlRun(session, config, rollout, clock, threads), progress
     finally:

@@ -20,8 +20,9 @@ from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
 from crane_x7_vla_rl.training.errors import NotFiniteError
 from crane_x7_vla_rl.training.rl import agent as agents
 from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig, ValueConfig
-from crane_x7_vla_rl.training.rl.rollout import Collected, RolloutConfig, collect
+from crane_x7_vla_rl.training.rl.rollout import Collected, RolloutConfig, collect, turns
 from crane_x7_vla_rl.training.rl.update import UpdateIndex, update
+from crane_x7_vla_rl.vector_config import spread
 
 CONFIG = PpoConfig(minibatch_size=4, micro_batch_size=4, epochs=1, value=ValueConfig(hidden=16))
 STEPS = 4
@@ -77,6 +78,34 @@ def test_one_group_alone_is_simulated_before_it_is_asked_again(rolling: RolloutC
     env.num_envs = 2
     collect(replace(rolling, env=env, steps=2, ahead=True), 0)
     assert rl_rig.words(env.log) == "l0 s0 r0 l0 s0 r0 l0"
+
+
+@pytest.mark.parametrize("ahead", [False, True])
+def test_groups_can_share_a_prediction_that_gives_the_same(
+    rolling: RolloutConfig, ahead: bool
+) -> None:
+    env = Scripted({})
+    collect(replace(rolling, env=env, steps=2, batch=4, ahead=ahead), 0)
+    assert rl_rig.words(env.log) == "l0 l1 s0 s1 r0 r1 l0 l1 s0 s1 r0 r1 l0 l1"
+    script = {(1, 2): "truncated", (1, 0): "truncated", (2, 0): "discarded", (3, 3): "terminated"}
+    apart = rolled(rolling, script)
+    shared = rolled(replace(rolling, batch=4, ahead=ahead), script)
+    for name in ("images", "tokens", "valid", "action_mask"):
+        assert torch.equal(getattr(shared.buffer, name), getattr(apart.buffer, name)), name
+    for name in ("log_probs", "values", "advantages", "returns"):
+        ours, theirs = getattr(shared.buffer, name), getattr(apart.buffer, name)
+        assert torch.allclose(ours, theirs, atol=1e-4), name
+    assert shared.buffer.prompts[0][2].equal(apart.buffer.prompts[0][2])
+    assert (shared.episodes, shared.ended) == (apart.episodes, apart.ended)
+
+
+def test_a_prediction_is_as_large_as_allowed_whatever_the_number_of_groups() -> None:
+    assert turns(spread(64, 2), 32) == (range(1), range(1, 2))
+    assert turns(spread(64, 8), 32) == (range(4), range(4, 8))
+    assert turns(spread(64, 8), 64) == (range(8),)
+    assert turns(spread(64, 8), 20) == (range(2), range(2, 4), range(4, 6), range(6, 8))
+    assert turns(spread(10, 4), 5) == (range(2), range(2, 4))
+    assert turns(spread(6, 3), 1) == (range(1), range(1, 2), range(2, 3))
 
 
 def test_the_policy_sees_and_keeps_what_it_sees_on_an_arm(rolling: RolloutConfig) -> None:
