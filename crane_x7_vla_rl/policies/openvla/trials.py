@@ -9,9 +9,11 @@ each function before it captures it, so that its shapes are known by then.
 
 from __future__ import annotations
 
+import importlib
 import logging
 from collections.abc import Callable, Hashable
-from typing import Final
+from functools import lru_cache
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -69,6 +71,22 @@ def _try(name: str, shape: Hashable, device: torch.device, attempt: Callable[[],
         )  # fmt: skip
         return False
     return True
+
+
+@lru_cache
+def kernels_in(module: str) -> Any:
+    """Return the module with Triton kernels, or None if the Triton that is installed cannot define
+    them; one log line says why. Without Triton, as on Windows and macOS, there is none."""
+    try:
+        return importlib.import_module(module)
+    except Exception as error:  # whatever another version of Triton raises, slower code takes over
+        if not (isinstance(error, ModuleNotFoundError) and error.name == "triton"):
+            logger.warning(
+                "no Triton kernels of %s, torch's operations run instead: %s: %s; does this Triton"
+                " fit this torch?",
+                module.rpartition(".")[2], type(error).__name__, error,
+            )  # fmt: skip
+        return None
 
 
 def require_close(ours: Tensor, theirs: Tensor) -> None:

@@ -11,14 +11,22 @@ Legend: B batch, T positions, I inner size of the MLP, h heads, d channels of a 
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from crane_x7_vla_rl.policies.openvla.trials import DTYPES, Trials, require_close, sample
+from crane_x7_vla_rl.policies.openvla.trials import (
+    DTYPES,
+    Trials,
+    kernels_in,
+    require_close,
+    sample,
+)
+
+KERNELS: Final = "crane_x7_vla_rl.policies.openvla.model.fused_kernels"
 
 _trials = Trials()
 
@@ -72,11 +80,7 @@ def kernels_for(x: Tensor, other: Tensor) -> Any:
     """Return the module `fused_kernels` for tensors of one dtype on CUDA, else None."""
     if not x.is_cuda or x.dtype != other.dtype or x.dtype not in DTYPES:
         return None
-    try:
-        from crane_x7_vla_rl.policies.openvla.model import fused_kernels
-    except ImportError:  # torch for CUDA includes Triton only on Linux
-        return None
-    return fused_kernels
+    return kernels_in(KERNELS)
 
 
 def _plain_gated(gate: Tensor, up: Tensor) -> Tensor:

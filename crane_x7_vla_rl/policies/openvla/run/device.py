@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
+
+from crane_x7_vla_rl.policies.openvla.trials import kernels_in
+
+KERNELS: Final = "crane_x7_vla_rl.policies.openvla.run.kernels"
 
 
 def kernels_for(x: Tensor) -> Any:
     """Return the module `kernels` if it can be used on the device of `x`, else None."""
     if not x.is_cuda:
         return None
-    try:
-        from crane_x7_vla_rl.policies.openvla.run import kernels
-    except ImportError:  # torch for CUDA includes Triton only on Linux
-        return None
-    return kernels if kernels.usable(x.device) else None
+    kernels = kernels_in(KERNELS)
+    return kernels if kernels is not None and kernels.usable(x.device) else None
 
 
 def launching_on(x: Tensor) -> AbstractContextManager[object]:

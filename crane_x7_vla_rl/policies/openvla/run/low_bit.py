@@ -22,7 +22,9 @@ from torch.nn import functional
 from crane_x7_vla_rl.policies.openvla.model.matrices import Dense, LayerMatrices, Matrix
 from crane_x7_vla_rl.policies.openvla.run.device import kernels_for
 from crane_x7_vla_rl.policies.openvla.run.low_bit_tiles import ROWS
+from crane_x7_vla_rl.policies.openvla.trials import kernels_in
 
+KERNELS: Final = "crane_x7_vla_rl.policies.openvla.run.low_bit_kernel"
 Kind = Literal["int8", "fp8"]
 GROUP: Final = 128
 """Inputs that share a scale: 3 % more to read, and an outlier costs accuracy in its group alone."""
@@ -73,12 +75,10 @@ class LowBit:
 
     def _kernel(self, x: Tensor) -> Any:
         """Return the module `low_bit_kernel` where it can take `x`, else None."""
-        if kernels_for(x) is None or not x.numel():
+        kernel = None if kernels_for(x) is None or not x.numel() else kernels_in(KERNELS)
+        if kernel is None or not kernel.runs(x.flatten(0, 1), self.weight, self.group):
             return None
-        from crane_x7_vla_rl.policies.openvla.run import low_bit_kernel
-
-        taken = low_bit_kernel.runs(x.flatten(0, 1), self.weight, self.group)
-        return low_bit_kernel if taken else None
+        return kernel
 
     def _plain(self, x: Tensor) -> Tensor:
         """Return the product in torch's operations, which make the dense weight at each call."""

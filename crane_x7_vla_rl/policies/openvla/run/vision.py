@@ -6,11 +6,16 @@ operations: with the kernel of `vision_kernels` on CUDA, with torch's operations
 
 from __future__ import annotations
 
+from typing import Final
+
 from torch import Tensor
 
 from crane_x7_vla_rl.policies.openvla.model.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.model.vision import AddNorm, add_norm
 from crane_x7_vla_rl.policies.openvla.run.device import kernels_for, launching_on
+from crane_x7_vla_rl.policies.openvla.trials import kernels_in
+
+KERNELS: Final = "crane_x7_vla_rl.policies.openvla.run.vision_kernels"
 
 
 def see(model: OpenVLA, pixels: Tensor) -> Tensor:
@@ -20,8 +25,8 @@ def see(model: OpenVLA, pixels: Tensor) -> Tensor:
 
 
 def _add_norm_for(pixels: Tensor) -> AddNorm:
-    if kernels_for(pixels) is None:
+    kernels = None if kernels_for(pixels) is None else kernels_in(KERNELS)
+    if kernels is None:
         return add_norm
-    from crane_x7_vla_rl.policies.openvla.run import vision_kernels
-
-    return vision_kernels.add_norm
+    made: AddNorm = kernels.add_norm
+    return made

@@ -202,6 +202,43 @@ print("equal")
 """
 
 
+NO_COMPILER_HERE = """
+import torch
+torch.cuda.is_available = lambda: True  # Triton then loads its driver for CUDA, as on a GPU
+from crane_x7_vla_rl.policies.openvla.run import inference, kernels, low_bit
+from crane_x7_vla_rl.policies.openvla.run.runner import Runner
+import openvla_rig as rig
+
+torch.set_num_threads(1)
+asked = []
+def kernels_for(x):
+    asked.append(x.device)
+    return kernels if kernels.usable(x.device) else None
+inference.kernels_for = low_bit.kernels_for = kernels_for
+tokens = Runner(rig.load()).roll_out(rig.expected()["pixel_values"], rig.prompts(), 8).tokens
+assert len(asked) > 1
+assert torch.equal(tokens, rig.tokens("crane_x7"))
+print("equal")
+"""
+
+
+def test_a_missing_compiler_costs_speed_alone_and_is_said_once(tmp_path: Path) -> None:
+    """Triton's own driver looks for one, up to the point where it would need the device."""
+    (tmp_path / "libcuda.so.1").touch()
+    environ = {name: value for name, value in os.environ.items() if name != "CC"}
+    environ |= {
+        "PATH": str(tmp_path), "TRITON_LIBCUDA_PATH": str(tmp_path),
+        "TRITON_CACHE_DIR": str(tmp_path / "cache"), "PYTHONPATH": os.pathsep.join(sys.path),
+    }  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-c", NO_COMPILER_HERE], env=environ,
+        capture_output=True, text=True, timeout=110, check=False,
+    )  # fmt: skip
+    assert done.stdout == "equal\n", done.stderr
+    assert done.stderr.count("Failed to find C compiler") == 1, done.stderr
+    assert done.stderr.count("is a C compiler installed") == 1, done.stderr
+
+
 @pytest.mark.gpu
 def test_without_a_compiler_the_actions_are_the_same(tmp_path: Path) -> None:
     done = subprocess.run(

@@ -183,6 +183,34 @@ def test_the_second_gpu_is_taken_where_there_are_two(monkeypatch: pytest.MonkeyP
         policy._device("cuda:2")
 
 
+ODD = """
+import sys, types
+import openvla_rig as rig, torch
+from crane_x7_vla_rl.policies.openvla.model import fused
+from crane_x7_vla_rl.policies.openvla.run.device import kernels_for
+odd, language = types.ModuleType("triton"), types.ModuleType("triton.language")
+odd.language, odd.jit = language, lambda function: function  # a `jit` that takes no options
+sys.modules["triton"], sys.modules["triton.language"] = odd, language
+class OnGpu:
+    is_cuda, device, dtype = True, torch.device("cuda"), torch.float32
+for _ in range(3):
+    assert kernels_for(OnGpu()) is None
+fused.kernels_for(OnGpu(), OnGpu())
+print("none")
+"""
+
+
+def test_a_triton_that_cannot_define_a_kernel_costs_speed_alone_and_is_said_once() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", ODD], env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        capture_output=True, text=True, timeout=110, check=False,
+    )  # fmt: skip
+    assert done.stdout == "none\n", done.stderr
+    assert done.stderr.count("no Triton kernels of kernels, torch's operations run instead") == 1
+    assert "TypeError" in done.stderr
+    assert "does this Triton fit this torch?" in done.stderr
+
+
 BARE = """
 import sys
 sys.modules.update(dict.fromkeys(("transformers", "triton", "peft", "accelerate", "scipy")))
