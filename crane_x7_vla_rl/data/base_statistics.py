@@ -29,6 +29,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
+from crane_x7_vla_rl.data import reading
 from crane_x7_vla_rl.data.episode import DataError, Episode
 from crane_x7_vla_rl.data.files import write_json
 from crane_x7_vla_rl.data.source import EpisodeSource, open_source
@@ -100,9 +101,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     parser.add_argument("file", type=Path, help="JSON file to write")
     parser.add_argument("datasets", nargs="+", metavar="DATASET", help="folder of demonstrations")
+    reading.add_arguments(parser)
     args = parser.parse_args(argv)
     try:
-        source = Joined([open_source(folder) for folder in args.datasets])
+        stated = reading.from_args(args)
+        source = Joined([open_source(folder, reading=stated) for folder in args.datasets])
         write_json(args.file, widened(compute_statistics(source)))
     except (DataError, OSError) as error:
         print(f"base_statistics: {error}", file=sys.stderr)

@@ -1,5 +1,7 @@
 """`convert`: recordings of any supported format → a LeRobot data set, the fastest for training.
 
+Format v3 is what this project, and today's LeRobot, train on; v2.1 is what openpi's trainer reads.
+
 The data set is complete after every episode; `--resume` continues after the last episode.
 """
 
@@ -8,8 +10,14 @@ from __future__ import annotations
 import argparse
 import logging
 from pathlib import Path
+from typing import Final
+
+from crane_x7_vla_rl.data.reading import AS_STATED, Reading, from_args
+from crane_x7_vla_rl.data.reading import add_arguments as add_reading_flags
 
 logger = logging.getLogger(__name__)
+
+FORMATS: Final = ("lerobot-v3.0", "lerobot-v2.1")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -17,6 +25,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("source", help="folder, log or bag, or a LeRobot data set's Hub id")
     parser.add_argument("folder", type=Path, help="folder for the LeRobot data set")
     parser.add_argument("--instruction", default="", help="task of episodes without an instruction")
+    add_reading_flags(parser)
+    parser.add_argument(
+        "--format", choices=FORMATS, default=FORMATS[0],
+        help="lerobot-v2.1 for openpi's trainer (%(default)s)",
+    )  # fmt: skip
     parser.add_argument(
         "--resume", action="store_true", help="continue after the last episode in FOLDER"
     )
@@ -24,25 +37,41 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Convert; returns 0. Raises DataError naming the file, episode and field."""
-    count = convert(args.source, args.folder, args.instruction, resume=args.resume)
+    count = convert(
+        args.source,
+        args.folder,
+        args.instruction,
+        resume=args.resume,
+        form=args.format,
+        reading=from_args(args),
+    )
     logger.info("%s holds %d episodes", args.folder, count)
     return 0
 
 
-def convert(source_path: str | Path, folder: Path, instruction: str, *, resume: bool) -> int:
+def convert(
+    source_path: str | Path,
+    folder: Path,
+    instruction: str,
+    *,
+    resume: bool,
+    form: str = FORMATS[0],
+    reading: Reading = AS_STATED,
+) -> int:
     """Write the episodes of `source_path` into `folder` and return their number in the data set.
 
-    Raises DataError for a broken episode, or images of another size than the first; the episodes
-    before it are kept, and the conversion can be resumed.
+    `form` is one of FORMATS. Raises DataError for a broken episode, or images of another size than
+    the first; the episodes before it are kept, and the conversion can be resumed.
     """
-    from crane_x7_vla_rl.data.lerobot import LeRobotWriter
+    from crane_x7_vla_rl.data.lerobot import LeRobotWriter, V21Writer
     from crane_x7_vla_rl.data.progress import episode_bar
     from crane_x7_vla_rl.data.source import open_source
 
-    source = open_source(source_path, instruction=instruction)
+    source = open_source(source_path, instruction=instruction, reading=reading)
     height, width, _ = source[0].image(0).shape
+    kind = V21Writer if form == "lerobot-v2.1" else LeRobotWriter
     with (
-        LeRobotWriter(folder, source.fps, (width, height), resume=resume) as writer,
+        kind(folder, source.fps, (width, height), resume=resume) as writer,
         episode_bar("episodes", len(source)) as show,
     ):
         for index in range(len(writer), len(source)):

@@ -16,6 +16,7 @@ import numpy.typing as npt
 
 from crane_x7_vla_rl.data.episode import DataError, Episode
 from crane_x7_vla_rl.data.files import is_hidden
+from crane_x7_vla_rl.data.reading import AS_STATED, Reading
 
 REPO_ID: Final = re.compile(r"[\w.-]+/[\w.-]+(@[\w./-]+)?")
 
@@ -58,16 +59,26 @@ READERS: Final = (
 """(pattern in the folder, module of this package, function); the first that matches is used."""
 
 
-def open_source(path: str | Path, *, instruction: str = DEFAULT_INSTRUCTION) -> EpisodeSource:
+def open_source(
+    path: str | Path,
+    *,
+    instruction: str = DEFAULT_INSTRUCTION,
+    reading: Reading = AS_STATED,
+) -> EpisodeSource:
     """Return the episodes in a folder, a single log file, or a LeRobot data set's Hub id.
 
-    `instruction` is for formats, or episodes, without one. Raises DataError if the folder contains
-    no known format.
+    `instruction` is for formats, or episodes, without one; `reading` is for LeRobot data sets.
+    Raises DataError if the folder contains no known format.
     """
     folder, (module, function) = Path(path).expanduser(), find_reader(path)
     reader = _reader(module, function)
     if module == "lerobot":
-        return reader(folder if folder.exists() else str(path))
+        return reader(folder if folder.exists() else str(path), reading=reading)
+    if reading != AS_STATED:
+        raise DataError(
+            f"{path}: {reading.flags} is only for LeRobot data sets; logs and bags are in rad, and"
+            " reader.yaml beside them names their camera"
+        )
     return reader(folder, instruction=instruction)
 
 

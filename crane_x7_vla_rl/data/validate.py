@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from crane_x7_vla_rl import tables
+from crane_x7_vla_rl.data import reading
 from crane_x7_vla_rl.fields import Count, argument_type
 from crane_x7_vla_rl.log_text import escape
 
@@ -47,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--frame", type=Path, metavar="FILE.png",
         help="write the first image to FILE.png: check its colours and the camera",
     )  # fmt: skip
+    reading.add_arguments(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
@@ -55,7 +57,7 @@ def run(args: argparse.Namespace) -> int:
     from crane_x7_vla_rl.data.progress import episode_bar
     from crane_x7_vla_rl.data.validate_checks import Contents, check_episodes, open_tolerantly
 
-    source, problems = open_tolerantly(args.path, args.instruction)
+    source, problems = open_tolerantly(args.path, args.instruction, reading.from_args(args))
     contents = Contents()
     if source is not None:
         with episode_bar("episodes", len(source)) as show:

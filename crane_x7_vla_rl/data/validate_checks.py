@@ -18,6 +18,7 @@ import numpy as np
 
 from crane_x7_vla_rl.data.episode import Array, DataError, Episode
 from crane_x7_vla_rl.data.reader_options import IncompleteError, RecordingError
+from crane_x7_vla_rl.data.reading import AS_STATED, Reading
 from crane_x7_vla_rl.data.source import EpisodeSource, open_source
 from crane_x7_vla_rl.robot import ARM_DOF, JOINT_NAMES, LOWER_RAD, UPPER_RAD, VELOCITY_RAD_S
 
@@ -71,11 +72,11 @@ class _Report:
 
 
 def open_tolerantly(
-    path: str | Path, instruction: str
+    path: str | Path, instruction: str, reading: Reading = AS_STATED
 ) -> tuple[EpisodeSource | None, list[Problem]]:
     """Return the readable part of `path`, and a problem for each file that cannot be indexed."""
     try:
-        return open_source(path, instruction=instruction), []
+        return open_source(path, instruction=instruction, reading=reading), []
     except IncompleteError as error:
         return error.source, [_problem(problem, str(path), None) for problem in error.problems]
     except DataError as error:

@@ -21,7 +21,8 @@ from crane_x7_vla_rl.file_errors import why
 from crane_x7_vla_rl.robot import DOF, JOINT_NAMES
 
 VERSION: Final = "v3.0"
-CAMERA: Final = "observation.images.base"
+IMAGES: Final = "observation.images."
+CAMERA: Final = IMAGES + "base"
 STATE: Final = "observation.state"
 ACTION: Final = "action"
 FILES_PER_CHUNK: Final = 1000

@@ -1,5 +1,5 @@
-"""A LeRobotDataset v3 as an `EpisodeSource`: by this project or by LeRobot, in a folder or on the
-Hub.
+"""A LeRobotDataset (v3, v2.1, v2.0) as an `EpisodeSource`: by this project or by LeRobot, in a
+folder or on the Hub.
 
 Folder or Hub id → episodes. `meta/` is read immediately, frames and images when they are needed.
 Only episodes that `meta/info.json` counts are read. Columns are ordered by the joints' names, and a
@@ -13,7 +13,7 @@ import logging
 import math
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -26,13 +26,15 @@ import pyarrow.compute as pc
 
 from crane_x7_vla_rl.data.episode import DataError, Episode, EpisodeError
 from crane_x7_vla_rl.data.files import read_json
-from crane_x7_vla_rl.data.lerobot import layout
+from crane_x7_vla_rl.data.lerobot import layout, v21
+from crane_x7_vla_rl.data.lerobot.columns import Columns, find_columns
 from crane_x7_vla_rl.data.lerobot.metadata import read_rows, read_tasks
+from crane_x7_vla_rl.data.lerobot.units import to_rad
 from crane_x7_vla_rl.data.lerobot.video import VideoFrames, Videos, frame_count
+from crane_x7_vla_rl.data.reader_options import read_options
+from crane_x7_vla_rl.data.reading import AS_STATED, Reading
 from crane_x7_vla_rl.fields import quoted
-from crane_x7_vla_rl.joint_names import JointsError, places_of_joints
 from crane_x7_vla_rl.mp4 import rate
-from crane_x7_vla_rl.robot import DOF, JOINT_NAMES
 from crane_x7_vla_rl.types import Image
 
 logger = logging.getLogger(__name__)
@@ -69,22 +71,24 @@ class _VideoPlaces:
 
 
 class LeRobotSource:
-    """Episodes of the data set in `folder`; `camera` is the key of its images."""
+    """Episodes of the data set in `folder`, read as `reading` and its reader.yaml say."""
 
-    def __init__(self, folder: Path, camera: str | None = None, name: str | None = None) -> None:
+    def __init__(self, folder: Path, reading: Reading = AS_STATED, name: str | None = None) -> None:
         self._folder, self.name = folder, name or str(folder)
         self._info = read_json(folder / layout.INFO)
         self._check_info()
-        self._columns = _columns(folder / layout.INFO, self._info)
-        self.camera = self._pick_camera(camera)
-        self._rows = read_rows(folder, self._info)
+        self.reading = reading.over(read_options(folder, Reading))
+        self._columns = find_columns(folder / layout.INFO, self._info)
+        self.camera = self._pick_camera(self.reading.camera)
+        self._is_v21 = v21.is_v21(self._info)
+        self._rows = (v21.read_rows if self._is_v21 else read_rows)(folder, self._info)
         self._check_rows()
         self._lengths = np.array([row["length"] for row in self._rows], dtype=np.int64)
         self._places: _VideoPlaces | None = None
         if self._info["features"][self.camera]["dtype"] == "video":
             self._places = _video_places(self._rows, self.camera, rate(self.fps))
             _say_drift(self.name, self._places.drifts)
-        self._tasks = read_tasks(folder)
+        self._tasks = (v21.read_tasks if self._is_v21 else read_tasks)(folder)
         self._videos = Videos()
         self._tables: OrderedDict[Path, _Frames] = OrderedDict()
         self._lock = threading.Lock()
@@ -115,7 +119,7 @@ class LeRobotSource:
                 f"{source}: some of its rows {start} to {place.stop - 1} belong to another episode"
             )
         if len(row["tasks"]) != 1 or row["tasks"][0] not in self._tasks:
-            raise EpisodeError(f"{source}: tasks is {row['tasks']}, expected one of tasks.parquet")
+            raise EpisodeError(f"{source}: tasks is {row['tasks']}, expected one of meta/tasks.*")
         return Episode(
             self._images(index, source, path, place),
             frames.state[place],
@@ -130,10 +134,10 @@ class LeRobotSource:
     def _check_info(self) -> None:
         info, path = self._info, self._folder / layout.INFO
         version = str(info.get("codebase_version"))
-        if not version.startswith("v3."):
+        if not version.startswith("v3.") and not v21.is_v21(info):
             raise DataError(
-                f"{path}: codebase_version is {version}, expected v3.x; convert the data set with"
-                " LeRobot's own converter to v3.0"
+                f"{path}: codebase_version is {version}, expected v3.x, v2.1 or v2.0; convert the"
+                " data set with LeRobot's own converter to v3.0"
             )
         needed = ("fps", "features", "total_episodes", "data_path")
         missing = [name for name in needed if name not in info]
@@ -150,12 +154,6 @@ class LeRobotSource:
             if not isinstance(about, Mapping) or "dtype" not in about:
                 raise DataError(
                     f"{path}: {name} is {quoted(about)}, expected dtype, shape and names"
-                )
-        for name in (layout.STATE, layout.ACTION):
-            shape = features.get(name, {}).get("shape")
-            if shape != [DOF]:
-                raise DataError(
-                    f"{path}: {name} has shape {shape}, expected [{DOF}]: the joints of a CRANE-X7"
                 )
 
     def _check_rows(self) -> None:
@@ -177,12 +175,13 @@ class LeRobotSource:
         known = [name for name, about in features.items() if about["dtype"] in ("video", "image")]
         if wanted is None:
             wanted = known[0] if len(known) == 1 else layout.CAMERA
-        if wanted not in known:
+        found = next((name for name in (wanted, layout.IMAGES + wanted) if name in known), None)
+        if found is None:
             raise DataError(
                 f'{self.name}: has no camera "{wanted}"; it has {", ".join(known) or "none"}: name'
-                " one of them"
+                " one of them with --camera, or as camera in reader.yaml"
             )
-        return wanted
+        return found
 
     def _path(self, kind: str, template: str, row: Mapping[str, Any]) -> str:
         text: str = self._info[template]
@@ -190,6 +189,9 @@ class LeRobotSource:
             video_key=self.camera,
             chunk_index=row[f"{kind}/chunk_index"],
             file_index=row[f"{kind}/file_index"],
+            # v2.1 has one file for each episode, and these names.
+            episode_chunk=row[f"{kind}/chunk_index"],
+            episode_index=row["episode_index"],
         )
 
     def _start(self, path: Path, row: Mapping[str, Any]) -> int:
@@ -203,7 +205,7 @@ class LeRobotSource:
         with self._lock:
             found = self._tables.pop(path, None)
             if found is None:
-                found = _read_frames(path, self._columns)
+                found = _read_frames(path, self._columns, self.reading)
             self._tables[path] = found
             if len(self._tables) > OPEN_TABLES:
                 self._tables.popitem(last=False)
@@ -228,64 +230,6 @@ class LeRobotSource:
         return VideoFrames(self._videos, path, start / fps, fps, row["length"])
 
 
-def _columns(path: Path, info: Mapping[str, Any]) -> dict[str, list[int]]:
-    """Return the columns of the 8 joints in state and action.
-
-    Raises DataError if one names its joints in another order than JOINT_NAMES, and the other has
-    no names.
-    """
-    state, action = (_joint_columns(path, info, name) for name in (layout.STATE, layout.ACTION))
-    ours = list(range(DOF))
-    if (state is None) != (action is None) and ours not in (state, action):
-        named, nameless = layout.STATE, layout.ACTION
-        if state is None:
-            named, nameless = nameless, named
-        raise DataError(
-            f"{path}: {named} names its joints in another order than"
-            f" {', '.join(JOINT_NAMES)}, and {nameless} names none, so its order is unknown; add"
-            f" the names of {nameless} to this file"
-        )
-    return {layout.STATE: state or ours, layout.ACTION: action or ours}
-
-
-def _joint_columns(path: Path, info: Mapping[str, Any], feature: str) -> list[int] | None:
-    """Return the columns of the 8 joints in `feature`, by its names; None without names.
-
-    Raises DataError for names of another robot. LeRobot's names end in `.pos`.
-    """
-    names = list(_flat(info["features"][feature].get("names")))
-    robot = f"robot_type is {quoted(info.get('robot_type'))}"
-    if not names:
-        logger.warning(
-            "%s: %s names no joints (%s); its columns are assumed to be %s",
-            path, feature, robot, ", ".join(JOINT_NAMES),
-        )  # fmt: skip
-        return None
-    try:
-        places = places_of_joints([name.removesuffix(".pos") for name in names], DOF)
-        if len(names) != DOF:
-            raise JointsError(f"has {len(names)} names for {DOF} columns")
-        return places
-    except JointsError as error:
-        raise DataError(
-            f"{path}: {feature} has the joints {', '.join(names)} ({robot}), not those of a"
-            f" CRANE-X7: it {error}. If they are its joints under other names, rename them in this"
-            " file, column by column"
-        ) from error
-
-
-def _flat(names: Any) -> Iterator[str]:
-    """Yield the names in a list, in lists by kind such as {"motors": [...]}, or name → column."""
-    if isinstance(names, str):
-        yield names
-    elif isinstance(names, Mapping) and all(type(at) is int for at in names.values()):
-        yield from sorted(names, key=lambda name: names[name])
-    else:
-        for name in names.values() if isinstance(names, Mapping) else names or ():
-            if name is not None:
-                yield from _flat(name)
-
-
 def _video_places(rows: Sequence[Mapping[str, Any]], camera: str, fps: Fraction) -> _VideoPlaces:
     """Return the positions of the episodes in their videos."""
     chunk, file, stamp = (f"videos/{camera}/{name}" for name in _VIDEO_ROW)
@@ -308,26 +252,29 @@ def _say_drift(name: str, drifts: npt.NDArray[np.int64]) -> None:
         )  # fmt: skip
 
 
-def _read_frames(path: Path, columns: Mapping[str, list[int]]) -> _Frames:
+def _read_frames(path: Path, columns: Mapping[str, Columns], reading: Reading) -> _Frames:
     table = layout.read_table(path, _COLUMNS)
-    try:
-        state, action = (
-            _rows_of_joints(table[name])[:, columns[name]] for name in (layout.STATE, layout.ACTION)
-        )
-    except (pa.ArrowException, ValueError) as error:
-        raise DataError(f"{path}: state and action are not rows of {DOF} numbers") from error
+    joints = []
+    for name in (layout.STATE, layout.ACTION):
+        width, places = columns[name].width, list(columns[name].places)
+        try:
+            rows = _rows_of(table[name], width)[:, places]
+        except (pa.ArrowException, ValueError) as error:
+            raise DataError(f"{path}: {name} does not hold rows of {width} numbers") from error
+        joints.append(to_rad(rows, reading, f"{path}: {name}"))
+    state, action = joints
     episode = table["episode_index"].to_numpy()
     if not len(state) == len(action) == len(episode):
         raise DataError(f"{path}: state, action and episode_index differ in length")
-    return _Frames(state.astype(np.float32), action.astype(np.float32), episode)
+    return _Frames(state, action, episode)
 
 
-def _rows_of_joints(column: pa.ChunkedArray) -> npt.NDArray[Any]:
-    """Return the (T, 8) of a column of lists; raises ValueError for a list of another length."""
+def _rows_of(column: pa.ChunkedArray, width: int) -> npt.NDArray[Any]:
+    """Return the (T, width) of a column of lists; raises ValueError for lists of other lengths."""
     lengths = pc.unique(pc.list_value_length(column)).to_pylist()
-    if lengths not in ([], [DOF]):
+    if lengths not in ([], [width]):
         raise ValueError(f"lists of {lengths} values")
-    rows: npt.NDArray[Any] = column.combine_chunks().flatten().to_numpy().reshape(-1, DOF)
+    rows: npt.NDArray[Any] = column.combine_chunks().flatten().to_numpy().reshape(-1, width)
     return rows
 
 
@@ -337,18 +284,20 @@ def _read_pictures(path: Path, camera: str, place: slice) -> list[bytes | Image]
     return [entry["bytes"] for entry in column.to_pylist()]
 
 
-def open_lerobot(folder_or_repo_id: str | Path, *, camera: str | None = None) -> LeRobotSource:
-    """Return the episodes of a LeRobotDataset v3, local or on the Hub (owner/name[@revision]).
+def open_lerobot(folder_or_repo_id: str | Path, *, reading: Reading = AS_STATED) -> LeRobotSource:
+    """Return the episodes of a LeRobotDataset, local or on the Hub (owner/name[@revision]).
 
-    `camera` is the feature key of the images; None: observation.images.base, or the only camera.
-    Raises DataError if it is not such a data set or its robot has other joints.
+    `reading.camera` None: observation.images.base, or the only camera. Raises DataError if it is
+    not such a data set, its robot has other joints, or its values cannot be in the stated unit.
     """
     folder = Path(folder_or_repo_id).expanduser()
     if folder.is_dir():
-        return LeRobotSource(folder, camera)
+        return LeRobotSource(folder, reading)
     from crane_x7_vla_rl.data.lerobot.hub import META, fetch_dataset
 
     name = str(folder_or_repo_id)
-    source = LeRobotSource(fetch_dataset(name, META), camera, name)
-    fetch_dataset(name, ("data/*", f"videos/{source.camera}/*"))
+    source = LeRobotSource(fetch_dataset(name, META), reading, name)
+    # v3: videos/CAMERA/chunk-…; v2.1: videos/chunk-…/CAMERA.
+    videos = f"videos/{source.camera}/*", f"videos/*/{source.camera}/*"
+    fetch_dataset(name, ("data/*", *videos))
     return source

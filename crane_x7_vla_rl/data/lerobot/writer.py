@@ -8,12 +8,11 @@ staged episodes and overwrites files that `info.json` does not count.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import shutil
 from pathlib import Path
 from types import TracebackType
-from typing import IO, Any, Final, Self
+from typing import Any, Final, Self
 
 import av
 import numpy as np
@@ -22,6 +21,7 @@ import pyarrow as pa
 from crane_x7_vla_rl.data.episode import DataError, Episode, EpisodeError
 from crane_x7_vla_rl.data.files import write_json, write_whole
 from crane_x7_vla_rl.data.lerobot import layout, video
+from crane_x7_vla_rl.data.lerobot.lock import take_lock
 from crane_x7_vla_rl.data.lerobot.metadata import (
     Published,
     counted,
@@ -60,7 +60,7 @@ class LeRobotWriter:
                 f"{self.folder}: holds a data set already; resume it, or use another folder"
             )
         self._staging.mkdir(parents=True, exist_ok=True)
-        self._lock = self._take_lock()
+        self._lock = take_lock(self._staging / "lock", self.folder)
         try:
             self._published = read_published(self.folder, self._features, fps)
             self._staged = read_staged(self._staging, self._published.episodes)
@@ -131,18 +131,6 @@ class LeRobotWriter:
 
     def _has_data(self) -> bool:
         return (self.folder / layout.INFO).exists() or any(self._staging.glob("episode-*"))
-
-    def _take_lock(self) -> IO[str]:
-        lock = (self._staging / "lock").open("w")
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            lock.close()
-            raise DataError(
-                f"{self.folder}: another writer uses this data set; wait until it ends, or use"
-                " another folder"
-            ) from error
-        return lock
 
     def _check(self, episode: Episode) -> None:
         if self._lock.closed:

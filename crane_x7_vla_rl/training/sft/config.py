@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from crane_x7_vla_rl.data.reading import Reading, Unit
 from crane_x7_vla_rl.fields import Amount, Count, Index, Positive, Share, flag, size_text
 from crane_x7_vla_rl.training.config.sections import (
     ComputeConfig,
@@ -29,6 +30,12 @@ class DataConfig(Section, section="data"):
     """Folder with TFRecord logs, a LeRobot data set or rosbags, or a LeRobot data set's Hub id."""
     instruction: str = "Pick and place the object"
     """Instruction for episodes that contain none."""
+    camera: str | None = flag("--camera", None)
+    """Camera of a LeRobot data set that has several, such as wrist."""
+    unit: Unit | None = flag("--unit", None)
+    """Unit of the joints of a LeRobot data set; none: rad, refused if the values cannot be."""
+    gripper_unit: Unit | None = flag("--gripper-unit", None)
+    """Unit of its gripper; none: that of the arm."""
     image_size: Annotated[str, size_text("224x224")] = "224x224"
     """Width and height of the model's images; images of other sizes are resized to it."""
     workers: Count = flag("--data-workers", 2)
@@ -37,6 +44,11 @@ class DataConfig(Section, section="data"):
     """Memory for decoded images."""
     corrupt: Literal["raise", "skip"] = flag("--corrupt-data", "raise")
     """raise: an unreadable image ends the run; skip: it is replaced by another."""
+
+    @property
+    def reading(self) -> Reading:
+        """How a LeRobot data set is read."""
+        return Reading(self.camera, self.unit, self.gripper_unit)
 
 
 @dataclass(frozen=True)

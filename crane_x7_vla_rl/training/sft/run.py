@@ -92,7 +92,8 @@ def open_run(
     """
     start = sessions.begin(config, resumption, NAMES, log)
     accelerator, resumed = start.accelerator, start.resumed
-    source = open_source(config.data.root, instruction=config.data.instruction)
+    data = config.data
+    source = open_source(data.root, instruction=data.instruction, reading=data.reading)
     learner = loss.build(config, accelerator, resumed)
     inputs = _inputs(config, learner, source, resumed)
     statistics = _statistics(config, learner, source, resumed)

@@ -27,6 +27,7 @@ from data_rig import FPS, SIZE, episode
 from crane_x7_vla_rl.data.convert import convert
 from crane_x7_vla_rl.data.episode import DataError, Episode, EpisodeError
 from crane_x7_vla_rl.data.lerobot import LeRobotWriter, open_lerobot
+from crane_x7_vla_rl.data.reading import Reading
 from crane_x7_vla_rl.data.source import open_source, select
 from crane_x7_vla_rl.robot import JOINT_NAMES
 
@@ -301,7 +302,8 @@ def edit_info(folder: Path, **changes: object) -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"codebase_version": "v2.1"}, "codebase_version is v2.1, expected v3.x; convert"),
+        ({"codebase_version": "v1.6"}, "codebase_version is v1.6, expected v3.x, v2.1 or v2.0;"),
+        ({"codebase_version": "v2.1"}, "episodes.jsonl: cannot be read"),
         ({"total_episodes": 3}, "no row for episode 2"),
         ({"features": {}}, r"observation.state has shape None, expected \[8\]"),
     ],
@@ -317,8 +319,10 @@ def test_another_kind_of_dataset_is_refused(
 
 def test_an_unknown_camera_lists_the_known_ones(tmp_path: Path) -> None:
     write(tmp_path, range(2))
-    with pytest.raises(DataError, match=r"it has observation\.images\.base: name one of"):
-        open_lerobot(tmp_path, camera="observation.images.wrist")
+    with pytest.raises(
+        DataError, match=r"has no camera \"wrist\"; it has observation\.images\.base: name one of"
+    ):
+        open_lerobot(tmp_path, reading=Reading("wrist"))
 
 
 def test_rows_of_another_episode_are_not_taken_for_its_own(tmp_path: Path) -> None:
@@ -469,7 +473,7 @@ def test_rows_of_uneven_length_are_refused_though_their_sum_fits(tmp_path: Path)
     column = pa.array(rows, pa.list_(pa.float32()))
     at = table.column_names.index("observation.state")
     pq.write_table(table.set_column(at, "observation.state", column), path)
-    with pytest.raises(DataError, match="are not rows of 8 numbers"):
+    with pytest.raises(DataError, match="does not hold rows of 8 numbers"):
         open_lerobot(tmp_path)[1]
 
 
