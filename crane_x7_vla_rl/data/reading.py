@@ -1,4 +1,4 @@
-"""How a LeRobot data set is to be read, where its files do not say it. Flags → `Reading`.
+"""How to read a LeRobot data set, where its files do not say it. Flags → `Reading`.
 
 The same values may be in `reader.yaml` beside the data; a flag overrides them.
 """

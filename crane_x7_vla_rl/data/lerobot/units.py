@@ -1,6 +1,6 @@
 """Joints in rad from the unit of a recording. Rows (T, 8) and a `Reading` → (T, 8) in rad.
 
-A unit is asked for, never guessed: values that cannot be what was stated are refused, with the
+A unit is stated, never guessed: values that cannot be what was stated are refused, with the
 units that would fit. Legend: T rows; 8 joints in the order of JOINT_NAMES.
 """
 
