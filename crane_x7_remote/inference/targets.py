@@ -5,7 +5,7 @@ rate. The loop takes the newest target as a policy's chunk, so every check of `s
 the clocks, other loops and the guard are those of any policy. Without a new target the arm comes to
 rest.
 
-Threads: `TargetDriver` is used by one thread; the loop runs on another.
+Threads: the loop runs on one, the program on others, one call at a time.
 """
 
 from __future__ import annotations

@@ -15,6 +15,12 @@ OTHERS = sorted([ROOT / "CONTRIBUTING.md", *ROOT.glob("README*.md"), *ROOT.glob(
 OTHERS.remove(ROOT / "docs/log.md")  # names files as they were
 FOREIGN = {
     "lerobot/scripts/train.py",
+    # of openpi, in docs/openpi.md
+    "scripts/compute_norm_stats.py",
+    "scripts/serve_policy.py",
+    "scripts/train.py",
+    "src/openpi/policies/crane_x7_policy.py",
+    "src/openpi/training/config.py",
     # of the documents that docs/older-names.md translates
     "/workspace/vla/test_crane_x7_loader.py",
     "lerobot/configs/train.py",

@@ -68,6 +68,17 @@ def test_the_arm_goes_to_the_targets(port: int) -> None:
         assert drive(made, HOME_RAD) < 0.02
 
 
+def test_targets_pass_the_guard() -> None:
+    flags = ("--arm", "kinematic", "--port", "0", "--guard", "0")
+    with started(*flags, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout is not None
+        guard = re.search(r"guard on port (\d+)", process.stdout.readline())
+        assert guard is not None
+        with driver(int(guard[1])) as made:
+            made.start()
+            assert drive(made, TARGET) < 0.02
+
+
 def test_nothing_moves_before_the_first_target_or_after_the_last(port: int) -> None:
     with driver(port, expires_s=0.2) as made:
         made.start()
