@@ -12,6 +12,7 @@ from crane_x7_vla_rl import command_line
 COMMANDS = {
     "infer": ("crane_x7_remote.inference.command", "drive the arm: camera in, trajectories out"),
     "sim-robot": ("crane_x7_remote.sim_robot.command", "a simulated CRANE-X7 behind rosbridge"),
+    "serve-policy": ("crane_x7_remote.policy_server.command", "a policy for openpi's clients"),
     "say": ("crane_x7_remote.say", "change the task of a running loop"),
     "guard": ("crane_x7_remote.guard.command", "next to the robot: the gate in front of rosbridge"),
     "stop": ("crane_x7_remote.guard.stop", "brake the arm and block everything at the guard"),

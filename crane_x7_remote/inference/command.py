@@ -26,7 +26,6 @@ from crane_x7_remote.errors import (
     OutputError,
     PeerUnreachableError,
     PolicyError,
-    SettingsError,
 )
 from crane_x7_remote.inference import checkpoint
 from crane_x7_remote.inference.config import LoopConfig
@@ -35,6 +34,7 @@ from crane_x7_remote.inference.live_line import live_line
 from crane_x7_remote.inference.loop import InferenceLoop
 from crane_x7_remote.inference.metrics import LoopMetrics, MetricsWriter
 from crane_x7_remote.inference.outgoing import OutgoingTopics
+from crane_x7_remote.policy_server import choice
 from crane_x7_remote.rosbridge.client import RosbridgeClient
 from crane_x7_remote.rosbridge.config import ClientConfig
 from crane_x7_remote.rosbridge.topics import STATUS_TOPIC, STRING
@@ -42,12 +42,8 @@ from crane_x7_remote.settings import Settings
 from crane_x7_remote.system import signals
 from crane_x7_remote.system.real_time import ask_for_real_time
 from crane_x7_remote.tunnel.peer import StatusCommand, TailnetDiagnosis
-from crane_x7_vla_rl import camera_pose
 from crane_x7_vla_rl.camera_pose import CameraPose
-from crane_x7_vla_rl.policies.base import ModelOptions, NotFiniteError, Policy, PolicyLoadError
-from crane_x7_vla_rl.policies.kind import kind_of
-from crane_x7_vla_rl.policies.load import check, load_policy
-from crane_x7_vla_rl.policies.preflight import OptionNames
+from crane_x7_vla_rl.policies.base import NotFiniteError
 
 logger = logging.getLogger(__name__)
 
@@ -87,12 +83,12 @@ def run(args: argparse.Namespace) -> int:
     settings = settings_module.from_args(args)
     for line in settings_module.older_variables():
         logger.warning("%s", line)
-    name = _policy_name(settings)
-    names = _names(args)
-    _check(name, settings, names)
+    name = choice.policy_name(settings)
+    names = choice.option_names(args)
+    choice.check(name, settings, names)
     if name in ("openvla", "lerobot") and settings.vla_model_path is not None:
         settings = checkpoint.apply(settings)
-    pose = _camera_pose(settings, "CAMERA_POSE" if args.camera_pose is None else "--camera-pose")
+    pose = choice.camera(args, settings)
     config = _loop_config(settings, args.session or secrets.token_hex(4), pose)
     writer = None if args.metrics is None else _metrics_writer(args.metrics)
     stop = threading.Event()
@@ -117,7 +113,7 @@ def run(args: argparse.Namespace) -> int:
     deadline_s = time.monotonic() + settings.peer_wait_timeout
     limits = Limits(max_jump_rad=settings.max_jump)
     with RosbridgeClient(_client_config(settings)) as client:
-        policy = _load(name, settings, names)
+        policy = choice.load(name, settings, names)
         loop = InferenceLoop(client, policy, config, limits, time.monotonic)
         ends.append(loop)
         try:
@@ -183,74 +179,6 @@ def _tailnet_diagnosis(settings: Settings) -> TailnetDiagnosis | None:
     return TailnetDiagnosis(settings.rosbridge_host, command, settings.rosbridge_proxy is not None)
 
 
-def _policy_name(settings: Settings) -> str:
-    path, server = settings.vla_model_path, settings.policy_server
-    if settings.vla_policy is not None:
-        return settings.vla_policy
-    if path is not None and server is not None:
-        raise SettingsError(
-            "both VLA_MODEL_PATH and POLICY_SERVER are set: set VLA_POLICY=remote to ask the"
-            " server, or unset POLICY_SERVER"
-        )
-    if server is not None:
-        return "remote"
-    if path is None:
-        raise SettingsError(
-            "no policy selected: set VLA_MODEL_PATH to a model, POLICY_SERVER to a server, or"
-            " VLA_POLICY=color-servo"
-        )
-    try:
-        return kind_of(path, _hub_token(settings))
-    except PolicyLoadError as error:
-        raise PolicyError(str(error)) from error
-
-
-def _hub_token(settings: Settings) -> str | None:
-    return None if settings.hf_token is None else settings.hf_token.get_secret_value()
-
-
-def _model_options(settings: Settings) -> ModelOptions:
-    return ModelOptions(
-        path=settings.vla_model_path,
-        device=settings.vla_device,
-        unnorm_key=settings.vla_unnorm_key,
-        token=_hub_token(settings),
-        center_crop=settings.vla_center_crop,
-        chunk_steps=settings.vla_chunk_steps,
-        temperature=settings.vla_temperature,
-        speculation=settings.vla_speculation,
-        server=settings.policy_server,
-        api_key=settings_values.token_text(settings.policy_api_key, "POLICY_API_KEY"),
-        policy_io=settings.policy_io,
-        answer_timeout_s=settings.policy_timeout,
-    )
-
-
-def _names(args: argparse.Namespace) -> OptionNames:
-    """Return what sets the model's options, for messages: flags that are given, else variables."""
-    variables = {
-        "path": "vla_model_path", "device": "vla_device", "unnorm_key": "vla_unnorm_key",
-        "server": "policy_server", "api_key": "policy_api_key", "policy_io": "policy_io",
-    }  # fmt: skip
-    given = {name: field for name, field in variables.items() if getattr(args, field) is not None}
-    return OptionNames(**{name: f"--{field.replace('_', '-')}" for name, field in given.items()})
-
-
-def _check(name: str, settings: Settings, names: OptionNames) -> None:
-    """Refuse a wrong device or model before anything is opened, imported or downloaded."""
-    try:
-        check(name, _model_options(settings), names)
-    except PolicyLoadError as error:
-        raise PolicyError(str(error)) from error
-
-
-def _load(name: str, settings: Settings, names: OptionNames) -> Policy:
-    try:
-        return load_policy(name, _model_options(settings), names)
-    except PolicyLoadError as error:
-        raise PolicyError(str(error)) from error
-
-
 def _warm_up(loop: InferenceLoop, name: str) -> None:
     try:
         loop.warm_up()
@@ -291,15 +219,6 @@ def _say_hint(settings: Settings) -> str:
         if (value := getattr(settings, name)) != Settings.model_fields[name].default
     )
     return f'Give a task: crane-x7-remote say{flags} "pick up the red cube"'
-
-
-def _camera_pose(settings: Settings, name: str) -> CameraPose | None:
-    if settings.camera_pose is None:
-        return None
-    try:
-        return camera_pose.read(settings.camera_pose)
-    except camera_pose.CameraPoseError as error:
-        raise SettingsError(f"{name}: {error}") from error
 
 
 def _loop_config(settings: Settings, session: str, camera: CameraPose | None) -> LoopConfig:

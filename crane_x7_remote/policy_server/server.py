@@ -93,11 +93,7 @@ class PolicyServer:
         Raises ServeError for an address that others can reach without an API key, and WireError for
         metadata that cannot be sent.
         """
-        if config.api_key is None and not is_loopback(config.host):
-            raise ServeError(
-                f"{config.host} can be reached from other machines, and there is no API key: set"
-                " POLICY_API_KEY, or listen on 127.0.0.1"
-            )
+        self.check(config)
         self._answer = answer
         self._greeting = wire.pack(dict(metadata))
         self._config = config
@@ -106,6 +102,15 @@ class PolicyServer:
         self._clients: set[int] = set()
         self._server: Server | None = None
         self._batches: BatchThread | None = None
+
+    @staticmethod
+    def check(config: ServerConfig) -> None:
+        """Raise ServeError for an address that others can reach without an API key."""
+        if config.api_key is None and not is_loopback(config.host):
+            raise ServeError(
+                f"{config.host} can be reached from other machines, and there is no API key: set"
+                " POLICY_API_KEY, or listen on 127.0.0.1"
+            )
 
     async def start(self) -> None:
         """Listen; raises ServeError if the address is not available."""

@@ -13,7 +13,7 @@ import torch
 import training_rig
 from torch import Tensor
 
-from crane_x7_remote.inference.command import _model_options
+from crane_x7_remote.policy_server.choice import model_options
 from crane_x7_remote.settings import Settings
 from crane_x7_vla_rl.actions import FIRST_ACTION_TOKEN, NO_TOKEN
 from crane_x7_vla_rl.policies.base import ModelOptions
@@ -215,7 +215,7 @@ def test_captured_steps_may_run_again(runner: Runner) -> None:
 
 def test_a_policy_with_the_setting_predicts_the_same_and_forgets_at_a_reset(tmp_path: Path) -> None:
     folder = builder.build(tmp_path / "tiny", training_rig.SIZES, inputs=PolicySpec())
-    model = _model_options(Settings(vla_model_path=str(folder), vla_speculation=True))
+    model = model_options(Settings(vla_model_path=str(folder), vla_speculation=True))
     assert model.speculation
     fast: Any = load_policy("openvla", replace(model, device="cpu"))
     plain = load_policy("openvla", ModelOptions(str(folder)))

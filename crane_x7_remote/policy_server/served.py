@@ -1,0 +1,197 @@
+"""A policy of this project for clients of openpi's protocol. Observation maps → `Policy` → answers.
+
+The map is that of the preset `crane_x7`: `observation/image` (H, W, 3) uint8 RGB, or the bytes of a
+JPEG or PNG file; `observation/state` (8,) rad; `prompt`. The answer holds `actions` (T, 8) float32,
+joint targets in rad.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+
+from crane_x7_remote.errors import RemoteError
+from crane_x7_remote.policy_server.batches import Answer
+from crane_x7_remote.policy_server.batches import Observation as Request
+from crane_x7_remote.policy_server.server import CLIENT_KEY
+from crane_x7_remote.rosbridge import frames
+from crane_x7_remote.rosbridge.messages import MessageError
+from crane_x7_vla_rl.policies.base import Interpreter, Policy
+from crane_x7_vla_rl.prompt import MAX_INSTRUCTION_BYTES, clean_instruction
+from crane_x7_vla_rl.robot import DOF, HOME_RAD, JOINT_NAMES
+from crane_x7_vla_rl.types import Image, JointState, Observation
+
+IMAGE_KEY: Final = "observation/image"
+STATE_KEY: Final = "observation/state"
+PROMPT_KEY: Final = "prompt"
+ACTION: Final = {"key": "actions", "kind": "joint_target", "joints": "all", "unit": "rad"}
+POLICY_IO: Final = {
+    "images": [
+        {
+            "key": IMAGE_KEY,
+            "source": "camera",
+            "layout": "hwc",
+            "colour": "rgb",
+            "range": "uint8",
+        }
+    ],
+    "state": [{"key": STATE_KEY, "joints": "all", "unit": "rad"}],
+    "prompt": PROMPT_KEY,
+}
+"""The preset `crane_x7`, without its action."""
+
+
+class RequestError(RemoteError):
+    """An observation lacks something or has another form; names the key."""
+
+
+class InstructionError(RemoteError):
+    """The policy does not follow this instruction; says what it understands."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """What is served, for the metadata."""
+
+    policy_type: str
+    chunk_steps: int
+    period_s: float
+
+    def metadata(self) -> dict[str, Any]:
+        """Return what clients get on connecting."""
+        action = {**ACTION, "period_s": self.period_s, "chunk_steps": self.chunk_steps}
+        return {
+            "policy_type": self.policy_type,
+            "chunk_steps": self.chunk_steps,
+            "period_s": self.period_s,
+            "joint_names": list(JOINT_NAMES),
+            "accepts_jpeg": True,
+            "policy_io": {**POLICY_IO, "action": action},
+        }
+
+
+class Shared:
+    """One policy for all clients: their observations form one batch."""
+
+    def __init__(self, policy: Policy) -> None:
+        self._policy = policy
+
+    def __call__(self, requests: Sequence[Request]) -> list[Answer]:
+        """Return an answer per request; raises RequestError and what the policy raises."""
+        return _answers(self._policy, requests)
+
+    def forget(self, client: int) -> None:
+        """The policy keeps nothing about a client."""
+
+
+class PerClient:
+    """One policy for each client, for policies that remember what they have seen."""
+
+    def __init__(self, make: Callable[[], Policy]) -> None:
+        self._make = make
+        self._policies: dict[int, Policy] = {}
+
+    def __call__(self, requests: Sequence[Request]) -> list[Answer]:
+        """See Shared."""
+        found = []
+        for request in requests:
+            client = request[CLIENT_KEY]
+            if client not in self._policies:
+                self._policies[client] = self._make()
+            found += _answers(self._policies[client], [request])
+        return found
+
+    def forget(self, client: int) -> None:
+        """Drop the policy of a client that has left."""
+        self._policies.pop(client, None)
+
+
+def try_out(policy: Policy, policy_type: str, instruction: str) -> Kind:
+    """Predict once on a grey image, which also warms the policy up; raises what it raises."""
+    joints = JointState(HOME_RAD, np.zeros(DOF))
+    picture = np.full((480, 640, 3), 128, np.uint8)
+    chunk = policy.predict([Observation(picture, joints, instruction, time.monotonic())])[0]
+    policy.reset()
+    return Kind(policy_type, len(chunk.position_rad), chunk.period_s)
+
+
+def read_request(request: Request, time_s: float) -> Observation:
+    """Return the observation in a client's map; raises RequestError."""
+    for key in (IMAGE_KEY, STATE_KEY, PROMPT_KEY):
+        if key not in request:
+            got = ", ".join(sorted(set(request) - {CLIENT_KEY}))[:200] or "nothing"
+            raise RequestError(
+                f"the observation has no {key}; got {got}. This server expects {IMAGE_KEY},"
+                f" {STATE_KEY} and {PROMPT_KEY}, see policy_io in its metadata"
+            )
+    return Observation(
+        _image(request[IMAGE_KEY]),
+        _joints(request[STATE_KEY]),
+        _prompt(request[PROMPT_KEY]),
+        time_s,
+    )
+
+
+def _answers(policy: Policy, requests: Sequence[Request]) -> list[Answer]:
+    began_s = time.monotonic()
+    observations = [read_request(request, began_s) for request in requests]
+    if isinstance(policy, Interpreter):
+        for each in observations:
+            if (refusal := policy.refusal(each.instruction)) is not None:
+                raise InstructionError(refusal)
+    chunks = policy.predict(observations)
+    infer_ms = (time.monotonic() - began_s) * 1e3
+    return [
+        {
+            "actions": chunk.position_rad.astype(np.float32),
+            "policy_timing": {"infer_ms": infer_ms},
+        }
+        for chunk in chunks
+    ]
+
+
+def _image(value: object) -> Image:
+    if isinstance(value, bytes):
+        try:
+            return frames.decode_image(frames.EncodedFrame(value, "", 0.0, 0.0))
+        except MessageError as error:
+            raise RequestError(f"{IMAGE_KEY}: {error}") from error
+    if not isinstance(value, np.ndarray):
+        raise RequestError(
+            f"{IMAGE_KEY} is a {type(value).__name__}, expected (H, W, 3) uint8 RGB, or the bytes"
+            " of a JPEG or PNG file"
+        )
+    if value.ndim != 3 or value.shape[2] != 3 or value.dtype != np.uint8 or 0 in value.shape:
+        raise RequestError(
+            f"{IMAGE_KEY} is {value.shape} {value.dtype}, expected (H, W, 3) uint8 RGB"
+        )
+    if math.prod(value.shape[:2]) > frames.MAX_IMAGE_PIXELS:
+        raise RequestError(f"{IMAGE_KEY} is {value.shape}, expected fewer pixels")
+    return value
+
+
+def _joints(value: object) -> JointState:
+    state = np.array(value) if isinstance(value, list) else value
+    if not isinstance(state, np.ndarray) or state.dtype.kind not in "fiu" or state.shape != (DOF,):
+        got = f"{state.shape} {state.dtype}" if isinstance(state, np.ndarray) else type(value)
+        raise RequestError(f"{STATE_KEY} is {got}, expected ({DOF},) rad: {', '.join(JOINT_NAMES)}")
+    position_rad = state.astype(np.float64)
+    if not np.isfinite(position_rad).all():
+        name = JOINT_NAMES[int(np.argmin(np.isfinite(position_rad)))]
+        raise RequestError(f"{STATE_KEY}: {name} is not finite")
+    return JointState(position_rad, np.full(DOF, np.nan))
+
+
+def _prompt(value: object) -> str:
+    text = value.item() if isinstance(value, np.ndarray) and value.shape == () else value
+    if not isinstance(text, str) or not text.strip():
+        raise RequestError(f"{PROMPT_KEY} is {str(value)[:60]!r}, expected a task as text")
+    words = clean_instruction(text)
+    if len(words.encode()) > MAX_INSTRUCTION_BYTES:
+        raise RequestError(f"{PROMPT_KEY} has more than {MAX_INSTRUCTION_BYTES} bytes")
+    return words

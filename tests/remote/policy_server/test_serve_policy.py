@@ -1,0 +1,195 @@
+"""`crane-x7-remote serve-policy`: policies of this project, asked over openpi's protocol."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import simplejpeg
+from plain_policy_server import decode, encode
+from websockets.sync.client import ClientConnection, connect
+
+from crane_x7_remote.errors import ExitCode
+from crane_x7_remote.policy_server.batches import Observation as Request
+from crane_x7_remote.policy_server.served import (
+    InstructionError,
+    Kind,
+    PerClient,
+    RequestError,
+    Shared,
+    read_request,
+    try_out,
+)
+from crane_x7_remote.policy_server.server import CLIENT_KEY
+from crane_x7_vla_rl.policies.color_servo.policy import ColorServo
+from crane_x7_vla_rl.policies.load import SHIPPED
+from crane_x7_vla_rl.robot import DOF, HOME_RAD
+from crane_x7_vla_rl.types import ActionChunk, Observation
+
+WAIT_S = 60.0
+TASK = "pick up the red cube"
+
+
+def request(client: int = 1, **changes: Any) -> Request:
+    picture = np.full((480, 640, 3), (170, 140, 110), np.uint8)
+    picture[300:340, 150:190] = (200, 30, 30)
+    fields = {
+        "observation/image": picture,
+        "observation/state": HOME_RAD.astype(np.float32),
+        "prompt": TASK,
+        CLIENT_KEY: client,
+    }
+    return {key: value for key, value in (fields | changes).items() if value is not None}
+
+
+@contextlib.contextmanager
+def serving(*flags: str, **environ: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
+    """The URL and the process of a `serve-policy`."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "crane_x7_remote", "serve-policy", "--port=0", *flags],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | environ,
+    )
+    try:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        found = re.search(r"ready: .* at (ws://\S+),", line)
+        assert found is not None, line
+        yield found[1], process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+@contextlib.contextmanager
+def client(url: str, **options: Any) -> Iterator[tuple[ClientConnection, dict[str, Any]]]:
+    with connect(url, compression=None, max_size=None, **options) as link:
+        yield link, decode(link.recv(WAIT_S))
+
+
+def ask(link: ClientConnection, **changes: Any) -> Any:
+    fields = request(**changes)
+    del fields[CLIENT_KEY]
+    link.send(encode(fields))
+    answer = link.recv(WAIT_S)
+    return answer if isinstance(answer, str) else decode(answer)
+
+
+def test_the_colour_servo_answers_pixels_and_jpegs_and_ends_on_sigterm() -> None:
+    with serving("--vla-policy=color-servo") as (url, process):
+        with client(url) as (link, metadata):
+            raw = ask(link)
+            jpeg = simplejpeg.encode_jpeg(request()["observation/image"], quality=95)
+            packed = ask(link, **{"observation/image": jpeg})
+            text = ask(link, prompt="dance")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(WAIT_S) == ExitCode.OK
+    assert metadata["accepts_jpeg"] is True
+    assert metadata["policy_type"] == "color-servo"
+    steps = metadata["chunk_steps"]
+    assert metadata["policy_io"]["action"]["chunk_steps"] == steps
+    assert metadata["policy_io"]["action"]["period_s"] == metadata["period_s"]
+    for answer in (raw, packed):
+        assert answer["actions"].shape == (steps, DOF)
+        assert np.isfinite(answer["actions"]).all()
+        assert answer["policy_timing"]["infer_ms"] > 0
+    assert text.startswith('InstructionError: color-servo does not understand "dance"')
+
+
+def test_the_shipped_policy_is_served_with_a_key_and_refuses_others() -> None:
+    flags = (f"--vla-model-path={SHIPPED}", "--vla-device=cpu")
+    with (
+        serving(*flags, POLICY_API_KEY="sesame") as (url, _),
+        client(url, additional_headers={"Authorization": "Api-Key sesame"}) as (link, metadata),
+    ):
+        answer = ask(link)
+        with pytest.raises(Exception, match="401"), client(url):
+            pass
+    assert metadata["policy_type"] == "openvla"
+    assert answer["actions"].shape == (metadata["chunk_steps"], DOF)
+
+
+def test_an_open_address_without_a_key_is_refused_before_the_model_is_loaded() -> None:
+    command = [sys.executable, "-m", "crane_x7_remote", "serve-policy", "--host=0.0.0.0"]
+    ended = subprocess.run(
+        [*command, "--vla-policy=color-servo"], capture_output=True, text=True, timeout=WAIT_S
+    )
+    assert ended.returncode == ExitCode.SERVE
+    assert "set POLICY_API_KEY, or listen on 127.0.0.1" in ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({"observation/image": None}, "has no observation/image; got observation/state, prompt"),
+        ({"observation/image": 3}, "observation/image is a int"),
+        ({"observation/image": np.zeros((3, 480, 640), np.uint8)}, "expected .H, W, 3. uint8"),
+        ({"observation/image": np.zeros((480, 640, 3), np.float32)}, "float32, expected"),
+        ({"observation/image": b"\xff\xd8\xff"}, "cannot be decoded"),
+        ({"observation/image": b"GIF89a"}, "expected JPEG or PNG"),
+        ({"observation/state": np.zeros(7)}, r"is \(7,\) float64, expected \(8,\) rad"),
+        ({"observation/state": "x"}, "expected"),
+        ({"observation/state": np.full(8, np.nan)}, "shoulder_fixed_part_pan_joint is not finite"),
+        ({"prompt": " "}, "expected a task"),
+        ({"prompt": 5}, "expected a task"),
+        ({"prompt": "x" * 5000}, "more than"),
+    ],
+)
+def test_an_observation_of_another_form_is_named(changes: dict[str, Any], words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        read_request(request(**changes), 0.0)
+
+
+def test_a_prompt_may_be_a_0_d_array_and_the_state_a_list() -> None:
+    fields = request(prompt=np.array(TASK), **{"observation/state": HOME_RAD.tolist()})
+    observation = read_request(fields, 0.0)
+    assert observation.instruction == TASK
+    np.testing.assert_allclose(observation.joints.position_rad, HOME_RAD)
+
+
+class Counting:
+    """Answers with the number of its calls; a policy of the simplest kind."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def predict(self, observations: list[Observation]) -> list[ActionChunk]:
+        self.sizes.append(len(observations))
+        return [ActionChunk(np.full((2, DOF), len(self.sizes)), 0.1) for _ in observations]
+
+    def reset(self) -> None:
+        """It keeps nothing that matters."""
+
+
+def test_clients_of_a_shared_policy_are_one_batch() -> None:
+    policy = Counting()
+    assert [each["actions"][0, 0] for each in Shared(policy)([request(1), request(2)])] == [1, 1]
+    assert policy.sizes == [2]
+
+
+def test_each_client_has_its_own_memory_until_it_leaves() -> None:
+    answer = PerClient(Counting)
+    counts = [each["actions"][0, 0] for each in answer([request(1), request(2), request(1)])]
+    assert counts == [1, 1, 2]
+    answer.forget(1)
+    assert [each["actions"][0, 0] for each in answer([request(1), request(2)])] == [1, 2]
+
+
+def test_an_instruction_that_is_not_followed_is_refused() -> None:
+    with pytest.raises(InstructionError, match="does not understand"):
+        Shared(ColorServo())([request(prompt="sing")])
+
+
+def test_the_metadata_state_what_the_policy_answered() -> None:
+    kind = try_out(Counting(), "counting", TASK)
+    assert kind == Kind("counting", 2, 0.1)
+    assert kind.metadata()["policy_io"]["action"]["chunk_steps"] == 2
