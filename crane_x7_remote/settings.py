@@ -119,6 +119,9 @@ the same. Not yet measured on a GPU."""
     policy_io: OptionalText = None
     """YAML file that describes inputs and outputs of a remote or LeRobot policy, or one of droid, \
 aloha, libero, lerobot and crane_x7. Unset: as the server or the checkpoint states."""
+    policy_jpeg: Annotated[int | None, Field(ge=1, le=100), EmptyIsNone] = None
+    """Send images to the policy server as JPEG of this quality, 1 to 100: for slow links, and if \
+the server takes JPEG. Unset: uncompressed."""
     hf_token: Annotated[SecretStr | None, EmptyIsNone] = None
     """Token for private models on the Hugging Face Hub."""
 

@@ -23,7 +23,8 @@ ALIASES = {"vla_policy": ("--policy",)}
 """Additional names of some flags."""
 GROUPS = {
     "robot link": ("rosbridge_", "peer_", "ts_"),
-    "policy": ("vla_", "hf_", "camera_pose", "policy_server", "policy_api_key", "policy_io"),
+    "policy": ("vla_", "hf_", "camera_pose", "policy_server", "policy_api_key", "policy_io",
+               "policy_jpeg"),
     "safety": ("max_", "policy_timeout", "trajectory_validity", "dry_run"),
     "guard": ("guard_",),
     "topics": ("camera_topic", "joint_states_topic", "instruction_topic", "arm_topic",

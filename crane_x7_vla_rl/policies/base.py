@@ -99,6 +99,8 @@ class ModelOptions:
     """Key that the policy server expects."""
     policy_io: str | None = None
     """YAML file, or name of a preset, that describes the policy's inputs and outputs."""
+    jpeg_quality: int | None = None
+    """Quality of JPEG pictures for a policy server, 1 to 100; None: uncompressed."""
     answer_timeout_s: FinitePositive = 1.0
     """After this many seconds without an answer a prediction of another process is given up; the
     first one, during which it may compile, has longer."""

@@ -37,7 +37,7 @@ FOLDER: Final = "evaluate"
 """Folder of evaluations, below the output root."""
 NOT_MODEL: Final = (
     "path", "token", "center_crop", "chunk_steps", "device", "speculation", "server", "api_key",
-    "policy_io", "answer_timeout_s",
+    "policy_io", "jpeg_quality", "answer_timeout_s",
 )  # fmt: skip
 """Options of a model that the checkpoint or the environment sets, or that serve one robot only."""
 NOT_FLAGS: Final = ("model", "output", "world", "sources")
