@@ -1,7 +1,7 @@
 """`PolicyIO` from a YAML file, a preset or a server's metadata. Name, path or map → `PolicyIO`.
 
 Every key that a policy needs must be there: an error names the file, the key, what came and what
-may come. docs/serving.md describes the format; `PRESETS` are complete examples.
+may come. docs/policy-server.md describes the format; `PRESETS` are complete examples.
 """
 
 from __future__ import annotations

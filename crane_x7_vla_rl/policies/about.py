@@ -1,7 +1,8 @@
 """Settings that a checkpoint's small files contain. A folder → values, each with its file.
 
 `skills.json` comes first, then the configuration of the run that trained it (`train_config.yaml`),
-the simulated demonstrations that it learned from (`demos.json`), and `policy.json`. In `choose`,
+the simulated demonstrations that it learned from (`demos.json`), `policy.json`, and for LeRobot's
+checkpoints `policy_io.yaml`, which gives the period of their steps. In `choose`,
 flags override them, and they override defaults. No weights are read, and torch is not imported.
 """
 
@@ -14,7 +15,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from crane_x7_vla_rl.fields import kinds
-from crane_x7_vla_rl.policies import hub
+from crane_x7_vla_rl.policies import hub, lerobot_folder
 from crane_x7_vla_rl.policies.base import ModelOptions, PolicyLoadError
 from crane_x7_vla_rl.policies.skills import SKILLS, Skills
 from crane_x7_vla_rl.scenes import WorldConfig
@@ -51,9 +52,13 @@ def said_by(checkpoint: str | Path, token: str | None = None) -> dict[str, Said]
     does not exist: loading its weights reports that. Raises PolicyLoadError for a file that cannot
     be read.
     """
-    readers = {SKILLS: _skills, TRAIN_CONFIG: _training, DEMOS: _demonstrations, POLICY: _policy}
+    readers = {
+        SKILLS: _skills, TRAIN_CONFIG: _training, DEMOS: _demonstrations, POLICY: _policy,
+        lerobot_folder.POLICY_IO: _policy_io,
+    }  # fmt: skip
     try:
         place = hub.peek(checkpoint, token=token, names=readers).folder
+        place = lerobot_folder.find(place) or place
     except hub.Absent:
         return {}
     found: dict[str, Said] = {}
@@ -136,6 +141,19 @@ def _policy(folder: Path) -> Iterator[tuple[str, Any]]:
         period_s = json.loads(path.read_text(encoding="utf-8"))["period_s"]
         yield "rate_hz", min(MOST_HZ, 1 / period_s)
     except (OSError, ValueError, KeyError, TypeError, ZeroDivisionError):
+        return  # loading the policy reports the problem
+
+
+def _policy_io(folder: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the rate of a LeRobot checkpoint, whose chunks hold many steps of their period."""
+    path = folder / lerobot_folder.POLICY_IO
+    if not path.is_file():
+        return
+    from crane_x7_vla_rl.yaml_file import YamlError, read_yaml
+
+    try:
+        yield "rate_hz", min(MOST_HZ, 1 / float(read_yaml(path)["action"]["period_s"]))
+    except (OSError, YamlError, ValueError, KeyError, TypeError, ZeroDivisionError):
         return  # loading the policy reports the problem
 
 

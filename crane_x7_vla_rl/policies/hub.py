@@ -35,8 +35,11 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-PATTERNS: Final = ("*.safetensors", "*.json", "tokenizer.model", "*--*_checkpoint.pt")
-"""Weights, configuration, tokenizer, and the extra heads of OpenVLA-OFT. No code."""
+PATTERNS: Final = (
+    "*.safetensors", "*.json", "tokenizer.model", "*--*_checkpoint.pt", "policy_io.yaml",
+)  # fmt: skip
+"""Weights, configuration, tokenizer, the extra heads of OpenVLA-OFT, and what a LeRobot policy's
+inputs are on this arm. No code."""
 FOLDERS: Final = (".", "lora_adapter", "lora_adapters")
 """Folders of these files; other folders of a training run are ignored."""
 REPO_ID: Final = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")

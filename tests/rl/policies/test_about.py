@@ -44,6 +44,25 @@ def test_the_configuration_of_a_run_says_in_which_scene_it_learned(tmp_path: Pat
     }  # fmt: skip
 
 
+def test_a_lerobot_checkpoint_says_its_rate_whichever_of_its_folders_is_named(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "checkpoints" / "000010" / "pretrained_model"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text('{"type": "act", "input_features": {}}')
+    header = b'{"w":{"dtype":"U8","shape":[1],"data_offsets":[0,1]}}'
+    content = len(header).to_bytes(8, "little") + header + b"0"
+    (folder / "model.safetensors").write_bytes(content)
+    for name in ("policy_preprocessor.json", "policy_postprocessor.json"):
+        (folder / name).write_text("{}")
+    for period_s, rate_hz in (("0.2", 5.0), ("0.02", 10.0)):
+        (folder / "policy_io.yaml").write_text(f"action: {{period_s: {period_s}}}")
+        for named in (tmp_path, folder.parent, folder):
+            assert said(named) == {"rate_hz": pytest.approx(rate_hz)}
+    (folder / "policy_io.yaml").write_text("[]")
+    assert said(folder) == {}
+
+
 def test_a_fine_tuned_checkpoint_says_the_scene_of_its_demonstrations(tmp_path: Path) -> None:
     world = {"task": "PickPlace-CRANE-X7", "image_size": [320, 240], "colours": ["red", "blue"]}
     (tmp_path / "demos.json").write_text(json.dumps({"first_seed": 0, "world": world}))
