@@ -16,6 +16,7 @@ The targets that these policies predict lie near the arm's home pose: they drive
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 
 import numpy as np
@@ -29,6 +30,7 @@ from crane_x7_vla_rl.robot import HOME_RAD
 KINDS = ("act", "diffusion", "smolvla", "pi0", "pi05")
 CAMERA = "base"
 CHUNK = 10
+PERIOD_S = 0.1
 SPREAD_RAD = 0.02
 """Standard deviation of states and actions in the statistics."""
 WORDS = "pick up the red blue green cube place it on plate lift task state action ; : , . 0 1 2 3"
@@ -85,31 +87,53 @@ def make(
         **options,
     )
     policy = get_policy_class(kind)(config)
-    before, after = _processors(kind, config, folder)
+    before, after = _processors(kind, config, folder, cameras)
     policy.save_pretrained(folder)
     before.save_pretrained(folder)
     after.save_pretrained(folder)
+    (folder / "policy_io.yaml").write_text(json.dumps(policy_io(size, cameras)))  # JSON is YAML
     return folder
 
 
-def statistics() -> dict[str, dict[str, np.ndarray]]:
+def policy_io(size: tuple[int, int], cameras: tuple[str, ...]) -> dict[str, object]:
+    """What these policies read and write: radians in the project's order of joints."""
+    images = [
+        {"key": f"observation.images.{name}", "source": "camera", "resize": "stretch",
+         "size": f"{size[0]}x{size[1]}", "layout": "hwc", "colour": "rgb", "range": "uint8"}
+        for name in cameras
+    ]  # fmt: skip
+    return {
+        "images": images,
+        "state": [{"key": "observation.state", "joints": "all", "unit": "rad"}],
+        "prompt": "task",
+        "action": {
+            "key": "actions", "kind": "joint_target", "joints": "all", "unit": "rad",
+            "period_s": PERIOD_S,
+        },
+    }  # fmt: skip
+
+
+def statistics(cameras: tuple[str, ...] = (CAMERA,)) -> dict[str, dict[str, np.ndarray]]:
     """Statistics of states and actions near the home pose, as a data set's."""
     home, spread = HOME_RAD.astype(np.float32), np.full(8, SPREAD_RAD, np.float32)
     values = {
         "mean": home, "std": spread, "min": home - 3 * spread, "max": home + 3 * spread,
         "q01": home - 2 * spread, "q99": home + 2 * spread,
     }  # fmt: skip
-    return {"observation.state": values, "action": values}
+    channel = np.ones((3, 1, 1), np.float32)
+    pixels = {"mean": channel / 2, "std": channel / 4, "min": channel * 0, "max": channel}
+    images = {f"observation.images.{name}": pixels for name in cameras}
+    return {"observation.state": values, "action": values, **images}
 
 
-def _processors(kind: str, config, folder: Path):
+def _processors(kind: str, config, folder: Path, cameras: tuple[str, ...]):
     """LeRobot's own processors; the gated tokenizer that it names is replaced by ours."""
     from lerobot.processor import tokenizer_processor
 
     theirs = tokenizer_processor.AutoTokenizer
     stats = {
         name: {key: torch.from_numpy(value) for key, value in values.items()}
-        for name, values in statistics().items()
+        for name, values in statistics(cameras).items()
     }
 
     class Ours:
