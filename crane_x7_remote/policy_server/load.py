@@ -17,7 +17,7 @@ def remote(options: ModelOptions) -> Policy:
 
 
 def lerobot(options: ModelOptions) -> Policy:
-    """Return the policy of a LeRobot checkpoint, in a process of its own environment; raises
+    """Return the policy of a LeRobot checkpoint, in a process of another environment; raises
     PolicyLoadError."""
     from crane_x7_remote.policy_server import lerobot_child
 

@@ -107,7 +107,7 @@ def short(actions: np.ndarray) -> Any:
     return {"actions": actions[:4]}
 
 
-def spoilt(actions: np.ndarray) -> Any:
+def with_nan(actions: np.ndarray) -> Any:
     actions[2, 3] = np.nan
     return {"actions": actions}
 
@@ -120,7 +120,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "another chunk length": (short, "policy_raised"),
     "wrong shape": (lambda actions: {"actions": actions[:, :7]}, "policy_raised"),
     "no actions": (lambda actions: {"action": actions}, "policy_raised"),
-    "NaN": (spoilt, "action_not_finite"),
+    "NaN": (with_nan, "action_not_finite"),
     "degrees for radians": (lambda actions: {"actions": np.rad2deg(actions)}, "joint_limit"),
     "an error text": (text, "policy_raised"),
     "bytes that are no message": (lambda _: b"\xc1\xff", "policy_raised"),
