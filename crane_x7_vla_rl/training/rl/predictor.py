@@ -1,9 +1,9 @@
-"""The policy's predictions in a rollout. Pixels and prompts of a turn's groups → tokens, values.
+"""The policy's predictions in a rollout. Pixels and prompts of a block's groups → tokens, values.
 
 On CUDA, `ask` returns while the prediction is computed. Its copies to the CPU are enqueued directly
 after it, so later predictions do not delay them, and `wait` waits only for them.
 
-Legend: n environments of a turn, D tokens of a prediction.
+Legend: n environments of a block, D tokens of a prediction.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from crane_x7_vla_rl.types import Array
 
 
 class Answer:
-    """Tokens (n, D), log-probabilities (n, D) and values (n,) of one turn."""
+    """Tokens (n, D), log-probabilities (n, D) and values (n,) of one block."""
 
     def __init__(self, chosen: Rollout, values: Tensor) -> None:
         """Start the copies and return immediately."""
@@ -44,10 +44,10 @@ class Answer:
 
 @dataclass(frozen=True, eq=False)
 class Decision:
-    """A prediction for one turn, whose actions are not sent yet."""
+    """A prediction for one block, whose actions are not sent yet."""
 
     step: int
-    turn: range
+    block: range
     """Numbers of its groups."""
     measured: Array
     """(n, 8) rad."""

@@ -3,13 +3,13 @@
 Environments, agent and rules → a `Collected`: the buffer that an update learns from, with
 advantages, and the episodes that ended. Environments alternate in groups: while one group is
 simulated, the policy predicts for the next. Consecutive groups can share a prediction; together
-they are a turn. On CUDA, the next turn's prediction is enqueued before the CPU waits for the last
-one, so with two turns the GPU does not wait for Python. Each image is
+they are a block. On CUDA, the next block's prediction is enqueued before the CPU waits for the last
+one, so with two blocks the GPU does not wait for Python. Each image is
 cropped and resized once, into the buffer; the policy acts on those bytes, and updates learn from
 the same ones. Actions are sampled from generators that the numbers of update and environment seed,
 so that a resumed run samples the same, on any number of processes.
 
-Legend: T steps of a rollout, N environments of this process, n of a turn or group, D tokens of a
+Legend: T steps of a rollout, N environments of this process, n of a block or group, D tokens of a
 prediction, S pixels of a side.
 """
 
@@ -59,11 +59,11 @@ class RolloutConfig:
     keep_patches: bool = False
     """Keep what vision made of the pictures; for a policy whose vision does not learn."""
     ahead: bool | None = None
-    """Enqueue a turn's prediction before waiting for the one before; None: only on CUDA, because
+    """Enqueue a block's prediction before waiting for the one before; None: only on CUDA, because
     on a CPU it would delay the simulation. The results are the same."""
     batch: int | None = None
     """Most environments of a prediction, but at least a group; None: half of them on CUDA, where
-    two turns keep the GPU busy, and a group on a CPU. The results are the same up to rounding."""
+    two blocks keep the GPU busy, and a group on a CPU. The results are the same up to rounding."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,7 +100,7 @@ def collect(
         return _Collection(config, runner, number, clock).run(stop)
 
 
-def turns(groups: Sequence[range], batch: int) -> tuple[range, ...]:
+def blocks(groups: Sequence[range], batch: int) -> tuple[range, ...]:
     """Return ranges of consecutive groups with at most `batch` environments, at least one group."""
     found: list[range] = []
     first = count = 0
@@ -143,7 +143,7 @@ class _Collection:
         self.ahead = device.type == "cuda" if config.ahead is None else config.ahead
         self.pending: Decision | None = None
         half = -(-count // 2) if device.type == "cuda" else 1
-        self.turns = turns(config.env.groups, config.batch or half)
+        self.blocks = blocks(config.env.groups, config.batch or half)
         first = config.agent.accelerator.process_index * count
         self.generators = [
             torch.Generator(device).manual_seed(derive_seed(config.seed, number, first + env))
@@ -155,13 +155,13 @@ class _Collection:
         """Roll out; the environments are idle afterwards."""
         groups = range(len(self.config.env.groups))
         for step in range(self.config.steps):
-            for turn in self.turns:
+            for block in self.blocks:
                 if step:
-                    if self.pending is not None and self.pending.turn == turn:
+                    if self.pending is not None and self.pending.block == block:
                         self._act()
-                    for group in turn:
+                    for group in block:
                         self._receive(step - 1, group)
-                asked = self._predict(step, turn)
+                asked = self._predict(step, block)
                 self._act()
                 self.pending = asked
                 if not self.ahead:
@@ -174,16 +174,16 @@ class _Collection:
         self._act()
         for group in groups:
             self._receive(self.config.steps - 1, group)
-        return self._collected(torch.cat([self._look_ahead(turn) for turn in self.turns]))
+        return self._collected(torch.cat([self._look_ahead(block) for block in self.blocks]))
 
-    # --- one turn --------------------------------------------------------------------------------
+    # --- one block --------------------------------------------------------------------------------
 
-    def _predict(self, step: int, turn: range) -> Decision:
-        """Predict for a turn's groups; on CUDA this returns while the prediction is computed."""
+    def _predict(self, step: int, block: range) -> Decision:
+        """Predict for a block's groups; on CUDA this returns while the prediction is computed."""
         started_s = self.clock()
-        part = self._part(turn)
+        part = self._part(block)
         shown = self.images[step, part]  # (n, S, S, 3), a view of the buffer
-        measured, told = self._see(turn, step, shown)
+        measured, told = self._see(block, step, shown)
         prompts = self.config.codec.prompts(told, measured)
         seen = self.policy.normalise(shown)
         if self.config.keep_patches:
@@ -193,12 +193,12 @@ class _Collection:
         self.prompts[step][part] = prompts
         self.instructions[step][part] = told
         self.infer_s += self.clock() - started_s
-        return Decision(step, turn, measured, answer)
+        return Decision(step, block, measured, answer)
 
-    def _see(self, turn: range, step: int, shown: Tensor) -> tuple[Array, list[str]]:
-        """Put a turn's images into `shown` (n, S, S, 3); return joints (n, 8) and instructions."""
+    def _see(self, block: range, step: int, shown: Tensor) -> tuple[Array, list[str]]:
+        """Put a block's images into `shown` (n, S, S, 3); return joints (n, 8) and instructions."""
         measured, told, at = [], list[str](), 0
-        for group in turn:
+        for group in block:
             views = self.config.env.look(group)
             measured.append(self._measured(views, step))
             rows = shown[at : at + len(views.instructions)]
@@ -207,10 +207,10 @@ class _Collection:
             at += len(rows)
         return np.concatenate(measured), told
 
-    def _part(self, turn: range) -> slice:
-        """Return the environments of a turn."""
+    def _part(self, block: range) -> slice:
+        """Return the environments of a block."""
         groups = self.config.env.groups
-        return slice(groups[turn.start].start, groups[turn.stop - 1].stop)
+        return slice(groups[block.start].start, groups[block.stop - 1].stop)
 
     def _act(self) -> None:
         """Wait for the tokens of the pending decision, if there is one, and send its actions."""
@@ -218,12 +218,12 @@ class _Collection:
         if decision is None:
             return
         started_s = self.clock()
-        step, part = decision.step, self._part(decision.turn)
+        step, part = decision.step, self._part(decision.block)
         found = self.predictor.wait(step, decision.answer)
         self.tokens[step, part], self.log_probs[step, part], self.values[step, part] = found
         targets = self._targets(self.tokens[step, part], decision.measured)  # (n, steps, 8) rad
         self.infer_s += self.clock() - started_s
-        for group in decision.turn:
+        for group in decision.block:
             envs = self.config.env.groups[group]
             self.config.env.send(group, targets[envs.start - part.start : envs.stop - part.start])
 
@@ -262,21 +262,21 @@ class _Collection:
             return
         started_s = self.clock()
         rows = np.asarray(final.rows)
-        part = next(part for part in map(self._part, self.turns) if envs.start < part.stop)
+        part = next(part for part in map(self._part, self.blocks) if envs.start < part.stop)
         values = self._value_views(final, step, part.stop - part.start)
         self.final_values[step, torch.as_tensor(rows + envs.start)] = values
         self.infer_s += self.clock() - started_s
 
-    def _look_ahead(self, turn: range) -> Tensor:
+    def _look_ahead(self, block: range) -> Tensor:
         """Return (n,): values of the observations after the last step."""
-        part = self._part(turn)
+        part = self._part(block)
         count = part.stop - part.start
         if self.config.ppo.algorithm != "ppo":
             return torch.zeros(count)
         started_s = self.clock()
         side = self.images.shape[2]
         shown = self.images.new_empty(count, side, side, 3)
-        measured, told = self._see(turn, self.config.steps, shown)
+        measured, told = self._see(block, self.config.steps, shown)
         values = self._value(shown, self.config.codec.prompts(told, measured), self.config.steps)
         self.infer_s += self.clock() - started_s
         return values

@@ -20,7 +20,7 @@ from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
 from crane_x7_vla_rl.training.errors import NotFiniteError
 from crane_x7_vla_rl.training.rl import agent as agents
 from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig, ValueConfig
-from crane_x7_vla_rl.training.rl.rollout import Collected, RolloutConfig, collect, turns
+from crane_x7_vla_rl.training.rl.rollout import Collected, RolloutConfig, blocks, collect
 from crane_x7_vla_rl.training.rl.update import UpdateIndex, update
 from crane_x7_vla_rl.vector_config import spread
 
@@ -100,12 +100,12 @@ def test_groups_can_share_a_prediction_that_gives_the_same(
 
 
 def test_a_prediction_is_as_large_as_allowed_whatever_the_number_of_groups() -> None:
-    assert turns(spread(64, 2), 32) == (range(1), range(1, 2))
-    assert turns(spread(64, 8), 32) == (range(4), range(4, 8))
-    assert turns(spread(64, 8), 64) == (range(8),)
-    assert turns(spread(64, 8), 20) == (range(2), range(2, 4), range(4, 6), range(6, 8))
-    assert turns(spread(10, 4), 5) == (range(2), range(2, 4))
-    assert turns(spread(6, 3), 1) == (range(1), range(1, 2), range(2, 3))
+    assert blocks(spread(64, 2), 32) == (range(1), range(1, 2))
+    assert blocks(spread(64, 8), 32) == (range(4), range(4, 8))
+    assert blocks(spread(64, 8), 64) == (range(8),)
+    assert blocks(spread(64, 8), 20) == (range(2), range(2, 4), range(4, 6), range(6, 8))
+    assert blocks(spread(10, 4), 5) == (range(2), range(2, 4))
+    assert blocks(spread(6, 3), 1) == (range(1), range(1, 2), range(2, 3))
 
 
 def test_the_policy_sees_and_keeps_what_it_sees_on_an_arm(rolling: RolloutConfig) -> None:
