@@ -153,6 +153,7 @@ def connected(
     steps = metadata.get("chunk_steps")
     if io.action.chunk_steps is None and isinstance(steps, int) and steps > 0:
         io = io.with_steps(steps)
+    _check_sizes(metadata, io, client.url)
     if jpeg_quality is not None:
         _check_jpeg(metadata, io, client.url)
     logger.info(
@@ -160,6 +161,22 @@ def connected(
         metadata.get("policy_type", "a policy without a name"), io.source,
     )  # fmt: skip
     return RemotePolicy(client, io, jpeg_quality=jpeg_quality)
+
+
+def _check_sizes(metadata: Mapping[str, Any], io: PolicyIO, url: str) -> None:
+    """Raise PolicyIoError if the server states the sizes of its images and `io` has others."""
+    stated = metadata.get("images")
+    if not isinstance(stated, Mapping):
+        return
+    for at, image in enumerate(io.images):
+        size = stated.get(".".join(image.key))
+        if size is not None and (image.form.size is None or [*image.form.size] != [*size]):
+            wanted = "x".join(map(str, size))
+            raise PolicyIoError(
+                f"{io.source}: images[{at}].size is not that of the policy's training: {url} states"
+                f" {wanted}; set size: {wanted}, and resize to what training did (stretch, pad or"
+                " crop)"
+            )
 
 
 def _check_jpeg(metadata: Mapping[str, Any], io: PolicyIO, url: str) -> None:

@@ -167,6 +167,17 @@ def test_a_camera_of_another_size_is_brought_to_the_policys_size() -> None:
         assert server.observations[-1]["observation/image"].shape == (48, 64, 3)
 
 
+def test_a_size_other_than_the_server_states_is_refused_at_the_start() -> None:
+    metadata = stated(images={"observation/image": [64, 48]})
+    with Server(metadata) as server:
+        with pytest.raises(PolicyLoadError, match=r"images\[0\]\.size .* set size: 64x48"):
+            load(options(server))
+        metadata["policy_io"]["images"][0] |= {"size": "64x48", "resize": "stretch"}
+        policy = load(options(server))
+        policy.predict([observation(0.0)])
+        policy.close()  # type: ignore[attr-defined]
+
+
 def test_a_server_that_comes_back_as_another_policy_holds() -> None:
     with Server() as server, driving(server) as (_, running):
         server.kill()
