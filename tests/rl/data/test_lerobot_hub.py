@@ -21,7 +21,7 @@ pytest.importorskip("av", reason="needs the train extra")
 from data_rig import FPS, SIZE, episode
 from fake_hub import COMMIT, REPOSITORY, Answer, FakeHub
 
-from crane_x7_vla_rl.data.lerobot import LeRobotWriter
+from crane_x7_vla_rl.data.lerobot import LeRobotWriter, V21Writer
 
 OTHER = "videos/observation.images.wrist/chunk-000/file-000.mp4"
 CODE = """
@@ -36,18 +36,21 @@ except DataError as error:
 """
 
 
+def _files(folder: Path) -> dict[str, bytes]:
+    return {
+        str(path.relative_to(folder)): path.read_bytes()
+        for path in folder.glob("**/*")
+        if path.is_file()
+    }
+
+
 @pytest.fixture(scope="module")
 def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
     folder = tmp_path_factory.mktemp("dataset")
     with LeRobotWriter(folder, FPS, SIZE) as writer:
         for number in range(2):
             writer.add(episode(number))
-    found = {
-        str(path.relative_to(folder)): path.read_bytes()
-        for path in folder.glob("**/*")
-        if path.is_file()
-    }
-    return {**found, OTHER: b"large", "README.md": b"hello"}
+    return {**_files(folder), OTHER: b"large", "README.md": b"hello"}
 
 
 @pytest.fixture
@@ -90,6 +93,19 @@ def test_only_what_training_needs_is_fetched(
     assert done.stdout == f"{name} 2 (32, 48, 3)\n", done.stderr
     fetched = {line.rpartition(f"/{COMMIT}/")[2] for line in hub.requests if "resolve" in line}
     assert fetched == set(files) - {OTHER, "README.md"}
+
+
+def test_a_data_set_of_v21_is_fetched_with_one_camera(tmp_path: Path) -> None:
+    with V21Writer(tmp_path / "v21", FPS, SIZE) as writer:
+        for number in range(2):
+            writer.add(episode(number))
+    files = _files(tmp_path / "v21")
+    other = "videos/chunk-000/observation.images.wrist/episode_000000.mp4"
+    with FakeHub({**files, other: b"large"}) as hub:
+        done = _open(hub, tmp_path / "home")
+        assert done.stdout == f"{REPOSITORY} 2 (32, 48, 3)\n", done.stderr
+        fetched = {line.rpartition(f"/{COMMIT}/")[2] for line in hub.requests if "resolve" in line}
+    assert fetched == set(files)
 
 
 def test_a_silent_hub_leaves_the_cache(hub: FakeHub, tmp_path: Path) -> None:
