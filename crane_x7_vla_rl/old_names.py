@@ -27,7 +27,6 @@ KEYS: Final[Mapping[str, tuple[str, ...]]] = {
     "wandb.entity": ("logging.wandb_entity",),
     "wandb.run_name": ("output.experiment_name",),
     "policy.repo_id": ("publish.hub_model_id",),
-    "policy.type": ("backend",),
     "policy.n_action_steps": ("policy.chunk_steps",),
     "policy.chunk_size": ("policy.chunk_steps",),
     "policy.gradient_checkpointing": ("training.gradient_checkpointing",),
@@ -51,32 +50,23 @@ FLAGS: Final[Mapping[str, str]] = {
     "--wandb.enable": "--use-wandb",
     "--train-config": "--config FILE",
     "--checkpoint-repo-id": "--hub-model-id OWNER/NAME with --push-to-hub",
-    "--policy.type": "--backend openvla (sft)",
+    "--policy.type": "--backend lerobot --policy-type TYPE (sft)",
     "--policy.n_action_steps": "--chunk-steps N (sft)",
     "--env.type": "--simulator maniskill (train)",
     "--env.task": "--env-id ID (train), --task ID (evaluate)",
-    "--offline.steps": "--max-steps N (sft), --num-updates N (train)",
+    "--offline.steps": "--steps N (lerobot), --max-steps N (sft), --num-updates N (train)",
     "--run-id": "--experiment-name NAME",
 }
 VALUES: Final[Mapping[tuple[str, str], str]] = {
     ("--backend", "openvla"): "train is reinforcement learning; for fine-tuning type:"
     " crane-x7-vla-rl sft --backend openvla …, the other flags unchanged",
-    ("--backend", "openpi"): "train is reinforcement learning; openpi is not implemented"
-    " yet; for fine-tuning with OpenVLA type: crane-x7-vla-rl sft --backend openvla …",
+    ("--backend", "openpi"): "train is reinforcement learning; for π0 type:"
+    " crane-x7-vla-rl sft --backend openpi …, the other flags unchanged",
     ("--resume", "true"): "to resume if the run's folder has a checkpoint, type: --resume auto",
 }
 """(Flag, value) → what to type."""
-HUB_REPOSITORY: Final = "--push-to-hub --hub-model-id OWNER/NAME"
-TORCHRUN: Final = "torchrun --nproc-per-node N -m crane_x7_vla_rl.training.cli …"
 VARIABLES: Final[Mapping[str, str]] = {
     "HUGGINGFACE_HUB_TOKEN": "HF_TOKEN",
-    "LEROBOT_TRAIN_CONFIG": "--config FILE",
-    "LEROBOT_WANDB_ENABLE": "--use-wandb",
-    "LEROBOT_CHECKPOINT_REPO_ID": HUB_REPOSITORY,
-    "LEROBOT_USE_ACCELERATE": TORCHRUN,
-    "LEROBOT_ACCELERATE_NUM_PROCESSES": TORCHRUN,
-    "LEROBOT_ACCELERATE_CONFIG_FILE": TORCHRUN,
-    "LEROBOT_ACCELERATE_MIXED_PRECISION": "--precision bf16",
     "EVAL_DEVICE": "evaluate --device cuda",
     "EVAL_EPISODES": "evaluate --data-root FOLDER --offline-frames N",
 }

@@ -31,6 +31,25 @@ VARIABLES: Final[Mapping[str, str]] = {
 SFT_VARIABLES: Final[Mapping[str, str]] = {"OUTPUT_ROOT": "output.root"}
 """Variable → key of `SftConfig`."""
 
+LEROBOT_VARIABLES: Final[Mapping[str, str]] = {
+    "LEROBOT_CHECKPOINT_REPO_ID": "checkpoint.repo_id",
+    "LEROBOT_WANDB_ENABLE": "wandb.enable",
+    "LEROBOT_USE_ACCELERATE": "accelerate.use",
+    "LEROBOT_ACCELERATE_NUM_PROCESSES": "accelerate.num_processes",
+    "LEROBOT_ACCELERATE_MIXED_PRECISION": "accelerate.mixed_precision",
+    "LEROBOT_ACCELERATE_CONFIG_FILE": "accelerate.config_file",
+}
+"""Variable → key of `train.remote.yaml`; it overrides the file."""
+LEROBOT_CONFIG: Final = "LEROBOT_TRAIN_CONFIG"
+"""Variable with the file's name, if no flag names it."""
+LEROBOT_VENV: Final = "LEROBOT_VENV"
+WANDB_OPTIONS: Final[Mapping[str, str]] = {
+    "WANDB_PROJECT": "wandb.project",
+    "WANDB_ENTITY": "wandb.entity",
+    "WANDB_MODE": "wandb.mode",
+}
+"""Variable → option of LeRobot, which reads none of them."""
+
 
 def output_root() -> Path:
     """Return the folder below which commands write by default."""
@@ -53,6 +72,39 @@ def layers(
         for name, text in found.items()
         if not variables.means_unset(text)
     ]
+
+
+def _text(name: str, environ: Mapping[str, str]) -> str | None:
+    text = environ.get(name, "")
+    return None if variables.means_unset(text) else variables.bare(text)
+
+
+def lerobot_venv(environ: Mapping[str, str] | None = None) -> str | None:
+    """Return the folder of LeRobot's environment, if a variable names it."""
+    return _text(LEROBOT_VENV, os.environ if environ is None else environ)
+
+
+def lerobot_config(environ: Mapping[str, str] | None = None) -> Path | None:
+    """Return the file that LEROBOT_TRAIN_CONFIG names."""
+    text = _text(LEROBOT_CONFIG, os.environ if environ is None else environ)
+    return None if text is None else Path(text).expanduser()
+
+
+def wandb_options(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return what the variables of W&B mean for LeRobot."""
+    environ = os.environ if environ is None else environ
+    found = {key: _text(name, environ) for name, key in WANDB_OPTIONS.items()}
+    return {key: text for key, text in found.items() if text is not None}
+
+
+def wandb_url(environ: Mapping[str, str] | None = None) -> str:
+    """Return W&B's address."""
+    return _text("WANDB_BASE_URL", os.environ if environ is None else environ) or WANDB_URL
+
+
+def environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """Return this process's environment with `extra`, for a child process."""
+    return {**os.environ, **extra}
 
 
 def process_count(environ: Mapping[str, str] | None = None) -> int:

@@ -53,7 +53,7 @@ def layers(args: argparse.Namespace, cls: type) -> list[Layer]:
     given = vars(args)
     flags = {leaf.key: given[leaf.key] for leaf in leaves(cls) if leaf.key in given}
     found = [] if args.config is None else [read_file(args.config)]
-    return [*found, Layer(FLAGS, flags), _overrides(args.override)]
+    return [*found, Layer(FLAGS, flags), overrides(args.override)]
 
 
 def read_file(path: Path) -> Layer:
@@ -82,7 +82,8 @@ def _flatten(content: Mapping[Any, Any], prefix: str = "") -> Iterator[tuple[str
             yield f"{prefix}{name}", value
 
 
-def _overrides(given: Sequence[str]) -> Layer:
+def overrides(given: Sequence[str]) -> Layer:
+    """Return the values of `--override KEY=VALUE`; raises ConfigError."""
     values: dict[str, Any] = {}
     for text in given:
         key, equals, value = text.partition("=")

@@ -15,7 +15,8 @@ from crane_x7_vla_rl.training import follow, settings, terminal
 from crane_x7_vla_rl.training.checkpoints import resume
 from crane_x7_vla_rl.training.checkpoints.resume import Resumption, Rules, configure
 from crane_x7_vla_rl.training.config import loader
-from crane_x7_vla_rl.training.errors import LaterError
+from crane_x7_vla_rl.training.lerobot.request import Request, Wish
+from crane_x7_vla_rl.training.sft.by_lerobot import request
 from crane_x7_vla_rl.training.sft.config import SftConfig
 
 RULES: Final = Rules(
@@ -31,7 +32,8 @@ COMMON: Final = (
     "config", "override", "resume", "resume_from_checkpoint", "follow", "backend", "data.root",
     "data.instruction", "data.image_size", "training.batch_size", "training.num_epochs",
     "training.max_steps", "training.learning_rate", "training.device", "training.seed",
-    "lora.enabled", "lora.rank", "policy.model", "policy.statistics", "output.experiment_name",
+    "lora.enabled", "lora.rank", "policy.type", "policy.model",
+    "policy.statistics", "output.experiment_name",
     "output.dir", "output.save_steps", "logging.log_steps", "logging.use_wandb",
     "publish.push_to_hub", "publish.hub_model_id",
 )  # fmt: skip
@@ -56,13 +58,12 @@ def run(args: argparse.Namespace) -> int:
     """
     if args.follow is not None:
         return follow.follow(args.follow)
+    if (request := by_lerobot(args)) is not None:
+        from crane_x7_vla_rl.training.lerobot.start import go
+
+        return go(*request)
     with terminal.outlived():
         config, resumption = read(args)
-        if config.backend == "openpi":
-            raise LaterError(
-                "--backend openpi is not implemented yet (see 'Not yet' in CHANGELOG.md); use"
-                " --backend openvla"
-            )
         from crane_x7_vla_rl.training import preflight
 
         preflight.raise_all(
@@ -75,6 +76,24 @@ def run(args: argparse.Namespace) -> int:
 
         train(config, resumption)
     return 0
+
+
+def by_lerobot(args: argparse.Namespace) -> tuple[Request, Wish] | None:
+    """Return what LeRobot shall train; None for a policy of this project.
+
+    Raises ConfigError.
+    """
+    wanted = [*settings.layers(keys=settings.SFT_VARIABLES), *loader.layers(args, SftConfig)]
+    given = {key: value for layer in wanted for key, value in layer.values.items()}
+    if given.get("backend") not in ("openpi", "lerobot"):
+        return None
+    config = loader.build(SftConfig, wanted)
+    training = config.training
+    epochs = None if training.max_steps is not None else training.num_epochs
+    warmup = training.warmup_ratio if "training.warmup_ratio" in given else None
+    resume = () if args.resume is None else (args.resume,)
+    wish = Wish(resume, False, config.data.instruction, epochs, warmup, config.data.unit or "rad")
+    return request(config, given), wish
 
 
 def read(args: argparse.Namespace) -> tuple[SftConfig, Resumption | None]:

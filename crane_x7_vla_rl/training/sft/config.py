@@ -89,6 +89,8 @@ class TrainingConfig(ComputeConfig, ScheduleConfig):
 class PolicyConfig(Section, section="policy"):
     """Inputs of the policy besides one image, and steps per prediction."""
 
+    type: str | None = flag("--policy-type", None)
+    """Type of the policy, for backend lerobot: act, diffusion, smolvla, pi0, pi05 and others."""
     model: str = "openvla/openvla-7b"
     """Folder or Hub id (owner/name@revision) of the weights to start from."""
     statistics: str | None = None
@@ -131,8 +133,8 @@ class OutputConfig(Section, section="output"):
 class SftConfig:
     """One fine-tuning run."""
 
-    backend: Literal["openvla", "openpi"]
-    """Kind of policy; openpi is not implemented yet."""
+    backend: Literal["openvla", "openpi", "lerobot"]
+    """Trainer: openvla is ours; LeRobot trains π0 (openpi) and other types (lerobot)."""
     data: DataConfig = field(default_factory=DataConfig)
     training: TrainingConfig = field(default_factory=TrainingConfig)
     lora: LoraConfig = field(default_factory=LoraConfig)

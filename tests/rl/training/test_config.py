@@ -210,9 +210,26 @@ def test_differences_are_listed_by_key() -> None:
     }
 
 
-def test_openpi_answers_that_it_is_not_implemented(capsys: pytest.CaptureFixture[str]) -> None:
-    assert cli.main(["sft", "--backend", "openpi"]) == ExitCode.LATER
-    assert "openpi is not implemented yet" in capsys.readouterr().err
+def test_openpi_trains_pi0_by_lerobot_with_the_same_flags(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from crane_x7_vla_rl.training.lerobot import start
+
+    found = []
+    monkeypatch.setattr(start, "go", lambda *request: found.append(request) or 0)
+    line = "--data-root me/data --experiment-name n --batch-size 4 --learning-rate 3e-4"
+    assert cli.main(["sft", "--backend", "openpi", *line.split(), "--num-epochs", "7"]) == 0
+    ((request, wish),) = found
+    options = request.options
+    assert options["policy.type"] == "pi0"
+    assert (options["batch_size"], options["policy.optimizer_lr"]) == (4, 3e-4)
+    assert (options["dataset.repo_id"], request.own.job.name) == ("me/data", "n")
+    assert wish.epochs == 7
+    assert cli.main(["sft", "--backend", "lerobot"]) == ExitCode.CONFIG
+    assert "needs --policy-type" in capsys.readouterr().err
+    smoothed = ["--policy-type", "act", "--bin-smoothing", "6"]
+    assert cli.main(["sft", "--backend", "lerobot", *smoothed]) == ExitCode.CONFIG
+    assert "--bin-smoothing: LeRobot has nothing like it" in capsys.readouterr().err
 
 
 def test_a_misspelt_flag_is_refused_with_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
