@@ -21,6 +21,7 @@ TREES = {
 MAY_READ_THE_ENVIRONMENT = {
     "crane_x7_remote/settings.py",
     "crane_x7_vla_rl/training/settings.py",
+    "crane_x7_vla_rl/training/lerobot/save_whole.py",  # runs alone, in LeRobot's environment
 }
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
 (NUMPY_ALONE,) = (

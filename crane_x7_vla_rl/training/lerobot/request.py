@@ -55,7 +55,7 @@ class Request:
 
 @dataclass(frozen=True)
 class Wish:
-    """What is to be done with a request."""
+    """How a request is carried out."""
 
     resume: Sequence[str] = ()
     """See resuming.find."""

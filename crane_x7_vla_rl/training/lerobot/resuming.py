@@ -31,7 +31,7 @@ FROM_CHECKPOINT: Final = (
     "dataset.repo_id", "dataset.root", "output_dir", "policy.push_to_hub", "policy.repo_id",
     "save_checkpoint_to_hub",
 )  # fmt: skip
-"""Options that decide what is in a checkpoint, or that are set anew on this machine."""
+"""Options that decide what is in a checkpoint, or that this machine sets."""
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ def find(wanted: Sequence[str], places: Places) -> Found | None:
         return None
     raise ResumeError(
         f"--resume {' '.join(wanted)}: there is no complete checkpoint of LeRobot; without --resume"
-        " the training starts anew"
+        " a new training starts"
     )
 
 

@@ -67,7 +67,7 @@ class Call:
 def check_folder(run: Path, resuming: bool) -> None:
     """Raise OutputError where a training cannot start, or resume, in this folder.
 
-    LeRobot refuses a folder that exists, so what an interrupted start of ours left is removed.
+    LeRobot refuses a folder that exists, so what an interrupted start left is removed.
     """
     run_folder.check(run, True)
     if resuming or not run.exists():
@@ -209,7 +209,7 @@ def _progress(progress: Progress, watch: _Watch, trainer: Trainer) -> None:
     with (watch.call.output_dir / METRICS).open("a", encoding="utf-8") as file:
         file.write(f"{json.dumps(row)}\n")
     if progress.bad:
-        trainer.kill()  # SIGTERM would save what is spoilt
+        trainer.kill()  # SIGTERM would save damaged weights
         newest = saved.newest(watch.call.output_dir)
         raise output.not_finite(progress, "the start" if newest is None else str(newest.folder))
 

@@ -150,7 +150,7 @@ def find(path: Path) -> Saved:
     if found is None:
         raise ResumeError(
             f"{path}: no complete checkpoint of LeRobot; give a run's folder, or one of its"
-            f" {CHECKPOINTS}/<step>. A start without --resume begins anew"
+            f" {CHECKPOINTS}/<step>. without --resume a new training starts"
         )
     return found
 

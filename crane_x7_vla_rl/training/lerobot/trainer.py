@@ -1,6 +1,6 @@
 """LeRobot's trainer as a child process. A command → its lines, until it ends.
 
-It runs in a process group of its own, so that a Ctrl-C in the terminal reaches this process alone,
+It runs in its own process group, so that a Ctrl-C in the terminal reaches this process alone,
 which then asks the trainer to save and stop (see save_whole.py). The trainer ends when this process
 dies.
 """
@@ -91,7 +91,7 @@ class Trainer:
 
     @property
     def asked(self) -> bool:
-        """Whether it was asked to stop."""
+        """Whether it has been told to stop."""
         return self._asked_at_s is not None
 
     def kill(self) -> None:

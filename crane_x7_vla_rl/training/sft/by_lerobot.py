@@ -44,7 +44,8 @@ SAME: Final[Mapping[str, str]] = {
 }
 """Key of `sft` → key of train.remote.yaml."""
 ELSEWHERE: Final = (
-    "backend", "data.instruction", "data.unit", "data.cache_mb", "training.num_epochs", "training.warmup_ratio",
+    "backend", "data.instruction", "data.unit", "data.cache_mb", "training.num_epochs",
+    "training.warmup_ratio",
     "training.device", "training.precision", "training.sharding", "output.experiment_name",
     "output.root", "output.dir", "publish.push_to_hub", "publish.wandb_artifacts", "policy.model",
     "policy.chunk_steps", "data.image_size", "lora.enabled", "logging.tensorboard", "data.corrupt",
