@@ -112,7 +112,8 @@ def test_patches_of_the_fixture_are_the_originals() -> None:
     model, expected = rig.load(), rig.expected()
     ours = see(model, expected["pixel_values"])
     gap = float((ours - expected["projected"]).abs().max())
-    assert gap <= 1e-6 * float(expected["projected"].abs().max())
+    # Processors add in other orders: 0.7e-6 on one, 1.2e-6 on another. float64 is 1.9e-6 away.
+    assert gap <= 3e-6 * float(expected["projected"].abs().max())
 
 
 KERNEL = """
