@@ -12,8 +12,10 @@ import yaml
 from crane_x7_remote.policy_server import policy_io_file
 from crane_x7_remote.policy_server.policy_io import AnswerError, to_chunk, to_request
 from crane_x7_remote.policy_server.policy_io_file import PRESETS, PolicyIoError, from_map, read
+from crane_x7_remote.policy_server.served import Kind
 from crane_x7_vla_rl.images import decode_picture
 from crane_x7_vla_rl.robot import HOME_RAD, JOINT_NAMES, LOWER_RAD, UPPER_RAD
+from crane_x7_vla_rl.training.lerobot import describe
 from crane_x7_vla_rl.types import JointState, Observation
 
 JOINTS = JointState(HOME_RAD, np.zeros(8))
@@ -173,6 +175,27 @@ def test_a_number_such_as_5e_2_is_read(tmp_path: Path) -> None:
     text = (policy_io_file.FOLDER / "crane_x7.yaml").read_text()
     path.write_text(text.replace("period_s: 0.1", "period_s: 5e-2"))
     assert read(path).action.period_s == 0.05
+
+
+def test_what_the_lerobot_trainer_writes_is_read() -> None:
+    feature = {"dtype": "float32", "shape": [8], "names": list(JOINT_NAMES)}
+    camera = {"dtype": "video", "shape": [96, 128, 3], "names": ["height", "width", "channels"]}
+    features = {"observation.state": feature, "action": feature, "observation.images.base": camera}
+    text = describe.policy_io({"fps": 10, "features": features}, {"chunk_size": 12})
+    assert text is not None
+    io = from_map(yaml.safe_load(text), "policy_io.yaml")
+    request = to_request(observation(), io)
+    assert request["observation.images.base"].shape == (96, 128, 3)
+    assert request["task"] == "pick up the red cube"
+    np.testing.assert_allclose(request["observation.state"], HOME_RAD, atol=1e-6)
+    assert io.action.chunk_steps == 12
+    assert io.action.period_s == 0.1
+
+
+def test_the_servers_own_description_is_that_of_the_preset() -> None:
+    stated = Kind("openvla", 6, 0.1).metadata()["policy_io"]
+    action = {k: v for k, v in stated["action"].items() if k != "chunk_steps"}
+    assert stated | {"action": action} == described()
 
 
 def test_an_unknown_preset_names_the_nearest() -> None:
