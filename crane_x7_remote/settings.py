@@ -51,7 +51,7 @@ UNSETTABLE = (
     "vla_chunk_steps", "ts_hostname", "ts_state_dir", "ts_socket", "ts_socks5_server",
     "ts_outbound_http_proxy_listen", "ssh_listen_address", "ssh_state_dir", "boot_run_dir",
     "lift_simulator", "lift_backend", "lift_render", "hf_home", "wandb_dir", "camera_pose",
-    "output_root", "policy_server", "policy_io",
+    "output_root", "policy_server", "policy_io", "lerobot_venv",
 )  # fmt: skip
 """Fields besides secrets and keys for which null, None, nil and undefined mean unset, and which are
 stripped of blanks and quotes. Numbers are excluded: MAX_JUMP=none must not be guessed. So are texts
@@ -122,6 +122,9 @@ aloha, libero, lerobot and crane_x7. Unset: as the server or the checkpoint stat
     policy_jpeg: Annotated[int | None, Field(ge=1, le=100), EmptyIsNone] = None
     """Send images to the policy server as JPEG of this quality, 1 to 100: for slow links, and if \
 the server takes JPEG. Unset: uncompressed."""
+    lerobot_venv: OptionalText = None
+    """Folder of LeRobot's Python environment. Unset: .venv-lerobot of this checkout, which \
+scripts/setup-lerobot makes, or the image's."""
     hf_token: Annotated[SecretStr | None, EmptyIsNone] = None
     """Token for private models on the Hugging Face Hub."""
 

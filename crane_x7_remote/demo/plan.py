@@ -21,6 +21,7 @@ from crane_x7_vla_rl.policies import about
 from crane_x7_vla_rl.policies import load as policies
 from crane_x7_vla_rl.policies.about import Chosen
 from crane_x7_vla_rl.policies.base import ModelOptions, PolicyLoadError
+from crane_x7_vla_rl.policies.kind import kind_of
 from crane_x7_vla_rl.policies.load import POLICY_NAMES, SHIPPED, has_random_weights
 from crane_x7_vla_rl.policies.preflight import OptionNames
 from crane_x7_vla_rl.policies.skills import Skills
@@ -53,6 +54,8 @@ class Model:
     device: str
     is_random: bool
     """Its config states that its weights are random."""
+    kind: str = "openvla"
+    """Name of its policy for load_policy: openvla, or lerobot for a LeRobot checkpoint."""
 
 
 @dataclass(frozen=True)
@@ -128,7 +131,7 @@ def read(args: argparse.Namespace) -> DemoPlan:
         scene_seed=args.seed + (0 if model is None else EVALUATION_SEED),
         instruction=first,
         then=then,
-        policy=args.policy if model is None else "openvla",
+        policy=args.policy if model is None else model.kind,
         model=model,
         skills=skills,
         image_size=args.image_size,
@@ -150,7 +153,7 @@ def check(plan: DemoPlan) -> None:
         plan.model.path, plan.model.device, plan.settings.vla_unnorm_key, token=token
     )
     try:
-        policies.check("openvla", options, OptionNames(path="--policy"))
+        policies.check(plan.policy, options, OptionNames(path="--policy"))
     except PolicyLoadError as error:
         raise PolicyError(str(error)) from error
 
@@ -231,7 +234,11 @@ def _model(policy: str, settings: Settings) -> Model | None:
         policy == TINY or not NVIDIA_DEVICE.exists()
     ):
         device = "cpu"
-    return Model(path, device, has_random_weights(path))
+    try:
+        kind = kind_of(path, _token(settings))
+    except PolicyLoadError as error:
+        raise PolicyError(str(error)) from error
+    return Model(path, device, has_random_weights(path), kind)
 
 
 def robot_command(plan: DemoPlan) -> list[str]:

@@ -56,6 +56,7 @@ def model_options(settings: Settings) -> ModelOptions:
         api_key=settings_values.token_text(settings.policy_api_key, "POLICY_API_KEY"),
         policy_io=settings.policy_io,
         jpeg_quality=settings.policy_jpeg,
+        lerobot_venv=settings.lerobot_venv,
         answer_timeout_s=settings.policy_timeout,
     )
 

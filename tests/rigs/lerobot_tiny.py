@@ -31,6 +31,8 @@ KINDS = ("act", "diffusion", "smolvla", "pi0", "pi05")
 CAMERA = "base"
 CHUNK = 10
 PERIOD_S = 0.1
+GRIPPER_RAD = 0.7
+"""Half open: random targets near the closed gripper's would often lie beyond its limit."""
 SPREAD_RAD = 0.02
 """Standard deviation of states and actions in the statistics."""
 WORDS = "pick up the red blue green cube place it on plate lift task state action ; : , . 0 1 2 3"
@@ -116,6 +118,7 @@ def policy_io(size: tuple[int, int], cameras: tuple[str, ...]) -> dict[str, obje
 def statistics(cameras: tuple[str, ...] = (CAMERA,)) -> dict[str, dict[str, np.ndarray]]:
     """Statistics of states and actions near the home pose, as a data set's."""
     home, spread = HOME_RAD.astype(np.float32), np.full(8, SPREAD_RAD, np.float32)
+    home[7] = GRIPPER_RAD
     values = {
         "mean": home, "std": spread, "min": home - 3 * spread, "max": home + 3 * spread,
         "q01": home - 2 * spread, "q99": home + 2 * spread,
