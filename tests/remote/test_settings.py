@@ -226,8 +226,13 @@ def test_a_session_and_a_role_are_handed_what_training_reads() -> None:
     assert not left_out
 
 
-READERS = {"crane_x7_remote/settings.py", "crane_x7_vla_rl/training/settings.py"}
-"""The second one: training may begin where no command of the first one's package ran before."""
+READERS = {
+    "crane_x7_remote/settings.py",
+    "crane_x7_vla_rl/training/settings.py",
+    "crane_x7_vla_rl/training/lerobot/save_whole.py",
+}
+"""The second one: training may begin where no command of the first one's package ran before. The
+third one runs alone, in LeRobot's environment."""
 
 
 def test_the_environment_is_read_in_settings_only() -> None:
