@@ -1,0 +1,1 @@
+"""What scripts/bench_server is made of."""
