@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from crane_x7_remote.errors import RemoteError
+from crane_x7_remote.policy_server import policy_io_file
 from crane_x7_remote.policy_server.batches import Answer
 from crane_x7_remote.policy_server.batches import Observation as Request
 from crane_x7_remote.policy_server.server import CLIENT_KEY
@@ -26,24 +27,10 @@ from crane_x7_vla_rl.prompt import MAX_INSTRUCTION_BYTES, clean_instruction
 from crane_x7_vla_rl.robot import DOF, HOME_RAD, JOINT_NAMES
 from crane_x7_vla_rl.types import Image, JointState, Observation
 
+PRESET: Final = "crane_x7"
 IMAGE_KEY: Final = "observation/image"
 STATE_KEY: Final = "observation/state"
 PROMPT_KEY: Final = "prompt"
-ACTION: Final = {"key": "actions", "kind": "joint_target", "joints": "all", "unit": "rad"}
-POLICY_IO: Final = {
-    "images": [
-        {
-            "key": IMAGE_KEY,
-            "source": "camera",
-            "layout": "hwc",
-            "colour": "rgb",
-            "range": "uint8",
-        }
-    ],
-    "state": [{"key": STATE_KEY, "joints": "all", "unit": "rad"}],
-    "prompt": PROMPT_KEY,
-}
-"""The preset `crane_x7`, without its action."""
 
 
 class RequestError(RemoteError):
@@ -64,14 +51,15 @@ class Kind:
 
     def metadata(self) -> dict[str, Any]:
         """Return what clients get on connecting."""
-        action = {**ACTION, "period_s": self.period_s, "chunk_steps": self.chunk_steps}
+        content, _ = policy_io_file.read_map(PRESET)
+        action = {**content["action"], "period_s": self.period_s, "chunk_steps": self.chunk_steps}
         return {
             "policy_type": self.policy_type,
             "chunk_steps": self.chunk_steps,
             "period_s": self.period_s,
             "joint_names": list(JOINT_NAMES),
             "accepts_jpeg": True,
-            "policy_io": {**POLICY_IO, "action": action},
+            "policy_io": {**content, "action": action},
         }
 
 

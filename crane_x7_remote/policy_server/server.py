@@ -18,6 +18,7 @@ import hmac
 import http
 import itertools
 import logging
+import sys
 import threading
 import time
 import traceback
@@ -44,6 +45,7 @@ from crane_x7_remote.policy_server.batches import (
 )
 from crane_x7_remote.policy_server.msgpack_bounds import Limits
 from crane_x7_remote.system import signals
+from crane_x7_remote.system.memory import keep_freed_memory
 
 logger = logging.getLogger(__name__)
 handshakes = logging.getLogger(__name__ + ".handshakes")
@@ -53,6 +55,9 @@ CLIENT_KEY: Final = "server/client"
 """Key that the server adds to each observation: the number of the client's connection."""
 HEALTH_PATH: Final = "/healthz"
 CLOSE_TIMEOUT_S: Final = 1.0
+SWITCH_INTERVAL_S: Final = 0.0005
+"""How long the policy's thread may keep the interpreter while a client waits; Python's default is
+5 ms."""
 REQUEST_LIMITS: Final = Limits(max_bytes=32 * 1024 * 1024)
 AnswerFunction = Callable[[list[Observation]], Sequence[Answer]]
 
@@ -245,6 +250,8 @@ def serve(
         finally:
             await server.stop()
 
+    keep_freed_memory()
+    sys.setswitchinterval(SWITCH_INTERVAL_S)
     asyncio.run(run())
 
 

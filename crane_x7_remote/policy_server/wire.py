@@ -73,7 +73,7 @@ def _sendable(value: Any, path: tuple[object, ...]) -> Any:
         _refuse_kind(value.dtype, path)
         return {
             b"__ndarray__": True,
-            b"data": value.tobytes(),
+            b"data": _content(value),
             b"dtype": value.dtype.str,
             b"shape": value.shape,
         }
@@ -95,6 +95,14 @@ def _sendable(value: Any, path: tuple[object, ...]) -> Any:
         f"{_place(path)}: a {type(value).__name__} cannot be sent; expected a map, list, text,"
         " bytes, number or numpy array"
     )
+
+
+def _content(array: npt.NDArray[Any]) -> bytes | memoryview:
+    """Return the bytes of an array. An image is not copied: two blocks of a megabyte at a time make
+    the allocator give memory back and fetch it again at each call, 2 ms on a virtual machine."""
+    if array.flags.c_contiguous and array.size and array.dtype.kind != "U" and array.dtype.isnative:
+        return memoryview(array).cast("B")
+    return array.tobytes()
 
 
 def _refuse_kind(dtype: np.dtype[Any], path: tuple[object, ...]) -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import re
 import signal
 import subprocess
 import sys
@@ -15,10 +13,13 @@ import numpy as np
 import pytest
 import simplejpeg
 from plain_policy_server import decode, encode
+from serve_policy_rig import serving
 from websockets.sync.client import ClientConnection, connect
 
 from crane_x7_remote.errors import ExitCode
+from crane_x7_remote.policy_server import policy_io_file
 from crane_x7_remote.policy_server.batches import Observation as Request
+from crane_x7_remote.policy_server.policy_io import to_request
 from crane_x7_remote.policy_server.served import (
     InstructionError,
     Kind,
@@ -29,10 +30,11 @@ from crane_x7_remote.policy_server.served import (
     try_out,
 )
 from crane_x7_remote.policy_server.server import CLIENT_KEY
+from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.policies.color_servo.policy import ColorServo
-from crane_x7_vla_rl.policies.load import SHIPPED
+from crane_x7_vla_rl.policies.load import SHIPPED, load_policy
 from crane_x7_vla_rl.robot import DOF, HOME_RAD
-from crane_x7_vla_rl.types import ActionChunk, Observation
+from crane_x7_vla_rl.types import ActionChunk, JointState, Observation
 
 WAIT_S = 60.0
 TASK = "pick up the red cube"
@@ -48,26 +50,6 @@ def request(client: int = 1, **changes: Any) -> Request:
         CLIENT_KEY: client,
     }
     return {key: value for key, value in (fields | changes).items() if value is not None}
-
-
-@contextlib.contextmanager
-def serving(*flags: str, **environ: str) -> Iterator[tuple[str, subprocess.Popen[str]]]:
-    """The URL and the process of a `serve-policy`."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "crane_x7_remote", "serve-policy", "--port=0", *flags],
-        stdout=subprocess.PIPE,
-        text=True,
-        env=os.environ | environ,
-    )
-    try:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        found = re.search(r"ready: .* at (ws://\S+),", line)
-        assert found is not None, line
-        yield found[1], process
-    finally:
-        process.kill()
-        process.communicate()
 
 
 @contextlib.contextmanager
@@ -193,3 +175,29 @@ def test_the_metadata_state_what_the_policy_answered() -> None:
     kind = try_out(Counting(), "counting", TASK)
     assert kind == Kind("counting", 2, 0.1)
     assert kind.metadata()["policy_io"]["action"]["chunk_steps"] == 2
+
+
+def test_the_metadata_are_a_complete_description_of_what_is_read() -> None:
+    io = policy_io_file.from_map(Kind("any", 7, 0.1).metadata()["policy_io"], "the server")
+    assert io.action.chunk_steps == 7
+    joints = JointState(HOME_RAD, np.zeros(DOF))
+    picture = request()["observation/image"]
+    back = read_request(to_request(Observation(picture, joints, TASK, 0.0), io), 0.0)
+    assert back.instruction == TASK
+    np.testing.assert_array_equal(back.image, picture)
+    np.testing.assert_allclose(back.joints.position_rad, HOME_RAD, atol=1e-6)
+
+
+def test_the_loops_own_client_drives_a_served_policy() -> None:
+    """What `infer --policy remote` uses, with pixels and with JPEGs: the same chunk as locally."""
+    seen = request()
+    joints = JointState(HOME_RAD, np.zeros(DOF))
+    observation = Observation(seen["observation/image"], joints, TASK, 0.0)
+    expected = ColorServo().predict([observation])[0]
+    with serving("--vla-policy=color-servo") as (url, _):
+        for quality in (None, 95):
+            options = ModelOptions(server=url, jpeg_quality=quality)
+            policy = load_policy("remote", options)
+            chunk = policy.predict([observation])[0]
+            assert chunk.period_s == expected.period_s
+            np.testing.assert_allclose(chunk.position_rad, expected.position_rad, atol=0.02)
