@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     name = choice.policy_name(settings)
     if name == "remote":
         raise SettingsError(
-            "serve-policy serves a policy of its own, not another server's: set VLA_MODEL_PATH, or"
+            "serve-policy serves its own policy, not another server's: set VLA_MODEL_PATH, or"
             " VLA_POLICY=color-servo"
         )
     names = choice.option_names(args)

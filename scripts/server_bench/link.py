@@ -1,4 +1,4 @@
-"""A slow link as a process of its own: `python -m server_bench.link PORT MBIT_S ROUND_TRIP_MS`.
+"""A slow link as a process: `python -m server_bench.link PORT MBIT_S ROUND_TRIP_MS`.
 
 A relay to PORT that prints its own port. In each direction bytes leave one after another at the
 link's rate, and arrive half a round trip later. Nothing is lost, and TCP's windows are those of the

@@ -1,4 +1,4 @@
-"""A `serve-policy` as a process of its own."""
+"""A `serve-policy` as a process."""
 
 from __future__ import annotations
 

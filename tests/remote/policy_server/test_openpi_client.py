@@ -1,4 +1,4 @@
-"""openpi's own client, unchanged, in an environment of its own (it needs numpy < 2)."""
+"""openpi's own client, unchanged, in its own environment (it needs numpy < 2)."""
 
 from __future__ import annotations
 

@@ -295,7 +295,7 @@ def test_a_policy_that_hangs_does_not_keep_the_server_from_ending() -> None:
 
 
 def test_the_server_needs_only_numpy_msgpack_and_websockets() -> None:
-    """LeRobot's environment has no other package of ours."""
+    """LeRobot's environment has no other package of this project."""
     code = (
         "import sys, crane_x7_remote.policy_server.server as s;"
         "print(*(name for name, module in sys.modules.items() if getattr(module, '__file__', 0)))"

@@ -195,20 +195,20 @@ def test_no_damaged_message_does_more_than_raise_a_wire_error(seed: int) -> None
     )
     accepted = 0
     for _ in range(4000):
-        spoilt = bytearray(good)
+        damaged = bytearray(good)
         for _ in range(int(rng.integers(1, 4))):
-            at = int(rng.integers(0, len(spoilt)))
+            at = int(rng.integers(0, len(damaged)))
             match rng.integers(0, 4):
                 case 0:
-                    spoilt[at] = int(rng.integers(0, 256))
-                case 1 if len(spoilt) > 1:
-                    del spoilt[at]
+                    damaged[at] = int(rng.integers(0, 256))
+                case 1 if len(damaged) > 1:
+                    del damaged[at]
                 case 2:
-                    spoilt[at:at] = spoilt[at : at + int(rng.integers(1, 9))]
+                    damaged[at:at] = damaged[at : at + int(rng.integers(1, 9))]
                 case _:
-                    del spoilt[at + 1 :]
+                    del damaged[at + 1 :]
         try:
-            value = wire.unpack(bytes(spoilt))
+            value = wire.unpack(bytes(damaged))
         except WireError:
             continue
         accepted += 1
