@@ -78,12 +78,16 @@ def run(args: argparse.Namespace) -> int:
 
     first = make()
     kind = _try_out(first, name, settings.vla_task_instruction)
-    answer = PerClient(make) if name in REMEMBERING else Shared(first)
 
-    def on_left(client: int) -> None:
-        answer.forget(client)
-        if name in FOR_ONE:
-            first.reset()
+    def restarted() -> Policy:
+        first.reset()
+        return first
+
+    answer: Shared | PerClient
+    if name in REMEMBERING:
+        answer = PerClient(make)
+    else:
+        answer = PerClient(restarted) if name in FOR_ONE else Shared(first)
 
     def ready(port: int) -> None:
         key = "with an API key" if config.api_key else "no API key"
@@ -93,7 +97,7 @@ def run(args: argparse.Namespace) -> int:
             flush=True,
         )
 
-    serve(answer, kind.metadata(), config, ready, on_left)
+    serve(answer, kind.metadata(), config, ready, answer.forget)
     return ExitCode.OK
 
 

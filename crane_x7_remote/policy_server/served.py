@@ -31,6 +31,8 @@ PRESET: Final = "crane_x7"
 IMAGE_KEY: Final = "observation/image"
 STATE_KEY: Final = "observation/state"
 PROMPT_KEY: Final = "prompt"
+RESET_KEY: Final = "reset"
+"""True in the first observation of an episode, where the metadata say `accepts_reset`."""
 
 
 class RequestError(RemoteError):
@@ -59,6 +61,7 @@ class Kind:
             "period_s": self.period_s,
             "joint_names": list(JOINT_NAMES),
             "accepts_jpeg": True,
+            "accepts_reset": True,
             "policy_io": {**content, "action": action},
         }
 
@@ -70,7 +73,10 @@ class Shared:
         self._policy = policy
 
     def __call__(self, requests: Sequence[Request]) -> list[Answer]:
-        """Return an answer per request; raises RequestError and what the policy raises."""
+        """Return an answer per request; raises RequestError and what the policy raises.
+
+        A reset is ignored: what other clients get must not depend on it.
+        """
         return _answers(self._policy, requests)
 
     def forget(self, client: int) -> None:
@@ -89,13 +95,15 @@ class PerClient:
         found = []
         for request in requests:
             client = request[CLIENT_KEY]
+            if request.get(RESET_KEY) is True:
+                self.forget(client)
             if client not in self._policies:
                 self._policies[client] = self._make()
             found += _answers(self._policies[client], [request])
         return found
 
     def forget(self, client: int) -> None:
-        """Drop the policy of a client that has left."""
+        """Drop the policy of a client that has left, or starts over."""
         self._policies.pop(client, None)
 
 

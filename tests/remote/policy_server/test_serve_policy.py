@@ -166,6 +166,13 @@ def test_each_client_has_its_own_memory_until_it_leaves() -> None:
     assert [each["actions"][0, 0] for each in answer([request(1), request(2)])] == [1, 2]
 
 
+def test_a_reset_starts_over_for_its_client_alone() -> None:
+    answer = PerClient(Counting)
+    answer([request(1), request(2)])
+    counts = [each["actions"][0, 0] for each in answer([request(1, reset=True), request(2)])]
+    assert counts == [1, 2]
+
+
 def test_an_instruction_that_is_not_followed_is_refused() -> None:
     with pytest.raises(InstructionError, match="does not understand"):
         Shared(ColorServo())([request(prompt="sing")])
