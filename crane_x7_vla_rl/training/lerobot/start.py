@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from crane_x7_vla_rl import lerobot_env
-from crane_x7_vla_rl.policies import cuda_devices
+from crane_x7_vla_rl.policies import cuda_devices, hub
+from crane_x7_vla_rl.policies.base import PolicyLoadError
+from crane_x7_vla_rl.policies.lerobot_folder import CONFIG as CONFIG_NAME
 from crane_x7_vla_rl.training import preflight, settings, terminal
 from crane_x7_vla_rl.training.errors import ConfigError, PackageError
 from crane_x7_vla_rl.training.lerobot import dataset, describe, options, resuming, run, saved
@@ -60,6 +62,8 @@ def go(request: Request, wish: Wish) -> int:
             plan = replace(plan, output_dir=_folder(request, plan, found))
         preflight.raise_all(preflight.output(plan.output_dir))
         dataset.check(plan.options)
+        if found is None and not wish.dry:
+            _check_weights(plan.options)
         run.check_folder(plan.output_dir, found is not None)
         if wish.dry and not _local(plan.options):
             data = DataSet(str(plan.options[dataset.REPO]), None, {})
@@ -85,6 +89,20 @@ def _config(request: Request, found: Found | None) -> Mapping[str, Any] | None:
 
 def _filled(request: Request, config: Mapping[str, Any]) -> Request:
     return replace(request, options=resuming.filled(request.options, config))
+
+
+def _check_weights(given: Mapping[str, Any]) -> None:
+    """Raise PolicyLoadError if the policy to start from is neither here nor on the Hub.
+
+    LeRobot needs minutes to say so.
+    """
+    for key in (options.PATH, plans.BASE):
+        if (place := given.get(key)) is None:
+            continue
+        try:
+            hub.peek(str(place), given.get("policy.pretrained_revision"), names=[CONFIG_NAME])
+        except PolicyLoadError as error:
+            raise PolicyLoadError(f"{key}: {error}") from error
 
 
 def _local(given: Mapping[str, Any]) -> bool:
@@ -224,17 +242,16 @@ def _destination(request: Request, found: Found | None) -> Destination | None:
     own, policy_repo = request.own.checkpoint, request.options.get("policy.repo_id")
     targets = []
     if own.repo_id is not None:
-        hub = HubCheckpoints(own.repo_id)
-        hub.check()
+        target = HubCheckpoints(own.repo_id)
+        target.check()
         if found is None:
-            hub.refuse_other_run()
-        targets.append(hub)
+            target.refuse_other_run()
+        targets.append(target)
     if policy_repo is not None and request.options.get("policy.push_to_hub") is not False:
-        hub = HubCheckpoints(str(policy_repo), policy=True)
-        hub.check()
-        targets.append(hub)
+        finished = HubCheckpoints(str(policy_repo), policy=True)
+        finished.check()
+        targets.append(finished)
     if not targets:
         return None
     every = own.upload_every_save or bool(request.options.get("save_checkpoint_to_hub"))
-    target = targets[0] if len(targets) == 1 else Both(tuple(targets))
-    return Destination(target, every)
+    return Destination(targets[0] if len(targets) == 1 else Both(tuple(targets)), every)

@@ -156,3 +156,79 @@ def test_a_table_of_options_is_there_for_the_pinned_release() -> None:
     assert options.table()["lerobot"] == VERSION
     assert {"act", "diffusion", "smolvla", "pi0", "pi05"} <= {*options.policy_types()}
     assert json.loads(options.FILE.read_text())["top"]["steps"] == "int"
+
+
+def test_weights_that_are_nowhere_are_refused_before_lerobot_starts(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from data_rig import FPS, episode
+
+    from crane_x7_vla_rl.data.lerobot import LeRobotWriter
+    from crane_x7_vla_rl.training.lerobot import start
+
+    with LeRobotWriter(tmp_path / "data", FPS, (48, 32)) as writer:
+        writer.add(episode(0))
+    monkeypatch.setattr(start, "interpreter", lambda: Path("python"))
+    words = [f"--dataset.root={tmp_path / 'data'}", f"--output_dir={tmp_path / 'run'}"]
+    assert cli.main(["lerobot", *words, f"--policy.path={tmp_path / 'none'}"]) == 5
+    assert "policy.path: " in capsys.readouterr().err
+
+
+def test_a_missing_environment_names_the_command_that_makes_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("LEROBOT_VENV", str(tmp_path))
+    words = ["--dataset.repo_id=me/data", "--policy.type=act"]
+    assert cli.main(["lerobot", *words]) == ExitCode.USAGE
+    assert "run scripts/setup-lerobot" in capsys.readouterr().err
+
+
+def test_recordings_that_lerobot_cannot_read_are_converted_first(tmp_path: Path) -> None:
+    from tfrecord_rig import logger_steps, write_log
+
+    from crane_x7_vla_rl.data.convert import convert
+    from crane_x7_vla_rl.training.lerobot import dataset
+
+    logs, older, run = tmp_path / "logs", tmp_path / "older", tmp_path / "run"
+    for number in range(2):
+        write_log(logs, number, logger_steps(seed=number))
+    convert(logs, older, "", resume=False, form="lerobot-v2.1")
+    for source in (logs, older):
+        found = dataset.prepare({"dataset.repo_id": str(source)}, run)
+        assert found.root == tmp_path / "run-data"
+        assert found.info["codebase_version"] == "v3.0"
+        assert found.frames == 12
+        again = dataset.prepare({"dataset.root": str(found.root)}, run)
+        assert again.options == {
+            "dataset.repo_id": "local/run-data", "dataset.root": str(found.root)
+        }  # fmt: skip
+
+
+def test_policy_io_says_what_the_data_set_says(caplog: pytest.LogCaptureFixture) -> None:
+    import yaml
+
+    from crane_x7_remote.policy_server import policy_io_file
+    from crane_x7_vla_rl.robot import JOINT_NAMES
+    from crane_x7_vla_rl.training.lerobot import describe
+
+    joints = {"dtype": "float32", "shape": [8], "names": list(JOINT_NAMES)}
+    interleaved = [f"{name}.{what}" for name in JOINT_NAMES for what in ("pos", "vel")]
+    info = {
+        "fps": 30, "robot_type": "crane_x7",
+        "features": {
+            "observation.state": {"shape": [16], "names": interleaved}, "action": joints,
+            "observation.images.top": {"shape": [64, 96, 3]},
+        },
+    }  # fmt: skip
+    text = describe.policy_io(info, {"chunk_size": 20}, "deg")
+    assert text is not None
+    content = yaml.safe_load(text)
+    read = policy_io_file.from_map(content, "test")
+    assert read.action.columns.places == tuple(range(8))
+    assert read.state[0].columns.places == tuple(n for k in range(8) for n in (k, None))
+    assert (read.action.chunk_steps, read.action.columns.unit) == (20, "deg")
+    assert read.action.period_s == pytest.approx(1 / 30, abs=1e-6)
+    assert read.images[0].form.size == (96, 64)
+    info["features"]["action"] = {"shape": [6], "names": list("abcdef")}  # type: ignore[index]
+    assert describe.policy_io(info, {}) is None
+    assert "set POLICY_IO" in caplog.text
