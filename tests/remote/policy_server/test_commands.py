@@ -26,7 +26,7 @@ CLEAN = {
 def infer(*flags: str, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "crane_x7_remote", "infer", "--rosbridge-host", "127.0.0.1", *flags],
-        capture_output=True, text=True, timeout=90, env=CLEAN | environ, check=False,
+        capture_output=True, text=True, timeout=120, env=CLEAN | environ, check=False,
     )  # fmt: skip
 
 
@@ -49,6 +49,7 @@ def served(**environ: str) -> Iterator[str]:
     assert process.returncode == 0
 
 
+@pytest.mark.timeout(300)
 def test_the_loop_drives_by_serve_policy_in_another_process() -> None:
     with FaultyRobot() as robot, served(POLICY_API_KEY="key") as url:
         flags = ["--rosbridge-port", str(robot.port), "--policy-server", url, "--duration", "6",
