@@ -25,14 +25,18 @@ from websockets.sync.client import connect
 
 from crane_x7_remote.rosbridge import messages, protocol
 from crane_x7_vla_rl.data.lerobot import open_lerobot
+from crane_x7_vla_rl.lerobot_env import interpreter
 from crane_x7_vla_rl.robot import ARM_JOINT_NAMES, HOME_RAD, JOINT_NAMES
 
 pytestmark = [pytest.mark.lerobot, pytest.mark.timeout(900)]
 
-VENV = ROOT / ".venv-lerobot/bin"
 PLUGIN = ROOT / "crane_x7_remote/lerobot/plugin"
 SIZE = (160, 120)
 TASK = "wave"
+
+
+def python() -> Path:
+    return interpreter(os.environ.get("LEROBOT_VENV"))
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +46,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shutil.copytree(PLUGIN, source)
     target = source.with_name("site")
     done = subprocess.run(
-        [VENV / "python", "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation",
+        [python(), "-m", "pip", "install", "-q", "--no-deps", "--no-build-isolation",
          "--target", target, source],
         capture_output=True, text=True, timeout=300,
     )  # fmt: skip
@@ -54,7 +58,7 @@ def run(site: Path, command: str, *flags: str, expected: int = 0) -> str:
     """Run a LeRobot command; return what it printed."""
     home = site.parent
     done = subprocess.run(
-        [VENV / command, *flags],
+        [python().with_name(command), *flags],
         capture_output=True,
         text=True,
         timeout=400,

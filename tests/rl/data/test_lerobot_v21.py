@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from places import ROOT
 
 pytest.importorskip("pyarrow", reason="needs the train extra")
 pytest.importorskip("av", reason="needs the train extra")
@@ -23,6 +22,7 @@ from crane_x7_vla_rl.data.convert import FORMATS, convert
 from crane_x7_vla_rl.data.episode import DataError, EpisodeError
 from crane_x7_vla_rl.data.lerobot import LeRobotWriter, V21Writer, open_lerobot
 from crane_x7_vla_rl.data.reading import Reading
+from crane_x7_vla_rl.lerobot_env import interpreter
 from crane_x7_vla_rl.robot import JOINT_NAMES
 
 V21 = FORMATS[1]
@@ -200,7 +200,7 @@ def test_lerobots_own_converter_reads_it(tmp_path: Path) -> None:
         for number in range(3):
             writer.add(episode(number, 4 + number))
     done = subprocess.run(
-        [ROOT / ".venv-lerobot/bin/python", "-c", CONVERT, str(folder)],
+        [interpreter(os.environ.get("LEROBOT_VENV")), "-c", CONVERT, str(folder)],
         capture_output=True,
         text=True,
         timeout=500,
