@@ -68,7 +68,7 @@ VALUES: Final[Mapping[tuple[str, str], str]] = {
 VARIABLES: Final[Mapping[str, str]] = {
     "HUGGINGFACE_HUB_TOKEN": "HF_TOKEN",
     "EVAL_DEVICE": "evaluate --device cuda",
-    "EVAL_EPISODES": "evaluate --data-root FOLDER --offline-frames N",
+    "EVAL_EPISODES": "evaluate --data-root FOLDER --offline-episodes 0 1 2 3",
 }
 """Variable that this project does not read → what to set or type. Names with another meaning in
 other programs, such as PYTHON_VERSION of the usual images, are not listed."""

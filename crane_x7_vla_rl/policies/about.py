@@ -1,9 +1,10 @@
 """Settings that a checkpoint's small files contain. A folder → values, each with its file.
 
 `skills.json` comes first, then the configuration of the run that trained it (`train_config.yaml`),
-the simulated demonstrations that it learned from (`demos.json`), `policy.json`, and for LeRobot's
-checkpoints `policy_io.yaml`, which gives the period of their steps. In `choose`,
-flags override them, and they override defaults. No weights are read, and torch is not imported.
+the simulated demonstrations that it learned from (`demos.json`), and `policy.json`. Of LeRobot's
+checkpoints, `policy_io.yaml` gives the period of their steps, config.json the size of their camera.
+In `choose`, flags override them, and they override defaults. No weights are read, and torch is not
+imported.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ def said_by(checkpoint: str | Path, token: str | None = None) -> dict[str, Said]
     """
     readers = {
         SKILLS: _skills, TRAIN_CONFIG: _training, DEMOS: _demonstrations, POLICY: _policy,
-        lerobot_folder.POLICY_IO: _policy_io,
+        lerobot_folder.POLICY_IO: _policy_io, lerobot_folder.CONFIG: _lerobot,
     }  # fmt: skip
     try:
         place = hub.peek(checkpoint, token=token, names=readers).folder
@@ -155,6 +156,21 @@ def _policy_io(folder: Path) -> Iterator[tuple[str, Any]]:
         yield "rate_hz", min(MOST_HZ, 1 / float(read_yaml(path)["action"]["period_s"]))
     except (OSError, YamlError, ValueError, KeyError, TypeError, ZeroDivisionError):
         return  # loading the policy reports the problem
+
+
+def _lerobot(folder: Path) -> Iterator[tuple[str, Any]]:
+    """Yield the size of the camera's images, if the LeRobot policy has one camera."""
+    config = lerobot_folder.read_config(folder)
+    if config is None or not lerobot_folder.is_lerobot(config):
+        return
+    sizes = [
+        feature.get("shape")
+        for feature in config["input_features"].values()
+        if isinstance(feature, Mapping) and feature.get("type") == "VISUAL"
+    ]
+    match sizes:
+        case [[int(), int(height), int(width)]]:
+            yield "image_size", (width, height)
 
 
 def _size(text: str) -> tuple[int, int]:

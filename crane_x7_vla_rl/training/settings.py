@@ -107,6 +107,11 @@ def environment(extra: Mapping[str, str]) -> dict[str, str]:
     return {**os.environ, **extra}
 
 
+def policy_api_key(environ: Mapping[str, str] | None = None) -> str | None:
+    """Return the key for a policy server; None if it is unset."""
+    return _text("POLICY_API_KEY", os.environ if environ is None else environ)
+
+
 def process_count(environ: Mapping[str, str] | None = None) -> int:
     """Return how many processes torchrun started; 1 without torchrun."""
     environ = os.environ if environ is None else environ

@@ -1,4 +1,7 @@
-"""`evaluate`: a checkpoint's success rate in simulation, its errors against recordings.
+"""`evaluate`: a policy's success rate in simulation, its errors against recordings.
+
+The policy is a checkpoint of OpenVLA or LeRobot, `color-servo`, or a policy server (`--policy
+remote --server ws://…`).
 
 Flags → `results.json`, videos and, with `--data-root`, `offline.parquet`, in a separate folder.
 Seeds begin where those of demonstrations end, so that no scene is known from training. Every
@@ -25,22 +28,27 @@ from crane_x7_vla_rl import fields, scenes
 from crane_x7_vla_rl.policies import about, cuda_devices
 from crane_x7_vla_rl.policies.about import Chosen
 from crane_x7_vla_rl.policies.base import AUTO, ModelOptions
-from crane_x7_vla_rl.policies.preflight import OptionNames, model_problems
+from crane_x7_vla_rl.policies.kind import OPENVLA
+from crane_x7_vla_rl.policies.load import POLICY_NAMES
+from crane_x7_vla_rl.policies.preflight import model_problems
 from crane_x7_vla_rl.scenes import WorldConfig
 from crane_x7_vla_rl.training import settings
+from crane_x7_vla_rl.training.evaluate import policies
 from crane_x7_vla_rl.training.evaluate import ranks as processes
 from crane_x7_vla_rl.training.evaluate.config import RESULTS, EvaluateConfig
+from crane_x7_vla_rl.training.evaluate.policies import NAMES
 from crane_x7_vla_rl.training.evaluate.ranks import ALONE, Ranks
 
-NAMES: Final = OptionNames("--checkpoint", "--device", "--unnorm-key")
 FOLDER: Final = "evaluate"
 """Folder of evaluations, below the output root."""
 NOT_MODEL: Final = (
-    "path", "token", "center_crop", "chunk_steps", "device", "speculation", "server", "api_key",
-    "policy_io", "jpeg_quality", "answer_timeout_s",
+    "path", "token", "center_crop", "chunk_steps", "device", "speculation", "api_key",
+    "jpeg_quality", "answer_timeout_s",
 )  # fmt: skip
 """Options of a model that the checkpoint or the environment sets, or that serve one robot only."""
-NOT_FLAGS: Final = ("model", "output", "world", "sources")
+NOT_FLAGS: Final = ("model", "output", "policy", "world", "sources", "offline_episodes")
+ANSWER_S: Final = 30.0
+"""The simulation waits for a slow policy; a robot does not."""
 ASKED: Final = (*about.SCENE, "temperature", "device")
 """What the checkpoint or the machine decides where no flag does."""
 
@@ -49,7 +57,14 @@ logger = logging.getLogger(__name__)
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `evaluate`."""
-    parser.add_argument("--checkpoint", required=True, help="folder or Hub id")
+    parser.add_argument("--checkpoint", help="folder or Hub id")
+    parser.add_argument(
+        "--policy", choices=POLICY_NAMES, help="default: openvla or lerobot, as the checkpoint says"
+    )
+    parser.add_argument(
+        "--offline-episodes", type=int, nargs="+", default=(), metavar="N",
+        help="recorded episodes of which every frame is compared, in a parquet file per episode",
+    )  # fmt: skip
     parser.add_argument(
         "--output", type=Path,
         help=f"folder (<OUTPUT_ROOT>/{FOLDER}/…, named after checkpoint, task and temperature)",
@@ -69,12 +84,19 @@ def read(args: argparse.Namespace) -> EvaluateConfig:
     Logs a warning for flags that contradict the checkpoint. Raises ConfigError, PolicyLoadError.
     """
     chosen = _choose(args)
+    policy = policies.name_of(args.checkpoint, args.policy)
     words = argparse.Namespace(**vars(args) | dict(chosen.values))
     return fields.from_flags(
         EvaluateConfig,
         words,
-        model=fields.from_flags(ModelOptions, words, path=args.checkpoint),
-        output=args.output or settings.output_root() / FOLDER / _name(words),
+        model=fields.from_flags(
+            ModelOptions,
+            words,
+            path=args.checkpoint,
+            api_key=settings.policy_api_key(),
+        ),
+        output=args.output or settings.output_root() / FOLDER / _name(words, policy),
+        policy=policy,
         world=fields.from_flags(WorldConfig, words),
         sources=dict(chosen.sources),
     )
@@ -93,15 +115,15 @@ def _choose(args: argparse.Namespace) -> Chosen:
         if name in ASKED and value is not None
     }
     flags = {name: "--" + name.replace("_", "-") for name in ASKED}
-    said = about.said_by(args.checkpoint)
+    said = about.said_by(args.checkpoint) if args.checkpoint else {}
     chosen = about.choose(given, said, defaults, flags)
     if chosen.contradictions:
         logger.warning("%s", "; ".join(chosen.contradictions))
     return chosen
 
 
-def _name(args: argparse.Namespace) -> str:
-    parts = Path(args.checkpoint).parts[-2:]
+def _name(args: argparse.Namespace, policy: str) -> str:
+    parts = Path(args.checkpoint).parts[-2:] if args.checkpoint else (policy,)
     how = f"t{args.temperature:g}" if args.temperature else "greedy"
     words = [*parts, args.task, how, *(["swapped"] if args.swapped else [])]
     return "-".join(word.replace("/", "-") for word in words)
@@ -138,7 +160,7 @@ def _summary(config: EvaluateConfig) -> str:
         f"{name} {about.shown(values[name])} ({source})" for name, source in config.sources.items()
         if name in ("task", "colours", "spawn_range_m", "image_size", "temperature", "device")
     ]  # fmt: skip
-    return f"{config.model.path}: {', '.join(words)}"
+    return f"{config.model.path or config.policy}: {', '.join(words)}"
 
 
 def _check(config: EvaluateConfig) -> None:
@@ -146,7 +168,10 @@ def _check(config: EvaluateConfig) -> None:
     from crane_x7_vla_rl.training import preflight
 
     checks = [
-        preflight.packages(preflight.MODEL + preflight.SIMULATION * bool(config.num_episodes)),
+        preflight.packages(
+            preflight.MODEL * (config.policy == OPENVLA)
+            + preflight.SIMULATION * bool(config.num_episodes)
+        ),
         iter(cuda_devices.problems(config.model.device, NAMES.device)),
         preflight.output(config.output),
     ]
@@ -158,8 +183,11 @@ def _check(config: EvaluateConfig) -> None:
 
 
 def _check_model(config: EvaluateConfig) -> Iterator[Exception]:
-    """Find problems of the checkpoint; the Hub is contacted only when this is read."""
-    yield from model_problems(config.model, NAMES)
+    """Find problems of the policy; the Hub is contacted only when this is read."""
+    if config.policy == OPENVLA and config.model.path is not None:
+        yield from model_problems(config.model, NAMES)
+    else:
+        yield from policies.problems(config)
 
 
 def evaluate(
@@ -172,25 +200,23 @@ def evaluate(
     A model that outputs NaN is an error, not a rate of 0: NotFiniteError is a PolicyLoadError.
     """
     from crane_x7_vla_rl.data.files import write_json
-    from crane_x7_vla_rl.policies.load import load_policy
-    from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy
     from crane_x7_vla_rl.training.evaluate.report import summary
 
     model = replace(
-        config.model, device=device or config.model.device, seed=config.model.seed + ranks.rank
-    )
-    policy = load_policy("openvla", model, NAMES)
-    assert isinstance(policy, OpenVLAPolicy)
+        config.model, device=device or config.model.device, seed=config.model.seed + ranks.rank,
+        answer_timeout_s=ANSWER_S,
+    )  # fmt: skip
+    candidate = policies.open_policy(config, model)
     config.output.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {"checkpoint": config.model.path}
+    results: dict[str, Any] = {"checkpoint": config.model.path, "policy": config.policy}
     if config.num_episodes:
         from crane_x7_vla_rl.training.evaluate.rollout import roll_out
 
-        results |= summary(config, roll_out(policy, config, ranks))
+        results |= summary(config, roll_out(candidate, config, ranks))
     if config.data_root is not None:
         from crane_x7_vla_rl.training.evaluate.offline import compare
 
-        results["offline"] = compare(policy, config, ranks)
+        results["offline"] = compare(candidate.policy, config, ranks)
     if ranks.is_first:
         write_json(config.output / RESULTS, results)
     return results

@@ -12,6 +12,7 @@ from crane_x7_vla_rl.scenes import EVALUATION_SEED, WorldConfig
 from crane_x7_vla_rl.training.errors import ConfigError
 
 RESULTS, OFFLINE, VIDEOS = "results.json", "offline.parquet", "videos"
+ALL_EPISODES = "all_episodes.parquet"
 
 
 @dataclass(frozen=True)
@@ -22,6 +23,8 @@ class EvaluateConfig:
     output: Path
     world: WorldConfig = field(default_factory=WorldConfig)
     """Its control rate is replaced by the checkpoint's rate."""
+    policy: str = "openvla"
+    """Name of the policy, see policies/load.py."""
     num_episodes: Index = 200
     """Episodes in simulation; 0 skips it."""
     first_seed: int = EVALUATION_SEED
@@ -40,6 +43,8 @@ class EvaluateConfig:
     """Data set of recorded episodes; their actions are compared with the policy's, too."""
     offline_frames: Count = 200
     """Number of recorded frames to compare."""
+    offline_episodes: tuple[int, ...] = ()
+    """Recorded episodes of which every frame is compared, in a parquet file per episode."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Where values come from, by name: given, default, or a file of the checkpoint."""
 
@@ -53,5 +58,12 @@ class EvaluateConfig:
             raise ConfigError(
                 f"--swapped needs two colours to swap, --colours has {' '.join(self.world.colours)}"
             )
+        if min(self.offline_episodes, default=0) < 0:
+            raise ConfigError(
+                f"--offline-episodes {min(self.offline_episodes)}: expected numbers of episodes,"
+                " 0 for the first one"
+            )
+        if self.offline_episodes and self.data_root is None:
+            raise ConfigError("--offline-episodes needs recorded episodes: set --data-root")
         if not self.num_episodes and self.data_root is None:
             raise ConfigError("nothing to do: --num-episodes is 0 and --data-root is not set")

@@ -2,7 +2,8 @@
 
 Scenes run in processes; the policy runs in this one, on one process's scenes while the others step.
 Processes are served round robin, so that a sampling policy uses the same random numbers for the
-same scenes in every run. On several GPUs each process of torchrun has its share of the seeds.
+same scenes in every run. A policy with a memory gets one scene at a time (see policies.py). On
+several GPUs each process of torchrun has its share of the seeds.
 """
 
 from __future__ import annotations
@@ -20,11 +21,11 @@ from typing import Any
 import numpy as np
 
 from crane_x7_vla_rl.data.progress import episode_bar
-from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy
 from crane_x7_vla_rl.scenes import WorldConfig
 from crane_x7_vla_rl.sim.errors import SimError
 from crane_x7_vla_rl.sim.workers import Workers
 from crane_x7_vla_rl.training.evaluate.config import VIDEOS, EvaluateConfig
+from crane_x7_vla_rl.training.evaluate.policies import Candidate, one_scene
 from crane_x7_vla_rl.training.evaluate.ranks import ALONE, Ranks
 from crane_x7_vla_rl.training.evaluate.scene_worker import Act, Begin, EvalWorker, Look
 from crane_x7_vla_rl.training.evaluate.video import write_video
@@ -72,9 +73,9 @@ class _RoundRobin:
     """All scenes of all processes, and the remaining seeds."""
 
     def __init__(
-        self, policy: OpenVLAPolicy, config: EvaluateConfig, workers: Workers, seeds: Sequence[int]
+        self, candidate: Candidate, config: EvaluateConfig, workers: Workers, seeds: Sequence[int]
     ) -> None:
-        self.policy, self.config, self.workers = policy, config, workers
+        self.candidate, self.config, self.workers = candidate, config, workers
         self.seeds = iter(seeds)
         self.running: list[dict[int, _Episode]] = [{} for _ in range(len(workers))]
         self.results: list[Result] = []
@@ -103,6 +104,8 @@ class _RoundRobin:
             if seed is None:
                 return
             self.running[worker][slot] = _Episode(seed)
+            if not self.candidate.batched:
+                self.candidate.policy.reset()
             yield slot, Begin(seed, seed - self.config.first_seed < self.config.videos)
 
     def _choose(self, worker: int, looks: dict[int, Look]) -> Iterator[tuple[int, Act]]:
@@ -116,7 +119,7 @@ class _RoundRobin:
         if not seen:
             return
         started_s = time.monotonic()
-        chunks = self.policy.predict(seen)
+        chunks = self.candidate.policy.predict(seen)
         self.policy_s += time.monotonic() - started_s
         for slot, chunk in zip(slots, chunks, strict=True):
             yield slot, Act(np.array(chunk.position_rad[: self.config.execute_steps]))
@@ -129,26 +132,28 @@ class _RoundRobin:
         if look.film:
             word = "success" if look.success else "failure"
             path = self.config.output / VIDEOS / f"seed-{episode.seed}-{word}.mp4"
-            write_video(path, look.film, 1 / self.policy.period_s)
+            write_video(path, look.film, 1 / self.candidate.period_s)
 
 
-def roll_out(policy: OpenVLAPolicy, config: EvaluateConfig, ranks: Ranks = ALONE) -> Rollouts:
+def roll_out(candidate: Candidate, config: EvaluateConfig, ranks: Ranks = ALONE) -> Rollouts:
     """Return the result of every seed, in each process of `ranks` alike; raises SimError."""
-    world = replace(config.world, control_hz=_control_hz(policy, str(config.model.path)))
+    config = one_scene(config, candidate)
+    source = str(config.model.path or config.policy)
+    world = replace(config.world, control_hz=_control_hz(candidate.period_s, source))
     if ranks.is_first:
         _clear_videos(config.output / VIDEOS)
     ranks.wait()
-    policy.reset()
+    candidate.policy.reset()
     seeds = ranks.share(range(config.first_seed, config.first_seed + config.num_episodes))
     started_s = time.monotonic()
-    mine, policy_s = _roll_out(policy, config, world, seeds, ranks)
+    mine, policy_s = _roll_out(candidate, config, world, seeds, ranks)
     results = tuple(sorted(ranks.gather(mine), key=lambda result: result.seed))
     slowest_s = max(ranks.gather([policy_s]))
     return Rollouts(results, world.control_hz, time.monotonic() - started_s, slowest_s)
 
 
 def _roll_out(
-    policy: OpenVLAPolicy, config: EvaluateConfig, world: WorldConfig, seeds: Sequence[int],
+    candidate: Candidate, config: EvaluateConfig, world: WorldConfig, seeds: Sequence[int],
     ranks: Ranks,
 ) -> tuple[list[Result], float]:  # fmt: skip
     """Return the results of this process's seeds, and how long its policy computed."""
@@ -158,7 +163,7 @@ def _roll_out(
     if ranks.is_first:
         bar = episode_bar(config.world.task, len(seeds))
     with Workers(count, partial(EvalWorker, world)) as workers, bar as show:
-        scenes = _RoundRobin(policy, config, workers, seeds)
+        scenes = _RoundRobin(candidate, config, workers, seeds)
         for worker in range(count):
             scenes.begin(worker)
         while any(scenes.running):
@@ -169,11 +174,11 @@ def _roll_out(
     return scenes.results, scenes.policy_s
 
 
-def _control_hz(policy: OpenVLAPolicy, source: str) -> int:
-    rate = 1 / policy.period_s
+def _control_hz(period_s: float, source: str) -> int:
+    rate = 1 / period_s
     if abs(rate - round(rate)) > 1e-6:
         raise SimError(
-            f"{source}: its period_s of {policy.period_s} makes {rate:.3f} steps/s, but the"
+            f"{source}: its period_s of {period_s} makes {rate:.3f} steps/s, but the"
             " simulation accepts only whole rates"
         )
     return round(rate)

@@ -27,6 +27,7 @@ def success(run: RlRun, runner: Runner, step: int) -> float:
     Returns the rate, 0 to 1, in each process alike. Raises SpoiltError where the policy's logits
     are NaN or infinite.
     """
+    from crane_x7_vla_rl.training.evaluate.policies import Candidate
     from crane_x7_vla_rl.training.evaluate.rollout import roll_out
 
     config, accelerator = run.config, run.session.accelerator
@@ -56,7 +57,7 @@ def success(run: RlRun, runner: Runner, step: int) -> float:
         runner,
     )
     try:
-        rollouts = roll_out(acting, evaluation, ranks)
+        rollouts = roll_out(Candidate(acting, acting.period_s, batched=True), evaluation, ranks)
     except NotFiniteError as error:
         where = f"update {step}, evaluation"
         raise non_finite.answer(where, run.agent.core, error) from error

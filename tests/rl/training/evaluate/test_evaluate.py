@@ -34,6 +34,7 @@ from crane_x7_vla_rl.training.errors import ConfigError
 from crane_x7_vla_rl.training.evaluate import command
 from crane_x7_vla_rl.training.evaluate.command import evaluate
 from crane_x7_vla_rl.training.evaluate.config import EvaluateConfig
+from crane_x7_vla_rl.training.evaluate.policies import Candidate
 from crane_x7_vla_rl.training.evaluate.ranks import Ranks, join
 from crane_x7_vla_rl.training.evaluate.report import describe, wilson
 from crane_x7_vla_rl.training.evaluate.rollout import roll_out
@@ -62,6 +63,10 @@ def config(checkpoint: Path, output: Path, **options: object) -> EvaluateConfig:
         "videos": 1,
     }
     return EvaluateConfig(**(settings | options))
+
+
+def batched(policy: OpenVLAPolicy) -> Candidate:
+    return Candidate(policy, policy.period_s, batched=True)
 
 
 class Oracle(OpenVLAPolicy):
@@ -122,7 +127,7 @@ def test_every_seed_counts_once_in_the_named_colour(checkpoint: Path, tmp_path: 
     seeds = range(EVALUATION_SEED, EVALUATION_SEED + 6)
     settings = config(checkpoint, tmp_path, num_episodes=7, videos=2)
     oracle = Oracle(load(settings.model), seeds)
-    rollouts = roll_out(oracle, settings)
+    rollouts = roll_out(batched(oracle), settings)
     assert [result.seed for result in rollouts.results] == [*seeds, seeds.stop]
     assert [result.success for result in rollouts.results] == [True] * 6 + [False]
     solved, unsolved = rollouts.results[0], rollouts.results[-1]
@@ -140,7 +145,7 @@ def test_every_seed_counts_once_in_the_named_colour(checkpoint: Path, tmp_path: 
 def test_swapped_the_policy_is_told_the_other_colour(checkpoint: Path, tmp_path: Path) -> None:
     settings = config(checkpoint, tmp_path, num_episodes=3, swapped=True, videos=0)
     oracle = Oracle(load(settings.model), range(EVALUATION_SEED, EVALUATION_SEED + 3))
-    results = roll_out(oracle, settings).results
+    results = roll_out(batched(oracle), settings).results
     other = {"red": "blue", "blue": "red"}
     for result in results:
         assert result.instruction == f"pick up the {other[result.named]} cube"
@@ -256,7 +261,7 @@ def test_sampled_rollouts_repeat_with_their_seed(checkpoint: Path, tmp_path: Pat
             return chunks
 
         policy.predict = watch  # type: ignore[method-assign,assignment]
-        roll_out(policy, settings)
+        roll_out(batched(policy), settings)
         return told
 
     first = targets(1)
@@ -346,7 +351,7 @@ def test_a_rate_that_the_simulation_cannot_keep_is_named(tmp_path: Path) -> None
     )
     settings = config(folder, tmp_path)
     with pytest.raises(SimError, match=r"period_s of 0\.3 makes 3\.333 steps/s"):
-        roll_out(load(settings.model), settings)
+        roll_out(batched(load(settings.model)), settings)
 
 
 def test_a_checkpoint_that_is_not_there_is_one_line_and_code_5(
