@@ -153,8 +153,7 @@ def _launch(
         return (), {} if precision is None else {"ACCELERATE_MIXED_PRECISION": precision}
     words = [] if wanted.config_file is None else [f"--config_file={wanted.config_file}"]
     if wanted.config_file is None or wanted.num_processes is not None:
-        where = "--cpu" if options.get("policy.device") == "cpu" else "--multi_gpu"
-        words += [where] * (count > 1) + [f"--num_processes={count}"]
+        words += ["--multi_gpu"] * (count > 1) + [f"--num_processes={count}"]
     if wanted.num_machines is not None:
         words.append(f"--num_machines={wanted.num_machines}")
     if precision is not None:

@@ -207,10 +207,9 @@ def call(
     def number(name: str, default: int) -> int:
         return int(plan.options.get(name, known.get(name, default)))
 
-    extra: dict[str, str] = {
-        "PYTHONUNBUFFERED": "1", "CRANE_X7_PARENT": str(os.getpid()),
-        **dict(plan.environment),
-    }  # fmt: skip
+    extra: dict[str, str] = {"PYTHONUNBUFFERED": "1", **dict(plan.environment)}
+    if not plan.launcher:  # whose processes have another parent, and end with it
+        extra["CRANE_X7_PARENT"] = str(os.getpid())
     if (text := describe.policy_io(data.info, _policy(plan, known), unit)) is not None:
         extra["CRANE_X7_POLICY_IO"] = text
     return Call(
