@@ -1,8 +1,6 @@
 """LeRobot itself loads what we write and trains on it; we read what LeRobot writes.
 
-LeRobot needs Python 3.12 and other versions of torch and other packages, so it is installed in a
-separate environment, created once from `python3.12` (or the interpreter in LEROBOT_PYTHON) in the
-user's cache: about 6 GB. Nothing of it is imported here.
+It runs in its own environment, which scripts/setup-lerobot makes. Nothing of it is imported here.
 """
 
 from __future__ import annotations
@@ -11,7 +9,6 @@ import json
 import math
 import os
 import re
-import shutil
 import subprocess
 from pathlib import Path
 
@@ -21,15 +18,15 @@ import pytest
 pytest.importorskip("pyarrow", reason="needs the train extra")
 pytest.importorskip("av", reason="needs the train extra")
 
+import lerobot_rig
 from data_rig import FPS, INSTRUCTIONS, episode
 
 from crane_x7_vla_rl.data.lerobot import LeRobotWriter, open_lerobot
 from crane_x7_vla_rl.data.lerobot import writer as lerobot_writer
 from crane_x7_vla_rl.robot import JOINT_NAMES
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(3600)]
+pytestmark = [pytest.mark.lerobot, pytest.mark.timeout(1800)]
 
-LEROBOT = "lerobot[training]==0.6.1"
 SIZE = (96, 64)
 STEPS = 10
 READ = """
@@ -74,35 +71,10 @@ data.finalize()
 """
 
 
-def _interpreter() -> str:
-    """Return a Python 3.12; the test is skipped without one."""
-    named = os.environ.get("LEROBOT_PYTHON") or shutil.which("python3.12")
-    if named is None:
-        # LeRobot's newest needs 3.12; Debian 12 has 3.11, and the project runs on it.
-        pytest.skip("needs python3.12 on PATH, or its path in LEROBOT_PYTHON")
-    asked = subprocess.run(
-        [named, "-c", "import sys; print(sys.version_info[:2] >= (3, 12))"],
-        capture_output=True,
-        text=True,
-        timeout=60,
-    )
-    if asked.stdout.strip() != "True":
-        pytest.fail(f"{named} is no Python 3.12; name one in LEROBOT_PYTHON")
-    return named
-
-
 @pytest.fixture(scope="module")
 def lerobot() -> Path:
-    """The `bin` folder of an environment with LeRobot."""
-    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    home = cache / "crane-x7-remote" / "lerobot"
-    done = home / "complete"
-    if not done.exists() or done.read_text() != LEROBOT:
-        subprocess.run([_interpreter(), "-m", "venv", "--clear", str(home)], check=True)
-        install = [str(home / "bin/python"), "-m", "pip", "install", "-q", "--no-cache-dir"]
-        subprocess.run([*install, LEROBOT], check=True)
-        done.write_text(LEROBOT)
-    return home / "bin"
+    """The `bin` folder of LeRobot's environment."""
+    return lerobot_rig.python().parent
 
 
 def _run(command: list[str | Path], home: Path) -> str:
