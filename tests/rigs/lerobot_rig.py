@@ -41,7 +41,7 @@ def environment() -> dict[str, str]:
 
 
 def run(*words: str | Path, timeout_s: float = MAKE_S) -> str:
-    """Run a program of ours in LeRobot's environment and return its output."""
+    """Run one of our programs in LeRobot's environment and return its output."""
     done = subprocess.run(
         [str(python()), *map(str, words)],
         capture_output=True, text=True, timeout=timeout_s, env=environment(), cwd=ROOT,

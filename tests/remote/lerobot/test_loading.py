@@ -12,9 +12,9 @@ pytestmark = [pytest.mark.lerobot, pytest.mark.timeout(600)]
 
 @pytest.fixture(scope="module")
 def said(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Case → what our loader or the policy answered, see lerobot_spoilt.py."""
-    folder = tmp_path_factory.mktemp("spoilt")
-    lerobot_rig.run(lerobot_rig.RIGS / "lerobot_spoilt.py", folder, timeout_s=500)
+    """Case → what our loader or the policy answered, see lerobot_damaged.py."""
+    folder = tmp_path_factory.mktemp("damaged")
+    lerobot_rig.run(lerobot_rig.RIGS / "lerobot_damaged.py", folder, timeout_s=500)
     answers: dict[str, str] = json.loads((folder / "answers.json").read_text())
     return answers
 

@@ -1,6 +1,6 @@
-"""Spoils tiny LeRobot checkpoints and says what our loader answers; runs in LeRobot's environment.
+"""Damages tiny LeRobot checkpoints and says what our loader answers; runs in LeRobot's environment.
 
-    python tests/rigs/lerobot_spoilt.py FOLDER
+    python tests/rigs/lerobot_damaged.py FOLDER
 
 prints a JSON object: name of the case → the error's text, or what came of it. One process for all
 cases, because LeRobot takes seconds to import.
@@ -65,11 +65,11 @@ class Cases:
         return self._rewrite(folder, lambda state: {k: v * 0 for k, v in state.items()})
 
     def act_nan(self, folder: Path) -> str:
-        def spoil(state):
+        def damage(state):
             next(iter(state.values())).view(-1)[0] = float("nan")
             return state
 
-        return self._rewrite(folder, spoil)
+        return self._rewrite(folder, damage)
 
     def act_renamed_keys(self, folder: Path) -> str:
         return self._rewrite(
