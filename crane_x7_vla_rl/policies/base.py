@@ -102,7 +102,7 @@ class ModelOptions:
     jpeg_quality: int | None = None
     """Quality of JPEG pictures for a policy server, 1 to 100; None: uncompressed."""
     lerobot_venv: str | None = None
-    """Folder of LeRobot's environment; None: the usual places, see lerobot_env.py."""
+    """Folder of LeRobot's environment; unset: the usual places, see lerobot_env.py."""
     answer_timeout_s: FinitePositive = 1.0
     """After this many seconds without an answer a prediction of another process is given up; the
     first one, during which it may compile, has longer."""

@@ -48,5 +48,5 @@ POLICIES = {
 
 
 if __name__ == "__main__":
-    with mock.patch("crane_x7_remote.inference.command.load_policy", POLICIES[sys.argv[1]]):
+    with mock.patch("crane_x7_vla_rl.policies.load.load_policy", POLICIES[sys.argv[1]]):
         sys.exit(cli.main(["infer", "--vla-policy", "color-servo", *sys.argv[2:]]))

@@ -16,7 +16,7 @@ from crane_x7_vla_rl.policies.openvla.errors import ModelConfigError
 from crane_x7_vla_rl.policies.openvla.model.language import rotary_table
 from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 
-ROUNDING = 1e-6
+ROUNDING = 2e-6
 """Of the largest value: the original ran on another processor, whose products round otherwise."""
 
 
