@@ -100,7 +100,7 @@ class ModelOptions:
     policy_io: str | None = None
     """YAML file, or name of a preset, that describes the policy's inputs and outputs."""
     jpeg_quality: int | None = None
-    """Quality of JPEG pictures for a policy server, 1 to 100; None: uncompressed."""
+    """Quality of JPEG pictures for a policy server, 1 to 100; unset: uncompressed."""
     lerobot_venv: str | None = None
     """Folder of LeRobot's environment; unset: the usual places, see lerobot_env.py."""
     answer_timeout_s: FinitePositive = 1.0
