@@ -80,11 +80,12 @@ class Readiness:
         if frame is None:
             hold = check_frame(None, 0.0, any_used, self._config.max_frame_age_s)
             return _explained(hold, self._client.link.no_frame_because)
-        hold = self._check_clocks()
+        limit_s = self._config.max_frame_age_s
+        hold = check_frame(0.0, frame.stamp_s, True, limit_s) or self._check_clocks()
         if hold is not None:
             return hold
         age_s = self._client.frame_age_s(frame, self._clock())
-        return check_frame(age_s, frame.stamp_s, True, self._config.max_frame_age_s)
+        return check_frame(age_s, frame.stamp_s, True, limit_s)
 
     def robot(self, joints: StampedJoints | None) -> Hold | None:
         """Return what forbids driving, apart from the frame; checked before a prediction and again

@@ -161,6 +161,7 @@ class ClockOffset:
             self._newest_s = seen.stamp_s
         if len(offsets) >= SETTLING and seen.arrival_s - self._since_s >= SETTLING_S:
             self._recent.extend(each for each in offsets if each <= offset_s + AHEAD_S)
+            self.doubt = None if is_right else (seen.offset_s - offset_s, 1)
             self.is_settled = True
         return is_right
 

@@ -6,6 +6,7 @@ be on a machine with another clock.
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 
 from crane_x7_remote.rosbridge.clock import ClockOffset, ClockStep
@@ -23,7 +24,7 @@ class ClockReport:
     joints_are_unstamped: bool = False
     """Whether joint states have stamp 0."""
     difference_s: float | None = None
-    """The camera's clock minus that of the joint states, if both are known."""
+    """The camera's clock minus that of the joint states; None until both are known."""
     camera_doubt_s: float | None = None
     """Difference of the newest frame's stamp from the camera's clock; None: it agrees."""
     joints_doubt_s: float | None = None
@@ -39,13 +40,18 @@ class ClockReport:
 
 
 class RobotClocks:
-    """Camera and joint states. Fed by one thread; any thread may read."""
+    """Camera and joint states. Fed by one thread; any thread may read.
+
+    The lock keeps a report from showing half of a change: the end of a doubt, say, with the
+    estimate of before.
+    """
 
     def __init__(self, camera_topic: str | None, joints_topic: str | None) -> None:
         self.camera = ClockOffset()
         self.joints = ClockOffset()
         self._rate = ClockRate()
         self._unstamped = False
+        self._lock = threading.Lock()
         self._topics = camera_topic or "(no camera)", joints_topic or "(no joint states)"
 
     @property
@@ -55,23 +61,26 @@ class RobotClocks:
 
     def reset(self) -> None:
         """Reset for a new link: it may lead to another robot."""
-        self.camera.reset()
-        self.joints.reset()
-        self._rate.restart()
+        with self._lock:
+            self.camera.reset()
+            self.joints.reset()
+            self._rate.restart()
 
     def take_frame(self, stamp_s: float, arrival_s: float) -> bool:
         """Process a frame; False if its stamp must not be used."""
-        return self._observe(self.camera, self.joints, stamp_s, arrival_s)
+        with self._lock:
+            return self._observe(self.camera, self.joints, stamp_s, arrival_s)
 
     def take_joints(self, stamp_s: float, arrival_s: float) -> bool:
         """Process a joint state; False if its stamp must not be used (yet)."""
-        self._unstamped = stamp_s <= 0
-        if self._unstamped:
-            return True
-        is_trusted = self._observe(self.joints, self.camera, stamp_s, arrival_s)
-        if is_trusted:
-            self._rate.observe(stamp_s, arrival_s)
-        return is_trusted
+        with self._lock:
+            self._unstamped = stamp_s <= 0
+            if self._unstamped:
+                return True
+            is_trusted = self._observe(self.joints, self.camera, stamp_s, arrival_s)
+            if is_trusted:
+                self._rate.observe(stamp_s, arrival_s)
+            return is_trusted
 
     def measured_s(self, stamp_s: float, arrival_s: float) -> float:
         """Return when a trusted joint state was measured, on our monotonic clock."""
@@ -82,6 +91,10 @@ class RobotClocks:
 
     def report(self, now_s: float) -> ClockReport:
         """Return the state at our `now_s`."""
+        with self._lock:
+            return self._report(now_s)
+
+    def _report(self, now_s: float) -> ClockReport:
         camera, joints = self.camera, self.joints
         camera_s, joints_s = camera.offset_s(now_s), joints.offset_s(now_s)
         difference_s = None

@@ -141,7 +141,7 @@ class FakeClient:
         self.advertised[topic] = type_name
 
     def clocks(self, now: float) -> ClockReport:
-        return self.clock_report or ClockReport(self.robot_time(now))
+        return self.clock_report or ClockReport(self.robot_time(now), difference_s=0.0)
 
     def joint_fault(self, now: float) -> JointFault | None:
         del now

@@ -88,7 +88,11 @@ def _check_steps(report: ClockReport, now_s: float, path_ends_s: float) -> Hold 
 
 def _check_difference(report: ClockReport, max_difference_s: float) -> Hold | None:
     difference_s = report.difference_s
-    if difference_s is None or abs(difference_s) <= max_difference_s:
+    if difference_s is None:  # to drive now would be to trust a clock that nobody has checked
+        return Hold(
+            HoldReason.CLOCK_UNKNOWN, f"too few stamps received on {report.camera_topic} so far"
+        )
+    if abs(difference_s) <= max_difference_s:
         return None
     way = "ahead of" if difference_s > 0 else "behind"
     cause = "synchronise both machines (chrony)"

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -17,6 +18,8 @@ from loop_rig import FaultyRobot, wait_until
 from places import RIGS
 
 SCRIPT = RIGS.joinpath("infer_with_policy.py")
+WAITS = "policy warmed up"
+"""The last line before the command waits for the robot."""
 CLEAN = {
     key: value for key, value in os.environ.items() if not key.startswith(("VLA_", "ROSBRIDGE_"))
 }
@@ -51,6 +54,22 @@ def robot() -> Iterator[FaultyRobot]:
 
 def _at(robot: FaultyRobot) -> tuple[str, ...]:
     return ("--rosbridge-host", "127.0.0.1", "--rosbridge-port", str(robot.port))
+
+
+def _wait_for_line(process: subprocess.Popen[str], part: str, timeout_s: float = 60.0) -> str:
+    """Read the command's log up to a line with `part`; return what was read."""
+    assert process.stderr is not None
+    too_late = threading.Timer(timeout_s, process.kill)
+    too_late.start()
+    lines = []
+    try:
+        for line in process.stderr:
+            lines.append(line)
+            if part in line:
+                return "".join(lines)
+    finally:
+        too_late.cancel()
+    pytest.fail(f"no line with {part!r} within {timeout_s} s:\n{''.join(lines)}")
 
 
 def _free_port() -> int:
@@ -171,7 +190,8 @@ def test_waiting_for_a_robot_that_comes_later_succeeds(tmp_path: Path) -> None:
         "--metrics", str(path),
     )  # fmt: skip
     try:
-        time.sleep(3.0)
+        _wait_for_line(process, WAITS)
+        time.sleep(0.5)  # a few attempts find nobody
         with FaultyRobot(port) as robot:
             wait_until(lambda: robot.moved >= 5, 20, "driving")
             process.send_signal(signal.SIGTERM)
@@ -184,10 +204,15 @@ def test_waiting_for_a_robot_that_comes_later_succeeds(tmp_path: Path) -> None:
 
 def test_a_signal_while_waiting_for_the_robot_ends_in_order() -> None:
     process = _infer("slow", "--rosbridge-host", "127.0.0.1", "--rosbridge-port", "1")
-    time.sleep(4.0)
-    process.send_signal(signal.SIGTERM)
-    _, errors = process.communicate(timeout=10)
-    assert process.returncode == 0, errors
+    try:
+        log = _wait_for_line(process, WAITS)
+        process.send_signal(signal.SIGTERM)
+        _, errors = process.communicate(timeout=30)
+    finally:
+        process.kill()
+    assert process.returncode == 0, log + errors
+    assert "stopping on SIGTERM" in errors
+    assert "Traceback" not in log + errors
 
 
 def test_a_policy_that_cannot_be_loaded_has_its_own_exit_code() -> None:

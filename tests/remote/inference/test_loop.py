@@ -143,6 +143,21 @@ def test_clocks_that_differ_hold_before_the_frame_is_called_stale(rig: Rig) -> N
     assert not rig.policy.observations
 
 
+def test_a_camera_whose_clock_is_still_unknown_holds(rig: Rig) -> None:
+    rig.client.clock_report = ClockReport(1.7e9, difference_s=None, camera_topic="/camera")
+    outcome = rig.tick()
+    assert isinstance(outcome, Hold)
+    assert outcome.reason is HoldReason.CLOCK_UNKNOWN
+    assert "/camera" in outcome.detail
+    assert not rig.policy.observations
+
+
+def test_a_camera_without_stamps_is_called_so_and_not_unknown(rig: Rig) -> None:
+    rig.client.stamp_offset_s = -1e9
+    rig.client.clock_report = ClockReport(1.7e9, difference_s=None)
+    assert rig.reason() is HoldReason.FRAME_UNSTAMPED
+
+
 @pytest.mark.parametrize("ahead_s", [0.01, 0.3, 0.5])
 def test_no_trajectory_is_stamped_later_than_the_robots_time(rig: Rig, ahead_s: float) -> None:
     rig.client.stamp_offset_s += ahead_s
@@ -161,7 +176,7 @@ def test_a_step_of_the_clock_forgets_the_running_path_and_holds_until_it_has_end
     rig.tick(3)
     stepped_s = rig.clock.now_s
     rig.client.clock_report = ClockReport(
-        stepped_s + ROBOT_CLOCK_S, step=ClockStep(stepped_s, 0.3), steps=1
+        stepped_s + ROBOT_CLOCK_S, difference_s=0.0, step=ClockStep(stepped_s, 0.3), steps=1
     )
     assert rig.reason() is HoldReason.CLOCK_STEPPED
     assert rig.loop._planner._running is None
