@@ -53,7 +53,7 @@ be the largest part of the latency."""
 COMMON: Final = (
     "rosbridge_host", "rosbridge_port", "rosbridge_token", "vla_policy", "vla_model_path",
     "policy_server", "policy_io", "vla_task_instruction", "vla_device", "vla_inference_rate",
-    "vla_temperature", "max_jump", "camera_pose", "dry_run", "duration", "metrics",
+    "vla_temperature", "max_jump", "speed", "camera_pose", "dry_run", "duration", "metrics",
 )  # fmt: skip
 """See command_line."""
 
@@ -111,7 +111,7 @@ def run(args: argparse.Namespace) -> int:
         signal.signal(ending, on_signal)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     deadline_s = time.monotonic() + settings.peer_wait_timeout
-    limits = Limits(max_jump_rad=settings.max_jump)
+    limits = Limits(max_jump_rad=settings.max_jump, speed=settings.speed)
     with RosbridgeClient(_client_config(settings)) as client:
         policy = choice.load(name, settings, names)
         loop = InferenceLoop(client, policy, config, limits, time.monotonic)

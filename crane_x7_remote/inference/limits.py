@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from crane_x7_vla_rl import robot
 from crane_x7_vla_rl.types import Array
@@ -43,3 +44,16 @@ class Limits:
     """The same for its velocity."""
     max_steps: int = 1000
     """Longer chunks are refused."""
+    speed: float = 1.0
+    """Share of velocity and acceleration that a path towards targets may use, above 0 to 1. Checks
+    and braking keep the full limits: a slow arm must stop as fast as any other."""
+
+    @cached_property
+    def path_rad_s(self) -> Array:
+        """(8,), the velocity limit of a path towards targets."""
+        return _constant(self.velocity_rad_s * self.speed)
+
+    @cached_property
+    def path_rad_s2(self) -> Array:
+        """(8,), the acceleration limit of a path towards targets."""
+        return _constant(self.acceleration_rad_s2 * self.speed)

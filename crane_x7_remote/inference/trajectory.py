@@ -141,7 +141,8 @@ def build(
     """
     spacing_s = max(SPACING_S, timing.validity_s / MAX_POINTS)
     start = _start(measured, running, timing, limits, spacing_s)
-    stop_s = float((np.abs(start.velocity) / limits.acceleration_rad_s2).max())
+    braking = limits.acceleration_rad_s2 if command is None else limits.path_rad_s2
+    stop_s = float((np.abs(start.velocity) / braking).max())
     in_time = int((timing.validity_s - start.time_s) / spacing_s + 1e-6)
     steps = max(in_time, int(np.ceil(stop_s / spacing_s - 1e-6)), 1)
     times: Array = start.time_s + spacing_s * np.arange(steps + 1, dtype=np.float64)
@@ -198,7 +199,7 @@ def _start_measured(
 
 def _stoppable_speed(distance: Array, limits: Limits, spacing_s: float) -> Array:
     """Return the speed from which braking in steps of `spacing_s` still stops in `distance`."""
-    acceleration = limits.acceleration_rad_s2
+    acceleration = limits.path_rad_s2
     lost = acceleration * spacing_s
     room = np.maximum(distance, 0.0)
     return np.asarray(np.sqrt(lost**2 / 4 + 2 * acceleration * room) - lost / 2)
@@ -238,7 +239,7 @@ def _follow(
     furthest reference still ahead, before the joint's limit and before the time ends.
     """
     h = spacing_s
-    pace = np.clip(np.diff(reference, axis=0) / h, -limits.velocity_rad_s, limits.velocity_rad_s)
+    pace = np.clip(np.diff(reference, axis=0) / h, -limits.path_rad_s, limits.path_rad_s)
     ceiling = np.maximum.accumulate(reference[::-1], axis=0)[::-1]  # highest still ahead
     floor = np.minimum.accumulate(reference[::-1], axis=0)[::-1]
     time_left = h * np.arange(len(pace) - 1, -1, -1)[:, None]
@@ -247,11 +248,11 @@ def _follow(
         pace,
         np.maximum(floor, limits.lower_rad)[1:],
         np.minimum(ceiling, limits.upper_rad)[1:],
-        np.minimum(limits.velocity_rad_s, limits.acceleration_rad_s2 * time_left),
+        np.minimum(limits.path_rad_s, limits.path_rad_s2 * time_left),
     )
     steps = np.stack(tables, axis=-1).transpose(1, 0, 2).tolist()  # (8, T - 1, 5)
     states = zip(start.position.tolist(), start.velocity.tolist(), strict=True)
-    accelerations = limits.acceleration_rad_s2.tolist()
+    accelerations = limits.path_rad_s2.tolist()
     paths = [
         _follow_joint(joint, state, a, h)
         for joint, state, a in zip(steps, states, accelerations, strict=True)

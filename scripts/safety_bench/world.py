@@ -87,6 +87,8 @@ class Case:
     timeout if that is lost too; later messages wait for it."""
     start_outside_rad: float = 0.0
     """How far outside joint 2's upper limit the arm is at the start."""
+    speed: float = 1.0
+    """Share of the limits that a path may use (SPEED)."""
     guard: bool = False
     fixed_lead: bool = False
     """The earlier rule: round trip + 20 ms, nothing held back."""
@@ -412,7 +414,7 @@ class World:
             self.client,  # type: ignore[arg-type]
             FastPolicy(self),
             config,
-            Limits(),
+            Limits(speed=case.speed),
             lambda: self.timeline.now_s,
             self.pass_time,
         )

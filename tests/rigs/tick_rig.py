@@ -190,6 +190,7 @@ class Rig:
         self,
         make_client: Callable[[Clock], FakeClient] = FakeClient,
         policy: MovingPolicy | None = None,
+        limits: Limits | None = None,
         **config: Any,
     ) -> None:
         self.clock = Clock()
@@ -200,7 +201,7 @@ class Rig:
             self.client,
             self.policy,
             LoopConfig(**values),
-            Limits(),
+            limits or Limits(),
             self.clock,
             self.clock.sleep,
         )
