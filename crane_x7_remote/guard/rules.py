@@ -24,9 +24,15 @@ from crane_x7_remote.guard.requests import (
     Say,
     Stop,
 )
-from crane_x7_remote.rosbridge import loop_status, messages, protocol
+from crane_x7_remote.rosbridge import loop_status, messages, protocol, record_status
 from crane_x7_remote.rosbridge.protocol import brief
-from crane_x7_remote.rosbridge.topics import CAMERA_POSE_TOPIC, STATUS_TOPIC, STRING
+from crane_x7_remote.rosbridge.topics import (
+    CAMERA_POSE_TOPIC,
+    RECORD_STATUS_TOPIC,
+    RECORD_TOPIC,
+    STATUS_TOPIC,
+    STRING,
+)
 
 STOP_TOPIC = "/vla/stop"
 """std_msgs/Bool: true brakes the arm and blocks everything, false resumes."""
@@ -99,6 +105,8 @@ class AllowList:
                 names.trajectory: TRAJECTORY,
                 CAMERA_POSE_TOPIC: STRING,
                 STATUS_TOPIC: STRING,
+                RECORD_TOPIC: STRING,
+                RECORD_STATUS_TOPIC: STRING,
                 **below,
             }
         )
@@ -111,6 +119,8 @@ class AllowList:
                 names.trajectory: TRAJECTORY,
                 names.instruction: "std_msgs/String",
                 STATUS_TOPIC: STRING,
+                RECORD_TOPIC: STRING,
+                RECORD_STATUS_TOPIC: STRING,
                 STOP_TOPIC: "std_msgs/Bool",
                 **({names.action: "std_msgs/Float32MultiArray"} if names.passes_action else {}),
                 **goals,
@@ -245,6 +255,10 @@ class AllowList:
             return Say(topic, messages.string(messages.instruction(message)))
         if topic == STATUS_TOPIC:
             return Say(topic, loop_status.read(message).message())
+        if topic == RECORD_TOPIC:
+            return Say(topic, messages.string(record_status.word(message)))
+        if topic == RECORD_STATUS_TOPIC:
+            return Say(topic, record_status.read(message).message())
         if topic == names.action:
             values = rebuild.numbers(message.get("data"), "Float32MultiArray.data", ACTION_VALUES)
             if any(abs(value) > MAX_ACTION for value in values):

@@ -7,8 +7,8 @@ Images may be lazy or encoded: `image(t)` decodes one frame, so episodes may be 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -32,7 +32,7 @@ class EpisodeError(DataError):
 
 @dataclass(frozen=True, eq=False)
 class Episode:
-    """One recorded attempt at a task, of one camera ("base")."""
+    """One recorded attempt at a task, of the camera "base" and perhaps others."""
 
     images: Sequence[bytes | Image]
     """T frames, each (H, W, 3) uint8 RGB or such an image as JPEG or PNG; or (T, H, W, 3)."""
@@ -48,6 +48,10 @@ class Episode:
     """File and index, for messages."""
     seed: int | None = None
     """Seed of the simulated scene; None for recordings of a robot."""
+    others: Mapping[str, Sequence[bytes | Image]] = field(default_factory=dict)
+    """Name of each further camera → its T frames, as `images`."""
+    intervention: npt.NDArray[np.bool_] | None = None
+    """(T,) whether someone else acted while a policy was driving; None: not recorded."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state", self._joints("state", self.state))
@@ -56,6 +60,15 @@ class Episode:
             raise self.error("images", f"holds {len(self.images)} frames, state {len(self.state)}")
         if len(self.action) != len(self.state):
             raise self.error("action", f"holds {len(self.action)} rows, state {len(self.state)}")
+        for name, images in self.others.items():
+            if len(images) != len(self.state):
+                raise self.error(
+                    f"camera {name}", f"holds {len(images)} frames, state {len(self.state)}"
+                )
+        if self.intervention is not None and self.intervention.shape != (len(self.state),):
+            raise self.error(
+                "intervention", f"has shape {self.intervention.shape}, expected ({len(self)},)"
+            )
         if isinstance(self.images, np.ndarray):
             self._check_image(self.images[0], 0)
         if not isinstance(self.instruction, str) or not self.instruction.strip():
@@ -83,6 +96,11 @@ class Episode:
             raise self.error("images", f"frame {t}: {error}") from error
         self._check_image(image, t)
         return np.asarray(image)
+
+    def seen_by(self, camera: str) -> Episode:
+        """Return this episode with one of the `others` as its only camera."""
+        source = f"{self.source} camera {camera}"
+        return replace(self, images=self.others[camera], others={}, source=source)
 
     def error(self, field: str, what: str) -> EpisodeError:
         """Return the error that names this episode's source and `field`."""

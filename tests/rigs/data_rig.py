@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -70,3 +70,10 @@ class ListSource:
     @property
     def lengths(self) -> npt.NDArray[np.int64]:
         return np.array([len(item) for item in self.items], dtype=np.int64)
+
+
+def seen_twice(number: int = 0, length: int = 6) -> Episode:
+    """Return an episode of the cameras base and wrist (24×16), its second half intervened in."""
+    wrist = [picture(number + 50, t, (24, 16)) for t in range(length)]
+    marks = np.arange(length) >= length // 2
+    return replace(episode(number, length), others={"wrist": wrist}, intervention=marks)

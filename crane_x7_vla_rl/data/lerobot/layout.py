@@ -8,7 +8,7 @@ Layout taken from, and tested against, lerobot 0.6.1 (`lerobot/datasets/utils.py
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
@@ -25,6 +25,8 @@ IMAGES: Final = "observation.images."
 CAMERA: Final = IMAGES + "base"
 STATE: Final = "observation.state"
 ACTION: Final = "action"
+INTERVENTION: Final = "intervention"
+"""(1,) bool: someone else acted while a policy was driving; only in recordings of a robot."""
 FILES_PER_CHUNK: Final = 1000
 INFO: Final = "meta/info.json"
 STATS: Final = "meta/stats.json"
@@ -47,7 +49,7 @@ FRAME_SCHEMA: Final = pa.schema(
         ("task_index", pa.int64()),
     ]
 )
-EPISODE_FIELDS: Final = (
+_EPISODE_FIELDS: Final = (
     ("episode_index", pa.int64()),
     ("tasks", pa.list_(pa.string())),
     ("length", pa.int64()),
@@ -55,17 +57,55 @@ EPISODE_FIELDS: Final = (
     ("data/file_index", pa.int64()),
     ("dataset_from_index", pa.int64()),
     ("dataset_to_index", pa.int64()),
-    (f"videos/{CAMERA}/chunk_index", pa.int64()),
-    (f"videos/{CAMERA}/file_index", pa.int64()),
-    (f"videos/{CAMERA}/from_timestamp", pa.float64()),
-    (f"videos/{CAMERA}/to_timestamp", pa.float64()),
     ("meta/episodes/chunk_index", pa.int64()),
     ("meta/episodes/file_index", pa.int64()),
     ("success", pa.bool_()),
     ("seed", pa.int64()),
     ("source", pa.string()),
 )
-"""Columns of the episode rows; the last three are this project's, LeRobot ignores them."""
+"""Columns of the episode rows besides those of its videos; the last three are this project's,
+LeRobot ignores them."""
+_VIDEO_FIELDS: Final = (
+    ("chunk_index", pa.int64()),
+    ("file_index", pa.int64()),
+    ("from_timestamp", pa.float64()),
+    ("to_timestamp", pa.float64()),
+)
+
+
+@dataclass(frozen=True)
+class Extras:
+    """What a data set has besides one camera, state and action."""
+
+    cameras: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    """Name of each further camera → its (width, height)."""
+    intervention: bool = False
+    """Whether each frame says if it is an intervention."""
+
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """The features of all cameras, the base first."""
+        return CAMERA, *(IMAGES + name for name in self.cameras)
+
+    @property
+    def frame_schema(self) -> pa.Schema:
+        """Schema of the files of frames."""
+        return (
+            FRAME_SCHEMA.append(pa.field(INTERVENTION, pa.bool_()))
+            if self.intervention
+            else (FRAME_SCHEMA)
+        )
+
+    @property
+    def episode_fields(self) -> tuple[tuple[str, pa.DataType], ...]:
+        """Columns of the episode rows."""
+        videos = (
+            (f"videos/{key}/{name}", kind) for key in self.keys for name, kind in _VIDEO_FIELDS
+        )
+        return (*_EPISODE_FIELDS, *videos)
+
+
+PLAIN: Final = Extras()
 
 
 @dataclass(frozen=True)
@@ -85,10 +125,9 @@ class Group:
         """Path of its frames, relative to the data set."""
         return DATA_PATH.format(**self.indices)
 
-    @property
-    def video(self) -> str:
-        """Path of its video."""
-        return VIDEO_PATH.format(video_key=CAMERA, **self.indices)
+    def video(self, key: str) -> str:
+        """Path of its video of one camera's feature."""
+        return VIDEO_PATH.format(video_key=key, **self.indices)
 
     @property
     def episodes(self) -> str:
@@ -96,32 +135,42 @@ class Group:
         return EPISODES_PATH.format(**self.indices)
 
 
-def features(fps: float, image_size: tuple[int, int], video: Mapping[str, Any]) -> dict[str, Any]:
+def features(
+    fps: float, image_size: tuple[int, int], video: Mapping[str, Any], extras: Extras = PLAIN
+) -> dict[str, Any]:
     """Return the `features` of info.json; `image_size` is (width, height)."""
-    width, height = image_size
     joints = {"dtype": "float32", "shape": [DOF], "names": list(JOINT_NAMES)}
     scalar = {"shape": [1], "names": None}
     return {
         ACTION: dict(joints),
         STATE: dict(joints),
-        CAMERA: {
-            "dtype": "video",
-            "shape": [height, width, 3],
-            "names": ["height", "width", "channels"],
-            "info": {
-                "video.height": height,
-                "video.width": width,
-                "video.fps": json_number(fps),
-                "video.channels": 3,
-                "is_depth_map": False,
-                "has_audio": False,
-                **video,
-            },
+        **{
+            key: _camera(fps, size, video)
+            for key, size in zip(extras.keys, (image_size, *extras.cameras.values()), strict=True)
         },
+        **({INTERVENTION: {"dtype": "bool", **scalar}} if extras.intervention else {}),
         "timestamp": {"dtype": "float32", **scalar},
         **{
             name: {"dtype": "int64", **scalar}
             for name in ("frame_index", "episode_index", "index", "task_index")
+        },
+    }
+
+
+def _camera(fps: float, size: tuple[int, int], video: Mapping[str, Any]) -> dict[str, Any]:
+    width, height = size
+    return {
+        "dtype": "video",
+        "shape": [height, width, 3],
+        "names": ["height", "width", "channels"],
+        "info": {
+            "video.height": height,
+            "video.width": width,
+            "video.fps": json_number(fps),
+            "video.channels": 3,
+            "is_depth_map": False,
+            "has_audio": False,
+            **video,
         },
     }
 

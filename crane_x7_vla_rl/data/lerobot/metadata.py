@@ -135,10 +135,13 @@ def tasks_table(tasks: Sequence[str]) -> pa.Table:
     return table.replace_schema_metadata({"pandas": json.dumps(pandas)})
 
 
-def rows_table(rows: Sequence[Mapping[str, Any]], stats: Sequence[Stats]) -> pa.Table:
+def rows_table(
+    rows: Sequence[Mapping[str, Any]], stats: Sequence[Stats], extras: layout.Extras
+) -> pa.Table:
     """Return the episode rows with each episode's statistics as columns `stats/feature/name`."""
-    columns = {name: pa.array([row[name] for row in rows], kind) for name, kind in
-               layout.EPISODE_FIELDS}  # fmt: skip
+    columns = {
+        name: pa.array([row[name] for row in rows], kind) for name, kind in extras.episode_fields
+    }
     for feature in stats[0]:
         for name in NAMES:
             values = [one[feature][name].tolist() for one in stats]

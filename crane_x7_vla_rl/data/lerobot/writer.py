@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import shutil
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Final, Self
@@ -19,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from crane_x7_vla_rl.data.episode import DataError, Episode, EpisodeError
-from crane_x7_vla_rl.data.files import write_json, write_whole
+from crane_x7_vla_rl.data.files import read_json, write_json, write_whole
 from crane_x7_vla_rl.data.lerobot import layout, video
 from crane_x7_vla_rl.data.lerobot.lock import take_lock
 from crane_x7_vla_rl.data.lerobot.metadata import (
@@ -29,7 +30,7 @@ from crane_x7_vla_rl.data.lerobot.metadata import (
     rows_table,
     tasks_table,
 )
-from crane_x7_vla_rl.data.lerobot.staging import Staged, folder_of, read_staged, stage
+from crane_x7_vla_rl.data.lerobot.staging import ABOUT, Staged, folder_of, read_staged, stage
 from crane_x7_vla_rl.data.lerobot.stats import Stats, combine, vector_stats
 from crane_x7_vla_rl.file_errors import why
 from crane_x7_vla_rl.robot import DOF
@@ -44,16 +45,23 @@ GROUP_BYTES: Final = 100 << 20
 class LeRobotWriter:
     """Appends episodes; each is safe on disk when `add` returns, and in the data set after `close`.
 
-    `image_size` is (width, height). Raises DataError if the folder holds a data set and `resume` is
-    False, if it holds one of another fps or size, and if another writer uses it.
+    `image_size` is (width, height) of the base camera. Raises DataError if the folder holds a data
+    set and `resume` is False, if it holds one of another fps, size or extras, and if another writer
+    uses it.
     """
 
     def __init__(
-        self, folder: str | Path, fps: float, image_size: tuple[int, int], *, resume: bool = False
+        self,
+        folder: str | Path,
+        fps: float,
+        image_size: tuple[int, int],
+        *,
+        resume: bool = False,
+        extras: layout.Extras = layout.PLAIN,
     ) -> None:
         self.folder = Path(folder).expanduser()
-        self.fps, self.image_size = fps, image_size
-        self._features = layout.features(fps, image_size, video.INFO)
+        self.fps, self.image_size, self.extras = fps, image_size, extras
+        self._features = layout.features(fps, image_size, video.INFO, extras)
         self._staging = self.folder / layout.STAGING
         if not resume and self._has_data():
             raise DataError(
@@ -65,7 +73,7 @@ class LeRobotWriter:
             self._published = read_published(self.folder, self._features, fps)
             self._staged = read_staged(self._staging, self._published.episodes)
             for item in self._staged:
-                self._check_kind(f"{item.folder}", item.about["fps"], *item.about["image_size"])
+                self._check_kind(f"{item.folder}", *item.kind())
         except BaseException:
             self._lock.close()
             raise
@@ -135,18 +143,27 @@ class LeRobotWriter:
     def _check(self, episode: Episode) -> None:
         if self._lock.closed:
             raise DataError(f"{self.folder}: the writer is closed; open a new one with resume")
-        height, width, _ = episode.image(0).shape
-        self._check_kind(episode.source, episode.fps, width, height)
+        size = _size_of(episode)
+        others = {name: _size_of(episode.seen_by(name)) for name in episode.others}
+        extras = layout.Extras(others, episode.intervention is not None)
+        self._check_kind(episode.source, episode.fps, size, extras)
 
-    def _check_kind(self, source: str, fps: float, width: int, height: int) -> None:
-        if (fps, (width, height)) != (self.fps, self.image_size):
+    def _check_kind(
+        self, source: str, fps: float, size: tuple[int, int], extras: layout.Extras
+    ) -> None:
+        if (fps, size) != (self.fps, self.image_size):
             raise EpisodeError(
-                f"{source}: has {fps:g} frames/s of {width}×{height}, expected {self.fps:g} of"
+                f"{source}: has {fps:g} frames/s of {size[0]}×{size[1]}, expected {self.fps:g} of"
                 f" {self.image_size[0]}×{self.image_size[1]} for {self.folder}"
+            )
+        if extras != self.extras:
+            raise EpisodeError(
+                f"{source}: has {_in_words(extras)}, expected {_in_words(self.extras)} for"
+                f" {self.folder}"
             )
 
     def _group_is_full(self) -> bool:
-        size = sum(item.video.stat().st_size for item in self._staged)
+        size = sum(item.video_bytes for item in self._staged)
         return len(self._staged) >= GROUP_EPISODES or size >= GROUP_BYTES
 
     def _publish(self) -> None:
@@ -155,17 +172,18 @@ class LeRobotWriter:
         group = layout.Group(before.groups)
         texts = [item.about["instruction"] for item in staged]
         tasks = tuple(dict.fromkeys((*before.tasks, *texts)))
-        builder = _Tables(before, tasks, self.fps, group)
+        builder = _Tables(before, tasks, self.fps, group, self.extras)
         for item in staged:
             builder.add(item)
         stats = combine([*([before.stats] if before.episodes else []), *builder.stats])
         layout.write_table(self.folder / layout.TASKS, tasks_table(tasks))
-        write_whole(
-            self.folder / group.video,
-            lambda path: video.join([item.video for item in staged], self.fps, path),
-        )
+        for camera, key in zip((None, *self.extras.cameras), self.extras.keys, strict=True):
+            films = [item.video(camera) for item in staged]
+            write_whole(self.folder / group.video(key), partial(video.join, films, self.fps))
         layout.write_table(self.folder / group.data, pa.concat_tables(builder.frames))
-        layout.write_table(self.folder / group.episodes, rows_table(builder.rows, builder.stats))
+        layout.write_table(
+            self.folder / group.episodes, rows_table(builder.rows, builder.stats, self.extras)
+        )
         write_json(
             self.folder / layout.STATS,
             {feature: {name: value.tolist() for name, value in one.items()}
@@ -207,14 +225,19 @@ class _Tables:
     """Frames, rows and statistics of a group, episode by episode."""
 
     def __init__(
-        self, before: Published, tasks: tuple[str, ...], fps: float, group: layout.Group
+        self,
+        before: Published,
+        tasks: tuple[str, ...],
+        fps: float,
+        group: layout.Group,
+        extras: layout.Extras,
     ) -> None:
         self.episode, self.index = before.episodes, before.frames
         """Number of the next episode, and of its first frame in the data set."""
         self.frames: list[pa.Table] = []
         self.rows: list[dict[str, Any]] = []
         self.stats: list[Stats] = []
-        self._tasks, self._fps, self._group = tasks, fps, group
+        self._tasks, self._fps, self._group, self._extras = tasks, fps, group, extras
         self._begun = before.frames
 
     def add(self, item: Staged) -> None:
@@ -230,11 +253,14 @@ class _Tables:
             "index": self.index + steps,
             "task_index": np.full(item.length, self._tasks.index(item.about["instruction"])),
         }
-        self.frames.append(
-            pa.table([_arrow(values) for values in columns.values()], schema=layout.FRAME_SCHEMA)
-        )
+        marks = item.intervention()
+        if marks is not None:
+            columns[layout.INTERVENTION] = marks
+        arrays = [_arrow(values) for values in columns.values()]
+        self.frames.append(pa.table(arrays, schema=self._extras.frame_schema))
         self.stats.append(
-            {layout.CAMERA: item.pictures()}
+            {key: item.pictures(camera)
+             for key, camera in zip(self._extras.keys, (None, *self._extras.cameras), strict=True)}
             | {name: vector_stats(values.reshape(item.length, -1))
                for name, values in columns.items()}
         )  # fmt: skip
@@ -245,7 +271,7 @@ class _Tables:
         start = (self.index - self._begun) / self._fps
         places = {
             f"{kind}/{name}": number
-            for kind in ("data", f"videos/{layout.CAMERA}", "meta/episodes")
+            for kind in ("data", *(f"videos/{key}" for key in self._extras.keys), "meta/episodes")
             for name, number in self._group.indices.items()
         }
         return {
@@ -254,11 +280,40 @@ class _Tables:
             "length": item.length,
             "dataset_from_index": self.index,
             "dataset_to_index": self.index + item.length,
-            f"videos/{layout.CAMERA}/from_timestamp": start,
-            f"videos/{layout.CAMERA}/to_timestamp": start + item.length / self._fps,
+            **{f"videos/{key}/from_timestamp": start for key in self._extras.keys},
+            **{
+                f"videos/{key}/to_timestamp": start + item.length / self._fps
+                for key in self._extras.keys
+            },
             **places,
             **{name: item.about[name] for name in ("success", "seed", "source")},
         }
+
+
+def recover(folder: str | Path) -> int | None:
+    """Publish the episodes that a killed writer has left; return the number of episodes.
+
+    None: the folder holds nothing yet. Raises DataError as LeRobotWriter does.
+    """
+    path = Path(folder).expanduser()
+    staging = path / layout.STAGING
+    first = next(iter(sorted(staging.glob("episode-*[0-9]"))), None)
+    if first is None:
+        return counted(path) if (path / layout.INFO).exists() else None
+    fps, size, extras = Staged(first, read_json(first / ABOUT)).kind()
+    with LeRobotWriter(path, fps, size, resume=True, extras=extras) as writer:
+        return len(writer)
+
+
+def _size_of(episode: Episode) -> tuple[int, int]:
+    height, width, _ = episode.image(0).shape
+    return width, height
+
+
+def _in_words(extras: layout.Extras) -> str:
+    cameras = ["base", *(f"{name} {w}×{h}" for name, (w, h) in extras.cameras.items())]
+    marks = "with" if extras.intervention else "without"
+    return f"the cameras {', '.join(cameras)} {marks} {layout.INTERVENTION}"
 
 
 def _arrow(values: np.ndarray[Any, Any]) -> pa.Array:
