@@ -403,6 +403,17 @@ def inherited() -> dict[str, str]:
     return _tidied(os.environ)[0]
 
 
+def as_environment(settings: Settings) -> dict[str, str]:
+    """Return an environment, with secrets, in which a child process loads the same settings."""
+    environ = inherited()
+    for name in settings.model_fields_set:
+        value = getattr(settings, name)
+        if isinstance(value, SecretStr):
+            value = value.get_secret_value()
+        environ[name.upper()] = "" if value is None else str(value)
+    return environ
+
+
 def output_root() -> Path:
     """Return the folder below which commands write by default."""
     return Path(variables.output_root(os.environ)).expanduser()

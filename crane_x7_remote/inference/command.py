@@ -27,8 +27,9 @@ from crane_x7_remote.errors import (
     PeerUnreachableError,
     PolicyError,
 )
-from crane_x7_remote.inference import checkpoint
+from crane_x7_remote.inference import checkpoint, feed
 from crane_x7_remote.inference.config import LoopConfig
+from crane_x7_remote.inference.feeds import FeedCommand, Feeds
 from crane_x7_remote.inference.limits import Limits
 from crane_x7_remote.inference.live_line import live_line
 from crane_x7_remote.inference.loop import InferenceLoop
@@ -112,9 +113,21 @@ def run(args: argparse.Namespace) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     deadline_s = time.monotonic() + settings.peer_wait_timeout
     limits = Limits(max_jump_rad=settings.max_jump, speed=settings.speed)
-    with RosbridgeClient(_client_config(settings)) as client:
+    client_config = _client_config(settings)
+    metrics = LoopMetrics(config.session, config.rate_hz)
+    with (
+        RosbridgeClient(client_config) as client,
+        Feeds(
+            _feed_commands(args, settings),
+            feed.hello(client_config, config, name),
+            lambda: metrics.snapshot(asdict(client.link)),
+        ) as feeds,
+    ):
         policy = choice.load(name, settings, names)
-        loop = InferenceLoop(client, policy, config, limits, time.monotonic)
+        observe = feeds.offer if feeds.is_wanted else None
+        loop = InferenceLoop(
+            client, policy, config, limits, time.monotonic, observe=observe, metrics=metrics
+        )
         ends.append(loop)
         try:
             _warm_up(loop, name)
@@ -125,6 +138,12 @@ def run(args: argparse.Namespace) -> int:
                 writer.offer(loop.metrics.snapshot(asdict(client.link)))
                 writer.close()
     return ExitCode.OK
+
+
+def _feed_commands(args: argparse.Namespace, settings: Settings) -> list[FeedCommand]:
+    """Return the processes that follow this loop, see feeds.Feeds; one line for each flag."""
+    del args, settings
+    return []
 
 
 def _drive(

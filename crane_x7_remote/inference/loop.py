@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 from crane_x7_remote.inference.camera_watch import CameraWatch
 from crane_x7_remote.inference.config import LoopConfig
+from crane_x7_remote.inference.feed import Tick
 from crane_x7_remote.inference.following import FollowWatch
 from crane_x7_remote.inference.hold import Hold, HoldReason
 from crane_x7_remote.inference.limits import Limits
@@ -71,8 +72,14 @@ class InferenceLoop:
         limits: Limits,
         clock: Callable[[], float],
         sleep: Callable[[float], object] | None = None,
+        observe: Callable[[Tick], None] | None = None,
+        metrics: LoopMetrics | None = None,
     ) -> None:
-        """`clock` gives monotonic seconds; `sleep` defaults to one that `stop` interrupts."""
+        """`clock` gives monotonic seconds; `sleep` defaults to one that `stop` interrupts.
+
+        `observe` gets each tick on the loop's thread, after the tick's work: it must not wait.
+        `metrics` are those to count in; None: new ones.
+        """
         self._client = client
         self._policy = policy
         self._config = config
@@ -80,7 +87,8 @@ class InferenceLoop:
         self._clock = clock
         self._stop = threading.Event()
         self._sleep = sleep or self._stop.wait
-        self.metrics = LoopMetrics(config.session, config.rate_hz)
+        self._observe = observe
+        self.metrics = metrics or LoopMetrics(config.session, config.rate_hz)
         self._tick_log = TickLog(self.metrics, config.policy_failing_s, config.dry_run)
         self._worker = PolicyWorker(policy, clock)
         self._peers = Peers(config.session, config.listen_s, config.silence_s)
@@ -94,6 +102,8 @@ class InferenceLoop:
         self._asked: _Asked | Hold | None = None
         """The frame passed to the policy in advance; the next tick uses its prediction."""
         self._used: EncodedFrame | None = None
+        self._decided_on: EncodedFrame | None = None
+        """The frame of the present tick, once the policy has it."""
         self._planner = TrajectoryPlanner(config.session, config.validity_s, limits, self._peers)
         self._following = FollowWatch(limits.tracking_rad, bool(config.topics.echo))
         self._reconnects: int | None = None
@@ -163,10 +173,27 @@ class InferenceLoop:
             self._pacer.overdue_periods = 2 if self._rate.limit == "policy" else 1
         self._watch_arm(outcome)
         self._tell_status()
+        if self._observe is not None and outcome is not None:
+            self._observe(self._observed(outcome))
         return outcome
+
+    def _observed(self, outcome: Sent | Hold) -> Tick:
+        client, at_s = self._client, self._clock()
+        used = self._decided_on
+        return Tick(
+            number=self.metrics.counters["ticks"],
+            at_s=at_s,
+            robot_s=client.robot_time(at_s),
+            instruction=self._task.instruction,
+            frame=client.latest_frame() if used is None else used,
+            is_frame_used=used is not None,
+            joints=client.joints(),
+            outcome=outcome,
+        )
 
     def _decide(self) -> Sent | Hold | None:
         asked, self._asked = self._asked, None
+        self._decided_on = None
         if not self._client.link.connected:
             return Hold(HoldReason.LINK_DOWN, "not connected to rosbridge")
         if isinstance(asked, _Asked) and asked.job.has_begun:
@@ -177,6 +204,7 @@ class InferenceLoop:
             asked = asked if isinstance(asked, Hold) else self._ask(self._next_frame())
         if isinstance(asked, Hold):
             return asked
+        self._decided_on = asked.frame
         timeout_s = self._config.policy_timeout_s
         prediction = self._worker.answer(asked.job, timeout_s, self._meanwhile())
         if not isinstance(prediction, Prediction):
@@ -306,7 +334,8 @@ class InferenceLoop:
             self.metrics.lead.add(shaped.lead_s)
             self.metrics.counters["gripper_goals"] += bundle.gripper_goal_rad is not None
         at_s = self._clock()
-        return Sent(trajectory, frame, at_s, self._client.frame_age_s(frame, at_s), policy_s)
+        age_s = self._client.frame_age_s(frame, at_s)
+        return Sent(trajectory, shaped.target_rad, frame, at_s, age_s, policy_s)
 
     def _ends_s(self, trajectory: Trajectory) -> float:
         """Return when the trajectory ends, on our clock."""

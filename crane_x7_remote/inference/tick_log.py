@@ -12,7 +12,7 @@ from crane_x7_remote.errors import PolicyFailingError
 from crane_x7_remote.inference.hold import Hold, HoldReason
 from crane_x7_remote.inference.metrics import LoopMetrics
 from crane_x7_remote.rosbridge.frames import EncodedFrame
-from crane_x7_vla_rl.types import Trajectory
+from crane_x7_vla_rl.types import Array, Trajectory
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +37,8 @@ class Sent:
     """A trajectory that was sent, or would have been without dry run."""
 
     trajectory: Trajectory
+    target_rad: Array
+    """(8,): the step of the chunk that is due next."""
     frame: EncodedFrame
     at_s: float
     frame_age_s: float
