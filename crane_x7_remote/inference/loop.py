@@ -18,6 +18,7 @@ from crane_x7_remote.inference.camera_watch import CameraWatch
 from crane_x7_remote.inference.config import LoopConfig
 from crane_x7_remote.inference.feed import Tick
 from crane_x7_remote.inference.following import FollowWatch
+from crane_x7_remote.inference.gripper import LaterGoals
 from crane_x7_remote.inference.hold import Hold, HoldReason
 from crane_x7_remote.inference.limits import Limits
 from crane_x7_remote.inference.link.clock_check import answered_stamp_s
@@ -93,6 +94,7 @@ class InferenceLoop:
         self._worker = PolicyWorker(policy, clock)
         self._peers = Peers(config.session, config.listen_s, config.silence_s)
         self._outgoing = Outgoing(config.topics, config.session)
+        self._gripper = LaterGoals(client, self._outgoing, clock)
         self._task = Task(policy, config.instruction, config.say_hint)
         self.metrics.instruction = config.instruction
         self._status = StatusReport(self._task, self.metrics, config.dry_run)
@@ -143,7 +145,9 @@ class InferenceLoop:
                 if duration_s is not None and self._pacer.deadline_s - started_s >= duration_s:
                     break
                 if now_s < self._pacer.deadline_s:
-                    self._sleep(min(self._pacer.deadline_s - now_s, LONGEST_SLEEP_S))
+                    next_s = min(self._pacer.deadline_s, self._gripper.next_s)
+                    self._sleep(min(max(next_s - now_s, 0.0), LONGEST_SLEEP_S))
+                    self._send_gripper()
                     self._answer()
                     continue
                 self.tick()
@@ -238,14 +242,21 @@ class InferenceLoop:
         job = self._worker.ask(observation)
         return job if isinstance(job, Hold) else _Asked(frame, job, before)
 
-    def _meanwhile(self) -> Meanwhile | None:
-        """Return what to do while a policy that is slower than the period computes: shortly before
-        its prediction, pass it the next frame, so that it continues while this frame's trajectory
-        is made and sent."""
+    def _meanwhile(self) -> list[Meanwhile]:
+        """Return what to do while the policy computes: send the gripper's goals, and shortly before
+        the prediction of a policy that is slower than the period pass it the next frame, so that it
+        continues while this frame's trajectory is made and sent."""
+        now_s = self._clock()
+        work = [
+            Meanwhile(max(at_s - now_s, 0.0), self._send_gripper) for at_s in self._gripper.times_s
+        ]
         lead_s = 2 * self._decode_s + AHEAD_S
-        if not self._pacer.is_behind or self._policy_s <= lead_s:
-            return None
-        return Meanwhile(self._policy_s - lead_s, lambda: self._ask_ahead(lead_s))
+        if self._pacer.is_behind and self._policy_s > lead_s:
+            work.append(Meanwhile(self._policy_s - lead_s, lambda: self._ask_ahead(lead_s)))
+        return work
+
+    def _send_gripper(self) -> None:
+        self.metrics.counters["gripper_goals"] += self._gripper.send_due()
 
     def _ask_ahead(self, lead_s: float) -> None:
         """Pass on the newest frame, `lead_s` before the policy should be free. The next tick checks
@@ -331,6 +342,7 @@ class InferenceLoop:
             self._following.sent(trajectory)
             self._ready.sent(self._ends_s(trajectory))
             self._outgoing.sent(bundle)
+            self._gripper.plan(shaped, dialect)
             self.metrics.lead.add(shaped.lead_s)
             self.metrics.counters["gripper_goals"] += bundle.gripper_goal_rad is not None
         at_s = self._clock()
@@ -390,6 +402,7 @@ class InferenceLoop:
     def _forget_path(self) -> None:
         """Start the next trajectory from the measured state."""
         self._planner.forget()
+        self._gripper.cancel()
         self._following.restart()
 
     def _watch_arm(self, outcome: Sent | Hold | None) -> None:
@@ -402,6 +415,7 @@ class InferenceLoop:
 
     def _come_to_rest(self) -> None:
         """Brake the running trajectory now; if it has ended already, the arm holds."""
+        self._gripper.cancel()
         self._ready.notice_clock(self._client.clocks(self._clock()).steps)
         joints, moment = self._client.joints(), self._moment()
         dialect = self._ready.dialect

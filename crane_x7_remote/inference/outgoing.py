@@ -100,19 +100,29 @@ class Outgoing:
         topics = self._topics
         if topics.action:
             operations.append(protocol.publish(topics.action, messages.float32_array(target)))
-        goal_rad = float(target[-1])
+        goal = self.gripper(float(target[-1]), trajectory, dialect)
+        return Bundle(operations + goal.operations, goal.gripper_goal_rad)
+
+    def gripper(
+        self, goal_rad: float, trajectory: Trajectory, dialect: Dialect, step: int = 0
+    ) -> Bundle:
+        """Return the operation for a gripper goal of `trajectory`, none if it is the current one.
+
+        `step` counts the later goals of one trajectory, which share its sequence.
+        """
         known = self._gripper_goal_rad
-        if not topics.gripper_action or (
+        if not self._topics.gripper_action or (
             known is not None and abs(goal_rad - known) <= GRIPPER_STEP_RAD
         ):
-            return Bundle(operations, None)
-        operations.append(self._gripper_goal(goal_rad, trajectory, dialect))
-        return Bundle(operations, goal_rad)
+            return Bundle([], None)
+        return Bundle([self._gripper_goal(goal_rad, trajectory, dialect, step)], goal_rad)
 
     def _gripper_goal(
-        self, goal_rad: float, trajectory: Trajectory, dialect: Dialect
+        self, goal_rad: float, trajectory: Trajectory, dialect: Dialect, step: int
     ) -> dict[str, Any]:
         topics, name = self._topics, f"vla/{self._session}/{trajectory.sequence}"
+        if step:
+            name = f"{name}/{step}"
         goal = {"command": {"position": goal_rad, "max_effort": GRIPPER_EFFORT}}
         if dialect.has_actions:
             return protocol.send_action_goal(

@@ -54,6 +54,15 @@ class Moment:
     """Whether a guard next to the robot re-times late trajectories."""
 
 
+@dataclass(frozen=True)
+class GripperTarget:
+    """A target of the gripper: its action takes one goal at a time, without a time of its own."""
+
+    send_s: float
+    """Our monotonic clock: sent now, it reaches the gripper when its step of the chunk begins."""
+    position_rad: float
+
+
 @dataclass(frozen=True, eq=False)
 class Shaped:
     """A trajectory that keeps all limits, and the step of the chunk that is due next."""
@@ -69,6 +78,8 @@ class Shaped:
     arm's controller would step from one to the other."""
     expires_s: float
     """Our monotonic clock: no controller starts it if it arrives later."""
+    gripper_later: tuple[GripperTarget, ...] = ()
+    """The gripper's targets after `target_rad`, in the order of their times."""
 
 
 class TrajectoryPlanner:
@@ -142,13 +153,15 @@ class TrajectoryPlanner:
         hold = check_motion(trajectory, joints.state, measured_s, self._limits)
         if hold is not None:
             return hold
+        first = first_step(command, timing.takeover_s)
         return Shaped(
             trajectory,
             followed=running,
-            target_rad=command.position_rad[first_step(command, timing.takeover_s)],
+            target_rad=command.position_rad[first],
             lead_s=lead_s,
             leave_by_s=moment.now_s + lead_s - moment.round_trip_s / 2,
             expires_s=moment.now_s + stamp_s + trajectory.valid_s - moment.robot_s,
+            gripper_later=_gripper_later(command, first, timing, moment),
         )
 
     def brake(self, joints: StampedJoints, moment: Moment) -> Trajectory | None:
@@ -197,6 +210,20 @@ class TrajectoryPlanner:
         if running is None or self._peers.is_lost(running.sequence):
             return None
         return running if is_followed(running, measured, measured_s, self._limits) else None
+
+
+def _gripper_later(
+    command: SafeCommand, first: int, timing: Timing, moment: Moment
+) -> tuple[GripperTarget, ...]:
+    """Return the gripper's targets of the steps after `first` that begin before the path ends."""
+    begins_s = command.due_s[first:-1]  # a step begins when the one before it is due
+    targets = command.position_rad[first + 1 :, ARM_DOF]
+    offset_s = moment.now_s + timing.stamp_s - moment.robot_s - moment.round_trip_s / 2
+    return tuple(
+        GripperTarget(offset_s + float(begin_s), float(target))
+        for begin_s, target in zip(begins_s, targets, strict=True)
+        if begin_s < timing.validity_s
+    )
 
 
 def _resting_gripper(path: Trajectory, position_rad: float) -> Trajectory:

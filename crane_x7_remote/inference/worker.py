@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from crane_x7_remote.inference.hold import Hold, HoldReason
@@ -99,14 +99,17 @@ class PolicyWorker:
         return job
 
     def answer(
-        self, job: Job, timeout_s: float, meanwhile: Meanwhile | None = None
+        self, job: Job, timeout_s: float, meanwhile: Sequence[Meanwhile] = ()
     ) -> Prediction | Hold | None:
         """Wait for the prediction that `ask` or `ask_next` started; returns as `predict` does."""
-        left_s = timeout_s
-        if meanwhile is not None and not self._wait(job, min(meanwhile.after_s, timeout_s)):
-            meanwhile.work()
-            left_s = max(timeout_s - meanwhile.after_s, 0.0)
-        self._wait(job, left_s)
+        waited_s = 0.0
+        for due in sorted(meanwhile, key=lambda due: due.after_s):
+            until_s = min(max(due.after_s, waited_s), timeout_s)
+            if self._wait(job, until_s - waited_s):
+                break
+            waited_s = until_s
+            due.work()
+        self._wait(job, timeout_s - waited_s)
         with self._changed:
             if not job.is_done:
                 self._next = None

@@ -68,6 +68,8 @@ class FakeClient:
     clock: Clock
     link: Link = field(default_factory=Link)
     published: list[list[dict[str, Any]]] = field(default_factory=list)
+    goals: list[tuple[float, float]] = field(default_factory=list)
+    """When which gripper goal was sent."""
     advertised: dict[str, str] = field(default_factory=dict)
     camera_runs: bool = True
     jpeg: bytes = field(default_factory=a_jpeg)
@@ -128,7 +130,13 @@ class FakeClient:
         if not self.accepts or not self.link.connected:
             return False
         self.published.append(list(operations))
-        if self.echoes and self.listener is not None:
+        self.goals += [
+            (self.clock.now_s, operation["args"]["command"]["position"])
+            for operation in operations
+            if operation["op"] == "send_action_goal"
+        ]
+        has_path = len(operations) > 1
+        if has_path and self.echoes and self.listener is not None:
             self.listener(operations[1]["msg"])
         return True
 

@@ -342,6 +342,71 @@ def test_a_gripper_goal_is_sent_when_its_target_changes(rig: Rig) -> None:
     assert goals == [pytest.approx(0.0), pytest.approx(0.8)]
 
 
+CLOSES = np.tile(robot.HOME_RAD, (20, 1))
+CLOSES[:4, 7], CLOSES[4:, 7] = 0.6, 0.0
+
+
+def _closing(**config: Any) -> Rig:
+    """Return a loop that predicts once a second: 0.4 s open, then closed, in steps of 0.1 s."""
+    rig = Rig(rate_hz=1.0, validity_s=2.0, **config)
+    later = np.repeat(CLOSES[-1:], 20, axis=0)
+    rig.policy.answer = lambda _: ActionChunk(
+        CLOSES if len(rig.policy.observations) == 1 else later, 0.1
+    )
+    return rig
+
+
+def test_a_gripper_closes_when_its_step_of_the_chunk_begins() -> None:
+    rig = _closing()
+    rig.loop.run(duration_s=1.5)
+    (opened_s, first), (closed_s, second) = rig.client.goals
+    assert (first, second) == (pytest.approx(0.6), pytest.approx(robot.LOWER_RAD[7], abs=0.1))
+    stamp = rig.policy.observations[0].time_s
+    assert closed_s - stamp == pytest.approx(0.4, abs=0.02)
+    assert opened_s < closed_s
+
+
+def test_the_next_chunk_replaces_the_grippers_later_goals() -> None:
+    rig = _closing()
+    stays_open = CLOSES.copy()
+    stays_open[:, 7] = 0.6
+    late = CLOSES.copy()
+    late[4:15, 7] = 0.6  # closes 1.5 s after its frame: after the second prediction
+    answers = iter([late, stays_open])
+    rig.policy.answer = lambda _: ActionChunk(next(answers), 0.1)
+    rig.loop.run(duration_s=2.0)
+    assert [goal for _, goal in rig.client.goals] == [pytest.approx(0.6)]
+
+
+def test_a_goal_that_the_client_cannot_take_is_tried_again() -> None:
+    rig = _closing()
+    publish, refused = rig.client.publish, []
+
+    def busy(operations: Any, leave_by_s: float | None = None) -> bool:
+        if len(operations) == 1 and len(refused) < 3:
+            refused.append(operations)
+            return False
+        return publish(operations, leave_by_s)
+
+    rig.client.publish = busy  # type: ignore[method-assign]
+    rig.loop.run(duration_s=1.5)
+    assert len(refused) == 3
+    assert [goal for _, goal in rig.client.goals] == [pytest.approx(0.6), pytest.approx(0.0)]
+
+
+def test_nothing_closes_after_the_loop_has_stopped_or_lost_its_link() -> None:
+    rig = _closing()
+    rig.loop.run(duration_s=0.2)  # one prediction
+    assert rig.loop._gripper.next_s == float("inf")
+    rig = _closing()
+    rig.tick()
+    assert rig.loop._gripper.next_s < rig.clock.now_s + 0.4
+    rig.client.link.reconnects += 1
+    rig.client.accepts = False
+    rig.tick()
+    assert rig.loop._gripper.next_s == float("inf")
+
+
 def test_nothing_is_published_before_the_robots_ros_version_is_known(rig: Rig) -> None:
     rig.client.link.ros_version = None
     rig.client.link.ros_version_doubt = "stamps of both"

@@ -335,7 +335,7 @@ def test_the_result_of_a_stalled_prediction_is_never_given_to_the_next() -> None
 
 
 def _answer(
-    worker: PolicyWorker, timeout_s: float, meanwhile: Meanwhile
+    worker: PolicyWorker, timeout_s: float, *meanwhile: Meanwhile
 ) -> Prediction | Hold | None:
     job = worker.ask(OBSERVATION)
     assert not isinstance(job, Hold)
@@ -355,6 +355,20 @@ def test_work_is_done_while_a_slow_policy_computes() -> None:
     assert isinstance(hold, Hold)
     assert hold.reason is HoldReason.POLICY_TIMEOUT
     assert policy.calls[:2] == ["predict", "work"]
+
+
+def test_several_works_are_done_in_the_order_of_their_times() -> None:
+    policy = _Policy()
+    worker = PolicyWorker(policy, time.monotonic)
+    policy.release.clear()
+    works = [
+        Meanwhile(at_s, lambda name=name: policy.calls.append(name))
+        for at_s, name in ((0.02, "second"), (0.0, "first"), (4.0, "never"))
+    ]
+    prediction = _answer(worker, 5.0, *works, Meanwhile(0.03, policy.release.set))
+    worker.close()
+    assert isinstance(prediction, Prediction)
+    assert [call for call in policy.calls if call != "predict"] == ["first", "second"]
 
 
 def test_no_work_is_done_once_a_quick_policy_has_answered() -> None:
