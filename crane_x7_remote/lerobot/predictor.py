@@ -45,6 +45,8 @@ class Predictor:
         self.action_dof = int(action.shape[0])
         self._has_history = getattr(config, "n_obs_steps", 1) > 1
         self.guidance = rtc.Guidance.of(loaded)
+        self.ensemble: float | None = getattr(config, "temporal_ensemble_coeff", None)
+        """The client averages chunks, if the checkpoint was configured so (ACT)."""
 
     @property
     def chunk_steps(self) -> int:

@@ -95,6 +95,8 @@ def metadata(predictor: Any, folder: Path, kind: str) -> dict[str, Any]:
         "accepts_reset": True,
         "rtc": predictor.guidance.is_supported,
     }
+    if predictor.ensemble is not None:
+        made["temporal_ensemble_coeff"] = predictor.ensemble
     io = folder / POLICY_IO
     if io.is_file():
         import yaml

@@ -17,6 +17,7 @@ import numpy as np
 
 from crane_x7_remote.policy_server import policy_io_file
 from crane_x7_remote.policy_server.client import PolicyClient, PolicyServerError
+from crane_x7_remote.policy_server.ensemble import TemporalEnsemble
 from crane_x7_remote.policy_server.policy_io import PolicyIO, actions_of, to_chunk, to_request
 from crane_x7_remote.policy_server.policy_io_file import PolicyIoError
 from crane_x7_vla_rl.policies.base import ModelOptions, Policy, PolicyLoadError
@@ -56,6 +57,8 @@ class RemotePolicy:
         """When the image of the previous chunk was taken, and its actions (T, D)."""
         self._latencies_s: deque[float] = deque(maxlen=LATENCIES)
         self._hinted = False
+        self._ensemble = _ensemble(client.metadata, client.url)
+        self._task: str | None = None
 
     def predict(self, observations: Sequence[Observation]) -> list[ActionChunk]:
         """Return the server's chunk for each observation.
@@ -68,6 +71,8 @@ class RemotePolicy:
         """Forget the previous chunk; the next request tells the server, if it takes that."""
         self._previous = None
         self._starts_anew = True
+        if self._ensemble is not None:
+            self._ensemble.reset()
 
     def close(self) -> None:
         """Close the connection."""
@@ -91,7 +96,18 @@ class RemotePolicy:
         self._is_first = self._starts_anew = False
         self._previous = (observation.time_s, actions)
         self._hint_at_unit(chunk)
-        return chunk
+        return chunk if self._ensemble is None else self._with_earlier(observation, chunk)
+
+    def _with_earlier(self, observation: Observation, chunk: ActionChunk) -> ActionChunk:
+        """Return the mean with the earlier chunks of the same task; a chunk that is not finite is
+        returned as it is, for the safety check, and never remembered."""
+        assert self._ensemble is not None
+        if observation.instruction != self._task:
+            self._ensemble.reset()
+            self._task = observation.instruction
+        if not np.isfinite(chunk.position_rad).all():
+            return chunk
+        return self._ensemble.add(observation.time_s, chunk)
 
     def _extras(self, observation: Observation) -> dict[str, Any]:
         """Return what servers of this project take besides the observation."""
@@ -118,6 +134,21 @@ class RemotePolicy:
                 " is the policy's unit another one (rad, deg, percent)?",
                 self._client.url, most, self._io.action.columns.unit, self._io.source,
             )  # fmt: skip
+
+
+def _ensemble(metadata: Mapping[str, Any], url: str) -> TemporalEnsemble | None:
+    """Return the ensemble that the server's metadata want; raises PolicyServerError."""
+    coefficient = metadata.get("temporal_ensemble_coeff")
+    if coefficient is None:
+        return None
+    if isinstance(coefficient, bool) or not isinstance(coefficient, int | float):
+        coefficient = math.nan
+    if not math.isfinite(coefficient):
+        raise PolicyServerError(
+            f"{url} states temporal_ensemble_coeff"
+            f" {metadata['temporal_ensemble_coeff']!r:.40}, expected a number such as 0.01"
+        )
+    return TemporalEnsemble(float(coefficient))
 
 
 def load(options: ModelOptions) -> Policy:

@@ -233,3 +233,33 @@ def test_real_time_chunking_gets_the_rest_of_the_previous_chunk_and_the_delay() 
     assert "rtc/previous" not in first.keys() | second.keys() | fourth.keys()
     np.testing.assert_array_equal(third["rtc/previous"][:, 0], [2, 3, 4, 5])
     assert third["rtc/delay_steps"] == 1
+
+
+def test_a_checkpoint_with_temporal_ensembling_averages_the_chunks_of_one_task() -> None:
+    levels = iter([0.0, 0.2, 0.4, 0.6])
+
+    def level(actions: np.ndarray) -> Any:
+        return {"actions": np.full_like(actions, next(levels))}
+
+    with Server(stated(temporal_ensemble_coeff=0.0)) as server:
+        server.fault = level
+        policy = load(options(server))
+        seen = [
+            policy.predict([_observation(at_s, task)])[0].position_rad[0, 0]
+            for at_s, task in ((0.0, "lift"), (0.1, "lift"), (0.2, "place"), (0.3, "place"))
+        ]
+        policy.close()
+    assert seen == pytest.approx([0.0, 0.1, 0.4, 0.5])
+
+
+def test_an_ensemble_coefficient_that_is_no_number_is_refused() -> None:
+    with (
+        Server(stated(temporal_ensemble_coeff="much")) as server,
+        pytest.raises(PolicyLoadError, match=r"temporal_ensemble_coeff 'much', expected a number"),
+    ):
+        load(options(server))
+
+
+def _observation(time_s: float, task: str) -> Observation:
+    image = np.zeros((120, 160, 3), np.uint8)
+    return Observation(image, JointState(HOME_RAD, np.zeros(8)), task, time_s)
