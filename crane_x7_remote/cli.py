@@ -21,6 +21,7 @@ COMMANDS = {
     "status": ("crane_x7_remote.boot.status", "whether tunnel, sshd, role and robot are up"),
     "demo": ("crane_x7_remote.demo.command", "simulated robot and loop together, with a report"),
     "tunnel": ("crane_x7_remote.tunnel.command", "bring the robot's rosbridge to this machine"),
+    "doctor": ("crane_x7_remote.doctor.command", "find what is wrong, and how to cure it"),
 }
 """Name → module with `add_arguments(parser)` and `run(args) -> int`, and its line of help."""
 PROGRAM = command_line.Program(
