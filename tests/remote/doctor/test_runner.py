@@ -8,8 +8,8 @@ import time
 from pathlib import Path
 
 import doctor_rig
-import psutil
 import pytest
+from processes import survivors
 
 from crane_x7_remote.doctor import child, runner
 from crane_x7_remote.doctor.command import CHECKS, FAILED, GROUPS, WARNED, exit_code
@@ -117,15 +117,7 @@ def test_a_child_that_hangs_is_killed_with_its_own_children(tmp_path: Path) -> N
     )
     with pytest.raises(child.ChildError, match="it was killed"):
         child.run((sys.executable, "-c", program), 5.0)
-    left = [pid for pid in map(int, pids.read_text().split()) if _runs(pid)]
-    assert left == []
-
-
-def _runs(pid: int) -> bool:
-    try:
-        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
+    assert survivors([int(pid) for pid in pids.read_text().split()]) == []
 
 
 def test_a_shared_result_is_computed_once_and_its_error_reaches_everyone() -> None:

@@ -1,6 +1,7 @@
 """The command that asks the node's tailscaled.
 
 tailscale [--socket PATH] status [--json] [--peers=false] | logout | nc HOST PORT
+tailscale [--socket PATH] ping [--c=N] [--timeout=3s] [--until-direct=false] HOST
 tailscale [--socket PATH] up --login-server=URL [--auth-key=KEY|file:PATH] [--hostname=NAME]
     [--timeout=30s] [--reset] [--accept-dns=false]
 """
@@ -33,6 +34,11 @@ def read_request(command: str, words: Sequence[str]) -> Message:
         flags.add_argument("host")
         flags.add_argument("port", type=int)
         return {"do": command, **vars(flags.read(words))}
+    if command == "ping":
+        for name, default in (("--c", "10"), ("--timeout", "5s"), ("--until-direct", "true")):
+            flags.add_argument(name, default=default)
+        flags.add_argument("host")
+        return {"do": command, "host": flags.read(words).host}
     if command == "logout":
         flags.read(words)
         return {"do": command}
@@ -74,7 +80,7 @@ def main(words: Sequence[str]) -> int:
         incoming = daemon.makefile("rb")
         answer = json.loads(incoming.readline() or json.dumps({"code": 1, "text": NO_DAEMON}))
         if answer["text"]:
-            is_answer = request["do"] == "status"
+            is_answer = request["do"] in ("status", "ping")
             print(answer["text"], file=sys.stdout if is_answer else sys.stderr)
         if request["do"] == "nc" and answer["code"] == 0:
             threading.Thread(target=_send_input, args=(daemon,), daemon=True).start()

@@ -123,7 +123,9 @@ class Daemon:
             wire.send(writer, {"code": 0, "text": ""})
             await wire.splice((reader, writer), far)
             return
-        answers = {"status": self._status, "up": self._up, "logout": self._log_out}
+        answers = {
+            "status": self._status, "up": self._up, "logout": self._log_out, "ping": self._ping
+        }  # fmt: skip
         code, text = await answers[request["do"]](request)
         wire.send(writer, {"code": code, "text": text})
 
@@ -147,6 +149,17 @@ class Daemon:
                 ' "tailscale status"'
             )
         return (1, f"backend error: {word}") if word else (0, "")
+
+    async def _ping(self, request: Message) -> tuple[int, str]:
+        """Answer as for a node that is reached directly; one that is offline never answers."""
+        netmap = self._netmap or {"nodes": []}
+        for node in netmap["nodes"][1:]:
+            if request["host"] in (node["given_name"], *node["ip_addresses"]):
+                if not node["online"]:
+                    return 1, 'ping "{}" timed out\nno reply'.format(request["host"])
+                address = node["ip_addresses"][0]
+                return 0, f"pong from {node['given_name']} ({address}) via 127.0.0.1:41641 in 1ms"
+        return 1, f"lookup {request['host']}: no such host"
 
     async def _log_out(self, request: Message) -> tuple[int, str]:
         del request

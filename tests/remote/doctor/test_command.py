@@ -1,0 +1,90 @@
+"""The command: what it prints, its exit codes, and that its page knows every check."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import doctor_rig
+import pytest
+from places import ROOT
+
+from crane_x7_remote import cli
+from crane_x7_remote.doctor import command
+from crane_x7_remote.doctor.finding import Result, State, failure, ok, skipped, warning
+
+RESULTS = [
+    Result(command.CHECKS[0], ok("fine"), 0.1),
+    Result(command.CHECKS[1], skipped("not here"), 0.1),
+    Result(command.CHECKS[2], warning("slow", "do this"), 0.1),
+    Result(command.CHECKS[3], failure("broken", "do that"), 0.1),
+]
+
+
+def test_the_page_lists_every_check_in_both_languages() -> None:
+    for page in ("docs/doctor.md", "docs/ja/doctor.md"):
+        sections = (ROOT / page).read_text().split("\n## ")
+        for group in command.GROUPS:
+            (section,) = (text for text in sections if text.startswith(f"`{group}`"))
+            names = [check.name for check in command.CHECKS if check.group == group]
+            rows = [row.split("`")[1] for row in section.splitlines() if row.startswith("| `")]
+            assert rows == names, (page, group)
+
+
+def test_a_pipe_gets_a_line_per_check_and_the_cure_below(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    command.show(RESULTS)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split()[0] for line in lines] == [
+        "ok", "skipped", "WARNING", "→", "FAILURE", "→", "not",
+    ]  # fmt: skip
+    assert lines[3].endswith("→  do this")
+    assert lines[-1] == "not healthy: 1 ok, 1 skipped, 1 warning, 1 failure"
+
+
+def test_json_has_every_finding() -> None:
+    found = command.document(RESULTS)
+    assert found["healthy"] is False
+    assert found["counts"] == dict.fromkeys(State, 1)
+    assert found["checks"][3] == {
+        "group": "gpu", "check": "torch", "state": "failure", "words": "broken",
+        "cure": "do that", "took_s": 0.1,
+    }  # fmt: skip
+    assert json.loads(json.dumps(found)) == found
+
+
+def test_a_healthy_machine_without_robot_and_model_has_exit_code_0() -> None:
+    code, found, log = doctor_rig.doctor("--strict", "--timeout", "100")
+    wrong = {name: check for name, check in found.items() if check["cure"] is not None}
+    assert code == 0, (wrong, log)
+    assert wrong == {}
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--only", "gpus"], "expected one of settings, gpu"),
+        (["--timeout", "0"], "expected 1 to 3600 seconds"),
+        (["--timeout", "soon"], "--timeout"),
+    ],
+)
+def test_wrong_flags_are_named(
+    words: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as caught:
+        cli.main(["doctor", *words])
+    assert caught.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_bundle_that_cannot_be_written_has_the_exit_code_of_outputs() -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "crane_x7_remote", "doctor", "--only", "settings", "--bundle",
+         "/nowhere/doctor.tar.gz"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == 8
+    assert "--bundle /nowhere/doctor.tar.gz: No such file or directory" in done.stderr
+    assert "healthy" in done.stdout, "the findings are printed before"
