@@ -14,6 +14,7 @@ COMMANDS = {
     "sim-robot": ("crane_x7_remote.sim_robot.command", "a simulated CRANE-X7 behind rosbridge"),
     "serve-policy": ("crane_x7_remote.policy_server.command", "a policy for openpi's clients"),
     "say": ("crane_x7_remote.say", "change the task of a running loop"),
+    "watch": ("crane_x7_remote.watch.command", "a running loop and its robot in a terminal"),
     "guard": ("crane_x7_remote.guard.command", "next to the robot: the gate in front of rosbridge"),
     "stop": ("crane_x7_remote.guard.stop", "brake the arm and block everything at the guard"),
     "resume": ("crane_x7_remote.guard.stop", "let the guard pass trajectories again"),

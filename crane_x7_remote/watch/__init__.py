@@ -1,0 +1,1 @@
+"""A running loop and its robot, shown in a terminal."""
