@@ -51,7 +51,7 @@ UNSETTABLE = (
     "vla_chunk_steps", "ts_hostname", "ts_state_dir", "ts_socket", "ts_socks5_server",
     "ts_outbound_http_proxy_listen", "ssh_listen_address", "ssh_state_dir", "boot_run_dir",
     "lift_simulator", "lift_backend", "lift_render", "hf_home", "wandb_dir", "camera_pose",
-    "output_root", "policy_server", "policy_io", "lerobot_venv",
+    "output_root", "policy_server", "policy_proxy", "policy_io", "lerobot_venv",
 )  # fmt: skip
 """Fields besides secrets and keys for which null, None, nil and undefined mean unset, and which are
 stripped of blanks and quotes. Numbers are excluded: MAX_JUMP=none must not be guessed. So are texts
@@ -114,6 +114,9 @@ unset: the checkpoint's, else 0."""
 the same. Not yet measured on a GPU."""
     policy_server: OptionalText = None
     """Address of a policy server that speaks openpi's protocol, such as ws://192.168.1.20:8000."""
+    policy_proxy: Annotated[str | None, EmptyIsNone] = None
+    """Proxy towards the policy server, such as socks5h://127.0.0.1:1055. In the image unset: the \
+tailnet's, if the server's host may be on it."""
     policy_api_key: Annotated[SecretStr | None, EmptyIsNone] = None
     """API key of the policy server, or file:/path to one."""
     policy_io: OptionalText = None

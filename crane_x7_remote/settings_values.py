@@ -23,7 +23,7 @@ SHARED_PREFIXES = ("TS_", "SSH_", "GUARD_", "POLICY_")
 """Other programs, such as Tailscale and OpenSSH, define more of these than this file: only a close
 match is a mistake."""
 KEY_FIELDS = ("ssh_public_key", "public_key")
-PROXIES = ("rosbridge_proxy",)
+PROXIES = ("rosbridge_proxy", "policy_proxy")
 
 
 def topic_types(value: str) -> dict[str, str]:

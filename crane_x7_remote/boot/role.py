@@ -13,6 +13,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from crane_x7_remote.addresses import is_loopback, is_tailnet, split_address
 from crane_x7_remote.boot.account import Account
@@ -82,17 +83,34 @@ def environment(
     environ["BOOT_RUN_DIR"] = str(files.run)
     if settings.ts_authkey is not None:
         environ["TS_SOCKET"] = str(files.tailscale_socket)
-        proxy = rosbridge_proxy(settings)
-        if proxy is not None:
-            environ["ROSBRIDGE_PROXY"] = proxy
+        for variable, proxy in (
+            ("ROSBRIDGE_PROXY", rosbridge_proxy(settings)),
+            ("POLICY_PROXY", policy_proxy(settings)),
+        ):
+            if proxy is not None:
+                environ[variable] = proxy
     return environ
 
 
 def rosbridge_proxy(settings: Settings) -> str | None:
     """Return the proxy that leads to the robot through the tailnet, if one is needed."""
-    if settings.rosbridge_proxy is not None or settings.ts_socks5_server is None:
-        return settings.rosbridge_proxy
-    host = settings.rosbridge_host
+    return settings.rosbridge_proxy or _tailnet_proxy(settings, settings.rosbridge_host)
+
+
+def policy_proxy(settings: Settings) -> str | None:
+    """Return the proxy that leads to the policy server through the tailnet, if one is needed."""
+    if settings.policy_server is None:
+        return settings.policy_proxy
+    # An address that is wrong is the loop's error, in its own words.
+    server = settings.policy_server.strip()
+    host = urlsplit(server if "://" in server else f"ws://{server}").hostname
+    return settings.policy_proxy or (None if host is None else _tailnet_proxy(settings, host))
+
+
+def _tailnet_proxy(settings: Settings, host: str) -> str | None:
+    """Return the SOCKS5 proxy of tailscaled, if `host` is reached through it alone."""
+    if settings.ts_socks5_server is None:
+        return None
     knows_names = not settings.ts_userspace and settings.ts_accept_dns
     if is_loopback(host) or knows_names or not _may_be_on_tailnet(host):
         return None

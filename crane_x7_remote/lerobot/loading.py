@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from crane_x7_remote.errors import PolicyError
-from crane_x7_remote.lerobot import statistics, weights
+from crane_x7_remote.lerobot import adapters, statistics, weights
 from crane_x7_vla_rl.policies import lerobot_folder
 
 logger = logging.getLogger(__name__)
@@ -43,8 +43,6 @@ def load(folder: Path, device: str) -> Loaded:
     """Load the `pretrained_model` folder of a checkpoint; raises PolicyError with what is wrong."""
     if wrong := lerobot_folder.missing(folder):
         raise PolicyError(f"{folder}: {'; '.join(wrong)}; copy the checkpoint again")
-    if (folder / "adapter_config.json").is_file():
-        raise PolicyError(f"{folder} holds adapters; merge them into the policy's weights first")
 
     import torch
     from lerobot.policies.factory import get_policy_class
@@ -54,15 +52,21 @@ def load(folder: Path, device: str) -> Loaded:
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     config = _config(folder, device)
+    adapted = adapters.are_in(folder)
     try:
-        policy = get_policy_class(config.type).from_pretrained(str(folder), config=config)
+        kind = get_policy_class(config.type)
+        if adapted:
+            policy = adapters.load(folder, kind, config)
+        else:
+            policy = kind.from_pretrained(str(folder), config=config)
     except PolicyError:
         raise
     except Exception as error:
         raise PolicyError(
             f"{folder}: LeRobot cannot load this {config.type}: {type(error).__name__}: {error}"
         ) from error
-    weights.check_loaded(policy, folder / weights.FILE)
+    if not adapted:  # those were checked before they were merged
+        weights.check_loaded(policy, folder / weights.FILE)
     policy.to(device).eval()
     before, after = _processors(folder, config, device)
     statistics.check(before, after)

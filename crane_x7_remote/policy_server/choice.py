@@ -53,6 +53,7 @@ def model_options(settings: Settings) -> ModelOptions:
         temperature=settings.vla_temperature,
         speculation=settings.vla_speculation,
         server=settings.policy_server,
+        proxy=settings.policy_proxy,
         api_key=settings_values.token_text(settings.policy_api_key, "POLICY_API_KEY"),
         policy_io=settings.policy_io,
         jpeg_quality=settings.policy_jpeg,

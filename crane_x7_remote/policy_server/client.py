@@ -16,9 +16,18 @@ import time
 from collections.abc import Mapping
 from typing import Any, Final
 
-from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidStatus, InvalidURI
+from python_socks import ProxyConnectionError, ProxyError, ProxyTimeoutError
+from websockets.exceptions import (
+    ConnectionClosed,
+    InvalidHandshake,
+    InvalidProxy,
+    InvalidStatus,
+    InvalidURI,
+)
+from websockets.exceptions import ProxyError as WebSocketProxyError
 from websockets.sync.client import ClientConnection, connect
 
+from crane_x7_remote.addresses import without_password
 from crane_x7_remote.errors import ExitCode, RemoteError
 from crane_x7_remote.policy_server import wire
 from crane_x7_vla_rl.file_errors import why
@@ -32,6 +41,9 @@ CLOSE_S: Final = 0.1
 BIGGEST_ANSWER: Final = 16 * 1024 * 1024
 """Bytes; a chunk of 1000 steps of 32 columns has 0.3 MB."""
 UNAUTHORISED: Final = (401, 403)
+PROXY_ERRORS: Final = (
+    ProxyConnectionError, ProxyError, ProxyTimeoutError, WebSocketProxyError, InvalidProxy,
+)  # fmt: skip
 
 
 class PolicyServerError(RemoteError):
@@ -53,8 +65,10 @@ class PolicyClient:
         api_key: str | None = None,
         connect_timeout_s: float = 10.0,
         answer_timeout_s: float = 1.0,
+        proxy: str | None = None,
     ) -> None:
-        """`url`: ws://host:port, wss://host, or host:port. Nothing is sent yet.
+        """`url`: ws://host:port, wss://host, or host:port; `proxy`: socks5h://host:port, which
+        resolves names itself, socks5:// or http://. Nothing is sent yet.
 
         Raises PolicyServerError for a text that is no address.
         """
@@ -70,6 +84,7 @@ class PolicyClient:
         self.connections = 0
         """How often it has connected."""
         self._api_key = api_key
+        self._proxy = proxy
         self._link: ClientConnection | None = None
         self._metadata: Mapping[str, Any] = {}
 
@@ -130,13 +145,15 @@ class PolicyClient:
         deadline_s = time.monotonic() + timeout_s
         try:
             opened = connect(
-                self.url, additional_headers=headers, compression=None, proxy=None,
+                self.url, additional_headers=headers, compression=None, proxy=self._proxy,
                 max_size=BIGGEST_ANSWER, open_timeout=timeout_s, close_timeout=CLOSE_S,
                 ping_interval=None,
             )  # fmt: skip
             link = opened.__enter__()  # `close` ends it, also after a timeout
         except InvalidStatus as error:
             raise PolicyServerError(self._refused(error)) from error
+        except PROXY_ERRORS as error:
+            raise self._proxy_failed(shown(error)) from error
         except (InvalidURI, InvalidHandshake, ConnectionClosed) as error:
             raise PolicyServerError(
                 f"{self.url} does not speak openpi's protocol (WebSocket): {shown(error)}"
@@ -147,6 +164,8 @@ class PolicyClient:
                 " address, and that its host can be reached from here"
             ) from error
         except OSError as error:
+            if self._proxy is not None:
+                raise self._proxy_failed(why(error)) from error
             raise PolicyServerError(
                 f"no policy server at {self.url}: {why(error)}; start it, or set POLICY_SERVER to"
                 " its address"
@@ -183,6 +202,12 @@ class PolicyClient:
                 f"{self.url} sent {what} that is a {type(found).__name__}, expected a map"
             )
         return found
+
+    def _proxy_failed(self, cause: str) -> PolicyServerError:
+        return PolicyServerError(
+            f"{self.url}: the proxy {without_password(self._proxy or '')} did not connect"
+            f" ({cause}); check POLICY_PROXY, that the proxy runs, and that it can reach the server"
+        )
 
     def _refused(self, error: InvalidStatus) -> str:
         status = error.response.status_code

@@ -156,8 +156,9 @@ def load(options: ModelOptions) -> Policy:
     assert options.server is not None  # policies.load.check refuses that
     try:
         client = PolicyClient(
-            options.server, options.api_key, answer_timeout_s=options.answer_timeout_s + BEYOND_S
-        )
+            options.server, options.api_key, answer_timeout_s=options.answer_timeout_s + BEYOND_S,
+            proxy=options.proxy,
+        )  # fmt: skip
         # A wrong file is found before anything is sent.
         io = None if options.policy_io is None else policy_io_file.read(options.policy_io)
         return connected(client, io, options.jpeg_quality)

@@ -95,6 +95,8 @@ class ModelOptions:
     """Decode OpenVLA's tokens in fewer passes, with the last action as a draft."""
     server: str | None = None
     """Address of a policy server, such as ws://host:8000, for the policy `remote`."""
+    proxy: str | None = field(default=None, repr=False)
+    """Proxy towards the policy server, such as socks5h://127.0.0.1:1055."""
     api_key: str | None = field(default=None, repr=False)
     """Key that the policy server expects."""
     policy_io: str | None = None

@@ -40,8 +40,9 @@ PATTERNS: Final = (
 )  # fmt: skip
 """Weights, configuration, tokenizer, the extra heads of OpenVLA-OFT, and what a LeRobot policy's
 inputs are on this arm. No code."""
-FOLDERS: Final = (".", "lora_adapter", "lora_adapters")
-"""Folders of these files; other folders of a training run are ignored."""
+FOLDERS: Final = (".", "lora_adapter", "lora_adapters", "vlm")
+"""Folders of these files, `vlm` with the configuration and tokenizer of SmolVLA's model; other
+folders of a training run are ignored."""
 REPO_ID: Final = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(?:@(?P<revision>[\w./-]+))?")
 TRIES: Final = 3
 ONE_TRY_S: Final = 0.5

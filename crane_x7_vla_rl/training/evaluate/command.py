@@ -25,6 +25,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from crane_x7_vla_rl import fields, scenes
+from crane_x7_vla_rl.data import reading
 from crane_x7_vla_rl.policies import about, cuda_devices
 from crane_x7_vla_rl.policies.about import Chosen
 from crane_x7_vla_rl.policies.base import AUTO, ModelOptions
@@ -46,7 +47,9 @@ NOT_MODEL: Final = (
     "jpeg_quality", "answer_timeout_s",
 )  # fmt: skip
 """Options of a model that the checkpoint or the environment sets, or that serve one robot only."""
-NOT_FLAGS: Final = ("model", "output", "policy", "world", "sources", "offline_episodes")
+NOT_FLAGS: Final = (
+    "model", "output", "policy", "world", "sources", "offline_episodes", "reading",
+)  # fmt: skip
 ANSWER_S: Final = 30.0
 """The simulation waits for a slow policy; a robot does not."""
 ASKED: Final = (*about.SCENE, "temperature", "device")
@@ -75,6 +78,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cuda, cuda:1 or cpu (default: CUDA if available)")
     fields.add_flags(parser, ModelOptions, NOT_MODEL, typed=True, asked=ASKED)
     fields.add_flags(parser, EvaluateConfig, NOT_FLAGS, typed=True)
+    reading.add_arguments(parser)
     scenes.add_arguments(parser, without=("control_hz",), asked=ASKED)
 
 
@@ -97,6 +101,7 @@ def read(args: argparse.Namespace) -> EvaluateConfig:
         ),
         output=args.output or settings.output_root() / FOLDER / _name(words, policy),
         policy=policy,
+        reading=reading.from_args(args),
         world=fields.from_flags(WorldConfig, words),
         sources=dict(chosen.sources),
     )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from crane_x7_vla_rl.data.reading import AS_STATED, Reading
 from crane_x7_vla_rl.fields import Count, Index
 from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.scenes import EVALUATION_SEED, WorldConfig
@@ -41,6 +42,8 @@ class EvaluateConfig:
     """Number of episodes to film, from the first one."""
     data_root: str | None = None
     """Data set of recorded episodes; their actions are compared with the policy's, too."""
+    reading: Reading = AS_STATED
+    """How its files are read, where they do not say it: camera and units."""
     offline_frames: Count = 200
     """Number of recorded frames to compare."""
     offline_episodes: tuple[int, ...] = ()
@@ -65,5 +68,7 @@ class EvaluateConfig:
             )
         if self.offline_episodes and self.data_root is None:
             raise ConfigError("--offline-episodes needs recorded episodes: set --data-root")
+        if self.reading != AS_STATED and self.data_root is None:
+            raise ConfigError(f"{self.reading.flags}: nothing is read; set --data-root")
         if not self.num_episodes and self.data_root is None:
             raise ConfigError("nothing to do: --num-episodes is 0 and --data-root is not set")

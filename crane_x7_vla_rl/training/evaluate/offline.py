@@ -43,7 +43,7 @@ def compare(policy: Policy, config: EvaluateConfig, ranks: Ranks = ALONE) -> dic
     Raises DataError.
     """
     assert config.data_root is not None
-    source = open_source(config.data_root)
+    source = open_source(config.data_root, reading=config.reading)
     rows: list[dict[str, Any]] = []
     chosen = list(_spread(source, config.offline_frames))
     _warm_up(policy, source, chosen[0])

@@ -164,6 +164,30 @@ def test_robot_on_the_tailnet_is_reached_through_its_proxy(
     assert seen.get("ROSBRIDGE_PROXY") == proxy
 
 
+@pytest.mark.parametrize(
+    ("environ", "proxy"),
+    [
+        ({}, None),
+        ({"POLICY_SERVER": "ws://gpu-box:8000"}, "socks5h://127.0.0.1:1055"),
+        ({"POLICY_SERVER": "gpu-box:8000"}, "socks5h://127.0.0.1:1055"),
+        ({"POLICY_SERVER": "ws://[fd7a:115c:a1e0::7]:8000"}, "socks5h://127.0.0.1:1055"),
+        ({"POLICY_SERVER": "ws://192.168.1.5:8000"}, None),
+        ({"POLICY_SERVER": "ws://localhost:8000"}, None),
+        (
+            {"POLICY_SERVER": "ws://gpu-box:8000", "POLICY_PROXY": "http://127.0.0.1:8080"},
+            "http://127.0.0.1:8080",
+        ),
+        ({"POLICY_SERVER": "ws://gpu-box:8000", "TS_SOCKS5_SERVER": ""}, None),
+    ],
+)
+def test_a_policy_server_on_the_tailnet_is_reached_through_its_proxy(
+    environ: dict[str, str], proxy: str | None
+) -> None:
+    environ = {"TS_AUTHKEY": "secret"} | environ
+    seen = role.environment(environ, _settings(**environ), FILES, VLA)
+    assert seen.get("POLICY_PROXY") == proxy
+
+
 def test_role_sees_all_but_the_tailnets_key_and_has_the_users_home() -> None:
     environ = {
         "TS_AUTHKEY": "secret",

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from links import ConnectProxy, Proxy, SocksProxy
 from plain_policy_server import ErrorText, PlainPolicyServer
 
 from crane_x7_remote.policy_server.client import (
@@ -52,6 +53,37 @@ def test_an_address_without_a_scheme_is_enough(server: PlainPolicyServer) -> Non
     client = PolicyClient(f"127.0.0.1:{server.port}")
     assert client.metadata == METADATA
     client.close()
+
+
+@pytest.mark.parametrize(("kind", "scheme"), [(SocksProxy, "socks5h"), (ConnectProxy, "http")])
+def test_a_proxy_resolves_the_name_that_only_it_knows(
+    server: PlainPolicyServer, kind: type[Proxy], scheme: str
+) -> None:
+    with kind() as proxy:
+        client = PolicyClient(
+            f"ws://gpu-box:{server.port}", proxy=f"{scheme}://127.0.0.1:{proxy.port}"
+        )
+        assert value(client.infer({"value": 3}, 5)) == 3
+        client.close()
+        assert value(client.infer({"value": 4}, 5)) == 4  # connects again, through it
+        client.close()
+    assert proxy.asked == [("gpu-box", server.port)] * 2
+
+
+@pytest.mark.parametrize(("kind", "scheme"), [(SocksProxy, "socks5h"), (ConnectProxy, "http")])
+def test_a_proxy_that_cannot_connect_is_named_without_its_password(
+    kind: type[Proxy], scheme: str
+) -> None:
+    with kind() as proxy:
+        address = f"{scheme}://127.0.0.1:{proxy.port}"
+        client = PolicyClient("ws://gpu-box:1", proxy=address, connect_timeout_s=5)
+        with pytest.raises(PolicyServerError, match=r"the proxy .* POLICY_PROXY") as raised:
+            client.infer({"value": 1}, 5)
+    assert address in str(raised.value)
+    gone = PolicyClient("ws://gpu-box:1", proxy=f"{scheme}://me:sesame@127.0.0.1:1")
+    with pytest.raises(PolicyServerError, match="POLICY_PROXY") as raised:
+        gone.infer({"value": 1}, 5)
+    assert "sesame" not in str(raised.value)
 
 
 @pytest.mark.parametrize("url", ["", "http://127.0.0.1:8000", "ws://", "a b"])

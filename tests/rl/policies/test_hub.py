@@ -111,6 +111,14 @@ def test_weights_and_json_are_fetched_and_code_pickles_and_run_folders_are_not(
     assert "model.safetensors: 100%" in done.stderr, "a progress bar is shown"
 
 
+def test_the_folder_of_smolvlas_model_is_fetched_and_no_code_in_it(
+    hub: FakeHub, tmp_path: Path
+) -> None:
+    hub.files |= {"vlm/config.json": b"{}", "vlm/tokenizer.json": b"{}", "vlm/evil.py": b"raise"}
+    folder = _folder(_resolve(hub, tmp_path))
+    assert {path.name for path in (folder / "vlm").iterdir()} == {"config.json", "tokenizer.json"}
+
+
 def test_a_second_start_fetches_nothing_and_an_unreachable_hub_is_no_obstacle(
     hub: FakeHub, tmp_path: Path
 ) -> None:

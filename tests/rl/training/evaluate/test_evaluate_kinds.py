@@ -20,6 +20,7 @@ from crane_x7_vla_rl.data.demos.config import DemosConfig
 from crane_x7_vla_rl.data.demos.recorder import DemoRecorder
 from crane_x7_vla_rl.data.episode import DataError, Episode
 from crane_x7_vla_rl.data.lerobot import LeRobotWriter
+from crane_x7_vla_rl.data.reading import Reading
 from crane_x7_vla_rl.policies import about
 from crane_x7_vla_rl.policies.base import ModelOptions, PolicyLoadError
 from crane_x7_vla_rl.robot import JOINT_NAMES
@@ -191,6 +192,30 @@ def test_chosen_episodes_are_a_parquet_file_each_and_all_in_one(
     assert row["inference_time_s"] > 0
 
 
+def test_recordings_in_degrees_are_read_with_a_unit(
+    recorded: tuple[Path, list[Episode]], tmp_path: Path
+) -> None:
+    """The degrees of the recording are unknown to its files; the flag says it."""
+    _, episodes = recorded
+    with LeRobotWriter(tmp_path / "deg", HZ, (64, 64)) as writer:
+        for episode in episodes:
+            writer.add(
+                replace(
+                    episode,
+                    state=np.rad2deg(episode.state).astype(np.float32),
+                    action=np.rad2deg(episode.action).astype(np.float32),
+                )
+            )
+    words = ["--policy", "color-servo", "--num-episodes", "0", "--unit", "deg"]
+    words += ["--data-root", str(tmp_path / "deg"), "--output", str(tmp_path / "out")]
+    read = command.read(parsed(*words))
+    assert read.reading.unit == "deg"
+    figures = compare(Ahead(episodes), read)
+    assert figures["mean_error_rad"] == pytest.approx(dict.fromkeys(JOINT_NAMES, 0.1), abs=1e-3)
+    with pytest.raises(DataError, match="--unit"):
+        compare(Ahead(episodes), command.read(parsed(*words[:4], *words[6:])))
+
+
 def test_an_episode_that_was_not_recorded_is_named(
     recorded: tuple[Path, list[Episode]], tmp_path: Path
 ) -> None:
@@ -208,6 +233,7 @@ def test_an_episode_that_was_not_recorded_is_named(
     ("options", "message"),
     [
         ({"offline_episodes": (0,)}, "set --data-root"),
+        ({"reading": Reading(unit="deg")}, "--unit: nothing is read; set --data-root"),
         ({"offline_episodes": (-1,), "data_root": "d"}, "-1: expected numbers of episodes"),
     ],
 )
