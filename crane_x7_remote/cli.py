@@ -20,6 +20,7 @@ COMMANDS = {
     "resume": ("crane_x7_remote.guard.stop", "let the guard pass trajectories again"),
     "boot": ("crane_x7_remote.boot.command", "join the tailnet, open sshd, run a role"),
     "status": ("crane_x7_remote.boot.status", "whether tunnel, sshd, role and robot are up"),
+    "calibrate": ("crane_x7_remote.calibrate.command", "find the camera's lens and pose"),
     "demo": ("crane_x7_remote.demo.command", "simulated robot and loop together, with a report"),
     "tunnel": ("crane_x7_remote.tunnel.command", "bring the robot's rosbridge to this machine"),
     "doctor": ("crane_x7_remote.doctor.command", "find what is wrong, and how to cure it"),

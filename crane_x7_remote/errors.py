@@ -23,6 +23,7 @@ class ExitCode(IntEnum):
     TASK_REFUSED = 12
     NO_LOOP = 13
     SERVE = 14
+    CALIBRATION = 15
     TAILNET_KEY = 20
     TAILNET_KEY_EXPIRED = 21
     CONTROL_UNREACHABLE = 22
@@ -119,6 +120,12 @@ class ServeError(RemoteError):
     """The policy server cannot listen, or must not without an API key."""
 
     exit_code = ExitCode.SERVE
+
+
+class CalibrationError(RemoteError):
+    """The images do not give the camera's lens or pose; the message says what is missing."""
+
+    exit_code = ExitCode.CALIBRATION
 
 
 class TailnetKeyError(RemoteError):

@@ -1,7 +1,9 @@
-"""A camera's pose and field of view: a YAML file or a JSON text → `CameraPose` → `Camera`.
+"""A camera's pose, field of view and lens: a YAML file or a JSON text → `CameraPose` → `Camera`.
 
 The file that CAMERA_POSE names and the message on /vla/camera_pose have the same keys. World frame
 of `camera`: robot base at the origin, x forward, y left, z up. Every mistake is reported at once.
+`crane-x7-remote calibrate` writes such a file, with the lens; then `rectified` turns the camera's
+images into those of the pinhole camera that `camera` describes.
 """
 
 from __future__ import annotations
@@ -17,15 +19,19 @@ from typing import Any, Final
 import numpy as np
 
 from crane_x7_vla_rl.camera import BASE_CAMERA, Camera, Point, horizontal_fov_rad
+from crane_x7_vla_rl.lens import Lens
 from crane_x7_vla_rl.log_text import cut
 from crane_x7_vla_rl.suggest import did_you_mean
+from crane_x7_vla_rl.types import Image
 
 SIM: Final = "sim"
 """Setting for the pose of the simulated robot's camera."""
 KEYS: Final = (
     "position_m", "target_m", "orientation_xyzw", "fov_deg", "horizontal_fov_deg", "width",
-    "height",
+    "height", "lens",
 )  # fmt: skip
+LENS_KEYS: Final = {"focal_px": 2, "centre_px": 2, "distortion": 5}
+"""Key → number of values."""
 FARTHEST_M: Final = 10.0
 """A larger distance is a mistake of units, such as millimetres."""
 FOV_DEG: Final = (5.0, 150.0)
@@ -42,7 +48,7 @@ class CameraPoseError(ValueError):
 
 @dataclass(frozen=True)
 class CameraPose:
-    """A rectified camera at a fixed place; exactly one field of view is given."""
+    """A camera at a fixed place; exactly one field of view is given."""
 
     position_m: Point
     target_m: Point
@@ -51,6 +57,16 @@ class CameraPose:
     horizontal_fov_rad: float | None = None
     size_px: tuple[int, int] | None = None
     """(width, height) of the images that the field of view belongs to; None: any size."""
+    lens: Lens | None = None
+    """What `rectified` corrects; None: the images are rectified already."""
+
+    def rectified(self, image: Image) -> Image:
+        """Return the image as seen by `camera`; the same object without a lens."""
+        if self.lens is None:
+            return image
+        height, width = image.shape[:2]
+        fov_rad = self.camera(width, height).horizontal_fov_rad
+        return self.lens.rectified(image, fov_rad)
 
     def camera(self, width: int, height: int) -> Camera:
         """Return the camera for images of this size; raises CameraPoseError, see `misfit`."""
@@ -83,6 +99,8 @@ class CameraPose:
             values["horizontal_fov_deg"] = math.degrees(self.horizontal_fov_rad)
         if self.size_px is not None:
             values["width"], values["height"] = self.size_px
+        if self.lens is not None:
+            values["lens"] = {key: getattr(self.lens, key) for key in LENS_KEYS}
         return json.dumps(values)
 
 
@@ -165,9 +183,10 @@ class _Reader:
         target, up = self._direction(position)
         fovs = self._fields_of_view()
         size = self._size()
+        lens = self._lens(size)
         if self.problems or position is None or target is None:
             return None
-        return CameraPose(position, target, up, *fovs, size)
+        return CameraPose(position, target, up, *fovs, size, lens)
 
     def _direction(self, position: Point | None) -> tuple[Point | None, Point]:
         """Return a point on the optical axis, and the direction up."""
@@ -237,6 +256,30 @@ class _Reader:
                 return None
         return (self._values["width"], self._values["height"]) if len(given) == 2 else None
 
+    def _lens(self, size: tuple[int, int] | None) -> Lens | None:
+        values = self._values.get("lens")
+        if "lens" not in self._values:
+            return None
+        if not isinstance(values, Mapping) or set(values) != set(LENS_KEYS):
+            self.problems.append(
+                f"lens is {_said(values)}, expected the keys {', '.join(LENS_KEYS)}, as"
+                " `crane-x7-remote calibrate run` writes them; without lens: images are rectified"
+            )
+            return None
+        if "width" not in self._values or "height" not in self._values:
+            self.problems.append("lens is set without width and height, which it belongs to")
+        focal, centre, distortion = (
+            self._numbers(key, count, values, "lens.") for key, count in LENS_KEYS.items()
+        )
+        if size is None or focal is None or centre is None or distortion is None:
+            return None
+        (fx, fy), (cx, cy), (k1, k2, p1, p2, k3) = focal, centre, distortion
+        if min(fx, fy) < size[0] / 20:
+            self.problems.append(f"lens.focal_px is {_said([fx, fy])}, expected pixels")
+        if not (0 < cx < size[0] and 0 < cy < size[1]):
+            self.problems.append(f"lens.centre_px is {_said([cx, cy])}, expected a pixel inside")
+        return Lens((fx, fy), (cx, cy), (k1, k2, p1, p2, k3), size)
+
     def _only_one(self, one: str, other: str) -> bool:
         found = [key for key in (one, other) if key in self._values]
         if not found:
@@ -260,15 +303,17 @@ class _Reader:
         x, y, z = point
         return x, y, z
 
-    def _numbers(self, key: str, count: int) -> list[float] | None:
-        value = self._values[key]
+    def _numbers(
+        self, key: str, count: int, values: Mapping[Any, Any] | None = None, prefix: str = ""
+    ) -> list[float] | None:
+        value = (self._values if values is None else values)[key]
         if (
             isinstance(value, list | tuple)
             and len(value) == count
             and all(_is_number(item) for item in value)
         ):
             return [float(item) for item in value]
-        self.problems.append(f"{key} is {_said(value)}, expected {count} finite numbers")
+        self.problems.append(f"{prefix}{key} is {_said(value)}, expected {count} finite numbers")
         return None
 
 

@@ -260,7 +260,7 @@ def _arm_maker(args: argparse.Namespace) -> Callable[[], Arm]:
 
 def _camera_pose(text: str) -> CameraPose:
     try:
-        return camera_pose.read(text)
+        return replace(camera_pose.read(text), lens=None)  # what it draws is rectified
     except camera_pose.CameraPoseError as error:
         raise argparse.ArgumentTypeError(str(error)) from error
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 from scipy.spatial.transform import Rotation
@@ -91,6 +92,71 @@ def test_a_mistake_is_named(change: dict[Any, Any], told: str) -> None:
         camera_pose.parse(GOOD | change, "a.yaml")
     assert "a.yaml holds a mistake" in str(caught.value)
     assert told in str(caught.value)
+
+
+LENS = {"focal_px": [610, 612.5], "centre_px": [318, 244], "distortion": [-0.1, 0.05, 1e-3, 0, 0]}
+SIZED = GOOD | {"width": 640, "height": 480}
+
+
+@pytest.mark.parametrize(
+    ("lens", "told"),
+    [
+        (None, "lens is null, expected the keys focal_px, centre_px, distortion"),
+        ({"focal_px": [610, 610]}, "expected the keys"),
+        (LENS | {"k1": 0}, "expected the keys"),
+        (LENS | {"distortion": [0.1]}, "lens.distortion is [0.1], expected 5 finite numbers"),
+        (LENS | {"focal_px": [0.61, 0.61]}, "lens.focal_px is [0.61, 0.61], expected pixels"),
+        (LENS | {"centre_px": [900, 240]}, "lens.centre_px is [900.0, 240.0], expected a pixel"),
+    ],
+)
+def test_a_wrong_lens_is_named(lens: object, told: str) -> None:
+    with pytest.raises(CameraPoseError, match=r"a\.yaml holds a mistake") as caught:
+        camera_pose.parse(SIZED | {"lens": lens}, "a.yaml")
+    assert told in str(caught.value)
+
+
+def test_a_lens_without_its_size_is_named() -> None:
+    with pytest.raises(CameraPoseError, match="lens is set without width and height"):
+        camera_pose.parse(GOOD | {"lens": LENS}, "a.yaml")
+
+
+@pytest.mark.parametrize("scale", [1, 2])
+def test_rectified_pictures_are_those_of_the_pinhole_camera(scale: int) -> None:
+    """Dots are drawn where the lens shows points of the world; rectified, they are where the
+    pinhole camera projects those points, also in a picture of another size."""
+    pose = camera_pose.parse(SIZED | {"lens": LENS, "target_m": [0.3, 0, 0]}, "a.yaml")
+    width, height = 640 * scale, 480 * scale
+    camera = pose.camera(width, height)
+    points = np.array([(x, y, 0.0) for x in (0.2, 0.3, 0.4) for y in (-0.1, 0.0, 0.1)])
+    in_camera = (points - camera.position_m) @ camera.rotation
+    assert pose.lens is not None
+    pixels, _ = cv2.projectPoints(
+        in_camera, np.zeros(3), np.zeros(3), pose.lens.matrix(width, height),
+        np.array(pose.lens.distortion),
+    )  # fmt: skip
+    image = np.zeros((height, width, 3), np.uint8)
+    rows, columns = np.mgrid[:height, :width]
+    for x, y in pixels[:, 0]:
+        spot = 255 * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / (2 * (3.0 * scale) ** 2))
+        image[:, :, 1] = np.maximum(image[:, :, 1], spot.astype(np.uint8))
+    straight = pose.rectified(image)
+    for u, v in camera.project(points, width, height) - 0.5:
+        near = 12 * scale
+        top, left = round(v) - near, round(u) - near
+        patch = straight[top : top + 2 * near + 1, left : left + 2 * near + 1, 1].astype(float)
+        at = np.array([(patch.sum(axis) * np.arange(2 * near + 1)).sum() for axis in (0, 1)])
+        np.testing.assert_allclose(at / patch.sum() + (left, top), (u, v), atol=0.35 * scale)
+
+
+def test_without_a_lens_the_picture_is_passed_on_as_it_is() -> None:
+    image = np.zeros((48, 64, 3), np.uint8)
+    assert SIM_POSE.rectified(image) is image
+
+
+def test_a_message_says_the_lens_too() -> None:
+    pose = camera_pose.parse(SIZED | {"lens": LENS}, "a.yaml")
+    again = camera_pose.parse_json(pose.to_json())
+    assert again.lens == pose.lens is not None
 
 
 def test_a_turn_that_is_no_unit_quaternion_is_named() -> None:

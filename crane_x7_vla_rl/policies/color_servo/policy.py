@@ -62,7 +62,8 @@ class ColorServo:
     ) -> ActionChunk:
         wanted, velocity = motion.state(observation.joints, observation.time_s)
         height, width = observation.image.shape[:2]
-        picture = Picture(observation.image, self._pose.camera(width, height))
+        image = self._pose.rectified(observation.image)
+        picture = Picture(image, self._pose.camera(width, height))
         goal = phases.decide(observation, picture, wanted, velocity)
         chunk = motion.chunk(goal, observation.joints, observation.time_s)
         return only_numbers(chunk, observation.instruction)
