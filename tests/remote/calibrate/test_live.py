@@ -14,6 +14,7 @@ from board_rig import Scene, camera_at, placed, views_around
 from loop_rig import FaultyRobot
 
 from crane_x7_remote import cli
+from crane_x7_remote.calibrate import command
 from crane_x7_remote.calibrate.board import Placement
 from crane_x7_remote.errors import ExitCode
 from crane_x7_vla_rl import camera_pose
@@ -31,20 +32,26 @@ def _jpeg(image: np.ndarray) -> bytes:
 
 @pytest.fixture
 def robot(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyRobot]:
-    """A robot whose camera sees the board held in one place after another, each for some frames."""
-    views = [
-        _jpeg(SCENE.picture(frame, seed))
-        for seed, frame in enumerate(views_around(SCENE.board, 26))
-    ]
+    """A robot whose camera sees the board held in one place after another: the person moves on when
+    told so, or after a while."""
+    places = views_around(SCENE.board, 26)
+    views = [_jpeg(SCENE.picture(frame, seed)) for seed, frame in enumerate(places)]
     lying = _jpeg(SCENE.picture(placed(PLACEMENT, CAMERA), 99))
-    shown = itertools.cycle([view for view in views for _ in range(6)])
+    shown = itertools.cycle(views)
 
     class Watched(FaultyRobot):
         lies = False
+        held, frames = next(shown), 0
+
+        def move_on(self) -> None:
+            self.held, self.frames = next(shown), 0
 
         @property
         def picture(self) -> bytes:
-            return lying if self.lies else next(shown)
+            self.frames += 1
+            if self.frames > 60:
+                self.move_on()
+            return lying if self.lies else self.held
 
         @picture.setter
         def picture(self, value: bytes) -> None:
@@ -55,6 +62,11 @@ def robot(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyRobot]:
         robot.lies = True
         return ""
 
+    def hear(text: str) -> None:
+        print(text)
+        robot.move_on()
+
+    monkeypatch.setattr(command, "_say", hear)
     with Watched() as robot:
         monkeypatch.setattr("sys.stdin.isatty", lambda: True)
         monkeypatch.setattr("builtins.input", lay_down)
