@@ -37,7 +37,7 @@ MOST_ERROR_PX: Final = 1.0
 MOST_FOCAL_ERROR: Final = 0.005
 """Standard deviation of the focal length, as a share of it."""
 OUTLIER: Final = 3.0
-"""A view with an error of so many medians is left out."""
+"""A view with an error of more than this many medians is left out."""
 MOST_LEFT_OUT: Final = 0.2
 SQUARE_PIXELS: Final = 0.02
 
@@ -102,7 +102,7 @@ class _Solved:
 def _solve(views: Sequence[View]) -> _Solved:
     size = views[0].size_px
     try:
-        error_px, matrix, distortion, turns, _, deviations, _, errors = cv2.calibrateCameraExtended(
+        error_px, matrix, distortion, found, _, deviations, _, errors = cv2.calibrateCameraExtended(
             [view.board_m.astype(np.float32) for view in views],
             [view.pixels.astype(np.float32) for view in views],
             size,
@@ -124,7 +124,7 @@ def _solve(views: Sequence[View]) -> _Solved:
         float(error_px),
         np.ravel(errors).astype(np.float64),
         np.ravel(deviations)[:9].astype(np.float64),
-        [np.asarray(cv2.Rodrigues(turn)[0]) for turn in turns],
+        [np.asarray(cv2.Rodrigues(turn)[0]) for turn in found],
     )
 
 

@@ -95,9 +95,9 @@ def _solve(board_m: Array, pixels: Array, matrix: Array, distortion: Array) -> t
     return np.ravel(turn).astype(np.float64), np.ravel(shift).astype(np.float64)
 
 
-def _check_ambiguity(turns: Sequence[Array], errors: Array) -> None:
+def _check_ambiguity(rotations: Sequence[Array], errors: Array) -> None:
     """A flat board that is small in the image looks the same when it leans the other way."""
-    first, second = (np.asarray(cv2.Rodrigues(turn)[0]) for turn in turns[:2])
+    first, second = (np.asarray(cv2.Rodrigues(turn)[0]) for turn in rotations[:2])
     cosine = (np.trace(first.T @ second) - 1) / 2
     apart_deg = float(np.degrees(np.arccos(np.clip(cosine, -1, 1))))
     if apart_deg > AMBIGUOUS_DEG and errors[1] < AMBIGUOUS_RATIO * errors[0]:
