@@ -205,8 +205,9 @@ def server(context: Context) -> Finding:
     started_s = time.monotonic()
     try:
         client = PolicyClient(
-            settings.policy_server, options.api_key, min(CONNECT_S, context.left_s)
-        )
+            settings.policy_server, options.api_key, min(CONNECT_S, context.left_s),
+            proxy=options.proxy,
+        )  # fmt: skip
         try:
             metadata = client.metadata
         finally:

@@ -128,6 +128,8 @@ def learn_to_see(frames: Frames, minutes: float) -> Watcher:
     watcher = Watcher(*frames.images.shape[1:3])
     optimizer = torch.optim.AdamW(watcher.parameters(), PEAK, weight_decay=1e-3)
     train = np.flatnonzero(~frames.held_out)
+    if not len(train):
+        sys.exit(f"start.py: too few episodes, expected more than {HELD_OUT}: create more")
     order = np.zeros(0, np.int64)
     began_s, steps, errors = time.monotonic(), 0, []
     while (part := (time.monotonic() - began_s) / 60 / minutes) < 1:

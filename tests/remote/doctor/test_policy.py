@@ -15,6 +15,8 @@ from pathlib import Path
 import doctor_rig
 import pytest
 from fake_hub import REPOSITORY, FakeHub
+from links import SocksProxy
+from plain_policy_server import PlainPolicyServer
 from serve_policy_rig import serving
 
 from crane_x7_remote.doctor import policy
@@ -128,6 +130,18 @@ def test_a_private_model_without_access_is_found_and_the_token_is_never_shown(
     assert code == 1, log
     assert "no access with this token" in found["policy model"]["words"]
     assert "anotherToken" not in json.dumps(found) + log
+
+
+def test_a_policy_server_is_reached_through_its_proxy() -> None:
+    with PlainPolicyServer(lambda _: {}, {"policy_type": "plain"}) as server:
+        address = f"ws://gpu-box:{server.port}"
+        with SocksProxy() as proxy:
+            url = f"socks5h://127.0.0.1:{proxy.port}"
+            found = doctor_rig.examine("policy server", POLICY_SERVER=address, POLICY_PROXY=url)
+        gone = doctor_rig.examine("policy server", POLICY_SERVER=address, POLICY_PROXY=url)
+    assert found.state is State.OK, found.words
+    assert proxy.asked == [("gpu-box", server.port)]
+    assert "POLICY_PROXY" in gone.words
 
 
 def test_a_policy_server_is_reached_with_its_key_alone() -> None:
