@@ -13,6 +13,11 @@ COMMANDS = {
     "infer": ("crane_x7_remote.inference.command", "drive the arm: camera in, trajectories out"),
     "sim-robot": ("crane_x7_remote.sim_robot.command", "a simulated CRANE-X7 behind rosbridge"),
     "serve-policy": ("crane_x7_remote.policy_server.command", "a policy for openpi's clients"),
+    "record": ("crane_x7_remote.record.command", "episodes of the arm into a LeRobot data set"),
+    "replay": (
+        "crane_x7_remote.record.replay_command",
+        "a recorded episode, on the arm or to a loop",
+    ),
     "say": ("crane_x7_remote.say", "change the task of a running loop"),
     "watch": ("crane_x7_remote.watch.command", "a running loop and its robot in a terminal"),
     "guard": ("crane_x7_remote.guard.command", "next to the robot: the gate in front of rosbridge"),

@@ -24,6 +24,7 @@ class ExitCode(IntEnum):
     NO_LOOP = 13
     SERVE = 14
     CALIBRATION = 15
+    RECORD = 16
     TAILNET_KEY = 20
     TAILNET_KEY_EXPIRED = 21
     CONTROL_UNREACHABLE = 22
@@ -126,6 +127,12 @@ class CalibrationError(RemoteError):
     """The images do not give the camera's lens or pose; the message says what is missing."""
 
     exit_code = ExitCode.CALIBRATION
+
+
+class RecordError(RemoteError):
+    """Nothing can be recorded, or a recorded episode cannot be replayed."""
+
+    exit_code = ExitCode.RECORD
 
 
 class TailnetKeyError(RemoteError):

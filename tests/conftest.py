@@ -23,7 +23,16 @@ from crane_x7_vla_rl import secret_text
 CONTAINER_TIMEOUT_S = 180
 REAL_TIME = [
     Path(__file__).parent / "remote" / room
-    for room in ("demo", "guard", "inference", "policy_server", "rosbridge", "sim_robot", "watch")
+    for room in (
+        "demo",
+        "guard",
+        "inference",
+        "policy_server",
+        "record",
+        "rosbridge",
+        "sim_robot",
+        "watch",
+    )
 ]
 """Rooms whose tests run loops and servers against the clock."""
 WORKER_BYTES = 3e9

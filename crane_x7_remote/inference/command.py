@@ -29,7 +29,7 @@ from crane_x7_remote.errors import (
 )
 from crane_x7_remote.inference import checkpoint, feed
 from crane_x7_remote.inference.config import LoopConfig
-from crane_x7_remote.inference.feeds import FeedCommand, Feeds
+from crane_x7_remote.inference.feeds import FeedCommand, Feeds, own_command
 from crane_x7_remote.inference.limits import Limits
 from crane_x7_remote.inference.live_line import live_line
 from crane_x7_remote.inference.loop import InferenceLoop
@@ -51,10 +51,13 @@ logger = logging.getLogger(__name__)
 SWITCH_INTERVAL_S = 0.0005
 """How long a thread may keep the interpreter while another waits; Python's default of 5 ms would
 be the largest part of the latency."""
+RECORD_END_S: Final = 120.0
+"""How long a recorder may take to encode its last episodes after the loop has ended."""
 COMMON: Final = (
     "rosbridge_host", "rosbridge_port", "rosbridge_token", "vla_policy", "vla_model_path",
     "policy_server", "policy_io", "vla_task_instruction", "vla_device", "vla_inference_rate",
     "vla_temperature", "max_jump", "speed", "camera_pose", "dry_run", "duration", "metrics",
+    "record",
 )  # fmt: skip
 """See command_line."""
 
@@ -71,6 +74,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="write metrics to this file as JSON, once a second",
     )
+    parser.add_argument(
+        "--record", type=Path, metavar="DIR",
+        help="record what the policy sees and does into a LeRobot data set, or add to it",
+    )  # fmt: skip
     parser.add_argument(
         "--session",
         type=_session,
@@ -142,8 +149,12 @@ def run(args: argparse.Namespace) -> int:
 
 def _feed_commands(args: argparse.Namespace, settings: Settings) -> list[FeedCommand]:
     """Return the processes that follow this loop, see feeds.Feeds; one line for each flag."""
-    del args, settings
-    return []
+    del settings
+    commands = []
+    if args.record is not None:
+        words = own_command("record", str(args.record), "--from-feed")
+        commands.append(FeedCommand("record", words, RECORD_END_S))
+    return commands
 
 
 def _drive(

@@ -296,10 +296,10 @@ def recover(folder: str | Path) -> int | None:
     None: the folder holds nothing yet. Raises DataError as LeRobotWriter does.
     """
     path = Path(folder).expanduser()
-    staging = path / layout.STAGING
-    first = next(iter(sorted(staging.glob("episode-*[0-9]"))), None)
-    if first is None:
-        return counted(path) if (path / layout.INFO).exists() else None
+    published = counted(path)
+    first = folder_of(path / layout.STAGING, published)
+    if not first.exists():
+        return published if (path / layout.INFO).exists() else None
     fps, size, extras = Staged(first, read_json(first / ABOUT)).kind()
     with LeRobotWriter(path, fps, size, resume=True, extras=extras) as writer:
         return len(writer)

@@ -1,0 +1,1 @@
+"""Episodes of the real arm: recorded into a LeRobot data set, and replayed."""
