@@ -32,8 +32,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 CAMERA = "observation.images.base"
-CHUNK = 10
-"""Steps of a chunk: one second at 10 Hz."""
+CHUNK = 20
+"""Steps of a chunk: two seconds at 10 Hz, so that a path goes on until the next prediction."""
 BATCH = 32
 PEAK = 1e-3
 """Learning rate of AdamW: 50 steps of warm-up, then a cosine to a hundredth."""

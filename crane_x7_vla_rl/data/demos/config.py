@@ -38,6 +38,8 @@ class DemosConfig:
     """Speed of the joint with the longest way; the default is a third of the servos' limit."""
     keep_wrist: bool = False
     """Never rotate the wrist towards the cube."""
+    hold_s: FiniteAmount = 0.0
+    """How long the expert continues after success, s: so a policy learns to hold what it lifted."""
     processes: Index = 0
     """Processes with simulations; 0 for one per core."""
 
@@ -49,6 +51,7 @@ class DemosConfig:
             "rearrange": self.rearrange,
             "arm_rad_s": self.arm_rad_s,
             "keep_wrist": self.keep_wrist,
+            "hold_s": self.hold_s,
             "world": self.world.as_dict(),
         }
 

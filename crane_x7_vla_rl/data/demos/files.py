@@ -104,7 +104,8 @@ def _check_content(config: DemosConfig) -> None:
     path = config.output / CONFIG
     if not path.exists():
         return
-    before, now = read_json(path), config.content()
+    # Data sets from before there was a hold have none.
+    before, now = {"hold_s": DemosConfig.hold_s} | read_json(path), config.content()
     changed = [
         f"{key} was {quoted(before.get(key))}, now {quoted(now[key])}"
         for key in now

@@ -41,16 +41,17 @@ class DemoRecorder:
         self._expert = Expert(self._world, _manner(config))
 
     def __call__(self, seed: int) -> Episode:
-        """Return the episode, which ends with success or a timeout."""
+        """Return the episode, which ends `hold_s` after success or with a timeout."""
         world, expert = self._world, self._expert
         noise = np.random.default_rng([seed, NOISE_STREAM])
         level_rad = self._config.joint_noise_rad * noise.uniform()
         world.reset(seed)
         expert.reset()
-        rearranged = 0
+        rearranged, after = 0, round(self._config.hold_s * world.config.control_hz)
         images: list[bytes | Image] = []
         states, actions = [], []
-        while not world.ended:
+        while not world.ended or (world.success and after > 0):
+            after -= world.success
             image, state = world.image(), world.position_rad()
             try:
                 action = expert.act()

@@ -175,6 +175,24 @@ def test_a_rearranged_scene_gives_more_to_look_at(tmp_path: Path) -> None:
     np.testing.assert_array_equal(again.action, episode.action)
 
 
+def test_the_expert_goes_on_holding_what_it_lifted(tmp_path: Path) -> None:
+    plain = DemoRecorder(config(tmp_path))(4)
+    held = DemoRecorder(config(tmp_path, hold_s=1.0))(4)
+    assert held.success
+    assert len(held) == len(plain) + 5
+    np.testing.assert_array_equal(held.action[: len(plain)], plain.action)
+    assert np.ptp(held.state[-3:, 7]) < 0.05  # around the cube
+
+
+def test_a_data_set_from_before_there_was_a_hold_resumes_without_one(tmp_path: Path) -> None:
+    generate(config(tmp_path / "demos", episodes=1))
+    path = tmp_path / "demos" / "demos.json"
+    path.write_text(json.dumps({k: v for k, v in read_json(path).items() if k != "hold_s"}))
+    assert generate(config(tmp_path / "demos", episodes=2), resume=True) == DemosReport(2, 0)
+    with pytest.raises(DataError, match=r"hold_s was 0.0, now 1.0"):
+        generate(config(tmp_path / "demos", episodes=3, hold_s=1.0), resume=True)
+
+
 def test_how_a_scene_is_rearranged() -> None:
     world = World(WORLD)
     world.reset(4)
