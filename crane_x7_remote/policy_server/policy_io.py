@@ -31,6 +31,12 @@ GRIPPER: Final = ARM_DOF
 ALL_PLACES: Final = tuple(range(DOF))
 ARM_PLACES: Final = tuple(range(ARM_DOF))
 MOST_STEPS: Final = 1000
+TOOL_COLUMNS: Final = 7
+"""Three of a position, three of a rotation, one of the gripper: actions in a tool's space."""
+TOOL_HINT: Final = (
+    "movements of a tool, as of openpi's released LIBERO policies, are not mapped to joints: use a"
+    " policy that was fine-tuned on this arm's joints (docs/policy-server.md)"
+)
 
 
 class AnswerError(ValueError):
@@ -186,9 +192,12 @@ def actions_of(answer: object, io: PolicyIO) -> Array:
         kind = found.dtype if isinstance(found, np.ndarray) else type(found).__name__
         raise AnswerError(f"{name} is {kind}, expected numbers of shape (T, {wide})")
     if found.ndim != 2 or found.shape[1] != wide or not 0 < len(found) <= MOST_STEPS:
+        hint = (
+            f"; if they are of a tool: {TOOL_HINT}" if found.shape[-1:] == (TOOL_COLUMNS,) else ""
+        )
         raise AnswerError(
             f"{name} has shape {found.shape}, expected (T, {wide}) with 1 to {MOST_STEPS} steps:"
-            f" action.joints of {io.source} names {wide} columns"
+            f" action.joints of {io.source} names {wide} columns{hint}"
         )
     if io.action.chunk_steps not in (None, len(found)):
         raise AnswerError(

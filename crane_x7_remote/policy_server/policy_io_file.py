@@ -18,6 +18,7 @@ from crane_x7_remote.policy_server.policy_io import (
     ARM_PLACES,
     GRIPPER,
     MOST_STEPS,
+    TOOL_HINT,
     ActionKind,
     ActionOutput,
     Gripper,
@@ -109,7 +110,7 @@ def _state(entry: _Section) -> StateInput:
 
 def _action(entry: _Section) -> ActionOutput:
     entry.only("key", "kind", "joints", "unit", "scale", "gripper", "period_s", "chunk_steps")
-    kind = cast(ActionKind, entry.choice("kind", get_args(ActionKind)))
+    kind = cast(ActionKind, entry.choice("kind", get_args(ActionKind), f"; {TOOL_HINT}"))
     columns = _columns(entry)
     if not any(place is not None for place in columns.places):
         raise entry.wrong("joints", "at least one joint")
@@ -206,10 +207,10 @@ class _Section:
             raise self.wrong(name, "texts")
         return tuple(words)
 
-    def choice(self, name: str, choices: Collection[str]) -> str:
+    def choice(self, name: str, choices: Collection[str], hint: str = "") -> str:
         value = self._content.get(name)
         if value not in choices:
-            raise self.wrong(name, " or ".join(choices))
+            raise self.wrong(name, " or ".join(choices) + hint)
         return str(value)
 
     def number(self, name: str, default: float | object | None = NONE) -> float | None:
