@@ -27,6 +27,7 @@ COMMANDS = {
     "status": ("crane_x7_remote.boot.status", "whether tunnel, sshd, role and robot are up"),
     "calibrate": ("crane_x7_remote.calibrate.command", "find the camera's lens and pose"),
     "demo": ("crane_x7_remote.demo.command", "simulated robot and loop together, with a report"),
+    "dashboard": ("crane_x7_remote.dashboard.command", "a page with camera, arm, loop and a stop"),
     "tunnel": ("crane_x7_remote.tunnel.command", "bring the robot's rosbridge to this machine"),
     "doctor": ("crane_x7_remote.doctor.command", "find what is wrong, and how to cure it"),
 }

@@ -25,6 +25,7 @@ class ExitCode(IntEnum):
     SERVE = 14
     CALIBRATION = 15
     RECORD = 16
+    DASHBOARD = 17
     TAILNET_KEY = 20
     TAILNET_KEY_EXPIRED = 21
     CONTROL_UNREACHABLE = 22
@@ -133,6 +134,12 @@ class RecordError(RemoteError):
     """Nothing can be recorded, or a recorded episode cannot be replayed."""
 
     exit_code = ExitCode.RECORD
+
+
+class DashboardError(RemoteError):
+    """The dashboard cannot listen, or has nothing to show."""
+
+    exit_code = ExitCode.DASHBOARD
 
 
 class TailnetKeyError(RemoteError):

@@ -43,6 +43,7 @@ BOOT_PREFIXES = (
     "wandb_",
     "lift_",
     "guard_",
+    "dashboard_",
     "output_",
 )
 """Fields that `boot` or the robot's side reads, or that are only passed on: not flags of a role."""
@@ -253,6 +254,12 @@ its link."""
     guard_pass_action: bool = False
     """Let ACTION_TOPIC pass the guard; it commands the arm past every check."""
 
+    dashboard_listen: str = "127.0.0.1:8686"
+    """Address of the dashboard's page, address:port. One that other machines can reach needs \
+DASHBOARD_TOKEN."""
+    dashboard_token: Annotated[SecretStr | None, EmptyIsNone] = None
+    """Token that browsers of the dashboard must give, or file:/path to one; unset: none."""
+
     _notes: tuple[str, ...] = PrivateAttr(())
 
     @property
@@ -296,7 +303,7 @@ its link."""
                 raise ValueError("contains the auth key, which `ps` would show; use TS_AUTHKEY")
         return value
 
-    @field_validator("guard_listen", "guard_upstream")
+    @field_validator("guard_listen", "guard_upstream", "dashboard_listen")
     @classmethod
     def _addresses_have_ports(cls, value: str) -> str:
         addresses.listen_addresses(value)

@@ -28,6 +28,7 @@ GROUPS = {
     "safety": ("max_", "policy_timeout", "trajectory_validity", "dry_run",
                "speed"),
     "guard": ("guard_",),
+    "dashboard": ("dashboard_",),
     "topics": ("camera_topic", "joint_states_topic", "instruction_topic", "arm_topic",
                "trajectory_topic", "action_topic", "gripper_action"),
     "other": ("",),

@@ -24,6 +24,7 @@ CONTAINER_TIMEOUT_S = 180
 REAL_TIME = [
     Path(__file__).parent / "remote" / room
     for room in (
+        "dashboard",
         "demo",
         "guard",
         "inference",

@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     )
     wanted = args.command == "stop"
     state = ask(link, wanted, args.reason)
-    print(json.dumps(state) if args.json else _in_words(state))
+    print(json.dumps(state) if args.json else in_words(state))
     return ExitCode.OK
 
 
@@ -68,7 +68,7 @@ def ask(link: LinkConfig, wanted: bool, reason: str = "") -> dict[str, Any]:
             open_timeout=CONFIRM_S,
             close_timeout=0.2,
             compression=None,
-            proxy=None,
+            proxy=link.proxy,
         ) as connection:
             operation = protocol.publish(STOP_TOPIC, {"data": wanted})
             connection.send(protocol.encode_json(operation | {"reason": reason}))
@@ -103,7 +103,8 @@ def _failed(word: str, link: LinkConfig, cause: str) -> str:
     return f"the guard at {link.host}:{link.port} did not confirm {word}: {cause}{hint}"
 
 
-def _in_words(state: dict[str, Any]) -> str:
+def in_words(state: dict[str, Any]) -> str:
+    """Return what the guard does now, for a person."""
     stopped, ends_s = state.get("stopped"), state.get("ends_s")
     if stopped is None:
         return "resumed: trajectories pass the guard again"

@@ -18,8 +18,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Final
 
+from crane_x7_remote import addresses, settings_values
 from crane_x7_remote import settings as settings_module
-from crane_x7_remote import settings_values
 from crane_x7_remote.addresses import is_loopback
 from crane_x7_remote.errors import (
     ExitCode,
@@ -57,7 +57,7 @@ COMMON: Final = (
     "rosbridge_host", "rosbridge_port", "rosbridge_token", "vla_policy", "vla_model_path",
     "policy_server", "policy_io", "vla_task_instruction", "vla_device", "vla_inference_rate",
     "vla_temperature", "max_jump", "speed", "camera_pose", "dry_run", "duration", "metrics",
-    "record",
+    "record", "dashboard",
 )  # fmt: skip
 """See command_line."""
 
@@ -83,6 +83,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         type=_session,
         metavar="HEX",
         help="8 hex digits that identify this loop on the robot [random]",
+    )
+    parser.add_argument(
+        "--dashboard",
+        type=_port,
+        nargs="?",
+        const=0,
+        metavar="PORT",
+        help="show this loop on a page at 127.0.0.1:PORT [DASHBOARD_LISTEN, port 8686]",
     )
 
 
@@ -149,11 +157,15 @@ def run(args: argparse.Namespace) -> int:
 
 def _feed_commands(args: argparse.Namespace, settings: Settings) -> list[FeedCommand]:
     """Return the processes that follow this loop, see feeds.Feeds; one line for each flag."""
-    del settings
+    environment = settings_module.as_environment(settings)
     commands = []
     if args.record is not None:
         words = own_command("record", str(args.record), "--from-feed")
-        commands.append(FeedCommand("record", words, RECORD_END_S))
+        commands.append(FeedCommand("record", words, RECORD_END_S, environment))
+    if args.dashboard is not None:
+        place = {"DASHBOARD_LISTEN": f"127.0.0.1:{args.dashboard}"} if args.dashboard else {}
+        words = own_command("dashboard", "--from-feed", "--log-level", "warning")
+        commands.append(FeedCommand("dashboard", words, environment=environment | place))
     return commands
 
 
@@ -283,6 +295,13 @@ def _seconds(text: str) -> float:
     if not 0 < value < float("inf"):
         raise argparse.ArgumentTypeError(f"{text!r}, expected a positive number of seconds")
     return value
+
+
+def _port(text: str) -> int:
+    try:
+        return addresses.read_port(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def _session(text: str) -> str:

@@ -39,7 +39,21 @@ def _nan(*_: object, **__: object) -> SwingingPolicy:
     return policy
 
 
+def _hanging(*_: object, **__: object) -> SwingingPolicy:
+    """Hangs while the task says so."""
+    policy = SwingingPolicy()
+
+    def predict(observation: Observation) -> object:
+        if "hang" in observation.instruction:
+            time.sleep(3600)
+        return policy.swing(observation)
+
+    policy.fault = predict
+    return policy
+
+
 POLICIES = {
+    "hanging": _hanging,
     "slow": lambda *_, **__: SlowPolicy(),
     "broken": _broken,
     "failing": _failing,

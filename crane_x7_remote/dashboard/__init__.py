@@ -1,0 +1,1 @@
+"""A page that shows what the machine does: camera, arm, loop, guard, recording, training."""
