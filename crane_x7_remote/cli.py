@@ -19,6 +19,7 @@ COMMANDS = {
         "a recorded episode, on the arm or to a loop",
     ),
     "say": ("crane_x7_remote.say", "change the task of a running loop"),
+    "trial": ("crane_x7_remote.trial.command", "episodes of a policy on the arm, each judged"),
     "watch": ("crane_x7_remote.watch.command", "a running loop and its robot in a terminal"),
     "guard": ("crane_x7_remote.guard.command", "next to the robot: the gate in front of rosbridge"),
     "stop": ("crane_x7_remote.guard.stop", "brake the arm and block everything at the guard"),

@@ -32,6 +32,7 @@ REAL_TIME = [
         "record",
         "rosbridge",
         "sim_robot",
+        "trial",
         "watch",
     )
 ]

@@ -34,9 +34,9 @@ from crane_x7_remote.demo.children import DemoProcess
 from crane_x7_remote.demo.plan import DemoPlan
 from crane_x7_remote.demo.recorder import Recording, RunRecorder
 from crane_x7_remote.errors import ExitCode, OutputError
+from crane_x7_remote.sim_robot.scene import fulfilled, grasped
 from crane_x7_remote.system import signals
 from crane_x7_vla_rl.file_errors import why
-from crane_x7_vla_rl.policies.color_servo.instruction import NotUnderstood, Task, Verb, parse
 
 logger = logging.getLogger(__name__)
 
@@ -198,26 +198,6 @@ def _is_over(
     if done:
         stage.second_done_s = now_s - stage.started_s
     return done or now_s - stage.switched_s > plan.second_timeout_s
-
-
-def fulfilled(instruction: str, scene: dict[str, Any], before: str | None = None) -> bool:
-    """Return whether the true scene fulfils an instruction now.
-
-    The instruction is parsed as by the colour servo, English or Japanese. `before` is the previous
-    instruction, to whose cube "it" refers.
-    """
-    earlier = None if before is None else parse(before)
-    task = parse(instruction, earlier.colour if isinstance(earlier, Task) else None)
-    if isinstance(task, NotUnderstood):
-        return False
-    status = scene.get("cubes", {}).get(task.colour, {})
-    return bool(status.get("placed" if task.verb is Verb.PLACE else "lifted"))
-
-
-def grasped(scene: dict[str, Any]) -> tuple[str, ...]:
-    """Return the colours of the cubes that the fingers hold."""
-    cubes = scene.get("cubes", {})
-    return tuple(colour for colour, status in cubes.items() if status.get("grasped"))
 
 
 def _outcome(

@@ -105,7 +105,7 @@ def run(args: argparse.Namespace) -> int:
     if name in ("openvla", "lerobot") and settings.vla_model_path is not None:
         settings = checkpoint.apply(settings)
     pose = choice.camera(args, settings)
-    config = _loop_config(settings, args.session or secrets.token_hex(4), pose)
+    config = loop_config(settings, args.session or secrets.token_hex(4), pose)
     writer = None if args.metrics is None else _metrics_writer(args.metrics)
     stop = threading.Event()
     ends: list[InferenceLoop] = []
@@ -128,13 +128,13 @@ def run(args: argparse.Namespace) -> int:
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     deadline_s = time.monotonic() + settings.peer_wait_timeout
     limits = Limits(max_jump_rad=settings.max_jump, speed=settings.speed)
-    client_config = _client_config(settings)
+    link = client_config(settings)
     metrics = LoopMetrics(config.session, config.rate_hz)
     with (
-        RosbridgeClient(client_config) as client,
+        RosbridgeClient(link) as client,
         Feeds(
             _feed_commands(args, settings),
-            feed.hello(client_config, config, name),
+            feed.hello(link, config, name),
             lambda: metrics.snapshot(asdict(client.link)),
         ) as feeds,
     ):
@@ -145,8 +145,8 @@ def run(args: argparse.Namespace) -> int:
         )
         ends.append(loop)
         try:
-            _warm_up(loop, name)
-            if _wait_connected(client, deadline_s, stop, _tailnet_diagnosis(settings)):
+            warm_up(loop, name)
+            if wait_connected(client, deadline_s, stop, tailnet_diagnosis(settings)):
                 _drive(loop, client, args.duration, writer)
         finally:
             if writer is not None:
@@ -192,7 +192,7 @@ def _drive(
     )
 
 
-def _wait_connected(
+def wait_connected(
     client: RosbridgeClient,
     deadline_s: float,
     stop: threading.Event,
@@ -213,7 +213,7 @@ def _wait_connected(
     return not stop.is_set()
 
 
-def _tailnet_diagnosis(settings: Settings) -> TailnetDiagnosis | None:
+def tailnet_diagnosis(settings: Settings) -> TailnetDiagnosis | None:
     """Boot sets TS_SOCKET after joining a tailnet, and a proxy if that leads to the robot."""
     if settings.ts_socket is None or is_loopback(settings.rosbridge_host):
         return None
@@ -221,7 +221,8 @@ def _tailnet_diagnosis(settings: Settings) -> TailnetDiagnosis | None:
     return TailnetDiagnosis(settings.rosbridge_host, command, settings.rosbridge_proxy is not None)
 
 
-def _warm_up(loop: InferenceLoop, name: str) -> None:
+def warm_up(loop: InferenceLoop, name: str) -> None:
+    """Run the policy `name` on synthetic images; raises PolicyError."""
     try:
         loop.warm_up()
     except NotFiniteError as error:
@@ -239,7 +240,8 @@ def _metrics_writer(path: Path) -> MetricsWriter:
     return MetricsWriter(path)
 
 
-def _client_config(settings: Settings) -> ClientConfig:
+def client_config(settings: Settings) -> ClientConfig:
+    """Return the address and the topics of the robot."""
     return ClientConfig(
         host=settings.rosbridge_host,
         port=settings.rosbridge_port,
@@ -263,7 +265,8 @@ def _say_hint(settings: Settings) -> str:
     return f'Give a task: crane-x7-remote say{flags} "pick up the red cube"'
 
 
-def _loop_config(settings: Settings, session: str, camera: CameraPose | None) -> LoopConfig:
+def loop_config(settings: Settings, session: str, camera: CameraPose | None) -> LoopConfig:
+    """Return the options of a loop named `session`."""
     return LoopConfig(
         session=session,
         rate_hz=settings.vla_inference_rate,

@@ -53,6 +53,8 @@ class Tick:
     is_frame_used: bool
     joints: StampedJoints | None
     outcome: Sent | Hold
+    intervention: bool = False
+    """Whether a person drives, with a leader arm or by hand."""
 
 
 class TickEncoder:
@@ -86,6 +88,7 @@ class TickEncoder:
             "hold": None if hold is None else _hold(hold),
             "policy_s": None if sent is None else sent.policy_s,
             "sequence": None if sent is None else sent.trajectory.sequence,
+            "intervention": tick.intervention,
         }
 
 

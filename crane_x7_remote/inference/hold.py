@@ -51,6 +51,8 @@ class HoldReason(StrEnum):
     JUMP = "jump"
     STOPPED = "stopped"
     """The guard next to the robot was stopped."""
+    PAUSED = "paused"
+    """A person paused the loop, or took over."""
     UNCONFIRMED = "unconfirmed"
     """A trajectory has been under way for so long that it may arrive late."""
     TOO_LATE = "too_late"

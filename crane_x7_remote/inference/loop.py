@@ -432,4 +432,6 @@ class InferenceLoop:
                 )
                 return
             time.sleep(0.005)
+        self._planner.braked(brake)
+        self._following.restart()
         logger.info("braking the arm to rest (sequence %d)", brake.sequence)

@@ -119,6 +119,12 @@ class TrajectoryPlanner:
         self._running = flown(before, path)
         return True
 
+    def braked(self, brake: Trajectory) -> None:
+        """Note that this path to rest was sent: the next one has a later sequence number, and
+        starts from the measured state."""
+        self._sequence = brake.sequence
+        self.forget()
+
     def forget(self) -> None:
         """Start the next trajectory from the measured state."""
         self._running = self._before = None

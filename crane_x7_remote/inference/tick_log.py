@@ -88,6 +88,8 @@ class TickLog:
         self._logged[state] = now_s
         if state == self._driving:
             logger.info("%s (%s)", state, detail)
+        elif state == HoldReason.PAUSED:
+            logger.info("paused: %s", detail)
         else:
             logger.warning("hold, %s: %s", state, detail)
 

@@ -133,6 +133,11 @@ class PolicyWorker:
             self._interrupted = True
             self._changed.notify_all()
 
+    def resume(self) -> None:
+        """Answer again after `interrupt`."""
+        with self._changed:
+            self._interrupted = False
+
     def close(self, timeout_s: float = 1.0) -> None:
         """End the thread; a thread that is stuck in the policy is abandoned."""
         with self._changed:

@@ -1,4 +1,7 @@
-"""`crane-x7-remote infer` with a policy made for tests in place of the real one: a script."""
+"""`crane-x7-remote infer`, or `trial`, with a policy made for tests: a script.
+
+infer_with_policy.py POLICY [trial] FLAGS
+"""
 
 from __future__ import annotations
 
@@ -63,4 +66,6 @@ POLICIES = {
 
 if __name__ == "__main__":
     with mock.patch("crane_x7_vla_rl.policies.load.load_policy", POLICIES[sys.argv[1]]):
-        sys.exit(cli.main(["infer", "--vla-policy", "color-servo", *sys.argv[2:]]))
+        words = sys.argv[2:]
+        command = words.pop(0) if words[:1] == ["trial"] else "infer"
+        sys.exit(cli.main([command, "--vla-policy", "color-servo", *words]))

@@ -1,0 +1,1 @@
+"""Trials of a policy on the arm: episodes, judgements, interventions, results."""

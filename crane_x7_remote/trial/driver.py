@@ -1,0 +1,202 @@
+"""One loop for all episodes of a trial: rest, a move, or the policy, as a person decides.
+
+`TrialLoop.rest`, `move` and `drive` may be called from any thread; the loop's thread carries them
+out between two ticks. Whoever drives, it is the same loop: one session, the same checks, no time
+in which another loop would have to be waited for.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from enum import StrEnum
+from typing import Final
+
+from crane_x7_remote.inference.config import LoopConfig
+from crane_x7_remote.inference.feed import Tick
+from crane_x7_remote.inference.hold import Hold, HoldReason
+from crane_x7_remote.inference.limits import Limits
+from crane_x7_remote.inference.loop import InferenceLoop
+from crane_x7_remote.inference.metrics import LoopMetrics
+from crane_x7_remote.inference.pacing import Pacer
+from crane_x7_remote.inference.shaping import Shaped
+from crane_x7_remote.inference.tick_log import Sent
+from crane_x7_remote.inference.worker import PolicyWorker
+from crane_x7_remote.rosbridge.client import RosbridgeClient
+from crane_x7_remote.rosbridge.frames import EncodedFrame
+from crane_x7_remote.trial.moves import Move
+from crane_x7_vla_rl.policies.base import Policy
+from crane_x7_vla_rl.types import ActionChunk, Observation
+
+logger = logging.getLogger(__name__)
+
+MOVE_HZ: Final = 10.0
+"""A move needs this rate at least, however slow the policy is."""
+
+
+class Mode(StrEnum):
+    """Who decides where the arm goes."""
+
+    REST = "rest"
+    MOVE = "move"
+    POLICY = "policy"
+
+
+@dataclass(frozen=True)
+class _Order:
+    """What a person wants from now on."""
+
+    mode: Mode
+    why: str
+    """Of a rest, for the status."""
+    intervention: bool = False
+    """Whether a person drives meanwhile, by a leader arm or by hand."""
+    resets: bool = False
+    """Whether the policy forgets what it saw: a new episode."""
+    move: Move | None = None
+
+
+class _Mover:
+    """The current move as a policy."""
+
+    may_answer_alike = True
+
+    def __init__(self, covers_s: float) -> None:
+        self._covers_s = covers_s
+        self.move: Move | None = None
+
+    def predict(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        """Return the move's next targets; raises NothingToFollowError."""
+        assert self.move is not None  # the loop has begun it
+        move = self.move
+        return [
+            move.chunk(each.joints.position_rad, each.time_s, self._covers_s)
+            for each in observations
+        ]
+
+    def reset(self) -> None:
+        """Nothing is remembered."""
+
+
+class TrialLoop(InferenceLoop):
+    """The loop of a trial; it rests until something else is ordered."""
+
+    def __init__(
+        self,
+        client: RosbridgeClient,
+        policy: Policy,
+        config: LoopConfig,
+        limits: Limits,
+        clock: Callable[[], float],
+        observe: Callable[[Tick], None] | None = None,
+        metrics: LoopMetrics | None = None,
+    ) -> None:
+        super().__init__(client, policy, config, limits, clock, observe=observe, metrics=metrics)
+        self._move_rate_hz = max(config.rate_hz, MOVE_HZ)
+        self._mover = _Mover(2 / self._move_rate_hz + config.validity_s)
+        self._policy_worker = self._worker
+        self._move_worker = PolicyWorker(self._mover, clock)
+        self._ordering = threading.Lock()
+        self._order = self._current = _Order(Mode.REST, "the trial has not begun")
+
+    def rest(self, why: str, by_hand: bool = False) -> None:
+        """Brake the arm and hold it; `by_hand`: a person moves it meanwhile."""
+        self._give(_Order(Mode.REST, why, intervention=by_hand))
+
+    def move(self, move: Move, intervention: bool = False) -> None:
+        """Follow a move."""
+        self._give(_Order(Mode.MOVE, "", intervention, move=move))
+
+    def drive(self, begins: bool) -> None:
+        """Let the policy drive; `begins`: a new episode, so it forgets all earlier frames."""
+        self._give(_Order(Mode.POLICY, "", resets=begins))
+
+    @property
+    def guard_is_there(self) -> bool:
+        """Whether a guard checks what this loop sends."""
+        return self._echoes.guard.is_there(self._clock())
+
+    @property
+    def guard_stopped(self) -> str | None:
+        """Why the guard lets nothing pass; None if it passes, or there is none."""
+        return self._echoes.guard.stopped(self._clock())
+
+    @property
+    def refusal(self) -> str | None:
+        """Why the policy cannot do the task; None if it can."""
+        return self._task.refusal
+
+    @property
+    def mode(self) -> Mode:
+        """Who decides now."""
+        return self._current.mode
+
+    def stop(self) -> None:
+        """See InferenceLoop."""
+        super().stop()
+        self._policy_worker.interrupt()
+        self._move_worker.interrupt()
+
+    def run(
+        self,
+        duration_s: float | None = None,
+        each_second: Callable[[LoopMetrics], None] | None = None,
+    ) -> None:
+        """See InferenceLoop."""
+        try:
+            super().run(duration_s, each_second)
+        finally:
+            for worker in (self._policy_worker, self._move_worker):
+                if worker is not self._worker:
+                    worker.close()
+
+    def _give(self, order: _Order) -> None:
+        with self._ordering:
+            self._order = order
+            self._worker.interrupt()  # a prediction that would come too late is not waited for
+
+    # --- loop's thread ---------------------------------------------------------------------------
+
+    def _answer(self) -> None:
+        self._carry_out()
+        super()._answer()
+
+    def _decide(self) -> Sent | Hold | None:
+        self._carry_out()
+        if self._current.mode is Mode.REST:
+            self._decided_on = None
+            return Hold(HoldReason.PAUSED, self._current.why)
+        return super()._decide()
+
+    def _carry_out(self) -> None:
+        """Do what was ordered since the last call; at rest, see that the arm brakes."""
+        with self._ordering:
+            order, before = self._order, self._current
+            self._current = order
+            if order is not before and not self._stop.is_set():
+                self._change(order, before)
+        if order.mode is Mode.REST:
+            self._come_to_rest()  # nothing is sent when it has braked
+
+    def _change(self, order: _Order, before: _Order) -> None:
+        self._asked = None
+        if order.mode is not Mode.REST and before.mode is Mode.REST:
+            self._forget_path()  # it may have been moved by hand
+        self._mover.move = order.move
+        self._worker = self._move_worker if order.mode is Mode.MOVE else self._policy_worker
+        self._worker.resume()
+        if order.resets:
+            self._policy_worker.reset_next()
+        rate_hz = self._move_rate_hz if order.mode is Mode.MOVE else self._config.rate_hz
+        if self._pacer.period_s != 1 / rate_hz:
+            self._pacer = Pacer(1 / rate_hz, self._clock())
+
+    def _send(self, shaped: Shaped, frame: EncodedFrame, policy_s: float) -> Sent | Hold:
+        if self._order is not self._current:
+            return Hold(HoldReason.PAUSED, "another order came during the prediction")
+        return super()._send(shaped, frame, policy_s)
+
+    def _observed(self, outcome: Sent | Hold) -> Tick:
+        return replace(super()._observed(outcome), intervention=self._current.intervention)

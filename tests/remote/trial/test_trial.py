@@ -1,0 +1,329 @@
+"""`crane-x7-remote trial` as a person uses it: a terminal, a simulated robot, its real guard."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from guard_rig import Caller
+from places import RIGS
+from pty_rig import OnTerminal
+from sim_robot_rig import started
+from websockets.sync.client import connect
+
+from crane_x7_remote.errors import ExitCode
+from crane_x7_remote.rosbridge import messages, protocol
+from crane_x7_vla_rl.robot import HOME_RAD, JOINT_NAMES
+
+pytestmark = pytest.mark.timeout(300)
+
+LEADER = "/leader/joint_states"
+READY = re.compile(r"ready: .* on 127\.0\.0\.1 port (\d+), guard on port (\d+)")
+
+
+@dataclass(frozen=True)
+class Place:
+    robot_port: int
+    guard_port: int
+
+    def command(self, *flags: str, policy: str = "slow") -> list[str]:
+        script = str(RIGS / "infer_with_policy.py")
+        at = ["--rosbridge-host", "127.0.0.1", "--rosbridge-port", str(self.guard_port)]
+        return [sys.executable, script, policy, "trial", *at, "--log-level", "error", *flags]
+
+
+@contextmanager
+def robot(*flags: str) -> Iterator[Place]:
+    with started(
+        "--port", "0", "--guard", "0", "--arm", "kinematic", "--control-rate", "60", *flags,
+        stderr=subprocess.DEVNULL,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        match = READY.match(process.stdout.readline())
+        assert match
+        yield Place(int(match[1]), int(match[2]))
+
+
+@pytest.fixture(scope="module")
+def place() -> Iterator[Place]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("GUARD_TOPICS", f"{LEADER}=sensor_msgs/JointState")
+        with robot() as found:
+            yield found
+
+
+def read(folder: Path) -> dict[str, Any]:
+    (path,) = folder.glob("*/trial.json")
+    content: dict[str, Any] = json.loads(path.read_text())
+    return content
+
+
+def resume_guard(place: Place) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "crane_x7_remote", "resume", "--host", "127.0.0.1", "--port",
+         str(place.guard_port)],
+        capture_output=True, text=True, timeout=30, check=False,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
+def wait_stopped(place: Place) -> None:
+    """Wait until the guard has stopped."""
+    with Caller(place.guard_port, "/stop") as caller:
+        caller.subscribe("/vla/guard", "std_msgs/String")
+        caller.state(lambda state: state["stopped"] is not None)
+
+
+def test_a_person_judges_each_episode_with_one_key(place: Place, tmp_path: Path) -> None:
+    out = ["--output-dir", str(tmp_path), "--episodes", "4", "--timeout", "100"]
+    with OnTerminal(place.command(*out)) as shown:
+        shown.wait_for("ready: reset the scene")
+        shown.type(b"\n")
+        shown.wait_for("the policy drives")
+        time.sleep(1.5)
+        shown.type(b"s")
+        shown.wait_for("episode 1: success, key")
+        shown.wait_for("ready: reset the scene")
+        shown.type(b"\n")
+        shown.wait_for("the policy drives")
+        time.sleep(2.5)
+        shown.type(b"r")  # not good: the same episode again
+        shown.wait_for("ready: reset the scene")
+        shown.type(b"\n")
+        shown.wait_for("the policy drives")
+        time.sleep(2.5)
+        shown.type(b"f")
+        shown.wait_for("episode 2: failure, key")
+        shown.wait_for("ready: reset the scene")
+        shown.type(b"n")
+        shown.wait_for("episode 3: skipped, key")
+        shown.wait_for("ready: reset the scene")
+        shown.type(b"q")
+        assert shown.wait_end() == 0
+        assert shown.is_restored
+        assert b"1 of 2 succeeded, 50%" in shown.shown
+        assert b"--resume" in shown.shown
+        assert b"Traceback" not in shown.shown
+    episodes = read(tmp_path)["episodes"]
+    assert [each["result"] for each in episodes] == ["success", "failure", "skipped"]
+    assert episodes[1]["retries"] == 1
+    assert episodes[1]["frames"] >= 1
+    assert episodes[0]["seconds"] >= 1.4
+    (page,) = tmp_path.glob("*/failures.html")
+    assert page.read_text().count("<img ") == episodes[1]["frames"]
+
+
+def test_pause_takeover_and_stop_hold_the_arm_and_are_in_the_file(
+    place: Place, tmp_path: Path
+) -> None:
+    out = ["--output-dir", str(tmp_path), "--episodes", "1", "--timeout", "100"]
+    with OnTerminal(place.command(*out)) as shown:
+        shown.wait_for("ready: reset the scene")
+        shown.type(b"\n")
+        shown.wait_for("the policy drives")
+        time.sleep(1)
+        shown.type(b"p")
+        shown.wait_for("paused")
+        time.sleep(1)
+        shown.type(b"p")
+        shown.wait_for("the policy drives")
+        shown.type(b"t")
+        shown.wait_for("taken over: by hand")
+        time.sleep(1)
+        shown.type(b"t")
+        shown.wait_for("the policy drives")
+        shown.type(b" ")
+        shown.wait_for("the guard is stopped; `crane-x7-remote resume`")
+        shown.type(b"p")
+        shown.wait_for("run `crane-x7-remote resume` first")
+        resume_guard(place)
+        time.sleep(1.5)  # the guard speaks once a second
+        shown.type(b"p")
+        shown.wait_for("the policy drives")
+        time.sleep(0.5)
+        shown.type(b"s")
+        assert shown.wait_end() == 0
+        assert shown.is_restored
+        assert b"success with help" in shown.shown
+    content = read(tmp_path)
+    (episode,) = content["episodes"]
+    (help_,) = episode["interventions"]
+    assert help_["kind"] == "hand"
+    assert help_["seconds"] == pytest.approx(1.0, abs=0.8)
+    assert "stopped by a person" in episode["notes"]
+    assert episode["seconds"] < episode["total_s"] - 3  # pauses are no driving
+    assert content["summary"]["with_help"] == 1
+    assert content["summary"]["successes"] == 0
+
+
+class Leader(threading.Thread):
+    """A leader arm whose joint states come on its own topic."""
+
+    def __init__(self, port: int) -> None:
+        super().__init__(daemon=True)
+        self._port, self._end = port, threading.Event()
+        self.at = HOME_RAD + 0.25 * (HOME_RAD * 0 + 1) * [1, 0, 0, 0, 0, 0, 0, 0]
+
+    def run(self) -> None:
+        with connect(f"ws://127.0.0.1:{self._port}", compression=None) as link:
+            operation = protocol.advertise(LEADER, "sensor_msgs/JointState", id="leader")
+            link.send(protocol.encode_json(operation))
+            while not self._end.wait(0.02):
+                state = messages.joint_state_to_ros(JOINT_NAMES, self.at, self.at * 0, time.time())
+                link.send(protocol.encode_json(protocol.publish(LEADER, state)))
+
+    def end(self) -> None:
+        self._end.set()
+        self.join(5)
+
+
+def test_a_leader_arm_takes_over_and_gives_back(place: Place, tmp_path: Path) -> None:
+    leader = Leader(place.robot_port)
+    leader.start()
+    out = ["--output-dir", str(tmp_path), "--episodes", "1", "--leader-topic", LEADER]
+    try:
+        with OnTerminal(place.command(*out)) as shown:
+            shown.wait_for("ready: reset the scene")
+            shown.type(b"\n")
+            shown.wait_for("the policy drives")
+            time.sleep(1)
+            shown.type(b"t")
+            shown.wait_for("taken over: the leader arm drives")
+            pan = JOINT_NAMES[0]
+            deadline_s = time.monotonic() + 20
+            while abs(measured(place.robot_port)[pan] - leader.at[0]) > 0.05:
+                shown.read()
+                assert time.monotonic() < deadline_s
+            shown.type(b"t")
+            shown.wait_for("the policy drives")
+            shown.type(b"f")
+            assert shown.wait_end() == 0
+    finally:
+        leader.end()
+    (episode,) = read(tmp_path)["episodes"]
+    assert [each["kind"] for each in episode["interventions"]] == ["leader"]
+
+
+def measured(port: int) -> dict[str, float]:
+    with connect(f"ws://127.0.0.1:{port}", compression=None) as link:
+        operation = protocol.subscribe("/joint_states", "sensor_msgs/msg/JointState", id="a")
+        link.send(protocol.encode_json(operation))
+        state = protocol.decode(link.recv(timeout=5))["msg"]
+    return dict(zip(state["name"], state["position"], strict=True))
+
+
+def test_a_leader_that_is_not_there_is_named_with_what_to_set(place: Place, tmp_path: Path) -> None:
+    done = subprocess.run(
+        place.command("--output-dir", str(tmp_path), "--leader-topic", "/nobody"),
+        capture_output=True, text=True, timeout=120, check=False, stdin=subprocess.PIPE,
+    )  # fmt: skip
+    assert done.returncode in (ExitCode.PEER_UNREACHABLE, ExitCode.SETTINGS), done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_killed_trial_is_resumed_where_it_was(place: Place, tmp_path: Path) -> None:
+    flags = ["--episodes", "3", "--timeout", "2", "--start-alone"]
+    with OnTerminal(place.command(*flags, "--output-dir", str(tmp_path))) as shown:
+        shown.wait_for("episode 1: failure, timeout of 2 s")
+        shown.wait_for("the policy drives")
+        shown.process.send_signal(signal.SIGKILL)
+        shown.wait_end()
+    (folder,) = tmp_path.iterdir()
+    wait_stopped(place)  # the driving loop has lost its link
+    resume_guard(place)
+    assert len(json.loads((folder / "trial.json").read_text())["episodes"]) == 1
+    with OnTerminal(place.command("--start-alone", "--resume", str(folder))) as shown:
+        shown.wait_for("episode 2: failure, timeout of 2 s")
+        shown.wait_for("episode 3: failure, timeout of 2 s")
+        assert shown.wait_end() == 0
+    content = json.loads((folder / "trial.json").read_text())
+    assert [each["number"] for each in content["episodes"]] == [1, 2, 3]
+    assert content["summary"]["is_complete"] is True
+    done = subprocess.run(
+        place.command("--resume", str(folder), "--timeout", "9"),
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == ExitCode.SETTINGS
+    assert "timeout_s is 9.0, expected 2.0" in done.stderr
+
+
+def test_a_stopped_guard_ends_a_trial_that_nobody_attends(place: Place, tmp_path: Path) -> None:
+    words = [sys.executable, "-m", "crane_x7_remote", "stop", "--host", "127.0.0.1", "--port"]
+    subprocess.run([*words, str(place.guard_port)], check=True, timeout=30, capture_output=True)
+    try:
+        sim = ["--judge", "sim", "--judge-port", str(place.robot_port)]
+        done = subprocess.run(
+            place.command("--output-dir", str(tmp_path), *sim), stdin=subprocess.DEVNULL,
+            capture_output=True, text=True, timeout=120, check=False,
+        )  # fmt: skip
+    finally:
+        resume_guard(place)
+    assert done.returncode == ExitCode.GUARD, done.stderr
+    assert "crane-x7-remote resume" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_signal_ends_in_order_and_restores_the_terminal(place: Place, tmp_path: Path) -> None:
+    with OnTerminal(place.command("--start-alone", "--output-dir", str(tmp_path))) as shown:
+        shown.wait_for("the policy drives")
+        time.sleep(0.5)
+        shown.process.send_signal(signal.SIGTERM)
+        assert shown.wait_end() == 0
+        assert shown.is_restored
+        assert b"ended by a signal" in shown.shown
+    assert read(tmp_path)["episodes"] == []
+
+
+def test_without_keys_a_trial_names_the_way_that_needs_none(place: Place, tmp_path: Path) -> None:
+    done = subprocess.run(
+        place.command("--output-dir", str(tmp_path)),
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == ExitCode.SETTINGS
+    assert "--judge sim" in done.stderr
+
+
+def test_a_task_that_the_policy_refuses_moves_nothing(place: Place, tmp_path: Path) -> None:
+    command = place.command("--output-dir", str(tmp_path), "--judge", "sim")
+    real = [sys.executable, "-m", "crane_x7_remote", *command[3:], "--policy", "color-servo"]
+    done = subprocess.run(
+        [*real, "--vla-task-instruction", "dance"],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == ExitCode.TASK_REFUSED, done.stderr
+    assert "dance" in done.stderr or "not understood" in done.stderr
+
+
+def test_the_simulation_judges_a_real_policy_without_anybody(tmp_path: Path) -> None:
+    """Physics, camera, guard and the colour servo: success by the scene, twice."""
+    with started(
+        "--port", "0", "--guard", "0", "--seed", "1", "--image-size", "320x240", "--render", "cpu",
+        stderr=subprocess.DEVNULL,
+    ) as process:  # fmt: skip
+        assert process.stdout is not None
+        match = READY.match(process.stdout.readline())
+        assert match
+        place = Place(int(match[1]), int(match[2]))
+        words = place.command("--output-dir", str(tmp_path), "--judge", "sim", "--judge-port",
+                              str(place.robot_port), "--episodes", "2")[3:]  # fmt: skip
+        done = subprocess.run(
+            [sys.executable, "-m", "crane_x7_remote", *words, "--policy", "color-servo",
+             "--vla-task-instruction", "pick up the red cube"],
+            stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=200, check=False,
+        )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    content = read(tmp_path)
+    assert [each["result"] for each in content["episodes"]] == ["success", "success"], content
+    assert {each["reason"] for each in content["episodes"]} == {"judge"}
+    assert "2 of 2 succeeded, 100%" in done.stdout
