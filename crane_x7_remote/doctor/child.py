@@ -1,4 +1,4 @@
-"""Probes in a process of their own: a name → the JSON that it prints, or how it died.
+"""Probes in separate processes: a name → the JSON that it prints, or how it died.
 
 torch, SAPIEN and Vulkan may hang, abort or crash; in a child that is a finding.
 """

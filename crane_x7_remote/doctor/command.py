@@ -47,8 +47,9 @@ FLAGS: Final = (
     "vla_inference_rate", "max_frame_age", "policy_server", "policy_proxy", "policy_api_key",
     "lerobot_venv",
 )  # fmt: skip
-WIDTHS: Final = {State.OK: "ok", State.SKIPPED: "skipped", State.WARNING: "WARNING",
-                 State.FAILURE: "FAILURE"}  # fmt: skip
+WORDS: Final = {
+    State.OK: "ok", State.SKIPPED: "skipped", State.WARNING: "WARNING", State.FAILURE: "FAILURE",
+}  # fmt: skip
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -109,21 +110,26 @@ def document(results: Sequence[Result]) -> dict[str, Any]:
 
 
 def show(results: Sequence[Result]) -> None:
-    """Print a table on a terminal, else a line per check and one below it for a cure."""
-    if sys.stdout.isatty():
-        rows = [
-            (result.check.group, result.check.name, WIDTHS[result.finding.state],
-             result.finding.words, result.finding.cure or "")
-            for result in results
-        ]  # fmt: skip
-        tables.show(summary(results), ("group", "check", "state", "found", "try"), rows)
+    """Print a table and below it the cures on a terminal, else a line per check and per cure.
+
+    Cures are outside the table, which would fold them: a whole line can be pasted.
+    """
+    if not sys.stdout.isatty():
+        for result in results:
+            state, name = WORDS[result.finding.state], f"{result.check.group} {result.check.name}"
+            print(f"{state:<7}  {name:<18}  {result.finding.words}")
+            if result.finding.cure is not None:
+                print(f"{'':<9}{'→':>18}  {result.finding.cure}")
+        print(summary(results))
         return
+    rows = [
+        (result.check.group, result.check.name, WORDS[result.finding.state], result.finding.words)
+        for result in results
+    ]
+    tables.show(summary(results), ("group", "check", "state", "found"), rows)
     for result in results:
-        state, name = WIDTHS[result.finding.state], f"{result.check.group} {result.check.name}"
-        print(f"{state:<7}  {name:<18}  {result.finding.words}")
         if result.finding.cure is not None:
-            print(f"{'':<9}{'→':>18}  {result.finding.cure}")
-    print(summary(results))
+            print(f"{result.check.group} {result.check.name}: try\n  {result.finding.cure}")
 
 
 def summary(results: Sequence[Result]) -> str:

@@ -23,8 +23,9 @@ def settings(context: Context) -> Finding:
     """Whether every variable and flag has a value that it can have."""
     if context.problem is not None:
         lines = [line.strip() for line in context.problem.splitlines()]
-        name = lines[-1].partition("=")[0].partition(" ")[0].lstrip("-")
-        return failure(" ".join(lines), f"unset {name.upper().replace('-', '_')}")
+        name = lines[-1].partition("=")[0].partition(" ")[0]
+        cure = "crane-x7-remote doctor --help" if name.startswith("-") else f"unset {name}"
+        return failure(" ".join(lines), cure)
     older = [*context.settings.notes, *settings_module.older_variables()]
     if older:
         return warning("; ".join(older), f"unset {older[0].partition(' ')[0].rstrip(':=')}")

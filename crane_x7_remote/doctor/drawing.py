@@ -92,7 +92,7 @@ def frame(context: Context) -> Finding:
 
 def physx(context: Context) -> Finding:
     """Whether SAPIEN's PhysX library for simulation on a GPU is there and whole."""
-    need_gpu("PhysX simulates on the CPU, which needs no library of its own")
+    need_gpu("PhysX simulates on the CPU, which needs no such library")
     _need_simulation()
     version = _renderer(context)["physx"]
     path = Path.home() / physx_library.FOLDER / version / physx_library.NAME

@@ -205,9 +205,11 @@ def server(context: Context) -> Finding:
     started_s = time.monotonic()
     try:
         client = PolicyClient(
-            settings.policy_server, options.api_key, min(CONNECT_S, context.left_s),
-            proxy=options.proxy,
-        )  # fmt: skip
+            settings.policy_server,
+            options.api_key,
+            min(CONNECT_S, context.left_s),
+            proxy=settings.policy_proxy,
+        )
         try:
             metadata = client.metadata
         finally:

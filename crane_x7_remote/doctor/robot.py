@@ -6,6 +6,7 @@ import socket
 from typing import Final
 
 from crane_x7_remote.addresses import is_loopback
+from crane_x7_remote.doctor import topics
 from crane_x7_remote.doctor.finding import (
     Check,
     Context,
@@ -135,13 +136,26 @@ def _hz(context: Context, topic: str) -> str:
     return f"rostopic hz {topic}" if version == 1 else f"ros2 topic hz {topic}"
 
 
+def _silent(context: Context, topic: str, variable: str, kind: str, because: str) -> Finding:
+    """Return the failure of a topic without usable messages, with what rosapi knows of it."""
+    cure = _hz(context, topic)
+    link = client_config(context.settings).link
+    types = context.once("rosapi", lambda: topics.published(link))
+    if types is None:
+        return failure(f"{topic}: {because}", cure)
+    said, other = topics.explain(topic, kind, types)
+    return failure(
+        f"{topic}: {because}; {said}", cure if other is None else f"export {variable}={other}"
+    )
+
+
 def camera(context: Context) -> Finding:
     """Whether images come: their type, rate and age."""
     sight, settings = _sight(context), context.settings
     topic, cure = settings.camera_topic, _hz(context, settings.camera_topic)
     if sight.frame is None:
         because = sight.link.no_frame_because or f"no image came in {sight.duration_s:.0f} s"
-        return failure(f"{topic}: {because}", cure)
+        return _silent(context, topic, "CAMERA_TOPIC", "sensor_msgs/CompressedImage", because)
     age_s, stamp_s = sight.frame_age_s, sight.frame.stamp_s
     if hold := check_frame(age_s, stamp_s, True, settings.max_frame_age):
         return failure(f"{topic}: {hold.detail}", cure)
@@ -176,7 +190,7 @@ def joints(context: Context) -> Finding:
     topic = settings.joint_states_topic
     if sight.joints is None:
         because = sight.link.no_joints_because or f"no state came in {sight.duration_s:.0f} s"
-        return failure(f"{topic}: {because}", _echo(context, topic))
+        return _silent(context, topic, "JOINT_STATES_TOPIC", "sensor_msgs/JointState", because)
     hold = check_joints(
         sight.joints.state, sight.joints_age_s, Limits(), settings.max_frame_age, fault=sight.fault
     )

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 import time
-from pathlib import Path
 from typing import Any
 
 from crane_x7_remote import settings
@@ -34,13 +33,13 @@ def examine(name: str, within: Context | None = None, **environ: str) -> Finding
 
 
 def doctor(
-    *words: str, cwd: Path | None = None, **environ: str
+    *words: str, timeout_s: float = 110.0, **environ: str
 ) -> tuple[int, dict[str, dict[str, Any]], str]:
     """Exit code, findings by `group name`, and the log of `crane-x7-remote doctor --json …`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith(LOGINS)}
     done = subprocess.run(
         [sys.executable, "-m", "crane_x7_remote", "doctor", "--json", *words],
-        capture_output=True, text=True, timeout=110, check=False, cwd=cwd, env=kept | environ,
+        capture_output=True, text=True, timeout=timeout_s, check=False, env=kept | environ,
     )  # fmt: skip
     if not done.stdout:
         return done.returncode, {}, done.stderr

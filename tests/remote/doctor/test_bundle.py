@@ -193,3 +193,26 @@ def test_json_stays_json() -> None:
     text = json.dumps({"password": secret, "inner": json.dumps({"token": "abc def"}), "n": 1})
     found = json.loads(Redactor()(text))
     assert found == {"password": "***", "inner": '{"token": "***"}', "n": 1}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        f"Authorization: Bearer {OTHER}", f"{{'Authorization': 'Token {OTHER}'}}",
+        f"https://user:{OTHER}@example.com/a.git", f"https://{OTHER}@example.com",
+        f"GET /file?X-Amz-Signature={OTHER}&next=1", f"export SOME_API_KEY={OTHER}",
+        f"some_api_key = '{OTHER} and a blank'", f"password: {OTHER},with;more",
+        f"PGPASSWORD={OTHER}",
+        f'{{"client_secret": "{OTHER}"}}', f'{{\\"refresh_token\\": \\"{OTHER}\\"}}',
+        f'{{"tokens_path": "x", "token": ["{OTHER}"]}}', f"token: '{OTHER}", f"--password {OTHER}",
+        f"--api-key={OTHER}", f"machine h login u password {OTHER}",
+        f"-----BEGIN RSA PRIVATE KEY-----\n{OTHER}",
+        f"-----BEGIN PGP PRIVATE KEY BLOCK-----\\n{OTHER}",
+        f"hf_{OTHER}", f"tskey-client-{OTHER}", f"ghp_{OTHER}", f"sk-proj-{OTHER}", f"rpa_{OTHER}",
+        f"wandb_v1_{OTHER}", f"Cookie: session={OTHER}", f"Set-Cookie: id={OTHER}; Path=/",
+    ],
+)  # fmt: skip
+def test_a_secret_that_nobody_knows_is_found_by_its_shape(text: str) -> None:
+    redacted = Redactor()(f"before\n{text}\n")
+    assert OTHER not in redacted
+    assert redacted.startswith("before\n")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import socket
+import time
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from threading import Thread
@@ -13,6 +14,7 @@ from typing import Any
 import doctor_rig
 import guard_rig
 import pytest
+from links import RecordingServer
 from loop_rig import FaultyRobot
 
 from crane_x7_remote.doctor.command import CHECKS
@@ -175,6 +177,45 @@ def test_another_camera_topic_is_named(robot: FaultyRobot) -> None:
     assert "camera" in wrong(found)
     assert "usually end in /compressed" in found["robot camera"].words
     assert found["robot camera"].cure == "ros2 topic hz /usb_cam/image_raw"
+
+
+def test_rosapi_names_the_topic_that_the_camera_has() -> None:
+    """The vendor's namespace differs between versions of realsense2_camera."""
+    types = {
+        "/camera/camera/color/image_raw/compressed": "sensor_msgs/msg/CompressedImage",
+        "/camera/camera/aligned_depth/compressed": "sensor_msgs/msg/CompressedImage",
+        "/joint_states": "sensor_msgs/msg/JointState",
+        "/arm/joint_states": "std_msgs/msg/String",
+    }
+    with RecordingServer() as server:
+        answering = Thread(target=_answer, args=(server, types), daemon=True)
+        answering.start()
+        within = doctor_rig.context(
+            60.0, ROSBRIDGE_HOST="127.0.0.1", ROSBRIDGE_PORT=str(server.port),
+            JOINT_STATES_TOPIC="/arm/joint_states",
+        )  # fmt: skip
+        camera = doctor_rig.examine("robot camera", within)
+        joints = doctor_rig.examine("robot joints", within)
+    assert "the robot has no such topic" in camera.words
+    expected = "export CAMERA_TOPIC=/camera/camera/color/image_raw/compressed"
+    assert camera.cure == expected
+    assert "the robot has it as std_msgs/msg/String" in joints.words
+    assert joints.cure == "export JOINT_STATES_TOPIC=/joint_states"
+
+
+def _answer(server: RecordingServer, types: dict[str, str]) -> None:
+    """Answer calls of rosapi like rosbridge does."""
+    answered = 0
+    while True:
+        calls = server.of("call_service")
+        if len(calls) > answered:
+            answered = len(calls)
+            values = {"topics": list(types), "types": list(types.values())}
+            server.send(
+                {"op": "service_response", "service": "/rosapi/topics", "values": values,
+                 "result": True, "id": "doctor"}
+            )  # fmt: skip
+        time.sleep(0.02)
 
 
 def test_a_clock_that_is_off_is_measured() -> None:
