@@ -181,10 +181,7 @@ def _from_camera(
             " --images FOLDER"
         )
     if args.save is not None:
-        try:
-            args.save.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise OutputError(f"--save {args.save}: {error.strerror}") from error
+        _make_empty_folder(args.save)
     with _camera(settings, args.save) as camera:
         views = []
         if wants_views:
@@ -193,10 +190,27 @@ def _from_camera(
                 f" {WANTED_VIEWS} places: everywhere in the image, tilted to all sides."
             )
             views = collect_views(camera, board, args.timeout, _say)
-        input("Lay the board at its place, step out of the image, then press Enter: ")
+            lens_fit.fit(
+                views
+            )  # what they lack is said now, while the person still holds the board
+        try:
+            input("Lay the board at its place, step out of the image, then press Enter: ")
+        except EOFError as error:
+            raise CalibrationError("stdin ended before the board was at its place") from error
         collected = collect_placed(camera, board, _say)
     collected.anywhere = [*views, collected.placed[0]]
     return collected
+
+
+def _make_empty_folder(path: Path) -> None:
+    """Make the folder; raises OutputError if it holds files, which would be solved, too."""
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        is_empty = not any(path.iterdir())
+    except OSError as error:
+        raise OutputError(f"--save {path}: {error.strerror}") from error
+    if not is_empty:
+        raise OutputError(f"--save {path} holds files already; name another folder")
 
 
 @contextlib.contextmanager

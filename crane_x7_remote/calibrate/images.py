@@ -32,7 +32,7 @@ PLACED: Final = "placed"
 ENDINGS: Final = (".png", ".jpg", ".jpeg")
 MOST_PICTURES: Final = 500
 WANTED_VIEWS: Final = 24
-NEW_VIEW_PX: Final = 40.0
+NEW_VIEW_PX: Final = 20.0
 """The board must move so far, at 640 pixels, before another view is taken."""
 STILL_PX: Final = 1.5
 """A board that moved less than this since the last frame is at rest."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,7 +13,7 @@ from board_rig import Scene, camera_at, placed, views_around
 from loop_rig import FaultyRobot
 
 from crane_x7_remote import cli
-from crane_x7_remote.calibrate import command
+from crane_x7_remote.calibrate import command, images
 from crane_x7_remote.calibrate.board import Placement
 from crane_x7_remote.errors import ExitCode
 from crane_x7_vla_rl import camera_pose
@@ -22,6 +21,8 @@ from crane_x7_vla_rl import camera_pose
 SCENE = Scene()
 CAMERA = camera_at(np.array([0.6, 0.2, 0.45]), np.array([0.25, 0.0, 0.0]))
 PLACEMENT = Placement((0.15, 0.09, 0.0))
+WANTED = 12
+"""Fewer than a person is shown, for a test that need not be that exact."""
 WORDS = ["calibrate", "run", "--origin-m", "0.15", "0.09", "0", "--rosbridge-host", "127.0.0.1"]
 
 
@@ -34,7 +35,7 @@ def _jpeg(image: np.ndarray) -> bytes:
 def robot(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyRobot]:
     """A robot whose camera sees the board held in one place after another: the person moves on when
     told so, or after a while."""
-    places = views_around(SCENE.board, 26)
+    places = views_around(SCENE.board, WANTED + 4)
     views = [_jpeg(SCENE.picture(frame, seed)) for seed, frame in enumerate(places)]
     lying = _jpeg(SCENE.picture(placed(PLACEMENT, CAMERA), 99))
     shown = itertools.cycle(views)
@@ -49,7 +50,7 @@ def robot(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyRobot]:
         @property
         def picture(self) -> bytes:
             self.frames += 1
-            if self.frames > 60:
+            if self.frames > 300:
                 self.move_on()
             return lying if self.lies else self.held
 
@@ -67,6 +68,7 @@ def robot(monkeypatch: pytest.MonkeyPatch) -> Iterator[FaultyRobot]:
         robot.move_on()
 
     monkeypatch.setattr(command, "_say", hear)
+    monkeypatch.setattr(images, "WANTED_VIEWS", WANTED)
     with Watched() as robot:
         monkeypatch.setattr("sys.stdin.isatty", lambda: True)
         monkeypatch.setattr("builtins.input", lay_down)
@@ -82,7 +84,7 @@ def test_a_person_with_a_board_gets_a_file_and_pictures_to_solve_again(
     words = [*WORDS, *link, "--save", str(kept), "--timeout", "200", "-o", str(first)]
     assert cli.main(words) == ExitCode.OK, capsys.readouterr().err
     told = capsys.readouterr().out
-    assert re.search(r"view 2\d of 24: move and tilt the board", told)
+    assert f"view {WANTED} of {WANTED}: move and tilt the board" in told
     pose = camera_pose.read(str(first))
     assert np.linalg.norm(np.subtract(pose.position_m, CAMERA[:3, 3])) < 0.005
     assert pose.lens is not None
@@ -112,3 +114,26 @@ def test_no_robot_is_named(
     words = [*WORDS, "--rosbridge-port", "9", "--peer-wait-timeout", "1"]
     assert cli.main([*words, "-o", str(tmp_path / "a.yaml")]) == ExitCode.PEER_UNREACHABLE
     assert "127.0.0.1:9" in capsys.readouterr().err
+
+
+def test_a_folder_with_files_is_not_mixed_with_new_pictures(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr("sys.stdin.isatty", lambda: True)
+    (tmp_path / "view-00.jpg").write_bytes(b"")
+    words = [*WORDS, "--save", str(tmp_path), "-o", str(tmp_path / "a.yaml")]
+    assert cli.main(words) == ExitCode.OUTPUT
+    assert "holds files already; name another folder" in capsys.readouterr().err
+
+
+@pytest.mark.timeout(300)
+def test_too_few_views_are_named_before_the_board_is_laid_down(
+    robot: FaultyRobot, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    monkeypatch.setattr(images, "WANTED_VIEWS", 3)
+    monkeypatch.setattr("builtins.input", lambda prompt: pytest.fail(prompt))
+    link = ["--rosbridge-port", str(robot.port), "--peer-wait-timeout", "20"]
+    code = cli.main([*WORDS, *link, "-o", str(tmp_path / "camera.yaml")])
+    assert code == ExitCode.CALIBRATION
+    assert "3 usable views of the board, expected 10 or more" in capsys.readouterr().err

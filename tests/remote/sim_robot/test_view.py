@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +21,7 @@ from crane_x7_remote.errors import ExitCode, SimulationError
 from crane_x7_remote.rosbridge import camera_pose, protocol
 from crane_x7_remote.rosbridge.topics import CAMERA_POSE_TOPIC, STRING
 from crane_x7_remote.settings import Settings
+from crane_x7_remote.sim_robot import command
 from crane_x7_remote.sim_robot.arm import KinematicArm, still_picture
 from crane_x7_remote.sim_robot.robot import RobotConfig, SimRobot
 from crane_x7_remote.sim_robot.server import ServerConfig
@@ -118,3 +121,18 @@ def test_a_camera_pose_that_cannot_be_is_refused(capsys: pytest.CaptureFixture[s
         cli.main(["sim-robot", "--camera-pose", "no/such.yaml"])
     assert caught.value.code == ExitCode.USAGE
     assert "no/such.yaml cannot be read" in capsys.readouterr().err
+
+
+def test_the_file_of_a_real_camera_fits_the_simulated_one(tmp_path: Path) -> None:
+    """What is drawn is rectified: a lens in what the robot states would bend it."""
+    path = tmp_path / "camera.yaml"
+    path.write_text(
+        "position_m: [0.8, 0.25, 0.62]\ntarget_m: [0.17, 0, 0.1]\nfov_deg: 45\nwidth: 640\n"
+        "height: 480\nlens: {focal_px: [610, 612], centre_px: [318, 244],"
+        " distortion: [-0.1, 0.05, 0, 0, 0]}\n"
+    )
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    stated = parser.parse_args(["--camera-pose", str(path)]).base_camera_pose
+    assert stated.lens is None
+    assert stated.position_m == (0.8, 0.25, 0.62)
