@@ -150,18 +150,18 @@ def collect_placed(camera: Camera, board: Board, say: Callable[[str], None]) -> 
     refused = ""
     for _ in range(3 * PLACED_FRAMES):
         frame, image = camera.next_frame()
-        name = f"{PLACED}-{len(collected.placed):02d}"
         try:
-            view = look(board, image, name)
+            view = look(board, image, PLACED)
         except UnusableError as error:
             refused = str(error)
             continue
         if collected.placed and distance_px(collected.placed[0], view) > STILL_PX:
             say("the board or the camera moved: starting again")
             collected.placed.clear()
+        # Counted after a new start, so that no picture from before it stays in the folder.
+        camera.keep(frame, f"{PLACED}-{len(collected.placed):02d}")
         collected.placed.append(view)
         collected.picture = image
-        camera.keep(frame, name)
         if len(collected.placed) == PLACED_FRAMES:
             return collected
     raise CalibrationError(
