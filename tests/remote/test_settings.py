@@ -125,7 +125,7 @@ def test_the_page_lists_every_setting_and_the_commands_that_take_it_as_a_flag() 
     assert page == script["render"](), "run scripts/render-settings"
     rows = {row.split("`")[1]: row for row in page.splitlines() if row.startswith("| `")}
     assert rows.keys() == {name.upper() for name in settings.Settings.model_fields}
-    assert "`--rosbridge-host` of infer, say, " in rows["ROSBRIDGE_HOST"]
+    assert "`--rosbridge-host` of infer, " in rows["ROSBRIDGE_HOST"]
     assert "`--backend` of train" in rows["LIFT_BACKEND"]
     assert "`--output-root` of sft" in rows["OUTPUT_ROOT"]
     for name in settings.OF_CHECKPOINTS:
