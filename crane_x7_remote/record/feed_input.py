@@ -67,7 +67,7 @@ def open_feed(stream: IO[bytes]) -> tuple[Hello, Iterator[Mapping[str, Any]]]:
 
 
 def follow(feed: Iterator[Mapping[str, Any]], events: queue.SimpleQueue[Event]) -> threading.Thread:
-    """Put the events of a feed until it ends, on a thread of its own; returns the thread."""
+    """Put the events of a feed until it ends, on a separate thread; returns the thread."""
 
     def work() -> None:
         try:

@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 FLAGS: Final = (
     "rosbridge_host", "rosbridge_port", "rosbridge_token", "rosbridge_proxy", "peer_wait_timeout",
     "max_frame_age", "max_jump", "speed", "camera_topic", "joint_states_topic", "arm_topic",
-    "trajectory_topic", "gripper_action",
+    "trajectory_topic", "gripper_action", "dry_run",
 )  # fmt: skip
 COMMON: Final = (
     "episode", "slower", "dry_run", "to_loop", "json", "rosbridge_host", "rosbridge_port",
@@ -68,8 +68,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="number of the episode, from 0 (%(default)s)")  # fmt: skip
     add("--slower", type=FACTOR, default=1.0, metavar="FACTOR",
         help="replay FACTOR times slower than recorded (%(default)g)")  # fmt: skip
-    add("--dry-run", action="store_true",
-        help="send nothing: check the actions, from where the arm stands now")  # fmt: skip
     add("--to-loop", type=PORT, nargs="?", const=9090, metavar="PORT",
         help="serve the episode as a robot on 127.0.0.1 (9090; 0 picks a free port)")  # fmt: skip
     add("--json", action="store_true", help="print the report as JSON")
@@ -86,10 +84,10 @@ def run(args: argparse.Namespace) -> int:
         return _serve(args, settings, episode, stop)
     sys.setswitchinterval(SWITCH_INTERVAL_S)
     limits = Limits(max_jump_rad=settings.max_jump, speed=settings.speed)
-    driver = TargetDriver(*_configs(settings, dry_run=args.dry_run), limits)
+    driver = TargetDriver(*_configs(settings, dry_run=settings.dry_run), limits)
     try:
         driver.start()
-        if args.dry_run:
+        if settings.dry_run:
             return _check(driver, episode, limits)
         options = ReplayOptions(args.slower)
         out = sys.stderr if args.json else sys.stdout

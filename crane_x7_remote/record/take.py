@@ -33,7 +33,7 @@ EARLY: Final = 0.25
 of the episode must not alternate between two images and none because its stamps jitter."""
 FEWEST_FRAMES: Final = 2
 LOW: Final = 0.9
-"""Share of frames with an image of their own, below which the rate counts as not kept."""
+"""Share of frames that repeat no image, below which the rate counts as not kept."""
 OWN_TOPIC_S: Final = 5.0
 """A loop's trajectories on the arm's topic are skipped if it sent one with all 8 joints this
 recently."""

@@ -1,4 +1,4 @@
-"""Events of a made-up robot whose images and joints say when they were taken.
+"""Events of a synthetic robot whose images and joints say when they were taken.
 
 `python record_rig.py FOLDER EVERY` records again and again, killed at one of its file operations
 after another: see `main`.
