@@ -84,6 +84,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="HEX",
         help="8 hex digits that identify this loop on the robot [random]",
     )
+    add_dashboard_flag(parser)
+
+
+def add_dashboard_flag(parser: argparse.ArgumentParser) -> None:
+    """Add `--dashboard`, see feed_commands."""
     parser.add_argument(
         "--dashboard",
         type=_port,
@@ -133,7 +138,7 @@ def run(args: argparse.Namespace) -> int:
     with (
         RosbridgeClient(link) as client,
         Feeds(
-            _feed_commands(args, settings),
+            feed_commands(args, settings),
             feed.hello(link, config, name),
             lambda: metrics.snapshot(asdict(client.link)),
         ) as feeds,
@@ -155,7 +160,7 @@ def run(args: argparse.Namespace) -> int:
     return ExitCode.OK
 
 
-def _feed_commands(args: argparse.Namespace, settings: Settings) -> list[FeedCommand]:
+def feed_commands(args: argparse.Namespace, settings: Settings) -> list[FeedCommand]:
     """Return the processes that follow this loop, see feeds.Feeds; one line for each flag."""
     environment = settings_module.as_environment(settings)
     commands = []

@@ -72,7 +72,9 @@ class Feeds:
         self._children = [_Child(command) for command in commands]
         self._hello = hello
         self._snapshot = snapshot
-        self._ticks: queue.SimpleQueue[tuple[Tick, float] | None] = queue.SimpleQueue()
+        self._ticks: queue.SimpleQueue[tuple[Tick, float] | Mapping[str, Any] | None] = (
+            queue.SimpleQueue()
+        )
         self._encoder = TickEncoder()
         self.dropped_ticks = 0
         """Ticks that the packing thread was too slow for."""
@@ -100,6 +102,11 @@ class Feeds:
             self.dropped_ticks += 1
             return
         self._ticks.put((tick, time.time()))
+
+    def order(self, word: str) -> None:
+        """Tell a recorder to start, stop or discard an episode, in order with the ticks."""
+        if self._children:
+            self._ticks.put({"kind": "record", "word": word})
 
     @property
     def is_wanted(self) -> bool:
@@ -133,7 +140,9 @@ class Feeds:
                 if item is None:
                     self._hand_out({"kind": "bye"})
                     return
-                self._hand_out(self._encoder.message(*item))
+                if isinstance(item, tuple):
+                    item = self._encoder.message(*item)
+                self._hand_out(item)
             if time.monotonic() >= due_s:
                 due_s = time.monotonic() + SECOND_S
                 # The loop's threads count meanwhile: a dictionary may grow while it is copied.

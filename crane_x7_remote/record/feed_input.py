@@ -18,7 +18,17 @@ import numpy as np
 from crane_x7_remote.errors import RecordError
 from crane_x7_remote.inference.feed import FeedError, read_messages
 from crane_x7_remote.inference.hold import HoldReason
-from crane_x7_remote.record.events import BASE, Decided, Ended, Event, Measured, Picture, Told
+from crane_x7_remote.record.events import (
+    BASE,
+    Decided,
+    Ended,
+    Event,
+    Measured,
+    Ordered,
+    Picture,
+    Told,
+)
+from crane_x7_remote.rosbridge import record_status
 from crane_x7_remote.rosbridge.frames import EncodedFrame
 from crane_x7_remote.rosbridge.messages import StampedJoints
 from crane_x7_vla_rl.types import JointState
@@ -87,7 +97,9 @@ def follow(feed: Iterator[Mapping[str, Any]], events: queue.SimpleQueue[Event]) 
 
 
 def read_tick(message: Mapping[str, Any]) -> Iterator[Event]:
-    """Yield the events of a message; none for other kinds than tick."""
+    """Yield the events of a message; none for other kinds than tick and record."""
+    if message["kind"] == "record":
+        yield Ordered(record_status.word({"data": message["word"]}), "the loop's process")
     if message["kind"] != "tick":
         return
     at_s = float(message["at_s"])
@@ -105,7 +117,8 @@ def read_tick(message: Mapping[str, Any]) -> Iterator[Event]:
         stamp_s=float(stamp_s),
         arrival_s=at_s,
         target_rad=None if target is None else np.array(target, dtype=np.float64),
-        intervention=hold is not None and hold["reason"] in INTERVENED,
+        intervention=message.get("intervention") is True
+        or (hold is not None and hold["reason"] in INTERVENED),
     )
     content = message["jpeg"]
     if content is not None:

@@ -30,12 +30,13 @@ from crane_x7_remote.errors import ExitCode, OutputError, SettingsError, TaskRef
 from crane_x7_remote.guard.door import STOP_PATH
 from crane_x7_remote.inference import checkpoint, feed
 from crane_x7_remote.inference import command as infer
-from crane_x7_remote.inference.feeds import FeedCommand, Feeds, own_command
+from crane_x7_remote.inference.feeds import Feeds
 from crane_x7_remote.inference.limits import Limits
 from crane_x7_remote.inference.metrics import LoopMetrics
 from crane_x7_remote.policy_server import choice
 from crane_x7_remote.rosbridge.client import RosbridgeClient
 from crane_x7_remote.rosbridge.config import ClientConfig
+from crane_x7_remote.rosbridge.record_status import Word
 from crane_x7_remote.settings import Settings
 from crane_x7_remote.system import signals
 from crane_x7_remote.system.keys import typed_keys
@@ -97,6 +98,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="at home, open the gripper, or leave it as it is (%(default)s)")  # fmt: skip
     add("--start-alone", action="store_true",
         help="start each episode without waiting for Enter; with --judge sim always")  # fmt: skip
+    infer.add_dashboard_flag(parser)
     fields = [name for name in settings_module.role_fields() if name not in WITHOUT]
     settings_module.add_flags(parser, fields)
 
@@ -152,11 +154,12 @@ def _run(
         client = stack.enter_context(RosbridgeClient(link))
         feeds = stack.enter_context(
             Feeds(
-                _recorder(args),
+                infer.feed_commands(args, settings),
                 feed.hello(link, config, name),
                 lambda: metrics.snapshot(asdict(client.link)),
             )
         )
+        feeds.order("stop")  # a recorder of a loop begins alone; here each attempt begins it
         policy = choice.load(name, settings, names=choice.option_names(args))
         noted: list[Callable[[feed.Tick], None]] = [feeds.offer] if feeds.is_wanted else []
 
@@ -180,7 +183,7 @@ def _run(
             leader = stack.enter_context(LeaderArm(link, args.leader_topic))
         running = stack.enter_context(_RunningLoop(loop))
         session = TrialSession(
-            loop, client, plan, _options(args, link), folder, episodes, keys,
+            loop, client, plan, _options(args, link, feeds.order), folder, episodes, keys,
             stack.enter_context(TrialScreen()), judge, leader, stop.is_set,
             lambda: running.failure,
         )  # fmt: skip
@@ -249,21 +252,17 @@ def _plan(
     return plan, episodes, args.resume
 
 
-def _options(args: argparse.Namespace, link: ClientConfig) -> TrialOptions:
+def _options(
+    args: argparse.Namespace, link: ClientConfig, record: Callable[[Word], None]
+) -> TrialOptions:
     home_rad = np.array(HOME_RAD)
     home_rad[-1] = OPEN_RAD if args.home_gripper == "open" else np.nan
     return TrialOptions(
         home_rad=home_rad,
         starts_alone=args.start_alone or args.judge == "sim",
-        records=args.record is not None,
+        record=record,
         stop_link=replace(link.link, path=STOP_PATH),
     )
-
-
-def _recorder(args: argparse.Namespace) -> list[FeedCommand]:
-    if args.record is None:
-        return []
-    return [FeedCommand("record", own_command("record", str(args.record), "--from-feed"), 60.0)]
 
 
 @contextlib.contextmanager

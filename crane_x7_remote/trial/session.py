@@ -24,7 +24,6 @@ from crane_x7_remote.rosbridge import protocol
 from crane_x7_remote.rosbridge.client import RosbridgeClient
 from crane_x7_remote.rosbridge.connection import LinkConfig
 from crane_x7_remote.rosbridge.record_status import Word
-from crane_x7_remote.rosbridge.topics import RECORD_TOPIC
 from crane_x7_remote.system.keys import ESCAPE, Keys
 from crane_x7_remote.trial import page, results
 from crane_x7_remote.trial.attempt import Attempt, TickWatch
@@ -46,7 +45,6 @@ SETTLE_S: Final = 1.5
 STOP_KEYS: Final = (" ", ESCAPE)
 START_KEYS: Final = ("\r", "\n")
 CONFIRM_S: Final = 2.0
-RECORD_TRIES: Final = 20
 
 
 class Stage(StrEnum):
@@ -82,8 +80,8 @@ class TrialOptions:
     """(8,), where every episode begins."""
     starts_alone: bool
     """Start without Enter."""
-    records: bool
-    """Whether a recorder listens on /vla/record."""
+    record: Callable[[Word], None]
+    """Tells a recorder to start, stop or discard an episode."""
     stop_link: LinkConfig
     """The guard's own way for a stop."""
 
@@ -216,7 +214,7 @@ class TrialSession:
         """Let the policy drive until the episode is judged; raises Retry and Quit."""
         attempt = self._attempt = Attempt(self._number, self._clock())
         self.ticks.take_holds()
-        self._record("start")
+        self._options.record("start")
         self._stage = Stage.DRIVING
         attempt.drive(self._clock())
         self._loop.drive(begins=True)
@@ -230,7 +228,7 @@ class TrialSession:
             return episode, attempt.pictures
         finally:
             self._loop.rest("the episode is over")
-            self._record("stop" if kept else "discard")
+            self._options.record("stop" if kept else "discard")
             self._attempt = None
 
     def _until_judged(self, attempt: Attempt) -> tuple[Result, str]:
@@ -313,7 +311,7 @@ class TrialSession:
         threading.Thread(target=self._confirm_stop, name="stop", daemon=True).start()
 
     def _confirm_stop(self) -> None:
-        """Say whether the guard has stopped; call it on a connection of its own if not."""
+        """Say whether the guard has stopped; call it on a separate connection if not."""
         deadline_s, is_told = self._clock() + CONFIRM_S / 2, False
         while self._clock() < deadline_s:
             is_told = is_told or self._client.tell(protocol.publish(STOP_TOPIC, {"data": True}))
@@ -400,14 +398,3 @@ class TrialSession:
             f"episode {episode.number}: {episode.result}{helped}, {episode.reason}, after"
             f" {episode.seconds:.1f} s of driving"
         )
-
-    def _record(self, word: Word) -> None:
-        """Tell a recorder; the client takes one operation at a time."""
-        if not self._options.records:
-            return
-        operation = protocol.publish(RECORD_TOPIC, {"data": word})
-        for _ in range(RECORD_TRIES):
-            if self._client.tell(operation):
-                return
-            time.sleep(POLL_S)
-        logger.warning("the recorder could not be told to %s: no link", word)

@@ -143,7 +143,7 @@ def test_who_drives_is_marked_in_every_tick(trial: Trial) -> None:
     wait_until(lambda: trial.ticks[-1].intervention, 5, "a tick of a person")
     by_hand = trial.ticks[-1]
     assert isinstance(by_hand.outcome, Hold)
-    assert by_hand.frame is not None  # the recording goes on
+    assert by_hand.frame is not None  # the recording continues
     trial.loop.drive(begins=False)
     wait_until(lambda: not trial.ticks[-1].intervention, 5, "a tick of the policy")
 

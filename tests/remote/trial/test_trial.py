@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet
 import pytest
 from guard_rig import Caller
 from places import RIGS
@@ -24,6 +25,7 @@ from websockets.sync.client import connect
 
 from crane_x7_remote.errors import ExitCode
 from crane_x7_remote.rosbridge import messages, protocol
+from crane_x7_vla_rl.data.lerobot import open_lerobot
 from crane_x7_vla_rl.robot import HOME_RAD, JOINT_NAMES
 
 pytestmark = pytest.mark.timeout(300)
@@ -327,3 +329,33 @@ def test_the_simulation_judges_a_real_policy_without_anybody(tmp_path: Path) -> 
     assert [each["result"] for each in content["episodes"]] == ["success", "success"], content
     assert {each["reason"] for each in content["episodes"]} == {"judge"}
     assert "2 of 2 succeeded, 100%" in done.stdout
+
+
+def test_judged_episodes_are_recorded_with_the_takeover_marked(
+    place: Place, tmp_path: Path
+) -> None:
+    recorded = tmp_path / "data"
+    out = ["--output-dir", str(tmp_path / "out"), "--record", str(recorded), "--episodes", "1"]
+    with OnTerminal(place.command(*out)) as shown:
+        shown.wait_for("ready: reset the scene")
+        shown.type(b"\n")
+        shown.wait_for("the policy drives")
+        time.sleep(2)
+        shown.type(b"r")  # discarded
+        shown.wait_for("ready: reset the scene")
+        shown.type(b"\n")
+        shown.wait_for("the policy drives")
+        time.sleep(2)
+        shown.type(b"t")
+        shown.wait_for("taken over: by hand")
+        time.sleep(2)
+        shown.type(b"t")
+        shown.wait_for("the policy drives")
+        time.sleep(1)
+        shown.type(b"s")
+        assert shown.wait_end(120) == 0, shown.shown[-3000:]
+    assert len(open_lerobot(recorded)) == 1
+    (table,) = recorded.glob("data/**/*.parquet")
+    marks = pyarrow.parquet.read_table(table)["intervention"].to_pylist()
+    assert 10 <= sum(marks) <= len(marks) - 10, marks
+    assert not any(marks[:5]), marks
