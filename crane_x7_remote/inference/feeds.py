@@ -264,7 +264,7 @@ class _Child:
             process.wait(END_S)
         if not was_closing:
             logger.error(
-                "%s has ended (exit code %s); the loop goes on without it",
+                "%s has ended (exit code %s); the loop continues without it",
                 self.name,
                 process.returncode,
             )

@@ -56,7 +56,7 @@ class Moment:
 
 @dataclass(frozen=True)
 class GripperTarget:
-    """A target of the gripper: its action takes one goal at a time, without a time of its own."""
+    """A target of the gripper: its action takes one goal at a time, without a time."""
 
     send_s: float
     """Our monotonic clock: sent now, it reaches the gripper when its step of the chunk begins."""

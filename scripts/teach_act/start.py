@@ -33,7 +33,7 @@ from torch import Tensor, nn
 
 CAMERA = "observation.images.base"
 CHUNK = 20
-"""Steps of a chunk: two seconds at 10 Hz, so that a path goes on until the next prediction."""
+"""Steps of a chunk: two seconds at 10 Hz, so that a path lasts until the next prediction."""
 BATCH = 32
 PEAK = 1e-3
 """Learning rate of AdamW: 50 steps of warm-up, then a cosine to a hundredth."""

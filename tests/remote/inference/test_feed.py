@@ -227,8 +227,8 @@ def test_a_childs_death_is_logged_once_and_the_others_go_on(
         for tick in many(30, 1000):
             told.offer(tick)
             time.sleep(0.02)
-        wait_until(lambda: "the loop goes on" in caplog.text, 5, "the death is logged")
-    assert caplog.text.count("has ended (exit code 3); the loop goes on without it") == 1
+        wait_until(lambda: "the loop continues" in caplog.text, 5, "the death is logged")
+    assert caplog.text.count("has ended (exit code 3); the loop continues without it") == 1
     ticks = [line for line in read_lines(path) if line["kind"] == "tick"]
     assert len(ticks) == 30
 

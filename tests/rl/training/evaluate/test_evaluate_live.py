@@ -1,4 +1,4 @@
-"""`evaluate` as a command, of policies that run in another process: a policy server of ours, and a
+"""`evaluate` as a command, of policies that run in another process: a server of this project, and a
 LeRobot checkpoint; in simulation and on recordings."""
 
 from __future__ import annotations
