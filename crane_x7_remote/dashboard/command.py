@@ -43,8 +43,6 @@ NICE: Final = 5
 """Beside a loop: the loop's processes come first."""
 LAST_WORDS_S: Final = 2.0
 """How long the page of an ended loop stays, so that browsers learn of the end."""
-FOLDER_S: Final = 60.0
-"""How long the folder of a training may take to appear."""
 SERVING: Final = "serving "
 """Begins the line with the address."""
 INSTALL: Final = "pip install 'crane-x7-remote[dashboard]'"
@@ -130,9 +128,9 @@ def _show_run(
     folder: Path, settings: Settings, listener: socket.socket, until_stdin_closes: bool
 ) -> int:
     from crane_x7_remote.dashboard import server
-    from crane_x7_remote.dashboard.run_folder import RunFollower, wait_for_folder
+    from crane_x7_remote.dashboard.run_folder import RunFollower
 
-    if not wait_for_folder(folder, FOLDER_S if until_stdin_closes else 0):
+    if not (until_stdin_closes or folder.is_dir()):  # a trainer makes its folder later
         raise DashboardError(f"--run {folder}: there is no such folder; expected one of a training")
     board = Board()
     with RunFollower(folder, board) as follower, _machine(settings, board):

@@ -12,7 +12,6 @@ import json
 import logging
 import math
 import threading
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -200,13 +199,3 @@ def name_of(folder: Path, path: Path) -> str:
 def _title(folder: Path, path: Path) -> str:
     relative = path.relative_to(folder)
     return " / ".join(part for part in (*relative.parts[:-1], relative.stem) if part != "videos")
-
-
-def wait_for_folder(folder: Path, timeout_s: float) -> bool:
-    """Return whether the folder is there in time: a trainer may start this process first."""
-    deadline_s = time.monotonic() + timeout_s
-    while not folder.is_dir():
-        if time.monotonic() > deadline_s:
-            return False
-        time.sleep(0.1)
-    return True

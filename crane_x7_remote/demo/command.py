@@ -112,6 +112,8 @@ def _show(
             recording = recorder.recording
             command = plan_module.loop_command(plan, int(found[2]), metrics_path)
             loop = stack.enter_context(DemoProcess("infer", command, folder / "loop.log"))
+            if plan.dashboard is not None:
+                progress.note(f"dashboard: http://127.0.0.1:{plan.dashboard}")
             outcome = _watch(plan, recorder, (robot, loop), progress, is_stopped)
             if not is_stopped():
                 time.sleep(pictures.TAIL_S)  # The last frames show the result.
@@ -286,6 +288,10 @@ class _Progress:
         elif line != self._last:
             self._console.print(line, highlight=False, markup=False)
         self._last = line
+
+    def note(self, text: str) -> None:
+        """Print a line that stays."""
+        self._console.print(text, highlight=False, markup=False)
 
     def end(self) -> None:
         """Clear the line."""

@@ -39,6 +39,7 @@ USUAL: Final = Skills(
 )
 """For colour servo, and for a checkpoint without its own."""
 CAMERA_HZ: Final = 30.0
+DASHBOARD_PORT: Final = 8686
 FLAGS: Final = {
     "colours": "--colours", "spawn_range_m": "--spawn-range-m", "rate_hz": "--rate",
     "temperature": "--temperature",
@@ -79,6 +80,8 @@ class DemoPlan:
     second_timeout_s: float
     rate_reason: str
     """Why the loop runs at its rate."""
+    dashboard: int | None
+    """Port of the loop's page; None: no page."""
     settings: Settings
     """Settings of the environment, which both processes inherit."""
 
@@ -112,6 +115,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="rate of the policy's camera (%(default)g)")  # fmt: skip
     add("--timeout", type=float, nargs=2, default=(30.0, 45.0), metavar=("FIRST", "SECOND"),
         help="time limit of each task in seconds (30 45)")  # fmt: skip
+    add("--dashboard", type=int, nargs="?", const=DASHBOARD_PORT, metavar="PORT",
+        help="show the run on a page at 127.0.0.1:PORT (%(const)s)")  # fmt: skip
 
 
 def read(args: argparse.Namespace) -> DemoPlan:
@@ -140,6 +145,7 @@ def read(args: argparse.Namespace) -> DemoPlan:
         first_timeout_s=args.timeout[0],
         second_timeout_s=args.timeout[1],
         rate_reason=_rate_reason(chosen.sources["rate_hz"]),
+        dashboard=args.dashboard,
         settings=settings,
     )
 
@@ -261,6 +267,8 @@ def loop_command(plan: DemoPlan, port: int, metrics: Path) -> list[str]:
         "--vla-policy", plan.policy, "--vla-task-instruction", plan.instruction,
         "--vla-inference-rate", f"{plan.skills.rate_hz:g}", "--metrics", str(metrics),
     ]  # fmt: skip
+    if plan.dashboard is not None:
+        command += ["--dashboard", str(plan.dashboard)]
     if plan.model is None:
         return command
     model = ["--vla-model-path", plan.model.path, "--vla-device", plan.model.device]

@@ -53,6 +53,8 @@ SWITCH_INTERVAL_S = 0.0005
 be the largest part of the latency."""
 RECORD_END_S: Final = 120.0
 """How long a recorder may take to encode its last episodes after the loop has ended."""
+DASHBOARD_END_S: Final = 10.0
+"""How long the page may stay after the loop: browsers learn of the end."""
 COMMON: Final = (
     "rosbridge_host", "rosbridge_port", "rosbridge_token", "vla_policy", "vla_model_path",
     "policy_server", "policy_io", "vla_task_instruction", "vla_device", "vla_inference_rate",
@@ -170,7 +172,7 @@ def feed_commands(args: argparse.Namespace, settings: Settings) -> list[FeedComm
     if args.dashboard is not None:
         place = {"DASHBOARD_LISTEN": f"127.0.0.1:{args.dashboard}"} if args.dashboard else {}
         words = own_command("dashboard", "--from-feed", "--log-level", "warning")
-        commands.append(FeedCommand("dashboard", words, environment=environment | place))
+        commands.append(FeedCommand("dashboard", words, DASHBOARD_END_S, environment | place))
     return commands
 
 

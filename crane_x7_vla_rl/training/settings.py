@@ -56,6 +56,11 @@ def output_root() -> Path:
     return Path(variables.output_root(os.environ)).expanduser()
 
 
+def is_first_process(environ: Mapping[str, str] | None = None) -> bool:
+    """Return whether this is the first, or the only, process of a run; torchrun sets RANK."""
+    return (os.environ if environ is None else environ).get("RANK", "0") == "0"
+
+
 def layers(
     environ: Mapping[str, str] | None = None, keys: Mapping[str, str] = VARIABLES
 ) -> list[Layer]:

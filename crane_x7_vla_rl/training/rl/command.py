@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 from typing import Final
 
-from crane_x7_vla_rl.training import follow, settings, terminal
+from crane_x7_vla_rl.training import dashboard, follow, settings, terminal
 from crane_x7_vla_rl.training.checkpoints import resume
 from crane_x7_vla_rl.training.checkpoints.resume import Resumption, Rules, configure
 from crane_x7_vla_rl.training.config import loader
@@ -27,8 +27,9 @@ RULES: Final = Rules(
 )  # fmt: skip
 """Tensors and environments stay the same."""
 COMMON: Final = (
-    "config", "override", "resume", "follow", "start.pretrained", "start.sft_checkpoint",
-    "start.statistics", "env.simulator", "env.env_id", "env.backend", "env.num_parallel_envs",
+    "config", "override", "resume", "follow", "dashboard", "start.pretrained",
+    "start.sft_checkpoint", "start.statistics", "env.simulator", "env.env_id", "env.backend",
+    "env.num_parallel_envs",
     "training.num_updates", "training.rollout_steps", "training.time_limit_minutes",
     "training.device", "training.seed", "ppo.learning_rate", "ppo.micro_batch_size",
     "lora.enabled", "lora.rank", "evaluation.every", "output.dir", "output.experiment_name",
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     loader.add_arguments(parser, RlConfig)
     resume.add_argument(parser, "checkpoint_<update>")
     follow.add_argument(parser)
+    dashboard.add_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -56,7 +58,8 @@ def run(args: argparse.Namespace) -> int:
         _check(config, resumption)
         from crane_x7_vla_rl.training.rl.loop import train
 
-        train(config, resumption)
+        with dashboard.shown(args.dashboard, config.output_dir):
+            train(config, resumption)
     return 0
 
 

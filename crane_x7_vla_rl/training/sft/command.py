@@ -11,7 +11,7 @@ import argparse
 from typing import Final
 
 from crane_x7_vla_rl.policies.base import DEFAULT_UNNORM_KEY
-from crane_x7_vla_rl.training import follow, settings, terminal
+from crane_x7_vla_rl.training import dashboard, follow, settings, terminal
 from crane_x7_vla_rl.training.checkpoints import resume
 from crane_x7_vla_rl.training.checkpoints.resume import Resumption, Rules, configure
 from crane_x7_vla_rl.training.config import loader
@@ -29,8 +29,9 @@ RULES: Final = Rules(
 )  # fmt: skip
 """Tensors, and what they mean, stay the same."""
 COMMON: Final = (
-    "config", "override", "resume", "resume_from_checkpoint", "follow", "backend", "data.root",
-    "data.instruction", "data.image_size", "training.batch_size", "training.num_epochs",
+    "config", "override", "resume", "resume_from_checkpoint", "follow", "dashboard", "backend",
+    "data.root", "data.instruction", "data.image_size", "training.batch_size",
+    "training.num_epochs",
     "training.max_steps", "training.learning_rate", "training.device", "training.seed",
     "lora.enabled", "lora.rank", "policy.type", "policy.model",
     "policy.statistics", "output.experiment_name",
@@ -49,6 +50,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="older name of --resume",
     )  # fmt: skip
     follow.add_argument(parser)
+    dashboard.add_argument(parser)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -74,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
         )
         from crane_x7_vla_rl.training.sft.loop import train
 
-        train(config, resumption)
+        with dashboard.shown(args.dashboard, config.output_dir):
+            train(config, resumption)
     return 0
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import math
 import os
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +14,15 @@ import cv2
 import numpy as np
 import pytest
 import simplejpeg
+from loop_rig import PICTURE
 
 from crane_x7_remote.dashboard import gripper_path, machine, pictures, prometheus, sections
 from crane_x7_remote.dashboard.board import TICKS_KEPT, Board, TickMark
+from crane_x7_remote.dashboard.loop_feed import FeedReader
 from crane_x7_remote.dashboard.pictures import LEVELS
 from crane_x7_remote.dashboard.run_folder import POINTS, RunFollower, name_of, thinned
 from crane_x7_remote.dashboard.viewer import FAST_TIMES, Link
+from crane_x7_remote.inference import feed
 from crane_x7_remote.inference.metrics import LoopMetrics
 from crane_x7_remote.rosbridge.messages import MessageError
 from crane_x7_vla_rl import kinematics, robot
@@ -77,7 +82,7 @@ def test_images_become_small_jpegs(level: pictures.Level, size: tuple[int, int])
         small = pictures.shrink(content, level)
         height, width, _, _ = simplejpeg.decode_jpeg_header(small)
         assert width == min(size[0], level.width)
-        assert height / width == pytest.approx(size[1] / size[0], abs=0.6 / width)
+        assert height / width == pytest.approx(size[1] / size[0], abs=1.5 / width)
 
 
 def test_a_camera_image_fits_a_link_of_two_megabits_per_second() -> None:
@@ -301,3 +306,81 @@ def test_a_graphics_card_that_does_not_answer_is_left_out(tmp_path: Path) -> Non
     ]
     program.write_text("#!/bin/sh\necho 'No devices were found'; exit 6\n")
     assert machine.gpus(str(program)) == []
+
+
+def a_tick(**more: Any) -> dict[str, Any]:
+    """A tick of the feed, as feed.TickEncoder makes it."""
+    home = robot.HOME_RAD.tolist()
+    path = {"time_from_start_s": [0.1, 0.5], "position_rad": [home, home], "stamp_s": 50.0}
+    return {
+        "kind": "tick", "number": 1, "at_s": 10.0, "wall_s": 1.7e9, "robot_s": 50.2,
+        "instruction": "pick up the red cube", "jpeg": PICTURE, "frame_stamp_s": 50.0,
+        "frame_used": True, "position_rad": home, "velocity_rad_s": [0.0] * 8,
+        "joints_stamp_s": 50.1, "target_rad": home, "path": path, "hold": None,
+        "policy_s": 0.03, "sequence": 4,
+    } | more  # fmt: skip
+
+
+HELLO = {
+    "kind": "hello", "session": "0a1b2c3d", "rate_hz": 10.0, "policy": "tiny", "dry_run": False,
+    "instruction": "wait", "control": {"rosbridge_host": "robot", "rosbridge_port": 9091},
+}  # fmt: skip
+
+
+def fed(pose: CameraPose | None, *messages: dict[str, Any]) -> Board:
+    """Return the board after these messages of a feed, which then ends."""
+    board, ended = Board(), threading.Event()
+    stream = io.BytesIO(b"".join(feed.pack(message) for message in messages))
+    FeedReader(board, lambda: pose, ended.set).start(stream, HELLO)
+    assert ended.wait(10)
+    return board
+
+
+def test_a_feed_fills_the_page() -> None:
+    metrics = {**loop_metrics(), "link": {"connected": True, "rtt_s": 0.012, "reconnects": 0}}
+    later = a_tick(number=2, at_s=10.1, jpeg=None)
+    board = fed(SIM_POSE, a_tick(), later, {"kind": "second", "metrics": metrics}, {"kind": "bye"})
+    assert board.get("loop")["instruction"] == "pick up the red cube"
+    assert board.get("loop")["rate_hz"] == 10.0
+    assert board.get("loop")["state"] == "ended"
+    assert board.get("link")["rtt_ms"] == 12.0
+    assert board.get("link")["address"] == "robot:9091"
+    assert len(board.get("path")["points"]) == gripper_path.POINTS
+    assert board.picture is not None
+    assert board.picture.content == PICTURE
+    assert board.ticks_after(0) == [(1, 30.0, None), (2, 30.0, None)]
+
+
+def test_a_path_is_not_drawn_without_the_cameras_pose_and_that_is_said() -> None:
+    board = fed(None, a_tick())
+    assert board.get("path") == {
+        "points": [],
+        "gripper": None,
+        "note": "path not drawn: the camera's pose is unknown (CAMERA_POSE)",
+    }
+
+
+def test_a_held_tick_shows_its_reason_and_the_path_that_still_runs() -> None:
+    hold = {"reason": "joints_stale", "detail": "joint state is 0.6 s old"}
+    board = fed(
+        SIM_POSE, a_tick(), a_tick(number=2, at_s=10.1, path=None, hold=hold, policy_s=None)
+    )
+    assert board.get("loop")["hold"] is None, "the loop has ended"
+    assert board.ticks_after(1) == [(2, None, "joints stale")]
+    assert board.get("path")["points"], "the arm still follows what was sent"
+    ended = fed(SIM_POSE, a_tick(), a_tick(number=2, at_s=11.0, robot_s=51.0, path=None, hold=hold))
+    assert ended.get("path")["points"] == [], "that path has ended"
+
+
+def test_a_damaged_image_is_left_out() -> None:
+    board = fed(SIM_POSE, a_tick(jpeg=b"no image"))
+    assert board.picture is None
+    assert board.get("path")["points"] == []
+
+
+def test_a_feed_that_breaks_off_ends_the_page() -> None:
+    board, ended = Board(), threading.Event()
+    stream = io.BytesIO(feed.pack(a_tick())[:-5])
+    FeedReader(board, lambda: None, ended.set).start(stream, HELLO)
+    assert ended.wait(10)
+    assert board.get("loop")["state"] == "ended"

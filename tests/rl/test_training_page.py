@@ -1,0 +1,64 @@
+"""`train --dashboard`: a page in a process of its own, from the first update to the end."""
+
+from __future__ import annotations
+
+import json
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+import psutil
+import pytest
+from loop_rig import wait_until
+from tailnet_rig import free_port
+
+from crane_x7_vla_rl.training import dashboard, settings
+from crane_x7_vla_rl.training.errors import ConfigError
+
+
+def metrics(port: int) -> str:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/metrics", timeout=5) as answer:
+            return str(answer.read().decode())
+    except (urllib.error.URLError, ConnectionError):
+        return ""
+
+
+def test_the_page_is_there_before_the_folder_and_ends_with_the_training(tmp_path: Path) -> None:
+    port, run = free_port(), tmp_path / "run"
+    with dashboard.shown(port, run):
+        (child,) = psutil.Process().children()
+        wait_until(lambda: metrics(port), 60, "the page is served")
+        run.mkdir()
+        (run / "metrics.jsonl").write_text(json.dumps({"step": 7, "success": 0.5}) + "\n")
+        wait_until(lambda: "crane_x7_training_step 7.0" in metrics(port), 20, "the update is shown")
+    assert not child.is_running()
+
+
+def test_a_training_goes_on_when_its_page_dies(tmp_path: Path) -> None:
+    with dashboard.shown(free_port(), tmp_path):
+        (child,) = psutil.Process().children()
+        child.kill()
+        child.wait(10)
+    assert not child.is_running()
+
+
+def test_without_the_flag_nothing_is_started(tmp_path: Path) -> None:
+    with dashboard.shown(None, tmp_path):
+        assert psutil.Process().children() == []
+
+
+def test_of_several_processes_the_first_shows_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    assert not settings.is_first_process()
+    with dashboard.shown(free_port(), tmp_path):
+        assert psutil.Process().children() == []
+    assert settings.is_first_process({"RANK": "0"})
+    assert settings.is_first_process({})
+
+
+def test_a_wrong_port_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--dashboard is 99999"), dashboard.shown(99999, tmp_path):
+        pass
