@@ -2,7 +2,7 @@
 
 A stop first goes to the guard beside the robot, which brakes the arm and blocks everything until
 `resume`. Without a guard that confirms it, the loop's process is told to end, and the answer says
-that nothing else was done. Each method may take seconds, and runs on a thread of its own.
+that nothing else was done. Each method may take seconds, and runs on its own thread.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class Control:
     """The buttons of one robot."""
 
     def __init__(self, robot: Robot, guard: LinkConfig, loop: Loop | None) -> None:
-        """`guard` is the guard's own path for stops; `loop` is None without a loop of ours."""
+        """`guard` is the guard's own path for stops; `loop` is the one of this process's feed."""
         self._robot = robot
         self._guard = guard
         self._loop = loop

@@ -22,7 +22,7 @@ SLOW_S: Final = 0.4
 """A message that takes longer to be confirmed makes images smaller."""
 FAST_S: Final = 0.12
 FAST_TIMES: Final = 25
-"""So many fast confirmations in a row make images larger again."""
+"""This number of fast confirmations in a row makes images larger again."""
 SILENT_S: Final = 1.0
 """Without news, a message still comes this often: ages grow."""
 GONE_S: Final = 60.0

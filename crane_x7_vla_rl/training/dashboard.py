@@ -1,4 +1,4 @@
-"""`--dashboard`: a page of the running training, in a process of its own. Folder → a child process.
+"""`--dashboard`: a page of the running training, in its own process. Folder → a child process.
 
 The page belongs to the other package, which this one does not know: it is started as a command, if
 it is installed. It can neither delay nor end a training, and ends after it.

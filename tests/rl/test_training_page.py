@@ -1,4 +1,4 @@
-"""`train --dashboard`: a page in a process of its own, from the first update to the end."""
+"""`train --dashboard`: a page in its own process, from the first update to the end."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def test_the_page_is_there_before_the_folder_and_ends_with_the_training(tmp_path
     assert not child.is_running()
 
 
-def test_a_training_goes_on_when_its_page_dies(tmp_path: Path) -> None:
+def test_a_training_continues_when_its_page_dies(tmp_path: Path) -> None:
     with dashboard.shown(free_port(), tmp_path):
         (child,) = psutil.Process().children()
         child.kill()

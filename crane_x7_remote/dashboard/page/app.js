@@ -1,5 +1,5 @@
 // The page: one WebSocket brings the newest state and image, each of which is confirmed; buttons are
-// POST requests of their own, so that they never wait behind images.
+// POST separate requests, so that they never wait behind images.
 import { curve, element, figure, number, path, rows, timing } from "/draw.js";
 
 const at = (id) => document.getElementById(id);

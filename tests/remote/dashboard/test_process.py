@@ -73,9 +73,9 @@ def test_the_guards_token_reaches_the_page_and_leaves_it_nowhere(driving: Drivin
 def test_the_loop_drives_on_when_its_page_is_killed(driving: Driving) -> None:
     driving.wait_driving()
     driving.child.kill()
-    wait_until(lambda: "the loop goes on without it" in driving.log.read_text(), 10, "said once")
+    wait_until(lambda: "the loop continues without it" in driving.log.read_text(), 10, "said once")
     driving.wait_driving()
-    assert driving.log.read_text().count("the loop goes on without it") == 1
+    assert driving.log.read_text().count("the loop continues without it") == 1
     driving.loop.terminate()
     assert driving.loop.wait(20) == 0
 

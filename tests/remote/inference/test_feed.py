@@ -219,7 +219,7 @@ def test_a_slow_child_gets_the_newest_messages(tmp_path: Path) -> None:
     assert len(numbers) < 400
 
 
-def test_a_childs_death_is_logged_once_and_the_others_go_on(
+def test_a_childs_death_is_logged_once_and_the_others_continue(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "lines"
@@ -243,7 +243,7 @@ def test_what_a_child_prints_is_logged_without_control_characters(
     assert r"a child: \x1b[31mred\x07" in caplog.text
 
 
-def test_a_real_loop_goes_on_when_its_child_is_killed(tmp_path: Path) -> None:
+def test_a_real_loop_continues_when_its_child_is_killed(tmp_path: Path) -> None:
     """Ticks come while the child is killed; the rig's loop never sees an error."""
     rig = Rig()
     path = tmp_path / "lines"
