@@ -164,13 +164,15 @@ def test_what_is_recorded_trains_a_model_that_drives_in_the_demo(tmp_path: Path)
             )  # fmt: skip
         finally:
             driver.send_signal(signal.SIGINT)
-            driver.wait(30)
+            driver.wait(60)
+        robot.send_signal(signal.SIGTERM)
+        robot.wait(60)
     assert recorded.returncode == ExitCode.OK, recorded.stdout + recorded.stderr
     assert np.ptp(open_lerobot(data)[0].action, axis=0).max() > 0.2
     trained = subprocess.run(
         [sys.executable, "-m", "crane_x7_vla_rl.training.cli", "sft", "--backend", "openvla",
          "--model", str(SHIPPED), "--data-root", str(data), "--output-dir", str(run),
-         "--max-steps", "2", "--batch-size", "2", "--device", "cpu"],
+         "--max-steps", "2", "--image-size", "96x96", "--batch-size", "2", "--device", "cpu"],
         capture_output=True, text=True, timeout=400,
     )  # fmt: skip
     assert trained.returncode == 0, trained.stderr[-3000:]
