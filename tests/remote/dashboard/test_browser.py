@@ -171,4 +171,5 @@ def test_a_training_is_shown_from_its_folder(browser: Browser, tmp_path: Path) -
         page.close()
     finally:
         served.terminate()
-        assert served.wait(30) == 0
+        served.communicate(timeout=30)
+    assert served.returncode == 0
