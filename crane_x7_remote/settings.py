@@ -23,6 +23,7 @@ from pydantic import (
     PrivateAttr,
     SecretStr,
     ValidationError,
+    ValidationInfo,
     field_validator,
 )
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
@@ -154,6 +155,9 @@ limits, and the gripper its own speed."""
 robot's camera. Unset: as the robot states on /vla/camera_pose. Only color-servo needs it."""
     camera_topic: str = "/camera/color/image_raw/compressed"
     """Camera topic, sensor_msgs/CompressedImage."""
+    wrist_camera_topic: str = ""
+    """Topic of a second camera, on the gripper, for policies that want its images, \
+sensor_msgs/CompressedImage; empty: none. Set it for the guard, too."""
     joint_states_topic: str = "/joint_states"
     """Joint states, sensor_msgs/JointState, joints in any order."""
     instruction_topic: str = "/vla/update_instruction"
@@ -313,6 +317,16 @@ DASHBOARD_TOKEN."""
     @classmethod
     def _topics_have_types(cls, value: str) -> str:
         settings_values.topic_types(value)
+        return value
+
+    @field_validator("wrist_camera_topic")
+    @classmethod
+    def _cameras_are_two(cls, value: str, info: ValidationInfo) -> str:
+        if value and value == info.data.get("camera_topic"):
+            raise ValueError(
+                "is CAMERA_TOPIC, too: a policy would see one camera twice; expected the topic of"
+                " the camera on the gripper, or empty"
+            )
         return value
 
     @field_validator("ts_hostname")

@@ -29,8 +29,8 @@ GROUPS = {
                "speed"),
     "guard": ("guard_",),
     "dashboard": ("dashboard_",),
-    "topics": ("camera_topic", "joint_states_topic", "instruction_topic", "arm_topic",
-               "trajectory_topic", "action_topic", "gripper_action"),
+    "topics": ("camera_topic", "wrist_camera_topic", "joint_states_topic", "instruction_topic",
+               "arm_topic", "trajectory_topic", "action_topic", "gripper_action"),
     "other": ("",),
 }  # fmt: skip
 """Groups of flags in help → prefixes of their fields; the first match counts."""

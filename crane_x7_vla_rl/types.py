@@ -7,7 +7,9 @@ object is made, and are read-only afterwards.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -16,6 +18,8 @@ from crane_x7_vla_rl.robot import DOF
 
 Image = npt.NDArray[np.uint8]
 Array = npt.NDArray[np.float64]
+WRIST: Final = "wrist"
+"""Name of the camera on the gripper in `Observation.more_images`."""
 
 
 def _joints(name: str, values: npt.ArrayLike, steps: bool = False) -> Array:
@@ -53,11 +57,15 @@ class Observation:
     instruction: str
     time_s: float
     """When the image was taken, on a monotonic clock with an arbitrary zero."""
+    more_images: Mapping[str, Image] = field(default_factory=dict)
+    """Camera, such as WRIST → (H, W, 3) uint8, RGB, taken at about the same time; only those that
+    the policy wants, see policies.base.more_cameras."""
 
     def __post_init__(self) -> None:
-        shape, dtype = self.image.shape, self.image.dtype
-        if len(shape) != 3 or shape[2] != 3 or dtype != np.uint8:
-            raise ValueError(f"image is {shape} {dtype}, expected (H, W, 3) uint8 RGB")
+        for name, image in {"image": self.image, **self.more_images}.items():
+            shape, dtype = image.shape, image.dtype
+            if len(shape) != 3 or shape[2] != 3 or dtype != np.uint8:
+                raise ValueError(f"{name} is {shape} {dtype}, expected (H, W, 3) uint8 RGB")
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -36,8 +36,9 @@ logger = logging.getLogger(__name__)
 
 FLAGS = (
     "guard_listen", "guard_upstream", "guard_token", "guard_link_timeout", "guard_max_clients",
-    "guard_topics", "guard_pass_action", "camera_topic", "joint_states_topic", "instruction_topic",
-    "arm_topic", "trajectory_topic", "action_topic", "gripper_action",
+    "guard_topics", "guard_pass_action", "camera_topic", "wrist_camera_topic",
+    "joint_states_topic", "instruction_topic", "arm_topic", "trajectory_topic", "action_topic",
+    "gripper_action",
 )  # fmt: skip
 IP_FREEBIND = 15
 """From linux/in.h: listen on an address that this machine does not have yet."""
@@ -104,6 +105,7 @@ async def _guard(
 def _names(settings: Settings) -> Names:
     return Names(
         camera=settings.camera_topic,
+        wrist_camera=settings.wrist_camera_topic,
         joint_states=settings.joint_states_topic,
         instruction=settings.instruction_topic,
         arm=settings.arm_topic,

@@ -74,6 +74,7 @@ class Names:
     """The robot's topics; see settings.Settings. An empty name is never allowed."""
 
     camera: str = "/camera/color/image_raw/compressed"
+    wrist_camera: str = ""
     joint_states: str = "/joint_states"
     instruction: str = "/vla/update_instruction"
     arm: str = "/crane_x7_arm_controller/joint_trajectory"
@@ -99,6 +100,7 @@ class AllowList:
             {
                 **names.more,
                 names.camera: "sensor_msgs/CompressedImage",
+                names.wrist_camera: "sensor_msgs/CompressedImage",
                 names.joint_states: "sensor_msgs/JointState",
                 names.instruction: "std_msgs/String",
                 names.arm: TRAJECTORY,

@@ -255,6 +255,7 @@ def client_config(settings: Settings) -> ClientConfig:
         proxy=settings.rosbridge_proxy,
         token=settings_values.token_text(settings.rosbridge_token, "ROSBRIDGE_TOKEN"),
         camera_topic=settings.camera_topic,
+        wrist_camera_topic=settings.wrist_camera_topic or None,
         joint_states_topic=settings.joint_states_topic,
         instruction_topic=settings.instruction_topic,
         advertise={STATUS_TOPIC: STRING}
@@ -283,6 +284,7 @@ def loop_config(settings: Settings, session: str, camera: CameraPose | None) -> 
         validity_s=settings.trajectory_validity,
         dry_run=settings.dry_run,
         camera_pose=camera,
+        wrist_camera_topic=settings.wrist_camera_topic,
         say_hint=_say_hint(settings),
         topics=_topics(settings),
     )

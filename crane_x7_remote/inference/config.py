@@ -23,6 +23,8 @@ class LoopConfig:
     dry_run: bool = False
     camera_pose: CameraPose | None = None
     """The camera's pose from the operator; None: the pose that the robot publishes."""
+    wrist_camera_topic: str = ""
+    """For messages: the topic of the client's wrist camera; empty: there is none."""
     say_hint: str = 'Give a task: crane-x7-remote say "pick up the red cube"'
     """Ends the warning about a task that the policy refuses."""
     topics: OutgoingTopics = field(default_factory=OutgoingTopics)

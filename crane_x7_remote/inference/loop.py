@@ -35,6 +35,7 @@ from crane_x7_remote.inference.task import StatusReport, Task
 from crane_x7_remote.inference.tick_log import Sent, TickLog
 from crane_x7_remote.inference.warm_up import warm_up
 from crane_x7_remote.inference.worker import Job, Meanwhile, PolicyWorker, Prediction
+from crane_x7_remote.inference.wrist_camera import WristCamera
 from crane_x7_remote.rosbridge import frames, messages, protocol
 from crane_x7_remote.rosbridge.frames import EncodedFrame
 from crane_x7_remote.rosbridge.topics import STATUS_TOPIC
@@ -113,6 +114,7 @@ class InferenceLoop:
         self._ready = Readiness(client, config, limits, self._echoes, clock, self._forget_path)
         self._camera = CameraWatch(client, policy, config.camera_pose, self._worker.reset_next)
         self._camera.listen()
+        self._wrist = WristCamera(client, policy, config, clock)
         if config.topics.echo and not config.dry_run:
             self._echoes.listen(config.topics.echo)
 
@@ -228,15 +230,20 @@ class InferenceLoop:
             return hold
         assert frame is not None
         assert joints is not None
+        wrist = self._wrist.take(frame)
+        if isinstance(wrist, Hold):
+            return wrist
         before, self._used = self._used, frame
-        image = self._decode(frame)
-        hold = image if isinstance(image, Hold) else self._camera.hold(image)
+        seen = self._decode(frame, wrist)
+        if isinstance(seen, Hold):
+            return seen
+        image, more = seen
+        hold = self._camera.hold(image)
         if hold is not None:
             return hold
-        assert not isinstance(image, Hold)
         now_s = self._clock()
         taken_s = now_s - self._client.frame_age_s(frame, now_s)
-        observation = Observation(image, joints.state, self._task.instruction, taken_s)
+        observation = Observation(image, joints.state, self._task.instruction, taken_s, more)
         if begin_by_s is not None:
             return _Asked(frame, self._worker.ask_next(observation, begin_by_s), before)
         job = self._worker.ask(observation)
@@ -288,17 +295,22 @@ class InferenceLoop:
         self.metrics.counters["resyncs"] += pacer.observe(frame.arrival_s)
         return frame
 
-    def _decode(self, frame: EncodedFrame) -> Image | Hold:
+    def _decode(
+        self, frame: EncodedFrame, wrist: EncodedFrame | None
+    ) -> tuple[Image, dict[str, Image]] | Hold:
         started_s = self._clock()
+        more = self._wrist.images(wrist)
         try:
             image = frames.decode_image(frame)
         except messages.MessageError as error:
+            more = Hold(HoldReason.FRAME_UNREADABLE, str(error))
+        if isinstance(more, Hold):
             self.metrics.counters["refused_frames"] += 1
-            return Hold(HoldReason.FRAME_UNREADABLE, str(error))
+            return more
         self._decode_s = self._clock() - started_s
         self.metrics.decode.add(self._decode_s)
         self.metrics.counters["frames_used"] += 1
-        return image
+        return image, more
 
     def _shape(self, frame: EncodedFrame, chunk: object) -> Shaped | Hold:
         """Return the trajectory; the joints are read again, as they moved while the policy ran."""

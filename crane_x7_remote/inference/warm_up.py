@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from crane_x7_vla_rl.kinematics import UnreachableError
-from crane_x7_vla_rl.policies.base import Policy, only_numbers
+from crane_x7_vla_rl.policies.base import Policy, more_cameras, only_numbers
 from crane_x7_vla_rl.robot import HOME_RAD
 from crane_x7_vla_rl.types import ActionChunk, Array, Image, JointState, Observation
 
@@ -71,8 +71,11 @@ def _ask(
     After the first image, a step that is out of reach is a prediction as any other.
     """
     joints = JointState(HOME_RAD, np.zeros_like(HOME_RAD))
+    cameras = more_cameras(policy)
     try:
-        chunks: object = policy.predict([Observation(picture, joints, instruction, time_s)])
+        chunks: object = policy.predict(
+            [Observation(picture, joints, instruction, time_s, dict.fromkeys(cameras, picture))]
+        )
     except UnreachableError:
         if is_first:
             raise

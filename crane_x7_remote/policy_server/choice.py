@@ -16,6 +16,7 @@ from crane_x7_vla_rl.policies import load as policies
 from crane_x7_vla_rl.policies.base import ModelOptions, Policy, PolicyLoadError
 from crane_x7_vla_rl.policies.kind import kind_of
 from crane_x7_vla_rl.policies.preflight import OptionNames
+from crane_x7_vla_rl.types import WRIST
 
 
 def policy_name(settings: Settings) -> str:
@@ -59,6 +60,7 @@ def model_options(settings: Settings) -> ModelOptions:
         jpeg_quality=settings.policy_jpeg,
         lerobot_venv=settings.lerobot_venv,
         answer_timeout_s=settings.policy_timeout,
+        more_cameras=(WRIST,) if settings.wrist_camera_topic else (),
     )
 
 

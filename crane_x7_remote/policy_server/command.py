@@ -58,6 +58,8 @@ def run(args: argparse.Namespace) -> int:
             "serve-policy serves its own policy, not another server's: set VLA_MODEL_PATH, or"
             " VLA_POLICY=color-servo"
         )
+    # A client's request has one picture, see served.py.
+    settings = settings.model_copy(update={"wrist_camera_topic": ""})
     names = choice.option_names(args)
     choice.check(name, settings, names)
     config = ServerConfig(

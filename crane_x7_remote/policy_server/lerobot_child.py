@@ -167,6 +167,11 @@ class LerobotPolicy:
         self.child.check()
         return self._policy.predict(observations)
 
+    @property
+    def more_cameras(self) -> tuple[str, ...]:
+        """See policies.base.CameraChooser."""
+        return self._policy.more_cameras
+
     def reset(self) -> None:
         """Forget earlier observations."""
         self._policy.reset()
@@ -187,6 +192,7 @@ def load(options: ModelOptions) -> Policy:
         python = interpreter(options.lerobot_venv)
         folder = checkpoint(options.path, options.token)
         io = described(folder, options.policy_io)
+        policy_io_file.check_cameras(io, options.more_cameras)
     except (LerobotEnvError, PolicyIoError) as error:
         raise PolicyLoadError(str(error)) from error
     checkout = Path(__file__).parents[2]
@@ -235,7 +241,7 @@ def _started(child: LerobotChild, io: PolicyIO, options: ModelOptions) -> Lerobo
         client = PolicyClient(
             child.start(), answer_timeout_s=options.answer_timeout_s + remote.BEYOND_S
         )
-        return LerobotPolicy(child, remote.connected(client, io))
+        return LerobotPolicy(child, remote.connected(client, io, more_cameras=options.more_cameras))
     except (LerobotChildError, PolicyServerError, PolicyIoError, OSError) as error:
         child.close()
         raise PolicyLoadError(str(error)) from error

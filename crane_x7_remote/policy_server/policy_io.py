@@ -18,13 +18,13 @@ import simplejpeg
 
 from crane_x7_vla_rl.image_geometry import ImageForm
 from crane_x7_vla_rl.robot import ARM_DOF, DOF, LOWER_RAD, UPPER_RAD
-from crane_x7_vla_rl.types import ActionChunk, Array, Image, JointState, Observation
+from crane_x7_vla_rl.types import WRIST, ActionChunk, Array, Image, JointState, Observation
 
 Key = tuple[str, ...]
 """Key of a message; several texts are keys of maps in maps."""
 Unit = Literal["rad", "deg", "percent"]
 ActionKind = Literal["joint_target", "joint_delta", "delta_from_first"]
-Source = Literal["camera", "black"]
+Source = Literal["camera", "wrist", "black"]
 
 GRIPPER: Final = ARM_DOF
 """Place of the gripper in JOINT_NAMES."""
@@ -125,6 +125,11 @@ class PolicyIO:
     source: str
     """Where it was read, for messages."""
 
+    @property
+    def more_cameras(self) -> tuple[str, ...]:
+        """Cameras besides the base camera whose pictures it wants."""
+        return (WRIST,) if any(image.source == WRIST for image in self.images) else ()
+
     def with_steps(self, steps: int) -> PolicyIO:
         """Return it with this number of steps in every answer."""
         return replace(self, action=replace(self.action, chunk_steps=steps))
@@ -139,7 +144,7 @@ def to_request(
     """
     request: dict[str, Any] = {}
     for image in io.images:
-        content: Any = image.form.apply(_picture(observation.image, image))
+        content: Any = image.form.apply(_picture(observation, image))
         if jpeg_quality is not None and image.form.is_plain:
             content = _jpeg(content, jpeg_quality)
         _put(request, image.key, content)
@@ -207,8 +212,16 @@ def actions_of(answer: object, io: PolicyIO) -> Array:
     return found.astype(np.float64)
 
 
-def _picture(image: Image, wanted: ImageInput) -> Image:
+def _picture(observation: Observation, wanted: ImageInput) -> Image:
     if wanted.source == "camera":
+        return observation.image
+    if wanted.source == "wrist":
+        image = observation.more_images.get(WRIST)
+        if image is None:
+            raise ValueError(
+                f"the observation has no image of the wrist camera, which {'/'.join(wanted.key)}"
+                " wants"
+            )
         return image
     assert wanted.form.size is not None  # policy_io_file refuses a black picture without a size
     width, height = wanted.form.size

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final, cast, get_args
 
@@ -76,7 +76,7 @@ def from_map(content: object, source: str) -> PolicyIO:
     top = _Section(content, source, "")
     top.only("images", "state", "prompt", "action")
     return PolicyIO(
-        images=tuple(_image(each) for each in top.sections("images")),
+        images=_images(top.sections("images")),
         state=tuple(_state(each) for each in top.sections("state", may_be_empty=True)),
         prompt=top.key("prompt"),
         action=_action(top.section("action")),
@@ -84,8 +84,37 @@ def from_map(content: object, source: str) -> PolicyIO:
     )
 
 
+def check_cameras(io: PolicyIO, there: Collection[str]) -> None:
+    """Raise PolicyIoError if a camera is wanted that is not among those that are `there`."""
+    for at, image in enumerate(io.images):
+        if image.source in io.more_cameras and image.source not in there:
+            raise PolicyIoError(
+                f"{io.source}: images[{at}] ({'/'.join(image.key)}) wants the wrist camera, and"
+                " there is none: to drive, set WRIST_CAMERA_TOPIC (--wrist-camera-topic) to its"
+                " topic, such as /wrist/image_raw/compressed; for a policy that was trained with a"
+                " black picture here, set source: black in a file of your own (POLICY_IO)."
+                " evaluate and serve-policy have the base camera only"
+            )
+
+
+def _images(entries: Sequence[_Section]) -> tuple[ImageInput, ...]:
+    """Return the pictures; one camera under two keys is refused, unless the file wants that."""
+    images: list[ImageInput] = []
+    for entry in entries:
+        image = _image(entry)
+        before = [each for each in images if each.source == image.source != "black"]
+        if before and not entry.flag("same"):
+            raise entry.wrong(
+                "source",
+                f"another camera than that of {'/'.join(before[0].key)} (camera, wrist or black);"
+                " if the policy was trained with one camera under both keys, add same: true",
+            )
+        images.append(image)
+    return tuple(images)
+
+
 def _image(entry: _Section) -> ImageInput:
-    entry.only("key", "source", "size", "resize", "layout", "colour", "range")
+    entry.only("key", "source", "same", "size", "resize", "layout", "colour", "range")
     source = cast(Source, entry.choice("source", get_args(Source)))
     size = entry.size("size")
     if source == "black" and size is None:
@@ -227,6 +256,12 @@ class _Section:
         if not math.isfinite(value):
             raise self.wrong(name, "a finite number")
         return float(value)
+
+    def flag(self, name: str) -> bool:
+        value = self._content.get(name, False)
+        if not isinstance(value, bool):
+            raise self.wrong(name, "true or false")
+        return value
 
     def size(self, name: str) -> tuple[int, int] | None:
         value = self._content.get(name)

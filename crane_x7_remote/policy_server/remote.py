@@ -10,7 +10,7 @@ import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -66,6 +66,11 @@ class RemotePolicy:
         Raises PolicyServerError and AnswerError; the next call connects again if need be.
         """
         return [self._ask(observation) for observation in observations]
+
+    @property
+    def more_cameras(self) -> tuple[str, ...]:
+        """See policies.base.CameraChooser."""
+        return self._io.more_cameras
 
     def reset(self) -> None:
         """Forget the previous chunk; the next request tells the server, if it takes that."""
@@ -161,17 +166,21 @@ def load(options: ModelOptions) -> Policy:
         )  # fmt: skip
         # A wrong file is found before anything is sent.
         io = None if options.policy_io is None else policy_io_file.read(options.policy_io)
-        return connected(client, io, options.jpeg_quality)
+        return connected(client, io, options.jpeg_quality, options.more_cameras)
     except (PolicyServerError, PolicyIoError) as error:
         raise PolicyLoadError(str(error)) from error
 
 
 def connected(
-    client: PolicyClient, io: PolicyIO | None, jpeg_quality: int | None = None
+    client: PolicyClient,
+    io: PolicyIO | None,
+    jpeg_quality: int | None = None,
+    more_cameras: Collection[str] = (),
 ) -> RemotePolicy:
     """Return the policy behind `client`, after connecting; without `io`, the server must send one.
 
-    Raises PolicyServerError and PolicyIoError.
+    `more_cameras` are those besides the base camera whose images every observation has. Raises
+    PolicyServerError and PolicyIoError.
     """
     metadata = client.metadata
     if io is None:
@@ -185,6 +194,7 @@ def connected(
     steps = metadata.get("chunk_steps")
     if io.action.chunk_steps is None and isinstance(steps, int) and steps > 0:
         io = io.with_steps(steps)
+    policy_io_file.check_cameras(io, more_cameras)
     _check_sizes(metadata, io, client.url)
     if jpeg_quality is not None:
         _check_jpeg(metadata, io, client.url)

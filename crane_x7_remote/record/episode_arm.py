@@ -58,6 +58,10 @@ class EpisodeArm:
             self._encoded = now, content
         return self._encoded[1]
 
+    def wrist_jpeg(self) -> bytes:
+        """An episode is replayed with its base camera alone."""
+        raise NotImplementedError
+
     def view_jpeg(self) -> bytes:
         """Return the same image: the recording has no other."""
         return self.jpeg()

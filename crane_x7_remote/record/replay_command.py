@@ -143,7 +143,7 @@ def _serve(args: argparse.Namespace, settings: Settings, episode: Episode, stop:
     rate_hz = max(episode.fps, RATE_HZ)
     config = RobotConfig(
         server=ServerConfig(port=args.to_loop),
-        topics=settings,
+        topics=settings.model_copy(update={"wrist_camera_topic": ""}),
         camera_rate_hz=episode.fps,
         camera_pose=None,
         description={"episode": episode.source},

@@ -53,7 +53,10 @@ class RosbridgeClient:
         self._changed = threading.Condition()
         self._inbox = Inbox(
             IncomingTopics(
-                config.camera_topic, config.joint_states_topic, config.instruction_topic
+                config.camera_topic,
+                config.joint_states_topic,
+                config.instruction_topic,
+                config.wrist_camera_topic,
             ),
             config.max_message_bytes,
             adapts_throttle=config.camera_throttle_ms is None,
@@ -82,6 +85,7 @@ class RosbridgeClient:
         throttle_ms = config.camera_throttle_ms or 0
         wanted: list[tuple[str | None, str, protocol.Compression, int]] = [
             (config.camera_topic, "sensor_msgs/CompressedImage", "cbor", throttle_ms),
+            (config.wrist_camera_topic, "sensor_msgs/CompressedImage", "cbor", throttle_ms),
             # A released ROS 1 server cannot encode JointState's string[] as CBOR: it sends nothing.
             (config.joint_states_topic, "sensor_msgs/JointState", "none", 0),
             (config.instruction_topic, "std_msgs/String", "none", 0),
@@ -134,6 +138,7 @@ class RosbridgeClient:
             ros_version=self._inbox.ros_version,
             ros_version_doubt=self._inbox.ros_version_doubt,
             no_frame_because=self._because(self._config.camera_topic),
+            no_wrist_frame_because=self._because(self._config.wrist_camera_topic),
             no_joints_because=self._because(self._config.joint_states_topic),
             unknown_operations=self._inbox.unknown_to_server,
         )
@@ -172,6 +177,10 @@ class RosbridgeClient:
     def latest_frame(self) -> EncodedFrame | None:
         """Return the newest frame, used or not."""
         return self._inbox.frame
+
+    def wrist_frame(self) -> EncodedFrame | None:
+        """Return the newest frame of the wrist camera since the link came up."""
+        return self._inbox.wrist_frame
 
     def wait_frame(self, newer_than: EncodedFrame | None, timeout_s: float) -> EncodedFrame | None:
         """Wait for a frame other than `newer_than`; None after the timeout.
@@ -396,7 +405,7 @@ class RosbridgeClient:
         topic = change.topic
         if change.compression is not None:
             self._subscribe_anew(topic, change.compression)
-        is_required = topic in (self._config.camera_topic, self._config.joint_states_topic)
+        is_required = topic in (*self._cameras, self._config.joint_states_topic)
         if change.kind == "cbor_failed":
             logger.warning("%s arrives only without cbor: this rosbridge cannot encode it", topic)
         elif change.is_news and (is_required or change.compression is not None):
@@ -465,17 +474,21 @@ class RosbridgeClient:
                 await link.send(payload)
 
     def _ask_for_throttle(self, rate_ms: int) -> None:
-        topic = self._config.camera_topic
-        assert topic is not None
-        subscription = self._subscriptions[topic]
-        compression = self._inbox.silence.compression(topic, subscription.compression)
-        operation = subscription.request(topic, rate_ms, compression)
-        self._request(protocol.encode_json(operation))
+        for topic in self._cameras:
+            subscription = self._subscriptions[topic]
+            compression = self._inbox.silence.compression(topic, subscription.compression)
+            operation = subscription.request(topic, rate_ms, compression)
+            self._request(protocol.encode_json(operation))
 
     def _throttle_ms(self, topic: str, subscription: Subscription) -> int:
-        if topic == self._config.camera_topic:
+        if topic in self._cameras:
             return self._camera_throttle_ms()
         return subscription.throttle_ms
+
+    @property
+    def _cameras(self) -> tuple[str, ...]:
+        topics = self._config.camera_topic, self._config.wrist_camera_topic
+        return tuple(topic for topic in topics if topic)
 
     def _camera_throttle_ms(self) -> int:
         fixed = self._config.camera_throttle_ms

@@ -19,12 +19,14 @@ class ClientConfig:
     proxy: str | None = None
     camera_topic: str | None = "/camera/color/image_raw/compressed"
     """None: no camera is subscribed."""
+    wrist_camera_topic: str | None = None
+    """A second camera; None: there is none."""
     joint_states_topic: str | None = "/joint_states"
     instruction_topic: str | None = "/vla/update_instruction"
     advertise: Mapping[str, str] = field(default_factory=dict)
     """Topic → type of the topics to advertise."""
     camera_throttle_ms: int | None = None
-    """Fixed throttle of the camera; None: adapted to the link."""
+    """Fixed throttle of both cameras; None: adapted to the link."""
     max_message_bytes: int = protocol.MAX_MESSAGE_BYTES
     token: str | None = field(default=None, repr=False)
     """The token, if a guard in front of rosbridge requires one."""
@@ -64,6 +66,8 @@ class LinkStatus:
     """Why the version is unknown."""
     no_frame_because: str | None = None
     """Why no camera frame arrives although the link is up: refused, or silent and what to check."""
+    no_wrist_frame_because: str | None = None
+    """The same for the wrist camera."""
     no_joints_because: str | None = None
     """The same for the joint states."""
     unknown_operations: tuple[str, ...] = ()

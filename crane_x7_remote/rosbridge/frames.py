@@ -30,8 +30,9 @@ DEPTH_HEADER_BYTES = 12
 GREY_COLOUR_TYPES = (0, 4)
 """Colour types of a PNG: grey, grey with alpha (byte 25, in IHDR)."""
 COLOUR_TOPIC = (
-    "set CAMERA_TOPIC to the colour image, such as /camera/color/image_raw/compressed (newer"
-    " realsense2_camera: /camera/camera/color/image_raw/compressed)"
+    "set CAMERA_TOPIC (WRIST_CAMERA_TOPIC for a wrist camera) to the colour image, such as"
+    " /camera/color/image_raw/compressed (newer realsense2_camera:"
+    " /camera/camera/color/image_raw/compressed)"
 )
 
 

@@ -44,6 +44,7 @@ class IncomingTopics:
     camera: str | None
     joint_states: str | None
     instruction: str | None
+    wrist_camera: str | None = None
 
 
 class Inbox:
@@ -63,6 +64,7 @@ class Inbox:
         self._on_throttle = on_throttle
         self._changed = threading.Condition()
         self._frame: EncodedFrame | None = None
+        self._wrist_frame: EncodedFrame | None = None
         self._joints: StampedJoints | None = None
         self._instruction: str | None = None
         self._clocks = RobotClocks(topics.camera, topics.joint_states)
@@ -90,6 +92,11 @@ class Inbox:
     def frame(self) -> EncodedFrame | None:
         """The newest frame."""
         return self._frame
+
+    @property
+    def wrist_frame(self) -> EncodedFrame | None:
+        """The newest frame of the wrist camera on this link."""
+        return self._wrist_frame
 
     @property
     def joints(self) -> StampedJoints | None:
@@ -120,7 +127,11 @@ class Inbox:
         """Return why the last message on `topic` could not be used; None if it could."""
         if topic in self._refusals or self._unreadable is None:
             return self._refusals.get(topic)
-        good = self._frame if topic == self._topics.camera else self._joints
+        good: EncodedFrame | StampedJoints | None = self._joints
+        if topic == self._topics.camera:
+            good = self._frame
+        elif topic == self._topics.wrist_camera:
+            good = self._wrist_frame
         text, at_s = self._unreadable
         return text if good is None or good.arrival_s < at_s else None
 
@@ -165,6 +176,7 @@ class Inbox:
 
     def link_came_up(self) -> None:
         """Reset: a new link may lead to another clock."""
+        self._wrist_frame = None
         self._staleness.reset()
         self._throttle.reset_link()
         self._clocks.reset()
@@ -258,6 +270,8 @@ class Inbox:
         try:
             if topic == topics.camera:
                 reconnects = self._take_frame(message, arrival_s)
+            elif topic == topics.wrist_camera:
+                self._take_wrist_frame(message, arrival_s)
             elif topic == topics.joint_states:
                 self._take_joints(message, arrival_s)
             elif topic == topics.instruction:
@@ -275,15 +289,8 @@ class Inbox:
         return reconnects
 
     def _take_frame(self, message: Mapping[str, Any], arrival_s: float) -> bool:
-        topic = self._topics.camera
-        assert topic is not None
-        if frames.is_depth_topic(topic):
-            raise messages.MessageError(f"{topic} has depth images: {frames.COLOUR_TOPIC}")
-        frame = frames.from_message(message, arrival_s)
-        self._versions.observe(messages.stamp_version(message), topic, arrival_s)
-        last = self._frame
-        if last is not None and frame.stamp_s != 0 and frame.stamp_s == last.stamp_s:
-            self._refused["repeated frame"] += 1
+        frame = self._read_frame(self._topics.camera, message, self._frame, arrival_s)
+        if frame is None:
             return False
         is_trusted, age_s = True, 0.0
         if frame.stamp_s != 0:
@@ -303,6 +310,32 @@ class Inbox:
         if self._clocks.rate is not None:  # ages grow on any link
             return False
         return self._staleness.observe(age_s, arrival_s)
+
+    def _take_wrist_frame(self, message: Mapping[str, Any], arrival_s: float) -> None:
+        """Keep a frame of the wrist camera. Clocks and throttle follow the base camera alone: the
+        loop compares the stamps of both."""
+        topic, last = self._topics.wrist_camera, self._wrist_frame
+        frame = self._read_frame(topic, message, last, arrival_s)
+        if frame is not None:
+            self._wrist_frame = frame
+
+    def _read_frame(
+        self,
+        topic: str | None,
+        message: Mapping[str, Any],
+        last: EncodedFrame | None,
+        arrival_s: float,
+    ) -> EncodedFrame | None:
+        """Return the frame of a message; None for a repetition of the topic's last one."""
+        assert topic is not None
+        if frames.is_depth_topic(topic):
+            raise messages.MessageError(f"{topic} has depth images: {frames.COLOUR_TOPIC}")
+        frame = frames.from_message(message, arrival_s)
+        self._versions.observe(messages.stamp_version(message), topic, arrival_s)
+        if last is not None and frame.stamp_s != 0 and frame.stamp_s == last.stamp_s:
+            self._refused["repeated frame"] += 1
+            return None
+        return frame
 
     def _take_joints(self, message: Mapping[str, Any], arrival_s: float) -> None:
         state = messages.joint_state(message)

@@ -9,6 +9,7 @@ Vectors are (8,) rad in the order of robot.JOINT_NAMES.
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -37,6 +38,9 @@ class Arm(Protocol):
     def jpeg(self) -> bytes:
         """Return the camera's current image."""
 
+    def wrist_jpeg(self) -> bytes:
+        """Return the current image of the camera on the gripper."""
+
     def view_jpeg(self) -> bytes:
         """Return a current image of the whole arm; for people, never for a policy."""
 
@@ -52,7 +56,7 @@ class Arm(Protocol):
 
 
 class KinematicArm:
-    """Follows its targets with a first-order lag within the limits; its image never changes."""
+    """Follows its targets with a first-order lag within the limits; its images never change."""
 
     def __init__(
         self, period_s: float = 1 / 60, lag_s: float = 0.02, jpeg: bytes | None = None
@@ -76,6 +80,9 @@ class KinematicArm:
     def jpeg(self) -> bytes:
         return self._jpeg
 
+    def wrist_jpeg(self) -> bytes:
+        return _upside_down(self._jpeg)
+
     def view_jpeg(self) -> bytes:
         return self._jpeg
 
@@ -87,6 +94,13 @@ class KinematicArm:
 
     def close(self) -> None:
         """Nothing to free."""
+
+
+@cache
+def _upside_down(jpeg: bytes) -> bytes:
+    pixels = np.ascontiguousarray(simplejpeg.decode_jpeg(jpeg)[::-1])
+    encoded: bytes = simplejpeg.encode_jpeg(pixels, quality=90, colorsubsampling="420")
+    return encoded
 
 
 def still_picture(width: int = 640, height: int = 480, noise: float = 7.7) -> bytes:

@@ -60,6 +60,11 @@ class ProcessArm:
         picture: bytes = self._ask("jpeg")
         return picture
 
+    def wrist_jpeg(self) -> bytes:
+        """See Arm."""
+        picture: bytes = self._ask("wrist_jpeg")
+        return picture
+
     def view_jpeg(self) -> bytes:
         """See Arm."""
         picture: bytes = self._ask("view_jpeg")

@@ -55,7 +55,7 @@ BACKLOG = argument_type(Annotated[int, within(0, 1_000_000)])
 RATE_HZ = argument_type(Annotated[float, within(0.1, 1000)])
 STOP_TIMEOUT_S = 2.0
 POLL_S = 0.05
-TOPICS = ("camera_topic", "joint_states_topic", "arm_topic", "gripper_action")
+TOPICS = ("camera_topic", "wrist_camera_topic", "joint_states_topic", "arm_topic", "gripper_action")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -83,7 +83,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help="size of the camera image (640x480)")  # fmt: skip
     add("--camera", choices=("base", "hand"), default="base",
         help="which camera is published: base (next to the table) or hand (on the gripper)"
-        " (%(default)s)")  # fmt: skip
+        " (%(default)s); for both, --wrist-camera-topic")  # fmt: skip
     add("--camera-pose", dest="base_camera_pose", type=_camera_pose, default=SIM_POSE,
         metavar="FILE",
         help="pose of the base camera, in the format of configs/camera_pose.yaml")  # fmt: skip
@@ -249,6 +249,7 @@ def _arm_maker(args: argparse.Namespace) -> Callable[[], Arm]:
         colours=tuple(args.colours),
         spawn_range_m=args.spawn_range_m,
         camera=args.camera,
+        has_wrist_camera=bool(settings.from_args(args).wrist_camera_topic),
         base_camera=args.base_camera_pose.camera(*args.image_size),
         image_size=args.image_size,
         control_rate_hz=args.control_rate,

@@ -20,6 +20,7 @@ from crane_x7_vla_rl.scenes import COLOUR_NAMES, Render, WorldConfig
 from crane_x7_vla_rl.types import JointState
 
 Array = npt.NDArray[np.float64]
+WRIST_CAMERA = "hand_camera"
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class SceneConfig:
     """Largest distance of cubes and plate from their default positions."""
     camera: str = "base"
     """base or hand."""
+    has_wrist_camera: bool = False
+    """Whether the hand camera exists besides that one."""
     base_camera: Camera = BASE_CAMERA
     """Pose of that camera."""
     image_size: tuple[int, int] = (640, 480)
@@ -53,6 +56,7 @@ class ManiSkillArm:
         self._config = config
         self._env = _make_environment(config)
         self._camera = _find_camera(self._env, f"{config.camera}_camera")
+        self._wrist = _find_camera(self._env, WRIST_CAMERA) if config.has_wrist_camera else None
         self._view = _find_camera(self._env, "render_camera")
         self.jpeg()  # The first image takes longest.
         self._start_poses = {colour: cube.pose.sp for colour, cube in self._env.cubes.items()}
@@ -75,6 +79,11 @@ class ManiSkillArm:
     def jpeg(self) -> bytes:
         """See Arm."""
         return self._picture(self._camera)
+
+    def wrist_jpeg(self) -> bytes:
+        """See Arm; only with `has_wrist_camera`."""
+        assert self._wrist is not None
+        return self._picture(self._wrist)
 
     def view_jpeg(self) -> bytes:
         """See Arm."""
@@ -119,6 +128,7 @@ def _make_environment(config: SceneConfig) -> Any:
 
     from crane_x7_vla_rl import sim
 
+    names = [f"{config.camera}_camera", *([WRIST_CAMERA] if config.has_wrist_camera else [])]
     torch.set_num_threads(1)  # The tensors of one scene are too small for several threads.
     try:
         environment = sim.make(
@@ -131,7 +141,7 @@ def _make_environment(config: SceneConfig) -> Any:
             colours=config.colours,
             spawn_range_m=config.spawn_range_m,
             base_camera=config.base_camera,
-            cameras=(f"{config.camera}_camera",),
+            cameras=tuple(dict.fromkeys(names)),
             control_freq=round(config.control_rate_hz),
         ).unwrapped
     except sim.SimError as error:

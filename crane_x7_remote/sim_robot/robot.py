@@ -221,6 +221,8 @@ class SimRobot:
             SIM_HAND_TOPIC: "std_msgs/String",
             SIM_CLOCK_STEP_TOPIC: "std_msgs/Float64",
         }
+        if names.wrist_camera_topic:
+            packages[names.wrist_camera_topic] = "sensor_msgs/CompressedImage"
         if self._gripper_topics is not None:
             packages |= self._gripper_topics.types
         return {topic: messages.type_name(kind, version) for topic, kind in packages.items()}
@@ -451,11 +453,18 @@ class SimRobot:
             self.server.publish_threadsafe(SIM_TARGETS_TOPIC, self.joint_message(wanted, stamp_s))
 
     def _publish_camera(self, arm: Arm, stamp_s: float) -> bool:
-        """Publish an image if a client would get it; return whether it was rendered."""
-        topic = self._config.topics.camera_topic
+        """Publish an image of each camera if a client would get it; return whether one was
+        rendered."""
+        topics = self._config.topics
+        is_base = self._publish_image(topics.camera_topic, arm.jpeg, stamp_s)
+        if not topics.wrist_camera_topic:
+            return is_base
+        return self._publish_image(topics.wrist_camera_topic, arm.wrist_jpeg, stamp_s) or is_base
+
+    def _publish_image(self, topic: str, draw: Callable[[], bytes], stamp_s: float) -> bool:
         if not self.server.is_wanted(topic, within_s=1 / self._config.camera_rate_hz):
             return False
-        message = messages.compressed_image(arm.jpeg(), stamp_s, self._config.ros_version)
+        message = messages.compressed_image(draw(), stamp_s, self._config.ros_version)
         self.server.publish_threadsafe(topic, message)
         return True
 

@@ -35,7 +35,8 @@ class Policy(Protocol):
     A policy whose output may be correct and still equal for different images, such as when it sees
     nothing to grasp, has a true attribute `may_answer_alike`; for any other, the loop logs a
     warning at its start. A policy that follows only some instructions is an `Interpreter`, one that
-    needs the camera's pose a `CameraUser`; the loop looks for their methods.
+    needs the camera's pose a `CameraUser`, one that wants a second camera a `CameraChooser`; the
+    loop looks for their members.
     """
 
     def predict(self, observations: Sequence[Observation]) -> list[ActionChunk]:
@@ -69,6 +70,21 @@ class CameraUser(Protocol):
         May be called from another thread than `predict`.
         """
         ...
+
+
+@runtime_checkable
+class CameraChooser(Protocol):
+    """A policy that wants images of further cameras besides the base camera's."""
+
+    @property
+    def more_cameras(self) -> tuple[str, ...]:
+        """Keys that it needs in `Observation.more_images`."""
+        ...
+
+
+def more_cameras(policy: Policy) -> tuple[str, ...]:
+    """Return the cameras that `policy` wants besides the base camera."""
+    return policy.more_cameras if isinstance(policy, CameraChooser) else ()
 
 
 @dataclass(frozen=True)
@@ -108,6 +124,9 @@ class ModelOptions:
     answer_timeout_s: FinitePositive = 1.0
     """After this many seconds without an answer a prediction of another process is given up; the
     first one, during which it may compile, has longer."""
+    more_cameras: tuple[str, ...] = ()
+    """Cameras whose images come in `Observation.more_images`; a policy that wants another one is
+    refused."""
 
 
 def only_numbers(chunk: ActionChunk, instruction: str) -> ActionChunk:

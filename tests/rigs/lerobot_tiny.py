@@ -100,7 +100,8 @@ def make(
 def policy_io(size: tuple[int, int], cameras: tuple[str, ...]) -> dict[str, object]:
     """What these policies read and write: radians in the project's order of joints."""
     images = [
-        {"key": f"observation.images.{name}", "source": "camera", "resize": "stretch",
+        {"key": f"observation.images.{name}", "resize": "stretch",
+         "source": "wrist" if name == "wrist" else "camera",
          "size": f"{size[0]}x{size[1]}", "layout": "hwc", "colour": "rgb", "range": "uint8"}
         for name in cameras
     ]  # fmt: skip

@@ -26,6 +26,7 @@ from crane_x7_remote.inference.outgoing import OutgoingTopics
 from crane_x7_remote.rosbridge import messages
 from crane_x7_remote.rosbridge.client import RosbridgeClient
 from crane_x7_remote.rosbridge.config import ClientConfig
+from crane_x7_remote.settings import Settings
 from crane_x7_remote.sim_robot.arm import KinematicArm, still_picture
 from crane_x7_remote.sim_robot.controller import ControllerReport
 from crane_x7_remote.sim_robot.robot import RobotConfig, SimRobot
@@ -47,9 +48,12 @@ def wait_until(condition: Callable[[], object], timeout_s: float, what: str) -> 
 class FaultyRobot(SimRobot):
     """A robot whose camera can stop and whose joint states can be tampered with."""
 
-    def __init__(self, port: int = 0, clock_offset_s: float = 0.0) -> None:
+    def __init__(self, port: int = 0, clock_offset_s: float = 0.0, wrist_topic: str = "") -> None:
         self.picture = PICTURE
         self.camera_runs = True
+        self.wrist_picture: bytes | None = None
+        """In place of the one that the arm draws."""
+        self.wrist_runs = True
         self.tamper: Callable[[dict[str, Any]], dict[str, Any]] = dict
         self.camera_ahead_s: Callable[[float], float] = lambda _: 0.0
         """Added to each frame's stamp."""
@@ -59,7 +63,11 @@ class FaultyRobot(SimRobot):
         """When a trajectory of which loop reached the arm's topic."""
         self.stamps: list[tuple[float, float]] = []
         """The robot's time at which a trajectory came, and its stamp."""
-        config = RobotConfig(server=ServerConfig(port=port), clock_offset_s=clock_offset_s)
+        config = RobotConfig(
+            server=ServerConfig(port=port),
+            clock_offset_s=clock_offset_s,
+            topics=Settings(wrist_camera_topic=wrist_topic),
+        )
         super().__init__(config, self._faulty_arm)
 
     def _faulty_arm(self) -> KinematicArm:
@@ -68,6 +76,9 @@ class FaultyRobot(SimRobot):
         class Arm(KinematicArm):
             def jpeg(self) -> bytes:
                 return robot.picture
+
+            def wrist_jpeg(self) -> bytes:
+                return robot.wrist_picture or super().wrist_jpeg()
 
             def step(self, target_rad: Array) -> None:
                 if robot.torque:
@@ -83,6 +94,11 @@ class FaultyRobot(SimRobot):
     def _publish_camera(self, arm: Any, stamp_s: float) -> bool:
         shifted_s = stamp_s + self.camera_ahead_s(stamp_s)
         return self.camera_runs and super()._publish_camera(arm, shifted_s)
+
+    def _publish_image(self, topic: str, draw: Callable[[], bytes], stamp_s: float) -> bool:
+        if topic == self._config.topics.wrist_camera_topic and not self.wrist_runs:
+            return False
+        return super()._publish_image(topic, draw, stamp_s)
 
     def set_clock(self, by_s: float) -> None:
         """Step the robot's clock, as a time service would."""
@@ -147,7 +163,10 @@ class RunningLoop:
     def __init__(self, port: int, policy: SwingingPolicy | None = None, **config: Any) -> None:
         self.policy = policy or SwingingPolicy()
         values = {"session": secrets.token_hex(4), "rate_hz": 20.0, "listen_s": 0.3} | config
-        link = ClientConfig(host="127.0.0.1", port=port, advertise=OutgoingTopics().published)
+        link = ClientConfig(
+            host="127.0.0.1", port=port, advertise=OutgoingTopics().published,
+            wrist_camera_topic=config.get("wrist_camera_topic"),
+        )  # fmt: skip
         self.client = RosbridgeClient(link)
         self.loop = InferenceLoop(
             self.client, self.policy, LoopConfig(**values), Limits(), time.monotonic

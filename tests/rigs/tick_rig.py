@@ -57,6 +57,7 @@ class Link:
     ros_version: RosVersion | None = 2
     ros_version_doubt: str | None = None
     no_frame_because: str | None = None
+    no_wrist_frame_because: str | None = None
     no_joints_because: str | None = None
     unknown_operations: Sequence[str] = ()
 
@@ -86,7 +87,11 @@ class FakeClient:
     clock_report: ClockReport | None = None
     fault: JointFault | None = None
     is_blocked: bool = False
+    wrist: EncodedFrame | None = None
     _frame: EncodedFrame | None = None
+
+    def wrist_frame(self) -> EncodedFrame | None:
+        return self.wrist
 
     def latest_frame(self) -> EncodedFrame | None:
         if self.camera_runs:

@@ -7,6 +7,7 @@ files. It is left out where the data set does not say which joints its columns a
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -16,11 +17,13 @@ import yaml
 from crane_x7_vla_rl.data.episode import DataError
 from crane_x7_vla_rl.data.lerobot.columns import find_columns
 from crane_x7_vla_rl.robot import DOF, JOINT_NAMES
+from crane_x7_vla_rl.types import WRIST
 
 logger = logging.getLogger(__name__)
 
 CAMERAS: Final = "observation.images."
 STATE, ACTION = "observation.state", "action"
+WRIST_WORDS: Final = frozenset({WRIST, "hand", "gripper"})
 CHUNK: Final = ("chunk_size", "action_chunk_size")
 """Names of the steps of a prediction; of other policies they are not stated."""
 
@@ -41,7 +44,10 @@ def policy_io(info: Mapping[str, Any], policy: Mapping[str, Any], unit: str = "r
         return None
     renamed = policy.get("rename_map") or {}
     content = {
-        "images": [_image(features[name], renamed.get(name, name)) for name in cameras],
+        "images": [
+            _image(features[name], renamed.get(name, name), _source(name, cameras))
+            for name in cameras
+        ],
         "state": [{"key": STATE, "joints": joints[STATE], "unit": unit}],
         "prompt": "task",
         "action": {
@@ -71,12 +77,19 @@ def _joints(info: Mapping[str, Any], feature: str) -> str | list[str | None] | N
     return names
 
 
-def _image(feature: Mapping[str, Any], key: str) -> dict[str, Any]:
+def _source(camera: str, cameras: list[str]) -> str:
+    """Return the robot's camera that a data set's is: of several, the one on the gripper by its
+    name. Two that are left for one of the robot's are refused when the policy drives."""
+    words = re.split(r"[^a-z]+", camera.removeprefix(CAMERAS).lower())
+    return WRIST if len(cameras) > 1 and not WRIST_WORDS.isdisjoint(words) else "camera"
+
+
+def _image(feature: Mapping[str, Any], key: str, source: str) -> dict[str, Any]:
     """Return a camera; pictures keep the size of the training, whatever the robot's camera has."""
     shape = [int(each) for each in feature["shape"]]
     height, width = shape[-2:] if shape[0] == 3 else shape[:2]
     return {
-        "key": key, "source": "camera", "size": f"{width}x{height}", "resize": "stretch",
+        "key": key, "source": source, "size": f"{width}x{height}", "resize": "stretch",
         "layout": "hwc", "colour": "rgb", "range": "uint8",
     }  # fmt: skip
 

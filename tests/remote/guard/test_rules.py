@@ -78,6 +78,16 @@ def test_what_driving_needs_may_be_subscribed(topic: str, kind: str | None) -> N
     }  # fmt: skip
 
 
+def test_the_wrist_camera_passes_where_the_guard_knows_its_topic() -> None:
+    asked = {"op": "subscribe", "topic": "/wrist/compressed", "compression": "cbor"}
+    assert refused(asked).kind == "topic"
+    knowing = AllowList(Names(wrist_camera="/wrist/compressed"))
+    request = read(asked, knowing)
+    assert isinstance(request, Forward)
+    assert request.operation["type"] == "sensor_msgs/CompressedImage"
+    assert refused(publish("/wrist/compressed", {}), knowing).kind == "topic"
+
+
 def test_a_loops_status_passes_as_the_fields_that_are_known() -> None:
     status = LoopStatus("0a1b2c3d", "wave", "accepted", None, 10.0, 4.5, None, 7, False)
     text = status.message()["data"][:-1] + ', "more": [1, 2]}'

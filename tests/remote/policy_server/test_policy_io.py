@@ -19,12 +19,14 @@ from crane_x7_vla_rl.training.lerobot import describe
 from crane_x7_vla_rl.types import JointState, Observation
 
 JOINTS = JointState(HOME_RAD, np.zeros(8))
+WRIST_RGB = 10, 20, 30
 GRIPPER = {"closed": 1.0, "open": 0.0, "closed_rad": 0.0, "open_rad": 0.6}
 
 
 def observation(width: int = 640, height: int = 480) -> Observation:
     image = np.full((height, width, 3), (200, 100, 50), np.uint8)
-    return Observation(image, JOINTS, "pick up the red cube", 1.0)
+    wrist = np.full((height, width, 3), WRIST_RGB, np.uint8)
+    return Observation(image, JOINTS, "pick up the red cube", 1.0, {"wrist": wrist})
 
 
 def described(**action: Any) -> dict[str, Any]:
@@ -61,7 +63,8 @@ def test_droid_gets_the_keys_shapes_and_types_of_openpi() -> None:
         "observation/gripper_position": ((1,), np.float32),
     }  # fmt: skip
     assert request["observation/gripper_position"] == [1.0]  # closed
-    assert not request["observation/wrist_image_left"].any()
+    assert tuple(request["observation/exterior_image_1_left"][112, 112]) == (200, 100, 50)
+    assert tuple(request["observation/wrist_image_left"][112, 112]) == WRIST_RGB
 
 
 def test_aloha_gets_maps_in_maps_channels_first_and_14_columns() -> None:
@@ -191,6 +194,65 @@ def test_what_the_lerobot_trainer_writes_is_read() -> None:
     np.testing.assert_allclose(request["observation.state"], HOME_RAD, atol=1e-6)
     assert io.action.chunk_steps == 12
     assert io.action.period_s == 0.1
+
+
+@pytest.mark.parametrize(
+    ("cameras", "sources"),
+    [
+        (["base", "wrist"], ["camera", "wrist"]),
+        (["cam_high", "cam_right_wrist"], ["camera", "wrist"]),
+        (["hand_camera", "front"], ["camera", "wrist"]),
+        (["gripper", "scene"], ["wrist", "camera"]),
+        (["wrist"], ["camera"]),  # the only one: what CAMERA_TOPIC shows
+        (["handy"], ["camera"]),
+        (["base", "side"], ["camera", "camera"]),  # refused when it drives
+    ],
+)
+def test_the_trainer_finds_the_wrist_camera_by_its_name(
+    cameras: list[str], sources: list[str]
+) -> None:
+    feature = {"dtype": "float32", "shape": [8], "names": list(JOINT_NAMES)}
+    features: dict[str, Any] = {"observation.state": feature, "action": feature}
+    features |= {f"observation.images.{name}": {"shape": [96, 128, 3]} for name in cameras}
+    text = describe.policy_io({"fps": 10, "features": features}, {})
+    assert text is not None
+    images = yaml.safe_load(text)["images"]
+    assert [image["key"].rpartition(".")[2] for image in images] == sorted(cameras)
+    assert [image["source"] for image in images] == sources
+
+
+def two_images(**second: Any) -> dict[str, Any]:
+    content = described()
+    content["images"].append(content["images"][0] | {"key": "observation/second"} | second)
+    return content
+
+
+def test_one_camera_under_two_keys_is_refused_unless_the_file_says_so() -> None:
+    for source in ("camera", "wrist"):
+        content = two_images(source=source)
+        content["images"][0]["source"] = source
+        with pytest.raises(PolicyIoError) as caught:
+            from_map(content, "io.yaml")
+        assert str(caught.value).startswith(f"io.yaml: images[1].source is '{source}'; expected")
+        assert "another camera than that of observation/image" in str(caught.value)
+        content["images"][1]["same"] = True
+        assert len(from_map(content, "io.yaml").images) == 2
+    assert len(from_map(two_images(source="wrist"), "io.yaml").images) == 2
+    with pytest.raises(PolicyIoError, match=r"images\[1\].same is 'yes'; expected true or false"):
+        from_map(two_images(same="yes"), "io.yaml")
+
+
+def test_a_wrist_camera_that_is_not_there_is_refused_with_what_to_set() -> None:
+    io = from_map(two_images(source="wrist"), "io.yaml")
+    assert io.more_cameras == ("wrist",)
+    policy_io_file.check_cameras(io, ("wrist",))
+    policy_io_file.check_cameras(read("crane_x7"), ())
+    with pytest.raises(PolicyIoError, match="set WRIST_CAMERA_TOPIC") as caught:
+        policy_io_file.check_cameras(io, ())
+    assert str(caught.value).startswith("io.yaml: images[1] (observation/second) wants the wrist")
+    image = np.zeros((4, 4, 3), np.uint8)
+    with pytest.raises(ValueError, match="no image of the wrist camera, which observation/second"):
+        to_request(Observation(image, JOINTS, "go", 1.0), io)
 
 
 def test_the_servers_own_description_is_that_of_the_preset() -> None:

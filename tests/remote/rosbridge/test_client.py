@@ -27,6 +27,7 @@ from crane_x7_remote.sim_robot.server import ServerConfig
 from crane_x7_vla_rl.robot import JOINT_NAMES
 
 CAMERA, JOINTS, ARM = "/camera/color/image_raw/compressed", "/joint_states", "/arm"
+WRIST = "/wrist/image_raw/compressed"
 STRING = "std_msgs/String"
 
 
@@ -40,9 +41,9 @@ def wait_for(robot: RosbridgeClient, server: RecordingServer, connections: int =
     wait_until(lambda: len(server.of("subscribe")) >= 3 * connections, 10, "subscriptions")
 
 
-def frame(stamp_s: float) -> bytes:
+def frame(stamp_s: float, topic: str = CAMERA) -> bytes:
     message = messages.compressed_image(PICTURE, stamp_s)
-    return protocol.encode_cbor(protocol.publish(CAMERA, message))
+    return protocol.encode_cbor(protocol.publish(topic, message))
 
 
 def number(index: int) -> list[protocol.Operation]:
@@ -232,6 +233,33 @@ def test_a_repeated_frame_is_no_new_one() -> None:
         assert robot.latest_frame() is first
 
 
+def test_the_wrist_cameras_newest_frame_has_its_own_place_until_the_link_is_new() -> None:
+    with (
+        RecordingServer() as server,
+        client(server.port, wrist_camera_topic=WRIST, max_message_bytes=100_000) as robot,
+    ):
+        robot.wait_connected(10)
+        wait_until(lambda: server.of("subscribe", WRIST), 5, "the subscription")
+        assert server.of("subscribe", WRIST)[0]["compression"] == "cbor"
+        for stamp_s in (1000.0, 1001.0, 1001.0):
+            server.send(frame(stamp_s, WRIST))
+        server.send(frame(900.0))
+        assert robot.wait_frame(None, 5) is not None
+        newest = robot.wrist_frame()
+        assert newest is not None
+        assert (newest.stamp_s, newest.image_bytes) == (1001.0, PICTURE)
+        assert robot.link.refused_messages == {"repeated frame": 1}
+        assert robot.link.no_wrist_frame_because is None
+        raw = {"encoding": "rgb8", "step": 3, "data": "AAAA"}
+        server.send(protocol.publish(WRIST, raw))
+        wait_until(lambda: robot.link.no_wrist_frame_because, 5, "the raw image is named")
+        assert "WRIST_CAMERA_TOPIC" in (robot.link.no_wrist_frame_because or "")
+        assert robot.link.no_frame_because is None
+        server.send("x" * 200_000)  # ends the connection
+        wait_until(lambda: robot.link.reconnects == 1, 10, "connected again")
+        assert robot.wrist_frame() is None, "another robot may be there now"
+
+
 def test_an_over_large_message_costs_the_connection_but_not_the_client() -> None:
     with RecordingServer() as server, client(server.port, max_message_bytes=100_000) as robot:
         wait_for(robot, server)
@@ -280,8 +308,11 @@ def test_an_instruction_is_taken_once_and_the_newest_wins() -> None:
         assert robot.link.refused_messages["instruction"] == 2
 
 
-def test_late_frames_make_the_client_ask_for_fewer() -> None:
-    with RecordingServer() as server, client(server.port) as robot:
+def test_late_frames_make_the_client_ask_for_fewer_of_both_cameras() -> None:
+    with (
+        RecordingServer() as server,
+        client(server.port, wrist_camera_topic=WRIST) as robot,
+    ):
         wait_for(robot, server)
         begin_s, age_s = time.monotonic(), 0.0
         while len(server.of("subscribe", CAMERA)) < 2:
@@ -293,6 +324,8 @@ def test_late_frames_make_the_client_ask_for_fewer() -> None:
         assert (first["throttle_rate"], second["throttle_rate"]) == (0, 50)
         assert first["id"] == second["id"]
         assert robot.link.throttle_rate_ms == 50
+        wait_until(lambda: len(server.of("subscribe", WRIST)) == 2, 5, "the wrist camera's, too")
+        assert server.of("subscribe", WRIST)[1]["throttle_rate"] == 50
 
 
 def _send_frames(server: RecordingServer, seconds: float, ahead_s: float) -> None:
