@@ -15,9 +15,11 @@ from typing import Final, get_args
 
 from crane_x7_remote import settings as settings_module
 from crane_x7_remote.errors import PolicyError, SettingsError
+from crane_x7_remote.policy_server import choice, lerobot_child, policy_io_file
+from crane_x7_remote.policy_server.policy_io_file import PolicyIoError
 from crane_x7_remote.settings import Settings
 from crane_x7_vla_rl.fields import FiniteAmount, argument_type
-from crane_x7_vla_rl.policies import about
+from crane_x7_vla_rl.policies import about, lerobot_folder
 from crane_x7_vla_rl.policies import load as policies
 from crane_x7_vla_rl.policies.about import Chosen
 from crane_x7_vla_rl.policies.base import ModelOptions, PolicyLoadError
@@ -160,8 +162,18 @@ def check(plan: DemoPlan) -> None:
     )
     try:
         policies.check(plan.policy, options, OptionNames(path="--policy"))
-    except PolicyLoadError as error:
+        if plan.policy == "lerobot":
+            _check_cameras(plan.model.path, plan.settings)
+    except (PolicyLoadError, PolicyIoError) as error:
         raise PolicyError(str(error)) from error
+
+
+def _check_cameras(path: str, settings: Settings) -> None:
+    """Refuse a policy of two cameras if there is one; the loop checks checkpoints of the Hub."""
+    folder = lerobot_folder.find(Path(path).expanduser())
+    if folder is not None:
+        io = lerobot_child.described(folder, settings.policy_io)
+        policy_io_file.check_cameras(io, choice.more_cameras(settings))
 
 
 def _token(settings: Settings) -> str | None:

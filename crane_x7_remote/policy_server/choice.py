@@ -60,8 +60,13 @@ def model_options(settings: Settings) -> ModelOptions:
         jpeg_quality=settings.policy_jpeg,
         lerobot_venv=settings.lerobot_venv,
         answer_timeout_s=settings.policy_timeout,
-        more_cameras=(WRIST,) if settings.wrist_camera_topic else (),
+        more_cameras=more_cameras(settings),
     )
+
+
+def more_cameras(settings: Settings) -> tuple[str, ...]:
+    """Return the cameras that the robot has besides the base camera."""
+    return (WRIST,) if settings.wrist_camera_topic else ()
 
 
 def option_names(args: argparse.Namespace) -> OptionNames:
