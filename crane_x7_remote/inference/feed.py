@@ -2,7 +2,7 @@
 
 A message is a msgpack map, after its length in 4 bytes, big-endian. `hello` comes first, then one
 `tick` for each tick and one `second` for each second, and `bye` at the end. A gap in `number` shows
-that ticks were dropped because this child reads too slowly. docs/feed.md lists every field.
+that ticks were dropped because this child reads too slowly. `TickEncoder.message` has all fields.
 
 `feeds.py` starts the children and writes; a child reads its standard input with `read_messages`.
 """
