@@ -1,7 +1,8 @@
 """A real camera's lens: its image → the image of an ideal pinhole camera of the same size.
 
 The model is OpenCV's and ROS's plumb_bob (k1, k2, p1, p2, k3), pixels as in a CameraInfo: (0, 0) is
-the centre of the upper left pixel. `camera.Camera` is the pinhole camera of the result.
+the centre of the upper left pixel. `camera.Camera` is the pinhole camera of the result. OpenCV is
+imported where it is used: every policy imports this file.
 """
 
 from __future__ import annotations
@@ -9,7 +10,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import lru_cache
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -48,6 +48,8 @@ class Lens:
 
         Places that the lens does not see are black.
         """
+        import cv2
+
         height, width = picture.shape[:2]
         maps = _maps(self, horizontal_fov_rad, width, height)
         straight: Picture = cv2.remap(picture, *maps, interpolation=cv2.INTER_LINEAR)
@@ -55,6 +57,8 @@ class Lens:
 
     def most_displaced_px(self, horizontal_fov_rad: float) -> float:
         """Return the largest distance between a pixel and its place in the pinhole image."""
+        import cv2
+
         width, height = self.size_px
         edge = np.array(
             [(x, y) for x in np.linspace(0, width - 1, 9) for y in np.linspace(0, height - 1, 9)]
@@ -76,6 +80,8 @@ def pinhole_matrix(horizontal_fov_rad: float, width: int, height: int) -> Array:
 def _maps(
     lens: Lens, horizontal_fov_rad: float, width: int, height: int
 ) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint16]]:
+    import cv2
+
     across, fractions = cv2.initUndistortRectifyMap(
         lens.matrix(width, height),
         np.array(lens.distortion),

@@ -68,8 +68,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> int:
-    """Check, print, and return the exit code. Raises OutputError if the bundle is not written."""
+    """Check, print, and return the exit code.
+
+    Raises SettingsError for a wrong flag (a wrong variable is a finding), and OutputError if the
+    bundle is not written.
+    """
     flags = {name: getattr(args, name) for name in FLAGS}
+    settings_module.load(flags, {})
     settings, problem = configuration.load(flags)
     context = Context(settings, problem, time.monotonic() + args.timeout)
     wanted = [check for check in CHECKS if check.group in args.only]

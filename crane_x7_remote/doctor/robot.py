@@ -219,6 +219,8 @@ def clock(context: Context) -> Finding:
     if sight.frame is None and sight.joints is None:
         return skipped("no stamped message came; see camera and joints")
     hold = check_clocks(sight.clocks, float("inf"), context.settings.max_frame_age, 0.0)
+    if hold is not None and sight.frame is None and hold.reason is HoldReason.CLOCK_UNKNOWN:
+        hold = None  # the camera's clock cannot be known; see camera
     if hold is not None and sight.states > 0:
         return failure(hold.detail, cure)
     if sight.ahead_s is None:

@@ -58,7 +58,7 @@ DASHBOARD_END_S: Final = 10.0
 COMMON: Final = (
     "rosbridge_host", "rosbridge_port", "rosbridge_token", "vla_policy", "vla_model_path",
     "policy_server", "policy_io", "vla_task_instruction", "vla_device", "vla_inference_rate",
-    "vla_temperature", "max_jump", "speed", "camera_pose", "dry_run", "duration", "metrics",
+    "speed", "camera_pose", "dry_run", "duration", "metrics",
     "record", "dashboard",
 )  # fmt: skip
 """See command_line."""

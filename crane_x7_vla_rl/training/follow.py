@@ -20,8 +20,7 @@ def add_argument(parser: argparse.ArgumentParser) -> None:
     """Add `--follow`."""
     parser.add_argument(
         "--follow", type=Path, metavar="RUN",
-        help="show the log of the training in this folder until it ends; Ctrl-C ends only the"
-        " display, the training continues",
+        help="show the log of the training in this folder; Ctrl-C ends the display alone",
     )  # fmt: skip
 
 

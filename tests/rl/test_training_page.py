@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -24,10 +25,19 @@ def metrics(port: int) -> str:
         return ""
 
 
-def test_the_page_is_there_before_the_folder_and_ends_with_the_training(tmp_path: Path) -> None:
+@pytest.fixture
+def new_children() -> Callable[[], list[psutil.Process]]:
+    """The children of this process that the test started; a worker has others of earlier tests."""
+    before = set(psutil.Process().children())
+    return lambda: [child for child in psutil.Process().children() if child not in before]
+
+
+def test_the_page_is_there_before_the_folder_and_ends_with_the_training(
+    tmp_path: Path, new_children: Callable[[], list[psutil.Process]]
+) -> None:
     port, run = free_port(), tmp_path / "run"
     with dashboard.shown(port, run):
-        (child,) = psutil.Process().children()
+        (child,) = new_children()
         wait_until(lambda: metrics(port), 60, "the page is served")
         run.mkdir()
         (run / "metrics.jsonl").write_text(json.dumps({"step": 7, "success": 0.5}) + "\n")
@@ -35,26 +45,32 @@ def test_the_page_is_there_before_the_folder_and_ends_with_the_training(tmp_path
     assert not child.is_running()
 
 
-def test_a_training_continues_when_its_page_dies(tmp_path: Path) -> None:
+def test_a_training_continues_when_its_page_dies(
+    tmp_path: Path, new_children: Callable[[], list[psutil.Process]]
+) -> None:
     with dashboard.shown(free_port(), tmp_path):
-        (child,) = psutil.Process().children()
+        (child,) = new_children()
         child.kill()
         child.wait(10)
     assert not child.is_running()
 
 
-def test_without_the_flag_nothing_is_started(tmp_path: Path) -> None:
+def test_without_the_flag_nothing_is_started(
+    tmp_path: Path, new_children: Callable[[], list[psutil.Process]]
+) -> None:
     with dashboard.shown(None, tmp_path):
-        assert psutil.Process().children() == []
+        assert new_children() == []
 
 
 def test_of_several_processes_the_first_shows_the_run(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    new_children: Callable[[], list[psutil.Process]],
 ) -> None:
     monkeypatch.setenv("RANK", "1")
     assert not settings.is_first_process()
     with dashboard.shown(free_port(), tmp_path):
-        assert psutil.Process().children() == []
+        assert new_children() == []
     assert settings.is_first_process({"RANK": "0"})
     assert settings.is_first_process({})
 

@@ -20,7 +20,8 @@ from crane_x7_vla_rl.training.sft.config import SftConfig
 WRONG = "wr0ng"
 NEEDED = {
     "boot": [], "completion": ["bash"], "convert": ["a", "b"], "demos": ["a"],
-    "evaluate": ["--checkpoint", "a"], "merge": ["a", "b"], "say": ["a"],
+    "evaluate": ["--checkpoint", "a"], "merge": ["a", "b"], "record": ["a"], "replay": ["a"],
+    "say": ["a"],
     "sft": ["--backend", "openvla"], "tunnel local": ["a@b"], "tunnel remote": ["a@b"],
     "validate": ["a"],
 }  # fmt: skip
