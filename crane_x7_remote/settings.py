@@ -144,8 +144,8 @@ model two periods of the rate, if that is longer, at most 2."""
     """Largest distance in rad between a target and the measured arm joint. A policy whose \
 targets are goals rather than steps needs more. Unset: the checkpoint's, at most 2, else 1."""
     speed: Annotated[float, Field(gt=0, le=1, allow_inf_nan=False)] = 1.0
-    """Share of the arm's velocity and acceleration limits for paths, above 0 to 1; 0.3 for a first \
-day with a real arm, which then lags its targets. Braking keeps the full limits."""
+    """Share of the arm's velocity and acceleration limits for paths, above 0 to 1; 0.3 for the \
+first day with a real arm, which then lags its targets. Braking keeps the full limits."""
     dry_run: bool = False
     """Predict and check, but send nothing to the arm; only /vla/status is published."""
 

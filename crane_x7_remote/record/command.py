@@ -22,7 +22,13 @@ from typing import Annotated, Final
 
 from crane_x7_remote import settings as settings_module
 from crane_x7_remote import settings_values
-from crane_x7_remote.errors import ExitCode, OutputError, PeerUnreachableError, RecordError
+from crane_x7_remote.errors import (
+    ExitCode,
+    OutputError,
+    PeerUnreachableError,
+    RecordError,
+    SettingsError,
+)
 from crane_x7_remote.record import feed_input, keys
 from crane_x7_remote.record.events import BASE, Event
 from crane_x7_remote.record.recorder import Recorder, RecorderOptions
@@ -70,7 +76,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " arm, or the joints measured one frame later (%(default)s)")  # fmt: skip
     add("--leader-topic", default=LEADER_TOPIC, metavar="TOPIC",
         help="joint states of the leader arm (%(default)s)")  # fmt: skip
-    add("--instruction", type=_instruction, metavar="TEXT",
+    add("--instruction", metavar="TEXT",
         help="task of the episodes [as INSTRUCTION_TOPIC says]")  # fmt: skip
     add("--resume", action="store_true", help="add to the data set in the folder")
     add("--episodes", type=argument_type(Count), metavar="N", help="end after N new episodes")
@@ -106,6 +112,8 @@ class _Source:
 def run(args: argparse.Namespace) -> int:
     """Record; returns 0. Raises RecordError for what is missing, OutputError for the disk."""
     settings = settings_module.from_args(args)
+    if args.instruction is not None:
+        args.instruction = _instruction(args.instruction)
     source = _feed_source(args, settings) if args.from_feed else _robot_source(args, settings)
     resume = args.resume or args.from_feed
     observe = _rerun_observer(args.rerun)
@@ -296,4 +304,4 @@ def _instruction(text: str) -> str:
     try:
         return messages.instruction({"data": text})
     except messages.MessageError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
+        raise SettingsError(f"--instruction: {error}") from error

@@ -77,8 +77,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Replay; returns 0 when the episode is over, or after a signal. Raises RecordError."""
-    episode = _episode(args)
     settings = settings_module.from_args(args)
+    episode = _episode(args)
     stop = StopFlag(*signals.ending())
     if args.to_loop is not None:
         return _serve(args, settings, episode, stop)

@@ -311,3 +311,14 @@ sys.exit(cli.main(["record", {str(folder)!r}, "--rosbridge-host=127.0.0.1",
     assert done.returncode == ExitCode.OUTPUT, done.stderr
     assert "an episode cannot be written (File too large)" in done.stderr
     assert (recover(folder) or 0) == 0
+
+
+def test_an_instruction_that_is_none_is_named(tmp_path: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-m", "crane_x7_remote", "record", str(tmp_path / "data"),
+         "--instruction", " "],
+        capture_output=True, text=True, timeout=60,
+    )  # fmt: skip
+    assert done.returncode == ExitCode.SETTINGS
+    assert "--instruction: " in done.stderr
+    assert not (tmp_path / "data").exists()
