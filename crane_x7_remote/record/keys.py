@@ -6,17 +6,14 @@ Space starts or stops, d discards, q quits. Without a terminal there are no keys
 from __future__ import annotations
 
 import contextlib
-import os
 import queue
-import select
 import sys
-import termios
 import threading
-import tty
 from collections.abc import Callable, Iterator
 from typing import IO, Final
 
 from crane_x7_remote.record.events import Event, Ordered, Word
+from crane_x7_remote.system.keys import Keys, typed_keys
 
 POLL_S: Final = 0.1
 HELP: Final = "Space: start, stop · d: discard · q: quit"
@@ -33,42 +30,30 @@ def key_orders(
     if stream is None or stream.closed or not stream.isatty():
         yield False
         return
-    terminal = stream.fileno()
-    before = termios.tcgetattr(terminal)
     stop = threading.Event()
-    reader = threading.Thread(
-        target=_read, args=(terminal, events, is_recording, stop), name="keys", daemon=True
-    )
-    try:
-        tty.setcbreak(terminal, termios.TCSANOW)
+    with typed_keys(stream) as keys:
+        reader = threading.Thread(
+            target=_read, args=(keys, events, is_recording, stop), name="keys", daemon=True
+        )
         reader.start()
-        yield True
-    finally:
-        stop.set()
-        with contextlib.suppress(termios.error, OSError):  # the terminal may be gone
-            termios.tcsetattr(terminal, termios.TCSANOW, before)
-        reader.join(2 * POLL_S)
+        try:
+            yield True
+        finally:
+            stop.set()
+            reader.join(2 * POLL_S)
 
 
 def _read(
-    terminal: int,
+    keys: Keys,
     events: queue.SimpleQueue[Event],
     is_recording: Callable[[], bool],
     stop: threading.Event,
 ) -> None:
-    while not stop.is_set():
-        try:
-            if not select.select([terminal], [], [], POLL_S)[0]:
-                continue
-            typed = os.read(terminal, 64)
-        except OSError:
-            return
-        if not typed:
-            return
-        for key in typed.decode(errors="ignore"):
-            word = order(key, is_recording())
-            if word is not None:
-                events.put(Ordered(word, "keyboard"))
+    while not stop.is_set() and not keys.has_ended:
+        key = keys.next(POLL_S)
+        word = None if key is None else order(key, is_recording())
+        if word is not None:
+            events.put(Ordered(word, "keyboard"))
 
 
 def order(key: str, is_recording: bool) -> Word | None:

@@ -27,6 +27,7 @@ def python() -> Path:
     try:
         return interpreter()
     except LerobotEnvError as error:
+        # LeRobot's environment takes 6 GB and Python 3.12; the summary names the command for it.
         pytest.skip(str(error))
 
 

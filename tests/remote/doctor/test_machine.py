@@ -34,6 +34,7 @@ DRIVER = '#!/bin/sh\necho "NVIDIA H100 80GB HBM3, 550.54.14, 81559, {free_mb}"\n
 def _card(folder: Path, smi: str) -> dict[str, str]:
     """The environment of a machine whose driver lists one card that does not exist."""
     if shutil.which("gcc") is None:
+        # A library in Python cannot stand for the driver's; the image and CI have the compiler.
         pytest.skip("gcc is needed to build a driver's library")
     (folder / "nvml.c").write_text(NVML)
     library = folder / "libnvidia-ml.so.1"
@@ -113,6 +114,7 @@ def test_triton_needs_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_without_a_gpu_the_simulation_draws_in_software() -> None:
     pytest.importorskip("mani_skill")
     if gpu.has_gpu():
+        # Software drawing is then not what the simulation would choose.
         pytest.skip("this machine has a GPU")
     within = doctor_rig.context(250.0)
     frame, vulkan = (doctor_rig.examine(f"drawing {name}", within) for name in ("frame", "vulkan"))

@@ -366,6 +366,17 @@ def test_a_gripper_closes_when_its_step_of_the_chunk_begins() -> None:
     assert opened_s < closed_s
 
 
+def test_a_goal_that_falls_due_while_the_policy_computes_is_sent_then() -> None:
+    rig = _closing()
+    rig.tick()
+    waits_s = [work.after_s for work in rig.loop._meanwhile()]
+    assert waits_s == pytest.approx([at - rig.clock.now_s for at in rig.loop._gripper.times_s])
+    work = rig.loop._meanwhile()[0].work
+    rig.clock.now_s = rig.policy.observations[0].time_s + 0.45
+    work()
+    assert [goal for _, goal in rig.client.goals] == [pytest.approx(0.6), pytest.approx(0.0)]
+
+
 def test_the_next_chunk_replaces_the_grippers_later_goals() -> None:
     rig = _closing()
     stays_open = CLOSES.copy()
