@@ -43,9 +43,9 @@ FAILED, WARNED = 1, 2
 """Exit codes; see docs/exit-codes.md."""
 FLAGS: Final = (
     "rosbridge_host", "rosbridge_port", "rosbridge_proxy", "rosbridge_token", "camera_topic",
-    "joint_states_topic", "vla_policy", "vla_model_path", "vla_device", "vla_unnorm_key",
-    "vla_inference_rate", "max_frame_age", "policy_server", "policy_proxy", "policy_api_key",
-    "lerobot_venv",
+    "wrist_camera_topic", "joint_states_topic", "vla_policy", "vla_model_path", "vla_device",
+    "vla_unnorm_key", "vla_inference_rate", "max_frame_age", "policy_server", "policy_proxy",
+    "policy_api_key", "lerobot_venv",
 )  # fmt: skip
 WORDS: Final = {
     State.OK: "ok", State.SKIPPED: "skipped", State.WARNING: "WARNING", State.FAILURE: "FAILURE",

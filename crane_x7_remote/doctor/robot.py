@@ -24,7 +24,7 @@ from crane_x7_remote.inference.limits import Limits
 from crane_x7_remote.inference.link.clock_check import check_clocks
 from crane_x7_remote.inference.safety import check_frame, check_joints
 from crane_x7_remote.rosbridge.connection import explain
-from crane_x7_remote.rosbridge.frames import decode_image
+from crane_x7_remote.rosbridge.frames import EncodedFrame, decode_image
 from crane_x7_remote.rosbridge.messages import MessageError
 from crane_x7_remote.tunnel.probe import probe_now
 
@@ -74,7 +74,7 @@ def handshake(context: Context) -> Finding:
     _need_robot(context)
     link = client_config(context.settings).link
     try:
-        probe_now(link)
+        _shake_hands(context)
     except PeerUnreachableError as error:
         text = str(error)
         cure = "crane-x7-remote doctor --only tailnet"
@@ -88,10 +88,16 @@ def handshake(context: Context) -> Finding:
     return ok(f"a WebSocket server answers at {link.host}:{link.port}")
 
 
+def _shake_hands(context: Context) -> None:
+    """Connect once and leave; raises PeerUnreachableError."""
+    context.once("handshake", lambda: probe_now(client_config(context.settings).link))
+
+
 def _sight(context: Context) -> Sight:
     """Return what came from the robot; ends the check if it was not reached."""
     _need_robot(context)
     try:
+        _shake_hands(context)  # before: the guard may have a place for one of both
         return context.once("robot", lambda: watch(context.settings))
     except PeerUnreachableError as error:
         raise Stop(skipped(NOT_REACHED)) from error
@@ -172,11 +178,55 @@ def camera(context: Context) -> Finding:
 
 def image(context: Context) -> Finding:
     """Whether the newest image decodes."""
-    sight, topic = _sight(context), context.settings.camera_topic
-    if sight.frame is None:
+    frame = _sight(context).frame
+    if frame is None:
         return skipped("no image came; see camera")
+    return _image(context, context.settings.camera_topic, frame)
+
+
+def wrist_camera(context: Context) -> Finding:
+    """Whether images of the wrist camera come, stamped by the base camera's clock."""
+    topic, limit_s = _wrist_topic(context), context.settings.max_frame_age
+    sight, cure = _sight(context), _hz(context, topic)
+    if sight.wrist_frame is None:
+        because = sight.link.no_wrist_frame_because or f"no image came in {sight.duration_s:.0f} s"
+        return _silent(context, topic, "WRIST_CAMERA_TOPIC", "sensor_msgs/CompressedImage", because)
+    if sight.frame is None:
+        return skipped("no image of the base camera came; see camera")
+    age_s, stamp_s = sight.wrist_age_s, sight.wrist_frame.stamp_s
+    if hold := check_frame(age_s, stamp_s, True, limit_s):
+        return failure(f"{topic}: {hold.detail}", cure)
+    ahead_s = stamp_s - sight.frame.stamp_s
+    if abs(ahead_s) > limit_s:
+        return failure(
+            f"{topic}: stamped {ahead_s:+.2f} s from {context.settings.camera_topic}, expected"
+            f" within {limit_s:g} s (MAX_FRAME_AGE): both cameras must be stamped by one clock",
+            _echo(context, topic),
+        )
+    rate_hz = sight.rate_hz(sight.wrist_frames)
+    size_kb = len(sight.wrist_frame.image_bytes) / 1000
+    return ok(f"{topic}: {rate_hz:.1f} Hz, {size_kb:.0f} kB each, {age_s * 1000:.0f} ms old")
+
+
+def wrist_image(context: Context) -> Finding:
+    """Whether the newest image of the wrist camera decodes."""
+    topic, frame = _wrist_topic(context), _sight(context).wrist_frame
+    if frame is None:
+        return skipped("no image came; see wrist_camera")
+    return _image(context, topic, frame)
+
+
+def _wrist_topic(context: Context) -> str:
+    """Return the topic; ends the check without one."""
+    topic = context.settings.wrist_camera_topic
+    if not topic:
+        raise Stop(skipped("no wrist camera is set (WRIST_CAMERA_TOPIC)"))
+    return topic
+
+
+def _image(context: Context, topic: str, frame: EncodedFrame) -> Finding:
     try:
-        height, width, _ = decode_image(sight.frame).shape
+        height, width, _ = decode_image(frame).shape
     except MessageError as error:
         return failure(f"{topic}: {error}", _echo(context, topic))
     if width < SMALLEST[0] or height < SMALLEST[1]:
@@ -267,6 +317,7 @@ def loops(context: Context) -> Finding:
 CHECKS = tuple(
     Check("robot", function.__name__, function)
     for function in (
-        port, handshake, link, ros, camera, image, joints, limits, clock, guard, loops,
+        port, handshake, link, ros, camera, image, wrist_camera, wrist_image, joints, limits, clock,
+        guard, loops,
     )
 )  # fmt: skip

@@ -43,6 +43,11 @@ class Sight:
     """The newest."""
     frame_age_s: float
     """Median age on arrival, by the camera's own clock."""
+    wrist_frames: int
+    wrist_frame: EncodedFrame | None
+    """The newest of the wrist camera."""
+    wrist_age_s: float
+    """Median age on arrival, by the base camera's clock."""
     states: int
     joints: StampedJoints | None
     joints_age_s: float
@@ -84,6 +89,7 @@ def client_config(settings: Settings) -> ClientConfig:
         proxy=settings.rosbridge_proxy,
         token=settings_values.token_text(settings.rosbridge_token, "ROSBRIDGE_TOKEN"),
         camera_topic=settings.camera_topic,
+        wrist_camera_topic=settings.wrist_camera_topic or None,
         joint_states_topic=settings.joint_states_topic,
         instruction_topic=None,
     )
@@ -99,16 +105,30 @@ def watch(settings: Settings) -> Sight:
         return _listen(client, heard)
 
 
+class _Frames:
+    """The images of one camera."""
+
+    def __init__(self) -> None:
+        self.newest: EncodedFrame | None = None
+        self.ages_s: list[float] = []
+
+    def note(self, frame: EncodedFrame | None, client: RosbridgeClient) -> None:
+        if frame is not None and frame is not self.newest:
+            self.newest = frame
+            self.ages_s.append(client.frame_age_s(frame, frame.arrival_s))
+
+    @property
+    def age_s(self) -> float:
+        return median(self.ages_s) if self.ages_s else 0.0
+
+
 def _listen(client: RosbridgeClient, heard: _Heard) -> Sight:
     started_s = time.monotonic()
-    frame, joints = None, None
-    ages_s: list[float] = []
-    states = 0
+    base, wrist = _Frames(), _Frames()
+    joints, states = None, 0
     while (now_s := time.monotonic()) < started_s + WATCH_S:
-        newest = client.latest_frame()
-        if newest is not None and newest is not frame:
-            frame = newest
-            ages_s.append(client.frame_age_s(newest, newest.arrival_s))
+        base.note(client.latest_frame(), client)
+        wrist.note(client.wrist_frame(), client)
         state = client.joints()
         if state is not None and state is not joints:
             joints, states = state, states + 1
@@ -118,9 +138,12 @@ def _listen(client: RosbridgeClient, heard: _Heard) -> Sight:
         link=client.link,
         clocks=report,
         ahead_s=None if report.robot_s is None else report.robot_s - time.time(),
-        frames=len(ages_s),
-        frame=frame,
-        frame_age_s=median(ages_s) if ages_s else 0.0,
+        frames=len(base.ages_s),
+        frame=base.newest,
+        frame_age_s=base.age_s,
+        wrist_frames=len(wrist.ages_s),
+        wrist_frame=wrist.newest,
+        wrist_age_s=wrist.age_s,
         states=states,
         joints=joints,
         joints_age_s=0.0 if joints is None else now_s - joints.arrival_s,

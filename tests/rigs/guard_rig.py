@@ -306,6 +306,19 @@ def trajectory(
     return {"header": header, "joint_names": list(names), "points": [point]}
 
 
+def move_arm(port: int, seconds: float) -> None:
+    """Move the arm from beside the guard, as a person with another program does."""
+    message = trajectory(frame_id="")
+    message["header"]["stamp"] = {"sec": 0, "nanosec": 0}
+    (point,) = message["points"]
+    point |= {"velocities": [], "time_from_start": {"sec": int(seconds), "nanosec": 0}}
+    point["positions"][0] += 0.5
+    with Caller(port) as caller:
+        caller.send({"op": "advertise", "topic": ARM, "type": "trajectory_msgs/JointTrajectory"})
+        caller.publish(ARM, message)
+        time.sleep(seconds + 1)
+
+
 def prediction(frame_id: str = "vla/0a1b2c3d/1/500") -> dict[str, Any]:
     return trajectory(frame_id, JOINT_NAMES)
 

@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 import sysconfig
+from importlib.util import find_spec
 from pathlib import Path
 
 import doctor_rig
@@ -15,7 +16,7 @@ import pytest
 from places import ROOT
 
 from crane_x7_remote import cli
-from crane_x7_remote.doctor import command
+from crane_x7_remote.doctor import command, gpu
 from crane_x7_remote.doctor.finding import Result, State, failure, ok, skipped, warning
 
 RESULTS = [
@@ -78,6 +79,15 @@ def test_a_healthy_machine_without_robot_and_model_has_exit_code_0() -> None:
     wrong = {name: check for name, check in found.items() if check["cure"] is not None}
     assert code == 0, (wrong, log)
     assert wrong == {}
+    if gpu.has_gpu() or find_spec("mani_skill") is None:
+        return
+    # Drawing in software, as the simulation chooses without a GPU.
+    words = {name: check["words"] for name, check in found.items()}
+    assert found["drawing frame"]["state"] == "ok"
+    assert "96×72 image of base_camera" in words["drawing frame"]
+    assert words["drawing frame"].endswith("(software: slower than a GPU)")
+    assert words["drawing vulkan"].startswith("draws in software, on the CPU: llvmpipe")
+    assert found["drawing physx"]["state"] == found["drawing egl"]["state"] == "skipped"
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,7 @@ from serve_policy_rig import serving
 from crane_x7_remote.doctor import policy
 from crane_x7_remote.doctor.finding import State
 from crane_x7_vla_rl import lerobot_env
-from crane_x7_vla_rl.policies.load import SHIPPED
+from crane_x7_vla_rl.policies.load import TINY
 
 pytest.importorskip("huggingface_hub", reason="needs the train extra")
 
@@ -33,11 +33,11 @@ TOKEN = "hf_aTokenThatNobodyMaySee"
 @pytest.fixture
 def model(tmp_path: Path) -> Path:
     """A copy of the shipped checkpoint, to damage."""
-    return Path(shutil.copytree(SHIPPED, tmp_path / "model"))
+    return Path(shutil.copytree(TINY, tmp_path / "model"))
 
 
 def test_the_shipped_model_is_well() -> None:
-    within = doctor_rig.context(60.0, VLA_MODEL_PATH=str(SHIPPED), VLA_DEVICE="cpu")
+    within = doctor_rig.context(60.0, VLA_MODEL_PATH=str(TINY), VLA_DEVICE="cpu")
     found = {
         name: doctor_rig.examine(f"policy {name}", within)
         for name in ("model", "statistics", "memory")
@@ -105,7 +105,7 @@ def test_a_wrong_key_of_statistics_is_found_alone(model: Path) -> None:
 
 def test_model_and_server_together_are_found() -> None:
     found = doctor_rig.examine(
-        "policy model", VLA_MODEL_PATH=str(SHIPPED), POLICY_SERVER="ws://127.0.0.1:9"
+        "policy model", VLA_MODEL_PATH=str(TINY), POLICY_SERVER="ws://127.0.0.1:9"
     )
     assert found.state is State.FAILURE
     assert found.cure == "unset POLICY_SERVER"
@@ -113,7 +113,7 @@ def test_model_and_server_together_are_found() -> None:
 
 def test_too_little_memory_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(policy, "free_memory_bytes", lambda: 10_000_000)
-    found = doctor_rig.examine("policy memory", VLA_MODEL_PATH=str(SHIPPED), VLA_DEVICE="cpu")
+    found = doctor_rig.examine("policy memory", VLA_MODEL_PATH=str(TINY), VLA_DEVICE="cpu")
     assert found.state is State.FAILURE
     assert "GB needed, 0.0 GB of memory free" in found.words
 

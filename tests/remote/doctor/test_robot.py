@@ -17,11 +17,16 @@ import pytest
 from links import RecordingServer
 from loop_rig import FaultyRobot
 
+from crane_x7_remote.doctor import robot as robot_checks
+from crane_x7_remote.doctor import runner
 from crane_x7_remote.doctor.command import CHECKS
 from crane_x7_remote.doctor.finding import State
+from crane_x7_remote.rosbridge.connection import LinkConfig
+from crane_x7_remote.tunnel.probe import probe_now
 
 ROBOT = [f"robot {check.name}" for check in CHECKS if check.group == "robot"]
 TOKEN = "a-long-word-that-is-secret"
+WRIST = "/wrist/image_raw/compressed"
 
 
 @pytest.fixture
@@ -57,7 +62,11 @@ def wrong(found: dict[str, Any]) -> set[str]:
 def test_a_healthy_robot_behind_a_guard_has_no_finding(robot: FaultyRobot) -> None:
     with guarded(robot) as port:
         found = look(port)
-    assert {finding.state for finding in found.values()} == {State.OK}, found
+    without = {"robot wrist_camera", "robot wrist_image"}
+    states = {found[name].state for name in found.keys() - without}
+    assert states == {State.OK}, found
+    assert {found[name].state for name in without} == {State.SKIPPED}
+    assert "WRIST_CAMERA_TOPIC" in found["robot wrist_camera"].words
     assert found["robot ros"].words == "ROS 2"
     assert "160×120" in found["robot image"].words
     assert "Hz" in found["robot joints"].words
@@ -166,6 +175,27 @@ def test_each_fault_of_a_topic_is_found_alone(
     assert all(found[f"robot {check}"].cure for check in checks)
 
 
+@pytest.mark.parametrize("fault", ["none", "silent", "garbage", "another clock"])
+def test_the_wrist_camera_is_checked_like_the_other(fault: str) -> None:
+    robot = FaultyRobot(wrist_topic=WRIST)
+    robot.wrist_runs = fault != "silent"
+    if fault == "garbage":
+        robot.wrist_picture = b"\xff\xd8\xff\xe0 this is no JPEG" * 20
+    robot.wrist_ahead_s = 2.0 if fault == "another clock" else 0.0
+    with contextlib.closing(robot):
+        robot.start()
+        found = look(robot.port, WRIST_CAMERA_TOPIC=WRIST)
+    expected = {"none": set(), "silent": {"wrist_camera"}, "garbage": {"wrist_image"},
+                "another clock": {"wrist_camera"}}  # fmt: skip
+    assert wrong(found) - {"guard"} == expected[fault], found
+    words = found["robot wrist_camera"].words
+    said = {"silent": "no message on", "another clock": "stamped +"}.get(fault, "kB each")
+    assert words.startswith(WRIST)
+    assert said in words
+    if fault == "none":
+        assert found["robot wrist_image"].words == "640×480 pixels"
+
+
 def test_a_robot_without_a_guard_is_a_warning(robot: FaultyRobot) -> None:
     found = look(robot.port)
     assert wrong(found) == {"guard"}
@@ -267,9 +297,29 @@ def test_the_checks_share_one_connection(robot: FaultyRobot) -> None:
         code, found, log = doctor_rig.doctor(
             "--only", "robot", "--rosbridge-host", "127.0.0.1", "--rosbridge-port", str(port)
         )
-    assert code == 0, log
-    states = {name: check["state"] for name, check in found.items()}
-    assert set(states.values()) == {"ok"}, found
+    states = {name: check["state"] for name, check in found.items() if "wrist" not in name}
+    assert set(states.values()) == {"ok"}, (found, log)
+    assert code == 0, (found, log)
+    assert {found[f"robot {name}"]["state"] for name in ("wrist_camera", "wrist_image")} == {
+        "skipped"
+    }  # no topic is set
+
+
+def test_a_late_handshake_does_not_take_the_place_of_the_others(
+    robot: FaultyRobot, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def late(link: LinkConfig) -> None:
+        time.sleep(1.0)  # the other checks would be connected by now
+        probe_now(link)
+
+    monkeypatch.setattr(robot_checks, "probe_now", late)
+    with guarded(robot, "--guard-max-clients", "1") as port:
+        where = {"ROSBRIDGE_HOST": "127.0.0.1", "ROSBRIDGE_PORT": str(port)}
+        checks = [check for check in CHECKS if check.group == "robot"]
+        results = runner.run(checks, doctor_rig.context(60.0, **where))
+    bad = [result for result in results if result.finding.state not in (State.OK, State.SKIPPED)]
+    assert bad == []
+    assert {result.check.name: result.finding.state for result in results}["camera"] is State.OK
 
 
 def test_nothing_is_published_or_advertised(robot: FaultyRobot) -> None:
