@@ -28,7 +28,7 @@ class Picture:
     """Counts images from 1."""
     content: bytes
     at_s: float
-    """When it came, on our monotonic clock."""
+    """When the camera took it, as far as that is known, on our monotonic clock."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +53,9 @@ class Board:
         self.version = 0
         """Grows with each change."""
         self.picture: Picture | None = None
+        """Of the base camera."""
+        self.wrist_picture: Picture | None = None
+        """Of the wrist camera, if there is one."""
         self.training_version = 0
         """Grows with each change of the training, which is too large to send every time."""
         self._training = "null"
@@ -76,12 +79,20 @@ class Board:
                 self.training_version += 1
                 self.version += 1
 
-    def put_picture(self, content: bytes) -> None:
-        """Replace the camera's image."""
+    def put_picture(self, content: bytes, age_s: float = 0.0) -> None:
+        """Replace the camera's image, which is `age_s` old already."""
         with self._lock:
-            number = 1 if self.picture is None else self.picture.number + 1
-            self.picture = Picture(number, content, self._clock())
+            self.picture = self._after(self.picture, content, age_s)
             self.version += 1
+
+    def put_wrist_picture(self, content: bytes, age_s: float = 0.0) -> None:
+        """Replace the wrist camera's image, which is `age_s` old already."""
+        with self._lock:
+            self.wrist_picture = self._after(self.wrist_picture, content, age_s)
+            self.version += 1
+
+    def _after(self, before: Picture | None, content: bytes, age_s: float) -> Picture:
+        return Picture(1 if before is None else before.number + 1, content, self._clock() - age_s)
 
     def mark(self, tick: TickMark) -> None:
         """Add a tick to the chart; the oldest one leaves it."""
@@ -113,9 +124,8 @@ class Board:
             version = self.version
             sections = dict(self._sections)
             ages = {name: round(now_s - at_s, 2) for name, at_s in self._times_s.items()}
-            picture = self.picture
-        if picture is not None:
-            ages["camera"] = round(now_s - picture.at_s, 2)
+            pictures = {"camera": self.picture, "wrist": self.wrist_picture}
+        ages |= {name: round(now_s - each.at_s, 2) for name, each in pictures.items() if each}
         text = as_json({**sections, "ages_s": ages})
         self._text = (now_s, version, text)
         return text

@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 FLAGS: Final = (
-    "rosbridge_host", "rosbridge_port", "rosbridge_token", "camera_topic", "joint_states_topic",
-    "instruction_topic", "trajectory_topic", "camera_pose", "dashboard_listen", "dashboard_token",
+    "rosbridge_host", "rosbridge_port", "rosbridge_token", "camera_topic", "wrist_camera_topic",
+    "joint_states_topic", "instruction_topic", "trajectory_topic", "camera_pose",
+    "dashboard_listen", "dashboard_token",
 )  # fmt: skip
 NICE: Final = 5
 """Beside a loop: the loop's processes come first."""
@@ -152,7 +153,7 @@ def _show_robot(settings: Settings, listener: socket.socket, from_feed: bool) ->
     board, link = Board(), _client_config(settings)
     topics = RobotTopics(
         settings.camera_topic, settings.joint_states_topic, settings.instruction_topic,
-        settings.trajectory_topic,
+        settings.trajectory_topic, settings.wrist_camera_topic,
     )  # fmt: skip
     with Robot(board, link, topics, _pose(settings), with_arm=hello is None) as robot:
         control = Control(robot, _guard_link(settings), loop)

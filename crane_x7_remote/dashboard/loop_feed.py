@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from typing import IO, Any, Final
@@ -20,18 +21,26 @@ logger = logging.getLogger(__name__)
 
 RATE_S: Final = 3.0
 """The rate is that of the last seconds; the loop's own figure is since its start."""
+MOST_S: Final = 60.0
+"""A frame that seems older has a clock that is wrong."""
 
 
 class FeedReader:
     """Reads the feed on its own thread until it ends."""
 
     def __init__(
-        self, board: Board, pose: Callable[[], CameraPose | None], ended: Callable[[], None]
+        self,
+        board: Board,
+        pose: Callable[[], CameraPose | None],
+        ended: Callable[[], None],
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`pose` gives the camera's pose; `ended` is called on the reader's thread at the end."""
+        """`pose` gives the camera's pose; `ended` is called on the reader's thread at the end.
+        `clock` is that of the loop's ticks."""
         self._board = board
         self._pose = pose
         self._ended = ended
+        self._clock = clock
         self._loop: dict[str, Any] = {"state": "starting"}
         self._address = ""
         self._at_s: deque[float] = deque()
@@ -85,7 +94,10 @@ class FeedReader:
         policy_ms = None if policy_s is None else round(policy_s * 1e3, 1)
         board.mark(TickMark(message["number"], policy_ms, reason))
         if message["jpeg"] is not None:
-            self._picture(message["jpeg"])
+            self._picture(message["jpeg"], self._age_s(message, "frame_stamp_s"))
+        if message.get("wrist_jpeg") is not None:
+            age_s = self._age_s(message, "wrist_stamp_s")
+            self._board.put_wrist_picture(message["wrist_jpeg"], age_s)
         self._loop = {
             **self._loop,
             "instruction": message["instruction"],
@@ -102,12 +114,21 @@ class FeedReader:
             path=self._drawn(message),
         )
 
-    def _picture(self, content: bytes) -> None:
+    def _picture(self, content: bytes, age_s: float) -> None:
         try:
             self._size = pictures.size(content)
         except MessageError:
             return  # the loop holds and says why
-        self._board.put_picture(content)
+        self._board.put_picture(content, age_s)
+
+    def _age_s(self, message: Mapping[str, Any], stamp: str) -> float:
+        """Return the age of a tick's frame now: at the tick by the robot's clock, and since.
+
+        `stamp` is the key of its stamp."""
+        since_s = self._clock() - message["at_s"]
+        stamp_s, robot_s = message[stamp], message["robot_s"]
+        at_tick_s = 0.0 if stamp_s is None or robot_s is None else robot_s - stamp_s
+        return float(min(MOST_S, max(0.0, since_s)) + min(MOST_S, max(0.0, at_tick_s)))
 
     def _rate_hz(self, at_s: float) -> float | None:
         times = self._at_s

@@ -40,6 +40,8 @@ from crane_x7_vla_rl.camera_pose import CameraPose, CameraPoseError
 FORGET_S: Final = 3.0
 """Who was silent for this long, a loop or a recorder, counts as gone."""
 CAMERA_MS: Final = 100
+WRIST_MS: Final = 250
+"""The small image in a corner needs no higher rate."""
 JOINTS_MS: Final = 100
 SEND_S: Final = 1.0
 ANSWER_S: Final = 3.0
@@ -54,6 +56,8 @@ class RobotTopics:
     joint_states: str
     instruction: str
     trajectory: str
+    wrist_camera: str = ""
+    """Empty: there is none."""
 
 
 class Robot:
@@ -98,6 +102,8 @@ class Robot:
         if self._with_arm:
             image = "sensor_msgs/CompressedImage"
             subscribe(topics.camera, image, self._on_frame, CAMERA_MS, "cbor")
+            if topics.wrist_camera:
+                subscribe(topics.wrist_camera, image, self._on_wrist_frame, WRIST_MS, "cbor")
             subscribe(topics.joint_states, "sensor_msgs/JointState", self._on_joints, JOINTS_MS)
             if topics.trajectory:
                 kind = "trajectory_msgs/JointTrajectory"
@@ -196,6 +202,10 @@ class Robot:
         frame = frames.from_message(message, self._clock())
         self._size = pictures.size(frame.image_bytes)
         self._board.put_picture(frame.image_bytes)
+
+    def _on_wrist_frame(self, message: Mapping[str, Any]) -> None:
+        frame = frames.from_message(message, self._clock())
+        self._board.put_wrist_picture(frame.image_bytes)
 
     def _on_trajectory(self, message: Mapping[str, Any]) -> None:
         self._path = messages.trajectory(message)

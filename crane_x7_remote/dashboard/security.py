@@ -40,6 +40,8 @@ HEADERS: Final = {
     "Cross-Origin-Resource-Policy": "same-origin",
     "Permissions-Policy": "camera=(), microphone=(), geolocation=()",
     "Cache-Control": "no-store",
+    # A browser keeps connections for later; one that a router has forgotten would swallow a stop.
+    "Connection": "close",
 }
 
 

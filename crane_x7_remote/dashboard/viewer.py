@@ -4,7 +4,9 @@ The browser confirms each message, and gets the next one only then. So at most o
 way to a viewer: a stalled link holds one image and nothing else, and nobody waits for it. The time
 until the confirmation tells how fast the link is, and with it the size and rate of images.
 
-A message: 4 bytes, big-endian, the length of the JSON that follows; JSON; the JPEG, possibly empty.
+A message: 4 bytes, big-endian, the length of the JSON that follows; JSON; the base camera's JPEG,
+possibly empty; the wrist camera's, whose length is `wrist_bytes` in the JSON, 0 without one.
+`lag_ms` in it is how long the message before took, confirmation included.
 """
 
 from __future__ import annotations
@@ -27,6 +29,8 @@ SILENT_S: Final = 1.0
 """Without news, a message still comes this often: ages grow."""
 GONE_S: Final = 60.0
 """A viewer that confirms nothing for this long is disconnected."""
+WRIST_LEVELS: Final = 3
+"""The wrist camera's image is this many levels smaller: it is shown in a corner of the other."""
 POLL_S: Final = 0.05
 TRY_AGAIN: Final = 1013
 MAX_VIEWERS: Final = 64
@@ -61,7 +65,7 @@ class Viewers:
 
     def __init__(self, board: Board) -> None:
         self._board = board
-        self._shrinker = Shrinker()
+        self._shrinkers = Shrinker(), Shrinker()
         self.count = 0
 
     async def serve(self, socket: WebSocket) -> None:
@@ -73,7 +77,7 @@ class Viewers:
         await socket.accept()
         self.count += 1
         try:
-            await _Viewer(socket, self._board, self._shrinker).run()
+            await _Viewer(socket, self._board, *self._shrinkers).run()
         except (WebSocketDisconnect, OSError, RuntimeError):
             pass  # it left, at any moment
         finally:
@@ -81,13 +85,14 @@ class Viewers:
 
 
 class _Viewer:
-    def __init__(self, socket: WebSocket, board: Board, shrinker: Shrinker) -> None:
+    def __init__(self, socket: WebSocket, board: Board, base: Shrinker, wrist: Shrinker) -> None:
         self._socket = socket
         self._board = board
-        self._shrinker = shrinker
+        self._base, self._wrist = base, wrist
         self._link = Link()
         self._version = self._training = -1
-        self._picture = self._tick = 0
+        self._picture = self._wrist_picture = self._tick = 0
+        self._lag_ms: int | None = None
 
     async def run(self) -> None:
         clock = asyncio.get_running_loop().time
@@ -101,7 +106,9 @@ class _Viewer:
                 with contextlib.suppress(RuntimeError):
                     await self._socket.close(TRY_AGAIN)
                 return
-            self._link.confirmed(clock() - begun_s)
+            took_s = clock() - begun_s
+            self._lag_ms = round(took_s * 1e3)
+            self._link.confirmed(took_s)
             due_s = begun_s + LEVELS[self._link.level].period_s
             await asyncio.sleep(max(0.0, due_s - clock()))
             while self._board.version == self._version and clock() < begun_s + SILENT_S:
@@ -113,16 +120,22 @@ class _Viewer:
         marks = board.ticks_after(self._tick)
         if marks:
             self._tick = marks[-1][0]
+        level = self._link.level
         image, picture = b"", board.picture
         if picture is not None and picture.number != self._picture:
             self._picture = picture.number
-            image = await self._shrinker.get(picture, LEVELS[self._link.level])
-        head = f'{{"state":{board.state_text()},"ticks":{as_json(marks)},"level":{self._link.level}'
+            image = await self._base.get(picture, LEVELS[level])
+        small, wrist = b"", board.wrist_picture
+        if wrist is not None and wrist.number != self._wrist_picture:
+            self._wrist_picture = wrist.number
+            small = await self._wrist.get(wrist, LEVELS[min(level + WRIST_LEVELS, len(LEVELS) - 1)])
+        head = f'{{"state":{board.state_text()},"ticks":{as_json(marks)},"level":{level}'
+        head += f',"lag_ms":{as_json(self._lag_ms)},"wrist_bytes":{len(small)}'
         if board.training_version != self._training:
             self._training = board.training_version
             head += f',"training":{board.training_text()}'
         text = (head + "}").encode(errors="replace")
-        return len(text).to_bytes(4, "big") + text + image
+        return len(text).to_bytes(4, "big") + text + image + small
 
     async def _confirmation(self) -> None:
         """Wait for one message from the browser, whatever it contains."""

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import http.client
 import json
 import threading
+from collections.abc import Iterator
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
+from websockets.exceptions import WebSocketException
 from websockets.sync.client import ClientConnection, connect
 
 from crane_x7_remote.dashboard import server
@@ -72,6 +75,27 @@ def receive(link: ClientConnection, timeout_s: float = 10.0) -> StreamMessage:
     message = parse(link.recv(timeout=timeout_s))
     link.send("")
     return message
+
+
+@contextlib.contextmanager
+def viewers(port: int, count: int) -> Iterator[None]:
+    """Watch the page as `count` further browsers do, on threads."""
+    ended = threading.Event()
+
+    def watch() -> None:
+        with contextlib.suppress(OSError, TimeoutError, WebSocketException), stream(port) as link:
+            while not ended.is_set():
+                receive(link)
+
+    threads = [threading.Thread(target=watch, daemon=True) for _ in range(count)]
+    for thread in threads:
+        thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join(15)
 
 
 class RunningDashboard:

@@ -1,11 +1,17 @@
-// The page: one WebSocket brings the newest state and image, each of which is confirmed; buttons are
-// POST separate requests, so that they never wait behind images.
+// The page: one WebSocket brings the newest state and image, each of which is confirmed. Buttons are
+// requests of their own, so that they never wait behind images. A link may die without a word: every
+// wait here has a limit, and a dead connection is left behind, not waited for.
 import { curve, element, figure, number, path, rows, timing } from "/draw.js";
 
 const at = (id) => document.getElementById(id);
-const SHOWN_TICKS = 600, STALE_MS = 3000, DEAD_MS = 10000, LONGEST_PAUSE_MS = 4000;
+const SHOWN_TICKS = 600, STALE_MS = 3000, LONGEST_PAUSE_MS = 2000;
+const DEAD_MS = 8000; // the server sends at least once a second
+const STOP_AFTER_MS = [0, 700, 2000, 4000]; // further attempts of one stop, each on a new connection
+const STOP_MS = 5000, UNCONFIRMED_MS = 2500, REQUEST_MS = 7000; // longer than the server takes
+const KEY = matchMedia("(hover: none)").matches ? "" : "Space · "; // a phone has no keys
 const decoder = new TextDecoder();
-let ticks = [], heardMs = 0, pauseMs = 250, socket = null, state = {}, curves = [];
+let ticks = [], heardMs = 0, triedMs = 0, pauseMs = 250, lagMs = 0;
+let socket = null, state = {}, curves = [];
 
 // --- stream -------------------------------------------------------------------------------------
 
@@ -13,51 +19,59 @@ function connect() {
   const scheme = location.protocol === "https:" ? "wss:" : "ws:";
   const mine = (socket = new WebSocket(`${scheme}//${location.host}/stream`));
   mine.binaryType = "arraybuffer";
-  heardMs = Math.max(heardMs, 0);
+  triedMs = performance.now();
   mine.onmessage = async (event) => {
+    if (mine !== socket) return;
     heardMs = performance.now();
     pauseMs = 250;
     await show(event.data);
     if (mine.readyState === WebSocket.OPEN) mine.send("");
   };
-  mine.onclose = () => {
-    if (mine !== socket) return;
-    setTimeout(again, pauseMs);
-    pauseMs = Math.min(pauseMs * 2, LONGEST_PAUSE_MS);
-  };
+  mine.onclose = () => { if (mine === socket) connectAgain(); };
 }
 
-async function again() {
+function connectAgain() {
+  const old = socket;
+  socket = null;
+  old.close(); // over a dead link this takes long; nobody waits for it
+  setTimeout(() => { findLogin(); connect(); }, pauseMs);
+  pauseMs = Math.min(pauseMs * 2, LONGEST_PAUSE_MS);
+}
+
+async function findLogin() {
   try { // a login that has expired shows as a redirect
-    const answer = await fetch("/", { method: "HEAD", redirect: "manual" });
+    const answer = await fetch("/", { method: "HEAD", redirect: "manual", signal: AbortSignal.timeout(STALE_MS) });
     if (answer.type === "opaqueredirect") location.assign("/login");
   } catch { /* the server is not there; the next attempt will tell */ }
-  connect();
 }
 
 async function show(buffer) {
   const length = new DataView(buffer).getUint32(0);
   const head = JSON.parse(decoder.decode(new Uint8Array(buffer, 4, length)));
-  const image = new Uint8Array(buffer, 4 + length);
+  const begin = 4 + length, base = buffer.byteLength - begin - head.wrist_bytes;
   state = head.state;
+  lagMs = head.lag_ms ?? 0;
   if (head.ticks.length && ticks.length && head.ticks[0][0] <= ticks[ticks.length - 1][0]) ticks = [];
   ticks = ticks.concat(head.ticks).slice(-SHOWN_TICKS);
-  if (image.length) await picture(image);
+  if (base) await picture("camera", "no-camera", true, new Uint8Array(buffer, begin, base));
+  if (head.wrist_bytes) await picture("wrist", "wrist-view", false, new Uint8Array(buffer, begin + base));
   render();
   if (head.training !== undefined) training(head.training);
 }
 
-async function picture(bytes) {
+// Draws an image; `other` is then hidden or shown.
+async function picture(id, other, hides, bytes) {
   try {
     const bitmap = await createImageBitmap(new Blob([bytes], { type: "image/jpeg" }));
-    const canvas = at("camera");
+    const canvas = at(id);
     if (canvas.width !== bitmap.width || canvas.height !== bitmap.height) {
       canvas.width = bitmap.width;
       canvas.height = bitmap.height;
+      if (id === "camera") at("view").style.setProperty("--ratio", bitmap.width / bitmap.height);
     }
     canvas.getContext("2d").drawImage(bitmap, 0, 0);
     bitmap.close();
-    at("no-camera").hidden = true;
+    at(other).hidden = hides;
   } catch { /* a damaged image: the next one comes */ }
 }
 
@@ -106,9 +120,17 @@ function chips(loop) {
   if (record) chip("chip-record", record.recording ? "bad" : "idle", record.recording ? `recording ${number(record.seconds, 0)} s` : "recorder ready");
 }
 
+// From the camera to the eye: its age when it was sent, the way here, and the time on the screen.
+function cameraAge() {
+  const since = lagMs / 1000 + (performance.now() - heardMs) / 1000;
+  for (const [id, name, sent] of [["camera-age", "image", state.ages_s?.camera], ["wrist-age", "wrist", state.ages_s?.wrist]]) {
+    at(id).textContent = sent === undefined ? "" : `${name} ${number(sent + since)} s old`;
+  }
+}
+
 function camera() {
-  const age = state.ages_s.camera, drawn = state.path;
-  at("camera-age").textContent = age === undefined ? "" : `image ${number(age)} s old`;
+  const drawn = state.path;
+  cameraAge();
   at("camera-note").textContent = drawn?.note ?? (drawn?.points.length ? "predicted path of the gripper" : "");
   path(at("path"), drawn?.points ?? []);
   const gripper = drawn?.gripper, dot = at("gripper");
@@ -130,8 +152,8 @@ function stopBar(loop) {
   const ended = loop?.state === "ended";
   stop.querySelector("strong").textContent = means === "loop" ? "STOP LOOP" : "STOP";
   stop.querySelector("small").textContent = {
-    guard: typeof stopped === "string" ? `stopped (${stopped}): nothing passes the guard` : "Space · the guard brakes the arm and blocks everything",
-    loop: "Space · no guard: stops the loop only",
+    guard: typeof stopped === "string" ? `stopped (${stopped}): nothing passes the guard` : `${KEY}the guard brakes the arm and blocks everything`,
+    loop: `${KEY}no guard: stops the loop only`,
     nothing: ended ? "the loop has ended; no guard: cannot stop from here" : "no guard: cannot stop from here, use the emergency stop",
   }[means] ?? "";
   at("resume").hidden = typeof stopped !== "string";
@@ -190,6 +212,8 @@ function barRow() {
   return row;
 }
 
+const tenths = (value) => number(value, value >= 100 ? 0 : 1);
+
 function stages() {
   const listed = state.stages ?? [], body = at("stages").tBodies[0];
   const most = Math.max(1, ...listed.map((stage) => stage.p99 ?? stage.p50));
@@ -200,7 +224,7 @@ function stages() {
     const line = bar.querySelector("b");
     line.hidden = p99 === null;
     line.style.left = `calc(${((p99 ?? 0) / most) * 100}% - 2px)`;
-    value.textContent = p99 === null ? `${number(p50)} ms` : `${number(p50)} · ${number(p99)} ms`;
+    value.textContent = p99 === null ? `${tenths(p50)} ms` : `${tenths(p50)} · ${tenths(p99)} ms`;
   });
 }
 
@@ -231,6 +255,7 @@ function facts() {
   for (const [name, part] of Object.entries(machine?.parts ?? {})) {
     if (part && typeof part === "object") listed.push([name, `${part.state}${part.detail ? `, ${part.detail}` : ""}`]);
   }
+  listed.push(["this page", `an update takes ${number(lagMs, 0)} ms, images ${at("camera").width} px wide`]);
   if (machine?.memory_gib) listed.push(["memory", `${machine.memory_gib[0]} of ${machine.memory_gib[1]} GiB`]);
   for (const gpu of machine?.gpus ?? []) listed.push(["GPU", `${gpu.use} %, ${gpu.used_gib} of ${gpu.total_gib} GiB, ${gpu.celsius} °C`]);
   const make = () => { const line = element("div"); line.append(element("dt"), element("dd")); return line; };
@@ -303,36 +328,75 @@ function videos(listed) {
 
 // --- buttons and keys ---------------------------------------------------------------------------
 
+const pause = (ms) => new Promise((done) => setTimeout(done, ms));
+
+async function request(url, body, limitMs) {
+  const answer = await fetch(url, {
+    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
+    signal: AbortSignal.timeout(limitMs),
+  });
+  return answer.json();
+}
+
+function tell(output, tone, text) {
+  output.dataset.tone = tone;
+  output.textContent = text;
+}
+
 async function post(url, body, output, waiting) {
-  output.dataset.tone = "";
-  output.textContent = waiting;
+  tell(output, "", waiting);
   try {
-    const answer = await fetch(url, {
-      method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
-    });
-    const { ok, text } = await answer.json();
-    output.dataset.tone = ok ? "good" : "bad";
-    output.textContent = text;
+    const { ok, text } = await request(url, body, REQUEST_MS);
+    tell(output, ok ? "good" : "bad", text);
     return ok;
   } catch {
-    output.dataset.tone = "bad";
-    output.textContent = url === "/stop" ? "NOT CONFIRMED: no answer from the dashboard. Use the emergency stop" : "no answer from the dashboard";
+    tell(output, "bad", "no answer from the dashboard");
     return false;
   }
 }
 
-const stop = () => post("/stop", {}, at("stop-answer"), "stopping…");
+// An attempt may sit in a connection that died unnoticed, so further ones follow on new connections.
+// Stopping twice is stopping once.
+let stopsAsked = 0;
+async function stop() {
+  const mine = ++stopsAsked, output = at("stop-answer");
+  const missing = "NOT CONFIRMED: no answer from the dashboard. Use the emergency stop";
+  let answered = false;
+  tell(output, "", "stopping…");
+  pause(UNCONFIRMED_MS).then(() => { if (!answered && mine === stopsAsked) tell(output, "bad", `${missing}; still trying…`); });
+  const attempts = STOP_AFTER_MS.map(async (afterMs) => {
+    await pause(afterMs);
+    if (answered || mine !== stopsAsked) throw new Error("not needed");
+    const answer = await request("/stop", {}, STOP_MS);
+    answered = true;
+    return answer;
+  });
+  const { ok, text } = await Promise.any(attempts).catch(() => ({ ok: false, text: missing }));
+  answered = true;
+  if (mine === stopsAsked) tell(output, ok ? "good" : "bad", text);
+}
+
+function resume() {
+  stopsAsked++; // no attempt of an earlier stop follows
+  post("/resume", {}, at("stop-answer"), "resuming…");
+}
+
 const record = (word) => post("/record", { word }, at("record-answer"), "…");
 
 at("stop").addEventListener("click", stop);
-at("resume").addEventListener("click", () => post("/resume", {}, at("stop-answer"), "resuming…"));
+at("resume").addEventListener("click", resume);
 at("record-start").addEventListener("click", () => record("start"));
 at("record-stop").addEventListener("click", () => record("stop"));
 at("record-discard").addEventListener("click", () => record("discard"));
+let isAsking = false; // one at a time: a browser has few connections, and the stop needs one
 at("task").addEventListener("submit", async (event) => {
   event.preventDefault();
-  const box = at("instruction");
-  if (box.value.trim() && await post("/instruction", { text: box.value }, at("task-answer"), "sent, waiting for the loop…")) box.value = "";
+  const box = at("instruction"), text = box.value;
+  if (!text.trim() || isAsking) return;
+  isAsking = true;
+  const ok = await post("/instruction", { text }, at("task-answer"), "sent, waiting for the loop…");
+  isAsking = false;
+  if (ok && box.value === text) box.value = "";
 });
 
 const isTyping = (event) => event.target instanceof HTMLInputElement;
@@ -365,9 +429,10 @@ setInterval(() => {
   document.body.classList.toggle("stale", isStale);
   banner.hidden = !isStale && state.loop?.state !== "ended";
   banner.textContent = isStale
-    ? `No connection to the dashboard for ${(silentMs / 1000).toFixed(0)} s: what is shown is old. STOP may not work; use the emergency stop.`
+    ? `No connection to the dashboard for ${(silentMs / 1000).toFixed(0)} s: what is shown is old. Connecting again… STOP may not work; use the emergency stop.`
     : "The loop has ended.";
-  if (silentMs > DEAD_MS && socket?.readyState === WebSocket.OPEN) socket.close();
+  if (isStale) cameraAge();
+  if (socket && performance.now() - Math.max(heardMs, triedMs) > DEAD_MS) connectAgain();
 }, 500);
 window.addEventListener("resize", drawCurves);
 connect();

@@ -18,7 +18,8 @@ export function rows(parent, count, make) {
 }
 
 export function number(value, digits = 1) {
-  return value === null || value === undefined ? "–" : value.toFixed(digits);
+  if (value === null || value === undefined) return "–";
+  return value.toFixed(digits).replace(/^-(0(\.0*)?)$/, "$1");
 }
 
 // 0.0123 and 4567 with three figures, as people read them.
@@ -51,7 +52,7 @@ function roundUp(value) {
 export function timing(canvas, ticks, shown) {
   const { pen, width, height } = prepared(canvas);
   if (!width) return;
-  const base = height - 12, left = 44, newest = ticks.length ? ticks[ticks.length - 1][0] : 0;
+  const base = height - 12, left = 52, newest = ticks.length ? ticks[ticks.length - 1][0] : 0;
   const values = ticks.map((tick) => tick[1]).filter((value) => value !== null);
   const top = roundUp(Math.max(1, ...values));
   pen.strokeStyle = colour("--line");
@@ -81,7 +82,7 @@ export function timing(canvas, ticks, shown) {
 export function curve(canvas, points, isShare) {
   const { pen, width, height } = prepared(canvas);
   if (!width || !points.length) return;
-  const left = 42, base = height - 15;
+  const left = 50, base = height - 15;
   const values = points.map((point) => point[1]);
   let low = Math.min(...values), high = Math.max(...values);
   if (isShare) { low = 0; high = 1; }

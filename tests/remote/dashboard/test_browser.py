@@ -2,33 +2,39 @@
 
 from __future__ import annotations
 
-import os
-import shutil
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from browser_rig import WAIT_MS, chromium, opened
+from dashboard_rig import RunningDashboard
 from driving_rig import CLEAN, Driving
-from loop_rig import wait_until
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from loop_rig import FaultyRobot
+from playwright.sync_api import Browser, expect
 from tailnet_rig import free_port
 
+from crane_x7_remote.dashboard.board import Board
+from crane_x7_remote.dashboard.control import Control
+from crane_x7_remote.dashboard.robot import Robot, RobotTopics
+from crane_x7_remote.guard.door import STOP_PATH
+from crane_x7_remote.rosbridge.config import ClientConfig
+from crane_x7_remote.rosbridge.connection import LinkConfig
+from crane_x7_remote.settings import Settings
+from crane_x7_remote.sim_robot.arm import still_picture
+
+WRIST = "/wrist/image_raw/compressed"
+SETTINGS = Settings()
+OLD = re.compile(r"wrist \d+\.\d s old")
 pytestmark = [pytest.mark.browser, pytest.mark.timeout(300)]
-WAIT_MS = 30_000
-"""A busy machine draws slowly."""
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    program = shutil.which("chromium") or shutil.which("google-chrome")
-    assert program is not None, "no Chromium on this machine; run scripts/setup-browser"
-    arguments = ["--no-sandbox"] if os.geteuid() == 0 else []
-    with sync_playwright() as driver:
-        launched = driver.chromium.launch(executable_path=program, args=arguments)
+    with chromium() as launched:
         yield launched
-        launched.close()
 
 
 @pytest.fixture
@@ -38,59 +44,6 @@ def driving(tmp_path: Path) -> Iterator[Driving]:
         yield driving
 
 
-def opened(browser: Browser, port: int, width: int = 1280, height: int = 860) -> Page:
-    """Open the page; a script's error or a refused resource fails the test at `close`."""
-    page = browser.new_page(viewport={"width": width, "height": height})
-    page.set_default_timeout(WAIT_MS)
-    faults: list[str] = []
-    page.on("pageerror", lambda error: faults.append(str(error)))
-    page.on("console", lambda line: faults.append(line.text) if "Policy" in line.text else None)
-    page.goto(f"http://127.0.0.1:{port}/")
-    expect(page.locator("body")).not_to_have_attribute("data-mode", "waiting", timeout=WAIT_MS)
-    assert faults == []
-    return page
-
-
-def has_picture(page: Page) -> bool:
-    """Whether the canvas shows something else than black."""
-    return bool(
-        page.evaluate(
-            "() => { const canvas = document.getElementById('camera');"
-            " const { data } = canvas.getContext('2d')"
-            ".getImageData(0, 0, canvas.width, canvas.height);"
-            " return data.some((value, index) => index % 4 !== 3 && value > 40); }"
-        )
-    )
-
-
-def test_an_operator_says_stops_and_resumes_with_the_keyboard_alone(
-    browser: Browser, driving: Driving
-) -> None:
-    """And the policy hangs meanwhile: the stop needs neither it nor the loop."""
-    page = opened(browser, driving.page)
-    expect(page.locator("#chip-guard")).to_have_text("guard passes", timeout=WAIT_MS)
-    wait_until(lambda: has_picture(page), 30, "the camera is shown")
-    expect(page.locator("#path line").first).to_be_attached(timeout=WAIT_MS)
-    page.keyboard.press("/")
-    page.keyboard.type("hang, please")
-    page.keyboard.press("Enter")
-    expect(page.locator("#task-answer")).to_have_text("accepted: hang, please", timeout=WAIT_MS)
-    expect(page.locator("#task-now")).to_contain_text("hang, please", timeout=WAIT_MS)
-    expect(page.locator("#hold-now")).to_contain_text("policy", timeout=WAIT_MS)
-    page.keyboard.press("Escape")
-    page.keyboard.press("Space")
-    expect(page.locator("#stop-answer")).to_contain_text("stopped", timeout=WAIT_MS)
-    assert driving.guard.state()["stopped"] is not None
-    expect(page.locator("#chip-guard")).to_have_text("guard: stopped", timeout=WAIT_MS)
-    page.keyboard.press("Space")  # a second press must not resume
-    assert driving.guard.state()["stopped"] is not None
-    page.locator("#resume").focus()
-    page.keyboard.press("Enter")
-    expect(page.locator("#stop-answer")).to_contain_text("resumed", timeout=WAIT_MS)
-    assert driving.guard.state()["stopped"] is None
-    page.close()
-
-
 def test_space_in_the_instruction_is_a_blank(browser: Browser, driving: Driving) -> None:
     page = opened(browser, driving.page)
     page.keyboard.press("/")
@@ -98,20 +51,6 @@ def test_space_in_the_instruction_is_a_blank(browser: Browser, driving: Driving)
     assert page.locator("#instruction").input_value() == "pick up"
     assert driving.guard.state()["stopped"] is None
     page.close()
-
-
-def test_two_viewers_and_one_that_is_cut_and_comes_back(browser: Browser, driving: Driving) -> None:
-    first = opened(browser, driving.page)
-    second = opened(browser, driving.page)
-    second.context.set_offline(True)
-    second.evaluate("() => 0")
-    expect(first.locator("#chip-loop")).not_to_have_text("loop", timeout=WAIT_MS)
-    second.context.set_offline(False)
-    second.reload()
-    expect(second.locator("#chip-link")).to_contain_text("link", timeout=WAIT_MS)
-    for page in (first, second):
-        wait_until(lambda page=page: has_picture(page), 30, "the camera is shown")  # type: ignore[misc]
-        page.close()
 
 
 def test_a_page_whose_loop_is_gone_says_that_its_values_are_old(
@@ -133,19 +72,31 @@ def test_an_instruction_is_never_markup(browser: Browser, driving: Driving) -> N
     page.close()
 
 
-@pytest.mark.parametrize(("width", "height"), [(390, 844), (768, 1024), (1440, 900)])
-def test_the_stop_button_is_in_sight_on_every_screen(
-    browser: Browser, driving: Driving, width: int, height: int
-) -> None:
-    page = opened(browser, driving.page, width, height)
-    expect(page.locator("#stop")).to_be_in_viewport(timeout=WAIT_MS)
-    box = page.locator("#stop").bounding_box()
-    assert box is not None
-    assert box["height"] >= 60
-    assert box["width"] >= 200
-    overflow = "() => document.documentElement.scrollWidth - window.innerWidth"
-    assert page.evaluate(overflow) <= 0, "nothing is wider than the screen"
-    page.close()
+def test_the_wrist_cameras_image_is_in_a_corner_of_the_other(browser: Browser) -> None:
+    """Its shape, here a square, is not taken for that of the base camera's picture."""
+    board = Board()
+    with FaultyRobot(wrist_topic=WRIST) as source:
+        source.picture, source.wrist_picture = still_picture(640, 480), still_picture(300, 300)
+        link = ClientConfig("127.0.0.1", source.port, camera_topic=None, joint_states_topic=None,
+                            instruction_topic=None)  # fmt: skip
+        topics = RobotTopics(SETTINGS.camera_topic, SETTINGS.joint_states_topic,
+                             SETTINGS.instruction_topic, "", WRIST)  # fmt: skip
+        with Robot(board, link, topics, None, with_arm=True) as robot:
+            control = Control(robot, LinkConfig("127.0.0.1", source.port, path=STOP_PATH), None)
+            with RunningDashboard(board, control) as served:
+                page = opened(browser, served.port)
+                expect(page.locator("#wrist-view")).to_be_visible(timeout=WAIT_MS)
+                expect(page.locator("#wrist-age")).to_have_text(OLD, timeout=WAIT_MS)
+                view, small = (
+                    page.locator(f"#{name}").bounding_box() for name in ("view", "wrist")
+                )
+                page.close()
+    assert view is not None
+    assert small is not None
+    assert view["width"] / view["height"] == pytest.approx(4 / 3, rel=0.05)
+    assert small["width"] / small["height"] == pytest.approx(1, rel=0.05)
+    assert small["width"] < 0.35 * view["width"]
+    assert small["x"] + small["width"] <= view["x"] + view["width"]
 
 
 def test_a_training_is_shown_from_its_folder(browser: Browser, tmp_path: Path) -> None:

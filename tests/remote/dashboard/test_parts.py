@@ -18,7 +18,7 @@ from loop_rig import PICTURE
 
 from crane_x7_remote.dashboard import gripper_path, machine, pictures, prometheus, sections
 from crane_x7_remote.dashboard.board import TICKS_KEPT, Board, TickMark
-from crane_x7_remote.dashboard.loop_feed import FeedReader
+from crane_x7_remote.dashboard.loop_feed import MOST_S, FeedReader
 from crane_x7_remote.dashboard.pictures import LEVELS
 from crane_x7_remote.dashboard.run_folder import POINTS, RunFollower, name_of, thinned
 from crane_x7_remote.dashboard.viewer import FAST_TIMES, Link
@@ -351,6 +351,26 @@ def test_a_feed_fills_the_page() -> None:
     assert board.ticks_after(0) == [(1, 30.0, None), (2, 30.0, None)]
 
 
+def test_an_image_is_as_old_as_its_cameras_stamp_and_the_time_since() -> None:
+    board, ended = Board(lambda: 10.5), threading.Event()
+    stream = io.BytesIO(feed.pack(a_tick()))  # at 10.0 the frame was 0.2 s old
+    FeedReader(board, lambda: None, ended.set, clock=lambda: 10.3).start(stream, HELLO)
+    assert ended.wait(10)
+    assert board.picture is not None
+    assert board.picture.at_s == pytest.approx(10.5 - 0.3 - 0.2)
+    assert json.loads(board.state_text())["ages_s"]["camera"] == pytest.approx(0.5)
+
+
+@pytest.mark.parametrize("stamp", [None, 51.0, -1e9])
+def test_a_wrong_clock_makes_no_impossible_age(stamp: float | None) -> None:
+    board, ended = Board(lambda: 100.0), threading.Event()
+    stream = io.BytesIO(feed.pack(a_tick(frame_stamp_s=stamp)))
+    FeedReader(board, lambda: None, ended.set, clock=lambda: 9.0).start(stream, HELLO)
+    assert ended.wait(10)
+    assert board.picture is not None
+    assert 0 <= 100.0 - board.picture.at_s <= MOST_S
+
+
 def test_a_path_is_not_drawn_without_the_cameras_pose_and_that_is_said() -> None:
     board = fed(None, a_tick())
     assert board.get("path") == {
@@ -370,6 +390,17 @@ def test_a_held_tick_shows_its_reason_and_the_path_that_still_runs() -> None:
     assert board.get("path")["points"], "the arm still follows what was sent"
     ended = fed(SIM_POSE, a_tick(), a_tick(number=2, at_s=11.0, robot_s=51.0, path=None, hold=hold))
     assert ended.get("path")["points"] == [], "that path has ended"
+
+
+def test_the_wrist_cameras_image_is_kept_beside_the_other() -> None:
+    board = fed(SIM_POSE, a_tick(wrist_jpeg=PICTURE, wrist_stamp_s=50.0),
+                a_tick(number=2, at_s=10.1, wrist_jpeg=None, wrist_stamp_s=50.0))  # fmt: skip
+    assert board.wrist_picture is not None
+    assert (board.wrist_picture.number, board.wrist_picture.content) == (1, PICTURE)
+    assert "wrist" in json.loads(board.state_text())["ages_s"]
+    without = fed(SIM_POSE, a_tick())
+    assert without.wrist_picture is None
+    assert "wrist" not in json.loads(without.state_text())["ages_s"]
 
 
 def test_a_damaged_image_is_left_out() -> None:

@@ -34,22 +34,17 @@ def test_a_loops_page_shows_stops_and_resumes_it_even_while_its_policy_hangs(
     driving.wait_driving()
     with stream(driving.page) as link:
         wait_until(lambda: receive(link).head["state"].get("guard"), 10, "the guard's state")
-        state = receive(link).head["state"]
+        states = (receive(link).head["state"] for _ in range(200))
+        # A loop on a busy machine may hold for a moment; then there is no path.
+        state = next(each for each in states if each["path"]["points"])
         assert state["loop"]["policy"] == "color-servo"
         assert state["loop"]["rate_hz"] > 0
-        assert state["path"]["points"], "the path of the gripper is drawn"
         assert state["path"]["gripper"]
         assert {stage["name"] for stage in state["stages"]} >= {"policy", "decode"}
     told = post(driving.page, "/instruction", {"text": "hang from now on"})
     assert told.json == {"ok": True, "text": "accepted: hang from now on"}
     with stream(driving.page) as link:
-        wait_until(
-            lambda: (
-                receive(link).head["state"]["loop"]["hold"] in ("policy timeout", "policy busy")
-            ),
-            20,
-            "the policy hangs",
-        )
+        wait_until(lambda: is_hanging(receive(link).head["state"]), 20, "the policy hangs")
     stopped = post(driving.page, "/stop", {})
     assert stopped.json["ok"], stopped.json
     assert driving.guard.state()["stopped"] is not None
@@ -184,5 +179,7 @@ def watch_memory(driving: Driving, seconds: float, settle_s: float, allowed_mib:
             if not begun_mib and passed_s > settle_s:
                 begun_mib = child.memory_info().rss / 2**20
     grown_mib = child.memory_info().rss / 2**20 - begun_mib
+    print(f"{seconds:g} s: {messages} images, {begun_mib:.1f} MiB after {settle_s:g} s, then"
+          f" {grown_mib:+.1f} MiB")  # fmt: skip
     assert messages > seconds, "at least one image per second"
     assert grown_mib < allowed_mib, f"{begun_mib:.0f} MiB grew by {grown_mib:.1f} MiB"

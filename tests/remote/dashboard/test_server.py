@@ -30,6 +30,7 @@ from crane_x7_remote.rosbridge.config import ClientConfig
 from crane_x7_remote.rosbridge.connection import LinkConfig
 from crane_x7_remote.rosbridge.topics import RECORD_TOPIC, STRING
 from crane_x7_remote.settings import Settings
+from crane_x7_remote.sim_robot.arm import still_picture
 
 TOKEN = "a-token-of-22-letters-"
 BEARER = f"Bearer {TOKEN}"
@@ -65,6 +66,21 @@ def page(board: Board) -> Iterator[RunningDashboard]:
         yield running
 
 
+def test_a_viewer_gets_the_wrist_cameras_image_smaller_and_once(board: Board) -> None:
+    board.put_wrist_picture(still_picture(640, 480))
+    with RunningDashboard(board) as page, stream(page.port) as link:
+        first, second = receive(link), receive(link)
+    size = first.head["wrist_bytes"]
+    assert 0 < size < len(first.image)
+    base, wrist = first.image[:-size], first.image[-size:]
+    assert simplejpeg.decode_jpeg(base).shape[0] <= 360
+    assert simplejpeg.decode_jpeg(wrist).shape == (180, 240, 3)
+    assert (second.head["wrist_bytes"], second.image) == (0, b"")
+    board.put_wrist_picture(b"no image")
+    with RunningDashboard(board) as page, stream(page.port) as link:
+        assert receive(link).head["wrist_bytes"] == 0
+
+
 # --- who gets in ---------------------------------------------------------------------------------
 
 
@@ -79,6 +95,7 @@ def test_the_page_has_everything_from_this_server_and_nothing_inline(
         assert "unsafe" not in policy
         assert answer.headers["x-content-type-options"] == "nosniff"
         assert answer.headers["x-frame-options"] == "DENY"
+        assert answer.headers["connection"] == "close", "no stop may meet a connection that died"
         assert "access-control-allow-origin" not in answer.headers
     html = page.get("/").body.decode()
     assert " style=" not in html
