@@ -14,20 +14,22 @@ class JointsError(ValueError):
     """The joints are not those of a CRANE-X7; the message fits behind a topic or a file's name."""
 
 
-def places_of_joints(names: Sequence[object], count: int) -> list[int]:
-    """Return the places of the 8 JOINT_NAMES in `names`; other joints are ignored.
+def places_of_joints(
+    names: Sequence[object], count: int, joints: Sequence[str] = JOINT_NAMES
+) -> list[int]:
+    """Return the places of the 8 JOINT_NAMES, or of another robot's `joints`, in `names`.
 
-    `count` values belong to the names, in their order. Raises JointsError if a joint is missing,
-    named twice or has no value.
+    Other joints are ignored. `count` values belong to the names, in their order. Raises JointsError
+    if a joint is missing, named twice or has no value.
     """
     known = list(names)
-    missing = [name for name in JOINT_NAMES if name not in known]
+    missing = [name for name in joints if name not in known]
     if missing:
         raise JointsError(f"lacks {', '.join(missing)}")
-    twice = [name for name in JOINT_NAMES if known.count(name) > 1]
+    twice = [name for name in joints if known.count(name) > 1]
     if twice:
         raise JointsError(f"names {', '.join(twice)} more than once")
-    places = [known.index(name) for name in JOINT_NAMES]
+    places = [known.index(name) for name in joints]
     if max(places) >= count:
         raise JointsError(f"has {len(known)} names and {count} positions")
     return places

@@ -55,13 +55,21 @@ class Tick:
     outcome: Sent | Hold
     intervention: bool = False
     """Whether a person drives, with a leader arm or by hand."""
+    wrist_frame: EncodedFrame | None = None
+    """The wrist camera's frame that the policy got with `frame`, or else the newest one; None
+    without WRIST_CAMERA_TOPIC."""
+    recent_joints: tuple[StampedJoints, ...] = ()
+    """Joint states of the last moments, `joints` last: more than one comes between two ticks."""
 
 
 class TickEncoder:
-    """Makes the messages of one feed; an unused frame is contained once, not in every tick."""
+    """Makes the messages of one feed; an unused frame is contained once, not in every tick, and so
+    is each joint state."""
 
     def __init__(self) -> None:
         self._passed: EncodedFrame | None = None
+        self._passed_wrist: EncodedFrame | None = None
+        self._passed_joints: StampedJoints | None = None
 
     def message(self, tick: Tick, wall_s: float) -> dict[str, Any]:
         """Return the message of `tick`; `wall_s` is the time of day when it was offered."""
@@ -79,17 +87,43 @@ class TickEncoder:
             "instruction": tick.instruction,
             "jpeg": frame.image_bytes if frame is not None and is_new else None,
             "frame_stamp_s": None if frame is None else frame.stamp_s,
+            "frame_arrival_s": None if frame is None else frame.arrival_s,
             "frame_used": tick.is_frame_used,
             "position_rad": None if joints is None else joints.state.position_rad.tolist(),
             "velocity_rad_s": None if joints is None else joints.state.velocity_rad_s.tolist(),
             "joints_stamp_s": None if joints is None else joints.stamp_s,
+            "joints_arrival_s": None if joints is None else joints.arrival_s,
+            "joints_between": self._joints_between(tick),
             "target_rad": None if sent is None else sent.target_rad.tolist(),
             "path": None if sent is None else _path(sent.trajectory),
             "hold": None if hold is None else _hold(hold),
             "policy_s": None if sent is None else sent.policy_s,
             "sequence": None if sent is None else sent.trajectory.sequence,
             "intervention": tick.intervention,
+            **self._wrist(tick.wrist_frame),
         }
+
+    def _wrist(self, frame: EncodedFrame | None) -> dict[str, Any]:
+        """Return the wrist camera's image, if it is new, and its stamp; nothing without one."""
+        if frame is None:
+            return {}
+        is_new, self._passed_wrist = frame is not self._passed_wrist, frame
+        return {"wrist_jpeg": frame.image_bytes if is_new else None, "wrist_stamp_s": frame.stamp_s}
+
+    def _joints_between(self, tick: Tick) -> list[list[float]]:
+        """Return stamp, arrival and positions of the joint states that no tick has told yet, the
+        tick's own excepted."""
+        newer: list[StampedJoints] = []
+        for joints in reversed(tick.recent_joints):
+            if joints is self._passed_joints:
+                break
+            if joints is not tick.joints:
+                newer.append(joints)
+        self._passed_joints = tick.joints
+        return [
+            [each.stamp_s, each.arrival_s, *each.state.position_rad.tolist()]
+            for each in reversed(newer)
+        ]
 
 
 def _path(trajectory: Trajectory) -> dict[str, Any]:
@@ -111,6 +145,8 @@ def hello(client: ClientConfig, config: LoopConfig, policy: str) -> dict[str, An
         "joint_states": client.joint_states_topic,
         "instruction": client.instruction_topic,
     }
+    if client.wrist_camera_topic:
+        topics["wrist_camera"] = client.wrist_camera_topic
     return {
         "kind": "hello",
         "session": config.session,

@@ -103,10 +103,11 @@ class Feeds:
             return
         self._ticks.put((tick, time.time()))
 
-    def order(self, word: str) -> None:
-        """Tell a recorder to start, stop or discard an episode, in order with the ticks."""
+    def order(self, word: str, success: bool | None = None) -> None:
+        """Tell a recorder to start, stop or discard an episode, in order with the ticks; `success`
+        is how a stopped one was judged."""
         if self._children:
-            self._ticks.put({"kind": "record", "word": word})
+            self._ticks.put({"kind": "record", "word": word, "success": success})
 
     @property
     def is_wanted(self) -> bool:

@@ -12,7 +12,6 @@ import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 
 from crane_x7_remote.inference.camera_watch import CameraWatch
 from crane_x7_remote.inference.config import LoopConfig
@@ -20,6 +19,7 @@ from crane_x7_remote.inference.feed import Tick
 from crane_x7_remote.inference.following import FollowWatch
 from crane_x7_remote.inference.gripper import LaterGoals
 from crane_x7_remote.inference.hold import Hold, HoldReason
+from crane_x7_remote.inference.intake import Asked, Gates, Intake
 from crane_x7_remote.inference.limits import Limits
 from crane_x7_remote.inference.link.clock_check import answered_stamp_s
 from crane_x7_remote.inference.link.echoes import Echoes
@@ -34,33 +34,21 @@ from crane_x7_remote.inference.shaping import Moment, Shaped, TrajectoryPlanner
 from crane_x7_remote.inference.task import StatusReport, Task
 from crane_x7_remote.inference.tick_log import Sent, TickLog
 from crane_x7_remote.inference.warm_up import warm_up
-from crane_x7_remote.inference.worker import Job, Meanwhile, PolicyWorker, Prediction
+from crane_x7_remote.inference.worker import Meanwhile, PolicyWorker, Prediction
 from crane_x7_remote.inference.wrist_camera import WristCamera
-from crane_x7_remote.rosbridge import frames, messages, protocol
+from crane_x7_remote.rosbridge import protocol
 from crane_x7_remote.rosbridge.frames import EncodedFrame
 from crane_x7_remote.rosbridge.topics import STATUS_TOPIC
 from crane_x7_vla_rl.log_text import shown
 from crane_x7_vla_rl.policies.base import Policy
-from crane_x7_vla_rl.types import Image, Observation, Trajectory
+from crane_x7_vla_rl.types import Trajectory
 
 logger = logging.getLogger(__name__)
 
-AHEAD_S = 0.002
-"""A slow policy's next frame is taken this much before decoding must start: waits are not exact."""
 LONGEST_SLEEP_S = 0.2
 """Longest sleep between two ticks: a new task is answered within this time."""
 GOODBYE_S = 0.2
 """How long the last trajectory may wait for the socket."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Asked:
-    """A frame that was passed to the policy."""
-
-    frame: EncodedFrame
-    job: Job
-    before: EncodedFrame | None
-    """The frame used before it."""
 
 
 class InferenceLoop:
@@ -101,20 +89,20 @@ class InferenceLoop:
         self._status = StatusReport(self._task, self.metrics, config.dry_run)
         self._pacer = Pacer(1 / config.rate_hz, clock())
         self._rate = RateWatch(self.metrics)
-        self._policy_s = self._decode_s = 0.0
-        self._asked: _Asked | Hold | None = None
-        """The frame passed to the policy in advance; the next tick uses its prediction."""
-        self._used: EncodedFrame | None = None
-        self._decided_on: EncodedFrame | None = None
-        """The frame of the present tick, once the policy has it."""
+        self._decided_on: Asked | None = None
+        """What the present tick is about, once the policy has it."""
         self._planner = TrajectoryPlanner(config.session, config.validity_s, limits, self._peers)
         self._following = FollowWatch(limits.tracking_rad, bool(config.topics.echo))
         self._reconnects: int | None = None
         self._echoes = Echoes(client, config.session, self._peers, self._following, clock)
         self._ready = Readiness(client, config, limits, self._echoes, clock, self._forget_path)
-        self._camera = CameraWatch(client, policy, config.camera_pose, self._worker.reset_next)
-        self._camera.listen()
+        camera = CameraWatch(client, policy, config.camera_pose, self._worker.reset_next)
+        camera.listen()
         self._wrist = WristCamera(client, policy, config, clock)
+        gates = Gates(self._ready, camera, self._wrist)
+        self._intake = Intake(
+            client, self._worker, self._task, gates, self._pacer, self._rate, self.metrics, clock
+        )
         if config.topics.echo and not config.dry_run:
             self._echoes.listen(config.topics.echo)
 
@@ -140,7 +128,7 @@ class InferenceLoop:
         `each_second` gets the metrics about once a second. Raises PolicyFailingError.
         """
         started_s = reported_s = self._clock()
-        self._pacer = Pacer(1 / self._config.rate_hz, started_s)
+        self._pacer.restart(started_s)
         try:
             while not self._stop.is_set():
                 now_s = self._clock()
@@ -186,131 +174,50 @@ class InferenceLoop:
     def _observed(self, outcome: Sent | Hold) -> Tick:
         client, at_s = self._client, self._clock()
         used = self._decided_on
+        recent = client.recent_joints()
         return Tick(
             number=self.metrics.counters["ticks"],
             at_s=at_s,
             robot_s=client.robot_time(at_s),
             instruction=self._task.instruction,
-            frame=client.latest_frame() if used is None else used,
+            frame=client.latest_frame() if used is None else used.frame,
             is_frame_used=used is not None,
-            joints=client.joints(),
+            joints=recent[-1] if recent else None,
             outcome=outcome,
+            wrist_frame=self._wrist.newest() if used is None or used.wrist is None else used.wrist,
+            recent_joints=recent,
         )
 
     def _decide(self) -> Sent | Hold | None:
-        asked, self._asked = self._asked, None
         self._decided_on = None
         if not self._client.link.connected:
+            self._intake.forget()
             return Hold(HoldReason.LINK_DOWN, "not connected to rosbridge")
-        if isinstance(asked, _Asked) and asked.job.has_begun:
-            self._rate.took_frame(self._clock(), is_behind=True, was_there=True)
-        else:
-            if isinstance(asked, _Asked):  # the policy was free too late for it
-                self._used = asked.before
-            asked = asked if isinstance(asked, Hold) else self._ask(self._next_frame())
+        asked = self._intake.take()
         if isinstance(asked, Hold):
             return asked
-        self._decided_on = asked.frame
+        self._decided_on = asked
         timeout_s = self._config.policy_timeout_s
         prediction = self._worker.answer(asked.job, timeout_s, self._meanwhile())
         if not isinstance(prediction, Prediction):
             return prediction
-        self._policy_s = prediction.duration_s
+        self._intake.policy_s = prediction.duration_s
         shaped = self._shape(asked.frame, prediction.chunk)
         if isinstance(shaped, Hold):
             return shaped
         return self._send(shaped, asked.frame, prediction.duration_s)
 
-    def _ask(self, frame: EncodedFrame | None, begin_by_s: float | None = None) -> _Asked | Hold:
-        """Pass `frame` to the policy, if nothing forbids driving; with `begin_by_s`, after the
-        prediction that it computes now."""
-        joints = self._client.joints()
-        hold = self._ready.frame(frame, self._used is not None) or self._ready.robot(joints)
-        if hold is not None:
-            return hold
-        assert frame is not None
-        assert joints is not None
-        wrist = self._wrist.take(frame)
-        if isinstance(wrist, Hold):
-            return wrist
-        before, self._used = self._used, frame
-        seen = self._decode(frame, wrist)
-        if isinstance(seen, Hold):
-            return seen
-        image, more = seen
-        hold = self._camera.hold(image)
-        if hold is not None:
-            return hold
-        now_s = self._clock()
-        taken_s = now_s - self._client.frame_age_s(frame, now_s)
-        observation = Observation(image, joints.state, self._task.instruction, taken_s, more)
-        if begin_by_s is not None:
-            return _Asked(frame, self._worker.ask_next(observation, begin_by_s), before)
-        job = self._worker.ask(observation)
-        return job if isinstance(job, Hold) else _Asked(frame, job, before)
-
     def _meanwhile(self) -> list[Meanwhile]:
-        """Return what to do while the policy computes: send the gripper's goals, and shortly before
-        the prediction of a policy that is slower than the period pass it the next frame, so that it
-        continues while this frame's trajectory is made and sent."""
+        """Return what to do while the policy computes: send the gripper's goals, and what `Intake`
+        does for the next prediction."""
         now_s = self._clock()
         work = [
             Meanwhile(max(at_s - now_s, 0.0), self._send_gripper) for at_s in self._gripper.times_s
         ]
-        lead_s = 2 * self._decode_s + AHEAD_S
-        if self._pacer.is_behind and self._policy_s > lead_s:
-            work.append(Meanwhile(self._policy_s - lead_s, lambda: self._ask_ahead(lead_s)))
-        return work
+        return work + self._intake.meanwhile()
 
     def _send_gripper(self) -> None:
         self.metrics.counters["gripper_goals"] += self._gripper.send_due()
-
-    def _ask_ahead(self, lead_s: float) -> None:
-        """Pass on the newest frame, `lead_s` before the policy should be free. The next tick checks
-        again what forbids this, except for the frame, which then counts as used."""
-        now_s, due_s = self._clock(), self._pacer.next_deadline_s
-        if now_s + lead_s < due_s:
-            return
-        frame = self._client.latest_frame()
-        if frame is self._used or (frame and frame.arrival_s < due_s - self._pacer.grace_s):
-            frame = self._client.wait_frame(frame, lead_s - self._decode_s) or frame
-        if frame is None or frame is self._used:
-            return
-        asked = self._ask(frame, now_s + 2 * lead_s)
-        if isinstance(asked, _Asked) or self._used is frame:
-            self._asked = asked
-
-    def _next_frame(self) -> EncodedFrame | None:
-        """Return the newest unused frame; wait briefly for one that is due."""
-        pacer, frame = self._pacer, self._client.latest_frame()
-        is_unused = frame is not None and frame is not self._used
-        is_recent = frame is not None and frame.arrival_s >= pacer.deadline_s - pacer.grace_s
-        patience_s = pacer.patience_s(self._clock(), is_unused)
-        if patience_s > 0 and not (is_unused and is_recent):
-            newer = self._client.wait_frame(frame, patience_s)
-            frame = frame if newer is None else newer
-        if frame is None or frame is self._used:
-            return None
-        self._rate.took_frame(self._clock(), pacer.is_behind, is_unused)
-        self.metrics.counters["resyncs"] += pacer.observe(frame.arrival_s)
-        return frame
-
-    def _decode(
-        self, frame: EncodedFrame, wrist: EncodedFrame | None
-    ) -> tuple[Image, dict[str, Image]] | Hold:
-        started_s = self._clock()
-        more = self._wrist.images(wrist)
-        try:
-            image = frames.decode_image(frame)
-        except messages.MessageError as error:
-            more = Hold(HoldReason.FRAME_UNREADABLE, str(error))
-        if isinstance(more, Hold):
-            self.metrics.counters["refused_frames"] += 1
-            return more
-        self._decode_s = self._clock() - started_s
-        self.metrics.decode.add(self._decode_s)
-        self.metrics.counters["frames_used"] += 1
-        return image, more
 
     def _shape(self, frame: EncodedFrame, chunk: object) -> Shaped | Hold:
         """Return the trajectory; the joints are read again, as they moved while the policy ran."""
@@ -398,7 +305,7 @@ class InferenceLoop:
         self._peers.link_came_up(now_s)
         self._echoes.guard.link_came_up()
         self._pacer.settle()
-        self._asked = None
+        self._intake.forget()
         self._forget_path()
         self._ready.link_came_up()
         self._outgoing.link_came_up()

@@ -33,6 +33,10 @@ class Pacer:
 
     def __init__(self, period_s: float, start_s: float) -> None:
         self.period_s = period_s
+        self.restart(start_s)
+
+    def restart(self, start_s: float) -> None:
+        """Begin again, with the first deadline at `start_s`."""
         self.deadline_s = start_s
         self.is_behind = False
         """The deadline had passed when the loop became free: its tick runs at once."""

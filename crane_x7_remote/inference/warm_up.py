@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from crane_x7_vla_rl.kinematics import UnreachableError
-from crane_x7_vla_rl.policies.base import Policy, more_cameras, only_numbers
+from crane_x7_vla_rl.policies.base import Policy, more_cameras, only_numbers, warming_up
 from crane_x7_vla_rl.robot import HOME_RAD
 from crane_x7_vla_rl.types import ActionChunk, Array, Image, JointState, Observation
 
@@ -31,6 +31,12 @@ def warm_up(policy: Policy, instruction: str, time_s: float) -> None:
     Joints, instruction and time are the same for all, and so are the random numbers of a policy
     that seeds them at `reset`: only the images differ. Raises NotFiniteError.
     """
+    with warming_up(policy):
+        _compare(policy, instruction, time_s)
+
+
+def _compare(policy: Policy, instruction: str, time_s: float) -> None:
+    """Ask until two predictions differ; say if none do."""
     found: list[Array] = []
     for picture in pictures():
         answer = _ask(policy, picture, instruction, time_s, is_first=not found)

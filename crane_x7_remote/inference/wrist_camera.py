@@ -45,6 +45,10 @@ class WristCamera:
             )
         return self._check(frame, base) or frame
 
+    def newest(self) -> EncodedFrame | None:
+        """Return the newest frame, for those who watch the loop; None without a wrist camera."""
+        return self._client.wrist_frame() if self._topic else None
+
     def images(self, frame: EncodedFrame | None) -> dict[str, Image] | Hold:
         """Return `Observation.more_images` of the frame that `take` returned."""
         if frame is None:

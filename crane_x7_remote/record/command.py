@@ -15,7 +15,7 @@ import queue
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Final
@@ -41,7 +41,8 @@ from crane_x7_remote.rosbridge.topics import RECORD_STATUS_TOPIC, STRING
 from crane_x7_remote.settings import Settings
 from crane_x7_remote.system import signals
 from crane_x7_vla_rl.data.episode import DataError
-from crane_x7_vla_rl.data.lerobot import recover
+from crane_x7_vla_rl.data.files import read_json
+from crane_x7_vla_rl.data.lerobot import layout, recover
 from crane_x7_vla_rl.fields import Count, argument_type, within
 from crane_x7_vla_rl.log_text import shown
 
@@ -90,6 +91,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--wait", type=SECONDS, default=30.0, metavar="S",
         help="longest wait for the first message of each topic (%(default)g)")  # fmt: skip
     add("--push", metavar="OWNER/NAME", help="upload the data set to the Hub at the end, private")
+    add("--upload-only", action="store_true",
+        help="record nothing: --push what the folder holds, such as after an upload that failed;"
+        " needs no robot")  # fmt: skip
     add("--rerun", type=Path, metavar="FILE.rrd",
         help="also write the episodes for the Rerun viewer (pip install rerun-sdk)")  # fmt: skip
     add("--from-feed", action="store_true",
@@ -111,6 +115,8 @@ class _Source:
 
 def run(args: argparse.Namespace) -> int:
     """Record; returns 0. Raises RecordError for what is missing, OutputError for the disk."""
+    if args.upload_only:
+        return _upload(args)
     settings = settings_module.from_args(args)
     if args.instruction is not None:
         args.instruction = _instruction(args.instruction)
@@ -120,6 +126,7 @@ def run(args: argparse.Namespace) -> int:
     if args.push is not None:
         _check_push(args.push)
     kept = _kept(args.folder, resume)
+    _check_cameras(args.folder, source.options.cameras)
     stop = StopFlag(*((signal.SIGTERM,) if args.from_feed else signals.ending()))
     writer = EpisodeWriter(args.folder, resume, kept, observe)
     try:
@@ -178,13 +185,30 @@ def _end(args: argparse.Namespace, writer: EpisodeWriter, summary: Summary) -> i
         raise OutputError(str(error)) from error
     print(json.dumps(summary.as_json()) if args.json else summary.in_words(), flush=True)
     if args.push is not None and summary.kept:
-        from crane_x7_vla_rl.data.lerobot.push import push
-
-        try:
-            logger.info("%s", push(args.folder, args.push))
-        except DataError as error:
-            raise OutputError(f"--push: {error}") from error
+        logger.info("%s", _push(args))
     return ExitCode.OK
+
+
+def _upload(args: argparse.Namespace) -> int:
+    """Upload what the folder holds; raises RecordError and OutputError."""
+    if args.push is None:
+        raise RecordError("--upload-only: where to? Give --push OWNER/NAME, too")
+    _check_push(args.push)
+    try:
+        recover(args.folder)
+    except (DataError, OSError) as error:
+        raise RecordError(str(error)) from error
+    print(_push(args), flush=True)
+    return ExitCode.OK
+
+
+def _push(args: argparse.Namespace) -> str:
+    from crane_x7_vla_rl.data.lerobot.push import push
+
+    try:
+        return push(args.folder, args.push)
+    except DataError as error:
+        raise OutputError(f"--push: {error}") from error
 
 
 def _kept(folder: Path, resume: bool) -> int:
@@ -197,6 +221,24 @@ def _kept(folder: Path, resume: bool) -> int:
     if (folder / "meta" / "info.json").exists() or any(_staged(folder)):
         raise RecordError(f"{folder}: holds a data set already; --resume adds to it")
     return 0
+
+
+def _check_cameras(folder: Path, cameras: Iterable[str]) -> None:
+    """Refuse to add episodes of other cameras: each of them would be discarded."""
+    if not (folder / layout.INFO).exists():
+        return
+    try:
+        features = read_json(folder / layout.INFO)["features"]
+    except (DataError, KeyError) as error:
+        raise RecordError(f"{folder}: {error}") from error
+    known = sorted(name.removeprefix(layout.IMAGES) for name in features
+                   if name.startswith(layout.IMAGES))  # fmt: skip
+    if known != sorted(cameras):
+        raise RecordError(
+            f"{folder}: its episodes have the cameras {', '.join(known)}, the new ones would have"
+            f" {', '.join(sorted(cameras))}; use another folder, or the same cameras (--camera;"
+            " of a loop: WRIST_CAMERA_TOPIC)"
+        )
 
 
 def _staged(folder: Path) -> Iterator[Path]:
@@ -226,11 +268,11 @@ def _robot_source(args: argparse.Namespace, settings: Settings) -> _Source:
 
 def _feed_source(args: argparse.Namespace, settings: Settings) -> _Source:
     if args.camera is not None or args.action != "commands":
-        raise RecordError("--from-feed: a loop has one camera and its own actions; leave --camera"
-                          " and --action out")  # fmt: skip
+        raise RecordError("--from-feed: a loop has its own cameras and actions; leave --camera and"
+                          " --action out")  # fmt: skip
     hello, feed = feed_input.open_feed(sys.stdin.buffer)
     options = _options(
-        args, args.fps or hello.rate_hz, {BASE: hello.camera_topic}, hello.joint_states_topic,
+        args, args.fps or hello.rate_hz, hello.cameras, hello.joint_states_topic,
         instruction=hello.instruction, policy=True,
     )  # fmt: skip
     client = _client(settings, hello.host, hello.port)

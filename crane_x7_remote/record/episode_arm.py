@@ -12,9 +12,10 @@ from typing import Any, Final
 import numpy as np
 import simplejpeg
 
+from crane_x7_remote.record.events import BASE
 from crane_x7_vla_rl.data.episode import Episode
 from crane_x7_vla_rl.robot import DOF
-from crane_x7_vla_rl.types import Array, JointState
+from crane_x7_vla_rl.types import WRIST, Array, JointState
 
 QUALITY: Final = 95
 
@@ -26,10 +27,12 @@ class EpisodeArm:
         """`ended` is set after the last frame."""
         self.period_s = period_s
         self._episode, self._ended = episode, ended
+        self._views = {name: episode.seen_by(name) for name in episode.others} | {BASE: episode}
         self._elapsed_s = 0.0
         self._has_begun = False
         self._times_s = np.arange(len(episode)) / episode.fps
-        self._encoded: tuple[int, bytes] | None = None
+        self._encoded: dict[str, tuple[int, bytes]] = {}
+        """Camera → the number of its newest frame, and that as a JPEG."""
 
     def step(self, target_rad: Array) -> None:
         """Let time pass; the recorded arm takes no targets."""
@@ -50,17 +53,21 @@ class EpisodeArm:
     def jpeg(self) -> bytes:
         """Return the newest frame; the first call starts the episode."""
         self._has_begun = True
-        # A step may end a rounding error before its frame.
-        now = min(int(self._elapsed_s * self._episode.fps + 1e-6), len(self._episode) - 1)
-        if self._encoded is None or self._encoded[0] != now:
-            image = np.ascontiguousarray(self._episode.image(now))
-            content = simplejpeg.encode_jpeg(image, quality=QUALITY, colorsubsampling="444")
-            self._encoded = now, content
-        return self._encoded[1]
+        return self._jpeg(BASE)
 
     def wrist_jpeg(self) -> bytes:
-        """An episode is replayed with its base camera alone."""
-        raise NotImplementedError
+        """Return the newest frame of the wrist camera; only for an episode that has one."""
+        return self._jpeg(WRIST)
+
+    def _jpeg(self, camera: str) -> bytes:
+        # A step may end a rounding error before its frame.
+        now = min(int(self._elapsed_s * self._episode.fps + 1e-6), len(self._episode) - 1)
+        number, content = self._encoded.get(camera, (-1, b""))
+        if number != now:
+            image = np.ascontiguousarray(self._views[camera].image(now))
+            content = simplejpeg.encode_jpeg(image, quality=QUALITY, colorsubsampling="444")
+            self._encoded[camera] = now, content
+        return content
 
     def view_jpeg(self) -> bytes:
         """Return the same image: the recording has no other."""
@@ -72,6 +79,9 @@ class EpisodeArm:
 
     def put_back(self, colour: str) -> None:
         """Has no cubes."""
+
+    def arrange(self, seed: int) -> None:
+        """Its scene is the recorded one."""
 
     def close(self) -> None:
         """Nothing to free."""

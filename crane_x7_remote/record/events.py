@@ -55,6 +55,8 @@ class Decided:
     """(8,); None: it did not drive."""
     intervention: bool
     """Whether someone else could act meanwhile: another loop, or an operator after a stop."""
+    is_pause: bool = False
+    """Whether a person paused the loop: nobody acts until it continues."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +73,8 @@ class Ordered:
     word: Word
     by: str
     """For the log: "keyboard", "topic", …"""
+    success: bool | None = None
+    """With stop: how the episode was judged; None: it was not."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -40,6 +40,8 @@ COMMANDS: Final = 20
 """Trajectories before the start that may still run."""
 CLOCKS_AGREE_S: Final = 0.5
 """With a larger difference, two streams' stamps count as not synchronised."""
+PATIENCE_S: Final = 3.0
+"""A loop's recorder says after this time why no episode begins."""
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,8 @@ class Recorder:
         """Stream → stamp and arrival of its newest message."""
         self._waits = not options.follows_policy
         """Whether the next episode needs an order."""
+        self._blocked: tuple[str, float] | None = None
+        """Why a loop's episode does not begin, and since when; infinite: that was said."""
         self.failure: str | None = None
         """Why nothing more can be recorded."""
         self.discarded = self.cut = self.low = 0
@@ -124,7 +128,7 @@ class Recorder:
                 frame = event.frame
                 self._leads[f"camera {event.camera}"] = frame.stamp_s, frame.arrival_s
                 if self._take is None and not self._waits and event.camera == BASE:
-                    self._start("the loop")
+                    self._start("the loop", frame.arrival_s)
                 self._pass(event)
             case Measured():
                 joints = event.joints
@@ -206,7 +210,7 @@ class Recorder:
             if self._take is None:
                 self._say("not recording")
             else:
-                self._finish(f"stopped by {event.by}")
+                self._finish(f"stopped by {event.by}", event.success)
         elif event.word == "discard":
             self._waits = True
             if self._take is None:
@@ -216,12 +220,12 @@ class Recorder:
 
     # --- one episode -----------------------------------------------------------------------------
 
-    def _start(self, by: str) -> None:
+    def _start(self, by: str, now_s: float = 0.0) -> None:
         problem = self._obstacle()
         if problem is not None:
-            if not self.options.follows_policy:
-                self._say(f"cannot start: {problem}")
+            self._say_blocked(problem, now_s)
             return
+        self._blocked = None
         stamped, ahead_s = self._clock()
         options = self.options
         plan = TakePlan(
@@ -241,6 +245,16 @@ class Recorder:
             self._pass(earlier)
         if self._take is not None:
             self._say(f"recording episode {self._writer.kept}, started by {by}")
+
+    def _say_blocked(self, problem: str, now_s: float) -> None:
+        """Say why no episode begins; a loop tries with every image, and is told once."""
+        if not self.options.follows_policy:
+            self._say(f"cannot start: {problem}")
+        elif self._blocked is None or self._blocked[0] != problem:
+            self._blocked = problem, now_s
+        elif now_s - self._blocked[1] > PATIENCE_S:
+            self._blocked = problem, float("inf")
+            self._say(f"nothing is recorded yet: {problem}")
 
     def _obstacle(self) -> str | None:
         if self._writer.failure is not None:
@@ -293,14 +307,14 @@ class Recorder:
         self._close()
         self._say(f"discarded: {reason}")
 
-    def _finish(self, reason: str) -> None:
+    def _finish(self, reason: str, success: bool | None = None) -> None:
         take, spool = self._take, self._spool
         assert take is not None
         assert spool is not None
         self._take = self._spool = None
         try:
             source = f"recording {self._writer.kept}"
-            episode, report = take.episode(self._instruction or "", source)
+            episode, report = take.episode(self._instruction or "", source, success)
         except TooShort as short:
             spool.close()
             self.discarded += 1
@@ -310,6 +324,10 @@ class Recorder:
         for line in report.low:
             self._say(f"rate not kept: {line}")
         note = f"{report.frames} frames, {report.seconds:.1f} s"
+        if report.left_out:
+            note += f" ({report.left_out} more left out: the loop held and nobody moved the arm)"
+        if success is not None:
+            note += f", {'success' if success else 'failure'}"
         self._say(f"{note}; {reason}")
         self._writer.add(Finished(episode, spool, note))
 

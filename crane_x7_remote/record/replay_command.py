@@ -35,13 +35,14 @@ from crane_x7_vla_rl.data import reading
 from crane_x7_vla_rl.data.episode import DataError, Episode
 from crane_x7_vla_rl.fields import argument_type, within
 from crane_x7_vla_rl.robot import PREFIX
+from crane_x7_vla_rl.types import WRIST
 
 logger = logging.getLogger(__name__)
 
 FLAGS: Final = (
     "rosbridge_host", "rosbridge_port", "rosbridge_token", "rosbridge_proxy", "peer_wait_timeout",
-    "max_frame_age", "max_jump", "speed", "camera_topic", "joint_states_topic", "arm_topic",
-    "trajectory_topic", "gripper_action", "dry_run",
+    "max_frame_age", "max_jump", "speed", "camera_topic", "wrist_camera_topic",
+    "joint_states_topic", "arm_topic", "trajectory_topic", "gripper_action", "dry_run",
 )  # fmt: skip
 COMMON: Final = (
     "episode", "slower", "dry_run", "to_loop", "json", "rosbridge_host", "rosbridge_port",
@@ -109,7 +110,8 @@ def _episode(args: argparse.Namespace) -> Episode:
     from crane_x7_vla_rl.data.source import open_source
 
     try:
-        source = open_source(args.data, reading=reading.from_args(args))
+        both = args.to_loop is not None
+        source = open_source(args.data, reading=reading.from_args(args), all_cameras=both)
         if args.episode >= len(source):
             raise RecordError(
                 f"{args.data}: has {len(source)} episodes, from 0; --episode is {args.episode}"
@@ -141,9 +143,10 @@ def _in_words(report: ReplayReport) -> str:
 def _serve(args: argparse.Namespace, settings: Settings, episode: Episode, stop: StopFlag) -> int:
     ended = threading.Event()
     rate_hz = max(episode.fps, RATE_HZ)
+    wrist_topic = _wrist_topic(settings, episode)
     config = RobotConfig(
         server=ServerConfig(port=args.to_loop),
-        topics=settings.model_copy(update={"wrist_camera_topic": ""}),
+        topics=settings.model_copy(update={"wrist_camera_topic": wrist_topic}),
         camera_rate_hz=episode.fps,
         camera_pose=None,
         description={"episode": episode.source},
@@ -165,6 +168,19 @@ def _serve(args: argparse.Namespace, settings: Settings, episode: Episode, stop:
             robot.ended.wait(LEAVE_S)
             print(f"the episode is over: {len(episode)} frames")
     return ExitCode.OK
+
+
+def _wrist_topic(settings: Settings, episode: Episode) -> str:
+    """Return where the wrist camera's images go; empty if either is not there, and say so."""
+    topic, has_images = settings.wrist_camera_topic, WRIST in episode.others
+    if topic and not has_images:
+        logger.warning("%s: has no camera %s; %s stays silent", episode.source, WRIST, topic)
+    if has_images and not topic:
+        logger.warning(
+            "%s: its camera %s is not served; name its topic with WRIST_CAMERA_TOPIC, here and for"
+            " the loop", episode.source, WRIST,
+        )  # fmt: skip
+    return topic if has_images else ""
 
 
 def _configs(settings: Settings, *, dry_run: bool) -> tuple[ClientConfig, LoopConfig, TargetConfig]:

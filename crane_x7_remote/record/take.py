@@ -34,6 +34,9 @@ of the episode must not alternate between two images and none because its stamps
 FEWEST_FRAMES: Final = 2
 LOW: Final = 0.9
 """Share of frames that repeat no image, below which the rate counts as not kept."""
+STILL_S: Final = 0.5
+STILL_RAD: Final = 0.01
+"""An arm that no joint moves further within STILL_S before and after a frame stands still."""
 OWN_TOPIC_S: Final = 5.0
 """A loop's trajectories on the arm's topic are skipped if it sent one with all 8 joints this
 recently."""
@@ -87,6 +90,8 @@ class TakeReport:
     seconds: float
     low: tuple[str, ...]
     """Rates that were not kept, with numbers."""
+    left_out: int = 0
+    """Frames in which a policy's loop held and nobody moved the arm."""
 
 
 class Take:
@@ -208,27 +213,39 @@ class Take:
 
     # --- out -------------------------------------------------------------------------------------
 
-    def episode(self, instruction: str, source: str) -> tuple[Episode, TakeReport]:
-        """Return the episode so far; raises TooShort."""
+    def episode(
+        self, instruction: str, source: str, success: bool | None = None
+    ) -> tuple[Episode, TakeReport]:
+        """Return the episode so far; raises TooShort.
+
+        Of a policy's episode, frames in which its loop held and nobody moved the arm are left out:
+        whatever is trained on them would learn to stand still.
+        """
         count = self._whole_frames()
-        stamps = np.array(self._cameras[BASE].times_s[:count])  # (T,)
-        due = stamps + 1 / self.plan.fps
+        every = np.array(self._cameras[BASE].times_s[:count])  # (count,)
+        kept = np.flatnonzero(~self._idle(every))  # (T,)
+        if len(kept) < FEWEST_FRAMES:
+            raise TooShort(f"nobody moved the arm in {count} frames")
+        stamps = every[kept]  # (T,)
         images = {
-            name: SpooledImages(self._spool, tuple(camera.places[:count]))
+            name: SpooledImages(self._spool, tuple(camera.places[row] for row in kept))
             for name, camera in self._cameras.items()
         }
         episode = Episode(
             images=images.pop(BASE),
             state=self._at("robot", stamps).astype(np.float32),
-            action=self._actions(stamps, due).astype(np.float32),
+            action=self._actions(stamps, stamps + 1 / self.plan.fps).astype(np.float32),
             instruction=instruction,
             fps=self.plan.fps,
-            success=None,
+            success=success,
             source=source,
             others=images,
             intervention=self._interventions(stamps),
         )
-        return episode, TakeReport(count, count / self.plan.fps, self._low(count))
+        report = TakeReport(
+            len(kept), len(kept) / self.plan.fps, self._low(count), count - len(kept)
+        )
+        return episode, report
 
     def _whole_frames(self) -> int:
         """Return the number of frames whose action is known; raises TooShort."""
@@ -265,6 +282,20 @@ class Take:
             if decided is not None and decided.target_rad is not None:
                 measured[row] = decided.target_rad
         return measured
+
+    def _idle(self, stamps_s: Array) -> npt.NDArray[np.bool_]:
+        """Return (T,) in which frames nobody drove: pauses, and other holds while the arm stood."""
+        if self.plan.action != "policy":
+            return np.zeros(len(stamps_s), bool)
+        before, now, after = (self._at("robot", stamps_s + at) for at in (-STILL_S, 0.0, STILL_S))
+        moved_rad = np.maximum(np.abs(now - before), np.abs(after - now)).max(axis=1)
+        found = self._decisions(stamps_s)
+        held = np.array([each is not None and each.target_rad is None for each in found])
+        paused = np.array([
+            each is not None and each.is_pause and not each.intervention for each in found
+        ])  # fmt: skip
+        idle: npt.NDArray[np.bool_] = held & (paused | (moved_rad < STILL_RAD))
+        return idle
 
     def _interventions(self, stamps_s: Array) -> npt.NDArray[np.bool_]:
         found = self._decisions(stamps_s)

@@ -99,10 +99,5 @@ class EpisodeWriter:
 
 
 def _open(folder: Path, episode: Episode, resume: bool) -> LeRobotWriter:
-    height, width, _ = episode.image(0).shape
-    others = {}
-    for name in episode.others:
-        rows, columns, _ = episode.seen_by(name).image(0).shape
-        others[name] = columns, rows
-    extras = Extras(others, episode.intervention is not None)
-    return LeRobotWriter(folder, episode.fps, (width, height), resume=resume, extras=extras)
+    size, extras = Extras.of(episode)
+    return LeRobotWriter(folder, episode.fps, size, resume=resume, extras=extras)

@@ -194,6 +194,10 @@ class RosbridgeClient:
         """Return the newest valid joint state."""
         return self._inbox.joints
 
+    def recent_joints(self) -> tuple[StampedJoints, ...]:
+        """Return the valid joint states of the last moments, the newest last."""
+        return self._inbox.recent_joints
+
     def take_instruction(self) -> str | None:
         """Return the newest instruction if it has not been taken yet.
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 from crane_x7_remote.rosbridge import frames, messages, protocol
 from crane_x7_remote.rosbridge.clock import Staleness
@@ -33,6 +33,8 @@ STATUS_AGAIN_S = 1.0
 """The same for status messages of the server."""
 
 Callback = Callable[[Mapping[str, Any]], None]
+JOINTS_KEPT: Final = 128
+"""Joint states of the last moments, for recordings: a second of a fast robot."""
 MAX_NAMED = 16
 """Unknown names that a server sends are remembered and logged up to this many."""
 
@@ -66,6 +68,7 @@ class Inbox:
         self._frame: EncodedFrame | None = None
         self._wrist_frame: EncodedFrame | None = None
         self._joints: StampedJoints | None = None
+        self._recent_joints: deque[StampedJoints] = deque(maxlen=JOINTS_KEPT)
         self._instruction: str | None = None
         self._clocks = RobotClocks(topics.camera, topics.joint_states)
         self._watch = JointWatch(topics.joint_states or "")
@@ -102,6 +105,11 @@ class Inbox:
     def joints(self) -> StampedJoints | None:
         """The newest valid joint state."""
         return self._joints
+
+    @property
+    def recent_joints(self) -> tuple[StampedJoints, ...]:
+        """The last JOINTS_KEPT valid joint states, the newest last."""
+        return tuple(self._recent_joints)  # one step of the interpreter: nothing is added meanwhile
 
     @property
     def refused(self) -> dict[str, int]:
@@ -349,6 +357,7 @@ class Inbox:
         self._watch.take(state, measured_s, arrival_s, self._layout(message), stamped)
         if is_trusted:
             self._joints = StampedJoints(state, stamp_s, arrival_s)
+            self._recent_joints.append(self._joints)
 
     def _hear_instruction(self, message: Mapping[str, Any]) -> None:
         try:

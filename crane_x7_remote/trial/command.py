@@ -52,6 +52,7 @@ from crane_x7_vla_rl.fields import Count, argument_type, within
 from crane_x7_vla_rl.file_errors import why
 from crane_x7_vla_rl.policies.color_servo.phases import OPEN_RAD
 from crane_x7_vla_rl.robot import HOME_RAD
+from crane_x7_vla_rl.scenes import EVALUATION_SEED
 
 logger = logging.getLogger(__name__)
 
@@ -68,6 +69,7 @@ COMMON: Final = (
 WITHOUT: Final = ("dry_run", "instruction_topic")
 """A trial drives, and keeps its task."""
 SECONDS = argument_type(Annotated[float, within(1, 86_400)])
+SEED = argument_type(Annotated[int, within(0, 2**31 - 1 - 10_000)])
 PORT = argument_type(Annotated[int, within(1, 65_535)])
 
 
@@ -84,6 +86,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " (%(default)s)")  # fmt: skip
     add("--judge-port", type=PORT, metavar="PORT",
         help="the simulated robot's own port if a guard is before it [ROSBRIDGE_PORT]")  # fmt: skip
+    add("--first-seed", type=SEED, metavar="N",
+        help="with --judge sim: seed of the first episode's scene; each further episode has the"
+        f" next one ({EVALUATION_SEED}, which no demonstration has)")  # fmt: skip
     add("--output-dir", type=Path, metavar="DIR",
         help="folder of all trials; each adds one named by its time"
         " (OUTPUT_ROOT/trials)")  # fmt: skip
@@ -226,6 +231,7 @@ def _plan(
         timeout_s=args.timeout or TIMEOUT_S,
         judge=args.judge,
         episodes=args.episodes or EPISODES,
+        first_seed=_first_seed(args),
     )
     if args.resume is None:
         parent = args.output_dir or settings_module.output_root() / "trials"
@@ -243,6 +249,8 @@ def _plan(
         plan = replace(plan, timeout_s=before.timeout_s)
     if args.episodes is None:
         plan = replace(plan, episodes=before.episodes)
+    if args.first_seed is None:
+        plan = replace(plan, first_seed=before.first_seed)
     differences = plan.differences(before)
     if differences:
         raise SettingsError(
@@ -252,8 +260,17 @@ def _plan(
     return plan, episodes, args.resume
 
 
+def _first_seed(args: argparse.Namespace) -> int | None:
+    """Return the seed of the first scene; raises SettingsError where there is no simulation."""
+    if args.judge == "sim":
+        return EVALUATION_SEED if args.first_seed is None else int(args.first_seed)
+    if args.first_seed is not None:
+        raise SettingsError("trial: --first-seed is for --judge sim; a person arranges the scene")
+    return None
+
+
 def _options(
-    args: argparse.Namespace, link: ClientConfig, record: Callable[[Word], None]
+    args: argparse.Namespace, link: ClientConfig, record: Callable[[Word, bool | None], None]
 ) -> TrialOptions:
     home_rad = np.array(HOME_RAD)
     home_rad[-1] = OPEN_RAD if args.home_gripper == "open" else np.nan

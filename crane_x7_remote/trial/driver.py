@@ -181,7 +181,6 @@ class TrialLoop(InferenceLoop):
             self._come_to_rest()  # nothing is sent when it has braked
 
     def _change(self, order: _Order, before: _Order) -> None:
-        self._asked = None
         if order.mode is not Mode.REST and before.mode is Mode.REST:
             self._forget_path()  # it may have been moved by hand
         self._mover.move = order.move
@@ -192,6 +191,7 @@ class TrialLoop(InferenceLoop):
         rate_hz = self._move_rate_hz if order.mode is Mode.MOVE else self._config.rate_hz
         if self._pacer.period_s != 1 / rate_hz:
             self._pacer = Pacer(1 / rate_hz, self._clock())
+        self._intake.serve(self._worker, self._pacer)
 
     def _send(self, shaped: Shaped, frame: EncodedFrame, policy_s: float) -> Sent | Hold:
         if self._order is not self._current:

@@ -18,10 +18,12 @@ from crane_x7_remote.rosbridge.client import RosbridgeClient
 from crane_x7_remote.rosbridge.config import ClientConfig
 from crane_x7_remote.rosbridge.messages import MessageError
 from crane_x7_remote.rosbridge.topics import STRING
-from crane_x7_remote.sim_robot.robot import SIM_HAND_TOPIC, SIM_STATE_TOPIC
+from crane_x7_remote.sim_robot.robot import SIM_HAND_TOPIC, SIM_SCENE_TOPIC, SIM_STATE_TOPIC
 from crane_x7_remote.sim_robot.scene import fulfilled
 
 CONNECT_S: Final = 10.0
+ARRANGE_S: Final = 10.0
+"""How long the simulated robot may take to arrange a scene."""
 HOLD_S: Final = 1.0
 """How long the task must stay fulfilled."""
 
@@ -37,6 +39,8 @@ class SimJudge:
         self._changed = threading.Condition()
         self._scene: dict[str, Any] = {}
         self._since_s: float | None = None
+        self._ordered: tuple[int, float] | None = None
+        """Scenes that the robot had arranged before the present order, and when that was sent."""
         self._client = RosbridgeClient(
             ClientConfig(
                 host,
@@ -44,7 +48,7 @@ class SimJudge:
                 camera_topic=None,
                 joint_states_topic=None,
                 instruction_topic=None,
-                advertise={SIM_HAND_TOPIC: STRING},
+                advertise={SIM_HAND_TOPIC: STRING, SIM_SCENE_TOPIC: "std_msgs/Int32"},
             ),
             clock,
         )
@@ -92,6 +96,30 @@ class SimJudge:
         return self._client.publish(
             [protocol.publish(SIM_HAND_TOPIC, messages.string(colour)) for colour in colours]
         )
+
+    def arrange(self, seed: int) -> bool:
+        """Let the robot arrange the scene of `seed`; True once it has. Call it again until then.
+
+        Raises SettingsError if the robot does not do it in time.
+        """
+        with self._changed:
+            scene = self._scene
+        arranged, now_s = scene.get("arranged", 0), self._clock()
+        if self._ordered is None:
+            operation = protocol.publish(SIM_SCENE_TOPIC, {"data": seed})
+            if self._client.publish([operation]):
+                self._ordered = arranged, now_s
+            return False
+        before, sent_s = self._ordered
+        if scene.get("seed") == seed and arranged != before:
+            self._ordered = None
+            return True
+        if now_s - sent_s > ARRANGE_S:
+            raise SettingsError(
+                f"--judge sim: {self._address} did not arrange the scene of seed {seed} within"
+                f" {ARRANGE_S:g} s ({SIM_SCENE_TOPIC}); is it a sim-robot of this version?"
+            )
+        return False
 
     def _hear(self, message: Mapping[str, Any]) -> None:
         try:

@@ -58,6 +58,8 @@ class Episode:
     notes: tuple[str, ...] = ()
     frames: int = 0
     """Images kept of a failure, see page.py."""
+    seed: int | None = None
+    """Of the simulated scene; None: a person, or nobody, arranged it."""
 
     @property
     def counts(self) -> bool:
@@ -80,6 +82,13 @@ class TrialPlan:
     timeout_s: float
     judge: str
     episodes: int
+    first_seed: int | None = None
+    """Of the simulated scenes: episode n has first_seed + n − 1. None: a person arranges them; with
+    the simulation as judge, every episode has the same scene."""
+
+    def seed(self, number: int) -> int | None:
+        """Return the seed of episode `number`, from 1."""
+        return None if self.first_seed is None else self.first_seed + number - 1
 
     def differences(self, other: TrialPlan) -> list[str]:
         """Return a line for each value that makes results incomparable."""

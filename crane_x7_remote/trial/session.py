@@ -6,25 +6,20 @@ policy. A person decides with keys; a simulated robot may be judged by its scene
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
-from enum import StrEnum
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 from crane_x7_remote.errors import GuardError
-from crane_x7_remote.guard import stop as guard_stop
-from crane_x7_remote.guard.rules import STOP_TOPIC
 from crane_x7_remote.inference.feed import Tick
 from crane_x7_remote.inference.targets import TargetError
-from crane_x7_remote.rosbridge import protocol
 from crane_x7_remote.rosbridge.client import RosbridgeClient
 from crane_x7_remote.rosbridge.connection import LinkConfig
 from crane_x7_remote.rosbridge.record_status import Word
-from crane_x7_remote.system.keys import ESCAPE, Keys
+from crane_x7_remote.system.keys import Keys
 from crane_x7_remote.trial import page, results
 from crane_x7_remote.trial.attempt import Attempt, TickWatch
 from crane_x7_remote.trial.driver import Mode, TrialLoop
@@ -33,43 +28,15 @@ from crane_x7_remote.trial.leader import LeaderArm
 from crane_x7_remote.trial.moves import HomeMove, LeaderMove
 from crane_x7_remote.trial.results import Episode, Result, TrialPlan
 from crane_x7_remote.trial.screen import Lines, TrialScreen
+from crane_x7_remote.trial.stages import KEYS, RESTING, START_KEYS, STOP_KEYS, Stage
+from crane_x7_remote.trial.stopping import stop_guard
 from crane_x7_vla_rl.types import Array
-
-logger = logging.getLogger(__name__)
 
 POLL_S: Final = 0.05
 HOME_S: Final = 60.0
 """Longest time for the way home while nothing holds the arm back."""
 SETTLE_S: Final = 1.5
 """After home: the gripper opens, the arm stops swinging, a hand puts the objects back."""
-STOP_KEYS: Final = (" ", ESCAPE)
-START_KEYS: Final = ("\r", "\n")
-CONFIRM_S: Final = 2.0
-
-
-class Stage(StrEnum):
-    """What the trial does."""
-
-    HOMING = "drives home"
-    READY = "ready: reset the scene"
-    DRIVING = "the policy drives"
-    PAUSED = "paused"
-    LEADER = "taken over: the leader arm drives"
-    HAND = "taken over: by hand"
-    STOPPED = "stopped"
-
-
-KEYS: Final = {
-    Stage.HOMING: "p pause · Space stop · q quit",
-    Stage.READY: "Enter start · n skip · Space stop · q quit",
-    Stage.DRIVING: "s success · f failure · n skip · r retry · p pause · t take over · Space stop"
-    " · q quit",
-    Stage.PAUSED: "p continue · s success · f failure · n skip · r retry · t take over · q quit",
-    Stage.LEADER: "t give back · s success · f failure · n skip · r retry · Space stop · q quit",
-    Stage.HAND: "t give back · s success · f failure · n skip · r retry · Space stop · q quit",
-    Stage.STOPPED: "p continue · s success · f failure · n skip · r retry · q quit",
-}
-RESTING: Final = (Stage.PAUSED, Stage.STOPPED)
 
 
 @dataclass(frozen=True)
@@ -80,8 +47,8 @@ class TrialOptions:
     """(8,), where every episode begins."""
     starts_alone: bool
     """Start without Enter."""
-    record: Callable[[Word], None]
-    """Tells a recorder to start, stop or discard an episode."""
+    record: Callable[[Word, bool | None], None]
+    """Tells a recorder to start, stop or discard an episode; with stop, whether it succeeded."""
     stop_link: LinkConfig
     """The guard's own way for a stop."""
 
@@ -187,7 +154,7 @@ class TrialSession:
         """Wait until a person starts the episode, or reset the simulated scene; False: skipped."""
         self._stage = Stage.READY
         if self._judge is not None:
-            self._wait_for(self._judge.put_back)
+            self._arrange(self._judge)
             until_s = self._clock() + SETTLE_S
             self._wait_for(lambda: self._clock() > until_s)
             self._judge.begin()
@@ -200,9 +167,14 @@ class TrialSession:
             elif key == "n":
                 now_s = self._clock()
                 skipped = Attempt(self._number, now_s).judged("skipped", "key", now_s, {}, 0)
-                self._keep(skipped, [])
+                self._keep(replace(skipped, seed=self._plan.seed(self._number)), [])
                 return False
         return True
+
+    def _arrange(self, judge: SimJudge) -> None:
+        """Let the simulated robot arrange the episode's scene, or the same one again."""
+        seed = self._plan.seed(self._number)
+        self._wait_for(judge.put_back if seed is None else lambda: judge.arrange(seed))
 
     def _wait_for(self, condition: Callable[[], bool]) -> None:
         while not condition():
@@ -214,21 +186,21 @@ class TrialSession:
         """Let the policy drive until the episode is judged; raises Retry and Quit."""
         attempt = self._attempt = Attempt(self._number, self._clock())
         self.ticks.take_holds()
-        self._options.record("start")
+        self._options.record("start", None)
         self._stage = Stage.DRIVING
         attempt.drive(self._clock())
         self._loop.drive(begins=True)
-        kept = False
+        success: bool | None = None
         try:
             result, reason = self._until_judged(attempt)
-            kept = result != "skipped"
+            success = None if result == "skipped" else result == "success"
             self._loop.rest(f"episode {attempt.number} was judged")
             holds = self.ticks.take_holds()
             episode = attempt.judged(result, reason, self._clock(), holds, retries)
-            return episode, attempt.pictures
+            return replace(episode, seed=self._plan.seed(attempt.number)), attempt.pictures
         finally:
             self._loop.rest("the episode is over")
-            self._options.record("stop" if kept else "discard")
+            self._options.record("discard" if success is None else "stop", success)
             self._attempt = None
 
     def _until_judged(self, attempt: Attempt) -> tuple[Result, str]:
@@ -311,21 +283,8 @@ class TrialSession:
         threading.Thread(target=self._confirm_stop, name="stop", daemon=True).start()
 
     def _confirm_stop(self) -> None:
-        """Say whether the guard has stopped; call it on a separate connection if not."""
-        deadline_s, is_told = self._clock() + CONFIRM_S / 2, False
-        while self._clock() < deadline_s:
-            is_told = is_told or self._client.tell(protocol.publish(STOP_TOPIC, {"data": True}))
-            if self._loop.guard_stopped is not None:
-                self._news = "the guard is stopped; `crane-x7-remote resume`, then p, continue"
-                return
-            time.sleep(0.01)
-        try:
-            guard_stop.ask(self._options.stop_link, True, "trial")
-        except GuardError as error:
-            self._news = str(error)
-            logger.error("%s", error)
-        else:
-            self._news = "the guard is stopped; `crane-x7-remote resume`, then p, continue"
+        link = self._options.stop_link
+        self._news = stop_guard(self._loop, self._client, link, self._clock)
 
     # --- keys, screen, files ---------------------------------------------------------------------
 

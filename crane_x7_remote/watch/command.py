@@ -24,7 +24,7 @@ from crane_x7_remote.watch.heard import View, Watcher
 
 FLAGS: Final = (
     "rosbridge_host", "rosbridge_port", "rosbridge_proxy", "rosbridge_token", "camera_topic",
-    "joint_states_topic",
+    "wrist_camera_topic", "joint_states_topic",
 )  # fmt: skip
 CONNECT_S: Final = 10.0
 REDRAW_S: Final = 0.5
@@ -57,6 +57,7 @@ def run(args: argparse.Namespace) -> int:
         proxy=chosen.rosbridge_proxy,
         token=settings_values.token_text(chosen.rosbridge_token, "ROSBRIDGE_TOKEN"),
         camera_topic=chosen.camera_topic,
+        wrist_camera_topic=chosen.wrist_camera_topic or None,
         joint_states_topic=chosen.joint_states_topic,
     )
     ended = _end_on_signal()

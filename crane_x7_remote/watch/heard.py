@@ -10,8 +10,9 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Final, Literal
 
 from crane_x7_remote.inference.link.guard_state import STATE_TOPIC
@@ -47,6 +48,20 @@ class LoopView:
     age_s: float
 
 
+@dataclass(frozen=True)
+class CameraView:
+    """One camera that is followed."""
+
+    name: str
+    """For people: camera, wrist camera."""
+    age_s: float | None
+    """Of the newest image; None before the first."""
+    rate_hz: float | None
+    """None: not measured."""
+    problem: str | None
+    """Why the newest image is of no use."""
+
+
 @dataclass(frozen=True, eq=False)
 class View:
     """Everything that is shown, at one moment."""
@@ -68,11 +83,8 @@ class View:
     joints_age_s: float | None
     joints_problem: str | None
     """Why the newest joint state is of no use."""
-    camera_age_s: float | None
-    camera_hz: float | None
-    """None: not measured."""
-    camera_problem: str | None
-    camera_is_off: bool
+    cameras: tuple[CameraView, ...]
+    """The base camera first; none: cameras are not followed."""
 
 
 class Watcher:
@@ -84,16 +96,25 @@ class Watcher:
         camera: Camera,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        """`config` names the topics of the camera and the joint states."""
+        """`config` names the topics of the cameras and the joint states."""
         self._config, self._camera, self._clock = config, camera, clock
         self._statuses: dict[str, LoopView] = {}
         """Session → status; its `age_s` is the time of arrival."""
         self._guard: tuple[float, GuardReport] | None = None
-        self._frames_s: deque[float] = deque(maxlen=1000)
+        named = {"camera": config.camera_topic, "wrist camera": config.wrist_camera_topic}
+        self._topics = {name: topic for name, topic in named.items() if topic and camera != "off"}
+        """Name → topic of each camera that is followed."""
+        self._frames_s: dict[str, deque[float]] = {
+            topic: deque(maxlen=1000) for topic in self._topics.values()
+        }
+        """Topic → times of arrival of its images."""
         self._joints: tuple[float, Array] | None = None
         self._problems: dict[str, str] = {}
         """Topic → why its newest message is of no use; no entry after a usable one."""
-        ours = replace(config, camera_topic=None, joint_states_topic=None, instruction_topic=None)
+        ours = replace(
+            config, camera_topic=None, wrist_camera_topic=None, joint_states_topic=None,
+            instruction_topic=None,
+        )  # fmt: skip
         self.client = RosbridgeClient(ours, clock)
         self._subscribe()
 
@@ -108,11 +129,11 @@ class Watcher:
                 self._hear_joints,
                 JOINTS_THROTTLE_MS,
             )
-        if self._camera != "off" and config.camera_topic:
+        for topic in self._topics.values():
             client.subscribe_throttled(
-                config.camera_topic,
+                topic,
                 "sensor_msgs/CompressedImage",
-                self._hear_frame,
+                partial(self._hear_frame, topic),
                 AGE_THROTTLE_MS if self._camera == "age" else 0,
                 "cbor",
             )
@@ -133,7 +154,6 @@ class Watcher:
         guard = self._guard
         if guard is not None and now_s - guard[0] > FORGET_S:
             guard = None
-        last_frame_s = self._frames_s[-1] if self._frames_s else None
         return View(
             address=f"{self._config.host}:{self._config.port}",
             link_up=link.connected,
@@ -146,11 +166,15 @@ class Watcher:
             joints_rad=None if joints is None else joints[1],
             joints_age_s=None if joints is None else now_s - joints[0],
             joints_problem=self._problems.get(self._config.joint_states_topic or ""),
-            camera_age_s=None if last_frame_s is None else now_s - last_frame_s,
-            camera_hz=self._rate_hz(now_s),
-            camera_problem=self._problems.get(self._config.camera_topic or ""),
-            camera_is_off=self._camera == "off" or not self._config.camera_topic,
+            cameras=tuple(
+                self._camera_view(name, topic, now_s) for name, topic in self._topics.items()
+            ),
         )
+
+    def _camera_view(self, name: str, topic: str, now_s: float) -> CameraView:
+        times_s = tuple(self._frames_s[topic])
+        age_s = now_s - times_s[-1] if times_s else None
+        return CameraView(name, age_s, self._rate_hz(times_s, now_s), self._problems.get(topic))
 
     def _loops(self, now_s: float) -> tuple[LoopView, ...]:
         heard = [
@@ -161,10 +185,10 @@ class Watcher:
         heard.sort(key=lambda each: (each.status.hold is not None, each.status.session))
         return tuple(heard[:MOST_LOOPS])
 
-    def _rate_hz(self, now_s: float) -> float | None:
+    def _rate_hz(self, times_s: Sequence[float], now_s: float) -> float | None:
         if self._camera != "rate":
             return None
-        recent = [at_s for at_s in tuple(self._frames_s) if now_s - at_s <= RATE_S]
+        recent = [at_s for at_s in times_s if now_s - at_s <= RATE_S]
         if len(recent) < 2:
             return 0.0
         return (len(recent) - 1) / (recent[-1] - recent[0] or RATE_S)
@@ -189,11 +213,11 @@ class Watcher:
         with self._problem_noted(self._config.joint_states_topic):
             self._joints = now_s, messages.joint_state(message).position_rad
 
-    def _hear_frame(self, message: Mapping[str, Any]) -> None:
+    def _hear_frame(self, topic: str, message: Mapping[str, Any]) -> None:
         now_s = self._clock()
-        with self._problem_noted(self._config.camera_topic):
+        with self._problem_noted(topic):
             frames.from_message(message, now_s)  # raises for an image that no policy can use
-            self._frames_s.append(now_s)
+            self._frames_s[topic].append(now_s)
 
     @contextlib.contextmanager
     def _problem_noted(self, topic: str | None) -> Iterator[None]:

@@ -18,9 +18,9 @@ def state(view: View) -> str:
         return f"link down: {shown(view.link_problem or 'connecting')}"
     loops = [_loop_state(each.status) for each in view.loops] or [NO_LOOP]
     parts = [*loops, guard_state(view), _old("joints", view.joints_age_s)]
-    if not view.camera_is_off:
-        parts.append(_old("camera", view.camera_age_s))
-    parts += [each for each in (view.joints_problem, view.camera_problem) if each]
+    parts += [_old(each.name, each.age_s) for each in view.cameras]
+    problems = (view.joints_problem, *(each.problem for each in view.cameras))
+    parts += [each for each in problems if each]
     return " · ".join(part for part in parts if part)
 
 
@@ -32,7 +32,10 @@ def line(view: View) -> str:
     if view.link_up:
         parts += [
             f"{name} {age_s:.1f} s old"
-            for name, age_s in (("joints", view.joints_age_s), ("camera", view.camera_age_s))
+            for name, age_s in (
+                ("joints", view.joints_age_s),
+                *((each.name, each.age_s) for each in view.cameras),
+            )
             if age_s is not None
         ]
     return " · ".join(parts)

@@ -93,12 +93,12 @@ def _guard(view: View) -> RenderableType:
 
 def _robot(view: View) -> RenderableType:
     rows = [Text.assemble("joint states ", _freshness(view.joints_age_s, view.joints_problem))]
-    if view.camera_is_off:
+    if not view.cameras:
         rows.append(Text("camera not followed", QUIET))
-    else:
-        rate = "" if view.camera_hz is None else f"{view.camera_hz:.1f} Hz  "
-        fresh = _freshness(view.camera_age_s, view.camera_problem)
-        rows.append(Text.assemble("camera       ", rate, fresh))
+    for camera in view.cameras:
+        rate = "" if camera.rate_hz is None else f"{camera.rate_hz:.1f} Hz  "
+        fresh = _freshness(camera.age_s, camera.problem)
+        rows.append(Text.assemble(f"{camera.name:13}", rate, fresh))
     return Group(*rows)
 
 

@@ -1,5 +1,9 @@
 """`convert`: recordings of any supported format → a LeRobot data set, the fastest for training.
 
+Of a LeRobot data set all cameras are kept, and what it says of success and interventions. The
+camera that `--camera` names becomes the base camera; if the data set has a base camera already, the
+named one is kept alone.
+
 Format v3 is what this project, and today's LeRobot, train on; v2.1 is what openpi's trainer reads.
 
 The data set is complete after every episode; `--resume` continues after the last episode.
@@ -63,15 +67,15 @@ def convert(
     `form` is one of FORMATS. Raises DataError for a broken episode, or images of another size than
     the first; the episodes before it are kept, and the conversion can be resumed.
     """
-    from crane_x7_vla_rl.data.lerobot import LeRobotWriter, V21Writer
+    from crane_x7_vla_rl.data.lerobot import Extras, LeRobotWriter, V21Writer
     from crane_x7_vla_rl.data.progress import episode_bar
     from crane_x7_vla_rl.data.source import open_source
 
-    source = open_source(source_path, instruction=instruction, reading=reading)
-    height, width, _ = source[0].image(0).shape
+    source = open_source(source_path, instruction=instruction, reading=reading, all_cameras=True)
+    size, extras = Extras.of(source[0])
     kind = V21Writer if form == "lerobot-v2.1" else LeRobotWriter
     with (
-        kind(folder, source.fps, (width, height), resume=resume) as writer,
+        kind(folder, source.fps, size, resume=resume, extras=extras) as writer,
         episode_bar("episodes", len(source)) as show,
     ):
         for index in range(len(writer), len(source)):

@@ -1,7 +1,8 @@
 """One demonstration. Recorded arrays and images → a checked `Episode`.
 
 Every reader creates `Episode`s and every trainer uses them; arrays are checked once, here.
-Legend: T frames, H and W image height and width, 8 joints in the order of `robot.JOINT_NAMES`.
+Legend: T frames, H and W image height and width, 8 joints in the order of `robot.JOINT_NAMES`; of
+another robot as many as `joints` names.
 Images may be lazy or encoded: `image(t)` decodes one frame, so episodes may be larger than memory.
 """
 
@@ -16,7 +17,7 @@ import numpy.typing as npt
 from crane_x7_vla_rl.fields import quoted
 from crane_x7_vla_rl.images import PictureError, decode_picture
 from crane_x7_vla_rl.prompt import clean_instruction
-from crane_x7_vla_rl.robot import DOF
+from crane_x7_vla_rl.robot import JOINT_NAMES
 from crane_x7_vla_rl.types import Image
 
 Array = npt.NDArray[np.float32]
@@ -52,6 +53,8 @@ class Episode:
     """Name of each further camera → its T frames, as `images`."""
     intervention: npt.NDArray[np.bool_] | None = None
     """(T,) whether someone else acted while a policy was driving; None: not recorded."""
+    joints: tuple[str, ...] = JOINT_NAMES
+    """The columns of `state` and `action`; another robot's can be written only."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "state", self._joints("state", self.state))
@@ -116,8 +119,9 @@ class Episode:
         array = np.asarray(values)
         if array.dtype.kind != "f":
             raise self.error(field, f"holds {array.dtype}, expected floats in rad")
-        if array.ndim != 2 or array.shape[1] != DOF or not len(array):
-            raise self.error(field, f"has shape {array.shape}, expected (T, {DOF}) with T ≥ 1")
+        dof = len(self.joints)
+        if array.ndim != 2 or array.shape[1] != dof or not len(array):
+            raise self.error(field, f"has shape {array.shape}, expected (T, {dof}) with T ≥ 1")
         broken = np.argwhere(~np.isfinite(array))
         if len(broken):
             t, joint = broken[0]

@@ -64,16 +64,19 @@ def open_source(
     *,
     instruction: str = DEFAULT_INSTRUCTION,
     reading: Reading = AS_STATED,
+    all_cameras: bool = False,
 ) -> EpisodeSource:
     """Return the episodes in a folder, a single log file, or a LeRobot data set's Hub id.
 
-    `instruction` is for formats, or episodes, without one; `reading` is for LeRobot data sets.
-    Raises DataError if the folder contains no known format.
+    `instruction` is for formats, or episodes, without one; `reading` and `all_cameras` (the images
+    of every camera) are for LeRobot data sets. Raises DataError if the folder contains no known
+    format.
     """
     folder, (module, function) = Path(path).expanduser(), find_reader(path)
     reader = _reader(module, function)
     if module == "lerobot":
-        return reader(folder if folder.exists() else str(path), reading=reading)
+        place = folder if folder.exists() else str(path)
+        return reader(place, reading=reading, all_cameras=all_cameras)
     if reading != AS_STATED:
         raise DataError(
             f"{path}: {reading.flags} is only for LeRobot data sets; logs and bags are in rad, and"
@@ -116,6 +119,14 @@ def _reader(module: str, function: str) -> Callable[..., EpisodeSource]:
     return reader
 
 
+def interventions(source: EpisodeSource) -> npt.NDArray[np.bool_] | None:
+    """Return which frames of all episodes of `source` are interventions, one after another; None
+    if the recordings do not say it. Raises DataError."""
+    marked = getattr(source, "interventions", None)  # only LeRobot data sets have the column
+    found: npt.NDArray[np.bool_] | None = None if marked is None else marked()
+    return found
+
+
 def select(source: EpisodeSource, episodes: Sequence[int]) -> EpisodeSource:
     """Return only these `episodes`, in this order, numbered from 0."""
     return _Selection(source, tuple(episodes))
@@ -147,3 +158,10 @@ class _Selection:
     @property
     def name(self) -> str:
         return self._source.name
+
+    def interventions(self) -> npt.NDArray[np.bool_] | None:
+        marks, lengths = interventions(self._source), self._source.lengths
+        if marks is None:
+            return None
+        parts = np.split(marks, np.cumsum(lengths)[:-1])
+        return np.concatenate([parts[index] for index in self._episodes] or [marks[:0]])

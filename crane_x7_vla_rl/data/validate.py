@@ -94,6 +94,12 @@ def _as_json(
         "fps": source.fps,
         "image_sizes": [f"{width}x{height}" for width, height in contents.sizes],
         "outcomes": {JUDGED[outcome]: count for outcome, count in contents.outcomes.items()},
+        "interventions": None
+        if contents.interventions is None
+        else {
+            "frames": contents.interventions,
+            "episodes": contents.intervened,
+        },
         "instructions": dict(contents.instructions),
         "joints_rad": {
             kind: {name: [float(x) for x in getattr(summary, name)] for name in FIGURES}
@@ -134,6 +140,8 @@ def _print_summary(source: EpisodeSource, contents: Contents) -> None:
     )
     outcomes = (f"{count} {JUDGED[outcome]}" for outcome, count in contents.outcomes.most_common())
     print(f"Outcomes: {', '.join(outcomes)}")
+    if contents.interventions is not None:
+        print(f"Interventions: {contents.interventions} frames in {contents.intervened} episodes")
     for words, count in contents.instructions.most_common(SHOWN_INSTRUCTIONS):
         print(f"{count:6d} × {escape(words)}")
     if len(contents.instructions) > SHOWN_INSTRUCTIONS:

@@ -59,6 +59,10 @@ class Contents:
     """(width, height) → number of images."""
     instructions: Counter[str] = field(default_factory=Counter)
     outcomes: Counter[bool | None] = field(default_factory=Counter)
+    interventions: int | None = None
+    """Frames that are interventions; None: the data set does not say it."""
+    intervened: int = 0
+    """Episodes with any."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -76,7 +80,7 @@ def open_tolerantly(
 ) -> tuple[EpisodeSource | None, list[Problem]]:
     """Return the readable part of `path`, and a problem for each file that cannot be indexed."""
     try:
-        return open_source(path, instruction=instruction, reading=reading), []
+        return open_source(path, instruction=instruction, reading=reading, all_cameras=True), []
     except IncompleteError as error:
         return error.source, [_problem(problem, str(path), None) for problem in error.problems]
     except DataError as error:
@@ -121,6 +125,10 @@ def _count(contents: Contents, report: _Report) -> None:
     contents.sizes += report.sizes
     contents.instructions[report.episode.instruction] += 1
     contents.outcomes[report.episode.success] += 1
+    marks = report.episode.intervention
+    if marks is not None:
+        contents.interventions = (contents.interventions or 0) + int(marks.sum())
+        contents.intervened += bool(marks.any())
 
 
 def _check_episode(source: EpisodeSource, index: int) -> _Report:
@@ -133,6 +141,22 @@ def _check_episode(source: EpisodeSource, index: int) -> _Report:
         Problem(episode.source, index, field, what)
         for field, what in (*_facts(source, index, episode), *_motion(episode))
     ]
+    seen = [_check_images(view, index) for view in _views(episode)]
+    problems += [problem for found, _ in seen for problem in found]
+    sizes = seen[0][1]
+    joints = episode.state.tobytes() + episode.action.tobytes()
+    digest = hashlib.blake2b(joints, digest_size=16).digest()
+    return _Report(problems, _without_images(episode), sizes, digest)
+
+
+def _views(episode: Episode) -> list[Episode]:
+    """Return the episode as each of its cameras sees it, the base camera first."""
+    return [episode, *(episode.seen_by(name) for name in episode.others)]
+
+
+def _check_images(episode: Episode, index: int) -> tuple[list[Problem], Counter[tuple[int, int]]]:
+    """Return the problems and the sizes of one camera's images."""
+    problems: list[Problem] = []
     sizes: Counter[tuple[int, int]] = Counter()
     same, first = True, None
     for t in range(len(episode)):
@@ -151,9 +175,7 @@ def _check_episode(source: EpisodeSource, index: int) -> _Report:
     if same and len(episode) > 1 and travel > MOVED_RAD:
         what = f"are all the same though the arm moved {travel:.2f} rad: the camera was frozen"
         problems.append(Problem(episode.source, index, "images", what))
-    joints = episode.state.tobytes() + episode.action.tobytes()
-    digest = hashlib.blake2b(joints, digest_size=16).digest()
-    return _Report(problems, _without_images(episode), sizes, digest)
+    return problems, sizes
 
 
 def _without_images(episode: Episode) -> Episode:
@@ -161,7 +183,7 @@ def _without_images(episode: Episode) -> Episode:
     blank = np.zeros((1, 1, 3), np.uint8)
     return Episode(
         [blank] * len(episode), episode.state, episode.action, episode.instruction, episode.fps,
-        episode.success, episode.source, episode.seed,
+        episode.success, episode.source, episode.seed, intervention=episode.intervention,
     )  # fmt: skip
 
 

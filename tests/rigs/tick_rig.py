@@ -84,6 +84,8 @@ class FakeClient:
     guard_says: Callable[[Mapping[str, Any]], None] | None = None
     trajectory: Trajectory | None = None
     measured: StampedJoints | None = None
+    earlier: tuple[StampedJoints, ...] = ()
+    """Joint states before the newest one."""
     clock_report: ClockReport | None = None
     fault: JointFault | None = None
     is_blocked: bool = False
@@ -118,6 +120,10 @@ class FakeClient:
         if self.trajectory is not None and not self.is_blocked:
             position, velocity = state_at(self.trajectory, now_s + ROBOT_CLOCK_S)
         return StampedJoints(JointState(position, velocity), now_s + ROBOT_CLOCK_S, now_s)
+
+    def recent_joints(self) -> tuple[StampedJoints, ...]:
+        newest = self.joints()
+        return () if newest is None else (*self.earlier, newest)
 
     def take_instruction(self) -> str | None:
         return self.instructions.pop(0) if self.instructions else None

@@ -6,7 +6,8 @@ configuration gives the same scenes with any number of processes, and a killed r
 set, `<name>.failures`, so that no run trains on them by mistake.
 
 Noise is added to the targets that the arm receives, not to the label: the recorded action is the
-expert's target from the position to which the noise has moved the arm.
+expert's target from the position to which the noise has moved the arm. With `--chain`, each scene
+is several tasks in a row, and each task an episode.
 """
 
 from __future__ import annotations
@@ -34,7 +35,8 @@ def run(args: argparse.Namespace) -> int:
     report = generate(config, resume=args.resume)
     print(
         f"{config.output}: {report.successes} demonstrations of {config.world.task}; the expert"
-        f" succeeded in {report.rate:.1%} of {report.successes + report.failures} scenes"
+        f" succeeded in {report.rate:.1%} of {report.successes + report.failures}"
+        f" {'tasks' if config.chain else 'scenes'}"
     )
     return 0
 
@@ -44,8 +46,11 @@ def generate(config: DemosConfig, *, resume: bool = False) -> DemosReport:
     from crane_x7_vla_rl.data.demos.files import DemoFiles
 
     with DemoFiles(config, resume=resume) as files:
+        from crane_x7_vla_rl.data.demos.chain import ChainRecorder
         from crane_x7_vla_rl.data.demos.recorder import DemoRecorder
         from crane_x7_vla_rl.sim.workers import Workers
+
+        recorder = ChainRecorder if config.chain else DemoRecorder
 
         wanted = config.episodes - files.successes
         if wanted <= 0:
@@ -53,12 +58,13 @@ def generate(config: DemosConfig, *, resume: bool = False) -> DemosReport:
         count = min(config.processes or os.cpu_count() or 1, wanted)
         words = f"demonstrations of {config.world.task}"
         with (
-            Workers(count, partial(DemoRecorder, config)) as workers,
+            Workers(count, partial(recorder, config)) as workers,
             episode_bar(words, config.episodes) as show,
         ):
             show(files.successes)
-            for seed, episode in _in_order(workers, files.next_seed()):
-                files.add(seed, episode)
+            for seed, found in _in_order(workers, files.next_seed()):
+                for episode in found if isinstance(found, list) else [found]:
+                    files.add(seed, episode)
                 show(files.successes)
                 if files.successes >= config.episodes:
                     break
@@ -66,7 +72,7 @@ def generate(config: DemosConfig, *, resume: bool = False) -> DemosReport:
 
 
 def _in_order(workers: Any, first_seed: int) -> Iterator[tuple[int, Any]]:
-    """Yield (seed, episode) by rising seed, while the workers run later seeds."""
+    """Yield (seed, its episode or episodes) by rising seed, while the workers run later seeds."""
     seed_of = {worker: first_seed + worker for worker in range(len(workers))}
     for worker, seed in seed_of.items():
         workers.send(worker, seed)

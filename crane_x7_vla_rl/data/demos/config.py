@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any, Final
 
 from crane_x7_vla_rl import fields, scenes
-from crane_x7_vla_rl.fields import Count, FiniteAmount, FinitePositive, Index
-from crane_x7_vla_rl.scenes import WorldConfig
+from crane_x7_vla_rl.data.episode import DataError
+from crane_x7_vla_rl.fields import Count, FiniteAmount, FinitePositive, Index, flag
+from crane_x7_vla_rl.scenes import PICK_PLACE_ID, WorldConfig
 
 CONFIG: Final = "demos.json"
 FAILURES: Final = ".failures"
@@ -40,8 +41,29 @@ class DemosConfig:
     """Never rotate the wrist towards the cube."""
     hold_s: FiniteAmount = 0.0
     """How long the expert continues after success, s: so a policy learns to hold what it lifted."""
+    chain: bool = False
+    """Record chains of tasks: lift a cube, place it, lift another, an episode for each task; needs
+    --task PickPlace-CRANE-X7."""
+    start: str | None = flag("--from", None)
+    """Policy (folder or Hub id) that drives first in each task; the expert then takes over, and
+    only its part is recorded: the way back from where that policy goes."""
+    start_s: FiniteAmount = flag("--from-s", 3.0)
+    """Longest time that the policy drives, s; each task samples its own."""
     processes: Index = 0
     """Processes with simulations; 0 for one per core."""
+
+    def __post_init__(self) -> None:
+        """Raises DataError for options that do not fit each other."""
+        if not self.chain:
+            return
+        if self.world.task != PICK_PLACE_ID or len(self.world.colours) < 2:
+            raise DataError(
+                f"--chain with --task {self.world.task} and --colours"
+                f" {' '.join(self.world.colours)}: expected --task {PICK_PLACE_ID} and two"
+                " colours or more, as it places a cube and lifts another"
+            )
+        if self.rearrange:
+            raise DataError("--rearrange moves what a --chain has placed; leave one out")
 
     def content(self) -> dict[str, Any]:
         """Settings that determine the episodes, for demos.json."""
@@ -52,6 +74,9 @@ class DemosConfig:
             "arm_rad_s": self.arm_rad_s,
             "keep_wrist": self.keep_wrist,
             "hold_s": self.hold_s,
+            "chain": self.chain,
+            "from": self.start,
+            "from_s": self.start_s,
             "world": self.world.as_dict(),
         }
 

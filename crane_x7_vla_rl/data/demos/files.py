@@ -55,7 +55,7 @@ class DemoFiles:
         return DemosReport(len(self._good), 0 if self._bad is None else len(self._bad))
 
     def next_seed(self) -> int:
-        """The first seed without an attempt."""
+        """The first seed without an attempt; a chain that a kill cut short stays short."""
         seeds = self._good.seeds | (frozenset() if self._bad is None else self._bad.seeds)
         return max(seeds, default=self._config.first_seed - 1) + 1
 
@@ -104,8 +104,8 @@ def _check_content(config: DemosConfig) -> None:
     path = config.output / CONFIG
     if not path.exists():
         return
-    # Data sets from before there was a hold have none.
-    before, now = {"hold_s": DemosConfig.hold_s} | read_json(path), config.content()
+    # Older data sets have no values of later options.
+    before, now = DemosConfig(config.output).content() | read_json(path), config.content()
     changed = [
         f"{key} was {quoted(before.get(key))}, now {quoted(now[key])}"
         for key in now

@@ -7,8 +7,10 @@ from typing import Final
 import numpy as np
 
 from crane_x7_vla_rl.data.demos.config import DemosConfig
+from crane_x7_vla_rl.data.demos.policy_start import PolicyStart
 from crane_x7_vla_rl.data.episode import Episode
 from crane_x7_vla_rl.kinematics import UnreachableError
+from crane_x7_vla_rl.scenes import PICK_PLACE_ID
 from crane_x7_vla_rl.sim.expert import Expert, ExpertPhase, Manner
 from crane_x7_vla_rl.sim.layout import Arrangement
 from crane_x7_vla_rl.sim.world import World
@@ -27,7 +29,8 @@ REARRANGED: Final = 0.7
 """Probability that a scene is rearranged after a step, while the arm approaches."""
 
 
-def _manner(config: DemosConfig) -> Manner:
+def manner(config: DemosConfig) -> Manner:
+    """Return how the expert moves."""
     return Manner(arm_rad_s=config.arm_rad_s, turns_wrist=not config.keep_wrist)
 
 
@@ -35,10 +38,12 @@ class DemoRecorder:
     """Records the expert in the scene of one seed after another."""
 
     def __init__(self, config: DemosConfig) -> None:
-        """Start the simulation; raises SimError."""
+        """Start the simulation, and load the policy of `--from`; raises SimError and
+        PolicyLoadError."""
         self._config = config
         self._world = World(config.world)
-        self._expert = Expert(self._world, _manner(config))
+        self._expert = Expert(self._world, manner(config))
+        self._start = None if config.start is None else PolicyStart(config.start, config.start_s)
 
     def __call__(self, seed: int) -> Episode:
         """Return the episode, which ends `hold_s` after success or with a timeout."""
@@ -47,10 +52,20 @@ class DemoRecorder:
         level_rad = self._config.joint_noise_rad * noise.uniform()
         world.reset(seed)
         expert.reset()
+        if self._start is not None:
+            self._start.reset()
+            self._start.drive(world, world.instruction, noise)
+            places = world.config.task == PICK_PLACE_ID
+            expert.take(world.named_colour, places)
+            # What the policy can do, or has pushed out of reach, is shown from its start.
+            if world.success or not expert.reaches():
+                world.reset(seed)
+                expert.take(world.named_colour, places)
         rearranged, after = 0, round(self._config.hold_s * world.config.control_hz)
         images: list[bytes | Image] = []
         states, actions = [], []
-        while not world.ended or (world.success and after > 0):
+        end = world.step_index + world.config.max_steps  # what the policy took does not count
+        while not (world.success or world.step_index >= end) or (world.success and after > 0):
             after -= world.success
             image, state = world.image(), world.position_rad()
             try:

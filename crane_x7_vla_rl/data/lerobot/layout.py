@@ -15,7 +15,7 @@ from typing import Any, Final
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from crane_x7_vla_rl.data.episode import DataError
+from crane_x7_vla_rl.data.episode import DataError, Episode
 from crane_x7_vla_rl.data.files import write_whole
 from crane_x7_vla_rl.file_errors import why
 from crane_x7_vla_rl.robot import DOF, JOINT_NAMES
@@ -81,20 +81,37 @@ class Extras:
     """Name of each further camera → its (width, height)."""
     intervention: bool = False
     """Whether each frame says if it is an intervention."""
+    joints: tuple[str, ...] = JOINT_NAMES
+    """The columns of state and action."""
+    robot_type: str = field(default="crane_x7", compare=False)
+    """LeRobot's word for the robot in info.json."""
+
+    @staticmethod
+    def of(episode: Episode) -> tuple[tuple[int, int], Extras]:
+        """Return the (width, height) of an episode's base camera, and what else it has."""
+        others = {name: _size(episode.seen_by(name)) for name in episode.others}
+        return _size(episode), Extras(others, episode.intervention is not None, episode.joints)
 
     @property
     def keys(self) -> tuple[str, ...]:
         """The features of all cameras, the base first."""
         return CAMERA, *(IMAGES + name for name in self.cameras)
 
+    def __str__(self) -> str:
+        cameras = ["base", *(f"{name} {w}×{h}" for name, (w, h) in self.cameras.items())]
+        marks = "with" if self.intervention else "without"
+        robot = "" if self.joints == JOINT_NAMES else f"the joints {', '.join(self.joints)} and "
+        return f"{robot}the cameras {', '.join(cameras)} {marks} {INTERVENTION}"
+
     @property
     def frame_schema(self) -> pa.Schema:
         """Schema of the files of frames."""
-        return (
-            FRAME_SCHEMA.append(pa.field(INTERVENTION, pa.bool_()))
-            if self.intervention
-            else (FRAME_SCHEMA)
-        )
+        vector = pa.list_(pa.float32(), len(self.joints))
+        schema = FRAME_SCHEMA
+        for at, name in enumerate((ACTION, STATE)):
+            schema = schema.set(at, pa.field(name, vector))
+        marks = pa.field(INTERVENTION, pa.bool_())
+        return schema.append(marks) if self.intervention else schema
 
     @property
     def episode_fields(self) -> tuple[tuple[str, pa.DataType], ...]:
@@ -103,6 +120,11 @@ class Extras:
             (f"videos/{key}/{name}", kind) for key in self.keys for name, kind in _VIDEO_FIELDS
         )
         return (*_EPISODE_FIELDS, *videos)
+
+
+def _size(episode: Episode) -> tuple[int, int]:
+    height, width, _ = episode.image(0).shape
+    return width, height
 
 
 PLAIN: Final = Extras()
@@ -139,7 +161,8 @@ def features(
     fps: float, image_size: tuple[int, int], video: Mapping[str, Any], extras: Extras = PLAIN
 ) -> dict[str, Any]:
     """Return the `features` of info.json; `image_size` is (width, height)."""
-    joints = {"dtype": "float32", "shape": [DOF], "names": list(JOINT_NAMES)}
+    names = extras.joints
+    joints = {"dtype": "float32", "shape": [len(names)], "names": list(names)}
     scalar = {"shape": [1], "names": None}
     return {
         ACTION: dict(joints),

@@ -1,10 +1,13 @@
 """Upload a data set. Folder → a data set repository on the Hub, private if it is created here.
 
-LeRobot finds a data set's format by a tag of its version, which is set with each upload.
+Everything is one commit, so the repository never shows half a data set. An upload that is repeated
+sends only files that the Hub does not have. LeRobot finds a data set's format by a tag of its
+version, which is set with each upload.
 """
 
 from __future__ import annotations
 
+import logging
 import re
 from pathlib import Path
 from typing import Final
@@ -14,7 +17,11 @@ from crane_x7_vla_rl.data.episode import DataError
 from crane_x7_vla_rl.data.lerobot import layout
 from crane_x7_vla_rl.log_text import shown
 
+logger = logging.getLogger(__name__)
+
 REPO_ID: Final = re.compile(r"[\w.-]+/[\w.-]+")
+AGAIN: Final = "crane-x7-remote record {folder} --upload-only --push {repo_id}"
+"""The command that tries it again, without a robot."""
 CARD: Final = """---
 tags:
 - LeRobot
@@ -57,6 +64,9 @@ def push(folder: Path, repo_id: str) -> str:
     kind = "dataset"
     try:
         api.create_repo(repo_id, repo_type=kind, private=True, exist_ok=True)
+        is_private = api.repo_info(repo_id, repo_type=kind).private
+        if not is_private:
+            logger.warning("%s is public: everyone will see the episodes' images", repo_id)
         done = api.upload_folder(
             repo_id=repo_id,
             repo_type=kind,
@@ -74,9 +84,12 @@ def push(folder: Path, repo_id: str) -> str:
     except HfHubHTTPError as error:
         raise DataError(
             f"{repo_id}: the Hub answered {error.response.status_code} ({shown(error)}); check the"
-            " name, and that HF_TOKEN has write access"
+            " name, and that HF_TOKEN has write access, then"
+            f" {AGAIN.format(folder=folder, repo_id=repo_id)}"
         ) from error
     except (httpx2.HTTPError, OSError, RuntimeError, ValueError) as error:
-        raise DataError(f"{repo_id}: upload failed: {type(error).__name__}: {shown(error)}; the"
-                        " data set is in the folder, try again later") from error  # fmt: skip
-    return f"{folder} is on the Hub: {repo_id}"
+        raise DataError(
+            f"{repo_id}: upload failed: {type(error).__name__}: {shown(error)}; the data set is in"
+            f" the folder: {AGAIN.format(folder=folder, repo_id=repo_id)}"
+        ) from error
+    return f"{folder} is on the Hub: {repo_id}, {'private' if is_private else 'public'}"

@@ -1,7 +1,8 @@
 """A LeRobotDataset (v3, v2.1, v2.0) as an `EpisodeSource`: by this project or by LeRobot, in a
 folder or on the Hub.
 
-Folder or Hub id → episodes. `meta/` is read immediately, frames and images when they are needed.
+Folder or Hub id → episodes of one camera, or of all. `meta/` is read immediately, frames and images
+when they are needed.
 Only episodes that `meta/info.json` counts are read. Columns are ordered by the joints' names, and a
 video's frames are counted by the episodes' lengths: stamps are only a check. A file that is
 missing, truncated or contradicts `meta/` raises DataError with the file's name.
@@ -46,6 +47,7 @@ MENDED_FRAMES: Final = 3
 _ROW: Final = ("length", "tasks", "dataset_from_index", "data/chunk_index", "data/file_index")
 _VIDEO_ROW: Final = ("chunk_index", "file_index", "from_timestamp")
 """Required columns of an episode's row; the latter for its video."""
+BASE: Final = layout.CAMERA.removeprefix(layout.IMAGES)
 _COLUMNS: Final = (layout.STATE, layout.ACTION, "episode_index")
 
 
@@ -56,6 +58,8 @@ class _Frames:
     state: npt.NDArray[np.float32]
     action: npt.NDArray[np.float32]
     episode: npt.NDArray[np.int64]
+    intervention: npt.NDArray[np.bool_] | None
+    """None: the data set does not say it."""
 
 
 @dataclass(frozen=True)
@@ -73,21 +77,32 @@ class _VideoPlaces:
 class LeRobotSource:
     """Episodes of the data set in `folder`, read as `reading` and its reader.yaml say."""
 
-    def __init__(self, folder: Path, reading: Reading = AS_STATED, name: str | None = None) -> None:
+    def __init__(
+        self,
+        folder: Path,
+        reading: Reading = AS_STATED,
+        name: str | None = None,
+        all_cameras: bool = False,
+    ) -> None:
+        """`all_cameras`: the episodes have those besides `camera` as `others`, too, unless another
+        than the data set's own base camera was chosen."""
         self._folder, self.name = folder, name or str(folder)
         self._info = read_json(folder / layout.INFO)
         self._check_info()
         self.reading = reading.over(read_options(folder, Reading))
         self._columns = find_columns(folder / layout.INFO, self._info)
         self.camera = self._pick_camera(self.reading.camera)
+        self.others = self._find_others() if all_cameras else {}
+        """Name of each further camera that is read → its feature."""
         self._is_v21 = v21.is_v21(self._info)
         self._rows = (v21.read_rows if self._is_v21 else read_rows)(folder, self._info)
         self._check_rows()
         self._lengths = np.array([row["length"] for row in self._rows], dtype=np.int64)
-        self._places: _VideoPlaces | None = None
-        if self._info["features"][self.camera]["dtype"] == "video":
-            self._places = _video_places(self._rows, self.camera, rate(self.fps))
-            _say_drift(self.name, self._places.drifts)
+        self._places = {
+            key: _video_places(self._rows, key, rate(self.fps)) for key in self._videos_read()
+        }
+        for places in self._places.values():
+            _say_drift(self.name, places.drifts)
         self._tasks = (v21.read_tasks if self._is_v21 else read_tasks)(folder)
         self._videos = Videos()
         self._tables: OrderedDict[Path, _Frames] = OrderedDict()
@@ -110,7 +125,7 @@ class LeRobotSource:
         if not 0 <= index < len(self):
             raise IndexError(f"{self.name}: episode {index} of {len(self)}")
         row = self._rows[index]
-        path = self._folder / self._path("data", "data_path", row)
+        path = self._folder / self._path(self.camera, "data", "data_path", row)
         source = f"{path} episode {index}"
         frames, start = self._frames(path), self._start(path, row)
         place = slice(start, start + row["length"])
@@ -120,8 +135,9 @@ class LeRobotSource:
             )
         if len(row["tasks"]) != 1 or row["tasks"][0] not in self._tasks:
             raise EpisodeError(f"{source}: tasks is {row['tasks']}, expected one of meta/tasks.*")
+        marks = frames.intervention
         return Episode(
-            self._images(index, source, path, place),
+            self._images(self.camera, index, source, path, place),
             frames.state[place],
             frames.action[place],
             row["tasks"][0],
@@ -129,7 +145,28 @@ class LeRobotSource:
             row.get("success"),
             source,
             row.get("seed"),
-        )
+            {name: self._images(key, index, source, path, place)
+             for name, key in self.others.items()},
+            None if marks is None else marks[place],
+        )  # fmt: skip
+
+    def interventions(self) -> npt.NDArray[np.bool_] | None:
+        """Return which frames of all episodes are interventions, one after another; None if the
+        data set does not say it. Raises DataError."""
+        if not self._has_marks:
+            return None
+        found = []
+        for row in self._rows:
+            path = self._folder / self._path(self.camera, "data", "data_path", row)
+            marks, start = self._frames(path).intervention, self._start(path, row)
+            assert marks is not None
+            found.append(marks[start : start + row["length"]])
+        return np.concatenate(found) if found else np.zeros(0, bool)
+
+    @property
+    def _has_marks(self) -> bool:
+        about = self._info["features"].get(layout.INTERVENTION)
+        return about is not None and about["dtype"] == "bool"
 
     def _check_info(self) -> None:
         info, path = self._info, self._folder / layout.INFO
@@ -159,8 +196,7 @@ class LeRobotSource:
     def _check_rows(self) -> None:
         """Raise DataError if an episode's row lacks a value that is needed to find its frames."""
         needed = [*_ROW]
-        if self._info["features"][self.camera]["dtype"] == "video":
-            needed += [f"videos/{self.camera}/{name}" for name in _VIDEO_ROW]
+        needed += [f"videos/{key}/{name}" for key in self._videos_read() for name in _VIDEO_ROW]
         for index, row in enumerate(self._rows):
             for key in needed:
                 value = row.get(key)
@@ -170,9 +206,26 @@ class LeRobotSource:
                         " correct it, or convert the data set again"
                     )
 
-    def _pick_camera(self, wanted: str | None) -> str:
+    def _videos_read(self) -> list[str]:
+        """Return the features of the cameras that are read and stored as videos."""
+        features = self._info["features"]
+        keys = (self.camera, *self.others.values())
+        return [key for key in keys if features[key]["dtype"] == "video"]
+
+    def _cameras(self) -> list[str]:
         features: Mapping[str, Any] = self._info["features"]
-        known = [name for name, about in features.items() if about["dtype"] in ("video", "image")]
+        return [name for name, about in features.items() if about["dtype"] in ("video", "image")]
+
+    def _find_others(self) -> dict[str, str]:
+        """Return the name and feature of each camera besides the chosen one; none if that stands
+        for a base camera which the data set has, too."""
+        found = {
+            key.removeprefix(layout.IMAGES): key for key in self._cameras() if key != self.camera
+        }
+        return {} if BASE in found else found
+
+    def _pick_camera(self, wanted: str | None) -> str:
+        known = self._cameras()
         if wanted is None:
             wanted = known[0] if len(known) == 1 else layout.CAMERA
         found = next((name for name in (wanted, layout.IMAGES + wanted) if name in known), None)
@@ -183,10 +236,10 @@ class LeRobotSource:
             )
         return found
 
-    def _path(self, kind: str, template: str, row: Mapping[str, Any]) -> str:
+    def _path(self, camera: str, kind: str, template: str, row: Mapping[str, Any]) -> str:
         text: str = self._info[template]
         return text.format(
-            video_key=self.camera,
+            video_key=camera,
             chunk_index=row[f"{kind}/chunk_index"],
             file_index=row[f"{kind}/file_index"],
             # v2.1 has one file for each episode, and these names.
@@ -205,20 +258,22 @@ class LeRobotSource:
         with self._lock:
             found = self._tables.pop(path, None)
             if found is None:
-                found = _read_frames(path, self._columns, self.reading)
+                found = _read_frames(path, self._columns, self.reading, self._has_marks)
             self._tables[path] = found
             if len(self._tables) > OPEN_TABLES:
                 self._tables.popitem(last=False)
         return found
 
-    def _images(self, index: int, source: str, data: Path, place: slice) -> Sequence[bytes | Image]:
-        if self._places is None:
-            return _read_pictures(data, self.camera, place)
-        row, kind, fps = self._rows[index], f"videos/{self.camera}", rate(self.fps)
-        path = self._folder / self._path(kind, "video_path", row)
+    def _images(
+        self, camera: str, index: int, source: str, data: Path, place: slice
+    ) -> Sequence[bytes | Image]:
+        places = self._places.get(camera)
+        if places is None:
+            return _read_pictures(data, camera, place)
+        row, kind, fps = self._rows[index], f"videos/{camera}", rate(self.fps)
+        path = self._folder / self._path(camera, kind, "video_path", row)
         start, end, drift = (
-            int(values[index])
-            for values in (self._places.starts, self._places.ends, self._places.drifts)
+            int(values[index]) for values in (places.starts, places.ends, places.drifts)
         )
         if drift and (abs(drift) > MENDED_FRAMES or frame_count(path) != end):
             raise EpisodeError(
@@ -252,8 +307,11 @@ def _say_drift(name: str, drifts: npt.NDArray[np.int64]) -> None:
         )  # fmt: skip
 
 
-def _read_frames(path: Path, columns: Mapping[str, Columns], reading: Reading) -> _Frames:
-    table = layout.read_table(path, _COLUMNS)
+def _read_frames(
+    path: Path, columns: Mapping[str, Columns], reading: Reading, has_marks: bool
+) -> _Frames:
+    marked = (layout.INTERVENTION,) if has_marks else ()
+    table = layout.read_table(path, (*_COLUMNS, *marked))
     joints = []
     for name in (layout.STATE, layout.ACTION):
         width, places = columns[name].width, list(columns[name].places)
@@ -266,7 +324,21 @@ def _read_frames(path: Path, columns: Mapping[str, Columns], reading: Reading) -
     episode = table["episode_index"].to_numpy()
     if not len(state) == len(action) == len(episode):
         raise DataError(f"{path}: state, action and episode_index differ in length")
-    return _Frames(state, action, episode)
+    return _Frames(state, action, episode, _read_marks(path, table) if has_marks else None)
+
+
+def _read_marks(path: Path, table: pa.Table) -> npt.NDArray[np.bool_]:
+    """Return (T,) of the column of interventions; LeRobot writes it as lists of one value."""
+    column = table[layout.INTERVENTION].combine_chunks()
+    if pa.types.is_list(column.type) or pa.types.is_fixed_size_list(column.type):
+        column = column.flatten()
+    if not pa.types.is_boolean(column.type) or column.null_count or len(column) != len(table):
+        raise DataError(
+            f"{path}: {layout.INTERVENTION} holds {column.type} with {column.null_count} empty of"
+            f" {len(column)} values, expected true or false in each of {len(table)} frames"
+        )
+    marks: npt.NDArray[np.bool_] = column.to_numpy(zero_copy_only=False)
+    return marks
 
 
 def _rows_of(column: pa.ChunkedArray, width: int) -> npt.NDArray[Any]:
@@ -284,20 +356,24 @@ def _read_pictures(path: Path, camera: str, place: slice) -> list[bytes | Image]
     return [entry["bytes"] for entry in column.to_pylist()]
 
 
-def open_lerobot(folder_or_repo_id: str | Path, *, reading: Reading = AS_STATED) -> LeRobotSource:
+def open_lerobot(
+    folder_or_repo_id: str | Path, *, reading: Reading = AS_STATED, all_cameras: bool = False
+) -> LeRobotSource:
     """Return the episodes of a LeRobotDataset, local or on the Hub (owner/name[@revision]).
 
-    `reading.camera` None: observation.images.base, or the only camera. Raises DataError if it is
-    not such a data set, its robot has other joints, or its values cannot be in the stated unit.
+    `reading.camera` None: observation.images.base, or the only camera. With `all_cameras` the
+    others' images are in `Episode.others`, see LeRobotSource. Raises DataError if it is not such a
+    data set, its robot has other joints, or its values cannot be in the stated unit.
     """
     folder = Path(folder_or_repo_id).expanduser()
     if folder.is_dir():
-        return LeRobotSource(folder, reading)
+        return LeRobotSource(folder, reading, all_cameras=all_cameras)
     from crane_x7_vla_rl.data.lerobot.hub import META, fetch_dataset
 
     name = str(folder_or_repo_id)
-    source = LeRobotSource(fetch_dataset(name, META), reading, name)
+    source = LeRobotSource(fetch_dataset(name, META), reading, name, all_cameras)
     # v3: videos/CAMERA/chunk-…; v2.1: videos/chunk-…/CAMERA.
-    videos = f"videos/{source.camera}/*", f"videos/*/{source.camera}/*"
+    cameras = (source.camera, *source.others.values())
+    videos = [pattern for key in cameras for pattern in (f"videos/{key}/*", f"videos/*/{key}/*")]
     fetch_dataset(name, ("data/*", *videos))
     return source

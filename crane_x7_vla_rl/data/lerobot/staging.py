@@ -20,7 +20,7 @@ from crane_x7_vla_rl.data.files import PARTIAL, read_json, sync
 from crane_x7_vla_rl.data.lerobot.layout import Extras
 from crane_x7_vla_rl.data.lerobot.stats import image_stats
 from crane_x7_vla_rl.data.lerobot.video import encode
-from crane_x7_vla_rl.robot import DOF
+from crane_x7_vla_rl.robot import JOINT_NAMES
 
 VIDEO: Final = "video.mp4"
 OTHER_VIDEO: Final = "video-{camera}.mp4"
@@ -35,7 +35,8 @@ class Staged:
     folder: Path
     about: dict[str, Any]
     """length, instruction, success, seed, source, fps, image_size (width, height), the images'
-    statistics as lists, and `others`: image_size and statistics of each further camera."""
+    statistics as lists, `others`: image_size and statistics of each further camera, and `joints`,
+    if they are another robot's."""
 
     @property
     def length(self) -> int:
@@ -57,14 +58,19 @@ class Staged:
         return sum(self.video(camera).stat().st_size for camera in self.cameras)
 
     def joints(self) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
-        """Return state and action, (T, 8) each."""
-        both = np.load(self.folder / JOINTS)
-        return both[:, :DOF], both[:, DOF : 2 * DOF]
+        """Return state and action, (T, 8) each, or as many columns as the robot has joints."""
+        both, dof = np.load(self.folder / JOINTS), len(self.names)
+        return both[:, :dof], both[:, dof : 2 * dof]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The joints."""
+        return tuple(self.about.get("joints", JOINT_NAMES))
 
     def intervention(self) -> npt.NDArray[np.bool_] | None:
         """Return (T,) which frames are interventions; None if that was not recorded."""
-        columns = np.load(self.folder / JOINTS)
-        return columns[:, 2 * DOF] > 0 if columns.shape[1] > 2 * DOF else None
+        columns, both = np.load(self.folder / JOINTS), 2 * len(self.names)
+        return columns[:, both] > 0 if columns.shape[1] > both else None
 
     def pictures(self, camera: str | None = None) -> dict[str, npt.NDArray[np.float64]]:
         """Return the statistics of a camera's images."""
@@ -76,7 +82,11 @@ class Staged:
         others = self.about.get("others", {})
         sizes = {name: _size(one["image_size"]) for name, one in others.items()}
         has_marks = self.intervention() is not None
-        return self.about["fps"], _size(self.about["image_size"]), Extras(sizes, has_marks)
+        return (
+            self.about["fps"],
+            _size(self.about["image_size"]),
+            Extras(sizes, has_marks, self.names),
+        )
 
 
 def stage(episode: Episode, folder: Path) -> Staged:
@@ -92,6 +102,8 @@ def stage(episode: Episode, folder: Path) -> Staged:
         **_about_images(episode),
         "others": {name: _about_images(view) for name, view in views.items()},
     }
+    if episode.joints != JOINT_NAMES:
+        about["joints"] = list(episode.joints)
     films = {VIDEO: encode(episode)}
     films |= {OTHER_VIDEO.format(camera=name): encode(view) for name, view in views.items()}
     columns = [episode.state, episode.action]

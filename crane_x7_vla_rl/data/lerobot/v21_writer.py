@@ -38,16 +38,22 @@ LOCK: Final = "meta/.lock"
 class V21Writer:
     """Appends episodes; each is in the data set when `add` returns.
 
-    `image_size` is (width, height). Raises DataError if the folder holds a data set and `resume` is
-    False, or one of another format, rate or size.
+    `image_size` is (width, height) of the base camera. Raises DataError if the folder holds a data
+    set and `resume` is False, or one of another format, rate, size or extras.
     """
 
     def __init__(
-        self, folder: str | Path, fps: float, image_size: tuple[int, int], *, resume: bool = False
+        self,
+        folder: str | Path,
+        fps: float,
+        image_size: tuple[int, int],
+        *,
+        resume: bool = False,
+        extras: layout.Extras = layout.PLAIN,
     ) -> None:
         self.folder = Path(folder).expanduser()
-        self.fps, self.image_size = fps, image_size
-        self._features = layout.features(fps, image_size, video.INFO)
+        self.fps, self.image_size, self.extras = fps, image_size, extras
+        self._features = layout.features(fps, image_size, video.INFO, extras)
         self._episodes = self._frames = 0
         self._tasks: list[str] = []
         holds = (self.folder / layout.INFO).exists()
@@ -87,14 +93,18 @@ class V21Writer:
     def add(self, episode: Episode) -> int:
         """Append the episode and return its number.
 
-        Raises EpisodeError for another fps or image size, DataError if the disk fails; the data set
-        then holds all episodes before this one.
+        Raises EpisodeError for another fps, image size or extras, DataError if the disk fails; the
+        data set then holds all episodes before this one.
         """
-        height, width, _ = episode.image(0).shape
+        (width, height), extras = layout.Extras.of(episode)
         if (episode.fps, (width, height)) != (self.fps, self.image_size):
             raise EpisodeError(
                 f"{episode.source}: has {episode.fps:g} frames/s of {width}×{height}, expected"
                 f" {self.fps:g} of {self.image_size[0]}×{self.image_size[1]} for {self.folder}"
+            )
+        if extras != self.extras:
+            raise EpisodeError(
+                f"{episode.source}: has {extras}, expected {self.extras} for {self.folder}"
             )
         number = self._episodes
         try:
@@ -108,9 +118,9 @@ class V21Writer:
 
     def _write(self, episode: Episode, number: int) -> None:
         place = {"episode_chunk": number // v21.CHUNK_EPISODES, "episode_index": number}
-        content = video.encode(episode)
-        film = self.folder / VIDEO_PATH.format(video_key=layout.CAMERA, **place)
-        write_whole(film, partial(_write_bytes, content))
+        for key, view in self._views(episode).items():
+            film = self.folder / VIDEO_PATH.format(video_key=key, **place)
+            write_whole(film, partial(_write_bytes, video.encode(view)))
         is_new = episode.instruction not in self._tasks
         tasks = [*self._tasks, episode.instruction] if is_new else self._tasks
         table, stats = self._table(episode, number, tasks.index(episode.instruction))
@@ -132,6 +142,14 @@ class V21Writer:
         write_json(self.folder / layout.INFO, self._info(episodes, frames, len(tasks)))
         self._episodes, self._frames, self._tasks = episodes, frames, tasks
 
+    def _views(self, episode: Episode) -> dict[str, Episode]:
+        """Return the episode as each camera sees it, by feature."""
+        names = (None, *self.extras.cameras)
+        return {
+            key: episode if name is None else episode.seen_by(name)
+            for key, name in zip(self.extras.keys, names, strict=True)
+        }
+
     def _table(
         self, episode: Episode, number: int, task: int
     ) -> tuple[pa.Table, dict[str, dict[str, Any]]]:
@@ -146,19 +164,21 @@ class V21Writer:
             "index": self._frames + steps,
             "task_index": np.full(len(episode), task),
         }
+        if episode.intervention is not None:
+            columns[layout.INTERVENTION] = episode.intervention
         arrays = [
             pa.array(values)
             if values.ndim == 1
             else pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), DOF)
             for values in columns.values()
         ]
-        found = {layout.CAMERA: image_stats(episode)} | {
+        found = {key: image_stats(view) for key, view in self._views(episode).items()} | {
             name: vector_stats(values.reshape(len(episode), -1)) for name, values in columns.items()
         }
         stats = {
             feature: {name: one[name].tolist() for name in STATS} for feature, one in found.items()
         }
-        return pa.table(arrays, schema=layout.FRAME_SCHEMA), stats
+        return pa.table(arrays, schema=self.extras.frame_schema), stats
 
     def _append(self, name: str, line: Mapping[str, Any]) -> None:
         path = self.folder / name
@@ -207,7 +227,7 @@ class V21Writer:
             "total_episodes": episodes,
             "total_frames": frames,
             "total_tasks": tasks,
-            "total_videos": episodes,
+            "total_videos": episodes * len(self.extras.keys),
             "total_chunks": 1 + (episodes - 1) // v21.CHUNK_EPISODES,
             "chunks_size": v21.CHUNK_EPISODES,
             "fps": layout.json_number(self.fps),

@@ -33,7 +33,6 @@ from crane_x7_vla_rl.data.lerobot.metadata import (
 from crane_x7_vla_rl.data.lerobot.staging import ABOUT, Staged, folder_of, read_staged, stage
 from crane_x7_vla_rl.data.lerobot.stats import Stats, combine, vector_stats
 from crane_x7_vla_rl.file_errors import why
-from crane_x7_vla_rl.robot import DOF
 
 logger = logging.getLogger(__name__)
 
@@ -143,10 +142,7 @@ class LeRobotWriter:
     def _check(self, episode: Episode) -> None:
         if self._lock.closed:
             raise DataError(f"{self.folder}: the writer is closed; open a new one with resume")
-        size = _size_of(episode)
-        others = {name: _size_of(episode.seen_by(name)) for name in episode.others}
-        extras = layout.Extras(others, episode.intervention is not None)
-        self._check_kind(episode.source, episode.fps, size, extras)
+        self._check_kind(episode.source, episode.fps, *layout.Extras.of(episode))
 
     def _check_kind(
         self, source: str, fps: float, size: tuple[int, int], extras: layout.Extras
@@ -157,10 +153,7 @@ class LeRobotWriter:
                 f" {self.image_size[0]}×{self.image_size[1]} for {self.folder}"
             )
         if extras != self.extras:
-            raise EpisodeError(
-                f"{source}: has {_in_words(extras)}, expected {_in_words(self.extras)} for"
-                f" {self.folder}"
-            )
+            raise EpisodeError(f"{source}: has {extras}, expected {self.extras} for {self.folder}")
 
     def _group_is_full(self) -> bool:
         size = sum(item.video_bytes for item in self._staged)
@@ -206,7 +199,7 @@ class LeRobotWriter:
     def _info(self, published: Published) -> dict[str, Any]:
         return {
             "codebase_version": layout.VERSION,
-            "robot_type": "crane_x7",
+            "robot_type": self.extras.robot_type,
             "total_episodes": published.episodes,
             "total_frames": published.frames,
             "total_tasks": len(published.tasks),
@@ -305,19 +298,8 @@ def recover(folder: str | Path) -> int | None:
         return len(writer)
 
 
-def _size_of(episode: Episode) -> tuple[int, int]:
-    height, width, _ = episode.image(0).shape
-    return width, height
-
-
-def _in_words(extras: layout.Extras) -> str:
-    cameras = ["base", *(f"{name} {w}×{h}" for name, (w, h) in extras.cameras.items())]
-    marks = "with" if extras.intervention else "without"
-    return f"the cameras {', '.join(cameras)} {marks} {layout.INTERVENTION}"
-
-
 def _arrow(values: np.ndarray[Any, Any]) -> pa.Array:
-    """Return (T,) as an array, (T, 8) as one of fixed lists."""
+    """Return (T,) as an array, (T, D) as one of fixed lists."""
     if values.ndim == 1:
         return pa.array(values)
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), DOF)
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.ravel()), values.shape[1])

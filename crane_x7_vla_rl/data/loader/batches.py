@@ -25,6 +25,7 @@ import numpy.typing as npt
 from crane_x7_vla_rl.data.episode import DataError
 from crane_x7_vla_rl.data.loader.order import FrameOrder
 from crane_x7_vla_rl.data.loader.samples import Sample, Samples
+from crane_x7_vla_rl.data.loader.selection import EVERY_FRAME, Choice, select_frames
 from crane_x7_vla_rl.data.source import EpisodeSource
 from crane_x7_vla_rl.fields import quoted
 from crane_x7_vla_rl.types import Image
@@ -79,6 +80,8 @@ class LoaderOptions:
     transform: Callable[[Image, int], Image] | None = None
     """Called in the threads with each prepared image and its place; all results must have the same
     size."""
+    choice: Choice = EVERY_FRAME
+    """Which frames are used, and how often."""
 
     def __post_init__(self) -> None:
         for name in ("chunk_steps", "workers", "prefetch"):
@@ -101,12 +104,14 @@ class Batches(Iterator[Batch]):
         options = options or LoaderOptions()
         if batch_size < 1 or not 0 <= rank < world_size:
             raise ValueError(f"batch_size is {batch_size}, rank {rank} of {world_size}")
-        self._order = FrameOrder(source.lengths, seed, shuffle=options.shuffle)
-        if not self._order.frames:
+        if not len(source):
             raise DataError(f"{source.name}: holds no episodes; there is nothing to train on")
+        selection = select_frames(source, options.choice)
+        weights = None if selection is None else selection.weights
+        self._order = FrameOrder(source.lengths, seed, shuffle=options.shuffle, weights=weights)
         self._samples = Samples(
             source, options.chunk_steps, options.cache_bytes, options.corrupt,
-            options.prepare, options.transform,
+            options.prepare, options.transform, selection,
         )  # fmt: skip
         self._size, self._rank, self._ranks = batch_size, rank, world_size
         self._options, self._name = options, source.name

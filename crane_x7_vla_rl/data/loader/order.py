@@ -23,12 +23,30 @@ EPOCHS_KEPT: Final = 2
 class FrameOrder:
     """The order of the frames; `shuffle=False`: that of the episodes."""
 
-    def __init__(self, lengths: npt.ArrayLike, seed: int, *, shuffle: bool = True) -> None:
+    def __init__(
+        self,
+        lengths: npt.ArrayLike,
+        seed: int,
+        *,
+        shuffle: bool = True,
+        weights: npt.NDArray[np.float64] | None = None,
+    ) -> None:
+        """`weights`: how often each frame is in an epoch, see selection.py; None: once."""
         self._ends = np.cumsum(np.asarray(lengths, dtype=np.int64))
         self.frames = int(self._ends[-1]) if len(self._ends) else 0
-        """Frames in an epoch."""
+        """Frames in an epoch; one that is used twice counts twice."""
         self.fingerprint = zlib.crc32(self._ends.tobytes())
-        """Differs if the episodes or their lengths do."""
+        """Differs if the episodes, their lengths or weights do."""
+        self._whole: Integers | None = None
+        """With weights: the frames of every epoch, each as often as it is surely used."""
+        if weights is not None:
+            whole = np.floor(weights).astype(np.int64)
+            self._whole = np.repeat(np.arange(len(weights)), whole)
+            self._parts = np.flatnonzero(weights > whole)
+            """Frames that some epochs use an additional time, all with the same probability."""
+            self._parts_used = round(float((weights - whole).sum()))
+            self.frames = max(len(self._whole) + self._parts_used, 1)
+            self.fingerprint = zlib.crc32(weights.tobytes(), self.fingerprint)
         self._seed, self._shuffle = seed, shuffle
         self._epochs: OrderedDict[int, Integers] = OrderedDict()
         self._lock = threading.Lock()
@@ -45,13 +63,20 @@ class FrameOrder:
         return episodes, numbers - starts
 
     def _epoch(self, epoch: int) -> Integers:
-        if not self._shuffle:
+        if not self._shuffle and self._whole is None:
             return np.arange(self.frames)
         with self._lock:
             found = self._epochs.pop(epoch, None)
             if found is None:
-                found = np.random.default_rng([self._seed, epoch]).permutation(self.frames)
+                found = self._permuted(np.random.default_rng([self._seed, epoch]))
             self._epochs[epoch] = found
             if len(self._epochs) > EPOCHS_KEPT:
                 self._epochs.popitem(last=False)
         return found
+
+    def _permuted(self, generator: np.random.Generator) -> Integers:
+        if self._whole is None:
+            return generator.permutation(self.frames)
+        parts = generator.permutation(self._parts)[: self.frames - len(self._whole)]
+        numbers = np.concatenate([self._whole, parts])
+        return generator.permutation(numbers) if self._shuffle else np.sort(numbers)

@@ -17,6 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from crane_x7_vla_rl.data.episode import DataError, Episode
+from crane_x7_vla_rl.data.loader.selection import Selection
 from crane_x7_vla_rl.data.source import EpisodeSource
 from crane_x7_vla_rl.types import Image
 
@@ -37,7 +38,8 @@ class Sample:
     state: npt.NDArray[np.float32]
     """(8,) rad."""
     actions: npt.NDArray[np.float32]
-    """(T, 8) rad: the frame's target and those after it; the last is repeated at the end."""
+    """(T, 8) rad: the frame's target and those after it; the last is repeated at the end of the
+    episode, and where frames follow that are not selected."""
     instruction: str
     episode: int
     frame: int
@@ -54,7 +56,10 @@ class Samples:
         corrupt: Literal["raise", "skip"],
         prepare: Callable[[Image], Image] | None = None,
         transform: Callable[[Image, int], Image] | None = None,
+        selection: Selection | None = None,
     ) -> None:
+        """`selection`: the frames that are read; None: all."""
+        self._selection = selection
         self._source, self._chunk_steps, self._corrupt = source, chunk_steps, corrupt
         self._prepare, self._transform = prepare, transform
         self._lengths = source.lengths
@@ -74,23 +79,35 @@ class Samples:
         count = len(self._source)
         for step in range(count):
             number = (episode + step) % count
+            t = frame if step == 0 else self._stand_in(number, frame)
+            if t is None:
+                continue
             try:
-                return self._read(number, frame, place, wrap=step > 0)
+                return self._read(number, t, place)
             except DataError as error:
                 if self._corrupt == "raise":
                     raise
                 self._note(number, error)
         raise DataError(f"{self._source.name}: no episode can be read")
 
-    def _read(self, number: int, frame: int, place: int, wrap: bool) -> Sample:
+    def _read(self, number: int, t: int, place: int) -> Sample:
         episode = self._episode(number)
-        t = frame % len(episode) if wrap else frame
         image = self._image(episode, number, t)
         if self._transform is not None:
             image = self._transform(image, place)
-        steps = np.minimum(np.arange(t, t + self._chunk_steps), len(episode) - 1)
+        last = len(episode) - 1
+        if self._selection is not None:
+            last = self._selection.last(number, t)
+        steps = np.minimum(np.arange(t, t + self._chunk_steps), last)
         actions = episode.action[steps]
         return Sample(image, episode.state[t], actions, episode.instruction, number, t)
+
+    def _stand_in(self, number: int, frame: int) -> int | None:
+        """Return the frame of episode `number` that replaces `frame` of a broken one; None if none
+        of its frames is selected."""
+        if self._selection is None:
+            return frame % int(self._lengths[number])
+        return self._selection.stand_in(number, frame)
 
     def _episode(self, number: int) -> Episode:
         with self._lock:

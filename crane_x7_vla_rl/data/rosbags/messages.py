@@ -5,6 +5,7 @@ Messages are objects of the package `rosbags`; arrays have the order of `robot.J
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -34,17 +35,17 @@ def stamp_ns(message: Any) -> int:
     return 0 if header is None else int(header.stamp.sec) * 10**9 + int(header.stamp.nanosec)
 
 
-def joint_row(message: Any) -> Array:
-    """Return (8,) float64 positions of a JointState, in rad.
+def joint_row(message: Any, joints: Sequence[str] = JOINT_NAMES) -> Array:
+    """Return (8,) float64 positions of a JointState, in rad; of another robot those of `joints`.
 
     Raises JointsError if one of the arm's joints is missing, named twice or not finite; readers
     skip such messages, as the live loop does.
     """
     positions = np.asarray(message.position, dtype=np.float64)
-    row = positions[places_of_joints(list(message.name), len(positions))]
+    row = positions[places_of_joints(list(message.name), len(positions), joints)]
     broken = np.flatnonzero(~(np.abs(row) < SENSELESS_RAD))
     if len(broken):
-        raise JointsError(f"{JOINT_NAMES[broken[0]]} is {row[broken[0]]}, expected rad")
+        raise JointsError(f"{joints[broken[0]]} is {row[broken[0]]}, expected rad")
     return row
 
 

@@ -46,7 +46,7 @@ class RosbagSource:
                 " --instruction",
             )  # fmt: skip
         return Episode(
-            images=_pictures(track, self._options.camera_topic),
+            images=pictures_of(track, self._options.camera_topic),
             state=track.state,
             action=track.action,
             instruction=words,
@@ -105,7 +105,8 @@ def _mixed_actions(tracks: list[Track]) -> Iterable[DataError]:
             )  # fmt: skip
 
 
-def _pictures(track: Track, topic: str) -> list[bytes | Image]:
+def pictures_of(track: Track, topic: str) -> list[bytes | Image]:
+    """Return the T images of a track; raises RecordingError."""
     wanted = set(track.pictures.tolist())
     found: dict[int, bytes | Image] = {}
     for number, received in enumerate(read_messages(track.path, [topic])):

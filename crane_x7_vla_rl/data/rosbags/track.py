@@ -31,6 +31,7 @@ from crane_x7_vla_rl.data.rosbags.messages import (
 )
 from crane_x7_vla_rl.data.rosbags.options import BagOptions
 from crane_x7_vla_rl.joint_names import JointsError
+from crane_x7_vla_rl.robot import JOINT_NAMES
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Track:
     pictures: Indices
     """(T,) index of each frame's message on the camera's topic, in the order of receipt."""
     state: npt.NDArray[np.float32]
-    """(T, 8) rad."""
+    """(T, 8) rad, or as many columns as joints were named."""
     action: npt.NDArray[np.float32]
     """(T, 8) rad."""
     instruction: str | None
@@ -77,8 +78,12 @@ class _Stream:
         self.contents.append(content)
 
 
-def read_track(path: Path, options: BagOptions) -> Track:
-    """Return the bag at `path` on its grid; raises RecordingError naming bag and topic."""
+def read_track(path: Path, options: BagOptions, joint_names: Sequence[str] = JOINT_NAMES) -> Track:
+    """Return the bag at `path` on its grid; raises RecordingError naming bag and topic.
+
+    `joint_names` are the columns of state and action: another robot's, where actions come from its
+    joints (`leader`, `next_state`).
+    """
     topics = read_topics(path)
     source = _action_source(topics, options)
     kinds = {options.camera_topic: (COMPRESSED, RAW), options.joint_states_topic: (JOINTS,)}
@@ -92,7 +97,7 @@ def read_track(path: Path, options: BagOptions) -> Track:
     for received in read_messages(path, kinds):
         stream = streams[received.topic]
         try:
-            stream.add(received, _content(received, topics[received.topic], f"{path}"))
+            stream.add(received, _content(received, topics[received.topic], f"{path}", joint_names))
         except JointsError as error:
             stream.left_out.append(str(error))
     for stream in streams.values():
@@ -118,9 +123,9 @@ def _expect(path: Path, topics: dict[str, str], topic: str, kinds: Sequence[str]
     raise RecordingError(str(path), topic, f"{what}, expected {' or '.join(kinds)}; {hint}")
 
 
-def _content(received: Received, kind: str, where: str) -> Any:
+def _content(received: Received, kind: str, where: str, joint_names: Sequence[str]) -> Any:
     if kind == JOINTS:
-        return joint_row(received.message)
+        return joint_row(received.message, joint_names)
     if kind == TRAJECTORY:
         return command(received.message, 0.0, where, received.topic)
     return received.message.data if kind == TEXT else None

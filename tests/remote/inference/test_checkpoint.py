@@ -12,10 +12,10 @@ from crane_x7_remote import settings as settings_module
 from crane_x7_remote.errors import PolicyError
 from crane_x7_remote.inference import checkpoint
 from crane_x7_remote.sim_robot import command as sim_command
-from crane_x7_vla_rl.policies.load import SHIPPED
+from crane_x7_vla_rl.policies.load import TINY
 from crane_x7_vla_rl.policies.skills import Skills
 
-MODEL = {"VLA_MODEL_PATH": str(SHIPPED)}
+MODEL = {"VLA_MODEL_PATH": str(TINY)}
 
 
 def test_rate_temperature_and_jump_are_the_checkpoints(caplog: pytest.LogCaptureFixture) -> None:
@@ -78,10 +78,10 @@ def scene(*words: str) -> argparse.Namespace:
 
 
 def test_the_simulated_robot_takes_the_scene_of_a_checkpoint(tmp_path: Path) -> None:
-    args = scene("--scene-of", str(SHIPPED))
+    args = scene("--scene-of", str(TINY))
     assert (args.task, args.colours) == ("Lift-CRANE-X7", ("red", "blue"))
     assert args.spawn_range_m == 0.02
-    assert scene("--scene-of", str(SHIPPED), "--colours", "red").colours == ["red"]
+    assert scene("--scene-of", str(TINY), "--colours", "red").colours == ["red"]
     assert scene().task == "PickPlace-CRANE-X7"
     with pytest.raises(PolicyError, match="its scene is unknown"):
         scene("--scene-of", str(tmp_path))

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from loop_rig import wait_until
-from tick_rig import Rig, a_jpeg
+from tick_rig import ROBOT_CLOCK_S, MovingPolicy, Rig, a_jpeg
 
 from crane_x7_remote import settings as settings_module
 from crane_x7_remote.inference import feed
@@ -25,6 +25,8 @@ from crane_x7_remote.inference.hold import HoldReason
 from crane_x7_remote.inference.loop import InferenceLoop
 from crane_x7_remote.inference.tick_log import Sent
 from crane_x7_remote.rosbridge.config import ClientConfig
+from crane_x7_remote.rosbridge.frames import EncodedFrame
+from crane_x7_vla_rl.types import Observation
 
 HELLO = {"kind": "hello", "session": "0a1b2c3d"}
 READER = """
@@ -32,7 +34,7 @@ import json, sys
 from crane_x7_remote.inference.feed import read_messages
 with open(sys.argv[1], "w") as file:
     for message in read_messages(sys.stdin.buffer):
-        message.pop("jpeg", None)
+        message.pop("jpeg", None), message.pop("wrist_jpeg", None)
         print(json.dumps(message), file=file, flush=True)
     print(json.dumps({"kind": "end"}), file=file, flush=True)
 """
@@ -46,6 +48,13 @@ def observed(rig: Rig) -> list[Tick]:
     ticks: list[Tick] = []
     rig.loop._observe = ticks.append
     return ticks
+
+
+def ticked(rig: Rig) -> Tick:
+    """Let the rig's loop tick once and return what it told."""
+    ticks = observed(rig)
+    rig.tick()
+    return ticks[-1]
 
 
 def a_tick(number: int = 1) -> Tick:
@@ -88,6 +97,55 @@ def test_a_tick_contains_what_the_loop_saw_and_sent() -> None:
     assert len(message["position_rad"]) == len(message["velocity_rad_s"]) == 8
 
 
+def test_the_wrist_image_is_told_once_and_only_with_a_topic() -> None:
+    frame = EncodedFrame(b"wrist", "jpeg", 5.0, 1.0)
+    plain, rig = Rig(), Rig(wrist_camera_topic="/wrist")
+    for each in (plain, rig):
+        each.client.wrist = frame
+    assert not {key for key in TickEncoder().message(ticked(plain), 0.0) if "wrist" in key}
+    encoder = TickEncoder()
+    told = [encoder.message(ticked(rig), 0.0) for _ in range(2)]
+    assert [message["wrist_jpeg"] for message in told] == [b"wrist", None]
+    assert [message["wrist_stamp_s"] for message in told] == [5.0, 5.0]
+
+
+def test_the_wrist_frame_that_the_policy_got_is_told_with_its_base_frame() -> None:
+    class TwoCameras(MovingPolicy):
+        more_cameras = ("wrist",)
+
+    rig = Rig(policy=TwoCameras(), wrist_camera_topic="/wrist")
+    now_s = rig.clock.now_s
+    used = EncodedFrame(a_jpeg(), "jpeg", now_s + ROBOT_CLOCK_S, now_s)
+    rig.client.wrist = used
+
+    def newer(observation: Observation) -> object:
+        rig.client.wrist = replace(used, arrival_s=now_s + 0.05)
+        return rig.policy._further(observation)
+
+    rig.policy.answer = newer
+    assert ticked(rig).wrist_frame is used
+
+
+def test_joint_states_between_ticks_are_told_once_each() -> None:
+    rig = Rig()
+    newest = rig.client.joints()
+    assert newest is not None
+    states = [replace(newest, stamp_s=newest.stamp_s + k) for k in range(6)]
+    encoder = TickEncoder()
+
+    def told(upto: int) -> list[float]:
+        tick = replace(a_tick(), joints=states[upto], recent_joints=tuple(states[: upto + 1]))
+        message = encoder.message(tick, 0.0)
+        assert message["joints_stamp_s"] == states[upto].stamp_s
+        assert all(len(row) == 10 for row in message["joints_between"])
+        return [row[0] - newest.stamp_s for row in message["joints_between"]]
+
+    assert told(1) == [0.0]
+    assert told(4) == [2.0, 3.0]
+    assert told(4) == []
+    assert told(5) == []
+
+
 def test_a_hold_is_told_with_its_reason_and_the_newest_frame_once() -> None:
     rig = Rig()
     ticks = observed(rig)
@@ -123,6 +181,9 @@ def test_hello_names_robot_and_topics_and_no_secret() -> None:
     assert message["topics"]["trajectory"] == "/vla/predicted_trajectory"
     assert (message["rate_hz"], message["policy"]) == (5, "color-servo")
     assert b"a-secret-token" not in pack(message)
+    assert "wrist_camera" not in message["topics"]
+    two = feed.hello(replace(client, wrist_camera_topic="/w"), LoopConfig("0a1b2c3d"), "x")
+    assert two["topics"]["wrist_camera"] == "/w"
 
 
 def test_the_childs_environment_loads_the_same_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -208,7 +269,7 @@ def test_a_child_that_reads_nothing_costs_the_loop_nothing_and_is_ended() -> Non
 
 
 def test_a_slow_child_gets_the_newest_messages(tmp_path: Path) -> None:
-    slow = READER.replace("message.pop", "__import__('time').sleep(0.02); message.pop")
+    slow = READER.replace("message.pop", "__import__('time').sleep(0.02); message.pop", 1)
     path = tmp_path / "lines"
     with feeds(command(slow, str(path), grace_s=20)) as told:
         offered_ms(told, [*many(400, 1000)])

@@ -14,7 +14,7 @@ from loop_rig import FaultyRobot, RunningLoop, SwingingPolicy, wait_until
 from tick_rig import TRAVEL_S, FakeClient, Rig
 
 from crane_x7_remote.inference.hold import Hold, HoldReason
-from crane_x7_remote.inference.loop import _Asked
+from crane_x7_remote.inference.intake import Asked
 from crane_x7_remote.inference.tick_log import Sent
 from crane_x7_remote.inference.worker import Job
 from crane_x7_remote.rosbridge.frames import EncodedFrame
@@ -281,9 +281,9 @@ def _asked_ahead(rig: Rig) -> EncodedFrame:
     rig.clock.sleep(0.05)
     frame = rig.client.latest_frame()
     assert frame is not None
-    asked = rig.loop._ask(frame)
+    asked = rig.loop._intake._ask(frame)
     assert not isinstance(asked, Hold)
-    rig.loop._asked = asked
+    rig.loop._intake._ahead = asked
     rig.clock.sleep(0.04)
     return frame
 
@@ -295,7 +295,7 @@ def test_what_was_asked_ahead_is_answered_by_the_next_tick() -> None:
     assert isinstance(outcome, Sent)
     assert outcome.frame is frame
     assert len(rig.policy.observations) == 2
-    assert rig.loop._asked is None
+    assert rig.loop._intake._ahead is None
 
 
 def test_what_was_asked_before_a_new_link_is_not_answered_behind_it() -> None:
@@ -315,7 +315,7 @@ def test_a_link_that_went_down_forgets_what_was_asked_ahead() -> None:
     _asked_ahead(rig)
     rig.client.link.connected = False
     assert rig.reason() is HoldReason.LINK_DOWN
-    assert rig.loop._asked is None
+    assert rig.loop._intake._ahead is None
 
 
 def test_the_gates_hold_for_an_answer_that_was_asked_ahead() -> None:
@@ -330,8 +330,8 @@ def test_the_gates_hold_for_an_answer_that_was_asked_ahead() -> None:
 def _dropped(rig: Rig, frame: EncodedFrame, before: EncodedFrame | None) -> None:
     """Let `frame` have been given to the policy too late to begin."""
     image, joints = rig.policy.observations[-1].image, rig.policy.observations[-1].joints
-    rig.loop._asked = _Asked(frame, Job(Observation(image, joints, "wave", 0.0)), before)
-    rig.loop._used = frame
+    rig.loop._intake._ahead = Asked(frame, Job(Observation(image, joints, "wave", 0.0)), before)
+    rig.loop._intake._used = frame
 
 
 def test_an_observation_that_waited_too_long_makes_way_for_a_newer_frame() -> None:
@@ -365,7 +365,7 @@ def test_an_observation_that_waited_too_long_is_made_again_from_its_frame() -> N
     assert isinstance(outcome, Sent)
     assert outcome.frame is frame
     assert rig.clock.now_s - began_s < 0.005
-    assert rig.loop._used is frame
+    assert rig.loop._intake._used is frame
 
 
 def test_a_frame_that_was_used_is_not_used_again_after_a_dropped_one() -> None:

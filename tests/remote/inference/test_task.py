@@ -5,15 +5,18 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+import numpy as np
 import pytest
 from tick_rig import MovingPolicy, Rig
 
 from crane_x7_remote.inference.command import _say_hint
 from crane_x7_remote.inference.hold import HoldReason
 from crane_x7_remote.inference.task import PERIOD_S, REMIND_S
+from crane_x7_remote.inference.tick_log import Sent
 from crane_x7_remote.rosbridge import loop_status
 from crane_x7_remote.rosbridge.messages import MessageError
 from crane_x7_remote.settings import Settings
+from crane_x7_vla_rl.policies.wordings import WordedPolicy, Wordings
 
 
 class ChoosyPolicy(MovingPolicy):
@@ -89,6 +92,26 @@ def test_a_refused_task_reaches_the_policy_so_that_its_arm_stays() -> None:
     rig.client.instructions.append("stop")
     rig.tick(2)
     assert rig.policy.observations[-1].instruction == "stop"
+
+
+def test_other_words_are_followed_and_a_colour_of_no_cube_keeps_the_arm_still() -> None:
+    inner = MovingPolicy()
+    own = ("pick up the red cube", "pick up the blue cube")
+    rig = Rig(policy=WordedPolicy(inner, Wordings(own, "skills.json")), instruction="dance")  # type: ignore[arg-type]
+    rig.client.instructions.append("grab the crimson block")
+    moved = rig.tick(3)
+    assert isinstance(moved, Sent)
+    assert rig.client.statuses[-1].task_state == "accepted"
+    assert inner.observations[-1].instruction == own[0]
+    rig.client.instructions.append("grab the purple block")
+    still = [rig.tick() for _ in range(3)]
+    status = rig.client.statuses[-1]
+    assert (status.task, status.task_state) == ("grab the purple block", "refused")
+    assert "names the colour purple, the cubes are red, blue" in (status.reason or "")
+    targets = [one.target_rad for one in still if isinstance(one, Sent)]
+    assert len(targets) == 3
+    assert np.ptp(targets, axis=0).max() == pytest.approx(0, abs=1e-6)
+    assert np.ptp(moved.target_rad, axis=0).max() > 0.01
 
 
 def test_a_hold_is_told_with_its_reason() -> None:

@@ -13,11 +13,14 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from data_rig import FPS, SIZE, seen_twice
+from fake_hub_upload import Taker, UploadHub
 from guard_rig import Caller
 from record_rig import TASK
 from sim_robot_rig import started
@@ -25,7 +28,7 @@ from sim_robot_rig import started
 from crane_x7_remote.errors import ExitCode
 from crane_x7_remote.rosbridge.topics import RECORD_STATUS_TOPIC, RECORD_TOPIC, STRING
 from crane_x7_remote.sim_robot.robot import SIM_CLOCK_STEP_TOPIC
-from crane_x7_vla_rl.data.lerobot import open_lerobot, recover
+from crane_x7_vla_rl.data.lerobot import Extras, LeRobotWriter, open_lerobot, recover
 from crane_x7_vla_rl.robot import ARM_JOINT_NAMES, HOME_RAD, JOINT_NAMES
 
 pytestmark = pytest.mark.timeout(300)
@@ -322,3 +325,74 @@ def test_an_instruction_that_is_none_is_named(tmp_path: Path) -> None:
     assert done.returncode == ExitCode.SETTINGS
     assert "--instruction: " in done.stderr
     assert not (tmp_path / "data").exists()
+
+
+def test_a_recording_is_pushed_at_its_end_and_again_without_a_robot(
+    ports: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first upload fails at its commit: the episode is kept, and the message names the rest."""
+    folder, fails = tmp_path / "data", True
+
+    def fault(request: Taker) -> bool:
+        if "/commit/" in request.path and fails:
+            request.say({"error": "no room"}, 507)
+            return True
+        return False
+
+    for name in [each for each in os.environ if each.lower().endswith("_proxy")]:
+        monkeypatch.delenv(name)
+    with UploadHub(token="hf_mine", fault=fault) as hub:
+        environment = {
+            "HF_ENDPOINT": hub.url, "HF_HOME": str(tmp_path / "hf"), "HF_TOKEN": "hf_mine",
+            "HF_HUB_DISABLE_XET": "1",
+        }  # fmt: skip
+        for name, value in environment.items():
+            monkeypatch.setenv(name, value)
+        flags = ("--action", "next", "--instruction", TASK, "--start", "--longest", "1",
+                 "--episodes", "1", "--push", "me/arm")  # fmt: skip
+        with recording(folder, ports[0], *flags) as made:
+            assert made.end() == ExitCode.OUTPUT
+        assert "the Hub answered 507" in made.errors[-1]
+        assert f"crane-x7-remote record {folder} --upload-only --push me/arm" in made.errors[-1]
+        assert len(open_lerobot(folder)) == 1
+        assert hub.commits == []
+        fails = False
+        again = ["record", str(folder), "--upload-only", "--push", "me/arm"]
+        done = subprocess.run(
+            [sys.executable, "-m", "crane_x7_remote", *again],
+            capture_output=True, text=True, timeout=120,
+        )  # fmt: skip
+    assert done.returncode == ExitCode.OK, done.stderr
+    assert done.stdout == f"{folder} is on the Hub: me/arm, private\n"
+    assert hub.private
+    assert hub.tagged("v3.0")["meta/info.json"] == (folder / "meta/info.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (("--upload-only",), "--upload-only: where to? Give --push OWNER/NAME, too"),
+        (("--upload-only", "--push", "me/arm"), "holds no data set"),
+    ],
+)
+def test_nothing_to_upload_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: tuple[str, ...], message: str
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_mine")
+    with recording(tmp_path / "data", 1, *flags) as made:
+        assert made.end() in (ExitCode.RECORD, ExitCode.OUTPUT)
+    assert message in made.errors[-1]
+
+
+def test_a_folder_of_other_cameras_is_refused_before_anything_is_recorded(
+    ports: tuple[int, int], tmp_path: Path
+) -> None:
+    folder = tmp_path / "data"
+    with LeRobotWriter(folder, FPS, SIZE, extras=Extras({"wrist": (24, 16)})) as writer:
+        writer.add(replace(seen_twice(), intervention=None))
+    with recording(folder, ports[0], "--resume", "--instruction", TASK) as made:
+        assert made.end() == ExitCode.RECORD
+    assert (
+        "its episodes have the cameras base, wrist, the new ones would have base"
+        in (made.errors[-1])
+    )

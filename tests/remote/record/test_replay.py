@@ -10,6 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ from sim_robot_rig import Client, started, state_now
 
 from crane_x7_remote.errors import ExitCode
 from crane_x7_remote.inference.limits import Limits
+from crane_x7_remote.record import replay_command
 from crane_x7_remote.record.episode_arm import EpisodeArm
 from crane_x7_remote.record.replay import APPROACH_RAD_S, SEND_HZ, approach, refusals
 from crane_x7_remote.rosbridge import messages
 from crane_x7_remote.rosbridge.frames import decode_image, from_message
+from crane_x7_remote.settings import Settings
 from crane_x7_vla_rl.data.episode import Episode
-from crane_x7_vla_rl.data.lerobot import LeRobotWriter
+from crane_x7_vla_rl.data.lerobot import Extras, LeRobotWriter
 from crane_x7_vla_rl.robot import HOME_RAD
 
 pytestmark = pytest.mark.timeout(300)
@@ -193,6 +196,51 @@ def test_a_served_episode_begins_with_the_first_image_and_ends() -> None:
     assert ended.wait(0) or not arm.step(HOME_RAD)
     arm.step(HOME_RAD)
     assert ended.is_set()
+
+
+def test_an_episodes_wrist_camera_is_served_on_its_topic(tmp_path: Path) -> None:
+    both = replace(swing(), others={"wrist": [picture(50, t, SIZE) for t in range(30)]})
+    folder, topic = tmp_path / "two", "/wrist/image_raw/compressed"
+    with LeRobotWriter(folder, 10.0, SIZE, extras=Extras({"wrist": SIZE})) as writer:
+        writer.add(both)
+    done = replay(folder, 1, "--to-loop", "0", "--wrist-camera-topic", topic)
+    try:
+        assert done.stdout is not None
+        found = re.search(r"--rosbridge-port (\d+)", done.stdout.readline())
+        assert found is not None
+        with Caller(int(found[1])) as caller:
+            images = {}
+            for name in (topic, "/camera/color/image_raw/compressed"):
+                caller.subscribe(name, "sensor_msgs/CompressedImage", "cbor")
+            while len(images) < 2:
+                message = caller.next("publish")
+                images[message["topic"]] = decode_image(from_message(message["msg"], 0.0))
+    finally:
+        done.kill()
+        done.communicate()
+    for name, shift in ((topic, 50), ("/camera/color/image_raw/compressed", 0)):
+        nearest = min(
+            np.abs(images[name].astype(int) - picture(shift, t, SIZE)).max() for t in range(30)
+        )
+        assert nearest < 25, name
+
+
+@pytest.mark.parametrize(
+    ("topic", "has_images", "said", "served"),
+    [
+        ("/w", True, "", "/w"),
+        ("", True, "name its topic with WRIST_CAMERA_TOPIC", ""),
+        ("/w", False, "/w stays silent", ""),
+        ("", False, "", ""),
+    ],
+)
+def test_a_wrist_camera_that_cannot_be_served_is_said(
+    caplog: pytest.LogCaptureFixture, topic: str, has_images: bool, said: str, served: str
+) -> None:
+    others = {"wrist": [picture(1, t, SIZE) for t in range(30)]} if has_images else {}
+    settings = Settings(wrist_camera_topic=topic)
+    assert replay_command._wrist_topic(settings, replace(swing(), others=others)) == served
+    assert (said in caplog.text) if said else not caplog.text
 
 
 def test_a_loop_is_fed_with_an_episode(folder: Path, tmp_path: Path) -> None:

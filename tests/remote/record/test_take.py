@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +26,7 @@ from crane_x7_remote.record.pace import Lost
 from crane_x7_remote.record.spool import Spool
 from crane_x7_remote.record.take import ActionSource, Take, TakePlan, TakeReport, TooShort
 from crane_x7_vla_rl.data.episode import Episode
+from crane_x7_vla_rl.types import Array, JointState
 
 
 @pytest.fixture
@@ -248,3 +250,74 @@ def test_a_joint_that_is_not_finite_is_left_out(spool: Spool) -> None:
     take.measured(Measured("robot", type(event.joints)(state, START_S + 1.1, START_S - 898.9)))
     episode, _ = made(take)
     assert np.isfinite(episode.state).all()
+
+
+def with_hold(
+    spool: Spool, reason: str, intervention: bool, still: bool
+) -> tuple[Episode, TakeReport]:
+    """A second of driving, two of a hold, and a second of driving."""
+    events: list[Event] = []
+    for k in range(400):
+        at_s = START_S + k / 100
+        clocked_s = START_S + 1.0 if still and 1.0 <= k / 100 < 3.0 else at_s
+        events.append(replace_joints(measured(at_s), position(clocked_s)))
+        if k % 10 == 0:
+            held = 1.0 <= k / 100 < 3.0
+            target = None if held else np.full(8, 0.1)
+            is_pause = held and reason == "paused"
+            marked = held and intervention
+            events.append(Decided(at_s, at_s - 900, target, marked, is_pause))
+            events.append(picture(at_s, k // 10))
+    return made(taken(spool, events, "policy"))
+
+
+def replace_joints(event: Measured, position_rad: Array) -> Measured:
+    joints = event.joints
+    return replace(event, joints=replace(joints, state=JointState(position_rad, np.zeros(8))))
+
+
+def test_a_pause_is_left_out_so_that_nothing_learns_to_stand_still(spool: Spool) -> None:
+    episode, report = with_hold(spool, "paused", intervention=False, still=True)
+    assert numbers(episode) == [*range(10), *range(30, len(episode) + 20)]
+    assert report.left_out == 20
+    assert report.frames == len(episode) == len(episode.state)
+    assert (episode.action == np.float32(0.1)).all()
+    moving, _ = with_hold(spool, "paused", intervention=False, still=False)
+    assert numbers(moving) == numbers(episode), "the braking belongs to the pause"
+
+
+def test_a_hold_is_left_out_only_where_the_arm_stands(spool: Spool) -> None:
+    standing, report = with_hold(spool, "frame_stale", intervention=False, still=True)
+    assert 8 <= report.left_out <= 12, "not within STILL_S of a motion"
+    _, moving = with_hold(spool, "frame_stale", intervention=False, still=False)
+    assert moving.left_out == 0
+    assert standing.intervention is not None
+    assert not standing.intervention.any()
+
+
+def test_what_a_person_shows_is_kept_and_waiting_for_one_is_not(spool: Spool) -> None:
+    shown, report = with_hold(spool, "paused", intervention=True, still=False)
+    assert report.left_out == 0
+    assert shown.intervention is not None
+    assert shown.intervention.tolist() == [10 <= number < 30 for number in numbers(shown)]
+    _, waited = with_hold(spool, "stopped", intervention=True, still=True)
+    assert 8 <= waited.left_out <= 12
+
+
+def test_an_episode_in_which_nobody_moves_the_arm_is_too_short(spool: Spool) -> None:
+    events: list[Event] = []
+    for k in range(200):
+        at_s = START_S + k / 100
+        events.append(replace_joints(measured(at_s), position(START_S)))
+        if k % 10 == 0:
+            events += [decided(at_s, None), picture(at_s, k // 10)]
+    take = taken(spool, events, "policy")
+    with pytest.raises(TooShort, match=r"nobody moved the arm in 1\d frames"):
+        made(take)
+
+
+def test_the_judgement_is_part_of_the_episode(spool: Spool) -> None:
+    take = taken(spool, stream(1.0))
+    assert [take.episode("a", "b", success)[0].success for success in (True, False, None)] == [
+        True, False, None,
+    ]  # fmt: skip

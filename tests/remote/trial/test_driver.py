@@ -126,12 +126,17 @@ def test_home_is_reached_from_where_the_policy_left_the_arm(trial: Trial) -> Non
     trial.loop.drive(begins=True)
     trial.wait_driving()
     time.sleep(0.5)
-    move = HomeMove(np.append(HOME_RAD[:ARM_DOF], 0.5), None)
+    home = np.append(HOME_RAD[:ARM_DOF], 0.5)
+    home[2] += 0.3  # where the policy never is
+    move = HomeMove(home, None)
     trial.loop.move(move)
+    time.sleep(0.2)  # a prediction that had begun
+    asked = len(trial.policy.instructions)
     wait_until(
         lambda: (joints := trial.client.joints()) and move.is_there(joints.state.position_rad),
         20, "home",
     )  # fmt: skip
+    assert len(trial.policy.instructions) == asked, "the policy drove, and not the move"
     trial.loop.rest("home")
     trial.wait_rest(1.0)
 

@@ -129,3 +129,17 @@ def test_images_of_an_earlier_attempt_do_not_stay(tmp_path: Path) -> None:
     page.save_frames(tmp_path, 1, [b"a", b"b", b"c"])
     page.save_frames(tmp_path, 1, [b"d"])
     assert [path.read_bytes() for path in (tmp_path / "frames" / "001").iterdir()] == [b"d"]
+
+
+def test_a_trial_of_before_keeps_its_one_scene(tmp_path: Path) -> None:
+    """trial.json without seeds is read; the scenes of a new one follow each other."""
+    results.save(tmp_path, PLAN, [episode(1)])
+    path = tmp_path / "trial.json"
+    content = json.loads(path.read_text())
+    del content["plan"]["first_seed"], content["episodes"][0]["seed"]
+    path.write_text(json.dumps(content))
+    plan, (first,) = results.load(tmp_path)
+    assert plan.seed(4) is first.seed is None
+    assert [replace(PLAN, first_seed=7).seed(number) for number in (1, 2, 3)] == [7, 8, 9]
+    (difference,) = replace(PLAN, first_seed=7).differences(plan)
+    assert difference == "first_seed is 7, expected None"

@@ -15,16 +15,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import pyarrow.parquet
 import pytest
-from guard_rig import Caller
+from guard_rig import Caller, move_arm
 from places import RIGS
 from pty_rig import OnTerminal
-from sim_robot_rig import started
+from sim_robot_rig import Client, started, state_now
 from websockets.sync.client import connect
 
-from crane_x7_remote.errors import ExitCode
+from crane_x7_remote.errors import ExitCode, SettingsError
 from crane_x7_remote.rosbridge import messages, protocol
+from crane_x7_remote.trial.judge import SimJudge
 from crane_x7_vla_rl.data.lerobot import open_lerobot
 from crane_x7_vla_rl.robot import HOME_RAD, JOINT_NAMES
 
@@ -296,6 +296,31 @@ def test_without_keys_a_trial_names_the_way_that_needs_none(place: Place, tmp_pa
     assert "--judge sim" in done.stderr
 
 
+def test_seeds_of_scenes_are_for_a_simulation(place: Place, tmp_path: Path) -> None:
+    done = subprocess.run(
+        place.command("--output-dir", str(tmp_path), "--first-seed", "3"),
+        stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode == ExitCode.SETTINGS
+    assert "--first-seed is for --judge sim" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_robot_that_arranges_no_scene_is_named(place: Place) -> None:
+    now_s = [0.0]
+    judge = SimJudge("127.0.0.1", place.robot_port, "pick up the red cube", lambda: now_s[0])
+    judge._client.publish = lambda _: True  # type: ignore[method-assign]
+    judge._scene = {"seed": 5, "arranged": 2}
+    assert not judge.arrange(5), "an older arrangement of the same seed does not count"
+    judge._scene = {"seed": 5, "arranged": 3}
+    assert judge.arrange(5)
+    assert not judge.arrange(6)
+    now_s[0] += 10.1
+    with pytest.raises(SettingsError, match="did not arrange the scene of seed 6 within 10 s"):
+        judge.arrange(6)
+    judge.__exit__()  # never entered: its client holds an event loop
+
+
 def test_a_task_that_the_policy_refuses_moves_nothing(place: Place, tmp_path: Path) -> None:
     command = place.command("--output-dir", str(tmp_path), "--judge", "sim")
     real = [sys.executable, "-m", "crane_x7_remote", *command[3:], "--policy", "color-servo"]
@@ -308,7 +333,7 @@ def test_a_task_that_the_policy_refuses_moves_nothing(place: Place, tmp_path: Pa
 
 
 def test_the_simulation_judges_a_real_policy_without_anybody(tmp_path: Path) -> None:
-    """Physics, camera, guard and the colour servo: success by the scene, twice."""
+    """Physics, camera, guard and the colour servo: success by the scene, in two scenes."""
     with started(
         "--port", "0", "--guard", "0", "--seed", "1", "--image-size", "320x240", "--render", "cpu",
         stderr=subprocess.DEVNULL,
@@ -318,16 +343,22 @@ def test_the_simulation_judges_a_real_policy_without_anybody(tmp_path: Path) -> 
         assert match
         place = Place(int(match[1]), int(match[2]))
         words = place.command("--output-dir", str(tmp_path), "--judge", "sim", "--judge-port",
-                              str(place.robot_port), "--episodes", "2")[3:]  # fmt: skip
+                              str(place.robot_port), "--episodes", "2", "--first-seed",
+                              "1000002")[3:]  # fmt: skip
         done = subprocess.run(
             [sys.executable, "-m", "crane_x7_remote", *words, "--policy", "color-servo",
              "--vla-task-instruction", "pick up the red cube"],
             stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=200, check=False,
         )  # fmt: skip
+        with Caller(place.robot_port) as caller:
+            last = state_now(Client(caller.link))
     assert done.returncode == 0, done.stderr
+    assert (last["seed"], last["arranged"]) == (1_000_003, 2)
     content = read(tmp_path)
     assert [each["result"] for each in content["episodes"]] == ["success", "success"], content
     assert {each["reason"] for each in content["episodes"]} == {"judge"}
+    assert [each["seed"] for each in content["episodes"]] == [1_000_002, 1_000_003]
+    assert content["plan"]["first_seed"] == 1_000_002
     assert "2 of 2 succeeded, 100%" in done.stdout
 
 
@@ -348,14 +379,15 @@ def test_judged_episodes_are_recorded_with_the_takeover_marked(
         time.sleep(2)
         shown.type(b"t")
         shown.wait_for("taken over: by hand")
-        time.sleep(2)
+        move_arm(place.robot_port, 2.0)
         shown.type(b"t")
         shown.wait_for("the policy drives")
         time.sleep(1)
         shown.type(b"s")
         assert shown.wait_end(120) == 0, shown.shown[-3000:]
-    assert len(open_lerobot(recorded)) == 1
-    (table,) = recorded.glob("data/**/*.parquet")
-    marks = pyarrow.parquet.read_table(table)["intervention"].to_pylist()
-    assert 10 <= sum(marks) <= len(marks) - 10, marks
-    assert not any(marks[:5]), marks
+    source = open_lerobot(recorded)
+    assert [episode.success for episode in source] == [True], "with help, but the task was done"
+    marks = source.interventions()
+    assert marks is not None
+    assert 10 <= marks.sum() <= len(marks) - 10, marks
+    assert not marks[:5].any(), marks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import select
@@ -11,11 +12,13 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from guard_rig import RunningGuard
 from loop_rig import FaultyRobot, RunningLoop, inject
+from rich.console import Console
 
 from crane_x7_remote.errors import ExitCode
 from crane_x7_remote.rosbridge import messages
@@ -25,7 +28,10 @@ from crane_x7_remote.rosbridge.messages import MessageError
 from crane_x7_remote.rosbridge.topics import STATUS_TOPIC
 from crane_x7_remote.watch import guard_report, lines
 from crane_x7_remote.watch.heard import View, Watcher
+from crane_x7_remote.watch.screen import screen as drawn
 from crane_x7_vla_rl.robot import HOME_RAD, JOINT_NAMES
+
+CAMERA = "/camera/color/image_raw/compressed"
 
 EVIL = "\x1b]0;owned\x07\x1b[2Jpick\u202e up"
 STATUS = LoopStatus("0a1b2c3d", "wave", "accepted", None, 9.9, 45.0, None, 12, False)
@@ -205,10 +211,10 @@ def test_a_depth_camera_is_named_as_the_problem() -> None:
         "format": "16UC1; compressedDepth"
     }
     with pytest.raises(MessageError):
-        watched._hear_frame(image)
-    problem = view_of(watched).camera_problem
-    assert problem is not None
-    assert "16UC1" in problem
+        watched._hear_frame(CAMERA, image)
+    (camera,) = view_of(watched).cameras
+    assert camera.problem is not None
+    assert "16UC1" in camera.problem
 
 
 def test_the_rate_is_that_of_the_last_seconds() -> None:
@@ -216,10 +222,34 @@ def test_the_rate_is_that_of_the_last_seconds() -> None:
     watched = watcher(now_s, "rate")
     for _ in range(40):
         now_s[0] += 0.1
-        watched._hear_frame(messages.compressed_image(b"\xff\xd8\xff", now_s[0], 2))
-    assert watched.view().camera_hz == pytest.approx(10.0, rel=0.02)
+        watched._hear_frame(CAMERA, messages.compressed_image(b"\xff\xd8\xff", now_s[0], 2))
+    assert watched.view().cameras[0].rate_hz == pytest.approx(10.0, rel=0.02)
     now_s[0] += 10
-    assert view_of(watched).camera_hz == 0.0
+    assert view_of(watched).cameras[0].rate_hz == 0.0
+
+
+def test_the_wrist_camera_has_its_own_rate_age_and_problem() -> None:
+    now_s = [100.0]
+    config = ClientConfig("127.0.0.1", 1, wrist_camera_topic="/wrist")
+    watched = Watcher(config, "rate", clock=lambda: now_s[0])
+    for k in range(40):
+        now_s[0] += 0.1
+        image = messages.compressed_image(b"\xff\xd8\xff", now_s[0], 2)
+        watched._hear_frame(CAMERA, image)
+        if k % 2 == 0 and k < 30:
+            watched._hear_frame("/wrist", image)
+    view = view_of(watched)
+    assert [each.name for each in view.cameras] == ["camera", "wrist camera"]
+    assert [each.age_s for each in view.cameras] == pytest.approx([0.0, 1.1])
+    assert view.cameras[0].rate_hz == pytest.approx(10, rel=0.02)
+    assert view.cameras[1].rate_hz == pytest.approx(5, rel=0.02)
+    assert "wrist camera 1.1 s old" in lines.line(replace(view, link_up=True))
+    late = replace(view.cameras[1], age_s=4.0)
+    assert "wrist camera silent" in lines.state(replace(view, link_up=True, cameras=(late,)))
+    console = Console(file=io.StringIO(), width=100)
+    console.print(drawn(view))
+    assert isinstance(console.file, io.StringIO)
+    assert "wrist camera 5.0 Hz  1.1 s ago" in console.file.getvalue()
 
 
 def test_joints_are_shown_in_their_order() -> None:

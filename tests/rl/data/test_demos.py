@@ -105,11 +105,11 @@ def test_killed_it_goes_on_where_it_stopped(tmp_path: Path) -> None:
             time.sleep(0.05)
         time.sleep(0.5)
         process.send_signal(signal.SIGKILL)
-    with demos(tmp_path / "d", "--episodes", "8", "--resume") as process:
+    with demos(tmp_path / "d", "--episodes", "5", "--resume") as process:
         output, errors = process.communicate(timeout=100)
     assert process.returncode == 0, errors
     found = episodes(tmp_path / "d")
-    assert len(found) >= 8
+    assert len(found) >= 5
     assert [episode.seed for episode in found] == list(range(len(found)))
     assert f"{len(found)} demonstrations" in output
 
