@@ -4,12 +4,18 @@ Its contract, the part of the real Hub's that `HfApi.create_repo`, `list_repo_fi
 `create_commit` (over LFS, without Xet) and `create_tag` use:
 
 - `POST /api/repos/create` → 200 with `url`, 409 where it exists.
+- `GET /api/models/<name>` and `…/revision/main` → `id`, `sha`, `private`.
 - `GET /api/models/<name>/tree/main` → per file `path`, `size`, `oid`.
-- `POST /api/models/<name>/preupload/<revision>` → per file `uploadMode` lfs or regular.
+- `POST /api/models/<name>/preupload/<revision>` → per file `uploadMode` lfs or regular, and the
+  `oid` of the content that it has: SHA-256 for lfs, else git's SHA-1 of a blob.
+- `POST /api/validate-yaml` with a card's text → `errors` and `warnings`.
 - `POST /<name>.git/info/lfs/objects/batch` → per object an address to PUT it to, none where known.
 - `POST /api/models/<name>/commit/<revision>`, lines of JSON: header, file, lfsFile, deletedFile; it
   all counts, or nothing; an LFS file whose content never came is refused.
-- `POST /api/models/<name>/tag/<revision>` → 409 where the tag exists; `DELETE …/tag/<tag>`.
+- `POST /api/models/<name>/tag/<revision>` → 409 where the tag exists; `DELETE …/tag/<tag>` → 404
+  where it does not.
+
+For a data set, `datasets` in place of `models`, and `/datasets/<name>.git/…`.
 """
 
 from __future__ import annotations
@@ -40,6 +46,8 @@ class UploadHub:
     repository: str | None = None
     """owner/name, once it is made."""
     private: bool | None = None
+    kind: str = "models"
+    """Or datasets, once a data set is made."""
     blobs: dict[str, bytes] = field(default_factory=dict)
     """By SHA-256."""
     commits: list[tuple[str, dict[str, bytes]]] = field(default_factory=list)
@@ -47,11 +55,13 @@ class UploadHub:
     tags: dict[str, str] = field(default_factory=dict)
     """Name → commit."""
     requests: list[str] = field(default_factory=list)
+    handler: type[Taker] | None = None
+    """Another class for requests; see fake_hub_whole."""
 
     def __enter__(self) -> UploadHub:
         hub = self
 
-        class Handler(Taker):
+        class Handler(self.handler or Taker):  # type: ignore[misc]
             pass
 
         Handler.hub = hub
@@ -89,6 +99,13 @@ class UploadHub:
         return f"{len(self.commits):040x}"
 
 
+def oid_of(content: bytes, mode: str) -> str:
+    """Return the Hub's name of a content."""
+    if mode == "lfs":
+        return hashlib.sha256(content).hexdigest()
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
 class Taker(BaseHTTPRequestHandler):
     """One request."""
 
@@ -120,6 +137,8 @@ class Taker(BaseHTTPRequestHandler):
             self._take_blob(path.removeprefix("/blobs/"))
         elif self.hub.token and self.headers.get("Authorization") != f"Bearer {self.hub.token}":
             self.say({"error": "no such token"}, 401)
+        elif path == "/api/validate-yaml":
+            self.say({"errors": [], "warnings": []})
         elif path == "/api/repos/create":
             self._create()
         elif self.hub.repository is None or self.hub.repository not in path:
@@ -128,13 +147,15 @@ class Taker(BaseHTTPRequestHandler):
             self._in_repository(path)
 
     def _in_repository(self, path: str) -> None:
-        name = re.escape(self.hub.repository or "")
+        name, kind = re.escape(self.hub.repository or ""), self.hub.kind
+        place = "" if kind == "models" else f"/{kind}"
         for shape, take in (
-            (rf"/api/models/{name}/tree/main", self._tree),
-            (rf"/api/models/{name}/preupload/main", self._modes),
-            (rf"/{name}\.git/info/lfs/objects/batch", self._batch),
-            (rf"/api/models/{name}/commit/main", self._commit),
-            (rf"/api/models/{name}/tag/(?P<at>.+)", self._tag),
+            (rf"/api/{kind}/{name}(/revision/main)?", self._about),
+            (rf"/api/{kind}/{name}/tree/main", self._tree),
+            (rf"/api/{kind}/{name}/preupload/main", self._modes),
+            (rf"{place}/{name}\.git/info/lfs/objects/batch", self._batch),
+            (rf"/api/{kind}/{name}/commit/main", self._commit),
+            (rf"/api/{kind}/{name}/tag/(?P<at>.+)", self._tag),
         ):
             if match := re.fullmatch(shape, path):
                 take(**match.groupdict())
@@ -151,7 +172,13 @@ class Taker(BaseHTTPRequestHandler):
         status = 409 if self.hub.repository == name else 200
         if status == 200:
             self.hub.repository, self.hub.private = name, wanted.get("visibility") == "private"
+            self.hub.kind = f"{wanted.get('type', 'model')}s"
         self.say({"url": f"{self.hub.url}/{name}", "id": name, "name": name}, status)
+
+    def _about(self) -> None:
+        hub = self.hub
+        about = {"id": hub.repository, "sha": hub.sha, "private": hub.private, "siblings": []}
+        self.say({**about, "tags": [], "downloads": 0, "likes": 0})
 
     def _tree(self) -> None:
         self.say(
@@ -162,15 +189,14 @@ class Taker(BaseHTTPRequestHandler):
         )
 
     def _modes(self) -> None:
-        files = [
-            {
-                "path": file["path"],
-                "uploadMode": "lfs" if file["size"] > LARGE_BYTES else "regular",
-                "shouldIgnore": False,
-                "oid": None,
-            }
-            for file in json.loads(self.body)["files"]
-        ]
+        files = []
+        for file in json.loads(self.body)["files"]:
+            mode = "lfs" if file["size"] > LARGE_BYTES else "regular"
+            there = self.hub.files.get(file["path"])
+            oid = None if there is None else oid_of(there, mode)
+            files.append(
+                {"path": file["path"], "uploadMode": mode, "shouldIgnore": False, "oid": oid}
+            )
         self.say({"files": files})
 
     def _batch(self) -> None:
@@ -211,8 +237,8 @@ class Taker(BaseHTTPRequestHandler):
 
     def _tag(self, at: str) -> None:
         if self.command == "DELETE":
-            self.hub.tags.pop(at)
-            self.say({})
+            found = self.hub.tags.pop(at, None)
+            self.say({}, 200 if found else 404)
             return
         tag = json.loads(self.body)["tag"]
         if tag in self.hub.tags:

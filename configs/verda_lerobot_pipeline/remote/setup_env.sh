@@ -1,0 +1,1 @@
+../../../crane_x7_remote/cloud/machine/setup_env.sh
