@@ -1,0 +1,1 @@
+"""What scripts/check-osmo is made of."""
