@@ -5,6 +5,8 @@ No move_group: it owns the arm's controller, too, and two owners make the arm ju
     port:=/dev/ttyUSB0             the arm's USB serial port; `none` starts no arm
     camera:=realsense|usb|none     realsense2_camera or usb_cam
     video_device:=/dev/video0      for usb
+    wrist_camera:=none|usb         a second camera on the gripper, usb_cam
+    wrist_video_device:=/dev/video2
     rosbridge_port:=9090           on 127.0.0.1 alone; the guard is in front of it
 """
 
@@ -25,6 +27,8 @@ ARGUMENTS = {
     "port": os.environ.get("ARM_PORT", "/dev/ttyUSB0"),
     "camera": os.environ.get("CAMERA", "realsense"),
     "video_device": os.environ.get("VIDEO_DEVICE", "/dev/video0"),
+    "wrist_camera": os.environ.get("WRIST_CAMERA", "none"),
+    "wrist_video_device": os.environ.get("WRIST_VIDEO_DEVICE", "/dev/video2"),
     "rosbridge_port": os.environ.get("ROSBRIDGE_PORT_BEHIND_GUARD", "9090"),
 }
 WIDTH, HEIGHT, RATE_HZ = 640, 480, 30
@@ -99,26 +103,38 @@ def camera(kind, video_device):
             )
         ]
     if kind == "usb":
-        return [
-            Node(
-                package="usb_cam",
-                executable="usb_cam_node_exe",
-                name="usb_cam",
-                namespace="/camera/color",
-                parameters=[
-                    {
-                        "video_device": video_device,
-                        "pixel_format": "mjpeg2rgb",
-                        "image_width": WIDTH,
-                        "image_height": HEIGHT,
-                        "framerate": float(RATE_HZ),
-                        "frame_id": "camera_color_optical_frame",
-                    }
-                ],
-                output="screen",
-            )
-        ]
+        return [usb_camera("/camera/color", video_device, "camera_color_optical_frame")]
     raise ValueError(f"camera:={kind}, expected realsense, usb or none")
+
+
+def wrist_camera(kind, video_device):
+    """Return the second camera's node: /wrist/image_raw/compressed, for WRIST_CAMERA_TOPIC."""
+    if kind == "none":
+        return []
+    if kind == "usb":
+        return [usb_camera("/wrist", video_device, "wrist_optical_frame")]
+    raise ValueError(f"wrist_camera:={kind}, expected usb or none")
+
+
+def usb_camera(namespace, video_device, frame_id):
+    """Return the node of a USB camera, which publishes NAMESPACE/image_raw."""
+    return Node(
+        package="usb_cam",
+        executable="usb_cam_node_exe",
+        name="usb_cam",
+        namespace=namespace,
+        parameters=[
+            {
+                "video_device": video_device,
+                "pixel_format": "mjpeg2rgb",
+                "image_width": WIDTH,
+                "image_height": HEIGHT,
+                "framerate": float(RATE_HZ),
+                "frame_id": frame_id,
+            }
+        ],
+        output="screen",
+    )
 
 
 def rosbridge(port):
@@ -141,6 +157,7 @@ def setup(context):
     return [
         *started,
         *camera(given["camera"], given["video_device"]),
+        *wrist_camera(given["wrist_camera"], given["wrist_video_device"]),
         *rosbridge(given["rosbridge_port"]),
     ]
 

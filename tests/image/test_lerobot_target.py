@@ -15,7 +15,9 @@ STAGES = re.split(r"(?m)^FROM ", re.sub(r"(?m)^#.*\n", "", DOCKERFILE))
 
 def test_a_build_without_a_target_is_without_lerobot() -> None:
     assert STAGES[-1].strip() == "image"
-    assert not any("lerobot" in stage for stage in STAGES[2:-2])
+    # The package carries LeRobot's constraints to rented machines; nothing is installed by them.
+    stages = [stage.replace("constraints-lerobot.txt", "") for stage in STAGES[2:-2]]
+    assert not any("lerobot" in stage for stage in stages)
 
 
 def test_the_target_has_lerobot_where_it_is_looked_for() -> None:

@@ -250,6 +250,19 @@ def test_either_camera_publishes_the_topic_that_the_loop_expects(
     assert "compressed_image_transport" in PACKAGES
 
 
+def test_a_second_camera_is_optional_and_has_its_own_topic(monkeypatch: pytest.MonkeyPatch) -> None:
+    one = _launched(monkeypatch, camera="usb", port="none")
+    two = _launched(
+        monkeypatch, camera="usb", port="none", wrist_camera="usb", wrist_video_device="/dev/video4"
+    )
+    wrist = two.pop(1)
+    assert [node["executable"] for node in two] == [node["executable"] for node in one]
+    assert (wrist["namespace"], wrist["package"]) == ("/wrist", "usb_cam")
+    assert wrist["parameters"][0]["video_device"] == "/dev/video4"
+    with pytest.raises(ValueError, match="wrist_camera:=realsense, expected usb or none"):
+        _launched(monkeypatch, wrist_camera="realsense")
+
+
 def test_rosbridge_listens_on_this_machine_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     nodes = _launched(monkeypatch, camera="none", port="none", rosbridge_port=BEHIND)
     (rosbridge,) = nodes

@@ -36,11 +36,11 @@ def variables(name: str) -> dict[str, str]:
     return dict(pair.split("=", 1) for pair in pairs)
 
 
-def test_both_providers_have_both_roles() -> None:
+def test_both_providers_have_every_role() -> None:
     assert [
         f"{provider}-crane-x7-{role}.json"
         for provider in ("runpod", "vast")
-        for role in ("infer", "train")
+        for role in ("infer", "lerobot", "train")
     ] == FILES
 
 
@@ -54,7 +54,7 @@ def test_settings_take_what_a_template_sets(name: str) -> None:
     secrets = settings.secret_variables()
     plain = {key: value for key, value in variables(name).items() if key not in secrets}
     loaded = settings.load(environ=plain)
-    assert loaded.ts_hostname in {"crane-x7-inference", "crane-x7-vla-rl"}
+    assert loaded.ts_hostname in {"crane-x7-inference", "crane-x7-vla-rl", "crane-x7-lerobot"}
     assert loaded.ssh_port == 22
 
 
@@ -62,6 +62,23 @@ def test_settings_take_what_a_template_sets(name: str) -> None:
 def test_the_loops_template_leaves_the_rate_to_the_checkpoint(name: str) -> None:
     assert variables(name)["VLA_INFERENCE_RATE"] == ""
     assert variables(name)["VLA_DEVICE"] in ("auto", "cuda")
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if "infer" in name])
+def test_the_loops_template_goes_through_the_guard(name: str) -> None:
+    assert (variables(name)["ROSBRIDGE_HOST"], variables(name)["ROSBRIDGE_PORT"]) == (
+        "crane-x7-local",
+        "9091",
+    )
+    assert "the guard's address" in (FOLDER / name).read_text()
+
+
+@pytest.mark.parametrize("name", [name for name in FILES if "lerobot" in name])
+def test_the_template_of_lerobot_has_the_image_of_its_target(name: str) -> None:
+    body = json.loads((FOLDER / name).read_text())
+    image = body["imageName"] if "imageName" in body else f"{body['image']}:{body['tag']}"
+    assert image.endswith("-lerobot")
+    assert " AS lerobot" in (ROOT / "docker" / "Dockerfile").read_text()
 
 
 @pytest.mark.parametrize("name", FILES)
