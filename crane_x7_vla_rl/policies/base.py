@@ -6,6 +6,7 @@ The loop and the trainer use policies only through this file and `load`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
@@ -35,8 +36,8 @@ class Policy(Protocol):
     A policy whose output may be correct and still equal for different images, such as when it sees
     nothing to grasp, has a true attribute `may_answer_alike`; for any other, the loop logs a
     warning at its start. A policy that follows only some instructions is an `Interpreter`, one that
-    needs the camera's pose a `CameraUser`, one that wants a second camera a `CameraChooser`; the
-    loop looks for their members.
+    needs the camera's pose a `CameraUser`, one that wants a second camera a `CameraChooser`, one
+    that gives up late predictions `Timed`; the loop looks for their members.
     """
 
     def predict(self, observations: Sequence[Observation]) -> list[ActionChunk]:
@@ -87,6 +88,20 @@ def more_cameras(policy: Policy) -> tuple[str, ...]:
     return policy.more_cameras if isinstance(policy, CameraChooser) else ()
 
 
+@runtime_checkable
+class Timed(Protocol):
+    """A policy in another process, whose late predictions are given up."""
+
+    def warming_up(self) -> AbstractContextManager[None]:
+        """While this is open, give each prediction the time of the first one: nothing drives."""
+        ...
+
+
+def warming_up(policy: Policy) -> AbstractContextManager[None]:
+    """Return the context in which `policy` is warmed up."""
+    return policy.warming_up() if isinstance(policy, Timed) else nullcontext()
+
+
 @dataclass(frozen=True)
 class ModelOptions:
     """Which model a policy with weights loads, and settings that its files may not contain."""
@@ -123,7 +138,7 @@ class ModelOptions:
     """Folder of LeRobot's environment; unset: the usual places, see lerobot_env.py."""
     answer_timeout_s: FinitePositive = 1.0
     """After this many seconds without an answer a prediction of another process is given up; the
-    first one, during which it may compile, has longer."""
+    first one, during which it may compile, has longer, and so has each one of a warm-up."""
     more_cameras: tuple[str, ...] = ()
     """Cameras whose images come in `Observation.more_images`; a policy that wants another one is
     refused."""

@@ -19,8 +19,10 @@ from crane_x7_vla_rl.policies.preflight import INFER, OptionNames
 POLICY_NAMES: Final = ("color-servo", "openvla", "remote", "lerobot")
 ENTRY_POINTS: Final = "crane_x7_vla_rl.policies"
 """Group of the entry points that load the last two."""
-SHIPPED: Final = Path(__file__).parent / "tiny"
-"""Folder of the checkpoint in this repository; see its README.md."""
+SMALL: Final = Path(__file__).parent / "small"
+"""Folder of the demo's checkpoint, which lifts and places; see its README.md."""
+TINY: Final = Path(__file__).parent / "tiny"
+"""Folder of a checkpoint of action tokens, which lifts; see its README.md."""
 
 
 def load_policy(

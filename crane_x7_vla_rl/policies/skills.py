@@ -15,10 +15,11 @@ from typing import Annotated, Any, Final
 from crane_x7_vla_rl.fields import Bound, kinds, one_of, quoted, size_text, some_of, within
 from crane_x7_vla_rl.file_errors import kind_in_words, why
 from crane_x7_vla_rl.policies.base import PolicyLoadError
+from crane_x7_vla_rl.policies.wordings import Wordings
 from crane_x7_vla_rl.scenes import COLOUR_NAMES, EPISODE_S
 
 SKILLS: Final = "skills.json"
-OPTIONAL: Final = {"temperature", "max_jump_rad", "lets_go", "image_size"}
+OPTIONAL: Final = {"temperature", "max_jump_rad", "lets_go", "image_size", "wordings"}
 
 TASKS: Final = Bound(lambda texts: texts and all(map(str.strip, texts)), "a list of tasks in words")
 
@@ -45,6 +46,9 @@ class Skills:
     """Whether it puts down a held object for a new task; otherwise a person must take it."""
     image_size: Annotated[str, size_text("320x240")] | None = None
     """Width and height of its training images; its camera may have more."""
+    wordings: bool = False
+    """Whether other words are resolved to one of its instructions, and any other task is refused;
+    otherwise it gets its instruction unchanged."""
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: str = SKILLS) -> Skills:
@@ -68,7 +72,10 @@ class Skills:
                 expected = bound.expected if bound else error
                 message = f"{source}: {name} is {quoted(value)}, expected {expected}"
                 raise PolicyLoadError(message) from None
-        return cls(**values)
+        skills = cls(**values)
+        if skills.wordings:
+            Wordings(skills.instructions, source)
+        return skills
 
     @classmethod
     def beside(cls, folder: Path) -> Skills | None:

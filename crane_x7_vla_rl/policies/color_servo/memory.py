@@ -12,11 +12,11 @@ from typing import Final
 import numpy as np
 
 from crane_x7_vla_rl.policies.color_servo import vision
-from crane_x7_vla_rl.policies.color_servo.instruction import COLOUR_WORDS
 from crane_x7_vla_rl.policies.color_servo.vision import CubeSight, Picture
+from crane_x7_vla_rl.policies.words import CUBE_COLOURS
 from crane_x7_vla_rl.types import Array
 
-COLOURS: Final = tuple(COLOUR_WORDS)
+COLOURS: Final = CUBE_COLOURS
 CLEAR_FIT, FAIR_FIT = 0.75, 0.45
 """Least fit of a detection: while the arm may hide a part of the cube, and while it does not."""
 SURE_PLATE_SCORE: Final = 0.9

@@ -21,10 +21,10 @@ from crane_x7_vla_rl import kinematics
 from crane_x7_vla_rl.kinematics import UnreachableError
 from crane_x7_vla_rl.log_text import shown
 from crane_x7_vla_rl.policies.color_servo import grasp
-from crane_x7_vla_rl.policies.color_servo.instruction import NotUnderstood, Task, Verb, parse
 from crane_x7_vla_rl.policies.color_servo.memory import COLOURS, Remembered, SceneMemory, is_seen_at
 from crane_x7_vla_rl.policies.color_servo.motion import ARM_ACCELERATION_RAD_S2, JointGoal
 from crane_x7_vla_rl.policies.color_servo.vision import Picture
+from crane_x7_vla_rl.policies.words import NotUnderstood, Task, Verb, parse
 from crane_x7_vla_rl.robot import ARM_DOF, DOF, HOME_RAD
 from crane_x7_vla_rl.types import Array, Observation
 

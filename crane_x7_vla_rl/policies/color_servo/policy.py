@@ -11,10 +11,10 @@ from collections.abc import Sequence
 
 from crane_x7_vla_rl.camera_pose import SIM_POSE, CameraPose
 from crane_x7_vla_rl.policies.base import only_numbers
-from crane_x7_vla_rl.policies.color_servo.instruction import UNDERSTOOD, NotUnderstood, parse
 from crane_x7_vla_rl.policies.color_servo.motion import Motion
 from crane_x7_vla_rl.policies.color_servo.phases import PhaseMachine
 from crane_x7_vla_rl.policies.color_servo.vision import Picture
+from crane_x7_vla_rl.policies.words import UNDERSTOOD, NotUnderstood, parse
 from crane_x7_vla_rl.types import ActionChunk, Observation
 
 

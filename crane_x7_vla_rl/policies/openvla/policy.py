@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Final, Protocol
 
 import numpy as np
@@ -28,6 +29,8 @@ from crane_x7_vla_rl.policies.openvla.targets import joint_targets
 from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.policies.openvla.weights.layout import POLICY
 from crane_x7_vla_rl.policies.openvla.weights.loading import Loaded
+from crane_x7_vla_rl.policies.skills import SKILLS, Skills
+from crane_x7_vla_rl.policies.wordings import WordedPolicy, Wordings
 from crane_x7_vla_rl.robot import DOF
 from crane_x7_vla_rl.types import ActionChunk, Array, Observation
 
@@ -177,9 +180,10 @@ def _chunk_actor(loaded: Loaded, options: ModelOptions, dimensions: int) -> Chun
     return ChunkActor(model, options.unnorm_key)
 
 
-def load(options: ModelOptions) -> OpenVLAPolicy:
+def load(options: ModelOptions) -> OpenVLAPolicy | WordedPolicy:
     """Return the policy in a folder or on the Hub, in bfloat16 on CUDA, else float32.
 
+    One whose skills.json says so follows other wordings of its instructions, and nothing else.
     Raises PolicyLoadError for a missing device and for every problem with the model.
     """
     assert options.path is not None
@@ -194,7 +198,14 @@ def load(options: ModelOptions) -> OpenVLAPolicy:
             "no CUDA device was found: %.1f billion parameters run on the CPU, which takes seconds"
             " to minutes per prediction", size / 1e9,
         )  # fmt: skip
-    return OpenVLAPolicy(loaded, options)
+    return _worded(OpenVLAPolicy(loaded, options), loaded.layout.first(SKILLS))
+
+
+def _worded(policy: OpenVLAPolicy, path: Path | None) -> OpenVLAPolicy | WordedPolicy:
+    skills = None if path is None else Skills.beside(path.parent)
+    if skills is None or not skills.wordings:
+        return policy
+    return WordedPolicy(policy, Wordings(skills.instructions, str(path)))
 
 
 def _device(name: str) -> torch.device:

@@ -11,7 +11,7 @@ from crane_x7_vla_rl.data.demos.config import CONFIG
 from crane_x7_vla_rl.policies import about
 from crane_x7_vla_rl.policies.about import Said
 from crane_x7_vla_rl.policies.base import PolicyLoadError
-from crane_x7_vla_rl.policies.load import SHIPPED
+from crane_x7_vla_rl.policies.load import TINY
 from crane_x7_vla_rl.policies.skills import Skills
 
 TRAINED = """
@@ -26,7 +26,7 @@ def said(folder: Path) -> dict[str, object]:
 
 
 def test_the_shipped_policy_says_scene_camera_rate_temperature_and_jump() -> None:
-    found = said(SHIPPED)
+    found = said(TINY)
     assert "pick up the red cube" in found.pop("instructions")  # type: ignore[operator]
     assert found == {
         "task": "Lift-CRANE-X7", "colours": ("red", "blue"), "spawn_range_m": 0.02,

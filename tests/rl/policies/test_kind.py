@@ -11,7 +11,7 @@ import pytest
 from crane_x7_vla_rl.policies import lerobot_folder
 from crane_x7_vla_rl.policies.base import ModelOptions, PolicyLoadError
 from crane_x7_vla_rl.policies.kind import kind_of
-from crane_x7_vla_rl.policies.load import POLICY_NAMES, SHIPPED, check, load_policy
+from crane_x7_vla_rl.policies.load import POLICY_NAMES, TINY, check, load_policy
 
 
 def safetensors(values: int = 4) -> bytes:
@@ -33,7 +33,7 @@ def pretrained(folder: Path) -> Path:
 
 
 def test_the_shipped_checkpoint_is_openvla() -> None:
-    assert kind_of(SHIPPED) == "openvla"
+    assert kind_of(TINY) == "openvla"
 
 
 def test_a_folder_that_does_not_exist_is_left_to_the_loader() -> None:

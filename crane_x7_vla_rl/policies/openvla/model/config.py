@@ -63,6 +63,8 @@ class LlamaConfig:
     vocab_size: int = 32064
     rms_norm_eps: float = 1e-6
     rope_theta: float = 10000.0
+    tie_word_embeddings: bool = False
+    """The head is the embeddings' matrix, and a checkpoint need not store it."""
 
     @property
     def head_dim(self) -> int:
@@ -200,6 +202,7 @@ def _text(raw: Mapping[str, Any], source: str) -> LlamaConfig:
         vocab_size=size("vocab_size"),
         rms_norm_eps=float(raw.get("rms_norm_eps", released.rms_norm_eps)),
         rope_theta=float(raw.get("rope_theta", released.rope_theta)),
+        tie_word_embeddings=raw.get("tie_word_embeddings") is True,
     )
     if text.hidden_size % heads or heads % text.num_key_value_heads:
         raise ModelConfigError(

@@ -77,12 +77,15 @@ class OpenVLA(nn.Module):
         squashed = images.to(like.device, non_blocking=True).permute(0, 3, 1, 2).contiguous()
         return normalised(squashed, like.dtype, self.crop)
 
-    def encode(self, pixels: Tensor, add_norm: AddNorm | None = None) -> Tensor:
+    def encode(
+        self, pixels: Tensor, add_norm: AddNorm | None = None, told: Tensor | None = None
+    ) -> Tensor:
         """Return (B, I·N, H), projected patches, for pixels (B, 6·I, S, S).
 
-        With `add_norm` without gradients, see `vision`; `run.vision.see` chooses it.
+        Towers with FiLM need `told` (B, H), the instruction's embedding. With `add_norm` without
+        gradients, see `vision`; `run.vision.see` chooses it.
         """
-        projected: Tensor = self.projector(self.vision_backbone(pixels, add_norm))
+        projected: Tensor = self.projector(self.vision_backbone(pixels, add_norm, told))
         return projected
 
     def action_logits(self, hidden: Tensor) -> Tensor:

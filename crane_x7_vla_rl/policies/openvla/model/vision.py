@@ -8,13 +8,16 @@ SigLIP's pooling head exist to hold their weights and are never computed.
 Training calls each block; without gradients `Tower` calls what is in the blocks, so that a sum and
 the norm of the next half are one step, `AddNorm`: a kernel on CUDA, torch's operations elsewhere.
 
+With `Film` in each block, features depend on the instruction too: OpenVLA-OFT+
+(https://arxiv.org/abs/2502.19645), of which `weights.oft_loading` reads the weights.
+
 Legend: B batch, I images per sample, S pixels of a side, N patches (224 and 256 in the
-released model), C a tower's channels.
+released model), C a tower's channels, H hidden size of the language model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
@@ -88,8 +91,29 @@ class LayerScale(nn.Module):
         return x * self.scale_factor
 
 
+class Film(nn.Module):
+    """Feature-wise modulation by the instruction; new ones change nothing.
+
+    Its embedding (B, H), the mean of the prompt's, gives a factor and an offset per channel.
+    """
+
+    def __init__(self, hidden: int, dim: int) -> None:
+        super().__init__()
+        self.scale = nn.Linear(hidden, dim)
+        self.shift = nn.Linear(hidden, dim)
+        for layer in (self.scale, self.shift):
+            nn.init.zeros_(layer.weight)
+            nn.init.zeros_(layer.bias)
+
+    def forward(self, x: Tensor, told: Tensor) -> Tensor:
+        """(B, N, C) and (B, H) → (B, N, C)."""
+        factor, offset = self.scale(told)[:, None], self.shift(told)[:, None]  # (B, 1, C)
+        modulated: Tensor = x * (1 + factor) + offset
+        return modulated
+
+
 class Block(nn.Module):
-    """One pre-norm transformer block."""
+    """One pre-norm transformer block, modulated between its halves if it has a `film`."""
 
     def __init__(self, config: TowerConfig) -> None:
         super().__init__()
@@ -100,10 +124,20 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(dim, eps=NORM_EPS)
         self.mlp = Mlp(dim, config.mlp_dim)
         self.ls2 = LayerScale(dim) if config.layer_scale else nn.Identity()
+        self.film: Film | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(B, N, C) → (B, N, C)."""
-        x = x + self.ls1(self.attn(self.norm1(x)))
+    def modulated(self, x: Tensor, told: Tensor | None) -> Tensor:
+        """Return x (B, N, C) as the instruction's embedding (B, H) modulates it, or as it is."""
+        if self.film is None:
+            return x
+        if told is None:
+            raise ValueError("towers with FiLM need the instruction's embedding")
+        modulated: Tensor = self.film(x, told)
+        return modulated
+
+    def forward(self, x: Tensor, told: Tensor | None = None) -> Tensor:
+        """(B, N, C), and (B, H) if there is a `film`, → (B, N, C)."""
+        x = self.modulated(x + self.ls1(self.attn(self.norm1(x))), told)
         summed: Tensor = x + self.ls2(self.mlp(self.norm2(x)))
         return summed
 
@@ -165,19 +199,21 @@ class Tower(nn.Module):
         self.prefix = int(config.class_token) + config.registers
         self.checkpointing = False
 
-    def forward(self, pixels: Tensor, add_norm: AddNorm | None = None) -> Tensor:
-        """(B, 3, S, S), normalised for this tower, → (B, N, C).
+    def forward(
+        self, pixels: Tensor, add_norm: AddNorm | None = None, told: Tensor | None = None
+    ) -> Tensor:
+        """(B, 3, S, S), normalised for this tower, and (B, H) for FiLM, → (B, N, C).
 
         With `add_norm`, the same without gradients in fewer operations.
         """
         x = self._embed(pixels)  # (B, prefix + N, C)
         if add_norm is not None:
-            return self._infer(x, add_norm)[:, self.prefix :]
+            return self._infer(x, add_norm, told)[:, self.prefix :]
         for block in self.blocks[:-1]:
             if self.checkpointing and torch.is_grad_enabled():
-                x = checkpoint(block, x, use_reentrant=False)
+                x = checkpoint(block, x, told, use_reentrant=False)
             else:
-                x = block(x)
+                x = block(x, told)
         return x[:, self.prefix :]
 
     def _embed(self, pixels: Tensor) -> Tensor:
@@ -187,12 +223,17 @@ class Tower(nn.Module):
         tokens = (self.cls_token, self.reg_token)
         return torch.cat([*(each.expand(len(x), -1, -1) for each in tokens), x], dim=1)
 
-    def _infer(self, x: Tensor, add_norm: AddNorm) -> Tensor:
+    def _infer(self, x: Tensor, add_norm: AddNorm, told: Tensor | None) -> Tensor:
         """(B, prefix + N, C) through all blocks but the last."""
         blocks: list[Any] = list(self.blocks[:-1])
         normed = blocks[0].norm1(x) if blocks else x
         for index, block in enumerate(blocks):
-            x, normed = add_norm(x, block.attn(normed), _factor(block.ls1), block.norm2)
+            delta, factor = block.attn(normed), _factor(block.ls1)
+            if block.film is None:
+                x, normed = add_norm(x, delta, factor, block.norm2)
+            else:
+                x = block.modulated(add(x, delta, factor), told)
+                normed = block.norm2(x)
             delta, factor = block.mlp(normed), _factor(block.ls2)
             if index + 1 == len(blocks):
                 return add(x, delta, factor)
@@ -214,22 +255,47 @@ class VisionBackbone(nn.Module):
         self._patches = dinov2.patches
         self._second_stream: torch.cuda.Stream | None = None
 
-    def forward(self, pixels: Tensor, add_norm: AddNorm | None = None) -> Tensor:
+    @property
+    def has_film(self) -> bool:
+        """Whether the features depend on the instruction."""
+        return any(block.film is not None for block in self._blocks())
+
+    def add_film(self, hidden: int) -> None:
+        """Give each computed block a `Film` of embeddings (B, hidden) that changes nothing yet."""
+        for block in self._blocks():
+            like = block.norm1.weight
+            block.film = Film(hidden, len(like)).to(device=like.device, dtype=like.dtype)
+
+    def _blocks(self) -> Iterator[Block]:
+        for tower in (self.featurizer, self.fused_featurizer):
+            for block in tower.blocks[:-1]:
+                assert isinstance(block, Block)
+                yield block
+
+    def forward(
+        self, pixels: Tensor, add_norm: AddNorm | None = None, told: Tensor | None = None
+    ) -> Tensor:
         """(B, 6·I, S, S), DINOv2's channels first, → (B, I·N, both towers' channels).
 
-        With `add_norm`, the same without gradients in fewer operations.
+        `told` (B, H) is the instruction's embedding, for towers with FiLM. With `add_norm`, the
+        same without gradients in fewer operations.
         """
         batch, channels, height, width = pixels.shape
         pixels = pixels.reshape(batch * channels // 6, 6, height, width)
+        if told is not None:
+            told = told.repeat_interleave(channels // 6, dim=0)  # (B·I, H)
         first, second = pixels[:, :3], pixels[:, 3:]
         if pixels.is_cuda and not torch.is_grad_enabled():
-            features = self._on_two_streams(first, second, add_norm)
+            features = self._on_two_streams(first, second, add_norm, told)
         else:
-            features = self.featurizer(first, add_norm), self.fused_featurizer(second, add_norm)
+            features = (
+                self.featurizer(first, add_norm, told),
+                self.fused_featurizer(second, add_norm, told),
+            )
         return torch.cat(features, dim=2).view(batch, channels // 6 * self._patches, -1)
 
     def _on_two_streams(
-        self, first: Tensor, second: Tensor, add_norm: AddNorm | None
+        self, first: Tensor, second: Tensor, add_norm: AddNorm | None, told: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """Compute SigLIP in parallel with DINOv2; may run inside the capture of a graph.
 
@@ -241,7 +307,7 @@ class VisionBackbone(nn.Module):
         there = self._second_stream
         there.wait_stream(here)
         with torch.cuda.stream(there):
-            siglip = self.fused_featurizer(second, add_norm)
-        dinov2 = self.featurizer(first, add_norm)
+            siglip = self.fused_featurizer(second, add_norm, told)
+        dinov2 = self.featurizer(first, add_norm, told)
         here.wait_stream(there)
         return dinov2, siglip

@@ -36,7 +36,7 @@ from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from crane_x7_vla_rl.policies.openvla.run.sequence import Prompts, Span, mask, pack, positions
 from crane_x7_vla_rl.policies.openvla.run.vision import see
 from crane_x7_vla_rl.policies.openvla.weights.loading import Loaded, load
-from crane_x7_vla_rl.policies.openvla.weights.oft_loading import load_heads
+from crane_x7_vla_rl.policies.openvla.weights.oft_loading import load_film, load_heads
 from crane_x7_vla_rl.prompt import BOS_TOKEN, STOP_TOKEN
 
 
@@ -183,14 +183,11 @@ class OpenVLAOft(nn.Module):
 
     def _embeddings(self, images: Tensor, buffers: ChunkBuffers) -> Tensor:
         """Return (B, all tokens, H)."""
-        embed, ids = self.base.language_model.model.embed_tokens, buffers.ids
-        patches = images if images.ndim == 3 else see(self.base, images)  # (B, I·N, H)
-        parts = [embed(ids.new_full((len(ids), 1), BOS_TOKEN)), patches]
-        if self.proprio is not None:
-            parts.append(self.proprio(buffers.state)[:, None])  # (B, 1, H)
-        blank = patches.new_zeros(len(ids), self.placeholders, patches.shape[2])  # (B, T·D, H)
-        parts += [embed(ids), blank, embed(ids.new_full((len(ids), 1), STOP_TOKEN))]
-        return torch.cat(parts, dim=1)
+        pads = buffers.pads if buffers.padded else None
+        told = instruction(self.base, buffers.ids, pads)
+        patches = images if images.ndim == 3 else see(self.base, images, told)  # (B, I·N, H)
+        state = None if self.proprio is None else self.proprio(buffers.state)
+        return embeddings(self.base, patches, state, buffers.ids, self.placeholders)
 
     def _normalised(self, state: npt.ArrayLike | None, batch: int, key: str) -> Tensor:
         if self.proprio is None and state is None:
@@ -209,6 +206,38 @@ class OpenVLAOft(nn.Module):
         return find_statistics(self.base.norm_stats, key, kind, bounds=self.settings.bounds)
 
 
+def instruction(base: OpenVLA, ids: Tensor, pads: Tensor | None) -> Tensor | None:
+    """Return what FiLM reads of prompts (B, L), (B, H); None if the towers have no FiLM.
+
+    It is the mean embedding of all tokens that are no actions: BOS, the text, `</s>`. `pads` (B,)
+    counts the slots before each text.
+    """
+    if not base.vision_backbone.has_film:
+        return None
+    embed = base.language_model.model.embed_tokens
+    tokens = embed(ids)  # (B, L, H)
+    count = ids.new_full((len(ids), 1), ids.shape[1])
+    if pads is not None:
+        real = torch.arange(ids.shape[1], device=ids.device) >= pads[:, None]  # (B, L)
+        tokens, count = tokens * real[..., None], real.sum(1, keepdim=True)
+    ends = embed(ids.new_tensor([BOS_TOKEN, STOP_TOKEN])).sum(0)
+    mean: Tensor = (tokens.sum(1) + ends) / (count + 2)
+    return mean
+
+
+def embeddings(
+    base: OpenVLA, patches: Tensor, state: Tensor | None, ids: Tensor, placeholders: int
+) -> Tensor:
+    """Return (B, all tokens, H) for patches (B, I·N, H), a state's token (B, H) and ids (B, L)."""
+    embed = base.language_model.model.embed_tokens
+    parts = [embed(ids.new_full((len(ids), 1), BOS_TOKEN)), patches]
+    if state is not None:
+        parts.append(state[:, None])
+    blank = patches.new_zeros(len(ids), placeholders, patches.shape[2])  # (B, T·D, H)
+    parts += [embed(ids), blank, embed(ids.new_full((len(ids), 1), STOP_TOKEN))]
+    return torch.cat(parts, dim=1)
+
+
 def load_oft(
     path_or_repo_id: str | Path,
     *,
@@ -221,7 +250,12 @@ def load_oft(
 
 
 def with_heads(loaded: Loaded, settings: ChunkSettings) -> OpenVLAOft:
-    """Return a loaded base with its heads; raises CheckpointError and NotFiniteError."""
+    """Return a loaded base with its heads and its FiLM.
+
+    Raises CheckpointError and NotFiniteError.
+    """
+    heads = load_heads(loaded)
+    load_film(loaded)
     like = loaded.model.projector.fc3.bias
-    policy = OpenVLAOft(loaded.model, *load_heads(loaded), settings)
+    policy = OpenVLAOft(loaded.model, *heads, settings)
     return policy.to(device=like.device, dtype=like.dtype).eval()

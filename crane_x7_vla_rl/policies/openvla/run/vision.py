@@ -18,10 +18,13 @@ from crane_x7_vla_rl.policies.openvla.trials import kernels_in
 KERNELS: Final = "crane_x7_vla_rl.policies.openvla.run.vision_kernels"
 
 
-def see(model: OpenVLA, pixels: Tensor) -> Tensor:
-    """Return (B, I·N, H), projected patches, for pixels (B, 6·I, S, S)."""
+def see(model: OpenVLA, pixels: Tensor, told: Tensor | None = None) -> Tensor:
+    """Return (B, I·N, H), projected patches, for pixels (B, 6·I, S, S).
+
+    `told` (B, H) is the instruction's embedding, for towers with FiLM.
+    """
     with launching_on(pixels):
-        return model.encode(pixels, _add_norm_for(pixels))
+        return model.encode(pixels, _add_norm_for(pixels), told)
 
 
 def _add_norm_for(pixels: Tensor) -> AddNorm:

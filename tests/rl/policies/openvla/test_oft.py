@@ -155,8 +155,8 @@ def with_two_heads(folder: Path) -> None:
     save(head_weights(), folder, step=9)
 
 
-def with_film(folder: Path) -> None:
-    save({}, folder, "vision_backbone")
+def with_diffusion(folder: Path) -> None:
+    save({}, folder, "noisy_action_projector")
 
 
 def truncated(folder: Path) -> None:
@@ -197,7 +197,7 @@ def with_code(folder: Path) -> None:
     [
         (without_head, "holds no action_head--<step>_checkpoint.pt"),
         (with_two_heads, "expected one action_head; remove the others"),
-        (with_film, "FiLM conditioning is not implemented"),
+        (with_diffusion, "the diffusion head is not implemented"),
         (truncated, "is not a readable file of tensors"),
         (with_a_missing_key, "model.fc1.bias is missing"),
         (with_an_extra_key, "model.fc9.bias are unknown"),

@@ -339,7 +339,7 @@ def test_the_demo_runs_whole_with_random_weights_and_says_honestly_what_came_of_
 ) -> None:
     path = tmp_path / "report.json"
     done = _run(
-        "demo", "--policy", "openvla", "--timeout", "4", "4", "--no-record",
+        "demo", "--policy", "openvla", "--timeout", "2", "2", "--no-record",
         "--output-dir", str(tmp_path / "out"), "--json", str(path),
         VLA_MODEL_PATH=str(tiny), POLICY_TIMEOUT="5", TRAJECTORY_VALIDITY="2", MAX_FRAME_AGE="2",
     )  # fmt: skip
@@ -350,7 +350,7 @@ def test_the_demo_runs_whole_with_random_weights_and_says_honestly_what_came_of_
     assert report["model"] == str(tiny)
     assert report["random_weights"] is True
     assert report["succeeded"] is False
-    assert report["trajectories"] > 10
+    assert report["trajectories"] > 5
     assert report["controller"]["limit_violations"] == 0
 
 

@@ -1,10 +1,10 @@
-"""Words → the colour servo's task, in English and Japanese; what is not clear becomes none."""
+"""Words → a task, in English and Japanese; what is not clear becomes none, with the reason."""
 
 from __future__ import annotations
 
 import pytest
 
-from crane_x7_vla_rl.policies.color_servo.instruction import NotUnderstood, Task, Verb, parse
+from crane_x7_vla_rl.policies.words import NotUnderstood, Task, Verb, parse
 
 
 @pytest.mark.parametrize(
@@ -29,6 +29,20 @@ from crane_x7_vla_rl.policies.color_servo.instruction import NotUnderstood, Task
         ("皿の上の緑のキューブを持ち上げて", Verb.LIFT, "green"),
         ("あかいキューブを掴む", Verb.LIFT, "red"),
         ("イエローのブロックを拾って", Verb.LIFT, "yellow"),
+        ("seize the cobalt blue cube", Verb.LIFT, "blue"),
+        ("collect the little wooden jade block", Verb.LIFT, "green"),
+        ("lift the red thing that is on the plate", Verb.LIFT, "red"),
+        ("pick the carmine up", Verb.LIFT, "red"),
+        ("won't you take the red one?", Verb.LIFT, "red"),
+        ("raise the blue cube, not the red block", Verb.LIFT, "blue"),
+        ("get the green cube without touching the others", Verb.LIFT, "green"),
+        ("take the blue cube to the plate", Verb.PLACE, "blue"),
+        ("drop the green block on top of the dish", Verb.PLACE, "green"),
+        ("青い物を拾ってもらえないでしょうか", Verb.LIFT, "blue"),
+        ("緑ではなくて赤のキューブを持って", Verb.LIFT, "red"),
+        ("REDのキューブを持ち上げて", Verb.LIFT, "red"),
+        ("皿に置いてある赤いキューブを取って", Verb.LIFT, "red"),
+        ("青いキューブを皿に持っていって", Verb.PLACE, "blue"),
     ],
 )
 def test_what_is_clearly_asked_becomes_a_task(instruction: str, verb: Verb, colour: str) -> None:
@@ -57,6 +71,33 @@ def test_what_is_clearly_asked_becomes_a_task(instruction: str, verb: Verb, colo
         ("put the red cube beside the plate", "place"),
         ("赤いキューブを皿の横に置いて", "place"),
         ("look at the red cube", "no known action"),
+        ("lift the orange cube that stands by the red one", "colour orange"),
+        ("pick up the blue-green cube", "two colours"),
+        ("黄緑のキューブを取って", "colour yellow-green"),
+        ("青緑のキューブを皿に置いて", "colour turquoise"),
+        ("赤いキューブの隣の茶色のキューブを取って", "colour brown"),
+        ("put the white cube on the plate, where the red cube was", "colour white"),
+        ("pick up the cube between the red and the blue one", "colour"),
+        ("pick up the cube on the red block", "colour"),
+        ("grab the red mug", "another thing"),
+        ("grasp the ball that is red", "another thing"),
+        ("青いペンを取って", "another thing"),
+        ("lift the red plate", "colour"),
+        ("take the red cube and the green cube", "two colours"),
+        ("赤いキューブと青いキューブを取って", "two colours"),
+        ("青いキューブ、赤いキューブの隣の、取って", "several colours"),
+        ("lift both red cubes", "several cubes"),
+        ("赤いキューブを全部取って", "several cubes"),
+        ("grasp the blue cube and shake it", "action"),
+        ("赤いキューブを転がして", "action"),
+        ("put the red cube on the blue cube", "place"),
+        ("place the red cube next to the plate", "place"),
+        ("where is the blue cube", "question"),
+        ("赤いキューブはどこ", "question"),
+        ("赤いキューブを持ってはなりません", "forbids"),
+        ("赤いキューブを取らないでくれ", "forbids"),
+        ("青いキューブを取るのは待って", "forbids"),
+        ("hands off the red cube", "forbids"),
     ],
 )
 def test_what_is_not_clear_becomes_no_task_with_the_reason(instruction: str, reason: str) -> None:
@@ -94,3 +135,15 @@ def test_an_unknown_colour_never_becomes_the_one_before(instruction: str) -> Non
 
 def test_a_clause_that_only_supposes_is_no_prohibition() -> None:
     assert parse("つかむなら赤いキューブを取って") == Task(Verb.LIFT, "red")
+
+
+def test_a_policy_with_fewer_colours_never_takes_another_cube() -> None:
+    assert parse("lift the red cube", colours=("red", "blue")) == Task(Verb.LIFT, "red")
+    answer = parse("lift the green cube", before="red", colours=("red", "blue"))
+    assert isinstance(answer, NotUnderstood)
+    assert answer.reason == "it names the colour green, the cubes are red, blue"
+
+
+def test_each_colour_is_found_as_itself() -> None:
+    for colour in ("red", "green", "blue", "yellow", "orange", "purple", "pink", "brown", "black"):
+        assert parse(f"pick up the {colour} cube", colours=(colour,)) == Task(Verb.LIFT, colour)
