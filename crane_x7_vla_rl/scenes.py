@@ -6,21 +6,48 @@ The simulation itself takes seconds to import and is not touched, so `--help` an
 from __future__ import annotations
 
 import argparse
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Final, Literal
 
 from crane_x7_vla_rl import fields
-from crane_x7_vla_rl.fields import Count, FiniteAmount, FinitePositive, one_of, some_of
+from crane_x7_vla_rl.fields import Count, FiniteAmount, FinitePositive, one_of, some_of, within
+from crane_x7_vla_rl.reserved import EVALUATION_SEED as EVALUATION_SEED
 
 LIFT_ID: Final = "Lift-CRANE-X7"
 PICK_PLACE_ID: Final = "PickPlace-CRANE-X7"
 EPISODE_S: Final = {LIFT_ID: 10.0, PICK_PLACE_ID: 20.0}
 """Name of each task and time limit of an episode in s: 200 and 400 steps at 20 Hz."""
-EVALUATION_SEED: Final = 1_000_000
-"""Demonstrations use seeds below, evaluation this and above: no scene is in both."""
 COLOUR_NAMES: Final = ("red", "green", "blue")
+LIFT_WORDS: Final = "pick up the {} cube"
+PLACE_WORDS: Final = "place the {} cube on the plate"
+"""Instructions of the two tasks for a colour."""
 Render = Literal["auto", "gpu", "cpu"]
 """Device that draws; see sim.render."""
+
+
+@dataclass(frozen=True)
+class Variation:
+    """Differences of scene and arm from those of training; the defaults are none.
+
+    With the same seed the layout stays the same, so that two variations are compared on the same
+    scenes.
+    """
+
+    light: Annotated[float, within(0, 4)] = 1.0
+    """Brightness of both lamps, as a factor."""
+    hue_deg: Annotated[float, within(-60, 60, "degrees")] = 0.0
+    """Rotation of the cubes' hues: at 30, red turns towards orange, blue towards violet."""
+    lightness: Annotated[float, within(0.2, 2)] = 1.0
+    """Lightness of the cubes' colours, as a factor."""
+    cube_size: Annotated[float, within(0.5, 1.6)] = 1.0
+    """Edge of the cubes, as a factor of 3 cm; their density stays."""
+    friction: Annotated[float, within(0, 4)] = 1.0
+    """Friction of fingers and cubes, as a factor of both coefficients."""
+    arm_speed: Annotated[float, within(0.05, 1)] | None = None
+    """Share of the real arm's limits (4.3 rad/s, 6.4 rad/s² in the loop) within which the arm
+    follows its targets; default: servos that set off at once, as in training."""
+    camera_offset_m: Annotated[float, within(0, 0.3, "m")] = 0.0
+    """Distance by which the base camera is moved, in a direction sampled per episode."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +74,8 @@ class WorldConfig:
     """Time limit of an episode in simulated seconds; default: the task's, 10 or 20."""
     render: Render = "auto"
     """Device that draws the images. gpu: a CUDA GPU; cpu: Mesa; auto: a GPU if it can draw."""
+    variation: Variation = field(default_factory=Variation)
+    """Differences from the scenes of training."""
 
     @property
     def max_steps(self) -> int:
@@ -54,11 +83,13 @@ class WorldConfig:
         return max(1, round((self.episode_s or EPISODE_S[self.task]) * self.control_hz))
 
     def as_dict(self) -> dict[str, Any]:
-        """Return the scene's values for JSON, without `render`, which is the machine's."""
+        """Return the scene's values for JSON: without `render`, which is the machine's, and
+        without a variation that changes nothing."""
+        without = {"render"} | ({"variation"} if self.variation == Variation() else set())
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()
-            if name != "render"
+            if name not in without
         }
 
 
@@ -67,4 +98,10 @@ def add_arguments(
 ) -> None:
     """Add a flag for each field of WorldConfig not in `without`; see `fields.add_flags`."""
     group = parser.add_argument_group("scene")
-    fields.add_flags(group, WorldConfig, without, typed=True, asked=asked)
+    fields.add_flags(group, WorldConfig, (*without, "variation"), typed=True, asked=asked)
+
+
+def add_variation_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add a flag for each field of Variation."""
+    group = parser.add_argument_group("variation of scene and arm")
+    fields.add_flags(group, Variation, typed=True)

@@ -14,7 +14,7 @@ import numpy as np
 
 from crane_x7_vla_rl import fields
 from crane_x7_vla_rl.fields import Count, FinitePositive, Index
-from crane_x7_vla_rl.scenes import EPISODE_S, EVALUATION_SEED, WorldConfig
+from crane_x7_vla_rl.scenes import EPISODE_S, EVALUATION_SEED, Variation, WorldConfig
 from crane_x7_vla_rl.suggest import did_you_mean
 
 Backend = Literal["cpu", "gpu"]
@@ -66,23 +66,42 @@ class VectorConfig:
     first_env: Index = 0
     """Index of the first environment among those of all ranks: two ranks with n environments run
     the episodes of one rank with 2n."""
+    same_scene: Count = 1
+    """Environments in a row whose episodes of the same number have the same scene."""
     rewards: Rewards = field(default_factory=Rewards)
     groups: Count = 2
     """Environments are stepped in this many groups, one while the policy runs on another; the GPU
     backend steps all of them together, in a single group."""
     deadline_s: FinitePositive = 60.0
     """Timeout of an order to a process, after which it counts as hung."""
+    true_state: bool = False
+    """Whether views hold the simulator's true state, for a critic; see sim.vector.true_state."""
 
     def __post_init__(self) -> None:
         check_choice("env id", self.world.task, tuple(EPISODE_S))
         check_choice("backend", self.backend, get_args(Backend))
         check_choice("simulator", self.simulator, get_args(Simulator))
         fields.check(self, error=VectorConfigError)
+        varied = self.world.variation != Variation()
+        if varied and (self.backend, self.simulator) != ("cpu", "maniskill"):
+            raise VectorConfigError(
+                f"world.variation is set, but {self.simulator} on the {self.backend} backend cannot"
+                " vary scene and arm; set backend to cpu and simulator to maniskill"
+            )
         if self.backend == "gpu" and self.world.render == "cpu":
             raise VectorConfigError(
                 "render is cpu, but backend is gpu, which draws on the GPU that simulates; set"
                 " render to auto, or backend to cpu"
             )
+        if self.num_envs % self.same_scene:
+            raise VectorConfigError(
+                f"same_scene is {self.same_scene}, expected a divisor of the {self.num_envs}"
+                " environments, so that each scene has as many"
+            )
+
+    def seed_of(self, base: int, env: int, episode: int) -> int:
+        """Return the scene's seed of an episode of one of these environments."""
+        return episode_seed(base, (self.first_env + env) // self.same_scene, episode)
 
 
 def check_choice(what: str, given: str, known: Sequence[str]) -> None:

@@ -7,18 +7,23 @@ and added to the previous *target*, so that small steps add up. Finger B is driv
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 import sapien
+import torch
 from mani_skill.agents.base_agent import BaseAgent, Keyframe
 from mani_skill.agents.controllers import (
+    PDJointPosController,
     PDJointPosControllerConfig,
     PDJointPosMimicControllerConfig,
 )
 from mani_skill.agents.registration import register_agent
 
 from crane_x7_vla_rl.robot import (
+    ACCELERATION_RAD_S2,
+    ARM_DOF,
     ARM_JOINT_NAMES,
     ARM_JOINTS,
     FINGER_A,
@@ -26,7 +31,9 @@ from crane_x7_vla_rl.robot import (
     HOME_RAD,
     LOWER_RAD,
     UPPER_RAD,
+    VELOCITY_RAD_S,
 )
+from crane_x7_vla_rl.scenes import Variation
 from crane_x7_vla_rl.sim import model
 
 DELTA_RAD: Final = (0.1, 0.2)
@@ -42,6 +49,65 @@ FINGER_ARMATURE_KG_M2 = 1e-3
 fingers push a cube aside (0.35 and 0.04 rad) instead of holding it (0.19 and 0.19 rad): 0 of 8
 lifts instead of 8 of 8, the same from 3e-4 to 1e-2."""
 FINGER_FRICTION: Final = 1.5
+LOOP_VELOCITY: Final = 0.9 * VELOCITY_RAD_S[:ARM_DOF]
+LOOP_ACCELERATION: Final = 0.8 * ACCELERATION_RAD_S2[:ARM_DOF]
+"""(7,) limits that the inference loop keeps, in rad/s and rad/s²: a little under the arm's."""
+
+
+class ArmController(PDJointPosController):
+    """Position targets, followed at once or, after `limit`, within velocity and acceleration.
+
+    Within limits each joint moves as a trajectory controller moves it: it speeds up, and slows
+    down in time to stop at its target, 80 times a second or more.
+    """
+
+    _share: float | None = None
+    _path_rad: torch.Tensor
+    """(N, 7) where the servos' targets are now."""
+    _path_rad_s: torch.Tensor
+
+    def limit(self, share: float) -> None:
+        """Keep this share of the limits from the next reset on."""
+        self._share = share
+
+    def reset(self) -> None:
+        """Start from the measured position, at rest."""
+        super().reset()
+        start_rad = self.qpos.clone()
+        if not hasattr(self, "_path_rad"):
+            self._path_rad, self._path_rad_s = start_rad, torch.zeros_like(start_rad)
+        again = self.scene._reset_mask
+        self._path_rad[again], self._path_rad_s[again] = start_rad[again], 0.0
+
+    def set_drive_targets(self, targets: torch.Tensor) -> None:
+        """Set the servos' targets, unless the way there has limits."""
+        if self._share is None:
+            super().set_drive_targets(targets)
+
+    def before_simulation_step(self) -> None:
+        """Move the servos' targets on by one step of the physics."""
+        super().before_simulation_step()
+        if self._share is None:
+            return
+        period_s = 1 / (self._sim_steps * self._control_freq)
+        fastest = self._share * torch.as_tensor(LOOP_VELOCITY).to(self._path_rad)
+        most = self._share * torch.as_tensor(LOOP_ACCELERATION).to(self._path_rad)
+        away = self._target_qpos - self._path_rad
+        # The speed from which braking at `most`, in whole steps, ends at the target.
+        part = most * period_s / 2
+        braking = (part**2 + 2 * most * away.abs()).sqrt() - part
+        wanted = away.sign() * torch.minimum(braking, fastest)
+        change = (wanted - self._path_rad_s).clamp(-most * period_s, most * period_s)
+        self._path_rad_s = self._path_rad_s + change
+        self._path_rad = self._path_rad + self._path_rad_s * period_s
+        super().set_drive_targets(self._path_rad)
+
+
+@dataclass
+class ArmControllerConfig(PDJointPosControllerConfig):
+    """Of ArmController."""
+
+    controller_cls = ArmController
 
 
 @register_agent()
@@ -93,7 +159,7 @@ class CraneX7(BaseAgent):
         arm_delta, finger_delta = DELTA_RAD
         return {
             "pd_joint_pos": {
-                "arm": PDJointPosControllerConfig(
+                "arm": ArmControllerConfig(
                     lower=LOWER_RAD[:-1], upper=UPPER_RAD[:-1], **arm, **absolute
                 ),
                 "gripper": PDJointPosMimicControllerConfig(
@@ -109,6 +175,24 @@ class CraneX7(BaseAgent):
                 ),
             },
         }
+
+    def vary(self, variation: Variation) -> None:
+        """Change the fingers' friction and the arm's speed."""
+        if variation.friction != 1:
+            for shape in self._finger_shapes():
+                material = shape.physical_material
+                material.static_friction = FINGER_FRICTION * variation.friction
+                material.dynamic_friction = FINGER_FRICTION * variation.friction
+        if variation.arm_speed is not None:
+            self.controller.controllers["arm"].limit(variation.arm_speed)
+
+    def _finger_shapes(self) -> list[Any]:
+        return [
+            shape
+            for finger in self.fingers
+            for body in finger._objs
+            for shape in body.collision_shapes
+        ]
 
     def _after_loading_articulation(self) -> None:
         armature = np.array([FINGER_ARMATURE_KG_M2], dtype=np.float32)

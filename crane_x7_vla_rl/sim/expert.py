@@ -100,17 +100,17 @@ class SceneState:
         return float(self.joints_rad[ARM_DOF])
 
 
-def scene_state(world: World, turns_wrist: bool = True) -> SceneState:
-    """Return the true state of `world` now."""
-    scene = world.scene
-    cube = scene.cubes[world.named_colour]
+def scene_state(world: World, turns_wrist: bool = True, colour: str | None = None) -> SceneState:
+    """Return the true state of `world` now; `colour` is the cube's, default: the named one."""
+    scene, colour = world.scene, colour or world.named_colour
+    cube = scene.cubes[colour]
     turn = cube.pose.q[0].tolist()
     return SceneState(
         tool_m=_vector(scene.tool_position()[0]),
         cube_m=_vector(cube.pose.p[0]),
         cube_yaw_rad=2 * float(np.arctan2(turn[3], turn[0])),
         plate_m=_vector(scene.plate.pose.p[0]),
-        grasped=scene.cube_status()[world.named_colour].grasped,
+        grasped=scene.cube_status()[colour].grasped,
         joints_rad=world.position_rad(),
         turns_wrist=turns_wrist,
     )
@@ -122,15 +122,33 @@ class Expert:
     def __init__(self, world: World, manner: Manner | None = None) -> None:
         self._world, self._manner = world, manner or Manner()
         self._places = world.config.task == sim.PICK_PLACE_ID
+        self._colour: str | None = None
         self.phase = ExpertPhase.HOVER
 
     def reset(self) -> None:
         """Start an episode; call after the world's reset."""
         self.phase = ExpertPhase.HOVER
 
+    def take(self, colour: str, places: bool) -> None:
+        """Continue from the present state with the cube of `colour`: place it, or only lift it."""
+        self._colour, self._places = colour, places
+        held = scene_state(self._world, colour=colour).grasped
+        self.phase = ExpertPhase.LIFT if held else ExpertPhase.HOVER
+
+    def reaches(self) -> bool:
+        """Whether the next target is in reach: a cube may have been pushed away."""
+        phase = self.phase
+        try:
+            self.act()
+        except kinematics.UnreachableError:
+            return False
+        finally:
+            self.phase = phase
+        return True
+
     def act(self) -> Array:
         """Return joint targets (8,) for the next step; raises UnreachableError."""
-        now = scene_state(self._world, self._manner.turns_wrist)
+        now = scene_state(self._world, self._manner.turns_wrist, self._colour)
         self.phase = self._next_phase(now)
         arm, gripper = _GOALS[self.phase](now)
         return self._one_step(now.joints_rad, np.append(arm, gripper))

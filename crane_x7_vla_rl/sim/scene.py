@@ -10,6 +10,7 @@ vertices.
 
 from __future__ import annotations
 
+import colorsys
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
@@ -24,7 +25,9 @@ from mani_skill.utils.building import ActorBuilder
 from mani_skill.utils.structs.actor import Actor
 from mani_skill.utils.structs.pose import Pose
 from mani_skill.utils.structs.types import SceneConfig, SimConfig
+from sapien.physx import PhysxMaterial
 
+from crane_x7_vla_rl import fields
 from crane_x7_vla_rl.camera import (
     BASE_CAMERA,
     VIEW_CAMERA,
@@ -39,6 +42,7 @@ from crane_x7_vla_rl.robot import (
     FINGER_LENGTH_M,
     HOME_RAD,
 )
+from crane_x7_vla_rl.scenes import Variation
 from crane_x7_vla_rl.sim import layout, shaders
 from crane_x7_vla_rl.sim.agent import CraneX7
 from crane_x7_vla_rl.sim.errors import SimError
@@ -51,6 +55,8 @@ COLOURS: Final = {
 }
 CUBE_HALF_M: Final = 0.015
 CUBE_KG: Final = 0.03
+CUBE_FRICTION: Final = 0.3
+"""ManiSkill's default of every body; the fingers have more, see sim.agent."""
 PLATE_HEIGHT_M: Final = 0.006
 LIFT_M: Final = 0.10
 TOUCH_N: Final = 0.3
@@ -59,6 +65,7 @@ OPEN_RAD: Final = 0.15
 AWAY_M: Final = 0.06
 STILL_M_S: Final = 0.05
 CAMERAS: Final = ("base_camera", "hand_camera")
+NO_VARIATION: Final = Variation()
 
 
 @dataclass(frozen=True)
@@ -89,15 +96,20 @@ class CubeScene(BaseEnv):
         home_noise_rad: float = 0.02,
         control_freq: int = 20,
         base_camera: Camera = BASE_CAMERA,
+        variation: Variation = NO_VARIATION,
         **kwargs: Any,
     ) -> None:
         """`image_size` is (width, height); `cameras` of CAMERAS are rendered, each takes time;
-        `colours` of COLOURS are the cubes' colours; `base_camera` is the pose of the base camera.
+        `colours` of COLOURS are the cubes' colours; `base_camera` is the pose of the base camera;
+        `variation` changes light, cubes and arm (its camera is moved by sim.world).
         Raises SimError for a wrong option."""
         _check_choice("cameras", cameras, CAMERAS)
         _check_choice("colours", colours, tuple(COLOURS))
         if not 0 <= spawn_range_m <= 0.05:
             raise SimError(f"spawn_range_m is {spawn_range_m}, expected 0 to 0.05 m")
+        fields.check(variation, "variation.", SimError)
+        self.variation = variation
+        self.cube_half_m = CUBE_HALF_M * variation.cube_size
         self.image_size = image_size
         self.camera_names = cameras
         self.base_camera = base_camera
@@ -159,11 +171,13 @@ class CubeScene(BaseEnv):
 
     def _load_agent(self, options: dict[str, Any], *args: Any, **kwargs: Any) -> None:
         super()._load_agent(options, sapien.Pose(), *args, **kwargs)
+        self.agent.vary(self.variation)
 
     def _load_lighting(self, options: dict[str, Any]) -> None:
         del options
-        self.scene.set_ambient_light([0.55, 0.55, 0.55])
-        self.scene.add_directional_light([-0.5, 0.3, -1.0], [0.9, 0.9, 0.9])
+        factor = self.variation.light
+        self.scene.set_ambient_light([0.55 * factor] * 3)
+        self.scene.add_directional_light([-0.5, 0.3, -1.0], [0.9 * factor] * 3)
 
     def _load_scene(self, options: dict[str, Any]) -> None:
         del options
@@ -182,9 +196,11 @@ class CubeScene(BaseEnv):
 
     def _build_cube(self, colour: str) -> Actor:
         builder: ActorBuilder = self.scene.create_actor_builder()
-        half = [CUBE_HALF_M] * 3
-        builder.add_box_collision(half_size=half, density=CUBE_KG / (2 * CUBE_HALF_M) ** 3)
-        builder.add_box_visual(half_size=half, material=_material(COLOURS[colour]))
+        half, factor = [self.cube_half_m] * 3, self.variation.friction
+        material = None if factor == 1 else PhysxMaterial(*[CUBE_FRICTION * factor] * 2, 0.0)
+        density = CUBE_KG / (2 * CUBE_HALF_M) ** 3
+        builder.add_box_collision(half_size=half, material=material, density=density)
+        builder.add_box_visual(half_size=half, material=_material(cube_rgb(colour, self.variation)))
         # Built at separate places, so that no two bodies ever overlap.
         builder.initial_pose = sapien.Pose([1 + 0.1 * len(colour), 0, 0.5])
         return builder.build(f"cube_{colour}")
@@ -223,7 +239,7 @@ class CubeScene(BaseEnv):
         """Place cubes and plate at (n, C + 1, 3), at rest."""
         for column, actor in enumerate((*self.cubes.values(), self.plate)):
             xy_yaw = torch.as_tensor(layouts[:, column], dtype=torch.float32, device=self.device)
-            height = PLATE_HEIGHT_M / 2 if actor is self.plate else CUBE_HALF_M
+            height = PLATE_HEIGHT_M / 2 if actor is self.plate else self.cube_half_m
             _rest(actor, _upright(xy_yaw, height))
 
     def rearrange(self, generator: np.random.RandomState, how: Arrangement) -> None:
@@ -303,7 +319,7 @@ class CubeScene(BaseEnv):
         """(N,) bool: the cube rests on the plate, the gripper open and away from it."""
         offset = cube.pose.p - self.plate.pose.p
         over = torch.linalg.vector_norm(offset[:, :2], dim=-1) < PLATE_RADIUS_M
-        resting = (offset[:, 2] - PLATE_HEIGHT_M / 2 - CUBE_HALF_M).abs() < 0.008
+        resting = (offset[:, 2] - PLATE_HEIGHT_M / 2 - self.cube_half_m).abs() < 0.008
         still = torch.linalg.vector_norm(cube.linear_velocity, dim=-1) < STILL_M_S
         away = torch.linalg.vector_norm(cube.pose.p - self.tool_position(), dim=-1) > AWAY_M
         opened = self.agent.robot.get_qpos()[:, 7] > OPEN_RAD
@@ -324,7 +340,7 @@ class CubeScene(BaseEnv):
         for colour, cube in self.cubes.items():
             position = cube.pose.p[scene].tolist()
             grasped = bool(self._touched(cube)[scene])
-            lifted = grasped and position[2] - CUBE_HALF_M >= LIFT_M
+            lifted = grasped and position[2] - self.cube_half_m >= LIFT_M
             placed = bool(self._on_plate(cube)[scene])
             status[colour] = CubeStatus(grasped, lifted, placed, tuple(position))
         return status
@@ -340,6 +356,15 @@ class CubeScene(BaseEnv):
             "cube_position_m": position,
             "plate_position_m": self.plate.pose.p,
         }
+
+
+def cube_rgb(colour: str, variation: Variation) -> tuple[float, float, float]:
+    """Return the RGB, 0…1, of the cube with this name."""
+    if not variation.hue_deg and variation.lightness == 1:
+        return COLOURS[colour]
+    hue, lightness, saturation = colorsys.rgb_to_hls(*COLOURS[colour])
+    light = min(1.0, lightness * variation.lightness)
+    return colorsys.hls_to_rgb((hue + variation.hue_deg / 360) % 1, light, saturation)
 
 
 def _check_choice(name: str, chosen: tuple[str, ...], known: tuple[str, ...]) -> None:

@@ -12,8 +12,8 @@ from typing import Any, Final
 import torch
 from mani_skill.utils.registration import register_env
 
-from crane_x7_vla_rl.scenes import LIFT_ID, PICK_PLACE_ID
-from crane_x7_vla_rl.sim.scene import CUBE_HALF_M, LIFT_M, CubeScene
+from crane_x7_vla_rl.scenes import LIFT_ID, LIFT_WORDS, PICK_PLACE_ID, PLACE_WORDS
+from crane_x7_vla_rl.sim.scene import LIFT_M, CubeScene
 
 TASKS: Final = (LIFT_ID, PICK_PLACE_ID)
 
@@ -32,12 +32,12 @@ class Lift(CubeScene):
     @property
     def instruction(self) -> list[str]:
         """See CubeScene."""
-        return [f"pick up the {colour} cube" for colour in self.named_colours]
+        return [LIFT_WORDS.format(colour) for colour in self.named_colours]
 
     def evaluate(self) -> dict[str, torch.Tensor]:
         """Return (N,) tensors: success, grasped, height_m."""
         position = self._cube_positions()
-        height_m = position[:, 2] - CUBE_HALF_M
+        height_m = position[:, 2] - self.cube_half_m
         grasped = self._named_grasped(position)
         up = grasped & (height_m >= LIFT_M)
         self._count_held(up)
@@ -72,7 +72,7 @@ class PickPlace(CubeScene):
     @property
     def instruction(self) -> list[str]:
         """See CubeScene."""
-        return [f"place the {colour} cube on the plate" for colour in self.named_colours]
+        return [PLACE_WORDS.format(colour) for colour in self.named_colours]
 
     def evaluate(self) -> dict[str, torch.Tensor]:
         """Return (N,) tensors: success, grasped, height_m."""
@@ -81,7 +81,7 @@ class PickPlace(CubeScene):
         for index in sorted(set(self._named_list)):
             placed |= (self.named == index) & self._on_plate(self.cubes[self.colours[index]])
         grasped = self._named_grasped(position)
-        height_m = position[:, 2] - CUBE_HALF_M
+        height_m = position[:, 2] - self.cube_half_m
         self._count_held(placed)
         resting = self._held_steps >= HOLD_S * self.control_freq
         return {"success": resting, "grasped": grasped, "height_m": height_m}

@@ -12,7 +12,7 @@ Legend: N scenes, T steps of a chunk, H × W pixels.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
 import numpy as np
 import torch
@@ -26,7 +26,8 @@ from crane_x7_vla_rl.sim.vector.protocol import (
     checked_targets,
     not_finite,
 )
-from crane_x7_vla_rl.vector_config import VectorConfig, episode_seed
+from crane_x7_vla_rl.sim.vector.starts import Starts
+from crane_x7_vla_rl.vector_config import VectorConfig
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,6 +63,9 @@ class BatchedScenes(Protocol):
     def instructions(self) -> list[str]:
         """Return the tasks in words."""
 
+    def true_state(self, elapsed: torch.Tensor) -> torch.Tensor:
+        """Return (N, S) of `true_state`, after `elapsed` (N,) of the time; raises SimError."""
+
     def close(self) -> None:
         """Free the simulation."""
 
@@ -75,8 +79,9 @@ class _Chunk:
     ended: torch.Tensor
     truncated: torch.Tensor
     success: torch.Tensor
-    final: tuple[torch.Tensor, torch.Tensor, list[str]] | None = None
-    """Images, joints and instructions of all scenes when some reached their time limit."""
+    final: tuple[torch.Tensor, torch.Tensor, list[str], torch.Tensor | None] | None = None
+    """Images, joints, instructions and true state of all scenes when some reached their time
+    limit."""
 
 
 class BatchedVectorEnv:
@@ -115,7 +120,8 @@ class BatchedVectorEnv:
         if self._views is None:
             state = self._checked_state()
             rows = np.arange(len(envs))
-            self._views = Views(rows, self.scenes.images(), state, self.scenes.instructions())
+            words, truth = self.scenes.instructions(), self._true_state()
+            self._views = Views(rows, self.scenes.images(), state, words, truth)
         return self._views
 
     def send(self, group: int, targets_rad: Any) -> None:
@@ -139,6 +145,13 @@ class BatchedVectorEnv:
             self._begin(ended)
         return steps
 
+    def start_from(self, starts: Starts) -> NoReturn:
+        """Raise SimError: a partial reset here does not repeat what it did before."""
+        raise SimError(
+            f"{len(starts.demonstrations)} demonstrations came to begin episodes from, but only"
+            " scenes in processes can repeat them; use --backend cpu, or no --start-from"
+        )
+
     def close(self) -> None:
         """End the simulation."""
         self.scenes.close()
@@ -156,7 +169,7 @@ class BatchedVectorEnv:
         self._progress[envs] = self.scenes.progress().progress[envs]
 
     def _seed_of(self, env: int) -> int:
-        return episode_seed(self._seed, self.config.first_env + env, self._episodes[env])
+        return self.config.seed_of(self._seed, env, self._episodes[env])
 
     def _run(self, targets: torch.Tensor) -> _Chunk:
         """Execute (N, T, 8); scenes that have ended hold still."""
@@ -195,11 +208,23 @@ class BatchedVectorEnv:
 
     def _keep_final(self, chunk: _Chunk, truncated: torch.Tensor) -> None:
         images, state = self.scenes.images(), self._checked_state()
-        words = self.scenes.instructions()
+        words, truth = self.scenes.instructions(), self._true_state()
         if chunk.final is not None:  # others reached their time limit earlier in this chunk
             images = torch.where(truncated[:, None, None, None], images, chunk.final[0])
             state = torch.where(truncated[:, None], state, chunk.final[1])
-        chunk.final = images, state, words
+            if truth is not None and chunk.final[3] is not None:
+                truth = torch.where(truncated[:, None], truth, chunk.final[3])
+        chunk.final = images, state, words, truth
+
+    def _true_state(self) -> torch.Tensor | None:
+        """Return (N, S) where it is wanted."""
+        if not self.config.true_state:
+            return None
+        truth = self.scenes.true_state(self._length / self.config.world.max_steps)
+        bad = (~truth.isfinite().all(1)).nonzero().flatten().tolist()
+        if bad:
+            raise self._not_finite("true state", bad[0], truth[bad[0]].tolist())
+        return truth
 
     def _check_reward(self, paid: torch.Tensor) -> None:
         bad = (~paid.isfinite()).nonzero().flatten().tolist()
@@ -234,9 +259,11 @@ class BatchedVectorEnv:
     def _final(self, chunk: _Chunk, rows: Any) -> Views | None:
         if chunk.final is None:
             return None
-        images, state, words = chunk.final
+        images, state, words, truth = chunk.final
         index = torch.as_tensor(rows, device=self.scenes.device)
-        return Views(rows, images[index], state[index], [words[row] for row in rows])
+        told = [words[row] for row in rows]
+        true_state = None if truth is None else truth[index]
+        return Views(rows, images[index], state[index], told, true_state)
 
     def _episode(self, chunk: _Chunk, env: int) -> EpisodeResult:
         total, length = float(self._total[env]), int(self._length[env])

@@ -1,7 +1,8 @@
 """Environments on CPU cores: scenes in processes, their views in shared memory.
 
 Every process holds environments of every group, so that all cores step the group that was sent.
-`env_worker` is the program of a process; orders and results of a few hundred bytes go over pipes.
+`env_worker` is the program of a process; orders and results of a few hundred bytes go over pipes, a
+few kB where they hold the targets of a demonstration to begin from.
 
 A process that dies or hangs is reported, killed and replaced. Its environments, of all groups,
 start their next episodes; the next `receive` of each group marks its discarded rows.
@@ -33,8 +34,9 @@ from crane_x7_vla_rl.sim.vector.protocol import (
     checked_targets,
 )
 from crane_x7_vla_rl.sim.vector.shared_memory import SharedArrays, release, reserve
+from crane_x7_vla_rl.sim.vector.starts import Starts
 from crane_x7_vla_rl.sim.workers import ANSWER_S, Workers
-from crane_x7_vla_rl.vector_config import VectorConfig, episode_seed, spread
+from crane_x7_vla_rl.vector_config import VectorConfig, spread
 
 logger = logging.getLogger(__name__)
 
@@ -62,6 +64,7 @@ class CpuVectorEnv:
         """(worker, group) whose answer has not been received."""
         self._early: dict[tuple[int, int], GroupOutcome] = {}
         """Answers of other groups that arrived during the wait for one group."""
+        self._starts: Starts | None = None
         self._lost: set[int] = set()
         """Environments with a discarded episode that is not yet reported."""
         self._new = set(range(count))
@@ -89,17 +92,21 @@ class CpuVectorEnv:
         return {"seed": self._seed, "episodes": list(self._episodes)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """See VectorEnv."""
+        """See VectorEnv. Scenes are built again: what follows depends on the state alone."""
         for worker, group in sorted(self._sent):
             self._take(worker, group)
         self._seed, self._episodes = checked_state(state, self.num_envs)
         self._lost = set(range(self.num_envs))  # no episode runs that could be lost
         everywhere = [(w, g) for g in range(len(self.groups)) for w in self._holders(g)]
         for worker, group in everywhere:
-            self._order(worker, group, steps=0)
+            self._order(worker, group, steps=0, fresh=True)
         for worker, group in everywhere:
             self._note(self._take(worker, group).outcomes)
         self._lost.clear()
+
+    def start_from(self, starts: Starts) -> None:
+        """See VectorEnv."""
+        self._starts = starts
 
     def look(self, group: int) -> Views:
         """See VectorEnv; the arrays are views of shared memory."""
@@ -111,6 +118,7 @@ class CpuVectorEnv:
             self._shared.images[part],
             self._shared.state_rad[part],
             self._instructions[part],
+            self._shared.true_state[part] if self.config.true_state else None,
         )
 
     def send(self, group: int, targets_rad: Any) -> None:
@@ -153,16 +161,19 @@ class CpuVectorEnv:
         if any(sent == group for _, sent in self._sent):
             raise SimError(f"group {group} has targets already; call receive next")
 
-    def _env_order(self, env: int, steps: int) -> EnvOrder:
+    def _env_order(self, env: int, steps: int, fresh: bool) -> EnvOrder:
         """Environments whose episode was lost start; the others step, and then start the next."""
         begins = not steps or env in self._lost
         episode = self._episodes[env] + (0 if begins else 1)
-        seed = episode_seed(self._seed, self.config.first_env + env, episode)
-        return EnvOrder(env, seed, 0 if begins else steps)
+        seed = self.config.seed_of(self._seed, env, episode)
+        start = None
+        if self._starts is not None:
+            start = self._starts.of(self._seed, self.config.first_env + env, episode)
+        return EnvOrder(env, seed, 0 if begins else steps, start, fresh)
 
-    def _order(self, worker: int, group: int, steps: int) -> None:
+    def _order(self, worker: int, group: int, steps: int, fresh: bool = False) -> None:
         """Send; `_take` handles a worker that is dead."""
-        orders = tuple(self._env_order(env, steps) for env in self._held[group][worker])
+        orders = tuple(self._env_order(env, steps, fresh) for env in self._held[group][worker])
         self._sent.add((worker, group))
         try:
             self._workers.send(worker, GroupOrder(group, orders))
@@ -241,6 +252,7 @@ class CpuVectorEnv:
             self._shared.final_images[part],
             self._shared.final_state_rad[part],
             [before[row] for row in rows],
+            self._shared.final_true_state[part] if self.config.true_state else None,
         )
 
 

@@ -10,10 +10,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
+import torch
 
 from crane_x7_vla_rl.robot import DOF
 from crane_x7_vla_rl.sim.vector.protocol import EpisodeResult, not_finite
 from crane_x7_vla_rl.sim.vector.shared_memory import SharedArrays, SharedPlan
+from crane_x7_vla_rl.sim.vector.starts import MiddleStart
+from crane_x7_vla_rl.sim.vector.true_state import true_state
 from crane_x7_vla_rl.sim.world import World
 from crane_x7_vla_rl.vector_config import VectorConfig
 
@@ -27,6 +31,10 @@ class EnvOrder:
     """Seed of the episode to start: now, or when this one ends."""
     steps: int
     """Number of the shared targets to execute; 0 starts the episode."""
+    start: MiddleStart | None = None
+    """Where the episode to start begins; None: as the task does."""
+    fresh: bool = False
+    """Build the scene again: contacts depend a little on what a scene did before its reset."""
 
 
 @dataclass(frozen=True)
@@ -71,12 +79,20 @@ class EnvWorker:
         """Execute; raises SimError if a scene has become unstable."""
         return GroupOutcome(order.group, tuple(self._carry_out(each) for each in order.orders))
 
+    def _slot(self, env: int, fresh: bool) -> EnvSlot:
+        """Return the slot of an environment, with a new scene where a used one must be fresh."""
+        old = self.slots.get(env)
+        if old is not None and not (fresh and old.used):
+            return old
+        self.slots[env] = EnvSlot(self._config, self.shared, env)
+        if old is not None:
+            old.world.close()
+        return self.slots[env]
+
     def _carry_out(self, order: EnvOrder) -> EnvOutcome:
-        if order.env not in self.slots:
-            self.slots[order.env] = EnvSlot(self._config, self.shared, order.env)
-        slot = self.slots[order.env]
+        slot = self._slot(order.env, order.fresh)
         if not order.steps:
-            slot.begin(order.seed)
+            slot.begin(order.seed, order.start)
             slot.show()
             return EnvOutcome(order.env, slot.world.instruction)
         targets = self.shared.targets_rad[order.env, : order.steps].astype(np.float64)
@@ -87,7 +103,7 @@ class EnvWorker:
         if ended is not None:
             if truncated:
                 slot.show(final=True)
-            slot.begin(order.seed)
+            slot.begin(order.seed, order.start)
         slot.show()
         return EnvOutcome(order.env, slot.world.instruction, reward, steps, truncated, ended)
 
@@ -97,18 +113,44 @@ class EnvSlot:
 
     def __init__(self, config: VectorConfig, shared: SharedArrays, env: int) -> None:
         self.world = World(config.world)
+        self._tells = config.true_state
+        self.used = False
+        """Whether the scene has ever moved."""
         self._rewards, self._shared, self._env = config.rewards, shared, env
         self._seed, self._total, self._progress = 0, 0.0, 0.0
+        self._stage: int | None = None
+        self._began = 0
+        """Steps of the demonstration before this episode."""
 
-    def begin(self, seed: int) -> None:
-        """Start the episode of a seed."""
-        self.world.reset(seed)
-        self._seed, self._total = seed, 0.0
+    def begin(self, seed: int, start: MiddleStart | None = None) -> None:
+        """Start the episode of a seed, or of a demonstration; raises SimError."""
+        self._seed, self._total, self._stage = seed, 0.0, None
+        if start is None:
+            self.world.reset(seed)
+        else:
+            self._repeat(start)
+        self._began = self.world.step_index
         self._progress = self.world.progress() if self._rewards.kind == "dense" else 0.0
+
+    def _repeat(self, start: MiddleStart) -> None:
+        """Start in the middle of a demonstration, or earlier where that is its end already."""
+        self._seed, self._stage = start.seed, start.stage
+        count = min(len(start.targets_rad), self.world.config.max_steps // 2)
+        self.used = True
+        while True:
+            self.world.reset(start.seed)
+            for target in start.targets_rad[:count]:
+                self.world.step(target)
+                if self._ended:
+                    break
+            if not self._ended:
+                break
+            count //= 2
+        start.check(count, self.world.position_rad())
 
     def run(self, targets: np.ndarray[tuple[int, int], np.dtype[np.float64]]) -> float:
         """Execute targets (T, 8) until the episode ends; return the sum of the rewards."""
-        reward = 0.0
+        reward, self.used = 0.0, True
         for target in targets:
             self.world.step(target)
             reward += self._reward()
@@ -144,7 +186,17 @@ class EnvSlot:
         if not self._ended:
             return None
         world = self.world
-        return EpisodeResult(self._env, self._seed, world.success, self._total, world.step_index)
+        steps = world.step_index - self._began
+        return EpisodeResult(self._env, self._seed, world.success, self._total, steps, self._stage)
+
+    def _true_state(self) -> npt.NDArray[np.float32]:
+        """Return (S,)."""
+        world = self.world
+        elapsed = torch.tensor([world.step_index / world.config.max_steps])
+        found = true_state(world.scene, torch.tensor([world.is_grasped]), elapsed)[0].numpy()
+        if not np.isfinite(found).all():
+            raise not_finite("true state", self._env, self._seed, world.step_index, found.tolist())
+        return found
 
     def show(self, final: bool = False) -> None:
         """Write the observation into shared memory."""
@@ -154,4 +206,6 @@ class EnvSlot:
             step = self.world.step_index
             raise not_finite("observation state_rad", env, self._seed, step, joints.tolist())
         (shared.final_state_rad if final else shared.state_rad)[env] = joints
+        if self._tells:
+            (shared.final_true_state if final else shared.true_state)[env] = self._true_state()
         self.world.draw((shared.final_images if final else shared.images)[env])

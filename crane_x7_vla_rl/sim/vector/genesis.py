@@ -64,6 +64,11 @@ def make(config: VectorConfig) -> BatchedVectorEnv:
         )
     if config.world.camera_shift_m or config.world.camera_noise:
         raise SimError("--simulator genesis: camera_shift_m and camera_noise must be 0")
+    if config.true_state:
+        raise SimError(
+            "--simulator genesis: a critic that sees the true state has no scenes for Genesis; use"
+            " --critic own or shared, or --simulator maniskill"
+        )
     if config.backend == "gpu" and not torch.cuda.is_available():
         raise SimError("--backend gpu: torch sees no CUDA GPU; use --backend cpu")
     return BatchedVectorEnv(config, GenesisScenes(config))
@@ -228,6 +233,10 @@ class GenesisScenes:
     def instructions(self) -> list[str]:
         """See BatchedScenes."""
         return [f"pick up the {self._world.colours[index]} cube" for index in self._named.tolist()]
+
+    def true_state(self, elapsed: torch.Tensor) -> torch.Tensor:
+        """See BatchedScenes; `make` refuses to be here."""
+        raise NotImplementedError
 
     def close(self) -> None:
         """See BatchedScenes."""

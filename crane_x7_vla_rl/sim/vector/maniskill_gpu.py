@@ -20,6 +20,7 @@ from crane_x7_vla_rl.robot import DOF, LOWER_RAD, UPPER_RAD
 from crane_x7_vla_rl.sim import render
 from crane_x7_vla_rl.sim.errors import SimError
 from crane_x7_vla_rl.sim.vector.batched import BatchedVectorEnv, TaskStatus
+from crane_x7_vla_rl.sim.vector.true_state import true_state
 from crane_x7_vla_rl.vector_config import Backend, VectorConfig
 
 
@@ -120,6 +121,10 @@ class ManiSkillScenes:
         """See BatchedScenes."""
         words: list[str] = self._scene.instruction
         return words
+
+    def true_state(self, elapsed: torch.Tensor) -> torch.Tensor:
+        """See BatchedScenes."""
+        return true_state(self._scene, self._info["grasped"], elapsed)
 
     def close(self) -> None:
         """See BatchedScenes."""

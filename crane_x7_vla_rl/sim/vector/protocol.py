@@ -25,6 +25,7 @@ import numpy.typing as npt
 
 from crane_x7_vla_rl.robot import DOF
 from crane_x7_vla_rl.sim.errors import SimError
+from crane_x7_vla_rl.sim.vector.starts import Starts
 from crane_x7_vla_rl.vector_config import LONGEST_CHUNK
 
 Bools = npt.NDArray[np.bool_]
@@ -43,6 +44,9 @@ class Views:
     state_rad: Any
     """(rows, 8) float32 measured joints, the gripper last; numpy or a tensor as the images."""
     instructions: list[str]
+    true_state: Any = None
+    """(rows, S) float32 of `true_state`, as the joints; None unless VectorConfig.true_state is set.
+    For a critic alone: no policy and no Observation ever holds it."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +60,9 @@ class EpisodeResult:
     total_reward: float
     """Sum of rewards, not discounted."""
     steps: int
+    """Control steps since it began."""
+    stage: int | None = None
+    """Where in a demonstration it began, see `starts`; None: as the task does."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,6 +113,10 @@ class VectorEnv(Protocol):
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Start the episodes with these numbers, in all environments."""
+
+    def start_from(self, starts: Starts) -> None:
+        """Let coming episodes begin in the middle of demonstrations, some of them; raises SimError
+        where the simulation cannot repeat any. Running episodes stay as they are."""
 
     def close(self) -> None:
         """End the simulation."""

@@ -4,7 +4,7 @@ It is one anonymous file that every process maps. A `SharedPlan` goes to the wor
 file through the process that created it. When the last one exits, for any reason, the kernel frees
 the memory: no name stays in /dev/shm, and its size, 64 MB in a container, is not a limit.
 
-Legend: N environments, H × W pixels.
+Legend: N environments, H × W pixels, S numbers of a scene's true state.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from crane_x7_vla_rl.robot import DOF
 from crane_x7_vla_rl.sim.errors import SimError
+from crane_x7_vla_rl.sim.vector.true_state import TRUE_STATE
 from crane_x7_vla_rl.vector_config import LONGEST_CHUNK
 
 
@@ -34,6 +35,10 @@ class SharedArrays:
     """(N, H, W, 3) the last view of an episode that was truncated."""
     final_state_rad: npt.NDArray[np.float32]
     """(N, 8)."""
+    true_state: npt.NDArray[np.float32]
+    """(N, S) of `true_state`; zeros where it is not wanted."""
+    final_true_state: npt.NDArray[np.float32]
+    """(N, S)."""
     targets_rad: npt.NDArray[np.float32]
     """(N, LONGEST_CHUNK, 8) to execute."""
 
@@ -56,10 +61,13 @@ class SharedPlan:
         width, height = self.image_size
         images = (np.uint8, (self.num_envs, height, width, 3))
         joints = (np.float32, (self.num_envs, DOF))
+        true_state = (np.float32, (self.num_envs, TRUE_STATE))
         return {
             "targets_rad": (np.float32, (self.num_envs, LONGEST_CHUNK, DOF)),
             "state_rad": joints,
             "final_state_rad": joints,
+            "true_state": true_state,
+            "final_true_state": true_state,
             "images": images,
             "final_images": images,
         }

@@ -33,7 +33,9 @@ def pictures(env: Any) -> list[np.ndarray]:
     return seen
 
 
-@pytest.mark.parametrize("task", [sim.LIFT_ID, sim.PICK_PLACE_ID])
+@pytest.mark.parametrize(
+    "task", [pytest.param(sim.LIFT_ID, marks=pytest.mark.slow), sim.PICK_PLACE_ID]
+)
 def test_pictures_are_those_of_sapiens_own_shaders(task: str) -> None:
     found = []
     for options in ({}, {"sensor_configs": USUAL, "human_render_camera_configs": USUAL}):

@@ -81,6 +81,10 @@ def test_the_same_seeds_make_the_same_episodes_whatever_process_and_rank_holds_t
         other.close()
 
 
+def test_no_true_state_is_told_to_who_did_not_want_it(four: CpuVectorEnv) -> None:
+    assert four.look(0).true_state is None
+
+
 def test_out_of_time_is_truncated_and_shows_the_final_view_and_then_the_next_episode(
     four: CpuVectorEnv,
 ) -> None:
