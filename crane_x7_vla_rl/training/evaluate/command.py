@@ -7,7 +7,8 @@ Flags → `results.json`, videos and, with `--data-root`, `offline.parquet`, in 
 Seeds begin where those of demonstrations end, so that no scene is known from training. Every
 started episode counts, whenever it ends: the first N to finish would be the short ones. With
 `--swapped` the instruction names the colour of another cube than the one whose success is counted:
-a policy that reads its instruction then fails.
+a policy that reads its instruction then fails. With `--sweep` it measures conditions, see sweep.py,
+with `--wordings` other words for the same tasks, see wordings.py.
 
 Task, scene, camera size, temperature and control rate come from the checkpoint's files (see
 policies/about.py); a flag that contradicts them overrides them, with a warning.
@@ -19,8 +20,8 @@ import argparse
 import json
 import logging
 from collections.abc import Iterator
+from dataclasses import asdict, replace
 from dataclasses import fields as fields_of
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,23 +33,27 @@ from crane_x7_vla_rl.policies.base import AUTO, ModelOptions
 from crane_x7_vla_rl.policies.kind import OPENVLA
 from crane_x7_vla_rl.policies.load import POLICY_NAMES
 from crane_x7_vla_rl.policies.preflight import model_problems
-from crane_x7_vla_rl.scenes import WorldConfig
+from crane_x7_vla_rl.reserved import SWEEPS
+from crane_x7_vla_rl.scenes import Variation, WorldConfig
 from crane_x7_vla_rl.training import settings
 from crane_x7_vla_rl.training.evaluate import policies
 from crane_x7_vla_rl.training.evaluate import ranks as processes
 from crane_x7_vla_rl.training.evaluate.config import RESULTS, EvaluateConfig
 from crane_x7_vla_rl.training.evaluate.policies import NAMES
 from crane_x7_vla_rl.training.evaluate.ranks import ALONE, Ranks
+from crane_x7_vla_rl.training.evaluate.timing import Timing
+from crane_x7_vla_rl.types import WRIST
 
 FOLDER: Final = "evaluate"
 """Folder of evaluations, below the output root."""
 NOT_MODEL: Final = (
     "path", "token", "center_crop", "chunk_steps", "device", "speculation", "api_key",
-    "jpeg_quality", "answer_timeout_s",
+    "jpeg_quality", "answer_timeout_s", "more_cameras",
 )  # fmt: skip
 """Options of a model that the checkpoint or the environment sets, or that serve one robot only."""
 NOT_FLAGS: Final = (
-    "model", "output", "policy", "world", "sources", "offline_episodes", "reading",
+    "model", "output", "policy", "world", "sources", "offline_episodes", "reading", "sweep",
+    "timing",
 )  # fmt: skip
 ANSWER_S: Final = 30.0
 """The simulation waits for a slow policy; a robot does not."""
@@ -78,8 +83,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", help="cuda, cuda:1 or cpu (default: CUDA if available)")
     fields.add_flags(parser, ModelOptions, NOT_MODEL, typed=True, asked=ASKED)
     fields.add_flags(parser, EvaluateConfig, NOT_FLAGS, typed=True)
+    parser.add_argument(
+        "--sweep", nargs="*", choices=[each.name for each in SWEEPS], metavar="CONDITION",
+        help=f"measure success under changed conditions, too: all of them, or some of"
+        f" {', '.join(each.name for each in SWEEPS)}; what is already in the folder is kept",
+    )  # fmt: skip
+    fields.add_flags(parser.add_argument_group("timing"), Timing, typed=True)
     reading.add_arguments(parser)
     scenes.add_arguments(parser, without=("control_hz",), asked=ASKED)
+    scenes.add_variation_arguments(parser)
 
 
 def read(args: argparse.Namespace) -> EvaluateConfig:
@@ -98,13 +110,21 @@ def read(args: argparse.Namespace) -> EvaluateConfig:
             words,
             path=args.checkpoint,
             api_key=settings.policy_api_key(),
+            more_cameras=(WRIST,),  # the simulation has a hand camera; a data set is looked at
         ),
         output=args.output or settings.output_root() / FOLDER / _name(words, policy),
         policy=policy,
         reading=reading.from_args(args),
-        world=fields.from_flags(WorldConfig, words),
+        world=fields.from_flags(WorldConfig, words, variation=fields.from_flags(Variation, args)),
+        timing=fields.from_flags(Timing, args),
+        sweep=_sweep(args.sweep),
         sources=dict(chosen.sources),
     )
+
+
+def _sweep(given: list[str] | None) -> tuple[str, ...]:
+    """Return the names after --sweep: all of them if there are none."""
+    return () if given is None else tuple(given or (each.name for each in SWEEPS))
 
 
 def _choose(args: argparse.Namespace) -> Chosen:
@@ -131,6 +151,8 @@ def _name(args: argparse.Namespace, policy: str) -> str:
     parts = Path(args.checkpoint).parts[-2:] if args.checkpoint else (policy,)
     how = f"t{args.temperature:g}" if args.temperature else "greedy"
     words = [*parts, args.task, how, *(["swapped"] if args.swapped else [])]
+    words += ["sweep"] if args.sweep is not None else []
+    words += ["wordings"] if args.wordings else []
     return "-".join(word.replace("/", "-") for word in words)
 
 
@@ -153,7 +175,16 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(results | {"output": str(config.output)}))
         return 0
-    show(results)
+    if config.sweep:
+        from crane_x7_vla_rl.training.evaluate import sweep_report
+
+        sweep_report.show([sweep_report.Row(**row) for row in results["sweep"]])
+    elif config.wordings:
+        from crane_x7_vla_rl.training.evaluate import wordings_report
+
+        wordings_report.show(results)
+    else:
+        show(results)
     print(f"written to {config.output}")
     return 0
 
@@ -200,12 +231,13 @@ def evaluate(
 ) -> dict[str, Any]:
     """Return what `results.json` then holds; raises PolicyLoadError, DataError, SimError.
 
+    With `config.sweep` it is the rows of sweep.json, under `sweep`.
+
     `device`: where this process of `ranks` computes, by default the configured one.
 
     A model that outputs NaN is an error, not a rate of 0: NotFiniteError is a PolicyLoadError.
     """
     from crane_x7_vla_rl.data.files import write_json
-    from crane_x7_vla_rl.training.evaluate.report import summary
 
     model = replace(
         config.model, device=device or config.model.device, seed=config.model.seed + ranks.rank,
@@ -214,10 +246,20 @@ def evaluate(
     candidate = policies.open_policy(config, model)
     config.output.mkdir(parents=True, exist_ok=True)
     results: dict[str, Any] = {"checkpoint": config.model.path, "policy": config.policy}
-    if config.num_episodes:
-        from crane_x7_vla_rl.training.evaluate.rollout import roll_out
+    if config.sweep:
+        from crane_x7_vla_rl.training.evaluate import sweep
 
-        results |= summary(config, roll_out(candidate, config, ranks))
+        return results | {"sweep": [asdict(row) for row in sweep.run(candidate, config, ranks)]}
+    if config.wordings:
+        from crane_x7_vla_rl.training.evaluate import wordings, wordings_report
+
+        results = wordings.measure(candidate, config, ranks)
+        if ranks.is_first:
+            wordings_report.write(config.output, results)
+    elif config.num_episodes:
+        from crane_x7_vla_rl.training.evaluate.simulate import simulate
+
+        results = simulate(candidate, config, ranks)
     if config.data_root is not None:
         from crane_x7_vla_rl.training.evaluate.offline import compare
 

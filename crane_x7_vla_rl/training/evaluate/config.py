@@ -6,11 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from crane_x7_vla_rl import fields
 from crane_x7_vla_rl.data.reading import AS_STATED, Reading
 from crane_x7_vla_rl.fields import Count, Index
 from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.scenes import EVALUATION_SEED, WorldConfig
 from crane_x7_vla_rl.training.errors import ConfigError
+from crane_x7_vla_rl.training.evaluate.timing import Timing
 
 RESULTS, OFFLINE, VIDEOS = "results.json", "offline.parquet", "videos"
 ALL_EPISODES = "all_episodes.parquet"
@@ -32,6 +34,10 @@ class EvaluateConfig:
     """Seed of the first scene; episode n has seed first_seed + n."""
     swapped: bool = False
     """Name another cube's colour in the instruction than the one whose success is counted."""
+    wordings: bool = False
+    """Measure wordings that no training has seen, instead of --num-episodes; see wordings.py."""
+    wording_episodes: Count = 5
+    """Episodes per wording, each in the same scenes."""
     execute_steps: Count | None = None
     """Steps of each chunk to execute before the next prediction; default: all."""
     processes: Index = 0
@@ -48,14 +54,34 @@ class EvaluateConfig:
     """Number of recorded frames to compare."""
     offline_episodes: tuple[int, ...] = ()
     """Recorded episodes of which every frame is compared, in a parquet file per episode."""
+    timing: Timing = field(default_factory=Timing)
+    """How late, how often and how surely answers come."""
+    sweep: tuple[str, ...] = ()
+    """Names of the conditions to measure beside the baseline, see `sweep_conditions`."""
     sources: Mapping[str, str] = field(default_factory=dict)
     """Where values come from, by name: given, default, or a file of the checkpoint."""
 
     def __post_init__(self) -> None:
+        fields.check(self.timing, "timing.", ConfigError)
+        fields.check(self.world.variation, "variation.", ConfigError)
+        if self.sweep and (not self.num_episodes or self.data_root is not None):
+            raise ConfigError(
+                "--sweep measures episodes in simulation: set --num-episodes to 1 or more, and"
+                " evaluate --data-root without --sweep"
+            )
         if self.first_seed < EVALUATION_SEED:
             raise ConfigError(
                 f"first seed {self.first_seed} may be a training scene's; evaluation uses seeds"
                 f" of {EVALUATION_SEED} or more"
+            )
+        if self.wordings and (self.sweep or self.data_root is not None):
+            raise ConfigError(
+                "--wordings is measured alone: evaluate --sweep and --data-root without it"
+            )
+        if self.wordings and self.policy == "remote":
+            raise ConfigError(
+                "--wordings needs the policy's refusals, which a policy server tells only as"
+                " errors; evaluate the served checkpoint itself with --checkpoint"
             )
         if self.swapped and len(self.world.colours) < 2:
             raise ConfigError(

@@ -13,7 +13,7 @@ columns are `episode`, `frame`, for each joint in rad `joint_position_…`, `pre
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from crane_x7_vla_rl.data.episode import DataError, Episode
 from crane_x7_vla_rl.data.files import write_whole
 from crane_x7_vla_rl.data.source import EpisodeSource, open_source
-from crane_x7_vla_rl.policies.base import Policy
+from crane_x7_vla_rl.policies.base import Policy, more_cameras
 from crane_x7_vla_rl.robot import JOINT_NAMES
 from crane_x7_vla_rl.training.evaluate.config import (
     ALL_EPISODES,
@@ -43,7 +43,9 @@ def compare(policy: Policy, config: EvaluateConfig, ranks: Ranks = ALONE) -> dic
     Raises DataError.
     """
     assert config.data_root is not None
-    source = open_source(config.data_root, reading=config.reading)
+    cameras = more_cameras(policy)
+    source = open_source(config.data_root, reading=config.reading, all_cameras=bool(cameras))
+    _check_cameras(cameras, source)
     rows: list[dict[str, Any]] = []
     chosen = list(_spread(source, config.offline_frames))
     _warm_up(policy, source, chosen[0])
@@ -66,6 +68,16 @@ def compare(policy: Policy, config: EvaluateConfig, ranks: Ranks = ALONE) -> dic
         },
         **whole,
     }
+
+
+def _check_cameras(cameras: Sequence[str], source: EpisodeSource) -> None:
+    """Raise DataError if the recordings lack a camera that the policy wants."""
+    missing = set(cameras) - set(source[0].others)
+    if missing:
+        raise DataError(
+            f"{source.name}: has no camera {', '.join(sorted(missing))}, which the policy wants;"
+            " compare it with recordings that have one (record --camera wrist=TOPIC)"
+        )
 
 
 def _compare_episodes(
@@ -138,7 +150,9 @@ def _observe(source: EpisodeSource, episode: int, frame: int) -> tuple[Observati
     recorded = source[episode]
     state = recorded.state[frame]
     joints = JointState(state, np.full(state.shape, np.nan))
-    seen = Observation(recorded.image(frame), joints, recorded.instruction, frame / recorded.fps)
+    time_s = frame / recorded.fps
+    more = {name: recorded.seen_by(name).image(frame) for name in recorded.others}
+    seen = Observation(recorded.image(frame), joints, recorded.instruction, time_s, more)
     return seen, recorded
 
 

@@ -13,7 +13,7 @@ from typing import Final, Protocol, runtime_checkable
 import numpy as np
 
 from crane_x7_vla_rl.policies import kind, load
-from crane_x7_vla_rl.policies.base import ModelOptions, Policy, PolicyLoadError
+from crane_x7_vla_rl.policies.base import ModelOptions, Policy, PolicyLoadError, more_cameras
 from crane_x7_vla_rl.policies.preflight import OptionNames
 from crane_x7_vla_rl.robot import HOME_RAD
 from crane_x7_vla_rl.training.evaluate.config import EvaluateConfig
@@ -95,6 +95,7 @@ def _observed_period_s(policy: Policy, config: EvaluateConfig) -> float:
     width, height = config.world.image_size
     image = np.full((height, width, 3), 128, np.uint8)
     joints = JointState(HOME_RAD, np.zeros_like(HOME_RAD))
-    (chunk,) = policy.predict([Observation(image, joints, "pick up the red cube", 0.0)])
+    more = dict.fromkeys(more_cameras(policy), image)
+    (chunk,) = policy.predict([Observation(image, joints, "pick up the red cube", 0.0, more)])
     policy.reset()
     return chunk.period_s

@@ -7,13 +7,15 @@ interval means little.
 from __future__ import annotations
 
 import sys
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 
 from crane_x7_vla_rl import tables
+from crane_x7_vla_rl.training.evaluate import failures
 
 if TYPE_CHECKING:
     from crane_x7_vla_rl.training.evaluate.config import EvaluateConfig
@@ -68,6 +70,7 @@ def summary(config: EvaluateConfig, rollouts: Rollouts) -> dict[str, Any]:
         "seed": config.model.seed,
         "swapped": config.swapped,
         "execute_steps": config.execute_steps,
+        "timing": asdict(config.timing),
         "first_seed": config.first_seed,
         "success": rate(results),
         "instructions": {
@@ -78,8 +81,16 @@ def summary(config: EvaluateConfig, rollouts: Rollouts) -> dict[str, Any]:
         "wall_s": rollouts.wall_s,
         "policy_s": rollouts.policy_s,
         "control_steps_per_s": total / rollouts.wall_s,
-        "episodes": [asdict(result) | {"lifted": list(result.lifted)} for result in results],
+        "failed_at": dict(Counter(each.phase for each in results if not each.success)),
+        "episodes": [_episode(result) for result in results],
     }
+
+
+def _episode(result: Result) -> dict[str, Any]:
+    """Return an episode for JSON, without its pictures."""
+    values = asdict(replace(result, pictures=())) | {"lifted": list(result.lifted)}
+    del values["pictures"]
+    return values
 
 
 def describe(results: Mapping[str, Any]) -> str:
@@ -91,6 +102,7 @@ def describe(results: Mapping[str, Any]) -> str:
         lines.append(f"{results['task']} ({how}{swapped}): {_percent(results['success'])}")
         for text, one in results["instructions"].items():
             lines.append(f"  {text}: {_percent(one)}")
+        lines += _failed(results)
     if "offline" in results:
         offline = results["offline"]
         errors = ", ".join(f"{value:.3f}" for value in offline["mean_error_rad"].values())
@@ -100,6 +112,12 @@ def describe(results: Mapping[str, Any]) -> str:
             f" {offline['latency_ms']['p95']:.1f} ms at the 95th percentile"
         )
     return "\n".join(lines)
+
+
+def _failed(results: Mapping[str, Any]) -> list[str]:
+    """Return a line that says where episodes failed, if any did."""
+    found = [f"{count} at {phase}" for phase, count in results["failed_at"].items()]
+    return [f"  failed: {', '.join(found)}; see {failures.FILE}"] if found else []
 
 
 def show(results: Mapping[str, Any]) -> None:
@@ -116,6 +134,8 @@ def show(results: Mapping[str, Any]) -> None:
     ]  # fmt: skip
     others = describe({name: value for name, value in results.items() if name != "success"})
     tables.show(results["task"], columns, rows, right=columns[1:])
+    for line in _failed(results):
+        print(line)
     print(others, end="\n" if others else "")
 
 

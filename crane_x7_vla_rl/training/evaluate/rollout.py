@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -21,15 +21,16 @@ from typing import Any
 import numpy as np
 
 from crane_x7_vla_rl.data.progress import episode_bar
-from crane_x7_vla_rl.scenes import WorldConfig
+from crane_x7_vla_rl.policies.base import more_cameras
 from crane_x7_vla_rl.sim.errors import SimError
 from crane_x7_vla_rl.sim.workers import Workers
 from crane_x7_vla_rl.training.evaluate.config import VIDEOS, EvaluateConfig
 from crane_x7_vla_rl.training.evaluate.policies import Candidate, one_scene
 from crane_x7_vla_rl.training.evaluate.ranks import ALONE, Ranks
 from crane_x7_vla_rl.training.evaluate.scene_worker import Act, Begin, EvalWorker, Look
+from crane_x7_vla_rl.training.evaluate.timing import pace
 from crane_x7_vla_rl.training.evaluate.video import write_video
-from crane_x7_vla_rl.types import Observation
+from crane_x7_vla_rl.types import WRIST, Observation
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +49,16 @@ class Result:
     """Control steps until success or the end."""
     lifted: tuple[str, ...]
     """Colours in the air at the end."""
+    phase: str
+    """Where it failed, see `trace.Phase`."""
+    nearest_m: float
+    """Smallest distance from the fingertips to the named cube."""
+    pictures: tuple[tuple[bytes, int], ...] = field(default=(), repr=False)
+    """What the policy of a failed episode saw, as JPEG, and the control step of each."""
+    dropped: int = 0
+    """Images that were lost, see `timing.Timing`."""
+    first: str | None = None
+    """Colour of the cube that was raised first."""
 
 
 @dataclass(frozen=True)
@@ -61,22 +72,39 @@ class Rollouts:
     """Part of it in which the policy computed."""
 
 
+@dataclass(frozen=True)
+class Start:
+    """An episode to run."""
+
+    seed: int
+    words: str | None = None
+    """Instruction for the policy; None: the scene's."""
+    colour: str | None = None
+    """The cube whose success is counted; None: as the seed chooses."""
+
+
 @dataclass(eq=False)
 class _Episode:
     """An episode that is running."""
 
-    seed: int
+    start: Start
     instruction: str = ""
 
 
 class _RoundRobin:
-    """All scenes of all processes, and the remaining seeds."""
+    """All scenes of all processes, and the remaining starts."""
 
     def __init__(
-        self, candidate: Candidate, config: EvaluateConfig, workers: Workers, seeds: Sequence[int]
+        self,
+        candidate: Candidate,
+        config: EvaluateConfig,
+        workers: Workers,
+        starts: Sequence[Start],
+        film_hz: int,
     ) -> None:
         self.candidate, self.config, self.workers = candidate, config, workers
-        self.seeds = iter(seeds)
+        self.film_hz = film_hz
+        self.starts = iter(starts)
         self.running: list[dict[int, _Episode]] = [{} for _ in range(len(workers))]
         self.results: list[Result] = []
         self.policy_s = 0.0
@@ -100,20 +128,26 @@ class _RoundRobin:
 
     def _begins(self, worker: int, slots: Any) -> Iterator[tuple[int, Begin]]:
         for slot in slots:
-            seed = next(self.seeds, None)
-            if seed is None:
+            start = next(self.starts, None)
+            if start is None:
                 return
-            self.running[worker][slot] = _Episode(seed)
+            self.running[worker][slot] = _Episode(start)
             if not self.candidate.batched:
                 self.candidate.policy.reset()
-            yield slot, Begin(seed, seed - self.config.first_seed < self.config.videos)
+            film = start.seed - self.config.first_seed < self.config.videos
+            yield slot, Begin(start.seed, film, start.colour)
 
     def _choose(self, worker: int, looks: dict[int, Look]) -> Iterator[tuple[int, Act]]:
         slots, seen = [], []
         for slot, look in looks.items():
             if look.observation is not None:
-                told = _as_told(look.observation, look.named, self.config)
-                self.running[worker][slot].instruction = told.instruction
+                episode = self.running[worker][slot]
+                words = episode.start.words
+                if words is None:
+                    told = _as_told(look.observation, look.named, self.config)
+                else:
+                    told = replace(look.observation, instruction=words)
+                episode.instruction = told.instruction
                 slots.append(slot)
                 seen.append(told)
         if not seen:
@@ -122,48 +156,63 @@ class _RoundRobin:
         chunks = self.candidate.policy.predict(seen)
         self.policy_s += time.monotonic() - started_s
         for slot, chunk in zip(slots, chunks, strict=True):
-            yield slot, Act(np.array(chunk.position_rad[: self.config.execute_steps]))
+            yield slot, Act(np.array(chunk.position_rad))
 
     def _finish(self, episode: _Episode, look: Look) -> None:
         result = Result(
-            episode.seed, episode.instruction, look.named, look.success, look.steps, look.lifted
-        )
+            episode.start.seed, episode.instruction, look.named, look.success, look.steps,
+            look.lifted, look.phase, look.nearest_m, look.pictures, look.dropped, look.first,
+        )  # fmt: skip
         self.results.append(result)
         if look.film:
             word = "success" if look.success else "failure"
-            path = self.config.output / VIDEOS / f"seed-{episode.seed}-{word}.mp4"
-            write_video(path, look.film, 1 / self.candidate.period_s)
+            path = self.config.output / VIDEOS / f"seed-{episode.start.seed}-{word}.mp4"
+            write_video(path, look.film, self.film_hz)
 
 
-def roll_out(candidate: Candidate, config: EvaluateConfig, ranks: Ranks = ALONE) -> Rollouts:
-    """Return the result of every seed, in each process of `ranks` alike; raises SimError."""
+def roll_out(
+    candidate: Candidate,
+    config: EvaluateConfig,
+    ranks: Ranks = ALONE,
+    starts: Sequence[Start] | None = None,
+) -> Rollouts:
+    """Return the result of every start, in each process of `ranks` alike; raises SimError.
+
+    `starts`: by default those of the configured seeds.
+    """
     config = one_scene(config, candidate)
     source = str(config.model.path or config.policy)
-    world = replace(config.world, control_hz=_control_hz(candidate.period_s, source))
+    policy_hz = _control_hz(candidate.period_s, source)
+    step_hz, how = pace(config.timing, policy_hz, config.execute_steps)
+    world = replace(config.world, control_hz=step_hz)
     if ranks.is_first:
         _clear_videos(config.output / VIDEOS)
     ranks.wait()
     candidate.policy.reset()
-    seeds = ranks.share(range(config.first_seed, config.first_seed + config.num_episodes))
+    if starts is None:
+        seeds = range(config.first_seed, config.first_seed + config.num_episodes)
+        starts = [Start(seed) for seed in seeds]
+    starts = ranks.share(starts)
     started_s = time.monotonic()
-    mine, policy_s = _roll_out(candidate, config, world, seeds, ranks)
-    results = tuple(sorted(ranks.gather(mine), key=lambda result: result.seed))
+    make = partial(EvalWorker, world, WRIST in more_cameras(candidate.policy), how)
+    mine, policy_s = _roll_out(candidate, config, make, starts, step_hz, ranks)
+    results = tuple(sorted(ranks.gather(mine), key=lambda each: (each.seed, each.instruction)))
     slowest_s = max(ranks.gather([policy_s]))
     return Rollouts(results, world.control_hz, time.monotonic() - started_s, slowest_s)
 
 
 def _roll_out(
-    candidate: Candidate, config: EvaluateConfig, world: WorldConfig, seeds: Sequence[int],
-    ranks: Ranks,
+    candidate: Candidate, config: EvaluateConfig, make: partial[EvalWorker],
+    starts: Sequence[Start], film_hz: int, ranks: Ranks,
 ) -> tuple[list[Result], float]:  # fmt: skip
-    """Return the results of this process's seeds, and how long its policy computed."""
+    """Return the results of this process's starts, and how long its policy computed."""
     cores = max(1, (os.cpu_count() or 1) // ranks.count)
-    count = min(config.processes or cores, len(seeds))
+    count = min(config.processes or cores, len(starts))
     bar: AbstractContextManager[Callable[..., None]] = nullcontext(lambda *_: None)
     if ranks.is_first:
-        bar = episode_bar(config.world.task, len(seeds))
-    with Workers(count, partial(EvalWorker, world)) as workers, bar as show:
-        scenes = _RoundRobin(candidate, config, workers, seeds)
+        bar = episode_bar(config.world.task, len(starts))
+    with Workers(count, make) as workers, bar as show:
+        scenes = _RoundRobin(candidate, config, workers, starts, film_hz)
         for worker in range(count):
             scenes.begin(worker)
         while any(scenes.running):

@@ -289,7 +289,7 @@ def test_flags_make_the_configuration() -> None:
     argv += ["--execute-steps", "2", "--colours", "red", "blue", "--image-size", "64x48"]
     read = command.read(parser.parse_args(argv))
     assert replace(read, sources={}) == EvaluateConfig(
-        ModelOptions("a/b/last", device="auto", temperature=0.5, seed=7),
+        ModelOptions("a/b/last", device="auto", temperature=0.5, seed=7, more_cameras=("wrist",)),
         Path("outputs/evaluate/b-last-Lift-CRANE-X7-t0.5-swapped"),
         WorldConfig(colours=("red", "blue"), image_size=(64, 48)),
         swapped=True,

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 from crane_x7_vla_rl.data.demos.config import DemosConfig
 from crane_x7_vla_rl.data.demos.recorder import DemoRecorder
 from crane_x7_vla_rl.data.episode import DataError, Episode
-from crane_x7_vla_rl.data.lerobot import LeRobotWriter
+from crane_x7_vla_rl.data.lerobot import Extras, LeRobotWriter
 from crane_x7_vla_rl.data.reading import Reading
 from crane_x7_vla_rl.policies import about
 from crane_x7_vla_rl.policies.base import ModelOptions, PolicyLoadError
@@ -32,7 +32,7 @@ from crane_x7_vla_rl.training.evaluate.config import EvaluateConfig
 from crane_x7_vla_rl.training.evaluate.offline import compare
 from crane_x7_vla_rl.training.evaluate.policies import Candidate
 from crane_x7_vla_rl.training.evaluate.rollout import roll_out
-from crane_x7_vla_rl.types import ActionChunk, Observation
+from crane_x7_vla_rl.types import ActionChunk, Image, Observation
 
 HZ = 5
 WORLD = WorldConfig(control_hz=HZ, image_size=(64, 64), colours=("red",), episode_s=2)
@@ -90,6 +90,39 @@ def test_the_colour_servo_is_evaluated_without_a_checkpoint(tmp_path: Path) -> N
     assert (results["policy"], results["checkpoint"]) == ("color-servo", None)
     assert results["world"]["control_hz"] == 20
     assert results["success"]["successes"] == 2
+
+
+class TwoCameras(Remembers):
+    """Wants the wrist camera; notes what it got of both."""
+
+    more_cameras = ("wrist",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pairs: list[tuple[Image, Image]] = []
+
+    def predict(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+        self.pairs += [(each.image, each.more_images["wrist"]) for each in observations]
+        return super().predict(observations)
+
+
+def test_a_policy_of_two_cameras_gets_the_simulations_hand_camera(tmp_path: Path) -> None:
+    policy = TwoCameras()
+    settings = EvaluateConfig(
+        ModelOptions(), tmp_path, WORLD, policy="remote", num_episodes=1, videos=0
+    )
+    roll_out(Candidate(policy, 1 / HZ), settings)
+    assert len(policy.pairs) == -(-WORLD.max_steps // 4)
+    for base, wrist in policy.pairs:
+        assert base.shape == wrist.shape == (64, 64, 3)
+        assert wrist.std() > 5, "it shows something"
+        assert np.abs(base.astype(int) - wrist).mean() > 10, "and not what the base camera shows"
+
+
+def test_every_policy_may_want_the_wrist_camera_and_no_flag_says_so() -> None:
+    assert command.read(parsed("--policy", "color-servo")).model.more_cameras == ("wrist",)
+    with pytest.raises(SystemExit):
+        parsed("--policy", "color-servo", "--more-cameras", "wrist")
 
 
 def test_no_policy_at_all_is_an_error_with_both_flags() -> None:
@@ -190,6 +223,29 @@ def test_chosen_episodes_are_a_parquet_file_each_and_all_in_one(
         assert row[f"predicted_action_{name}"] == pytest.approx(row[f"gt_action_{name}"] + 0.1)
         assert row[f"abs_error_{name}"] == pytest.approx(0.1)
     assert row["inference_time_s"] > 0
+
+
+def test_a_policy_of_two_cameras_is_compared_with_recordings_of_two(
+    recorded: tuple[Path, list[Episode]], tmp_path: Path
+) -> None:
+    one, episodes = recorded
+    wrist = [np.full((48, 48, 3), 7 * t % 256, np.uint8) for t in range(len(episodes[0]))]
+    with LeRobotWriter(
+        tmp_path / "two", HZ, (64, 64), extras=Extras({"wrist": (48, 48)})
+    ) as writer:
+        writer.add(replace(episodes[0], others={"wrist": wrist}))
+    settings = EvaluateConfig(
+        ModelOptions(), tmp_path, num_episodes=0, data_root=str(tmp_path / "two"),
+        offline_episodes=(0,),
+    )  # fmt: skip
+    policy = TwoCameras()
+    compare(policy, settings)
+    whole = policy.pairs[-len(episodes[0]) :]
+    for t, (_, seen) in enumerate(whole):
+        assert seen.shape == (48, 48, 3)
+        assert abs(float(seen.mean()) - 7 * t % 256) < 8
+    with pytest.raises(DataError, match="has no camera wrist, which the policy wants"):
+        compare(policy, replace(settings, data_root=str(one)))
 
 
 def test_recordings_in_degrees_are_read_with_a_unit(

@@ -4,6 +4,7 @@ LeRobot checkpoint; in simulation and on recordings."""
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +19,29 @@ for package in ("torch", "pyarrow", "av"):
 import pyarrow.parquet as pq
 
 from crane_x7_vla_rl.data.episode import Episode
-from crane_x7_vla_rl.data.lerobot import LeRobotWriter
+from crane_x7_vla_rl.data.lerobot import Extras, LeRobotWriter
+from crane_x7_vla_rl.policies.base import ModelOptions, more_cameras
+from crane_x7_vla_rl.policies.load import load_policy
 from crane_x7_vla_rl.robot import HOME_RAD, JOINT_NAMES
 from crane_x7_vla_rl.training import cli
+from crane_x7_vla_rl.types import JointState, Observation
 
 FRAMES = 12
 SIZE = (64, 48)
 
 
-@pytest.fixture
-def recorded(tmp_path: Path) -> Path:
-    """One episode of an arm that turns its first joint by 0.01 rad per frame."""
+def an_episode() -> Episode:
+    """An arm that turns its first joint by 0.01 rad per frame."""
     position = np.tile(HOME_RAD, (FRAMES + 1, 1)).astype(np.float32)
     position[:, 0] += 0.01 * np.arange(FRAMES + 1)
     image = np.full((FRAMES, SIZE[1], SIZE[0], 3), 90, np.uint8)
+    return Episode(image, position[:-1], position[1:], "pick up the red cube", 10, None, "test")
+
+
+@pytest.fixture
+def recorded(tmp_path: Path) -> Path:
     with LeRobotWriter(tmp_path / "data", 10, SIZE) as writer:
-        writer.add(
-            Episode(image, position[:-1], position[1:], "pick up the red cube", 10, None, "test")
-        )
+        writer.add(an_episode())
     return tmp_path / "data"
 
 
@@ -83,3 +89,29 @@ def test_a_lerobot_checkpoint_is_evaluated(
     assert results["world"]["control_hz"] == 10
     assert results["world"]["image_size"] == [*SIZE]
     assert max(results["offline"]["episodes_mean_error_rad"].values()) < 1.0
+
+
+@pytest.mark.lerobot
+@pytest.mark.timeout(600)
+def test_a_lerobot_checkpoint_of_two_cameras_is_evaluated_and_served(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Simulation, recordings and a client of `serve-policy` give it both images."""
+    for name, value in lerobot_rig.environment().items():
+        monkeypatch.setenv(name, value)
+    size = f"{SIZE[0]}x{SIZE[1]}"
+    folder = lerobot_rig.tiny("act", tmp_path / "act", "--size", size, "--cameras", "base", "wrist")
+    one = an_episode()
+    with LeRobotWriter(tmp_path / "data", 10, SIZE, extras=Extras({"wrist": SIZE})) as writer:
+        writer.add(replace(one, others={"wrist": one.images}))
+    results = evaluated(tmp_path / "data", "--checkpoint", str(folder), "--image-size", size)
+    assert results["policy"] == "lerobot"
+    assert max(results["offline"]["episodes_mean_error_rad"].values()) < 1.0
+    with serving(f"--vla-model-path={folder}") as (url, _):
+        policy = load_policy("remote", ModelOptions(server=url, more_cameras=("wrist",)))
+        assert more_cameras(policy) == ("wrist",)
+        image = np.full((SIZE[1], SIZE[0], 3), 90, np.uint8)
+        joints = JointState(HOME_RAD, np.zeros(8))
+        seen = Observation(image, joints, "pick up the red cube", 0.0, {"wrist": image})
+        (chunk,) = policy.predict([seen])
+    assert np.isfinite(chunk.position_rad).all()
