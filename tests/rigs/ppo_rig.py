@@ -1,6 +1,6 @@
 """A tiny policy with adapters and a value head, rollouts of noise, and a toy that can be learned.
 
-Run by torchrun, `tests/rigs/ppo_rig.py <folder>` updates as one of several processes.
+`run_rank` updates as one of several processes.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections import Counter
 from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import torch
 import training_rig
@@ -30,6 +30,7 @@ from crane_x7_vla_rl.training.rl.agent import Agent
 from crane_x7_vla_rl.training.rl.buffer import Buffer
 from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig, ValueConfig
 from crane_x7_vla_rl.training.rl.update import UpdateIndex, _evaluate, update
+from crane_x7_vla_rl.training.rl.value_head import ValueHead
 
 STEPS, ENVIRONMENTS, TOKENS = 3, 4, 4
 RED, BLUE = 0, 2
@@ -187,8 +188,10 @@ def collectives(made: Agent, own: Buffer) -> list[dict[str, int]]:
     return counts
 
 
-def _run(folder: Path) -> None:
-    """Update as one of several processes, with DDP and with FSDP; write what came out."""
+def run_rank(words: str) -> NoReturn:
+    """Update as one of several processes, with DDP and with FSDP; write to the folder `words` what
+    came out, and end."""
+    folder = Path(words)
     given = torch.load(folder / "buffer.pt", weights_only=False)
     shardings: tuple[Literal["ddp", "fsdp"], ...] = ("ddp", "fsdp")
     for sharding in shardings:
@@ -196,7 +199,7 @@ def _run(folder: Path) -> None:
         own = share(given, accelerator.process_index, accelerator.num_processes)
         model = policy(folder / "base")
         torch.manual_seed(2)
-        head = agents.ValueHead(model.config.text.hidden_size, EVERYTHING.value)
+        head = ValueHead(model.config.text.hidden_size, EVERYTHING.value)
         core = agents.ActorCritic(model, head)
         core.load_state_dict(torch.load(folder / "weights.pt"))
         made = agents.build(model, EVERYTHING, accelerator, sharding, head)
@@ -217,7 +220,4 @@ def _run(folder: Path) -> None:
         }
         if accelerator.is_main_process:
             torch.save(said, folder / f"{sharding}.pt")
-
-
-if __name__ == "__main__":
-    _run(Path(sys.argv[1]))
+    sys.exit(0)

@@ -19,6 +19,8 @@ from crane_x7_vla_rl.policies.openvla.codec import PolicySpec
 from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.robot import HOME_RAD
 from crane_x7_vla_rl.sim.vector.protocol import EpisodeResult, Steps, Views
+from crane_x7_vla_rl.sim.vector.starts import Starts
+from crane_x7_vla_rl.sim.vector.true_state import TRUE_STATE
 from crane_x7_vla_rl.training.checkpoints import training_state
 from crane_x7_vla_rl.training.rl import command as rl_command
 from crane_x7_vla_rl.training.rl import figures as rl_figures
@@ -106,9 +108,12 @@ class Scripted:
 
     num_envs, groups = 4, (range(2), range(2, 4))
 
-    def __init__(self, script: dict[tuple[int, int], str], reward: float = 1.0) -> None:
-        """`script`: what happens to an environment in its k-th step, by (k, environment)."""
-        self.script, self.reward = script, reward
+    def __init__(
+        self, script: dict[tuple[int, int], str], reward: float = 1.0, truth: float | None = None
+    ) -> None:
+        """`script`: what happens to an environment in its k-th step, by (k, environment); `truth`:
+        a number that the true state depends on, None for views without one."""
+        self.script, self.reward, self.truth = script, reward, truth
         self.done = [0, 0]
         self.log: list[str] = []
 
@@ -121,7 +126,11 @@ class Scripted:
         images = np.stack([np.full((48, 64, 3), mark, np.uint8) for mark in marks])
         images[:, :24, :32] += np.arange(32, dtype=np.uint8)[None, None, :, None]
         state = np.tile(HOME_RAD, (len(rows), 1)).astype(np.float32)
-        return Views(rows, images, state, ["lift the red cube"] * len(rows))
+        true_state = None
+        if self.truth is not None:
+            true_state = np.full((len(rows), TRUE_STATE), self.truth, np.float32)
+            true_state[:, 0] = np.array(marks) / 50
+        return Views(rows, images, state, ["lift the red cube"] * len(rows), true_state)
 
     def send(self, group: int, targets_rad: Any) -> None:
         self.log.append(f"send {group}")
@@ -155,6 +164,9 @@ class Scripted:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         del state
         self.done = [0, 0]
+
+    def start_from(self, starts: Starts) -> None:
+        del starts
 
     def close(self) -> None:
         """Nothing is open."""

@@ -26,30 +26,36 @@ from crane_x7_vla_rl.policies.openvla.weights.merged import Merged
 from crane_x7_vla_rl.training import learner
 from crane_x7_vla_rl.training.errors import PpoError
 from crane_x7_vla_rl.training.learner import BASE_RATE, RATE, Learner
+from crane_x7_vla_rl.training.rl import critics
+from crane_x7_vla_rl.training.rl.critics import Critic
 from crane_x7_vla_rl.training.rl.ppo import PolicyOutput
 from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig
-from crane_x7_vla_rl.training.rl.value_head import ValueHead
 
 POLICY: Final = "policy."
 VALUE: Final = "value_head."
 
 
 class ActorCritic(nn.Module):
-    """A policy and the head that values what it sees."""
+    """A policy and the critic that values what it sees, or what is true of the scene."""
 
-    def __init__(self, policy: OpenVLA, value_head: ValueHead | None) -> None:
+    def __init__(self, policy: OpenVLA, value_head: Critic | None) -> None:
         super().__init__()
         self.policy = policy
         self.value_head = value_head
 
     def forward(
         self, pixels: Tensor, prompts: Sequence[Tensor], tokens: Tensor, temperature: float,
-        detach: bool,
+        detach: bool, seen: Tensor | None = None,
     ) -> PolicyOutput:  # fmt: skip
-        """Evaluate actions; see `run.evaluate` for the shapes. `detach`: values move no policy."""
+        """Evaluate actions; see `run.evaluate` for the shapes. `detach`: values move no policy.
+
+        `seen` (B, C): what a separate critic saw in the rollout; None: the hidden state.
+        """
         found = evaluate(self.policy, pixels, prompts, tokens, temperature)
         values = None
-        if self.value_head is not None:
+        if self.value_head is not None and seen is not None:
+            values = self.value_head(seen)
+        elif self.value_head is not None:
             values = self.value_head(found.hidden.detach() if detach else found.hidden)
         return PolicyOutput(found.log_probs, found.entropy, values)
 
@@ -94,11 +100,12 @@ class Agent(Learner):
             self.runner.forget()
 
     @torch.no_grad()
-    def value(self, hidden: Tensor) -> Tensor:
-        """Return values (B,) float32 for a rollout's hidden states (B, H)."""
+    def value(self, seen: Tensor) -> Tensor:
+        """Return values (B,) float32 for a rollout's hidden states (B, H), or what else the critic
+        sees."""
         if self.core.value_head is None:
             raise PpoError("this agent has no value head; grpo needs no values")
-        values: Tensor = self.core.value_head(hidden)
+        values: Tensor = self.core.value_head(seen)
         return values
 
     def step(self, policy_scale: float, value_scale: float) -> None:
@@ -156,16 +163,16 @@ class Agent(Learner):
 
 def build(
     policy: OpenVLA, config: PpoConfig, accelerator: Accelerator,
-    sharding: Literal["ddp", "fsdp"] = "ddp", value_head: ValueHead | None = None,
+    sharding: Literal["ddp", "fsdp"] = "ddp", value_head: Critic | None = None,
 ) -> Agent:  # fmt: skip
     """Return an agent of a policy that is on its device, with its adapters or freed weights.
 
-    The value head is made from torch's random state where none comes and PPO needs one. Raises
+    The critic is made from torch's random state where none comes and PPO needs one. Raises
     PpoError where dropout would make updates see other probabilities than rollouts.
     """
     _refuse_dropout(policy)
     if value_head is None and config.algorithm == "ppo":
-        value_head = ValueHead(policy.config.text.hidden_size, config.value)
+        value_head = critics.make(config.value, policy.config.text.hidden_size)
     core = ActorCritic(policy, value_head).to(accelerator.device)
     learning = [name for name, p in policy.named_parameters() if p.requires_grad]
     if not learning:

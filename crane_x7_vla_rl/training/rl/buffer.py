@@ -5,7 +5,7 @@ environment n of this process; of all processes together it is t·E + e, where t
 environments are the first N of E.
 
 Legend: T steps of a rollout, N environments of this process, E of all, D tokens of a prediction,
-S pixels of a side, H the policy's hidden size, B samples.
+S pixels of a side, H the policy's hidden size, B samples, C numbers that a critic sees.
 """
 
 from __future__ import annotations
@@ -44,6 +44,9 @@ class Buffer:
     """(T, N); zeros without a value head."""
     action_mask: Tensor | None = None
     """(T, N, D) bool: tokens of executed steps; None for all."""
+    seen: Tensor | None = None
+    """(T, N, C), what a separate critic saw; None for the value head, which sees the policy's
+    hidden state."""
 
     def __post_init__(self) -> None:
         steps, environments = self.advantages.shape
@@ -59,6 +62,10 @@ class Buffer:
             if tensor is not None and tensor.shape != self.log_probs.shape:
                 shapes = tuple(tensor.shape), tuple(self.log_probs.shape)
                 raise PpoError(f"rollout: {name} is {shapes[0]}, expected {shapes[1]} as log_probs")
+        if self.seen is not None and self.seen.shape[:2] != (steps, environments):
+            raise PpoError(
+                f"rollout: seen is {tuple(self.seen.shape)}, expected {(steps, environments)} first"
+            )
         lengths = [len(row) for row in self.prompts]
         if self.images.shape[:2] != (steps, environments) or lengths != [environments] * steps:
             raise PpoError(
@@ -78,6 +85,12 @@ class Buffer:
             return policy.normalise(chosen)
         like = policy.projector.fc3.bias
         return chosen.to(like.device, like.dtype)
+
+    def seen_by_critic(self, samples: Tensor, device: torch.device) -> Tensor | None:
+        """Return what a separate critic saw of flat samples (B,): (B, C); None without one."""
+        if self.seen is None:
+            return None
+        return self.seen.flatten(0, 1)[samples.to(self.seen.device)].to(device)
 
     def prompts_of(self, samples: Tensor) -> list[Tensor]:
         """Return the prompts of flat samples (B,)."""

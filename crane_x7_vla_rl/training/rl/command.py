@@ -20,7 +20,8 @@ RULES: Final = Rules(
     fixed=(
         "start.pretrained", "start.sft_checkpoint", "start.unnorm_key", "start.statistics",
         "lora.enabled", "lora.rank", "lora.alpha", "lora.targets",
-        "ppo.algorithm", "ppo.value.hidden", "ppo.value.layers", "env.num_parallel_envs",
+        "ppo.algorithm", "ppo.value.critic", "ppo.value.hidden", "ppo.value.layers",
+        "env.num_parallel_envs",
     ),
     free=("output.", "logging.", "publish.", "training.device", "env.processes"),
     decided="another model or other environments",
@@ -42,6 +43,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of `train`."""
     loader.add_arguments(parser, RlConfig)
     resume.add_argument(parser, "checkpoint_<update>")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the configuration and end; trains nothing"
+    )
     follow.add_argument(parser)
     dashboard.add_argument(parser)
 
@@ -55,6 +59,9 @@ def run(args: argparse.Namespace) -> int:
         return follow.follow(args.follow)
     with terminal.outlived():
         config, resumption = read(args)
+        if args.dry_run:
+            print(loader.to_yaml(config), end="")
+            return 0
         _check(config, resumption)
         from crane_x7_vla_rl.training.rl.loop import train
 
@@ -66,9 +73,10 @@ def run(args: argparse.Namespace) -> int:
 def _check(config: RlConfig, resumption: Resumption | None) -> None:
     """Raise all problems that are cheap to find, before anything is loaded."""
     from crane_x7_vla_rl.training import preflight
+    from crane_x7_vla_rl.training.rl import demonstration_starts
 
     start, env = config.start, config.env
-    checks = [preflight.run(config)]
+    checks = [preflight.run(config), demonstration_starts.problems(env)]
     if env.simulator == "maniskill":
         checks.append(preflight.packages(preflight.SIMULATION))
         if env.backend == "gpu":

@@ -17,6 +17,7 @@ from crane_x7_vla_rl.fields import (
     FiniteAmount,
     FinitePositive,
     Index,
+    Share,
     at_least,
     flag,
     size_text,
@@ -109,6 +110,14 @@ class EnvConfig(Section, section="env"):
     episode_s: FinitePositive | None = None
     """Longest episode in rollouts, in simulated seconds; default: the task's limit, as in
     evaluation. A shorter limit spends less time on failed attempts."""
+    start_from: str | None = None
+    """Folder of demonstrations, recorded by `demos` without noise in the same scenes: some episodes
+    begin in the middle of one, mostly where the policy succeeds about half of the time."""
+    start_share: Share = 0.5
+    """Probability that an episode begins there rather than as the task does."""
+    same_scene: Count = 1
+    """Environments in a row whose episodes begin with the same scene; with grpo these are compared
+    with each other, and with 1 all those of the same instruction."""
     deadline_s: FinitePositive = flag("--env-deadline-s", 60.0)
     """Timeout of a simulation; after it, the simulation is restarted."""
 
@@ -119,6 +128,11 @@ class EnvConfig(Section, section="env"):
             known = ", ".join(COLOUR_NAMES)
             raise ConfigError(f"env.colours has {odd[0]!r}; known: {known}; separate by commas")
         self.vector(control_hz=10, seed=0, first_env=0)
+        if self.start_from is not None and (self.backend, self.simulator) != ("cpu", "maniskill"):
+            raise ConfigError(
+                "env.start_from is set, but only scenes in processes can repeat a demonstration;"
+                " set env.backend to cpu and env.simulator to maniskill, or leave it out"
+            )
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -152,6 +166,7 @@ class EnvConfig(Section, section="env"):
                 processes=self.processes,
                 first_seed=seed,
                 first_env=first_env,
+                same_scene=self.same_scene,
                 rewards=Rewards(self.rewards),
                 groups=self.groups,
                 deadline_s=self.deadline_s,
@@ -248,6 +263,26 @@ class RlConfig:
 
     def __post_init__(self) -> None:
         check_publishing(self.publish, self.logging)
+        if self.ppo.ref_kl_target is not None and not self.ppo.kl_coefficient:
+            raise ConfigError(
+                f"ppo.ref_kl_target is {self.ppo.ref_kl_target}, but ppo.kl_coefficient is 0, which"
+                " cannot be doubled; set it to the coefficient to begin with, such as 0.01"
+            )
+        if self.ppo.algorithm == "grpo" and self.env.start_from is not None:
+            raise ConfigError(
+                "env.start_from is set, but grpo compares episodes that begin alike; leave it out,"
+                " or set ppo.algorithm to ppo"
+            )
+        if self.sees_true_state and self.env.simulator == "genesis":
+            raise ConfigError(
+                "ppo.value.critic is state, but Genesis has no true state for it; set it to own, or"
+                " env.simulator to maniskill"
+            )
+
+    @property
+    def sees_true_state(self) -> bool:
+        """Whether the simulator tells a critic what no policy sees."""
+        return self.ppo.algorithm == "ppo" and self.ppo.value.critic == "state"
 
     @property
     def experiment_name(self) -> str:

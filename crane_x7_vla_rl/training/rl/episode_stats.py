@@ -81,9 +81,13 @@ class Sums:
     """What all processes found in a rollout together."""
 
     episodes: int
+    """Those that began as the task does; so the next three."""
     successes: int
     rewards: float
     episode_steps: int
+    middle_episodes: int
+    """Those that began in the middle of a demonstration."""
+    middle_successes: int
     env_steps: int
     discarded: int
     counted: int
@@ -93,12 +97,16 @@ class Sums:
     @classmethod
     def of(cls, agent: Agent, found: Collected, counted: tuple[int, int]) -> Sums:
         """Every process must call it."""
+        whole = [one for one in found.episodes if one.stage is None]
+        middle = [one for one in found.episodes if one.stage is not None]
         mine = torch.tensor(
             [
-                len(found.episodes),
-                sum(one.success for one in found.episodes),
-                sum(one.total_reward for one in found.episodes),
-                sum(one.steps for one in found.episodes),
+                len(whole),
+                sum(one.success for one in whole),
+                sum(one.total_reward for one in whole),
+                sum(one.steps for one in whole),
+                len(middle),
+                sum(one.success for one in middle),
                 found.env_steps,
                 found.discarded,
                 *counted,
@@ -107,6 +115,11 @@ class Sums:
         )
         total = agent.sum(mine.to(agent.accelerator.device)).tolist()
         return cls(int(total[0]), int(total[1]), total[2], *map(int, total[3:]))
+
+    @property
+    def middle_share(self) -> float | None:
+        """Successes of those that began in the middle of a demonstration."""
+        return self.middle_successes / self.middle_episodes if self.middle_episodes else None
 
     def mean(self, figure: float) -> float | None:
         """Per episode."""

@@ -95,6 +95,11 @@ class RlFigures(UpdateMetrics, Step):
     recent_success: float | None = None
     """Share of the newest 100 episodes or a few more whose time limit has passed, however they
     ended: `success` without its bias, and smoother; see `episode_stats`."""
+    middle_success: float | None = None
+    """Share of this rollout's episodes that began in the middle of a demonstration; none of the
+    other figures of episodes counts them."""
+    kl_coefficient: float | None = None
+    """Weight of the KL divergence to the starting policy in this update."""
 
 
 def line(figures: RlFigures) -> str:

@@ -17,7 +17,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -32,6 +32,7 @@ from crane_x7_vla_rl.training.rl import evaluation
 from crane_x7_vla_rl.training.rl.config import RlConfig
 from crane_x7_vla_rl.training.rl.episode_stats import Sums
 from crane_x7_vla_rl.training.rl.figures import RlFigures, UpdateMetrics
+from crane_x7_vla_rl.training.rl.kl_control import next_coefficient
 from crane_x7_vla_rl.training.rl.rescue import Rescue, named
 from crane_x7_vla_rl.training.rl.rollout import Collected, collect
 from crane_x7_vla_rl.training.rl.run import BEST, FINAL, NAMES, RlRun, open_run
@@ -129,16 +130,22 @@ class _Loop:
         learning_s = run.clock()
         with self.rescue.learning(), _threads(run.threads):
             index = UpdateIndex(number, run.config.training.seed, rate)
-            metrics = update(run.agent, found.buffer, run.config.ppo, index)
+            ppo = replace(run.config.ppo, kl_coefficient=state.kl_coefficient)
+            metrics = update(run.agent, found.buffer, ppo, index)
         ended_s = run.clock()
         state.advance(sums.env_steps)
+        state.weigh_starts(run, found)
         figures = _figures(state.progress, sums, metrics, found) | {
             "learning_rate": run.config.ppo.learning_rate * rate,
             "recent_success": state.recent.add(sums.counted, sums.counted_successes),
             "learn_s": ended_s - learning_s,
             "update_s": ended_s - started_s,
             "env_steps_s": sums.env_steps / (ended_s - started_s),
+            "kl_coefficient": state.kl_coefficient,
         }
+        state.kl_coefficient = next_coefficient(
+            state.kl_coefficient, metrics.ref_kl, run.config.ppo.ref_kl_target
+        )
         is_best = self._evaluate(figures)
         self._log(figures)
         self._checkpoint(is_best)
@@ -210,6 +217,7 @@ def _figures(
         "episode_return": sums.mean(sums.rewards),
         "episode_steps": sums.mean(sums.episode_steps),
         "discarded": sums.discarded,
+        "middle_success": sums.middle_share,
         "simulate_s": found.simulate_s,
         "infer_s": found.infer_s,
     }

@@ -6,17 +6,35 @@ Defaults are those of RL4VLA (https://arxiv.org/abs/2505.19789), with the asymme
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from crane_x7_vla_rl.fields import Amount, Count, Index, Positive, Share, above, flag
+from crane_x7_vla_rl.fields import (
+    Amount,
+    Count,
+    FinitePositive,
+    Index,
+    Positive,
+    Share,
+    above,
+    flag,
+)
 from crane_x7_vla_rl.training.config.sections import Section
+from crane_x7_vla_rl.training.errors import ConfigError
 
 
 @dataclass(frozen=True)
 class ValueConfig(Section, section="ppo.value"):
     """The network that estimates the value of an observation, and how it learns."""
 
+    critic: Literal["shared", "own", "state"] = flag("--critic", "shared")
+    """What it sees. shared: the policy's hidden state, and its loss moves the policy, too; own: the
+    policy's image features, hidden state and joints, without moving them; state: the simulator's
+    true state, which no policy sees."""
+    extra_epochs: Index = flag("--value-extra-epochs", 0)
+    """How often an update uses every sample again for a critic that is own or state, after the
+    policy's epochs; cheap, since the policy computes nothing."""
     learning_rate: Amount = flag("--value-learning-rate", 1e-3)
     """Learning rate of the value head; 1e-3 to 3e-3 is usual, since it starts untrained."""
     coefficient: Amount = flag("--value-coefficient", 0.5)
@@ -36,6 +54,15 @@ class ValueConfig(Section, section="ppo.value"):
     """Keep the value loss from changing the policy through the hidden state that both share."""
     warmup: Index = flag("--value-warmup", 0)
     """First updates in which the value head learns alone."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.extra_epochs and self.critic == "shared":
+            raise ConfigError(
+                f"ppo.value.extra_epochs is {self.extra_epochs}, but the critic shares the policy's"
+                " hidden state and has nothing to learn from alone; set ppo.value.critic to own or"
+                " state"
+            )
 
 
 @dataclass(frozen=True)
@@ -69,7 +96,13 @@ class PpoConfig(Section, section="ppo"):
     gamma: Share = 0.99
     """Discount per decision; a prediction of several steps is one decision."""
     gae_lambda: Share = 0.95
-    """Lambda of GAE: 0 relies on the value head, 1 on the rewards."""
+    """Lambda of GAE, per decision: 0 relies on the value head, 1 on the rewards."""
+    horizon_s: FinitePositive | None = None
+    """Instead of gamma: simulated seconds after which a reward counts 1/e, whatever the policy's
+    rate and chunk are."""
+    credit_s: FinitePositive | None = None
+    """Instead of gae_lambda: simulated seconds over which lambda falls to 1/e; longer relies on the
+    rewards, shorter on the critic."""
     normalise_advantages: bool = True
     """Normalise advantages over the whole batch of all processes; grpo: by group."""
     policy_coefficient: Amount = 1.0
@@ -79,6 +112,9 @@ class PpoConfig(Section, section="ppo"):
     kl_coefficient: Amount = 0.0
     """Weight of the KL divergence to the policy without its adapters, per prediction in nats; above
     0 costs one more pass without gradients per update."""
+    ref_kl_target: FinitePositive | None = None
+    """Double or halve kl_coefficient after an update in which that divergence is 1.5 times further
+    from this than it should be; none: a fixed one."""
     target_kl: Positive | None = 0.1
     """An update ends early when the KL divergence to the policy that acted, per prediction in nats,
     exceeds this; none: never."""
@@ -92,3 +128,12 @@ class PpoConfig(Section, section="ppo"):
     """Source of the ratio's denominator. In bf16, rollouts round differently from updates:
     recomputed costs one more pass without gradients and makes the first ratio 1."""
     value: ValueConfig = field(default_factory=ValueConfig)
+
+    def discounts(self, decision_s: float) -> tuple[float, float]:
+        """Return gamma and lambda per decision, which lasts `decision_s` of simulated time."""
+        gamma, gae_lambda = self.gamma, self.gae_lambda
+        if self.horizon_s is not None:
+            gamma = math.exp(-decision_s / self.horizon_s)
+        if self.credit_s is not None:
+            gae_lambda = math.exp(-decision_s / self.credit_s)
+        return gamma, gae_lambda

@@ -18,7 +18,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import torch
@@ -36,12 +36,9 @@ from crane_x7_vla_rl.training.rl import grpo, ppo
 from crane_x7_vla_rl.training.rl.agent import Agent
 from crane_x7_vla_rl.training.rl.buffer import Buffer, derive_seed
 from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig
-from crane_x7_vla_rl.training.rl.predictor import Decision, Predictor
+from crane_x7_vla_rl.training.rl.predictor import Beside, Decision, Predictor
 from crane_x7_vla_rl.training.session import Clock
 from crane_x7_vla_rl.types import Array
-
-VALUED: Final = Sampling()
-"""Sampling of the one token that is discarded, where only a value is needed."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +61,13 @@ class RolloutConfig:
     batch: int | None = None
     """Most environments of a prediction, but at least a group; None: half of them on CUDA, where
     two blocks keep the GPU busy, and a group on a CPU. The results are the same up to rounding."""
+    same_scene: int = 1
+    """Environments in a row whose episodes of the same number have the same scene."""
+
+    @property
+    def discounts(self) -> tuple[float, float]:
+        """Gamma and lambda of a decision."""
+        return self.ppo.discounts(self.codec.inputs.period_s * self.codec.inputs.chunk_steps)
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,13 +122,15 @@ class _Collection:
     def __init__(self, config: RolloutConfig, runner: Runner, number: int, clock: Clock) -> None:
         self.config, self.runner, self.number, self.clock = config, runner, number, clock
         self.policy = runner.model
-        self.predictor = Predictor(config.agent, runner, number, config.ppo.algorithm == "ppo")
+        self.predictor = Predictor(config.agent, runner, number, config.ppo)
         steps, count = config.steps, config.env.num_envs
         device = config.agent.accelerator.device
         side, answer = self.policy.config.image_size, config.codec.answer_length
         self.images = torch.empty(steps, count, side, side, 3, dtype=torch.uint8, device=device)
         self.patches: Tensor | None = None
         """(T, N, I·patches, H), where they are kept."""
+        self.seen: Tensor | None = None
+        """(T, N, C), what a separate critic sees."""
         self.prompts: list[list[Tensor]] = [[torch.empty(0)] * count for _ in range(steps)]
         self.instructions: list[list[str]] = [[""] * count for _ in range(steps)]
         self.tokens = torch.zeros(steps, count, answer, dtype=torch.int64)
@@ -136,6 +142,10 @@ class _Collection:
         ).unbind()
         self.began = [0] * count
         """Step of this rollout in which each environment's episode began, or 0."""
+        self.number_of = [0] * count
+        """Episodes of this rollout that ended in each environment."""
+        self.numbers = torch.zeros(steps, count, dtype=torch.int64)
+        """The same, (T, N), at each step."""
         self.episodes: list[EpisodeResult] = []
         self.ended: list[int] = []
         self.env_steps = 0
@@ -183,29 +193,53 @@ class _Collection:
         started_s = self.clock()
         part = self._part(block)
         shown = self.images[step, part]  # (n, S, S, 3), a view of the buffer
-        measured, told = self._see(block, step, shown)
+        beside, told = self._see(block, step, shown)
+        measured = beside.measured
         prompts = self.config.codec.prompts(told, measured)
         seen = self.policy.normalise(shown)
         if self.config.keep_patches:
             seen = self._keep(step, part, seen)
         how = Sampling(self.config.ppo.temperature, self.generators[part])
-        answer = self.predictor.ask(step, seen, prompts, self.config.codec.answer_length, how)
+        length = self.config.codec.answer_length
+        answer = self.predictor.ask(step, seen, prompts, length, how, beside)
+        self.seen = self._put(self.seen, step, part, answer.seen)
         self.prompts[step][part] = prompts
         self.instructions[step][part] = told
         self.infer_s += self.clock() - started_s
         return Decision(step, block, measured, answer)
 
-    def _see(self, block: range, step: int, shown: Tensor) -> tuple[Array, list[str]]:
-        """Put a block's images into `shown` (n, S, S, 3); return joints (n, 8) and instructions."""
-        measured, told, at = [], list[str](), 0
+    def _see(self, block: range, step: int, shown: Tensor) -> tuple[Beside, list[str]]:
+        """Put a block's images into `shown` (n, S, S, 3); return the rest and instructions."""
+        measured, true_states, told, at = [], list[Tensor](), list[str](), 0
         for group in block:
             views = self.config.env.look(group)
             measured.append(self._measured(views, step))
+            true_states += self._true_state(views)
             rows = shown[at : at + len(views.instructions)]
             crop_and_resize(views.images, self.config.codec.inputs.view, rows)
             told += views.instructions
             at += len(rows)
-        return np.concatenate(measured), told
+        true_state = torch.cat(true_states) if true_states else None
+        return Beside(np.concatenate(measured), true_state), told
+
+    def _true_state(self, views: Views) -> list[Tensor]:
+        """Return a copy of (n, S) on the agent's device, or nothing where none is told."""
+        if views.true_state is None:
+            return []
+        copied = torch.as_tensor(views.true_state).clone()  # the simulation writes into it again
+        return [copied.to(self.images.device)]
+
+    def _put(
+        self, kept: Tensor | None, step: int, part: slice, rows: Tensor | None
+    ) -> Tensor | None:
+        """Return what is kept of all steps, (T, N, …), with these rows; None where none is."""
+        if rows is None:
+            return None
+        if kept is None:
+            steps, count = self.images.shape[:2]
+            kept = rows.new_zeros(steps, count, *rows.shape[1:])
+        kept[step, part] = rows
+        return kept
 
     def _part(self, block: range) -> slice:
         """Return the environments of a block."""
@@ -253,8 +287,10 @@ class _Collection:
         for row, env in enumerate(envs):
             if steps.discarded[row]:  # the outcome of its episode so far is unknown
                 self.lost[self.began[env] : step + 1, env] = True
+            self.numbers[step, env] = self.number_of[env]
             if steps.discarded[row] or steps.terminated[row] or steps.truncated[row]:
                 self.began[env] = step + 1
+                self.number_of[env] += 1
 
     def _value_final(self, step: int, envs: range, final: Views) -> None:
         """Value the last views of truncated episodes, which belong to no step."""
@@ -276,8 +312,9 @@ class _Collection:
         started_s = self.clock()
         side = self.images.shape[2]
         shown = self.images.new_empty(count, side, side, 3)
-        measured, told = self._see(block, self.config.steps, shown)
-        values = self._value(shown, self.config.codec.prompts(told, measured), self.config.steps)
+        beside, told = self._see(block, self.config.steps, shown)
+        prompts = self.config.codec.prompts(told, beside.measured)
+        values = self._value(shown, prompts, self.config.steps, beside)
         self.infer_s += self.clock() - started_s
         return values
 
@@ -291,12 +328,13 @@ class _Collection:
         if shown.is_cuda and count < usual:
             shown = torch.cat([shown, shown[:1].expand(usual - count, -1, -1, -1)])
             prompts = [*prompts, *[prompts[0]] * (usual - count)]
-        return self._value(shown, prompts, step)[:count]
+            measured = np.concatenate([measured, measured[:1].repeat(usual - count, 0)])
+        beside = Beside(measured, next(iter(self._true_state(views)), None))
+        return self._value(shown, prompts, step, beside)[:count]
 
-    def _value(self, shown: Tensor, prompts: list[Tensor], step: int) -> Tensor:
+    def _value(self, shown: Tensor, prompts: list[Tensor], step: int, beside: Beside) -> Tensor:
         """Return (n,) values of images (n, S, S, 3)."""
-        seen = self.policy.normalise(shown)
-        return self.predictor.wait(step, self.predictor.ask(step, seen, prompts, 1, VALUED))[2]
+        return self.predictor.value(step, self.policy.normalise(shown), prompts, beside)
 
     # --- the policy ------------------------------------------------------------------------------
 
@@ -304,10 +342,7 @@ class _Collection:
     def _keep(self, step: int, part: slice, pixels: Tensor) -> Tensor:
         """Return what the language model sees of these pixels, kept for the update."""
         seen = self.policy.encode(pixels)
-        if self.patches is None:
-            steps, count = self.images.shape[:2]
-            self.patches = seen.new_empty(steps, count, *seen.shape[1:])
-        self.patches[step, part] = seen
+        self.patches = self._put(self.patches, step, part, seen)
         return seen
 
     def _targets(self, tokens: Tensor, measured: Array) -> Array:
@@ -358,6 +393,7 @@ class _Collection:
             values=self.values,
             returns=returns,
             action_mask=self.action_mask,
+            seen=self.seen,
         )
         return Collected(
             buffer=buffer,
@@ -369,18 +405,24 @@ class _Collection:
             infer_s=self.infer_s,
         )
 
+    def _groups(self) -> Tensor:
+        """Return (T, N) int64: the number of the scene, or of the instruction, of each step."""
+        same, count = self.config.same_scene, self.numbers.shape[1]
+        if same > 1:
+            return self.numbers * count + torch.arange(count) // same
+        told = sorted({text for row in self.instructions for text in row})
+        return torch.tensor([[told.index(text) for text in row] for row in self.instructions])
+
     def _advantages(self, last_values: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return advantages, returns, and which steps may be learned from; each (T, N)."""
         ended, valid = self.terminated | self.truncated | self.lost, ~self.lost
         if self.config.ppo.algorithm == "ppo":
             ahead = ppo.next_values(self.values, last_values, self.truncated, self.final_values)
-            config = self.config.ppo
+            gamma, gae_lambda = self.config.discounts
             return *ppo.gae(
-                self.rewards, self.values, ahead, self.terminated, ended, valid, config.gamma,
-                config.gae_lambda,
-            ), valid  # fmt: skip
-        told = sorted({text for row in self.instructions for text in row})
-        groups = torch.tensor([[told.index(text) for text in row] for row in self.instructions])
+                self.rewards, self.values, ahead, self.terminated, ended, valid, gamma, gae_lambda
+            ), valid
+        groups = self._groups()
         whole = self.terminated | self.truncated
         advantages, taught = grpo.group_advantages(self.rewards, whole, valid, groups)
         return advantages, torch.zeros_like(advantages), taught

@@ -25,6 +25,7 @@ from crane_x7_vla_rl.policies.openvla.weights.files import read_json
 from crane_x7_vla_rl.policies.openvla.weights.loading import Loaded
 from crane_x7_vla_rl.sim.vector import make as vector
 from crane_x7_vla_rl.sim.vector.protocol import VectorEnv
+from crane_x7_vla_rl.sim.vector.starts import Starts
 from crane_x7_vla_rl.training import arm_statistics, learner
 from crane_x7_vla_rl.training import session as sessions
 from crane_x7_vla_rl.training.checkpoints import run_folder
@@ -36,11 +37,12 @@ from crane_x7_vla_rl.training.checkpoints.run_folder import BASE
 from crane_x7_vla_rl.training.checkpoints.training_state import Progress
 from crane_x7_vla_rl.training.errors import ConfigError, ResumeError
 from crane_x7_vla_rl.training.rl import agent as agents
-from crane_x7_vla_rl.training.rl import figures
+from crane_x7_vla_rl.training.rl import critics, demonstration_starts, figures
 from crane_x7_vla_rl.training.rl import value_head as value
 from crane_x7_vla_rl.training.rl.agent import Agent
 from crane_x7_vla_rl.training.rl.config import RlConfig
 from crane_x7_vla_rl.training.rl.rollout import RolloutConfig
+from crane_x7_vla_rl.training.rl.start_scores import StartScores
 from crane_x7_vla_rl.training.run_log import RunLog
 from crane_x7_vla_rl.training.session import Clock, Session, Start, TrainerNames
 from crane_x7_vla_rl.training.tracking import Formatters, StepRange, Tracker, open_tracker
@@ -64,6 +66,8 @@ class RlRun:
     clock: Clock
     threads: int
     """Of an update on a CPU, where simulations wait meanwhile: as many as torch began with."""
+    starts: Starts | None = None
+    """Demonstrations that some episodes begin from."""
 
     @property
     def folder(self) -> Path:
@@ -105,7 +109,9 @@ def open_run(
     agent = _agent(config, loaded, accelerator, resumed)
     progress = sessions.restore(agent, resumed)
     rank = int(accelerator.process_index)
-    env = vector.make(_environments(config, _control_hz(codec.inputs, weights), accelerator))
+    control_hz = _control_hz(codec.inputs, weights)
+    starts = demonstration_starts.read(config.env, control_hz)
+    env = vector.make(_environments(config, control_hz, accelerator))
 
     def tracker() -> Tracker:
         steps = StepRange(progress.step, config.training.num_updates)
@@ -113,15 +119,18 @@ def open_run(
         return open_tracker(config, steps, formatters, progress.wandb_run, log)
 
     try:
+        if starts is not None:
+            _start_from(env, starts, progress)
         if progress.position is not None:
             _restore_scenes(env, progress, rank)
         training = config.training
         rollout = RolloutConfig(
             env, agent, codec, config.ppo, training.rollout_steps, training.seed, keeps_patches,
-            batch=training.rollout_batch,
+            batch=training.rollout_batch, same_scene=config.env.same_scene,
         )  # fmt: skip
+        _tell_discounts(rollout)
         with sessions.open_session(start, origin, tracker) as session:
-            yield RlRun(session, config, rollout, clock, threads), progress
+            yield RlRun(session, config, rollout, clock, threads, starts), progress
     finally:
         env.close()
 
@@ -131,6 +140,7 @@ def _environments(config: RlConfig, control_hz: int, accelerator: Accelerator) -
     count, first = int(accelerator.num_processes), int(accelerator.process_index)
     first_env = first * config.env.num_parallel_envs
     found = config.env.vector(control_hz, config.training.seed, first_env)
+    found = replace(found, true_state=config.sees_true_state)
     if found.processes or count == 1:
         return found
     return replace(found, processes=max(1, (os.cpu_count() or 1) // count))
@@ -176,13 +186,29 @@ def _statistics(config: RlConfig, policy: OpenVLA, resumed: Path | None) -> dict
 def _agent(
     config: RlConfig, loaded: Loaded, accelerator: Accelerator, resumed: Path | None
 ) -> Agent:
-    """Return what acts and learns, with the value head of the checkpoint."""
+    """Return what acts and learns, with the critic of the checkpoint."""
     head = None
     if config.ppo.algorithm == "ppo":
-        head = value.ValueHead(loaded.model.config.text.hidden_size, config.ppo.value)
+        head = critics.make(config.ppo.value, loaded.model.config.text.hidden_size)
         if resumed is not None:
             value.read(resumed, head)
     return agents.build(loaded.model, config.ppo, accelerator, config.training.sharding, head)
+
+
+def _start_from(env: VectorEnv, starts: Starts, progress: Progress) -> None:
+    """Let some episodes begin in the middle of demonstrations, as the checkpoint weighs them."""
+    scores = StartScores((progress.position or {}).get("starts", ()))
+    env.start_from(starts.weighted(scores.weights()))
+    logger.info(
+        "%.0f %% of the episodes begin in the middle of one of %d demonstrations",
+        100 * starts.share, len(starts.demonstrations),
+    )  # fmt: skip
+
+
+def _tell_discounts(rollout: RolloutConfig) -> None:
+    if rollout.ppo.horizon_s is None and rollout.ppo.credit_s is None:
+        return
+    logger.info("per decision: gamma %.5f, lambda %.5f", *rollout.discounts)
 
 
 def _restore_scenes(env: VectorEnv, progress: Progress, rank: int) -> None:

@@ -7,6 +7,7 @@ checkpoint is a `Snapshot`.
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
+from itertools import compress
 from typing import Any, Final
 
 from accelerate.utils import gather_object
@@ -17,6 +18,7 @@ from crane_x7_vla_rl.training.rl import value_head as value
 from crane_x7_vla_rl.training.rl.episode_stats import Outcomes, Recent
 from crane_x7_vla_rl.training.rl.rollout import Collected
 from crane_x7_vla_rl.training.rl.run import RlRun
+from crane_x7_vla_rl.training.rl.start_scores import StartScores, by_stage
 from crane_x7_vla_rl.training.session import Snapshot
 
 NEVER: Final = -1.0
@@ -32,8 +34,13 @@ class Scenes:
         """Which episodes were running when the update that is not done yet began."""
 
     def add(self, found: Collected, steps: int) -> tuple[int, int]:
-        """Return how many episodes count now, and their successes; see `Outcomes.add`."""
-        return self._outcomes.add(found.episodes, found.ended, steps)
+        """Return how many episodes count now, and their successes; see `Outcomes.add`.
+
+        Those that began in the middle of a demonstration never count.
+        """
+        whole = [episode.stage is None for episode in found.episodes]
+        episodes = tuple(compress(found.episodes, whole))
+        return self._outcomes.add(episodes, tuple(compress(found.ended, whole)), steps)
 
     def note(self) -> None:
         """Note which episodes are running: the update that began before is done."""
@@ -63,6 +70,10 @@ class RunState:
     best: float
     """The best success in evaluation."""
     recent: Recent
+    kl_coefficient: float
+    """Of the next update."""
+    starts: StartScores
+    """How episodes ended that began in the middle of demonstrations."""
     about: dict[str, Any] = field(default_factory=dict)
     """The newest update's success, for the checkpoint's lineage."""
 
@@ -72,12 +83,25 @@ class RunState:
         before = progress.position or {}
         outcomes = Outcomes(longest, run.rollout.codec.inputs.chunk_steps)
         best, recent = float(before.get("best", NEVER)), Recent(before.get("recent", ()))
-        return cls(progress, Scenes(run.env, outcomes), best, recent)
+        coefficient = float(before.get("kl_coefficient", run.config.ppo.kl_coefficient))
+        if run.config.ppo.ref_kl_target is None:
+            coefficient = run.config.ppo.kl_coefficient
+        starts = StartScores(before.get("starts", ()))
+        return cls(progress, Scenes(run.env, outcomes), best, recent, coefficient, starts)
 
     def advance(self, env_steps: int) -> None:
         """Count an update that is done, and the control steps of its rollout."""
         before = self.progress
         self.progress = replace(before, step=before.step + 1, samples=before.samples + env_steps)
+
+    def weigh_starts(self, run: RlRun, found: Collected) -> None:
+        """Let coming episodes begin where the policy succeeds sometimes; every process calls it."""
+        if run.starts is None:
+            return
+        mine = by_stage(found.episodes).to(run.agent.accelerator.device)
+        episodes, successes = run.agent.sum(mine).tolist()
+        self.starts.add(episodes, successes)
+        run.env.start_from(run.starts.weighted(self.starts.weights()))
 
     def snapshot(self, run: RlRun) -> Snapshot:
         """Return what a checkpoint holds; every process must call it."""
@@ -87,6 +111,8 @@ class RunState:
             "environments": gather_object([self.scenes.state]),
             "best": self.best,
             "recent": self.recent.state(),
+            "kl_coefficient": self.kl_coefficient,
+            "starts": self.starts.state(),
         }
         progress = replace(self.progress, position=position)
         others = {value.FILE: head} if head else {}

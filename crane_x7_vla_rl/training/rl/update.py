@@ -40,7 +40,7 @@ from torch import Tensor
 
 from crane_x7_vla_rl.training import learner
 from crane_x7_vla_rl.training.errors import NotFiniteError, PpoError, SpoiltError
-from crane_x7_vla_rl.training.rl import ppo
+from crane_x7_vla_rl.training.rl import critic_update, ppo
 from crane_x7_vla_rl.training.rl.agent import Agent, adapters_off
 from crane_x7_vla_rl.training.rl.buffer import Buffer, derive_seed, shuffled
 from crane_x7_vla_rl.training.rl.figures import UpdateMetrics
@@ -114,7 +114,7 @@ def update(agent: Agent, buffer: Buffer, config: PpoConfig, index: UpdateIndex) 
     sums: list[Tensor] = []
     norms: list[float] = []
     errors = (0.0, 0.0)
-    for samples, weight in _minibatches(agent, batch, config, index):
+    for samples, weight in _minibatches(agent, batch, config, index, range(config.epochs)):
         found, first = _minibatch(agent, batch, config, samples, weight)
         norms.append(agent.clip())
         if not sums:
@@ -131,6 +131,10 @@ def update(agent: Agent, buffer: Buffer, config: PpoConfig, index: UpdateIndex) 
             break
         agent.step(0.0 if index.number < config.value.warmup else index.rate, index.rate)
         steps += 1
+    again = range(config.epochs, config.epochs + config.value.extra_epochs)
+    if again:
+        left = _minibatches(agent, batch, config, index, again)
+        critic_update.repeat(agent, buffer, config.value, left, index.rate)
     figures = torch.stack(sums).mean(0).tolist()
     named = dict(zip(SUMMED, figures, strict=True))
     return UpdateMetrics(
@@ -227,8 +231,9 @@ def _evaluate(agent: Agent, buffer: Buffer, samples: Tensor, config: PpoConfig) 
     tokens = buffer.tokens.flatten(0, 1)[samples.to(buffer.tokens.device)]  # (B, D)
     pixels = buffer.pixels(agent.policy, samples)  # (B, …), see Buffer.images
     prompts = buffer.prompts_of(samples)
+    seen = buffer.seen_by_critic(samples, agent.accelerator.device)
     output: PolicyOutput = agent.module(
-        pixels, prompts, tokens, config.temperature, config.value.detach
+        pixels, prompts, tokens, config.temperature, config.value.detach, seen
     )
     return output
 
@@ -274,7 +279,7 @@ def _policy_alone(config: PpoConfig) -> PpoConfig:
 
 
 def _minibatches(
-    agent: Agent, batch: UpdateBatch, config: PpoConfig, index: UpdateIndex
+    agent: Agent, batch: UpdateBatch, config: PpoConfig, index: UpdateIndex, epochs: range
 ) -> Iterator[tuple[Sequence[Tensor], float]]:
     """Yield the samples of this process in each micro-batch of a minibatch, and what one weighs.
 
@@ -284,7 +289,7 @@ def _minibatches(
     steps, environments = batch.valid.shape
     mine, rank = batch.buffer.shape[1], int(agent.accelerator.process_index)
     count = -(-steps * environments // config.minibatch_size)
-    for epoch in range(config.epochs):
+    for epoch in epochs:
         generator.manual_seed(derive_seed(index.seed, index.number, epoch))
         for samples in shuffled(steps, environments, generator).tensor_split(count):
             samples = samples[batch.valid.flatten()[samples]]  # (B,)

@@ -31,17 +31,7 @@ class ValueHead(nn.Module):
     def __init__(self, width: int, config: ValueConfig) -> None:
         """`width` is H, the policy's hidden size."""
         super().__init__()
-        layers: list[nn.Module] = [nn.LayerNorm(width)]
-        for _ in range(config.layers):
-            linear = nn.Linear(width, config.hidden)
-            nn.init.orthogonal_(linear.weight, 2**0.5)
-            nn.init.zeros_(linear.bias)
-            layers += [linear, nn.GELU()]
-            width = config.hidden
-        last = nn.Linear(width, 1)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.layers = nn.Sequential(*layers, last)
+        self.layers = nn.Sequential(nn.LayerNorm(width), *layers(width, config))
 
     def forward(self, hidden: Tensor) -> Tensor:
         """(…, H) → (…) float32."""
@@ -50,10 +40,25 @@ class ValueHead(nn.Module):
         return value.squeeze(-1)
 
 
-def read(folder: Path, head: ValueHead) -> None:
-    """Give the head the weights of a checkpoint; raises ResumeError where they do not fit.
+def layers(width: int, config: ValueConfig) -> nn.Sequential:
+    """Return hidden layers that begin orthogonal, and a last one that begins at 0."""
+    found: list[nn.Module] = []
+    for _ in range(config.layers):
+        linear = nn.Linear(width, config.hidden)
+        nn.init.orthogonal_(linear.weight, 2**0.5)
+        nn.init.zeros_(linear.bias)
+        found += [linear, nn.GELU()]
+        width = config.hidden
+    last = nn.Linear(width, 1)
+    nn.init.zeros_(last.weight)
+    nn.init.zeros_(last.bias)
+    return nn.Sequential(*found, last)
 
-    Raises NotFiniteError where they are NaN or infinite.
+
+def read(folder: Path, head: nn.Module) -> None:
+    """Give the head, or another critic, the weights of a checkpoint.
+
+    Raises ResumeError where they do not fit, NotFiniteError where they are NaN or infinite.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -62,7 +67,7 @@ def read(folder: Path, head: ValueHead) -> None:
         head.load_state_dict(load_file(folder / FILE))
     except (OSError, SafetensorError, RuntimeError) as error:
         raise ResumeError(
-            f"{folder / FILE}: does not fit the value head (ppo.value.hidden, ppo.value.layers):"
-            f" {error}"
+            f"{folder / FILE}: does not fit the value head (ppo.value.critic, ppo.value.hidden,"
+            f" ppo.value.layers): {error}"
         ) from error
     finite.check(head.named_parameters(), folder / FILE)

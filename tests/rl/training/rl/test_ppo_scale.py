@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import ppo_rig as rig
@@ -29,16 +26,11 @@ def test_two_processes_equal_one_with_twice_the_environments(tmp_path: Path) -> 
         vars(update(agent, buffer, rig.EVERYTHING, UpdateIndex(number))) for number in range(2)
     ]
     wanted = rig.weights(agent)
-    process = subprocess.run(
-        [
-            sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2",
-            rig.__file__, str(tmp_path),
-        ],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=training_rig.ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1", "ACCELERATE_USE_CPU": "true"},
-        timeout=PATIENCE_S, check=False,
-    )  # fmt: skip
-    assert process.returncode == 0, process.stdout
+    with training_rig.together(
+        [], processes=2, first=("ppo_rig", "run_rank", str(tmp_path))
+    ) as processes:
+        said = "".join(process.communicate(timeout=PATIENCE_S)[0] for process in processes)
+    assert [process.returncode for process in processes] == [0, 0], said
     for sharding in ("ddp", "fsdp"):
         together = torch.load(tmp_path / f"{sharding}.pt", weights_only=True)
         _assert_gradients_are_exchanged_once(together["collectives"])

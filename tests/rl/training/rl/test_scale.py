@@ -83,13 +83,16 @@ def assert_alike(run: Path, other: Path) -> None:
     assert moved > 2e-5, "nothing was learned"
 
 
-def test_two_processes_equal_one_with_twice_the_environments(tmp_path: Path) -> None:
+@pytest.mark.parametrize("resumes", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_two_processes_equal_one_with_twice_the_environments(tmp_path: Path, resumes: bool) -> None:
     """From flags to checkpoint, in a real simulation; and they resume bit for bit."""
     one, two, resumed = (tmp_path / name for name in ("one", "two", "resumed"))
     same = ("--num-updates", "2", "--save-every", "1")
     rl_rig.train(one, *ALL, *same)
     train_together(*rl_rig.flags(two, *EACH, *same))
     assert_alike(one, two)
+    if not resumes:
+        return
     shutil.copytree(two, resumed, symlinks=True)
     shutil.rmtree(resumed / "checkpoint_final")
     train_together("--resume", str(resumed / "checkpoint_1"))
@@ -98,6 +101,7 @@ def test_two_processes_equal_one_with_twice_the_environments(tmp_path: Path) -> 
     assert all(torch.equal(mine[name], theirs[name]) for name in mine)
 
 
+@pytest.mark.slow  # by default, test_ppo_scale.py spreads a model over two processes
 def test_two_processes_with_half_a_model_each_equal_one_with_all(tmp_path: Path) -> None:
     """FSDP, all weights learning: rollouts gather them, evaluation by the first process, too."""
     one, two = tmp_path / "one", tmp_path / "two"
@@ -107,6 +111,7 @@ def test_two_processes_with_half_a_model_each_equal_one_with_all(tmp_path: Path)
     assert_alike(one, two)
 
 
+@pytest.mark.slow  # by default, the same in sft/test_scale.py: torchrun and the saves are shared
 def test_when_one_process_dies_all_end_and_the_checkpoint_stays(tmp_path: Path) -> None:
     run = tmp_path / "run"
     endless = rl_rig.flags(run, *EACH, "--num-updates", "1000000", "--save-every", "1")

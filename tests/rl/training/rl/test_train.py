@@ -11,7 +11,6 @@ import pytest
 import rl_rig
 import torch
 import training_rig
-import wandb
 from places import ROOT
 
 from crane_x7_vla_rl.policies.base import ModelOptions
@@ -87,6 +86,8 @@ def test_learning_rates_sink_from_update_to_update_where_they_are_annealed(
 def test_w_and_b_gets_figures_and_checkpoints(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    import wandb  # takes a second, in every worker if it were above
+
     wandb.teardown()  # it reads variables once
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_DIR", str(tmp_path))
