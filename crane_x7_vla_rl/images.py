@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-import cv2
 import numpy as np
 import simplejpeg
 
@@ -22,6 +21,8 @@ class PictureError(ValueError):
 def decode_picture(content: bytes) -> Image:
     """Return the image; raises PictureError for a truncated one, which OpenCV fills with grey."""
     if content.startswith(PNG_SIGNATURE):
+        import cv2  # not above: commands that decode nothing would import it, too
+
         if not content.rstrip(b"\0").endswith(PNG_END):
             raise PictureError(f"PNG of {len(content)} bytes is truncated: no IEND")
         image = cv2.imdecode(np.frombuffer(content, np.uint8), cv2.IMREAD_COLOR)

@@ -30,6 +30,8 @@ INDENT: Final = "  "
 """Before every line except the first: only messages of this program start at the margin."""
 MANY_LINES: Final = {"many_lines": True}
 """For `extra` of a message of this program with several lines."""
+REQUESTS: Final = ("httpx", "httpx2")
+"""Libraries that log a line for each HTTP request, which only --log-level debug shows."""
 WIDE_BLANK: Final = "\u3000"
 """The blank of Japanese text, not printable to Python."""
 
@@ -115,6 +117,9 @@ def configure(level: str, line: str = LINE, datefmt: str = CLOCK) -> None:
         handler.setFormatter(LineFormatter(line, datefmt))
         root.addHandler(handler)
         root.setLevel(level.upper())
+        quiet = max(root.level, logging.WARNING)
+        for name in REQUESTS:
+            logging.getLogger(name).setLevel(root.level if root.level == logging.DEBUG else quiet)
 
 
 class StandardError(logging.StreamHandler[TextIO]):

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 COMMANDS = {
     "sft": ("training.sft.command", "train a policy on demonstrations"),
     "train": ("training.rl.command", "train a policy by reinforcement learning in simulation"),
+    "point": ("training.pointing.command", "train a new small policy, beginning with looking"),
     "lerobot": ("training.lerobot.command", "train ACT, SmolVLA, π0 … by LeRobot"),
     "config": ("training.rl.config_command", "write a configuration for train"),
     "demos": ("data.demos.command", "record demonstrations in simulation"),

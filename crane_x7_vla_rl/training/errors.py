@@ -22,6 +22,7 @@ class ExitCode(IntEnum):
     LATER = 9
     NOT_LEARNING = 11
     MEMORY = 12
+    UNFINISHED = 13
 
 
 OF_LOWER_FLOORS: Final = {
@@ -84,6 +85,12 @@ class OutOfMemoryError(TrainingError):
     """Out of memory; names the step, the memory it needed and the flag to lower."""
 
     exit_code = ExitCode.MEMORY
+
+
+class UnfinishedError(TrainingError):
+    """A training ended early, and nothing is wrong with it: started again, it resumes."""
+
+    exit_code = ExitCode.UNFINISHED
 
 
 class PackageError(TrainingError):

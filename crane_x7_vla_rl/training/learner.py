@@ -163,25 +163,28 @@ def is_halved(compute: ComputeConfig, device: torch.device) -> bool:
     return chosen[compute.precision]
 
 
-def prepare(spec: ModelSpec, device: torch.device, resumed: Path | None) -> Loaded:
+def prepare(
+    spec: ModelSpec, device: torch.device, resumed: Path | None, tokens: bool = True
+) -> Loaded:
     """Return a model ready to learn on the device, with the weights of the base or of `resumed`.
 
+    `tokens`: action tokens are trained, so that an OpenVLA-OFT checkpoint is refused.
     Sets torch's random state, from which new adapters are made, to the seed. Raises
     CheckpointError or HubError for a base that does not load, NotFiniteError for weights that are
     NaN or infinite, ConfigError and ResumeError for one that does not fit the configuration.
     """
     if spec.compute.device == "cuda" and device.type != "cuda":
         raise ConfigError("training.device is cuda, but torch finds no CUDA device on this machine")
-    if resumed is None:
+    if resumed is None and tokens:
         refuse_oft(spec.model)
     halved = is_halved(spec.compute, device)
     loaded = _load(spec, device, halved, resumed)
     model = loaded.model
     torch.manual_seed(spec.compute.seed)
     if spec.lora.enabled:
-        _add_adapters(model, spec.lora, resumed)
+        _add_adapters(model, spec.lora, resumed, tokens)
     else:
-        _free(model)
+        _free(model, tokens)
     model.checkpoint_gradients(spec.compute.gradient_checkpointing)
     model.train()
     if halved and not spec.lora.enabled:
@@ -215,10 +218,11 @@ def _load(spec: ModelSpec, device: torch.device, halved: bool, resumed: Path | N
     return loading.load(source, device=device, dtype=torch.float32)
 
 
-def _add_adapters(model: OpenVLA, lora: LoraConfig, resumed: Path | None) -> None:
+def _add_adapters(model: OpenVLA, lora: LoraConfig, resumed: Path | None, tokens: bool) -> None:
     """Put adapters beside the frozen weights, in float32, with the values of the checkpoint."""
     targets = lora.targets if lora.targets == ALL_LINEAR else lora.targets.split(",")
     add_lora(model, LoraSettings(lora.rank, lora.alpha, lora.dropout, targets))
+    _keep_head(model, tokens)
     learning = {name: p for name, p in model.named_parameters() if p.requires_grad}
     for parameter in learning.values():
         parameter.data = parameter.data.float()
@@ -236,10 +240,17 @@ def _add_adapters(model: OpenVLA, lora: LoraConfig, resumed: Path | None) -> Non
     finite.check(stored.items(), resumed)
 
 
-def _free(model: OpenVLA) -> None:
+def _keep_head(model: OpenVLA, tokens: bool) -> None:
+    """Freeze the language model's head if no tokens are predicted."""
+    if not tokens:
+        model.language_model.lm_head.requires_grad_(False)
+
+
+def _free(model: OpenVLA, tokens: bool) -> None:
     """Train all weights except unused ones, which would never get a gradient."""
     vision = model.vision_backbone
     model.requires_grad_(True)
+    _keep_head(model, tokens)
     for tower in (vision.featurizer, vision.fused_featurizer):
         for module in (tower.blocks[-1], tower.norm, getattr(tower, "attn_pool", None)):
             if module is not None:

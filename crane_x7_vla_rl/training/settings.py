@@ -50,6 +50,16 @@ WANDB_OPTIONS: Final[Mapping[str, str]] = {
 }
 """Variable → option of LeRobot, which reads none of them."""
 
+BLOB_VARIABLES: Final[Mapping[str, str]] = {
+    "AZURE_STORAGE_ACCOUNT": "account",
+    "AZURE_STORAGE_SAS_TOKEN": "sas",
+    "AZURE_BLOB_ENDPOINT": "endpoint",
+    "AZURE_BLOB_CONTAINER": "container",
+    "AZURE_BLOB_PREFIX": "prefix",
+    "BLOB_DEST_DIR": "folder",
+}
+"""Variable → what it says of a download from Azure."""
+
 
 def output_root() -> Path:
     """Return the folder below which commands write by default."""
@@ -121,6 +131,44 @@ def process_count(environ: Mapping[str, str] | None = None) -> int:
     """Return how many processes torchrun started; 1 without torchrun."""
     environ = os.environ if environ is None else environ
     return int(environ.get("WORLD_SIZE") or 1)
+
+
+def worker_environment(extra: Mapping[str, str]) -> dict[str, str]:
+    """Return the environment for a trainer below a process that torchrun started.
+
+    The trainer's PyTorch is another release than torchrun's, so it must not use torchrun's store:
+    it makes its own, on the next port of the same host.
+    """
+    found = {k: v for k, v in environment(extra).items() if not k.startswith("TORCHELASTIC_")}
+    if port := found.get("MASTER_PORT"):
+        found["MASTER_PORT"] = str(int(port) + 1)
+    return found
+
+
+def evaluation(environ: Mapping[str, str] | None = None) -> tuple[str | None, str | None]:
+    """Return EVAL_EPISODES and EVAL_DEVICE."""
+    environ = os.environ if environ is None else environ
+    return _text("EVAL_EPISODES", environ), _text("EVAL_DEVICE", environ)
+
+
+def blob(environ: Mapping[str, str] | None = None) -> dict[str, str]:
+    """Return what the variables of a download from Azure say: account, sas, container, prefix,
+    folder and endpoint."""
+    environ = os.environ if environ is None else environ
+    found = {key: _text(name, environ) for name, key in BLOB_VARIABLES.items()}
+    return {key: text for key, text in found.items() if text is not None}
+
+
+def local_process_count(environ: Mapping[str, str] | None = None) -> int:
+    """Return how many processes torchrun started on this machine; 1 without torchrun."""
+    environ = os.environ if environ is None else environ
+    return int(environ.get("LOCAL_WORLD_SIZE") or 1)
+
+
+def process_rank(environ: Mapping[str, str] | None = None) -> int:
+    """Return the number of this process among those that torchrun started; 0 without torchrun."""
+    environ = os.environ if environ is None else environ
+    return int(environ.get("RANK") or 0)
 
 
 def line_to_complete() -> str | None:

@@ -11,18 +11,18 @@ import pytest
 
 from crane_x7_remote import cli as remote
 from crane_x7_vla_rl.file_errors import kind_in_words
-from crane_x7_vla_rl.policies.load import SHIPPED
+from crane_x7_vla_rl.policies.load import TINY
 from crane_x7_vla_rl.training import cli as learning
 
 PYTHON = re.compile(r"\[Errno|codec|<unicode string>|\(char \d|PosixPath|<class|Traceback|a str\b")
-TRAIN = ("train", "--backend", "cpu", "--sft-checkpoint", str(SHIPPED))
+TRAIN = ("train", "--backend", "cpu", "--sft-checkpoint", str(TINY))
 LINES = {
     "train --config": (learning, "train", "--config"),
     "train --statistics": (learning, *TRAIN, "--statistics"),
     "train --resume": (learning, "train", "--resume"),
     "train --follow": (learning, "train", "--follow"),
     "sft --data-root": (
-        learning, "sft", "--backend", "openvla", "--model", str(SHIPPED), "--data-root",
+        learning, "sft", "--backend", "openvla", "--model", str(TINY), "--data-root",
     ),
     "evaluate": (learning, "evaluate", "--checkpoint"),
     "convert": (learning, "convert"),

@@ -12,7 +12,7 @@ from crane_x7_remote import cli as remote
 from crane_x7_remote import settings, settings_help
 from crane_x7_vla_rl import command_line
 from crane_x7_vla_rl.fields import Kind, leaves
-from crane_x7_vla_rl.policies.load import SHIPPED
+from crane_x7_vla_rl.policies.load import TINY
 from crane_x7_vla_rl.training import cli as learning
 from crane_x7_vla_rl.training.rl.config import RlConfig
 from crane_x7_vla_rl.training.sft.config import SftConfig
@@ -20,7 +20,8 @@ from crane_x7_vla_rl.training.sft.config import SftConfig
 WRONG = "wr0ng"
 NEEDED = {
     "boot": [], "completion": ["bash"], "convert": ["a", "b"], "demos": ["a"],
-    "evaluate": ["--checkpoint", "a"], "merge": ["a", "b"], "record": ["a"], "replay": ["a"],
+    "evaluate": ["--checkpoint", "a"], "merge": ["a", "b"],
+    "point": ["a", "b"], "record": ["a"], "replay": ["a"],
     "say": ["a"],
     "sft": ["--backend", "openvla"], "tunnel local": ["a@b"], "tunnel remote": ["a@b"],
     "validate": ["a"],
@@ -28,11 +29,11 @@ NEEDED = {
 """What a command does not start without."""
 TEXTS = (str, Path, None)
 DEVICES = {
-    "infer": ["--vla-model-path", str(SHIPPED), "--vla-device", WRONG],
+    "infer": ["--vla-model-path", str(TINY), "--vla-device", WRONG],
     "infer color-servo": ["--policy", "color-servo", "--vla-device", WRONG],
     "train": ["--device", WRONG],
     "sft": ["--backend", "openvla", "--device", WRONG],
-    "evaluate": ["--checkpoint", str(SHIPPED), "--device", WRONG],
+    "evaluate": ["--checkpoint", str(TINY), "--device", WRONG],
 }
 
 

@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
+from crane_x7_vla_rl.data.files import write_json
 from crane_x7_vla_rl.policies.base import PolicyLoadError
 from crane_x7_vla_rl.policies.openvla.weights import layout as layouts
 from crane_x7_vla_rl.policies.openvla.weights.files import read_json
-from crane_x7_vla_rl.training.checkpoints.policy_files import write_json
 
 LINEAGE: Final = "lineage.json"
 

@@ -57,7 +57,7 @@ def merge(path_or_repo_id: str, output: Path, dtype: object) -> Path:
     import torch
 
     from crane_x7_vla_rl.policies.about import DEMOS
-    from crane_x7_vla_rl.policies.openvla.weights import loading
+    from crane_x7_vla_rl.policies.openvla.weights import loading, oft_loading
     from crane_x7_vla_rl.policies.openvla.weights.layout import (
         POLICY,
         PREPROCESSOR,
@@ -72,16 +72,21 @@ def merge(path_or_repo_id: str, output: Path, dtype: object) -> Path:
     output = output.expanduser().absolute()
     _refuse_existing(output)
     loaded = loading.load(path_or_repo_id, dtype=dtype)
+    oft_loading.load_film(loaded)
 
     def write(folder: Path) -> None:
         statistics = loaded.model.norm_stats
-        policy_files.write_weights(folder, loaded.model.state_dict(), loaded.raw_config, statistics)
+        tensors, film = oft_loading.without_film(loaded.model.state_dict())
+        policy_files.write_weights(folder, tensors, loaded.raw_config, statistics)
         policy_files.write_json(folder / STATISTICS, statistics)
         for name in (TOKENIZER, PREPROCESSOR, POLICY, SKILLS, DEMOS, checkpoint.CONFIG):
             if (source := loaded.layout.first(name)) is not None:
                 shutil.copyfile(source, folder / name)
         if (heads := loaded.layout.heads()) is not None:
             for source in head_files(heads):
-                shutil.copyfile(source, folder / source.name)
+                if source.name.startswith(oft_loading.FILM):
+                    policy_files.write_tensors(folder / source.name, film)
+                else:
+                    shutil.copyfile(source, folder / source.name)
 
     return checkpoint.write_whole(output, {"step": 0, "serial": 1}, write)

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import torch
 from torch import Tensor
 
 from crane_x7_vla_rl.policies import hub
@@ -117,9 +118,12 @@ def write_weights(
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write one file of tensors by name."""
+    """Write one file of tensors by name; those of OpenVLA-OFT end with .pt."""
     from safetensors.torch import save_file
 
+    if path.suffix == ".pt":
+        torch.save(_owned(tensors), path)
+        return
     save_file(_owned(tensors), path, metadata={"format": "pt"})
     path.chmod(READABLE)
 

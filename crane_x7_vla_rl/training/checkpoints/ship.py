@@ -3,7 +3,8 @@
 Checkpoint folder, adapter or whole → a folder that the ordinary loader reads. Weights become
 float16, whose 11 bits round less than bfloat16's 8. Rows of the vocabulary that no prompt can
 reach, and head rows of tokens that are not actions, are never read: they become zeros, which a
-package or a Git object stores in next to nothing.
+package or a Git object stores in next to nothing. Of OpenVLA-OFT, whose actions come from
+another head, the language model's head is left out (`tie_word_embeddings`).
 """
 
 from __future__ import annotations
@@ -18,20 +19,19 @@ from torch import Tensor
 from crane_x7_vla_rl.actions import FIRST_ACTION_TOKEN, VOCABULARY
 from crane_x7_vla_rl.policies.openvla.codec import PolicySpec
 from crane_x7_vla_rl.policies.openvla.tokenizer import PromptTokenizer
-from crane_x7_vla_rl.policies.openvla.weights import loading
+from crane_x7_vla_rl.policies.openvla.weights import loading, oft_loading
 from crane_x7_vla_rl.policies.openvla.weights.layout import (
     POLICY,
     PREPROCESSOR,
     STATISTICS,
     TOKENIZER,
 )
+from crane_x7_vla_rl.policies.openvla.weights.loading import EMBEDDINGS, HEAD
 from crane_x7_vla_rl.training.checkpoints import policy_files
 from crane_x7_vla_rl.training.errors import OutputError
 
 MOST_BYTES: Final = 15_000_000
 """Largest size of all files together."""
-EMBEDDINGS: Final = "language_model.model.embed_tokens.weight"
-HEAD: Final = "language_model.lm_head.weight"
 LARGEST: Final = float(torch.finfo(torch.float16).max)
 
 
@@ -41,24 +41,41 @@ def write(checkpoint: str, folder: Path) -> PolicySpec:
     Raises OutputError where it does not fit in MOST_BYTES or float16, and PolicyLoadError.
     """
     loaded = loading.load(checkpoint, dtype=torch.float32)
-    if loaded.layout.heads() is not None:
-        raise OutputError(f"{checkpoint} is an OpenVLA-OFT checkpoint; expected a token policy")
     tokenizer = loaded.layout.first(TOKENIZER)
     if tokenizer is None:
         raise OutputError(f"{checkpoint}: {TOKENIZER} is missing; a policy needs it")
-    tensors = dict(loaded.model.state_dict())
+    oft_loading.load_film(loaded)
+    tensors, film = oft_loading.without_film(loaded.model.state_dict())
+    config = dict(loaded.raw_config)
     actions = torch.arange(FIRST_ACTION_TOKEN, VOCABULARY)
     read = torch.cat([torch.tensor(PromptTokenizer(tokenizer).reachable()), actions])
-    for name, rows in ((EMBEDDINGS, read), (HEAD, actions)):
-        tensors[name] = only(tensors[name], rows)
+    tensors[EMBEDDINGS] = only(tensors[EMBEDDINGS], read)
+    if (heads := loaded.layout.heads()) is None:
+        tensors[HEAD] = only(tensors[HEAD], actions)
+    else:
+        _write_heads(heads, folder, loaded.model.config.text.hidden_size, film)
+        del tensors[HEAD]
+        config["text_config"] = {**config.get("text_config", {}), "tie_word_embeddings": True}
     small = {name: halved(name, tensor) for name, tensor in tensors.items()}
-    policy_files.write_weights(folder, small, loaded.raw_config, loaded.model.norm_stats)
+    policy_files.write_weights(folder, small, config, loaded.model.norm_stats)
     policy_files.write_json(folder / STATISTICS, loaded.model.norm_stats)
     for name in (TOKENIZER, PREPROCESSOR, POLICY):
         if (source := loaded.layout.first(name)) is not None:
             shutil.copyfile(source, folder / name)
     check_size(folder)
     return PolicySpec.of(loaded.layout)
+
+
+def _write_heads(heads: Path, folder: Path, hidden: int, film: dict[str, Tensor]) -> None:
+    """Write the action head and the projector of the state, both read from `heads`, and FiLM."""
+    action, proprio = oft_loading.read_heads(heads, hidden)
+    parts = {oft_loading.ACTION_HEAD: action.state_dict(), oft_loading.FILM: film}
+    if proprio is not None:
+        parts[oft_loading.PROPRIO] = proprio.state_dict()
+    for kind, tensors in parts.items():
+        if tensors:
+            small = {name: halved(name, value) for name, value in tensors.items()}
+            policy_files.write_tensors(folder / oft_loading.file_name(kind, 0), small)
 
 
 def only(matrix: Tensor, rows: Tensor) -> Tensor:

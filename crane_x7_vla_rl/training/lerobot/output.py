@@ -22,6 +22,7 @@ from crane_x7_vla_rl.training.errors import (
     OutputError,
     PackageError,
     TrainingError,
+    UnfinishedError,
 )
 
 LINE: Final = re.compile(
@@ -38,6 +39,7 @@ NAMES: Final = {
     "data_s": "dataloading_s",
     "smp/s": "samples_per_s",
     "epch": "epochs",
+    "kld_loss": "kl_loss",
 }
 """LeRobot's short names → ours."""
 ROUNDED: Final = ("step", "smpl", "ep")
@@ -102,6 +104,9 @@ CAUSES: Final[tuple[tuple[str, type[Exception], str], ...]] = (
      "the Hub does not answer, and the cache does not hold it: try again later"),
     (r"Error\(s\) in loading state_dict|size mismatch for |SafetensorError", PolicyLoadError,
      "the weights belong to a policy with other options; use policy.path to take its own"),
+    (r"DistBackendError|DistNetworkError|DistStoreError|NCCL error|ncclRemoteError"
+     r"|Connection closed by peer|Connection reset by peer|Gloo .*(onnection|imed out)",
+     UnfinishedError, "another process of this training was lost: start all of them again"),
     (r"DecodingError|unrecognized arguments|ParsingError|error: argument ", ConfigError,
      "LeRobot refuses the options; see its message above"),
     (r"is required but not installed|ModuleNotFoundError: No module named", PackageError,

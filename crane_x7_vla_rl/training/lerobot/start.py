@@ -9,7 +9,7 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,43 +40,71 @@ SET_ANEW: Final = ("steps", "wandb.mode")
 """Options that the program sets when a run resumes, too."""
 
 
+@dataclass(frozen=True)
+class Settled:
+    """A training that nothing but LeRobot itself can refuse any more."""
+
+    plan: Plan
+    python: Path
+    """LeRobot's interpreter."""
+    data: DataSet
+    found: Found | None
+    """Where it resumes."""
+    config: Mapping[str, Any] | None
+    """The configuration of LeRobot that it starts from."""
+
+    def call(self, unit: str = "rad") -> Call:
+        """Return how the trainer is started."""
+        return call(self.plan, self.python, self.data, self.found, self.config, unit)
+
+
 def go(request: Request, wish: Wish) -> int:
     """Train; returns 0, also after SIGTERM once everything is saved.
 
     Raises TrainingError, DataError and PolicyLoadError.
     """
     with terminal.outlived():
-        machine = this_machine(request)
-        python = Path("python") if wish.dry else interpreter()
-        places = Places(
-            plans.output_dir(request, machine), request.own.checkpoint.repo_id, machine.output_root
-        )
-        found = resuming.find(wish.resume, places)
-        config = _config(request, found)
-        full = request if config is None else _filled(request, config)
-        plan = plans.make(full, machine, presets=config is None)
-        for note in plan.notes:
-            logger.warning("%s", note)
-        if found is not None:
-            resuming.check(found, request.options)
-            plan = replace(plan, output_dir=_folder(request, plan, found))
-        preflight.raise_all(preflight.output(plan.output_dir))
-        dataset.check(plan.options)
-        if found is None and not wish.dry:
-            _check_weights(plan.options)
-        run.check_folder(plan.output_dir, found is not None)
-        if wish.dry and not _local(plan.options):
-            data = DataSet(str(plan.options[dataset.REPO]), None, {})
-        else:
-            data = dataset.prepare(plan.options, plan.output_dir, wish.instruction)
-        plan = _complete(plan, data, wish, request, config, found)
-        print(plan.shown(), flush=True)
+        settled = settle(request, wish)
+        print(settled.plan.shown(), flush=True)
         if not wish.dry:
-            destination = _destination(request, found)
-            if found is not None:
-                saved.prepare(found.saved)
-            run.train(call(plan, python, data, found, config, wish.unit), destination)
+            destination = _destination(request, settled.found)
+            if settled.found is not None:
+                saved.prepare(settled.found.saved)
+            run.train(settled.call(wish.unit), destination)
     return 0
+
+
+def settle(request: Request, wish: Wish, first: bool = True) -> Settled:
+    """Check everything, prepare the data set, and find what is resumed.
+
+    Processes of a distributed training other than the first leave the run's folder alone.
+    """
+    machine = this_machine(request)
+    python = Path("python") if wish.dry else interpreter()
+    places = Places(
+        plans.output_dir(request, machine), request.own.checkpoint.repo_id, machine.output_root
+    )
+    found = resuming.find(wish.resume, places)
+    config = _config(request, found)
+    full = request if config is None else _filled(request, config)
+    plan = plans.make(full, machine, presets=config is None)
+    for note in plan.notes:
+        logger.warning("%s", note)
+    if found is not None:
+        resuming.check(found, request.options)
+        plan = replace(plan, output_dir=_folder(request, plan, found))
+    preflight.raise_all(preflight.output(plan.output_dir))
+    dataset.check(plan.options)
+    if found is None and not wish.dry:
+        _check_weights(plan.options)
+    if first:
+        run.check_folder(plan.output_dir, found is not None)
+    if wish.dry and not _local(plan.options):
+        data = DataSet(str(plan.options[dataset.REPO]), None, {})
+    else:
+        data = dataset.prepare(plan.options, plan.output_dir, wish.instruction)
+    plan = _complete(plan, data, wish, request, config, found)
+    return Settled(plan, python, data, found, config)
 
 
 def _config(request: Request, found: Found | None) -> Mapping[str, Any] | None:

@@ -22,7 +22,8 @@ from crane_x7_vla_rl.training.sft.config import SftConfig
 RULES: Final = Rules(
     fixed=(
         "backend", "policy.statistics", "policy.state_tokens", "policy.chunk_steps",
-        "lora.enabled", "lora.rank", "lora.alpha", "lora.targets",
+        "policy.action_head", "policy.film", "lora.enabled", "lora.rank", "lora.alpha",
+        "lora.targets",
     ),
     free=("output.", "logging.", "publish.", "training.device", "data.workers"),
     decided="another model",
@@ -49,6 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--resume-from-checkpoint", dest="resume", metavar="FOLDER|auto",
         help="older name of --resume",
     )  # fmt: skip
+    parser.add_argument(
+        "--dry-run", action="store_true", help="print the configuration and end; trains nothing"
+    )
     follow.add_argument(parser)
     dashboard.add_argument(parser)
 
@@ -66,6 +70,9 @@ def run(args: argparse.Namespace) -> int:
         return go(*request)
     with terminal.outlived():
         config, resumption = read(args)
+        if args.dry_run:
+            print(loader.to_yaml(config), end="")
+            return 0
         from crane_x7_vla_rl.training import preflight
 
         preflight.raise_all(
@@ -95,7 +102,9 @@ def by_lerobot(args: argparse.Namespace) -> tuple[Request, Wish] | None:
     epochs = None if training.max_steps is not None else training.num_epochs
     warmup = training.warmup_ratio if "training.warmup_ratio" in given else None
     resume = () if args.resume is None else (args.resume,)
-    wish = Wish(resume, False, config.data.instruction, epochs, warmup, config.data.unit or "rad")
+    wish = Wish(
+        resume, args.dry_run, config.data.instruction, epochs, warmup, config.data.unit or "rad"
+    )
     return request(config, given), wish
 
 

@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from crane_x7_vla_rl.data.loader.selection import Choice, Interventions
 from crane_x7_vla_rl.data.reading import Reading, Unit
-from crane_x7_vla_rl.fields import Amount, Count, Index, Positive, Share, flag, size_text
+from crane_x7_vla_rl.fields import Amount, Count, Index, Positive, Share, flag, size_text, within
 from crane_x7_vla_rl.training.config.sections import (
     ComputeConfig,
     LoggingConfig,
@@ -19,6 +20,7 @@ from crane_x7_vla_rl.training.config.sections import (
     Section,
     check_publishing,
 )
+from crane_x7_vla_rl.training.errors import ConfigError
 from crane_x7_vla_rl.variables import OUTPUT_ROOT
 
 
@@ -36,6 +38,11 @@ class DataConfig(Section, section="data"):
     """Unit of the joints of a LeRobot data set; none: rad, refused if the values cannot be."""
     gripper_unit: Unit | None = flag("--gripper-unit", None)
     """Unit of its gripper; none: that of the arm."""
+    interventions: Interventions = flag("--interventions", "with")
+    """Frames in which a person acted while a policy drove (see `infer --record`): train with them,
+    on them only, or without them."""
+    intervention_weight: Annotated[float, within(0.01, 100)] = flag("--intervention-weight", 1.0)
+    """How often such a frame is used in an epoch (DAgger); any other frame is used once."""
     image_size: Annotated[str, size_text("224x224")] = "224x224"
     """Width and height of the model's images; images of other sizes are resized to it."""
     workers: Count = flag("--data-workers", 2)
@@ -44,6 +51,18 @@ class DataConfig(Section, section="data"):
     """Memory for decoded images."""
     corrupt: Literal["raise", "skip"] = flag("--corrupt-data", "raise")
     """raise: an unreadable image ends the run; skip: it is replaced by another."""
+
+    def __post_init__(self) -> None:
+        if self.interventions != "with" and self.intervention_weight != 1:
+            raise ConfigError(
+                f"data.intervention_weight is {self.intervention_weight:g}, and data.interventions"
+                f" is {self.interventions}: a weight needs both kinds of frames; leave one out"
+            )
+
+    @property
+    def choice(self) -> Choice:
+        """Which frames are used, and how often."""
+        return Choice(self.interventions, self.intervention_weight)
 
     @property
     def reading(self) -> Reading:
@@ -101,6 +120,12 @@ class PolicyConfig(Section, section="policy"):
     model's policy.json."""
     chunk_steps: Count | None = None
     """Steps per prediction; default: as in the model's policy.json."""
+    action_head: Literal["tokens", "l1"] | None = None
+    """How actions are predicted: tokens, one after another, or l1, all in one pass by OpenVLA-OFT's
+    regression head, which also reads the measured joints; default: as the model."""
+    film: bool = False
+    """Modulate the vision towers by the instruction (FiLM, as OpenVLA-OFT+), for policies that
+    must look at what they are told; needs action head l1. A start that has it keeps it."""
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,7 @@ class UpdateOutcome:
     """What all processes agree on after the backward pass of an update."""
 
     loss: float
-    """Mean over all samples, nats per token."""
+    """Mean over all samples: nats per token, or the L1 distance of normalised actions."""
     grad_norm: float
     finite: bool
     stop: bool
@@ -105,7 +105,7 @@ def _update(
         batch = next(run.batches)
         sample = model_batch(batch, run.codec, run.learner.like)
         data_s += run.clock() - asked_s
-        inputs = (sample.pixels, sample.prompts, sample.tokens, width)
+        inputs = run.learner.loss.inputs(sample, width)
         last = micro == training.grad_accumulation_steps - 1
         losses.append(run.learner.backward(inputs, 1 / training.grad_accumulation_steps, last))
         batches.append(batch)
@@ -182,6 +182,6 @@ def _not_finite(
 
 def _save(run: SftRun, progress: Progress, name: str) -> None:
     """Save a checkpoint; see `Session.save`."""
-    tensors, optimizer = run.learner.tensors(), run.learner.optimizer_state()
+    (tensors, others), optimizer = run.learner.tensors(progress.step), run.learner.optimizer_state()
     about = {"data": run.source.name}
-    run.session.save(name, Snapshot(progress, tensors, optimizer, about))
+    run.session.save(name, Snapshot(progress, tensors, optimizer, about, others))

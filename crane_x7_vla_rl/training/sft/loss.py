@@ -1,6 +1,7 @@
-"""The loss of fine-tuning, and what learns by it: a policy under `TokenLoss` with AdamW.
+"""The loss of fine-tuning, and what learns by it: a policy under its loss with AdamW.
 
-A configuration and maybe a checkpoint → a `TokenLearner`.
+A configuration and maybe a checkpoint → an `SftLearner`. Policies of tokens learn by `TokenLoss`,
+those with OpenVLA-OFT's head by `chunk_loss.ChunkLoss`.
 
 Legend: B batch, D tokens of a prediction.
 """
@@ -24,10 +25,13 @@ from crane_x7_vla_rl.policies.openvla.weights.loading import Loaded
 from crane_x7_vla_rl.training import learner
 from crane_x7_vla_rl.training.errors import ConfigError
 from crane_x7_vla_rl.training.learner import Learner, ModelSpec
+from crane_x7_vla_rl.training.sft import chunk_loss
+from crane_x7_vla_rl.training.sft.chunk_loss import ChunkLoss
 from crane_x7_vla_rl.training.sft.config import SftConfig
+from crane_x7_vla_rl.training.sft.samples import ModelBatch
 
 WRAPPED: Final = "model."
-"""Prefix of the names of the model's own parameters in `TokenLoss`."""
+"""Prefix of the names of the model's own parameters in a loss."""
 
 
 class TokenLoss(nn.Module):
@@ -40,6 +44,10 @@ class TokenLoss(nn.Module):
     def __init__(self, model: OpenVLA) -> None:
         super().__init__()
         self.model = model
+
+    def inputs(self, sample: ModelBatch, smoothing: float) -> tuple[Any, ...]:
+        """Return what `forward` reads of a sample."""
+        return sample.pixels, sample.prompts, sample.tokens, smoothing
 
     def forward(
         self, pixels: Tensor, prompts: list[Tensor], tokens: Tensor, smoothing: float = 0.0
@@ -60,9 +68,10 @@ def gaussian_targets(tokens: Tensor, deviation: float) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class TokenLearner(Learner):
-    """A policy that learns from demonstrations; its module is a `TokenLoss`."""
+class SftLearner(Learner):
+    """A policy that learns from demonstrations; its module is `loss`, maybe wrapped."""
 
+    loss: TokenLoss | ChunkLoss
     loaded: Loaded
     """Its layout is the base's, or the resumed checkpoint's where that holds whole weights."""
     has_adapters: bool
@@ -93,22 +102,30 @@ class TokenLearner(Learner):
             torch.autograd.backward(loss * share)
         return loss.detach()
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Return the policy's adapters, or all its weights; see `kept`."""
-        found = self.kept(self.has_adapters).items()
-        return {name.removeprefix(WRAPPED): tensor for name, tensor in found}
+    def tensors(self, step: int) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+        """Return the policy's adapters, or all its weights, and other weights by file.
+
+        See `kept`; the others are OpenVLA-OFT's heads after `step` updates.
+        """
+        return chunk_loss.split(self.kept(self.has_adapters), WRAPPED, step)
 
 
-def build(config: SftConfig, accelerator: Accelerator, resumed: Path | None) -> TokenLearner:
+def build(config: SftConfig, accelerator: Accelerator, resumed: Path | None) -> SftLearner:
     """Return a learner with the weights of the base, or of the resumed checkpoint.
 
     Raises what `learner.prepare` does, and ConfigError for another image size than the model's.
     """
     training = config.training
     spec = ModelSpec(config.policy.model, config.lora, training)
-    loaded = learner.prepare(spec, accelerator.device, resumed)
+    is_chunk = chunk_loss.is_wanted(config.policy.action_head, str(resumed or config.policy.model))
+    if config.policy.film and not is_chunk:
+        raise ConfigError("policy.film needs actions from OpenVLA-OFT's head; add --action-head l1")
+    loaded = learner.prepare(spec, accelerator.device, resumed, tokens=not is_chunk)
     _check_size(config, loaded.model)
-    module = learner.spread(TokenLoss(loaded.model), training.sharding, accelerator)
+    loss: TokenLoss | ChunkLoss = TokenLoss(loaded.model)
+    if is_chunk:
+        loss = chunk_loss.build(loaded, resumed, config.policy.film)
+    module = learner.spread(loss, training.sharding, accelerator)
     learning = [parameter for parameter in module.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(
         learning,
@@ -118,8 +135,8 @@ def build(config: SftConfig, accelerator: Accelerator, resumed: Path | None) -> 
         fused=not any(isinstance(parameter, DTensor) for parameter in learning),
     )
     torch.manual_seed(training.seed + accelerator.process_index)
-    return TokenLearner(
-        accelerator, module, optimizer, training.max_grad_norm, loaded, config.lora.enabled
+    return SftLearner(
+        accelerator, module, optimizer, training.max_grad_norm, loss, loaded, config.lora.enabled
     )
 
 

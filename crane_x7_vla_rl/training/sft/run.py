@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from crane_x7_vla_rl.data.loader.batches import Batches, LoaderOptions
+from crane_x7_vla_rl.data.loader.selection import EVERY_FRAME
 from crane_x7_vla_rl.data.source import EpisodeSource, open_source
 from crane_x7_vla_rl.data.statistics import compute_statistics
 from crane_x7_vla_rl.policies.about import DEMOS
@@ -37,7 +38,7 @@ from crane_x7_vla_rl.training.run_log import RunLog
 from crane_x7_vla_rl.training.session import Clock, Session, TrainerNames
 from crane_x7_vla_rl.training.sft import loss
 from crane_x7_vla_rl.training.sft.config import AugmentationConfig, SftConfig
-from crane_x7_vla_rl.training.sft.loss import TokenLearner
+from crane_x7_vla_rl.training.sft.loss import SftLearner
 from crane_x7_vla_rl.training.sft.samples import image_transform
 from crane_x7_vla_rl.training.tracking import (
     Formatters,
@@ -62,7 +63,7 @@ class SftRun:
     config: SftConfig
     source: EpisodeSource
     batches: Batches
-    learner: TokenLearner
+    learner: SftLearner
     codec: Codec
     clock: Clock
 
@@ -141,7 +142,7 @@ def _warn_of_private_base(config: SftConfig, base: Base) -> None:
 
 
 def _inputs(
-    config: SftConfig, learner: TokenLearner, source: EpisodeSource, resumed: Path | None
+    config: SftConfig, learner: SftLearner, source: EpisodeSource, resumed: Path | None
 ) -> PolicySpec:
     """Return the policy's inputs and outputs: as resumed, else as configured, else as its base."""
     if resumed is not None:
@@ -156,7 +157,7 @@ def _inputs(
 
 
 def _statistics(
-    config: SftConfig, learner: TokenLearner, source: EpisodeSource, resumed: Path | None
+    config: SftConfig, learner: SftLearner, source: EpisodeSource, resumed: Path | None
 ) -> dict[str, Any]:
     """Return dataset_statistics.json's content; the first process computes it for all."""
     if resumed is not None:
@@ -170,7 +171,7 @@ def _statistics(
 
 
 def _batches(
-    config: SftConfig, learner: TokenLearner, source: EpisodeSource, inputs: PolicySpec
+    config: SftConfig, learner: SftLearner, source: EpisodeSource, inputs: PolicySpec
 ) -> Batches:
     data, accelerator = config.data, learner.accelerator
     size, seed = learner.model.config.image_size, config.training.seed
@@ -182,11 +183,19 @@ def _batches(
         corrupt=data.corrupt,
         prepare=lambda image: plain(image, 0),
         transform=image_transform(size, WHOLE, config.augmentation, seed),
+        choice=data.choice,
     )
-    return Batches(
+    batches = Batches(
         source, config.training.batch_size, seed,
         accelerator.process_index, accelerator.num_processes, options,
     )  # fmt: skip
+    if data.choice != EVERY_FRAME and accelerator.is_main_process:
+        logger.info(
+            "interventions: %s, weight %g; an epoch has %d samples of %d recorded frames",
+            data.interventions, data.intervention_weight, batches.frames_per_epoch,
+            source.lengths.sum(),
+        )  # fmt: skip
+    return batches
 
 
 def steps(config: SftConfig, per_update: int, frames: int, progress: Progress) -> int:

@@ -10,6 +10,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -31,6 +33,10 @@ class ModelBatch:
     """B 1-D tensors of ids, the measured joints behind the text where the policy reads them."""
     tokens: Tensor
     """(B, T·8) int64, ids 31744…31999: the demonstrated action, step after step."""
+    actions: npt.NDArray[np.float32]
+    """(B, T, 8) rad, the same."""
+    state: npt.NDArray[np.float32]
+    """(B, 8) rad, measured."""
 
 
 def image_transform(
@@ -57,4 +63,6 @@ def model_batch(batch: Batch, codec: Codec, like: Tensor) -> ModelBatch:
         normalised(images.permute(0, 3, 1, 2), like.dtype),
         codec.prompts(batch.instructions, batch.state),
         torch.from_numpy(codec.tokens(batch.actions)),
+        batch.actions,
+        batch.state,
     )

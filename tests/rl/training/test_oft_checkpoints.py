@@ -16,8 +16,7 @@ from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.policies.load import load_policy
 from crane_x7_vla_rl.robot import HOME_RAD
 from crane_x7_vla_rl.training import cli
-from crane_x7_vla_rl.training.checkpoints import ship
-from crane_x7_vla_rl.training.errors import ExitCode, OutputError
+from crane_x7_vla_rl.training.errors import ExitCode
 from crane_x7_vla_rl.types import JointState, Observation
 
 HEAD = "action_head--7_checkpoint.pt"
@@ -39,9 +38,13 @@ def adapted(base: Path, folder: Path) -> Path:
     return oft_rig.write_adapter(folder, base)
 
 
-def test_sft_refuses_one_as_its_base(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_sft_of_tokens_refuses_one_as_its_base(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = with_head(training_rig.base(), tmp_path / "oft")
-    words = training_rig.flags(tmp_path / "run", "--max-steps", "1", "--model", str(model))
+    words = training_rig.flags(
+        tmp_path / "run", "--max-steps", "1", "--model", str(model), "--action-head", "tokens"
+    )
     assert cli.main(["sft", *words]) == ExitCode.CONFIG
     assert "is an OpenVLA-OFT checkpoint: its actions come from a head" in capsys.readouterr().err
 
@@ -98,8 +101,3 @@ def test_training_refuses_one_whose_head_is_missing(
     words = rl_rig.flags(tmp_path / "run", "--num-updates", "1", "--sft-checkpoint", str(model))
     assert cli.main(["train", *words]) == ExitCode.CONFIG
     assert f"{model} is an OpenVLA-OFT checkpoint" in capsys.readouterr().err
-
-
-def test_one_is_not_shipped(oft: Path, tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="is an OpenVLA-OFT checkpoint"):
-        ship.write(str(oft), tmp_path)

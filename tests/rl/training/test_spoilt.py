@@ -35,7 +35,7 @@ from crane_x7_vla_rl.training.rl import evaluation
 from crane_x7_vla_rl.training.rl.agent import Agent
 from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig, ValueConfig
 from crane_x7_vla_rl.training.rl.rollout import RolloutConfig, collect
-from crane_x7_vla_rl.training.sft.loss import TokenLearner
+from crane_x7_vla_rl.training.sft.loss import SftLearner
 
 CONFIG = PpoConfig(minibatch_size=4, micro_batch_size=4, epochs=1, value=ValueConfig(hidden=16))
 SHORT = (
@@ -122,16 +122,16 @@ def test_sft_saves_no_weights_that_are_no_numbers(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], lora: str
 ) -> None:
     """A step that is too long leaves them, after the loss was looked at."""
-    real = TokenLearner.update
+    real = SftLearner.update
 
-    def far(self: TokenLearner, rate: float) -> None:
+    def far(self: SftLearner, rate: float) -> None:
         real(self, rate)
         if len(steps := [*steps_done, rate]) == 2:
             spoil(self.model)
         steps_done[:] = steps
 
     steps_done: list[float] = []
-    monkeypatch.setattr(TokenLearner, "update", far)
+    monkeypatch.setattr(SftLearner, "update", far)
     run = tmp_path / "run"
     more = ("--save-steps", "1", "--max-steps", "3", lora)
     assert cli.main(["sft", *training_rig.flags(run, *more)]) == ExitCode.NOT_FINITE
@@ -145,14 +145,14 @@ def test_sft_saves_no_weights_that_are_no_numbers(
 def test_sft_says_that_weights_were_spoilt_before_a_loss_that_is_no_number(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    real = TokenLearner.update
+    real = SftLearner.update
 
-    def far(self: TokenLearner, rate: float) -> None:
+    def far(self: SftLearner, rate: float) -> None:
         real(self, rate)
         with torch.no_grad():
             self.model.get_parameter(ADAPTER)[0, 0] = torch.inf
 
-    monkeypatch.setattr(TokenLearner, "update", far)
+    monkeypatch.setattr(SftLearner, "update", far)
     argv = training_rig.flags(tmp_path / "run", "--max-steps", "3", "--save-steps", "9")
     assert cli.main(["sft", *argv]) == ExitCode.NOT_FINITE
     said = capsys.readouterr().err

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +11,8 @@ import pytest
 import rl_rig
 import torch
 import training_rig
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from crane_x7_vla_rl.actions import FIRST_ACTION_TOKEN, VOCABULARY
 from crane_x7_vla_rl.policies.base import ModelOptions, PolicyLoadError
@@ -86,6 +90,43 @@ def test_the_same_checkpoint_gives_the_same_files(shipped: Path, tmp_path: Path)
     assert names == sorted(path.name for path in tmp_path.iterdir())
     for name in names:
         assert (shipped / name).read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_a_policy_of_chunks_keeps_its_heads_and_leaves_out_the_one_that_it_never_reads(
+    tmp_path: Path,
+) -> None:
+    chunks = ("--action-head", "l1", "--chunk-steps", "4", "--no-use-lora")
+    training_rig.train(tmp_path / "run", *chunks, "--max-steps", "2")
+    learned, small = tmp_path / "run" / "last", tmp_path / "small"
+    small.mkdir()
+    ship.write(str(learned), small)
+    with safe_open(small / "model.safetensors", framework="pt") as stored:
+        assert ship.HEAD not in stored.keys()  # noqa: SIM118 # not a dictionary
+    config = json.loads((small / "config.json").read_text())
+    assert config["text_config"]["tie_word_embeddings"] is True
+    assert "random_weights" not in config
+    seen = looks(4)
+    before, after = (
+        load_policy("openvla", ModelOptions(path=str(path))).predict(seen)
+        for path in (learned, small)
+    )
+    for one, other in zip(before, after, strict=True):
+        assert one.position_rad.shape == (4, 8)
+        np.testing.assert_allclose(other.position_rad, one.position_rad, atol=0.01)
+
+
+def test_a_head_is_missing_only_where_it_is_the_embeddings(tmp_path: Path) -> None:
+    folder = shutil.copytree(training_rig.base(), tmp_path / "base")
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[ship.HEAD]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(PolicyLoadError, match=r"are missing: language_model\.lm_head"):
+        loading.load(folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["text_config"]["tie_word_embeddings"] = True
+    (folder / "config.json").write_text(json.dumps(config))
+    tied = loading.load(folder).model.state_dict()
+    assert torch.equal(tied[ship.HEAD], tied[ship.EMBEDDINGS])
 
 
 def test_what_does_not_fit_in_16_bits_is_refused() -> None:

@@ -12,7 +12,7 @@ import training_rig as rig
 from crane_x7_vla_rl.training import cli
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.errors import ExitCode
-from crane_x7_vla_rl.training.sft.loss import TokenLearner
+from crane_x7_vla_rl.training.sft.loss import SftLearner
 
 pytestmark = pytest.mark.timeout(rig.PATIENCE_S + 100)
 CUDA = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
@@ -21,14 +21,14 @@ CPU = RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: 4
 
 def fail(patch: pytest.MonkeyPatch, error: BaseException, call: int, part: str) -> None:
     """Let the call with this number, from 0, raise instead."""
-    real, calls = getattr(TokenLearner, part), iter(range(99))
+    real, calls = getattr(SftLearner, part), iter(range(99))
 
     def failing(*args: Any) -> Any:
         if next(calls) == call:
             raise error
         return real(*args)
 
-    patch.setattr(TokenLearner, part, failing)
+    patch.setattr(SftLearner, part, failing)
 
 
 @pytest.mark.parametrize(

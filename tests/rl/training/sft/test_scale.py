@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import subprocess
@@ -22,6 +23,7 @@ from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 pytestmark = pytest.mark.timeout(rig.PATIENCE_S + 100)
 FSDP = ("--sharding", "fsdp")
 NO_DROPOUT = ("--lora-dropout", "0")
+SLOW = pytest.mark.slow
 
 
 def finish(process: subprocess.Popen[str] | WarmProcess) -> str:
@@ -43,7 +45,7 @@ def train_together(*argv: str) -> str:
     return said
 
 
-def wait_for_first_save(run: Path, process: subprocess.Popen[str]) -> None:
+def wait_for_first_save(run: Path, process: subprocess.Popen[str] | WarmProcess) -> None:
     deadline_s = time.monotonic() + rig.PATIENCE_S
     while not (run / "checkpoint-2").exists():
         assert process.poll() is None, finish(process)
@@ -55,8 +57,8 @@ def wait_for_first_save(run: Path, process: subprocess.Popen[str]) -> None:
     "options",
     [
         pytest.param(NO_DROPOUT, id="lora"),
-        pytest.param(("--no-use-lora", "--learning-rate", "1e-3"), id="whole"),
-        pytest.param((*NO_DROPOUT, *FSDP), id="lora-fsdp"),
+        pytest.param(("--no-use-lora", "--learning-rate", "1e-3"), id="whole", marks=SLOW),
+        pytest.param((*NO_DROPOUT, *FSDP), id="lora-fsdp", marks=SLOW),
         pytest.param(("--no-use-lora", "--learning-rate", "1e-3", *FSDP), id="whole-fsdp"),
     ],
 )
@@ -100,7 +102,7 @@ def test_a_run_goes_on_with_another_number_of_processes(tmp_path: Path) -> None:
     assert rig.losses(moved)[:3] == rig.losses(whole)[:3]
 
 
-@pytest.mark.parametrize("victim", [0, 1])
+@pytest.mark.parametrize("victim", [0, pytest.param(1, marks=SLOW)])
 def test_when_one_process_dies_all_end_and_not_with_0(tmp_path: Path, victim: int) -> None:
     run = tmp_path / "run"
     process = rig.torchrun(rig.flags(run, "--max-steps", "1000000", "--save-steps", "2"), 2)
@@ -116,12 +118,21 @@ def test_when_one_process_dies_all_end_and_not_with_0(tmp_path: Path, victim: in
     load_policy("openvla", ModelOptions(path=str(newest)))
 
 
-def test_sigterm_to_torchrun_saves_what_all_processes_agree_on(tmp_path: Path) -> None:
+@pytest.mark.parametrize("by_torchrun", [False, pytest.param(True, marks=SLOW)])
+def test_sigterm_to_all_processes_saves_what_they_agree_on(
+    tmp_path: Path, by_torchrun: bool
+) -> None:
     run = tmp_path / "run"
-    process = rig.torchrun(rig.flags(run, "--max-steps", "1000000", "--save-steps", "2"), 2)
-    wait_for_first_save(run, process)
-    process.send_signal(signal.SIGTERM)
-    said = finish(process)
+    flags = rig.flags(run, "--max-steps", "1000000", "--save-steps", "2")
+    with contextlib.ExitStack() as stack:
+        if by_torchrun:
+            processes = [rig.torchrun(flags, 2)]
+        else:
+            processes = stack.enter_context(rig.together(flags, processes=2))
+        wait_for_first_save(run, processes[0])
+        for process in processes:
+            process.send_signal(signal.SIGTERM)
+        said = "".join(finish(process) for process in processes)
     done = len(rig.losses(run))
     assert checkpoint.step_of(run / "last") == done, said
     assert f"stopped after {done} of" in said

@@ -1,0 +1,159 @@
+"""`point`: a small model with random weights → a policy that looks, and acts as it is told.
+
+Model folder and demonstrations → a checkpoint with FiLM and OpenVLA-OFT's head, which `sft` can
+continue. `sft` alone, on the same demonstrations, gave policies that never looked.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+from crane_x7_vla_rl.training.errors import ConfigError, OutputError
+from crane_x7_vla_rl.training.pointing.config import PointConfig, add_arguments, from_arguments
+
+__all__ = ["add_arguments", "point", "run"]
+
+PERIOD_ERROR_S: Final = 1e-3
+
+
+def run(args: argparse.Namespace) -> int:
+    """Teach; returns 0. Raises ConfigError, OutputError, PolicyLoadError and SimError."""
+    config = from_arguments(args)
+    print(f"{point(config)}: continue it with sft --model")
+    return 0
+
+
+def point(config: PointConfig) -> Path:
+    """Write the checkpoint and return its folder; raises what `run` does."""
+    output = config.output.expanduser().absolute()
+    if output.exists():
+        raise OutputError(f"{output} exists; point writes a new folder, choose another name")
+    import torch
+
+    from crane_x7_vla_rl.policies.about import DEMOS
+    from crane_x7_vla_rl.policies.base import DEFAULT_UNNORM_KEY
+    from crane_x7_vla_rl.policies.openvla.codec import Codec, PolicySpec
+    from crane_x7_vla_rl.policies.openvla.weights import loading, oft_loading
+    from crane_x7_vla_rl.robot import DOF
+    from crane_x7_vla_rl.scenes import COLOUR_NAMES
+    from crane_x7_vla_rl.training import arm_statistics
+    from crane_x7_vla_rl.training.checkpoints import policy_files
+    from crane_x7_vla_rl.training.checkpoints import save as checkpoint
+    from crane_x7_vla_rl.training.pointing import views
+
+    loaded = loading.load(config.model)
+    if loaded.layout.heads() is not None or loaded.layout.adapter is not None:
+        raise ConfigError(f"{config.model} is no plain model: point starts from one without heads")
+    model, spec = loaded.model, PolicySpec.of(loaded.layout)
+    if spec.state_tokens:
+        raise ConfigError(
+            f"{config.model} reads joints as state tokens, but OpenVLA-OFT's head has its own"
+            " way: build the model without --state-tokens"
+        )
+    file = None if config.statistics is None else Path(config.statistics).expanduser()
+    model.norm_stats |= arm_statistics.complete(
+        config.model, model.norm_stats, DEFAULT_UNNORM_KEY, file
+    )
+    codec = Codec.of(loaded.layout, model.norm_stats, DEFAULT_UNNORM_KEY, spec)
+    torch.manual_seed(config.seed)
+    heads = oft_loading.new_heads(model.config.text.hidden_size, DOF, DOF)
+    scenes, size = views.scenes(COLOUR_NAMES), model.config.image_size
+    with _opened(config, codec, model) as demonstrations:
+        drawn = views.draw(config.pictures, config.seed, scenes, spec.view, size)
+        _teach(config, loaded, heads, codec, drawn, demonstrations)
+
+    def write(folder: Path) -> None:
+        tensors, film = oft_loading.without_film(model.state_dict())
+        policy_files.write_weights(folder, tensors, loaded.raw_config, model.norm_stats)
+        about = None if config.demos is None else Path(config.demos).expanduser() / DEMOS
+        around = policy_files.PolicyAssets.of(
+            loaded.layout, model.norm_stats, model.crop, spec,
+            about if about is not None and about.is_file() else None,
+        )  # fmt: skip
+        policy_files.write_assets(folder, around)
+        parts = {
+            oft_loading.ACTION_HEAD: heads[0].state_dict(),
+            oft_loading.PROPRIO: heads[1].state_dict(), oft_loading.FILM: film,
+        }  # fmt: skip
+        for kind, found in parts.items():
+            policy_files.write_tensors(folder / oft_loading.file_name(kind, 0), found)
+
+    return checkpoint.write_whole(output, {"step": 0, "serial": 1}, write)
+
+
+@contextmanager
+def _opened(config: PointConfig, codec: Any, model: Any) -> Iterator[Callable[[], Any] | None]:
+    """Yield what returns the next batch of demonstrations, if there are any."""
+    if config.demos is None:
+        yield None
+        return
+    import torch
+
+    from crane_x7_vla_rl.data.loader.batches import Batches, LoaderOptions
+    from crane_x7_vla_rl.data.source import open_source
+    from crane_x7_vla_rl.policies.openvla.image import cut_and_resize
+    from crane_x7_vla_rl.training.pointing import moves
+
+    spec, size, source = codec.inputs, model.config.image_size, open_source(config.demos)
+    if abs(1 / source.fps - spec.period_s) > PERIOD_ERROR_S:
+        raise ConfigError(
+            f"{config.demos} has {source.fps:g} steps per second, but {config.model} predicts one"
+            f" each {spec.period_s:g} s: record with --control-hz {1 / spec.period_s:g}"
+        )
+    options = LoaderOptions(
+        chunk_steps=spec.chunk_steps,
+        cache_bytes=config.cache_mb << 20,
+        prepare=lambda image: cut_and_resize(image, spec.view, size),
+    )
+    action, state = _scales(model)
+    with Batches(source, moves.SHOWN, config.seed, options=options) as batches:
+
+        def following() -> Any:
+            batch = next(batches)
+            return moves.Shown(
+                batch.images,
+                codec.prompts(batch.instructions, batch.state),
+                torch.from_numpy(state.normalise(batch.state)).float(),
+                torch.from_numpy(action.normalise(batch.actions)).float(),
+            )
+
+        yield following
+
+
+def _scales(model: Any) -> tuple[Any, Any]:
+    """Return the statistics of actions and of states."""
+    from crane_x7_vla_rl.actions import find_statistics
+    from crane_x7_vla_rl.policies.base import DEFAULT_UNNORM_KEY
+
+    stats, key = model.norm_stats, DEFAULT_UNNORM_KEY
+    return find_statistics(stats, key), find_statistics(stats, key, "proprio")
+
+
+def _teach(
+    config: PointConfig, loaded: Any, heads: Any, codec: Any, drawn: Any, demonstrations: Any
+) -> None:
+    """Teach the towers, then the language model and the heads."""
+    import numpy as np
+
+    from crane_x7_vla_rl.robot import DOF
+    from crane_x7_vla_rl.scenes import COLOUR_NAMES, LIFT_WORDS, PLACE_WORDS
+    from crane_x7_vla_rl.training.pointing import moves, towers
+    from crane_x7_vla_rl.training.pointing.descent import Descent
+
+    def prompts(words: str) -> list[Any]:
+        texts = [words.format(colour) for colour in COLOUR_NAMES]
+        found: list[Any] = codec.prompts(texts, np.zeros((len(texts), DOF)))
+        return found
+
+    model, spec = loaded.model, codec.inputs
+    towers.add_film(model, bool(loaded.raw_config.get("random_weights")))
+    stage = Descent("towers", config.updates, config.learning_rate)
+    towers.teach(model, prompts(LIFT_WORDS), drawn, stage, config.seed)
+    planned = moves.plan(drawn, spec.chunk_steps, spec.period_s, *_scales(model))
+    words = moves.Words(prompts(LIFT_WORDS), prompts(PLACE_WORDS))
+    stage = Descent("moves", config.move_updates, config.learning_rate)
+    moves.teach(model, heads, words, drawn, planned, stage, config.seed, demonstrations)

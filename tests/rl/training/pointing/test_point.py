@@ -1,0 +1,160 @@
+"""`point` on real pictures with a tiny model: towers that learn, a checkpoint that drives."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import training_rig as rig
+
+from crane_x7_vla_rl.actions import find_statistics
+from crane_x7_vla_rl.policies.base import ModelOptions
+from crane_x7_vla_rl.policies.load import load_policy
+from crane_x7_vla_rl.policies.openvla.builder import build
+from crane_x7_vla_rl.policies.openvla.codec import Codec, PolicySpec
+from crane_x7_vla_rl.policies.openvla.image import WHOLE, normalised
+from crane_x7_vla_rl.policies.openvla.weights.loading import load
+from crane_x7_vla_rl.scenes import COLOUR_NAMES, LIFT_WORDS
+from crane_x7_vla_rl.training import cli
+from crane_x7_vla_rl.training.errors import ConfigError, ExitCode, NotFiniteError
+from crane_x7_vla_rl.training.pointing import moves, towers, views
+from crane_x7_vla_rl.training.pointing.descent import Descent, Group, descend
+from crane_x7_vla_rl.training.pointing.views import Views
+
+pytestmark = pytest.mark.timeout(rig.PATIENCE_S)
+FEW = ("--pictures", "24", "--updates", "3", "--move-updates", "3")
+
+
+@lru_cache(maxsize=1)
+def start() -> str:
+    spec = PolicySpec(chunk_steps=4, period_s=0.1)
+    return str(build(rig.workplace() / "pointing", rig.SIZES, inputs=spec))
+
+
+def drawn(seed: int = 0, count: int = 12) -> Views:
+    return views.draw(count, seed, views.scenes(COLOUR_NAMES), WHOLE, rig.SIDE)
+
+
+def test_pictures_depend_on_the_seed_alone() -> None:
+    one, again, other = drawn(), drawn(), drawn(1)
+    assert one.images.shape == (12, rig.SIDE, rig.SIDE, 3)
+    assert one.joints_rad.shape == (12, 8)
+    assert one.things_m.shape == (12, len(COLOUR_NAMES) + 1, 2)
+    assert np.array_equal(one.images, again.images)
+    assert np.array_equal(one.things_m, again.things_m)
+    assert not np.array_equal(one.images, other.images)
+    assert len({picture.tobytes() for picture in one.images}) == 12
+
+
+def test_towers_learn_where_the_named_cube_is() -> None:
+    torch.manual_seed(0)
+    loaded = load(start())
+    model, codec = loaded.model, Codec.of(loaded.layout, loaded.model.norm_stats, "crane_x7")
+    texts = [LIFT_WORDS.format(colour) for colour in COLOUR_NAMES]
+    prompts = codec.prompts(texts, np.zeros((3, 8)))
+    towers.add_film(model, is_random=True)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    found = drawn(count=4)
+    pointer, losses = towers.teach(model, prompts, found, Descent("towers", 250, 3e-3), seed=0)
+    assert losses[0] > 0.6
+    # The mean of the cubes would leave about half a standard deviation.
+    assert np.mean(losses[-20:]) < 0.25
+    pixels = normalised(torch.from_numpy(found.images).permute(0, 3, 1, 2), torch.float32)
+    right = towers.scaled(found)
+    away = []
+    for number, prompt in enumerate(prompts):
+        with torch.no_grad():
+            patches = model.encode(pixels, told=towers.told(model, [prompt] * len(pixels)))
+            places = pointer(patches).mean(1)  # (4, 4)
+        away.append(places - torch.cat([right[:, number], right[:, -1]], dim=1))
+    # With red for blue and blue for red it was 0.34.
+    assert torch.stack(away).abs().mean() < 0.25
+    moved = {name for name, value in model.state_dict().items() if not value.equal(before[name])}
+    assert any(name.startswith("vision_backbone.") and ".film." in name for name in moved)
+    assert not any(name.startswith(towers.LANGUAGE) for name in moved)
+
+
+def test_the_checkpoint_drives_and_sft_continues_it(tmp_path: Path) -> None:
+    out = tmp_path / "pointing"
+    assert cli.main(["point", start(), str(out), *FEW]) == ExitCode.OK
+    policy = load_policy("openvla", ModelOptions(path=str(out)))
+    (chunk,) = policy.predict([rig.observation()])
+    assert chunk.position_rad.shape == (4, 8)
+    assert chunk.period_s == pytest.approx(0.1)
+    rig.train(tmp_path / "run", "--model", str(out), "--no-use-lora", "--max-steps", "1")
+    assert (tmp_path / "run" / "last" / "vision_backbone--1_checkpoint.pt").is_file()
+
+
+def test_demonstrations_are_learned_in_the_same_batches(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "pointing"
+    words = (*FEW, "--demos", str(rig.data()))
+    assert cli.main(["point", start(), str(out), *words]) == ExitCode.OK
+    with_demos = torch.load(out / "action_head--0_checkpoint.pt", weights_only=True)
+    assert cli.main(["point", start(), str(tmp_path / "other"), *FEW]) == ExitCode.OK
+    other = torch.load(tmp_path / "other" / "action_head--0_checkpoint.pt", weights_only=True)
+    assert not torch.equal(with_demos["model.fc2.bias"], other["model.fc2.bias"])
+    fast = build(tmp_path / "fast", rig.SIZES, inputs=PolicySpec(chunk_steps=4, period_s=0.2))
+    capsys.readouterr()
+    assert cli.main(["point", str(fast), str(tmp_path / "no"), *words]) == ExitCode.CONFIG
+    assert "record with --control-hz 5" in capsys.readouterr().err
+
+
+def test_a_folder_that_exists_is_left_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "mine").write_text("mine")
+    assert cli.main(["point", start(), str(tmp_path), *FEW]) == ExitCode.OUTPUT
+    assert "point writes a new folder" in capsys.readouterr().err
+    assert (tmp_path / "mine").read_text() == "mine"
+
+
+def test_a_model_with_heads_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    import oft_rig
+
+    folder = oft_rig.write(tmp_path / "oft")
+    assert cli.main(["point", str(folder), str(tmp_path / "out"), *FEW]) == ExitCode.CONFIG
+    assert "starts from one without heads" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_state_tokens_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["point", str(rig.base()), str(tmp_path / "out"), *FEW]) == ExitCode.CONFIG
+    assert "build the model without --state-tokens" in capsys.readouterr().err
+
+
+def test_data_that_are_missing_are_named_before_anything_is_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views, "draw", None)
+    words = ("--demos", str(tmp_path / "nothing"))
+    assert cli.main(["point", start(), str(tmp_path / "out"), *FEW, *words]) == ExitCode.DATA
+    assert "nothing" in capsys.readouterr().err
+
+
+def test_too_few_pictures_are_named() -> None:
+    one = drawn(count=1)
+    over = replace(one, things_m=np.repeat(one.things_m[:, :1] + 9, 4, axis=1))
+    scale = find_statistics(load(start()).model.norm_stats, "crane_x7")
+    with pytest.raises(ConfigError, match="draw more with --pictures"):
+        moves.plan(over, 4, 0.1, scale, scale)
+
+
+def test_the_same_seed_gives_the_same_heads(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        assert cli.main(["point", start(), str(tmp_path / name), *FEW]) == ExitCode.OK
+    file = "action_head--0_checkpoint.pt"
+    one, two = (torch.load(tmp_path / n / file, weights_only=True) for n in ("one", "two"))
+    assert all(torch.equal(one[key], two[key]) for key in one)
+
+
+def test_a_loss_that_is_not_finite_ends_it() -> None:
+    weight = torch.nn.Parameter(torch.ones(1))
+    with pytest.raises(NotFiniteError, match="towers: the gradient of update 1 is not finite"):
+        descend(Descent("towers", 2, 1e-3), [Group([weight])], lambda: (weight * torch.inf).sum())
+    assert bool(torch.isfinite(weight).all())
