@@ -1,8 +1,8 @@
 """`crane-x7-remote demo`: a simulated robot, its guard and the loop as processes, with a report.
 
-The first instruction runs until its cube is lifted and held; then the second one is sent over
-rosbridge, as an operator would send it. Video, plots and `report.json` are written to a new folder.
-Exit code 0 means that both instructions were fulfilled.
+Each instruction runs until it is fulfilled for a second; then the next one is sent over rosbridge,
+as an operator would send it. Video, plots and `report.json` are written to a new folder. Exit code
+0 means that all instructions were fulfilled.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import sys
 import time
 import types
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -131,9 +131,12 @@ class _Stage:
 
     started_s: float | None = None
     """When the first trajectory came: the loop's start, the zero of all times."""
-    first_done_s: float | None = None
-    second_done_s: float | None = None
+    task: int = 0
+    """Number of the instruction in force."""
     switched_s: float | None = None
+    """When it was sent; None for the first one."""
+    done_s: dict[int, float] = field(default_factory=dict)
+    """Number of each instruction that was fulfilled → seconds since the start."""
     put_back: tuple[str, ...] = ()
     """Cubes that a hand took from the fingers when the task changed."""
 
@@ -145,10 +148,9 @@ def _watch(
     progress: _Progress,
     is_stopped: Callable[[], bool],
 ) -> report.DemoResult:
-    """Follow the scene, send the second instruction when the first is done, and return the
-    result."""
+    """Follow the scene, send the next instruction when one is fulfilled, and return the result."""
     stage = _Stage()
-    recorder.note_instruction(plan.instruction)
+    recorder.note_instruction(plan.instructions[0])
     begun_s = time.monotonic()
     fulfilled_since_s: float | None = None
     while not is_stopped():
@@ -160,8 +162,8 @@ def _watch(
             stage.started_s = recorder.started_s
             if stage.started_s is None and now_s - begun_s > _start_limit_s(plan):
                 break
-        words = plan.instruction if stage.switched_s is None else plan.then or ""
-        before = None if stage.switched_s is None else plan.instruction
+        words = plan.instructions[stage.task]
+        before = plan.instructions[stage.task - 1] if stage.task else None
         if not fulfilled(words, scene, before):
             fulfilled_since_s = None
         elif fulfilled_since_s is None:
@@ -185,21 +187,18 @@ def _is_over(
     """Advance the stage; return True when the run is over."""
     if stage.started_s is None:
         return False
-    if stage.switched_s is None:
-        late = now_s - stage.started_s > plan.first_timeout_s
-        if done:
-            stage.first_done_s = now_s - stage.started_s
-        if not (done or late):
-            return False
-        if plan.then is None:
-            return True
-        put_back = () if plan.skills.lets_go else grasped(recorder.scene)
-        if recorder.say(plan.then, put_back):
-            stage.switched_s, stage.put_back = now_s, put_back
-        return False
+    since_s = stage.started_s if stage.switched_s is None else stage.switched_s
     if done:
-        stage.second_done_s = now_s - stage.started_s
-    return done or now_s - stage.switched_s > plan.second_timeout_s
+        stage.done_s.setdefault(stage.task, now_s - stage.started_s)
+    elif now_s - since_s <= plan.timeout_s(stage.task):
+        return False
+    if stage.task + 1 == len(plan.instructions):
+        return True
+    put_back = () if plan.skills.lets_go else grasped(recorder.scene)
+    if recorder.say(plan.instructions[stage.task + 1], put_back):
+        stage.task, stage.switched_s = stage.task + 1, now_s
+        stage.put_back += put_back
+    return False
 
 
 def _outcome(
@@ -208,12 +207,12 @@ def _outcome(
     cubes = scene.get("cubes", {})
     return report.DemoResult(
         seed=plan.seed,
-        instruction=plan.instruction,
-        then=plan.then,
+        tasks=tuple(
+            report.TaskResult(words, stage.done_s.get(number))
+            for number, words in enumerate(plan.instructions)
+        ),
         picked=tuple(colour for colour, status in cubes.items() if status["ever_lifted"]),
         placed=tuple(colour for colour, status in cubes.items() if status["placed"]),
-        first_done_s=stage.first_done_s,
-        second_done_s=stage.second_done_s,
         duration_s=duration_s,
         put_back=stage.put_back,
         policy=plan.policy,

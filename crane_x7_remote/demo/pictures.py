@@ -87,14 +87,10 @@ class Film:
 
     def notes_at(self, time_s: float) -> list[str]:
         """Return the latest events: a task done, a cube taken by a hand."""
-        result = self._result
         notes = [
-            f"done after {done_s:.1f} s: {words}"
-            for words, done_s in (
-                (result.instruction, result.first_done_s),
-                (result.then, result.second_done_s),
-            )
-            if done_s is not None and 0 <= time_s - done_s < NOTE_S
+            f"done after {task.done_s:.1f} s: {task.instruction}"
+            for task in self._result.tasks
+            if task.done_s is not None and 0 <= time_s - task.done_s < NOTE_S
         ]
         return notes + [f"a hand takes the {hand.colour} cube" for hand in self._hands(time_s)]
 

@@ -8,30 +8,32 @@ processes. The loop takes its limits, such as the jump, from the checkpoint.
 from __future__ import annotations
 
 import argparse
+import socket
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, get_args
+from typing import Annotated, Final, get_args
 
 from crane_x7_remote import settings as settings_module
-from crane_x7_remote.errors import PolicyError, SettingsError
+from crane_x7_remote.errors import DashboardError, PolicyError, SettingsError
 from crane_x7_remote.policy_server import choice, lerobot_child, policy_io_file
 from crane_x7_remote.policy_server.policy_io_file import PolicyIoError
 from crane_x7_remote.settings import Settings
-from crane_x7_vla_rl.fields import FiniteAmount, argument_type
+from crane_x7_vla_rl.fields import FiniteAmount, argument_type, within
 from crane_x7_vla_rl.policies import about, lerobot_folder
 from crane_x7_vla_rl.policies import load as policies
 from crane_x7_vla_rl.policies.about import Chosen
 from crane_x7_vla_rl.policies.base import ModelOptions, PolicyLoadError
 from crane_x7_vla_rl.policies.kind import kind_of
-from crane_x7_vla_rl.policies.load import POLICY_NAMES, SHIPPED, has_random_weights
+from crane_x7_vla_rl.policies.load import POLICY_NAMES, SMALL, TINY, has_random_weights
 from crane_x7_vla_rl.policies.preflight import OptionNames
 from crane_x7_vla_rl.policies.skills import Skills
 from crane_x7_vla_rl.scenes import COLOUR_NAMES, EVALUATION_SEED, PICK_PLACE_ID, Render, WorldConfig
 
 NVIDIA_DEVICE = Path("/dev/nvidiactl")
-TINY: Final = "tiny"
-NAMES: Final = (TINY, *POLICY_NAMES)
+SHIPPING: Final = {"small": SMALL, "tiny": TINY}
+"""Policies in this repository, by the name of their folder; the first is the demo's."""
+NAMES: Final = (*SHIPPING, *POLICY_NAMES)
 USUAL: Final = Skills(
     task=PICK_PLACE_ID,
     colours=COLOUR_NAMES,
@@ -40,8 +42,11 @@ USUAL: Final = Skills(
     rate_hz=10.0,
 )
 """For colour servo, and for a checkpoint without its own."""
+SHOWN: Final = 3
+"""How many of a policy's own tasks are shown."""
 CAMERA_HZ: Final = 30.0
 DASHBOARD_PORT: Final = 8686
+PORT: Final = argument_type(Annotated[int, within(1, 65535)])
 FLAGS: Final = {
     "colours": "--colours", "spawn_range_m": "--spawn-range-m", "rate_hz": "--rate",
     "temperature": "--temperature",
@@ -68,8 +73,8 @@ class DemoPlan:
     seed: int
     scene_seed: int
     """Seed of the simulation: after the seeds that a checkpoint may have been trained on."""
-    instruction: str
-    then: str | None
+    instructions: tuple[str, ...]
+    """The tasks, one after another."""
     policy: str
     """Its name for load_policy."""
     model: Model | None
@@ -78,8 +83,8 @@ class DemoPlan:
     image_size: str
     render: str
     camera_rate_hz: float
-    first_timeout_s: float
-    second_timeout_s: float
+    timeouts_s: tuple[float, ...]
+    """Time limit of each task; tasks after the last one have its limit."""
     rate_reason: str
     """Why the loop runs at its rate."""
     dashboard: int | None
@@ -87,16 +92,20 @@ class DemoPlan:
     settings: Settings
     """Settings of the environment, which both processes inherit."""
 
+    def timeout_s(self, task: int) -> float:
+        """Time limit of the task with this number, from 0."""
+        return self.timeouts_s[min(task, len(self.timeouts_s) - 1)]
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the plan."""
     add = parser.add_argument
-    add("--policy", default=TINY, metavar="POLICY",
-        help="policy that drives: tiny (ships with the project), color-servo, openvla (the model of"
-        " VLA_MODEL_PATH), or the folder or Hub id of a checkpoint (%(default)s)")  # fmt: skip
+    add("--policy", default=NAMES[0], metavar="POLICY",
+        help="policy that drives: small or tiny (ship with the project), color-servo, openvla (the"
+        " model of VLA_MODEL_PATH), or a checkpoint's folder or Hub id (%(default)s)")  # fmt: skip
     add("--instruction", metavar="TASK", help="first task (the policy's own)")
-    add("--then", metavar="TASK",
-        help="second task, sent when the first is done; empty: none"
+    add("--then", nargs="+", metavar="TASK",
+        help="further tasks, each sent when the one before it is done; empty: none"
         " (the policy's own)")  # fmt: skip
     add("--seed", type=int, default=0, metavar="N",
         help="seed of the scene, which sets the cubes' positions (%(default)s)")  # fmt: skip
@@ -115,9 +124,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         " (%(default)s)")  # fmt: skip
     add("--camera-rate", type=float, default=CAMERA_HZ, metavar="HZ",
         help="rate of the policy's camera (%(default)g)")  # fmt: skip
-    add("--timeout", type=float, nargs=2, default=(30.0, 45.0), metavar=("FIRST", "SECOND"),
-        help="time limit of each task in seconds (30 45)")  # fmt: skip
-    add("--dashboard", type=int, nargs="?", const=DASHBOARD_PORT, metavar="PORT",
+    add("--timeout", type=float, nargs="+", default=(30.0, 45.0), metavar="S",
+        help="time limit of each task in seconds; the last one counts for all further tasks"
+        " (30 45)")  # fmt: skip
+    add("--dashboard", type=PORT, nargs="?", const=DASHBOARD_PORT, metavar="PORT",
         help="show the run on a page at 127.0.0.1:PORT (%(const)s)")  # fmt: skip
 
 
@@ -129,23 +139,20 @@ def read(args: argparse.Namespace) -> DemoPlan:
     skills = Skills(**chosen.values)
     if min(args.timeout) <= 0:
         raise SettingsError(
-            f"--timeout is {' '.join(f'{limit:g}' for limit in args.timeout)}, expected two"
-            " positive numbers of seconds"
+            f"--timeout is {' '.join(f'{limit:g}' for limit in args.timeout)}, expected positive"
+            " numbers of seconds"
         )
-    first, then = _tasks(skills, args)
     return DemoPlan(
         seed=args.seed,
         scene_seed=args.seed + (0 if model is None else EVALUATION_SEED),
-        instruction=first,
-        then=then,
+        instructions=_tasks(skills, args),
         policy=args.policy if model is None else model.kind,
         model=model,
         skills=skills,
         image_size=args.image_size,
         render=args.render,
         camera_rate_hz=args.camera_rate,
-        first_timeout_s=args.timeout[0],
-        second_timeout_s=args.timeout[1],
+        timeouts_s=tuple(args.timeout),
         rate_reason=_rate_reason(chosen.sources["rate_hz"]),
         dashboard=args.dashboard,
         settings=settings,
@@ -153,7 +160,9 @@ def read(args: argparse.Namespace) -> DemoPlan:
 
 
 def check(plan: DemoPlan) -> None:
-    """Refuse a checkpoint that the loop cannot load, before anything starts; raises PolicyError."""
+    """Refuse a checkpoint that the loop cannot load and a port that is taken, before anything
+    starts; raises PolicyError and DashboardError."""
+    _check_page(plan.dashboard)
     if plan.model is None:
         return
     token = _token(plan.settings)
@@ -168,6 +177,19 @@ def check(plan: DemoPlan) -> None:
         raise PolicyError(str(error)) from error
 
 
+def _check_page(port: int | None) -> None:
+    """The loop would drive without its page; here somebody wants to see it."""
+    if port is None:
+        return
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        raise DashboardError(
+            f"cannot listen on 127.0.0.1:{port} (--dashboard): {error.strerror}; choose another"
+            " port"
+        ) from error
+
+
 def _check_cameras(path: str, settings: Settings) -> None:
     """Refuse a policy of two cameras if there is one; the loop checks checkpoints of the Hub."""
     folder = lerobot_folder.find(Path(path).expanduser())
@@ -180,14 +202,13 @@ def _token(settings: Settings) -> str | None:
     return None if settings.hf_token is None else settings.hf_token.get_secret_value()
 
 
-def _tasks(skills: Skills, args: argparse.Namespace) -> tuple[str, str | None]:
-    """Return the first task and, unless it is empty, the one after it."""
-    own = [*skills.instructions, ""]
-    first = own[0] if args.instruction is None else args.instruction
+def _tasks(skills: Skills, args: argparse.Namespace) -> tuple[str, ...]:
+    """Return the first task and, unless they are empty, those after it."""
+    first = skills.instructions[0] if args.instruction is None else args.instruction
     if not first.strip():
         raise SettingsError("--instruction is empty; expected a task for the robot")
-    then = own[1] if args.then is None else args.then
-    return first, then.strip() or None
+    then = skills.instructions[1:SHOWN] if args.then is None else args.then
+    return first, *(text.strip() for text in then if text.strip())
 
 
 def _choose(model: Model | None, settings: Settings, args: argparse.Namespace) -> Chosen:
@@ -228,13 +249,11 @@ def _rate_reason(source: str) -> str:
 
 def _model(policy: str, settings: Settings) -> Model | None:
     """Return the policy's model; its device is the CPU if no GPU exists and VLA_DEVICE is unset.
-    The policy that ships is too small to gain from a GPU."""
+    The policies that ship are too small to gain from a GPU."""
     if policy == "color-servo":
         return None
-    path: str | None = policy
-    if policy == TINY:
-        path = str(SHIPPED)
-    elif policy == "openvla":
+    path: str | None = str(SHIPPING.get(policy, policy))
+    if policy == "openvla":
         path = settings.vla_model_path
     if path is None:
         raise SettingsError(
@@ -249,7 +268,7 @@ def _model(policy: str, settings: Settings) -> Model | None:
         )
     device = settings.vla_device
     if "vla_device" not in settings.model_fields_set and (
-        policy == TINY or not NVIDIA_DEVICE.exists()
+        policy in SHIPPING or not NVIDIA_DEVICE.exists()
     ):
         device = "cpu"
     try:
@@ -276,7 +295,7 @@ def loop_command(plan: DemoPlan, port: int, metrics: Path) -> list[str]:
     """Return the arguments that start the loop; `port` is the guard's."""
     command = [
         "infer", "--rosbridge-host", "127.0.0.1", "--rosbridge-port", str(port),
-        "--vla-policy", plan.policy, "--vla-task-instruction", plan.instruction,
+        "--vla-policy", plan.policy, "--vla-task-instruction", plan.instructions[0],
         "--vla-inference-rate", f"{plan.skills.rate_hz:g}", "--metrics", str(metrics),
     ]  # fmt: skip
     if plan.dashboard is not None:

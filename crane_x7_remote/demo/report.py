@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from crane_x7_remote.demo.motion import motion
 from crane_x7_remote.demo.recorder import Recording
 from crane_x7_remote.errors import OutputError
 from crane_x7_vla_rl.robot import ARM_DOF
@@ -26,19 +27,25 @@ FROM_THE_LOOP = (
 
 
 @dataclass(frozen=True)
+class TaskResult:
+    """Result of one instruction."""
+
+    instruction: str
+    done_s: float | None
+    """When it was fulfilled for one second; None: never."""
+
+
+@dataclass(frozen=True)
 class DemoResult:
-    """Result of the two instructions; seconds count from the loop's first trajectory."""
+    """Result of the instructions; seconds count from the loop's first trajectory."""
 
     seed: int
-    instruction: str
-    then: str | None
+    tasks: tuple[TaskResult, ...]
+    """In the order in which they were given."""
     picked: tuple[str, ...]
     """Cubes that were lifted by 10 cm at any time."""
     placed: tuple[str, ...]
     """Cubes on the plate at the end, with the gripper open and away."""
-    first_done_s: float | None
-    """When the first instruction was fulfilled for one second."""
-    second_done_s: float | None
     duration_s: float
     put_back: tuple[str, ...] = ()
     """Cubes that a hand took from the fingers when the task changed."""
@@ -53,9 +60,7 @@ class DemoResult:
     @property
     def succeeded(self) -> bool:
         """Whether all instructions were fulfilled."""
-        return self.first_done_s is not None and (
-            self.then is None or self.second_done_s is not None
-        )
+        return all(task.done_s is not None for task in self.tasks)
 
 
 def build(
@@ -68,6 +73,7 @@ def build(
         "succeeded": outcome.succeeded,
         **{name: _without_histogram(metrics.get(name)) for name in FROM_THE_LOOP},
         "tracking_error_rad": tracking_error_rad(recording),
+        "motion": _motion(outcome, recording),
         "cubes": scene.get("cubes", {}),
         "controller": scene.get("controller", {}),
         "recorded": {
@@ -90,6 +96,13 @@ def _without_histogram(figure: object) -> object:
     if isinstance(figure, dict):
         return {name: value for name, value in figure.items() if name != "histogram"}
     return figure
+
+
+def _motion(outcome: DemoResult, recording: Recording) -> dict[str, float] | None:
+    """Return jerk and pauses from the loop's start to the end."""
+    begin_s = recording.start_s
+    found = motion(*recording.measured(), begin_s, begin_s + outcome.duration_s)
+    return None if found is None else asdict(found)
 
 
 def tracking_error_rad(recording: Recording) -> dict[str, float] | None:

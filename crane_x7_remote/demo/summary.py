@@ -41,6 +41,11 @@ def details(result: DemoResult, report: dict[str, Any], folder: Path) -> list[tu
     if latency.get("p50") is not None:
         figures = f"median {latency['p50']:.1f} ms, p99 {latency['p99']:.1f} ms"
         rows.append(("latency", f"{figures} from frame to trajectory, without the policy"))
+    if moved := report.get("motion"):
+        rows.append((
+            "motion", f"jerk {moved['jerk_rad_s3']:.0f} rad/s³, paused {moved['pauses']} times,"
+            f" {moved['paused_s']:.1f} s",
+        ))  # fmt: skip
     files = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
     rows += [("files", f"{folder}/"), ("", ", ".join(files))]
     names = ["next", "", ""]
@@ -59,13 +64,9 @@ def rate(report: dict[str, Any]) -> str:
 
 def _tasks(result: DemoResult) -> list[tuple[str, str, str]]:
     rows = [("task", "result", "seconds")]
-    for words, done_s in (
-        (result.instruction, result.first_done_s),
-        (result.then, result.second_done_s),
-    ):
-        if words is not None:
-            done = "not done" if done_s is None else "done"
-            rows.append((words, done, "" if done_s is None else f"{done_s:.1f}"))
+    for task in result.tasks:
+        done, seconds = ("not done", "") if task.done_s is None else ("done", f"{task.done_s:.1f}")
+        rows.append((task.instruction, done, seconds))
     return rows
 
 
@@ -75,7 +76,7 @@ def _next_steps(result: DemoResult, folder: Path) -> list[str]:
     if not result.succeeded:
         rows = [(f"less {folder / 'loop.log'}", "when and why the loop held"), again]
     else:
-        other = "tiny" if result.policy == "color-servo" else "color-servo"
+        other = "small" if result.policy == "color-servo" else "color-servo"
         rows = [
             again,
             (f"{_program()} demo --policy {other}", "another policy"),

@@ -13,7 +13,7 @@ import pytest
 from crane_x7_remote.demo import pictures, plots, report, summary
 from crane_x7_remote.demo.pictures import Film
 from crane_x7_remote.demo.recorder import Hand, Recording, RunRecorder
-from crane_x7_remote.demo.report import DemoResult
+from crane_x7_remote.demo.report import DemoResult, TaskResult
 from crane_x7_remote.rosbridge import messages
 from crane_x7_remote.rosbridge.frames import EncodedFrame
 from crane_x7_remote.rosbridge.messages import ParsedTrajectory
@@ -26,7 +26,13 @@ EPOCH_S = 1000.0
 """The robot's clock when the recorder begins."""
 LOOP_S = EPOCH_S + 5.0
 """The same at the loop's first trajectory."""
-RESULT = DemoResult(0, "first", "second", (), (), 4.0, 8.0, 8.0, put_back=("red",))
+RESULT = DemoResult(
+    0, (TaskResult("first", 4.0), TaskResult("second", 8.0)), (), (), 8.0, put_back=("red",)
+)
+
+
+def undone(instruction: str, duration_s: float) -> DemoResult:
+    return DemoResult(0, (TaskResult(instruction, None),), (), (), duration_s)
 
 
 def flat(red: int, size: tuple[int, int] = (160, 120)) -> bytes:
@@ -119,7 +125,7 @@ def test_the_inset_shows_the_picture_behind_the_newest_trajectory() -> None:
 def test_a_run_without_a_trajectory_is_still_shown(tmp_path: Path) -> None:
     made = recording()
     made.trajectories, made.arrivals_s = [], []
-    film = Film(made, DemoResult(0, "first", None, (), (), None, None, 2.0))
+    film = Film(made, undone("first", 2.0))
     assert pictures.write_video(film, tmp_path / "video.mp4") == 46
     assert pictures.write_video(Film(Recording(), RESULT), tmp_path / "empty.mp4") == 0
 
@@ -132,7 +138,7 @@ def test_a_gif_holds_the_same_seconds_and_keeps_rare_colours(tmp_path: Path) -> 
         EncodedFrame(flat(90), "png", view.stamp_s, 0.0) for view in made.views[85:]
     ]
     made.hands = [Hand(LOOP_S + 0.5, "red", (0.2, 0.0, 0.1), (0.2, 0.0, 0.015))]
-    result = DemoResult(0, "first", None, (), (), None, None, 0.5)
+    result = undone("first", 0.5)
     pictures.write_gif(Film(made, result), tmp_path / "demo.gif")
     with Image.open(tmp_path / "demo.gif") as gif:
         assert gif.size[0] == pictures.GIF_WIDTH
@@ -228,7 +234,7 @@ def test_the_summary_says_what_limits_a_rate_that_is_not_reached() -> None:
 
 
 def test_the_summary_of_a_failure_points_at_the_loops_log(tmp_path: Path) -> None:
-    failed = DemoResult(0, "赤いキューブを持ち上げて", None, (), (), None, None, 9.0)
+    failed = undone("赤いキューブを持ち上げて", 9.0)
     said = summary.text(failed, {}, tmp_path)
     assert "not done" in said
     assert str(tmp_path / "loop.log") in said
