@@ -30,6 +30,7 @@ COMMANDS = {
     "demo": ("crane_x7_remote.demo.command", "simulated robot and loop together, with a report"),
     "dashboard": ("crane_x7_remote.dashboard.command", "a page with camera, arm, loop and a stop"),
     "tunnel": ("crane_x7_remote.tunnel.command", "bring the robot's rosbridge to this machine"),
+    "cloud": ("crane_x7_remote.cloud.command", "rent a GPU, train on it, always delete it"),
     "doctor": ("crane_x7_remote.doctor.command", "find what is wrong, and how to cure it"),
 }
 """Name → module with `add_arguments(parser)` and `run(args) -> int`, and its line of help."""

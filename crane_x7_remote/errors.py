@@ -41,6 +41,11 @@ class ExitCode(IntEnum):
     SSH_HOST_KEY = 34
     SSH_UNREACHABLE = 35
     FORWARD_REFUSED = 36
+    CLOUD = 40
+    CLOUD_KEY = 41
+    CLOUD_OFFER = 42
+    CLOUD_TRAINING = 43
+    CLOUD_LEFT = 44
 
 
 class RemoteError(Exception):
@@ -230,3 +235,33 @@ class ForwardRefusedError(RemoteError):
     """A port to listen on is in use, or sshd forbids the forwarding."""
 
     exit_code = ExitCode.FORWARD_REFUSED
+
+
+class CloudError(RemoteError):
+    """Renting failed, and nothing is left rented."""
+
+    exit_code = ExitCode.CLOUD
+
+
+class CloudKeyError(CloudError):
+    """A provider's key is missing or refused."""
+
+    exit_code = ExitCode.CLOUD_KEY
+
+
+class CloudOfferError(CloudError):
+    """No machine can be rented as wanted: no offer, a price above the cap, a quota."""
+
+    exit_code = ExitCode.CLOUD_OFFER
+
+
+class CloudTrainingError(CloudError):
+    """The training on the rented machine failed; nothing is left rented."""
+
+    exit_code = ExitCode.CLOUD_TRAINING
+
+
+class CloudLeftError(CloudError):
+    """Something may still be rented and cost money; the message says what, and how to end it."""
+
+    exit_code = ExitCode.CLOUD_LEFT

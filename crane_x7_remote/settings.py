@@ -33,8 +33,12 @@ from crane_x7_remote.errors import SettingsError
 from crane_x7_vla_rl import old_names, secret_text, variables
 from crane_x7_vla_rl.prompt import MAX_INSTRUCTION_BYTES, clean_instruction
 
-OLD_NAMES = {"TS_AUTH_KEY": "ts_authkey"}
-"""Tailscale's own container still accepts this name."""
+OLD_NAMES = {
+    "TS_AUTH_KEY": "ts_authkey",
+    "VERDA_CLIENT_ID": "datacrunch_client_id",
+    "VERDA_CLIENT_SECRET": "datacrunch_client_secret",
+}
+"""Other names: Tailscale's own container accepts the first, Verda's own library the others."""
 BOOT_PREFIXES = (
     "ts_",
     "ssh_",
@@ -46,14 +50,21 @@ BOOT_PREFIXES = (
     "guard_",
     "dashboard_",
     "output_",
+    "datacrunch_",
+    "vast_",
+    "runpod_",
+    "verda_",
+    "cloud_",
 )
-"""Fields that `boot` or the robot's side reads, or that are only passed on: not flags of a role."""
+"""Fields that `boot`, `cloud` or the robot's side reads, or that are only passed on: not flags of a
+role."""
 UNSETTABLE = (
     "rosbridge_host", "rosbridge_proxy", "vla_policy", "vla_model_path", "vla_center_crop",
     "vla_chunk_steps", "ts_hostname", "ts_state_dir", "ts_socket", "ts_socks5_server",
     "ts_outbound_http_proxy_listen", "ssh_listen_address", "ssh_state_dir", "boot_run_dir",
     "lift_simulator", "lift_backend", "lift_render", "hf_home", "wandb_dir", "camera_pose",
     "output_root", "policy_server", "policy_proxy", "policy_io", "lerobot_venv",
+    "datacrunch_client_id", "cloud_ledger",
 )  # fmt: skip
 """Fields besides secrets and keys for which null, None, nil and undefined mean unset, and which are
 stripped of blanks and quotes. Numbers are excluded: MAX_JUMP=none must not be guessed. So are texts
@@ -262,6 +273,29 @@ its link."""
 DASHBOARD_TOKEN."""
     dashboard_token: Annotated[SecretStr | None, EmptyIsNone] = None
     """Token that browsers of the dashboard must give, or file:/path to one; unset: none."""
+
+    datacrunch_client_id: OptionalText = None
+    """Verda's client id, for `cloud`; Verda was DataCrunch before. VERDA_CLIENT_ID is read, too."""
+    datacrunch_client_secret: Annotated[SecretStr | None, EmptyIsNone] = None
+    """Verda's client secret, for `cloud`. VERDA_CLIENT_SECRET is read, too."""
+    vast_api_key: Annotated[SecretStr | None, EmptyIsNone] = None
+    """API key of Vast.ai, for `cloud`."""
+    runpod_api_key: Annotated[SecretStr | None, EmptyIsNone] = None
+    """API key of Runpod, for `cloud`."""
+    verda_base_url: str = "https://api.verda.com/v1"
+    """Address of Verda's API."""
+    vast_base_url: str = "https://console.vast.ai"
+    """Address of Vast.ai's API."""
+    runpod_base_url: str = "https://api.runpod.io"
+    """Address of Runpod's API."""
+    ssh_private_key: OptionalText = None
+    """Private key for rented machines: a file, or the key itself. Unset: each run gets its own."""
+    verda_ssh_private_key: OptionalText = None
+    """The same; SSH_PRIVATE_KEY overrides it."""
+    verda_ssh_key_name: OptionalText = None
+    """Not needed: `cloud` registers the public key at Verda, for the run alone."""
+    cloud_ledger: OptionalText = None
+    """Folder of the ledger of rented machines; unset: ~/.local/state/crane-x7-remote/cloud."""
 
     _notes: tuple[str, ...] = PrivateAttr(())
 

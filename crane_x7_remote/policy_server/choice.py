@@ -42,8 +42,9 @@ def policy_name(settings: Settings) -> str:
         raise PolicyError(str(error)) from error
 
 
-def model_options(settings: Settings) -> ModelOptions:
-    """Return the settings of a model; raises SettingsError for an API key that cannot be read."""
+def model_options(settings: Settings, cameras: tuple[str, ...] | None = None) -> ModelOptions:
+    """Return the settings of a model; `cameras`: those that it may use besides the base camera,
+    None: those of the robot. Raises SettingsError for an API key that cannot be read."""
     return ModelOptions(
         path=settings.vla_model_path,
         device=settings.vla_device,
@@ -60,7 +61,7 @@ def model_options(settings: Settings) -> ModelOptions:
         jpeg_quality=settings.policy_jpeg,
         lerobot_venv=settings.lerobot_venv,
         answer_timeout_s=settings.policy_timeout,
-        more_cameras=more_cameras(settings),
+        more_cameras=more_cameras(settings) if cameras is None else cameras,
     )
 
 
@@ -81,19 +82,23 @@ def option_names(args: argparse.Namespace) -> OptionNames:
     return OptionNames(**{name: f"--{field.replace('_', '-')}" for name, field in given.items()})
 
 
-def check(name: str, settings: Settings, names: OptionNames) -> None:
-    """Refuse a wrong device or model before anything is opened, imported or downloaded; raises
-    PolicyError."""
+def check(
+    name: str, settings: Settings, names: OptionNames, cameras: tuple[str, ...] | None = None
+) -> None:
+    """Refuse a wrong device or model before anything is opened, imported or downloaded; `cameras`
+    as in `model_options`. Raises PolicyError."""
     try:
-        policies.check(name, model_options(settings), names)
+        policies.check(name, model_options(settings, cameras), names)
     except PolicyLoadError as error:
         raise PolicyError(str(error)) from error
 
 
-def load(name: str, settings: Settings, names: OptionNames) -> Policy:
-    """Return the policy; raises PolicyError."""
+def load(
+    name: str, settings: Settings, names: OptionNames, cameras: tuple[str, ...] | None = None
+) -> Policy:
+    """Return the policy; `cameras` as in `model_options`. Raises PolicyError."""
     try:
-        return policies.load_policy(name, model_options(settings), names)
+        return policies.load_policy(name, model_options(settings, cameras), names)
     except PolicyLoadError as error:
         raise PolicyError(str(error)) from error
 

@@ -17,6 +17,7 @@ from crane_x7_remote.policy_server.served import Kind, PerClient, Shared, try_ou
 from crane_x7_remote.policy_server.server import PolicyServer, ServerConfig, serve
 from crane_x7_vla_rl.fields import argument_type, within
 from crane_x7_vla_rl.policies.base import CameraUser, Policy
+from crane_x7_vla_rl.types import WRIST
 
 FLAGS: Final = (
     "vla_policy", "vla_model_path", "vla_task_instruction", "vla_device", "vla_unnorm_key",
@@ -29,6 +30,8 @@ PORT: Final = argument_type(Annotated[int, within(0, 65535)])
 COUNT: Final = argument_type(Annotated[int, within(1, 256)])
 REMEMBERING: Final = ("color-servo",)
 """Policies that remember what they saw: each client gets its own."""
+CAMERAS: Final = (WRIST,)
+"""What clients can send besides the base camera's picture, see served.py."""
 FOR_ONE: Final = ("lerobot",)
 """Policies that remember and are too large for several: one client at a time."""
 
@@ -58,10 +61,8 @@ def run(args: argparse.Namespace) -> int:
             "serve-policy serves its own policy, not another server's: set VLA_MODEL_PATH, or"
             " VLA_POLICY=color-servo"
         )
-    # A client's request has one picture, see served.py.
-    settings = settings.model_copy(update={"wrist_camera_topic": ""})
     names = choice.option_names(args)
-    choice.check(name, settings, names)
+    choice.check(name, settings, names, CAMERAS)
     config = ServerConfig(
         host=args.host,
         port=args.port,
@@ -73,7 +74,7 @@ def run(args: argparse.Namespace) -> int:
     camera = choice.camera(args, settings)
 
     def make() -> Policy:
-        policy = choice.load(name, settings, names)
+        policy = choice.load(name, settings, names, CAMERAS)
         if camera is not None and isinstance(policy, CameraUser):
             policy.look_through(camera)
         return policy

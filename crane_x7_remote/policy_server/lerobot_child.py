@@ -14,6 +14,7 @@ import subprocess
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import IO, Final
 
@@ -166,6 +167,10 @@ class LerobotPolicy:
         """Return a chunk for each observation; raises RemoteError and AnswerError."""
         self.child.check()
         return self._policy.predict(observations)
+
+    def warming_up(self) -> AbstractContextManager[None]:
+        """See policies.base.Timed."""
+        return self._policy.warming_up()
 
     @property
     def more_cameras(self) -> tuple[str, ...]:

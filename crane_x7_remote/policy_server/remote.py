@@ -6,11 +6,12 @@ and every limit. What the server does wrong raises, which the loop turns into a 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import time
 from collections import deque
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
 import numpy as np
@@ -26,7 +27,8 @@ from crane_x7_vla_rl.types import ActionChunk, Array, Observation
 logger = logging.getLogger(__name__)
 
 FIRST_ANSWER_S: Final = 300.0
-"""Limit of the first answer: openpi's server compiles its model then, which takes minutes."""
+"""Limit of the first answer: openpi's server compiles its model then, which takes minutes. And of
+each answer before anything drives: a machine that has just started is slow for longer."""
 BEYOND_S: Final = 0.05
 """The client gives up this much after the loop has: the loop then names the timeout."""
 LATENCIES: Final = 20
@@ -53,6 +55,7 @@ class RemotePolicy:
         self._clock = clock
         self._promised = _promise(client.metadata)
         self._is_first = self._starts_anew = True
+        self._is_warming_up = False
         self._previous: tuple[float, Array] | None = None
         """When the image of the previous chunk was taken, and its actions (T, D)."""
         self._latencies_s: deque[float] = deque(maxlen=LATENCIES)
@@ -66,6 +69,15 @@ class RemotePolicy:
         Raises PolicyServerError and AnswerError; the next call connects again if need be.
         """
         return [self._ask(observation) for observation in observations]
+
+    @contextlib.contextmanager
+    def warming_up(self) -> Iterator[None]:
+        """See policies.base.Timed."""
+        self._is_warming_up = True
+        try:
+            yield
+        finally:
+            self._is_warming_up = False
 
     @property
     def more_cameras(self) -> tuple[str, ...]:
@@ -86,13 +98,14 @@ class RemotePolicy:
     def _ask(self, observation: Observation) -> ActionChunk:
         request = to_request(observation, self._io, self._jpeg_quality) | self._extras(observation)
         began_s = self._clock()
-        answer = self._client.infer(request, FIRST_ANSWER_S if self._is_first else None)
+        may_compile = self._is_first or self._is_warming_up
+        answer = self._client.infer(request, FIRST_ANSWER_S if may_compile else None)
         if _promise(self._client.metadata) != self._promised:
             raise PolicyServerError(
                 f"{self._client.url} was started again with another policy or policy_io; start the"
                 " loop again, too"
             )
-        if not self._is_first:  # the first one may compile
+        if not may_compile:
             self._latencies_s.append(self._clock() - began_s)
         actions = actions_of(answer, self._io)
         chunk = to_chunk(answer, self._io, observation.joints)

@@ -1,8 +1,8 @@
 """A policy of this project for clients of openpi's protocol. Observation maps → `Policy` → answers.
 
 The map is that of the preset `crane_x7`: `observation/image` (H, W, 3) uint8 RGB, or the bytes of a
-JPEG or PNG file; `observation/state` (8,) rad; `prompt`. The answer holds `actions` (T, 8) float32,
-joint targets in rad.
+JPEG or PNG file; `observation/state` (8,) rad; `prompt`; for a policy of two cameras also
+`observation/wrist_image`. The answer holds `actions` (T, 8) float32, joint targets in rad.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ from crane_x7_remote.policy_server.batches import Observation as Request
 from crane_x7_remote.policy_server.server import CLIENT_KEY
 from crane_x7_remote.rosbridge import frames
 from crane_x7_remote.rosbridge.messages import MessageError
-from crane_x7_vla_rl.policies.base import Interpreter, Policy
+from crane_x7_vla_rl.policies.base import Interpreter, Policy, more_cameras
 from crane_x7_vla_rl.prompt import MAX_INSTRUCTION_BYTES, clean_instruction
 from crane_x7_vla_rl.robot import DOF, HOME_RAD, JOINT_NAMES
-from crane_x7_vla_rl.types import Image, JointState, Observation
+from crane_x7_vla_rl.types import WRIST, Image, JointState, Observation
 
 PRESET: Final = "crane_x7"
 IMAGE_KEY: Final = "observation/image"
+WRIST_KEY: Final = "observation/wrist_image"
+"""As openpi's LIBERO policies name it; only of a policy that wants the wrist camera."""
 STATE_KEY: Final = "observation/state"
 PROMPT_KEY: Final = "prompt"
 RESET_KEY: Final = "reset"
@@ -50,10 +52,14 @@ class Kind:
     policy_type: str
     chunk_steps: int
     period_s: float
+    cameras: tuple[str, ...] = ()
+    """Cameras that the policy wants besides the base camera."""
 
     def metadata(self) -> dict[str, Any]:
         """Return what clients get on connecting."""
         content, _ = policy_io_file.read_map(PRESET)
+        (base,) = content["images"]
+        more = [{**base, "key": WRIST_KEY, "source": WRIST}] if WRIST in self.cameras else []
         action = {**content["action"], "period_s": self.period_s, "chunk_steps": self.chunk_steps}
         return {
             "policy_type": self.policy_type,
@@ -62,7 +68,7 @@ class Kind:
             "joint_names": list(JOINT_NAMES),
             "accepts_jpeg": True,
             "accepts_reset": True,
-            "policy_io": {**content, "action": action},
+            "policy_io": {**content, "images": [base, *more], "action": action},
         }
 
 
@@ -111,31 +117,40 @@ def try_out(policy: Policy, policy_type: str, instruction: str) -> Kind:
     """Predict once on a grey image, which also warms the policy up; raises what it raises."""
     joints = JointState(HOME_RAD, np.zeros(DOF))
     picture = np.full((480, 640, 3), 128, np.uint8)
-    chunk = policy.predict([Observation(picture, joints, instruction, time.monotonic())])[0]
+    cameras = more_cameras(policy)
+    seen = Observation(
+        picture, joints, instruction, time.monotonic(), dict.fromkeys(cameras, picture)
+    )
+    chunk = policy.predict([seen])[0]
     policy.reset()
-    return Kind(policy_type, len(chunk.position_rad), chunk.period_s)
+    return Kind(policy_type, len(chunk.position_rad), chunk.period_s, cameras)
 
 
-def read_request(request: Request, time_s: float) -> Observation:
-    """Return the observation in a client's map; raises RequestError."""
-    for key in (IMAGE_KEY, STATE_KEY, PROMPT_KEY):
+def read_request(request: Request, time_s: float, cameras: Sequence[str] = ()) -> Observation:
+    """Return the observation in a client's map, with the pictures of `cameras`, too; raises
+    RequestError."""
+    more = {WRIST: WRIST_KEY} if WRIST in cameras else {}
+    needed = (IMAGE_KEY, *more.values(), STATE_KEY, PROMPT_KEY)
+    for key in needed:
         if key not in request:
             got = ", ".join(sorted(set(request) - {CLIENT_KEY}))[:200] or "nothing"
             raise RequestError(
-                f"the observation has no {key}; got {got}. This server expects {IMAGE_KEY},"
-                f" {STATE_KEY} and {PROMPT_KEY}, see policy_io in its metadata"
+                f"the observation has no {key}; got {got}. This server expects"
+                f" {', '.join(needed[:-1])} and {PROMPT_KEY}, see policy_io in its metadata"
             )
     return Observation(
-        _image(request[IMAGE_KEY]),
+        _image(request, IMAGE_KEY),
         _joints(request[STATE_KEY]),
         _prompt(request[PROMPT_KEY]),
         time_s,
+        {name: _image(request, key) for name, key in more.items()},
     )
 
 
 def _answers(policy: Policy, requests: Sequence[Request]) -> list[Answer]:
     began_s = time.monotonic()
-    observations = [read_request(request, began_s) for request in requests]
+    cameras = more_cameras(policy)
+    observations = [read_request(request, began_s, cameras) for request in requests]
     if isinstance(policy, Interpreter):
         for each in observations:
             if (refusal := policy.refusal(each.instruction)) is not None:
@@ -151,23 +166,22 @@ def _answers(policy: Policy, requests: Sequence[Request]) -> list[Answer]:
     ]
 
 
-def _image(value: object) -> Image:
+def _image(request: Request, key: str) -> Image:
+    value = request[key]
     if isinstance(value, bytes):
         try:
             return frames.decode_image(frames.EncodedFrame(value, "", 0.0, 0.0))
         except MessageError as error:
-            raise RequestError(f"{IMAGE_KEY}: {error}") from error
+            raise RequestError(f"{key}: {error}") from error
     if not isinstance(value, np.ndarray):
         raise RequestError(
-            f"{IMAGE_KEY} is a {type(value).__name__}, expected (H, W, 3) uint8 RGB, or the bytes"
+            f"{key} is a {type(value).__name__}, expected (H, W, 3) uint8 RGB, or the bytes"
             " of a JPEG or PNG file"
         )
     if value.ndim != 3 or value.shape[2] != 3 or value.dtype != np.uint8 or 0 in value.shape:
-        raise RequestError(
-            f"{IMAGE_KEY} is {value.shape} {value.dtype}, expected (H, W, 3) uint8 RGB"
-        )
+        raise RequestError(f"{key} is {value.shape} {value.dtype}, expected (H, W, 3) uint8 RGB")
     if math.prod(value.shape[:2]) > frames.MAX_IMAGE_PIXELS:
-        raise RequestError(f"{IMAGE_KEY} is {value.shape}, expected fewer pixels")
+        raise RequestError(f"{key} is {value.shape}, expected fewer pixels")
     return value
 
 

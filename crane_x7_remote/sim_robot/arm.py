@@ -51,6 +51,9 @@ class Arm(Protocol):
         """Put a cube back at rest at its start position, as a hand would; an absent cube is
         ignored."""
 
+    def arrange(self, seed: int) -> None:
+        """Put cubes and plate where the scene of `seed` has them; the arm stays where it is."""
+
     def close(self) -> None:
         """Free the simulation."""
 
@@ -91,6 +94,9 @@ class KinematicArm:
 
     def put_back(self, colour: str) -> None:
         """Has no cubes."""
+
+    def arrange(self, seed: int) -> None:
+        """Has no scene."""
 
     def close(self) -> None:
         """Nothing to free."""

@@ -79,6 +79,10 @@ class ProcessArm:
         """See Arm."""
         self._ask("put_back", colour)
 
+    def arrange(self, seed: int) -> None:
+        """See Arm."""
+        self._ask("arrange", seed)
+
     def close(self) -> None:
         """See Arm."""
         self._pipe.close()

@@ -130,7 +130,8 @@ def run(args: argparse.Namespace) -> int:
             stack.callback(view.unwatch)
         if not stop():
             served = f"{args.host} port {robot.port}{place}"
-            print(f"ready: sim-robot serves rosbridge on {served}", flush=True)
+            # One write, so that no line of the log comes between the port and the line's end.
+            print(f"ready: sim-robot serves rosbridge on {served}\n", end="", flush=True)
             if view is not None:
                 print(f"view: {view.url}", flush=True)
         while not stop():

@@ -59,8 +59,11 @@ class ManiSkillArm:
         self._wrist = _find_camera(self._env, WRIST_CAMERA) if config.has_wrist_camera else None
         self._view = _find_camera(self._env, "render_camera")
         self.jpeg()  # The first image takes longest.
+        self._note_start()
+
+    def _note_start(self) -> None:
         self._start_poses = {colour: cube.pose.sp for colour, cube in self._env.cubes.items()}
-        self._ever_lifted = dict.fromkeys(self._env.cube_status(), False)
+        self._ever_lifted = dict.fromkeys(self._env.cubes, False)
 
     @property
     def period_s(self) -> float:
@@ -116,6 +119,13 @@ class ManiSkillArm:
             cube.set_pose(self._start_poses[colour])
             cube.set_linear_velocity(np.zeros(3))
             cube.set_angular_velocity(np.zeros(3))
+
+    def arrange(self, seed: int) -> None:
+        """See Arm: as a robot that is started with this seed has them."""
+        from crane_x7_vla_rl.sim.layout import Arrangement
+
+        self._env.rearrange(np.random.RandomState(seed), Arrangement.ANY)
+        self._note_start()
 
     def close(self) -> None:
         """See Arm."""

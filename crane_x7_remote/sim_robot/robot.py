@@ -47,6 +47,9 @@ logger = logging.getLogger(__name__)
 SIM_STATE_TOPIC = "/sim/state"
 SIM_HAND_TOPIC = "/sim/hand"
 """std_msgs/String with the colour of a cube: a hand puts it back at its start position."""
+SIM_SCENE_TOPIC = "/sim/scene"
+"""std_msgs/Int32 with a seed: a hand puts cubes and plate where the scene of this seed has them;
+the arm stays. `/sim/state` then has this `seed`, and one more `arranged`."""
 SIM_CLOCK_STEP_TOPIC = "/sim/clock_step"
 """std_msgs/Float64 with seconds, positive or negative: steps the robot's clock by them."""
 SIM_TARGETS_TOPIC = "/sim/targets"
@@ -123,6 +126,9 @@ class SimRobot:
         self._gripper: GripperController | None = None
         self._goal: GoalKey | None = None
         self._to_put_back: list[str] = []
+        self._to_arrange: int | None = None
+        self._scene: dict[str, Any] = {**config.description, "arranged": 0}
+        """What /sim/state says besides what it measures."""
         self._target_rad = HOME_RAD.copy()
         self._served, self._moving = threading.Event(), threading.Event()
         self._stop = threading.Event()
@@ -219,6 +225,7 @@ class SimRobot:
             SIM_TARGETS_TOPIC: "sensor_msgs/JointState",
             SIM_VIEW_TOPIC: "sensor_msgs/CompressedImage",
             SIM_HAND_TOPIC: "std_msgs/String",
+            SIM_SCENE_TOPIC: "std_msgs/Int32",
             SIM_CLOCK_STEP_TOPIC: "std_msgs/Float64",
         }
         if names.wrist_camera_topic:
@@ -229,10 +236,12 @@ class SimRobot:
 
     def receive(self, topic: str, message: Operation) -> None:
         """See server.Robot: trajectories (a refused one is counted and logged), the gripper's goals
-        on ROS 1, names of cubes to put back, and steps of the clock."""
+        on ROS 1, names of cubes to put back, seeds of scenes, and steps of the clock."""
         gripper = self._gripper_topics
         if topic == SIM_HAND_TOPIC:
             self._use_hand(messages.instruction(message))
+        elif topic == SIM_SCENE_TOPIC:
+            self._arrange(message["data"])
         elif topic == SIM_CLOCK_STEP_TOPIC:
             self.step_clock(message["data"])
         elif topic == self._config.topics.arm_topic:
@@ -255,6 +264,12 @@ class SimRobot:
             if len(self._to_put_back) >= MOST_HANDS:
                 raise RemoteError(f"{MOST_HANDS} cubes are being put back; try again later")
             self._to_put_back.append(colour)
+
+    def _arrange(self, seed: int) -> None:
+        if seed < 0:
+            raise RemoteError(f"{SIM_SCENE_TOPIC}: {seed}, expected a seed of 0 or more")
+        with self._lock:
+            self._to_arrange = seed
 
     def _take_trajectory(self, message: Operation) -> None:
         try:
@@ -417,7 +432,12 @@ class SimRobot:
             stamp_s = steady_s + self._stepped_s
             target = np.append(self._controller.update(steady_s), self._gripper.target_rad)
             to_put_back, self._to_put_back = self._to_put_back, []
+            seed, self._to_arrange = self._to_arrange, None
         self._target_rad = target
+        if seed is not None:
+            arm.arrange(seed)
+            arranged = int(self._scene["arranged"]) + 1
+            self._scene = {**self._scene, "seed": seed, "arranged": arranged}
         for colour in to_put_back:
             arm.put_back(colour)
         arm.step(target)
@@ -483,7 +503,7 @@ class SimRobot:
         with self._lock:
             report = asdict(self._controller.report)
         state = {
-            **self._config.description,
+            **self._scene,
             "time_s": stamp_s,
             "cubes": arm.scene(),
             "controller": report,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from crane_x7_vla_rl.policies.color_servo.instruction import NotUnderstood, Task, Verb, parse
+from crane_x7_vla_rl.policies.words import NotUnderstood, Task, Verb, parse
 
 
 def fulfilled(instruction: str, scene: dict[str, Any], before: str | None = None) -> bool:

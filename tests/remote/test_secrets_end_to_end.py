@@ -58,7 +58,14 @@ def _sft(hub: FakeHub, home: Path, **env: str) -> subprocess.CompletedProcess[st
     return _run("crane_x7_vla_rl.training.cli", *words, *where, hub=hub, home=home, **env)
 
 
-@pytest.mark.parametrize("written", [f"{TOKEN}\n", f" {TOKEN}\r\n", f'"{TOKEN}"'])
+@pytest.mark.parametrize(
+    "written",
+    [
+        # What is stripped is in tests/rl/test_variables.py.
+        pytest.param(f"{TOKEN}\n", marks=pytest.mark.slow), f" {TOKEN}\r\n",
+        pytest.param(f'"{TOKEN}"', marks=pytest.mark.slow),
+    ],
+)  # fmt: skip
 def test_infer_uses_a_token_with_more_at_its_ends_and_never_shows_it(
     hub: FakeHub, tmp_path: Path, written: str
 ) -> None:

@@ -15,17 +15,22 @@ import simplejpeg
 
 from crane_x7_vla_rl import sim
 from crane_x7_vla_rl.policies.color_servo.policy import ColorServo
-from crane_x7_vla_rl.types import ActionChunk, JointState, Observation
+from crane_x7_vla_rl.types import ActionChunk, Image, JointState, Observation
 
 CONTROL_HZ = 20
 STEPS_PER_IMAGE = 2
 
 
 def make_env(
-    image_size: tuple[int, int] = (640, 480), home_noise_rad: float = 0.02, **options: Any
+    image_size: tuple[int, int] = (640, 480),
+    home_noise_rad: float = 0.02,
+    obs_mode: str = "none",
+    **options: Any,
 ) -> Any:
+    """Without observations: drawing is most of a step's time, and `Rig.observe` draws."""
     return sim.make(
         sim.PICK_PLACE_ID,
+        obs_mode=obs_mode,
         image_size=image_size,
         control_mode="pd_joint_pos",
         reward_mode="none",
@@ -54,7 +59,7 @@ class Rig:
     """Where it is a list, it gets what the policy was handed and what that answered."""
 
     def reset(self, seed: int) -> None:
-        self._observation, _ = self.env.reset(seed=seed)
+        self.env.reset(seed=seed)
         self._rng = np.random.default_rng(seed)
         self.policy.reset()
         self.time_s, self.targets, self._steps, self.covered = 0.0, [], 0, False
@@ -77,8 +82,16 @@ class Rig:
             robot.get_qvel()[0, :8].numpy().astype(float),
         )
 
+    def _draw(self) -> Image:
+        scene = self.scene.scene
+        scene.update_render(update_sensors=True, update_human_render_cameras=False)
+        cameras = scene.sub_scenes[0].get_cameras()
+        camera = next(camera for camera in cameras if camera.name.endswith("base_camera"))
+        camera.take_picture()
+        return np.asarray(camera.get_picture("Color"))[:, :, :3]
+
     def observe(self) -> Observation:
-        rgb = self._observation["sensor_data"]["base_camera"]["rgb"][0].numpy()
+        rgb = self._draw()
         if self.covered:
             rgb = self._rng.integers(0, 6, rgb.shape, dtype=np.uint8)
         jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(rgb), quality=80)
@@ -99,7 +112,7 @@ class Rig:
             self._running = (stamp_s, chunk)
         target = self._target()
         self.targets.append(target)
-        self._observation, *_ = self.env.step(target.astype(np.float32)[None])
+        self.env.step(target.astype(np.float32)[None])
         self._steps += 1
         self.time_s = self._steps / CONTROL_HZ
 

@@ -54,6 +54,8 @@ class FaultyRobot(SimRobot):
         self.wrist_picture: bytes | None = None
         """In place of the one that the arm draws."""
         self.wrist_runs = True
+        self.wrist_ahead_s = 0.0
+        """Added to the stamps of the wrist camera's frames."""
         self.tamper: Callable[[dict[str, Any]], dict[str, Any]] = dict
         self.camera_ahead_s: Callable[[float], float] = lambda _: 0.0
         """Added to each frame's stamp."""
@@ -96,8 +98,10 @@ class FaultyRobot(SimRobot):
         return self.camera_runs and super()._publish_camera(arm, shifted_s)
 
     def _publish_image(self, topic: str, draw: Callable[[], bytes], stamp_s: float) -> bool:
-        if topic == self._config.topics.wrist_camera_topic and not self.wrist_runs:
-            return False
+        if topic == self._config.topics.wrist_camera_topic:
+            if not self.wrist_runs:
+                return False
+            stamp_s += self.wrist_ahead_s
         return super()._publish_image(topic, draw, stamp_s)
 
     def set_clock(self, by_s: float) -> None:

@@ -71,10 +71,16 @@ class Sshd:
         }
         self._settings |= settings or {}
         self._process: Process | None = None
+        self._answered = False
 
     @property
     def destination(self) -> str:
         return f"{self.user}@{LOOPBACK}"
+
+    @property
+    def is_started(self) -> bool:
+        """Whether it answers."""
+        return self._process is not None and self._answered
 
     @property
     def host_key(self) -> str:
@@ -107,6 +113,7 @@ class Sshd:
             return False
 
         wait_for(answers, "sshd answers")
+        self._answered = True
 
     def kill(self) -> None:
         """End sshd and all its sessions at once, as when its machine is switched off."""

@@ -19,7 +19,7 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -64,8 +64,13 @@ class Process:
     """A program whose output goes to a file; it ends with us, however we end."""
 
     def __init__(
-        self, command: Sequence[str], log: Path, environ: dict[str, str] | None = None
+        self,
+        command: Sequence[str],
+        log: Path,
+        environ: dict[str, str] | None = None,
+        base: Mapping[str, str] = os.environ,
     ) -> None:
+        """Its environment is `base` and `environ`."""
         self.log = log
         libc, parent = ctypes.CDLL(None), os.getpid()
 
@@ -80,7 +85,7 @@ class Process:
                 stdin=subprocess.DEVNULL,
                 stdout=file,
                 stderr=subprocess.STDOUT,
-                env=os.environ | (environ or {}),
+                env={**base, **(environ or {})},
                 preexec_fn=die_with_us,
             )
 

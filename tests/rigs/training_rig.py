@@ -120,10 +120,19 @@ def again(*argv: str) -> None:
 
 
 def start(
-    argv: Sequence[str], env: Mapping[str, str] | None = None, command: str = "sft"
+    argv: Sequence[str],
+    env: Mapping[str, str] | None = None,
+    command: str = "sft",
+    first: Sequence[str] = (),
 ) -> WarmProcess:
-    """Start the command in its own process."""
-    return WarmProcess([command, *argv], ON_CPU | (env or {}))
+    """Start the command in its own process; `first` as in `WarmProcess`."""
+    return WarmProcess([command, *argv], ON_CPU | (env or {}), first)
+
+
+def tell_trackers() -> None:
+    """Print, when this process ends, which of both trackers it has imported."""
+    names = ("wandb", "tensorboard")
+    atexit.register(lambda: print("trackers:", [name for name in names if name in sys.modules]))
 
 
 def start_anew(argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[str]:
@@ -137,7 +146,7 @@ def start_anew(argv: Sequence[str], env: Mapping[str, str]) -> subprocess.Popen[
 
 @contextmanager
 def together(
-    argv: Sequence[str], processes: int, command: str = "sft"
+    argv: Sequence[str], processes: int, command: str = "sft", first: Sequence[str] = ()
 ) -> Iterator[list[WarmProcess]]:
     """Start the command as torchrun does, in processes that know of each other.
 
@@ -151,7 +160,7 @@ def together(
         "TORCHELASTIC_RESTART_COUNT": "0",
     }  # fmt: skip
     ranks = [meeting | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(processes)]
-    started = [start(argv, env, command) for env in ranks]
+    started = [start(argv, env, command, first) for env in ranks]
     try:
         yield started
     finally:

@@ -20,6 +20,7 @@ from crane_x7_vla_rl.policies.openvla.weights.loading import load
 from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
 
 
+@pytest.mark.slow
 def test_both_sides_learn_the_same_and_all_figures_are_written(tmp_path: Path) -> None:
     words = ["--device", "cpu", "--size", "smallest", "--threads", "1"]
     rows = figures(tmp_path / "figures.json", str(SCRIPTS / "bench_sft"), *words)

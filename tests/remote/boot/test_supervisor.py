@@ -27,6 +27,7 @@ from crane_x7_remote.boot.supervisor import (
     how_it_ended,
 )
 from crane_x7_remote.errors import RemoteError, SshdError
+from crane_x7_remote.system import output
 from crane_x7_remote.system.output import LINE_BYTES, LineSplitter
 from crane_x7_vla_rl.secret_text import remember
 
@@ -228,17 +229,19 @@ async def test_what_a_child_says_can_neither_forge_a_line_nor_fill_memory(
 
 
 @pytest.mark.parametrize("size", [1, 3, 7, 1000])
-def test_lines_are_the_same_however_the_stream_is_cut(size: int) -> None:
-    stream = b"one\n\ntwo\r\n" + b"y" * (LINE_BYTES + 5) + b"\nthree"
-    if size == 1:
-        stream = stream.replace(b"y" * (LINE_BYTES + 5), b"y")
+def test_lines_are_the_same_however_the_stream_is_cut(
+    size: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    longest = 10_000
+    monkeypatch.setattr(output, "LINE_BYTES", longest)
+    stream = b"one\n\ntwo\r\n" + b"y" * (longest + 5) + b"\nthree"
     cutter, found = LineSplitter(), []
     for start in range(0, len(stream), size):
         found += list(cutter.feed(stream[start : start + size]))
     found += list(cutter.end())
     assert [found[0], found[1], found[2], found[-1]] == ["one", "", "two", "three"]
     assert len(found) == 5
-    assert len(found[3]) in (1, LINE_BYTES + 1)
+    assert len(found[3]) == longest + 1
 
 
 def test_the_board_keeps_no_secret_and_no_control_character() -> None:

@@ -23,6 +23,7 @@ from places import ROOT
 from sim_robot_rig import ready_port, started
 from websockets.sync.client import connect
 
+from crane_x7_remote.inference.limits import Limits
 from crane_x7_remote.rosbridge import messages, protocol
 from crane_x7_vla_rl.data.lerobot import open_lerobot
 from crane_x7_vla_rl.lerobot_env import interpreter
@@ -266,6 +267,58 @@ def test_lerobot_rollout_drives_with_a_policy_of_its_trainer(
         "--policy.device=cpu", *robot(follower), f"--task={TASK}", "--duration=5", "--fps=10",
     )  # fmt: skip
     assert re.search("Rollout finished|Duration limit", said)
+
+
+PUSH = """
+import sys, time
+from lerobot_robot_crane_x7 import CraneX7Rosbridge, CraneX7RosbridgeConfig
+port, speed = int(sys.argv[1]), float(sys.argv[2])
+arm = CraneX7Rosbridge(CraneX7RosbridgeConfig(id="t", host="127.0.0.1", port=port, speed=speed))
+arm.connect()
+seen = arm.get_observation()
+name = "crane_x7_shoulder_fixed_part_pan_joint.pos"
+target = {key: value for key, value in seen.items() if key.endswith(".pos")}
+target[name] += 0.8
+for _ in range(60):
+    arm.send_action(target)
+    time.sleep(0.05)
+assert abs(arm.get_observation()[name] - target[name]) < 0.02, "the arm arrives"
+arm.disconnect()
+"""
+
+
+def fastest_rad_s(site: Path, speed: float) -> float:
+    """Push the first joint by 0.8 rad through the plugin; return its highest measured speed."""
+    seen = [0.0]
+    with arm() as port, connect(f"ws://127.0.0.1:{port}", compression=None) as socket:
+        subscribed = protocol.subscribe("/joint_states", "sensor_msgs/JointState", id="watch")
+        socket.send(protocol.encode_json(subscribed))
+
+        def watch() -> None:
+            for payload in socket:
+                operation = protocol.decode(payload)
+                if operation["op"] == "publish":
+                    state = messages.joint_state(operation["msg"])
+                    seen.append(abs(float(state.velocity_rad_s[0])))
+
+        thread = threading.Thread(target=watch)
+        thread.start()
+        run(site, "python", "-c", PUSH, str(port), str(speed))
+        socket.close()
+        thread.join(10)
+    return max(seen)
+
+
+def test_speed_slows_the_arm_as_it_does_for_infer(site: Path) -> None:
+    slow, full = (fastest_rad_s(site, speed) for speed in (0.3, 1.0))
+    limit_rad_s = float(Limits(speed=0.3).path_rad_s[0])
+    assert 0 < slow <= 1.02 * limit_rad_s
+    assert full > 1.5 * slow
+
+
+def test_a_speed_that_is_no_share_is_refused(site: Path) -> None:
+    said = run(site, "lerobot-teleoperate", *robot(1), *teleop(1), "--robot.speed=30", expected=1)
+    assert "robot.speed is 30.0, expected above 0 and at most 1" in said
 
 
 def test_a_robot_that_is_not_there_is_named(site: Path, leader: int) -> None:

@@ -14,7 +14,7 @@ from loop_rig import FaultyRobot
 from plain_policy_server import PlainPolicyServer
 
 from crane_x7_remote.errors import ExitCode
-from crane_x7_vla_rl.policies.load import SHIPPED
+from crane_x7_vla_rl.policies.load import TINY
 
 CLEAN = {
     key: value
@@ -34,7 +34,7 @@ def infer(*flags: str, **environ: str) -> subprocess.CompletedProcess[str]:
 def served(**environ: str) -> Iterator[str]:
     """Serve the shipped policy by the real command; yields its address."""
     command = [sys.executable, "-m", "crane_x7_remote", "serve-policy", "--port", "0"]
-    model = ["--vla-policy", "openvla", "--vla-model-path", str(SHIPPED), "--vla-device", "cpu"]
+    model = ["--vla-policy", "openvla", "--vla-model-path", str(TINY), "--vla-device", "cpu"]
     process = subprocess.Popen(
         command + model, stdout=subprocess.PIPE, text=True, env=CLEAN | environ
     )
@@ -74,7 +74,7 @@ def test_the_loop_drives_by_serve_policy_in_another_process() -> None:
         (["--policy-server", "http://x"], ExitCode.POLICY_LOAD, "expected ws://host:port"),
         (["--vla-policy", "remote"], ExitCode.POLICY_LOAD, "set POLICY_SERVER to its address"),
         (
-            ["--policy-server", "127.0.0.1:9", "--vla-model-path", str(SHIPPED)],
+            ["--policy-server", "127.0.0.1:9", "--vla-model-path", str(TINY)],
             ExitCode.SETTINGS,
             "both VLA_MODEL_PATH and POLICY_SERVER are set",
         ),

@@ -17,7 +17,9 @@ import yaml
 from loop_rig import FaultyRobot, RunningLoop, wait_until
 from plain_policy_server import ErrorText, PlainPolicyServer
 
+from crane_x7_remote.inference.warm_up import warm_up
 from crane_x7_remote.policy_server import policy_io_file
+from crane_x7_remote.policy_server.client import AnswerTimeoutError
 from crane_x7_remote.policy_server.remote import RemotePolicy, load
 from crane_x7_remote.sim_robot.arm import still_picture
 from crane_x7_vla_rl.policies.base import ModelOptions, PolicyLoadError
@@ -101,6 +103,18 @@ def test_a_stalled_server_holds_and_its_late_answers_are_never_used(stall_s: flo
         assert robot.moved <= accepted + 1
         server.stall_s = 0.0
         running.wait_driving(ticks=5)
+
+
+def test_a_slow_server_warms_up_beyond_the_timeout_and_is_too_late_after_it() -> None:
+    """On an overloaded machine, not only the first answer is slow; but nothing drives yet."""
+    with Server() as server:
+        policy: Any = load(options(server))
+        server.stall_s = 2 * TIMEOUT_S
+        warm_up(policy, "go", time.monotonic())
+        assert len(server.observations) >= 2
+        with pytest.raises(AnswerTimeoutError, match="POLICY_TIMEOUT"):
+            policy.predict([observation(0.0)])
+        policy.close()
 
 
 def short(actions: np.ndarray) -> Any:

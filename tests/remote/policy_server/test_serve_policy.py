@@ -29,10 +29,11 @@ from crane_x7_remote.policy_server.served import (
     read_request,
     try_out,
 )
-from crane_x7_remote.policy_server.server import CLIENT_KEY
-from crane_x7_vla_rl.policies.base import ModelOptions
+from crane_x7_remote.policy_server.server import CLIENT_KEY, ServerConfig, running
+from crane_x7_vla_rl.policies.base import ModelOptions, PolicyLoadError, more_cameras
 from crane_x7_vla_rl.policies.color_servo.policy import ColorServo
-from crane_x7_vla_rl.policies.load import SHIPPED, load_policy
+from crane_x7_vla_rl.policies.load import TINY, load_policy
+from crane_x7_vla_rl.policies.wordings import WordedPolicy, Wordings
 from crane_x7_vla_rl.robot import DOF, HOME_RAD
 from crane_x7_vla_rl.types import ActionChunk, JointState, Observation
 
@@ -88,7 +89,7 @@ def test_the_colour_servo_answers_pixels_and_jpegs_and_ends_on_sigterm() -> None
 
 
 def test_the_shipped_policy_is_served_with_a_key_and_refuses_others() -> None:
-    flags = (f"--vla-model-path={SHIPPED}", "--vla-device=cpu")
+    flags = (f"--vla-model-path={TINY}", "--vla-device=cpu")
     with (
         serving(*flags, POLICY_API_KEY="sesame") as (url, _),
         client(url, additional_headers={"Authorization": "Api-Key sesame"}) as (link, metadata),
@@ -178,6 +179,13 @@ def test_an_instruction_that_is_not_followed_is_refused() -> None:
         Shared(ColorServo())([request(prompt="sing")])
 
 
+def test_a_served_policy_follows_other_words_and_refuses_other_colours() -> None:
+    served = Shared(WordedPolicy(Counting(), Wordings((TASK,), "skills.json")))  # type: ignore[arg-type]
+    assert served([request(prompt="grab the crimson block")])[0]["actions"][0, 0] == 1
+    with pytest.raises(InstructionError, match="names the colour purple, the cubes are red"):
+        served([request(prompt="grab the purple block")])
+
+
 def test_the_metadata_state_what_the_policy_answered() -> None:
     kind = try_out(Counting(), "counting", TASK)
     assert kind == Kind("counting", 2, 0.1)
@@ -208,3 +216,58 @@ def test_the_loops_own_client_drives_a_served_policy() -> None:
             chunk = policy.predict([observation])[0]
             assert chunk.period_s == expected.period_s
             np.testing.assert_allclose(chunk.position_rad, expected.position_rad, atol=0.02)
+
+
+class TwoCameras(Counting):
+    """Wants the wrist camera; notes what it saw."""
+
+    more_cameras = ("wrist",)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[Observation] = []
+
+    def predict(self, observations: list[Observation]) -> list[ActionChunk]:
+        self.seen += observations
+        return super().predict(observations)
+
+
+def test_a_policy_of_two_cameras_is_told_both_by_the_loops_own_client() -> None:
+    """The metadata name the second picture, so that the loop's client sends it under that key."""
+    policy = TwoCameras()
+    kind = try_out(policy, "two", TASK)
+    assert kind.cameras == ("wrist",)
+    base = request()["observation/image"]
+    wrist = np.full((48, 64, 3), 40, np.uint8)
+    joints = JointState(HOME_RAD, np.zeros(DOF))
+    seen = Observation(base, joints, TASK, 0.0, {"wrist": wrist})
+    with running(Shared(policy), kind.metadata(), ServerConfig(port=0)) as url:
+        for quality in (None, 95):
+            options = ModelOptions(server=url, jpeg_quality=quality, more_cameras=("wrist",))
+            client_policy = load_policy("remote", options)
+            assert more_cameras(client_policy) == ("wrist",)
+            client_policy.predict([seen])
+            got = policy.seen[-1]
+            assert np.abs(got.image.astype(int) - base).mean() < 4
+            assert got.more_images["wrist"].shape == wrist.shape
+            assert np.abs(got.more_images["wrist"].astype(int) - wrist).max() < 4
+        with pytest.raises(PolicyLoadError, match="wrist"):
+            load_policy("remote", ModelOptions(server=url))  # a robot without that camera
+        with client(url) as (link, _):
+            answer = ask(link)
+    assert "the observation has no observation/wrist_image; got observation/image" in answer
+
+
+@pytest.mark.parametrize(
+    ("picture", "words"),
+    [(3, "observation/wrist_image is a int"), (b"GIF89a", "observation/wrist_image: image of")],
+)
+def test_a_wrong_second_picture_is_named(picture: object, words: str) -> None:
+    with pytest.raises(RequestError, match=words):
+        read_request(request(**{"observation/wrist_image": picture}), 0.0, ("wrist",))
+
+
+def test_a_second_picture_that_the_policy_does_not_want_is_ignored() -> None:
+    observation = read_request(request(**{"observation/wrist_image": b"GIF89a"}), 0.0)
+    assert observation.more_images == {}
+    assert len(Kind("any", 7, 0.1).metadata()["policy_io"]["images"]) == 1

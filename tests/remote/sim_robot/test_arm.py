@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -125,6 +126,29 @@ def test_the_scene_is_the_one_asked_for_and_a_cube_can_be_put_back() -> None:
         move(arm, HOME_RAD, 0.5)
         for colour, cube in arm.scene().items():
             np.testing.assert_allclose(cube["position_m"], before[colour]["position_m"], atol=0.002)
+    finally:
+        arm.close()
+
+
+def test_a_scene_that_is_arranged_is_the_one_that_a_robot_starts_with() -> None:
+    """The arm stays where it is; what is put back from then on is the new scene."""
+    small = SceneConfig(seed=7, image_size=(64, 48))
+    fresh = ManiSkillArm(replace(small, seed=1_000_001))
+    expected = {colour: cube["position_m"] for colour, cube in fresh.scene().items()}
+    fresh.close()
+    arm = ManiSkillArm(small)
+    try:
+        away = HOME_RAD.copy()
+        away[0] += 0.3
+        move(arm, away, 0.5)
+        before = arm.joints().position_rad
+        arm.arrange(1_000_001)
+        np.testing.assert_array_equal(arm.joints().position_rad, before)
+        arm._env.cubes["red"].set_pose(sapien.Pose([0.3, 0.2, 0.3]))
+        arm.put_back("red")
+        for colour, cube in arm.scene().items():
+            np.testing.assert_allclose(cube["position_m"], expected[colour], atol=1e-4)
+            assert not cube["ever_lifted"]
     finally:
         arm.close()
 

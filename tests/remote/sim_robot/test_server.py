@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import cbor2
@@ -23,6 +24,7 @@ from crane_x7_remote.settings import Settings
 from crane_x7_remote.sim_robot.arm import KinematicArm
 from crane_x7_remote.sim_robot.robot import (
     SIM_HAND_TOPIC,
+    SIM_SCENE_TOPIC,
     SIM_STATE_TOPIC,
     SIM_TARGETS_TOPIC,
     SIM_VIEW_TOPIC,
@@ -368,6 +370,29 @@ def test_a_hand_puts_back_the_cube_that_it_is_told_to(
         client.send("publish", topic=SIM_HAND_TOPIC, msg={"data": "red"})
         state_now(client)
     assert put_back == ["red"]
+
+
+def test_a_hand_arranges_the_scene_of_a_seed_and_the_state_says_so(
+    client_of: Callable[[SimRobot], Client],
+) -> None:
+    seeds: list[int] = []
+
+    class WithScene(KinematicArm):
+        def arrange(self, seed: int) -> None:
+            seeds.append(seed)
+
+    with SimRobot(replace(config(), description={"seed": 3}), WithScene) as robot:
+        client = client_of(robot)
+        before = state_now(client)
+        assert (before["seed"], before["arranged"]) == (3, 0)
+        for wrong, said in ((-1, "expected a seed of 0 or more"), ("x", "expected")):
+            client.send("publish", topic=SIM_SCENE_TOPIC, msg={"data": wrong})
+            assert said in client.next("status")["msg"]
+        for count, seed in enumerate((8, 8), 1):
+            client.send("publish", topic=SIM_SCENE_TOPIC, msg={"data": seed})
+            after = state_now(client)
+            assert (after["seed"], after["arranged"]) == (8, count)
+    assert seeds == [8, 8]
 
 
 def test_the_gripper_action_answers_when_reached(client: Client) -> None:

@@ -38,12 +38,20 @@ class CraneX7RosbridgeConfig(RobotConfig):
     """Time after its frame at which a target is due."""
     max_jump_rad: float = 1.0
     """A target further than this from the arm is refused."""
+    speed: float = 1.0
+    """Share of the arm's velocity and acceleration limits for paths, above 0 to 1; 0.3 for the
+    first day with a real arm, which then lags its targets. Braking keeps the full limits."""
     max_age_s: float = 0.5
     """Frames and joint states older than this are refused."""
     hold_s: float = 3.0
     """A command ends after targets were refused for this long."""
     connect_s: float = 15.0
     """Longest wait for rosbridge, and then for camera and joints."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 < self.speed <= 1:
+            raise ValueError(f"robot.speed is {self.speed}, expected above 0 and at most 1")
 
 
 @TeleoperatorConfig.register_subclass("crane_x7_leader")

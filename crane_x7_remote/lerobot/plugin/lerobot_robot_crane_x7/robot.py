@@ -155,4 +155,4 @@ def _configs(
     targets = TargetConfig(
         follow_s=config.follow_s, hold_s=config.hold_s, connect_s=config.connect_s
     )
-    return client, loop, targets, Limits(max_jump_rad=config.max_jump_rad)
+    return client, loop, targets, Limits(max_jump_rad=config.max_jump_rad, speed=config.speed)
