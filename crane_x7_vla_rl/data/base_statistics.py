@@ -30,9 +30,9 @@ import numpy as np
 import numpy.typing as npt
 
 from crane_x7_vla_rl.data import reading
-from crane_x7_vla_rl.data.episode import DataError, Episode
+from crane_x7_vla_rl.data.episode import DataError
 from crane_x7_vla_rl.data.files import write_json
-from crane_x7_vla_rl.data.source import EpisodeSource, open_source
+from crane_x7_vla_rl.data.source import join, open_source
 from crane_x7_vla_rl.data.statistics import KEY, DataStatistics, compute_statistics
 from crane_x7_vla_rl.robot import ARM_DOF, LOWER_RAD, UPPER_RAD
 
@@ -62,38 +62,6 @@ def bounds(low: npt.ArrayLike, high: npt.ArrayLike) -> tuple[list[float], list[f
     return np.round(first, 4).tolist(), np.round(last, 4).tolist()
 
 
-class Joined:
-    """Several data sets one after another, as an EpisodeSource; their rates may differ."""
-
-    def __init__(self, sources: Sequence[EpisodeSource]) -> None:
-        self._sources = sources
-
-    def __len__(self) -> int:
-        return sum(len(source) for source in self._sources)
-
-    def __getitem__(self, index: int) -> Episode:
-        for source in self._sources:
-            if index < len(source):
-                return source[index]
-            index -= len(source)
-        raise IndexError(index)
-
-    @property
-    def fps(self) -> float:
-        """Rate of the first one."""
-        return self._sources[0].fps
-
-    @property
-    def lengths(self) -> npt.NDArray[np.int64]:
-        """(N,) frames of each episode."""
-        return np.concatenate([source.lengths for source in self._sources])
-
-    @property
-    def name(self) -> str:
-        """All names."""
-        return ", ".join(source.name for source in self._sources)
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Write the file from the command line."""
     parser = argparse.ArgumentParser(
@@ -105,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
     try:
         stated = reading.from_args(args)
-        source = Joined([open_source(folder, reading=stated) for folder in args.datasets])
+        source = join([open_source(folder, reading=stated) for folder in args.datasets])
         write_json(args.file, widened(compute_statistics(source)))
     except (DataError, OSError) as error:
         print(f"base_statistics: {error}", file=sys.stderr)

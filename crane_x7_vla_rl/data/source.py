@@ -165,3 +165,48 @@ class _Selection:
             return None
         parts = np.split(marks, np.cumsum(lengths)[:-1])
         return np.concatenate([parts[index] for index in self._episodes] or [marks[:0]])
+
+
+def join(sources: Sequence[EpisodeSource]) -> EpisodeSource:
+    """Return the episodes of several data sets, one after another.
+
+    Its rate is that of the first; whoever needs one rate checks it.
+    """
+    return sources[0] if len(sources) == 1 else _Joined(tuple(sources))
+
+
+class _Joined:
+    def __init__(self, sources: tuple[EpisodeSource, ...]) -> None:
+        self._sources = sources
+        self._ends = np.cumsum([len(source) for source in sources])
+
+    def __len__(self) -> int:
+        return int(self._ends[-1])
+
+    def __getitem__(self, index: int) -> Episode:
+        number = int(np.searchsorted(self._ends, index, "right"))
+        source = self._sources[number]
+        return source[index - int(self._ends[number]) + len(source)]
+
+    @property
+    def fps(self) -> float:
+        return self._sources[0].fps
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        return np.concatenate([source.lengths for source in self._sources])
+
+    @property
+    def name(self) -> str:
+        return ", ".join(source.name for source in self._sources)
+
+    def interventions(self) -> npt.NDArray[np.bool_] | None:
+        marks = [interventions(source) for source in self._sources]
+        if all(mark is None for mark in marks):
+            return None
+        return np.concatenate(
+            [
+                np.zeros(int(source.lengths.sum()), np.bool_) if mark is None else mark
+                for source, mark in zip(self._sources, marks, strict=True)
+            ]
+        )

@@ -13,8 +13,7 @@ from typing import Final
 import numpy as np
 
 from crane_x7_vla_rl.data.demos.config import DemosConfig
-from crane_x7_vla_rl.data.demos.policy_start import PolicyStart
-from crane_x7_vla_rl.data.demos.recorder import NOISE_STREAM, manner
+from crane_x7_vla_rl.data.demos.recorder import NOISE_STREAM, manner, policy_start
 from crane_x7_vla_rl.data.episode import Episode
 from crane_x7_vla_rl.kinematics import UnreachableError
 from crane_x7_vla_rl.scenes import EPISODE_S, LIFT_ID, LIFT_WORDS, PICK_PLACE_ID, PLACE_WORDS
@@ -76,7 +75,7 @@ class ChainRecorder:
         self._config = config
         self._world = World(config.world)
         self._expert = Expert(self._world, manner(config))
-        self._start = None if config.start is None else PolicyStart(config.start, config.start_s)
+        self._start = policy_start(config)
 
     def __call__(self, seed: int) -> list[Episode]:
         """Return the episodes of a chain, which ends with the first task that fails."""
@@ -88,7 +87,8 @@ class ChainRecorder:
         episodes: list[Episode] = []
         for stage in draw(noise, self._config.world.colours):
             if self._start is not None:
-                self._start.drive(self._world, stage.instruction, noise)
+                rest = episodes[-1].action[-1] if episodes else self._world.position_rad()
+                self._start.drive(self._world, stage.instruction, noise, rest)
             self._expert.take(stage.colour, stage.places)
             if not self._expert.reaches():  # the cube was pushed away
                 if episodes:

@@ -49,6 +49,9 @@ class DemosConfig:
     only its part is recorded: the way back from where that policy goes."""
     start_s: FiniteAmount = flag("--from-s", 3.0)
     """Longest time that the policy drives, s; each task samples its own."""
+    start_late_s: FiniteAmount = flag("--from-late-s", 0.0)
+    """Longest time from an image to the first step that uses that policy's answer, s; each task
+    samples its own."""
     processes: Index = 0
     """Processes with simulations; 0 for one per core."""
 
@@ -77,6 +80,7 @@ class DemosConfig:
             "chain": self.chain,
             "from": self.start,
             "from_s": self.start_s,
+            "from_late_s": self.start_late_s,
             "world": self.world.as_dict(),
         }
 

@@ -6,32 +6,51 @@ that policy goes, mistakes included (DAgger with takeovers, https://arxiv.org/ab
 
 from __future__ import annotations
 
+from typing import Final
+
 import numpy as np
 
 from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.policies.kind import kind_of
 from crane_x7_vla_rl.policies.load import load_policy
+from crane_x7_vla_rl.sim.timing import Pace, Playback
 from crane_x7_vla_rl.sim.world import World
+from crane_x7_vla_rl.types import Array
+
+MOST_TARGETS: Final = 8
+"""Of a chunk, before the next image."""
 
 
 class PolicyStart:
     """The policy of a checkpoint, for a random time at the start of each task."""
 
-    def __init__(self, checkpoint: str, longest_s: float) -> None:
-        """Raises PolicyLoadError."""
+    def __init__(self, checkpoint: str, longest_s: float, late_s: float = 0.0) -> None:
+        """`late_s`: longest time from an image to the first step that uses the answer.
+
+        Raises PolicyLoadError.
+        """
         self._policy = load_policy(kind_of(checkpoint), ModelOptions(path=checkpoint))
-        self._longest_s = longest_s
+        self._longest_s, self._late_s = longest_s, late_s
 
     def reset(self) -> None:
         """Forget the episode before."""
         self._policy.reset()
 
-    def drive(self, world: World, instruction: str, generator: np.random.Generator) -> None:
-        """Let the policy drive, a random part of each chunk, for 0 to `longest_s`."""
-        steps = round(generator.uniform(0, self._longest_s) * world.config.control_hz)
-        while steps > 0:
-            (chunk,) = self._policy.predict([world.observe(instruction)])
-            few = 1 + int(generator.integers(len(chunk.position_rad)))
-            for target in chunk.position_rad[: min(few, steps)]:
-                world.step(target)
-            steps -= few
+    def drive(
+        self, world: World, instruction: str, generator: np.random.Generator, rest_rad: Array
+    ) -> None:
+        """Let the policy drive for 0 to `longest_s`, each time with another rate and delay.
+
+        `rest_rad`: (8,) the target until its first answer.
+        """
+        steps, late = (
+            round(generator.uniform(0, most_s) * world.config.control_hz)
+            for most_s in (self._longest_s, self._late_s)
+        )
+        often = Pace(delay=late, interval=1 + int(generator.integers(MOST_TARGETS)))
+        playback = Playback(often, rest_rad, seed=0)
+        for step in range(steps):
+            if playback.sees(step):
+                (chunk,) = self._policy.predict([world.observe(instruction)])
+                playback.answer(chunk.position_rad, step)
+            world.step(playback.target(step))

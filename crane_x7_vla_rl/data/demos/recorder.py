@@ -34,6 +34,13 @@ def manner(config: DemosConfig) -> Manner:
     return Manner(arm_rad_s=config.arm_rad_s, turns_wrist=not config.keep_wrist)
 
 
+def policy_start(config: DemosConfig) -> PolicyStart | None:
+    """Load the policy of `--from`; raises PolicyLoadError."""
+    if config.start is None:
+        return None
+    return PolicyStart(config.start, config.start_s, config.start_late_s)
+
+
 class DemoRecorder:
     """Records the expert in the scene of one seed after another."""
 
@@ -43,7 +50,7 @@ class DemoRecorder:
         self._config = config
         self._world = World(config.world)
         self._expert = Expert(self._world, manner(config))
-        self._start = None if config.start is None else PolicyStart(config.start, config.start_s)
+        self._start = policy_start(config)
 
     def __call__(self, seed: int) -> Episode:
         """Return the episode, which ends `hold_s` after success or with a timeout."""
@@ -54,7 +61,7 @@ class DemoRecorder:
         expert.reset()
         if self._start is not None:
             self._start.reset()
-            self._start.drive(world, world.instruction, noise)
+            self._start.drive(world, world.instruction, noise, world.position_rad())
             places = world.config.task == PICK_PLACE_ID
             expert.take(world.named_colour, places)
             # What the policy can do, or has pushed out of reach, is shown from its start.

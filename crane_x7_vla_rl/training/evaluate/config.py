@@ -11,8 +11,8 @@ from crane_x7_vla_rl.data.reading import AS_STATED, Reading
 from crane_x7_vla_rl.fields import Count, Index
 from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.scenes import EVALUATION_SEED, WorldConfig
+from crane_x7_vla_rl.sim.timing import Timing
 from crane_x7_vla_rl.training.errors import ConfigError
-from crane_x7_vla_rl.training.evaluate.timing import Timing
 
 RESULTS, OFFLINE, VIDEOS = "results.json", "offline.parquet", "videos"
 ALL_EPISODES = "all_episodes.parquet"

@@ -23,12 +23,12 @@ import numpy as np
 from crane_x7_vla_rl.data.progress import episode_bar
 from crane_x7_vla_rl.policies.base import more_cameras
 from crane_x7_vla_rl.sim.errors import SimError
+from crane_x7_vla_rl.sim.timing import pace
 from crane_x7_vla_rl.sim.workers import Workers
 from crane_x7_vla_rl.training.evaluate.config import VIDEOS, EvaluateConfig
 from crane_x7_vla_rl.training.evaluate.policies import Candidate, one_scene
 from crane_x7_vla_rl.training.evaluate.ranks import ALONE, Ranks
 from crane_x7_vla_rl.training.evaluate.scene_worker import Act, Begin, EvalWorker, Look
-from crane_x7_vla_rl.training.evaluate.timing import pace
 from crane_x7_vla_rl.training.evaluate.video import write_video
 from crane_x7_vla_rl.types import WRIST, Observation
 

@@ -18,13 +18,13 @@ from typing import Any, Final
 from crane_x7_vla_rl.data.episode import DataError
 from crane_x7_vla_rl.data.files import read_json, write_json
 from crane_x7_vla_rl.reserved import SWEEPS, Sweep
+from crane_x7_vla_rl.sim.timing import FINE_HZ
 from crane_x7_vla_rl.training.evaluate import sweep_report
 from crane_x7_vla_rl.training.evaluate.config import RESULTS, EvaluateConfig
 from crane_x7_vla_rl.training.evaluate.policies import Candidate
 from crane_x7_vla_rl.training.evaluate.ranks import ALONE, Ranks
 from crane_x7_vla_rl.training.evaluate.simulate import simulate
 from crane_x7_vla_rl.training.evaluate.sweep_report import Row
-from crane_x7_vla_rl.training.evaluate.timing import FINE_HZ
 
 CONDITIONS: Final = "conditions"
 IDENTITY: Final = "measured"

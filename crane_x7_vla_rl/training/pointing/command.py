@@ -46,9 +46,15 @@ def point(config: PointConfig) -> Path:
     from crane_x7_vla_rl.training.pointing import views
 
     loaded = loading.load(config.model)
-    if loaded.layout.heads() is not None or loaded.layout.adapter is not None:
-        raise ConfigError(f"{config.model} is no plain model: point starts from one without heads")
+    if loaded.layout.adapter is not None:
+        raise ConfigError(f"{config.model} is a LoRA adapter: merge it first")
     model, spec = loaded.model, PolicySpec.of(loaded.layout)
+    heads = _heads(loaded)
+    if heads is None and config.updates == 0:
+        raise ConfigError(
+            f"--updates 0, but the towers of {config.model} have not learned where things are:"
+            " point learns that first"
+        )
     if spec.state_tokens:
         raise ConfigError(
             f"{config.model} reads joints as state tokens, but OpenVLA-OFT's head has its own"
@@ -60,11 +66,13 @@ def point(config: PointConfig) -> Path:
     )
     codec = Codec.of(loaded.layout, model.norm_stats, DEFAULT_UNNORM_KEY, spec)
     torch.manual_seed(config.seed)
-    heads = oft_loading.new_heads(model.config.text.hidden_size, DOF, DOF)
+    is_new = heads is None
+    if heads is None:
+        heads = oft_loading.new_heads(model.config.text.hidden_size, DOF, DOF)
     scenes, size = views.scenes(COLOUR_NAMES), model.config.image_size
     with _opened(config, codec, model) as demonstrations:
         drawn = views.draw(config.pictures, config.seed, scenes, spec.view, size)
-        _teach(config, loaded, heads, codec, drawn, demonstrations)
+        _teach(config, loaded, heads, is_new, codec, drawn, demonstrations)
 
     def write(folder: Path) -> None:
         tensors, film = oft_loading.without_film(model.state_dict())
@@ -133,9 +141,35 @@ def _scales(model: Any) -> tuple[Any, Any]:
     return find_statistics(stats, key), find_statistics(stats, key, "proprio")
 
 
+def _heads(loaded: Any) -> Any:
+    """Return the heads of a checkpoint of `point`, and give the model its FiLM; None if it is new.
+
+    Raises ConfigError for heads that do not belong to this arm, or towers that know no FiLM.
+    """
+    from crane_x7_vla_rl.policies.openvla.weights import oft_loading
+    from crane_x7_vla_rl.robot import DOF
+
+    if loaded.layout.heads() is None:
+        return None
+    oft_loading.load_film(loaded)
+    head, proprio = oft_loading.load_heads(loaded)
+    if (
+        not loaded.model.vision_backbone.has_film
+        or head.action_dim != DOF
+        or proprio is None
+        or proprio.fc1.in_features != DOF
+    ):
+        raise ConfigError(
+            f"{loaded.layout.folder} has heads, but not those of point, with FiLM and {DOF} joints:"
+            " point continues its own checkpoints, or starts from a model without heads"
+        )
+    return head, proprio
+
+
 def _teach(
-    config: PointConfig, loaded: Any, heads: Any, codec: Any, drawn: Any, demonstrations: Any
-) -> None:
+    config: PointConfig, loaded: Any, heads: Any, is_new: bool, codec: Any, drawn: Any,
+    demonstrations: Any,
+) -> None:  # fmt: skip
     """Teach the towers, then the language model and the heads."""
     import numpy as np
 
@@ -150,10 +184,12 @@ def _teach(
         return found
 
     model, spec = loaded.model, codec.inputs
-    towers.add_film(model, bool(loaded.raw_config.get("random_weights")))
-    stage = Descent("towers", config.updates, config.learning_rate)
-    towers.teach(model, prompts(LIFT_WORDS), drawn, stage, config.seed)
+    if is_new:
+        towers.add_film(model, bool(loaded.raw_config.get("random_weights")))
+    if config.updates:
+        stage = Descent("towers", config.updates, config.learning_rate)
+        towers.teach(model, prompts(LIFT_WORDS), drawn, stage, config.seed)
     planned = moves.plan(drawn, spec.chunk_steps, spec.period_s, *_scales(model))
     words = moves.Words(prompts(LIFT_WORDS), prompts(PLACE_WORDS))
     stage = Descent("moves", config.move_updates, config.learning_rate)
-    moves.teach(model, heads, words, drawn, planned, stage, config.seed, demonstrations)
+    moves.teach(model, heads, words, drawn, planned, stage, config.seed, demonstrations, is_new)

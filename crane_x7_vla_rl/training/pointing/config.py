@@ -15,7 +15,7 @@ class PointConfig:
     """A model, and how long it learns to look."""
 
     model: str
-    """Folder of the model to start from, such as one of the builder's."""
+    """Folder of the model to start from, such as one of the builder's, or a checkpoint of point."""
     output: Path
     """New folder for the checkpoint."""
     statistics: str | None = None
@@ -28,10 +28,11 @@ class PointConfig:
     learns the way to cubes and plate."""
     cache_mb: Count = 3_000
     """Memory for images of demonstrations, in MB."""
-    updates: Count = 2_500
-    """Updates of the towers."""
+    updates: Index = 2_500
+    """Updates of the towers; 0 for a checkpoint whose towers have learned."""
     move_updates: Count = 3_000
-    """Updates of the language model and the head after that; the towers join in after 40 %."""
+    """Updates of the language model and the head after that; the towers join in after 40 %, or at
+    once where the head has learned."""
     learning_rate: FinitePositive = 1e-3
     """Peak of the learning rate of both."""
     seed: Index = 0

@@ -1,9 +1,10 @@
 """A language model and a head learn the way to what towers point at. Pictures → chunks.
 
-Each picture comes with every colour's instruction, others with an instruction to place, as if the
-hand held the cube. Demonstrations in the same batches teach what comes after. Alone, they teach not
-to look: a few steps after the start, the arm's own joints tell where it goes. At first the towers
-stay as they are: beside random weights they would forget.
+Each picture with an empty hand comes with every colour's instruction, to lift or to place: the way
+is the same. Each with a cube in the hand comes with the instruction to place that. Demonstrations
+in the same batches teach what comes after. Alone, they teach not to look: a few steps after the
+start, the arm's own joints tell where it goes. At first the towers stay as they are: beside random
+weights they would forget.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from crane_x7_vla_rl.training.pointing.views import Views
 from crane_x7_vla_rl.types import Array, Image
 
 PICTURES, PLACINGS, SHOWN = 5, 5, 24
-"""In a batch: pictures with an instruction for each cube; with one to place; demonstrations."""
+"""In a batch: pictures with an instruction for each cube; with a held cube; demonstrations."""
 SEEING: Final = ("vision_backbone.", "projector.", EMBEDDINGS)
 HEAD: Final = "language_model.lm_head."
 """Never computed: actions come from another head."""
@@ -46,35 +47,34 @@ class Moves:
     """Chunks for some of the pictures, as the model learns them: normalised float32."""
 
     rows: Array
-    """(M,) the pictures from which each cube can be approached."""
+    """(M,) the pictures with an empty hand from which each cube can be approached."""
     approaches: Tensor
     """(M, C, T, 8)."""
     carried: Array
-    """(K,) the pictures from which a held cube can be carried to the plate."""
+    """(K,) the pictures with a cube in the hand that can be carried to the plate."""
     carries: Tensor
     """(K, T, 8)."""
     joints: Tensor
     """(N, 8) measured joints of each picture."""
-    held: Tensor
-    """(N, 8) the same with fingers around a cube."""
 
 
 def plan(views: Views, steps: int, period_s: float, action: Statistics, state: Statistics) -> Moves:
     """Return the expert's chunks for the pictures; raises ConfigError if there are none."""
     rows, approaches, carried, carries = [], [], [], []
-    held = np.stack([paths.holding(joints) for joints in views.joints_rad])
     for row, (joints, things) in enumerate(zip(views.joints_rad, views.things_m, strict=True)):
         try:
+            if views.held[row] >= 0:
+                carry = paths.to_plate(joints, things[-1], steps, period_s)
+                if carry is not None:
+                    carried.append(row)
+                    carries.append(carry)
+                continue
             found = [paths.to_cube(joints, cube, steps, period_s) for cube in things[:-1]]
-            carry = paths.to_plate(held[row], things[-1], steps, period_s)
         except UnreachableError:
             continue
         if all(chunk is not None for chunk in found):
             rows.append(row)
             approaches.append(found)
-        if carry is not None:
-            carried.append(row)
-            carries.append(carry)
     if not rows or not carried:
         raise ConfigError(
             f"none of {len(views.images)} pictures shows a way to each cube and to the plate:"
@@ -86,7 +86,6 @@ def plan(views: Views, steps: int, period_s: float, action: Statistics, state: S
         np.array(carried),
         _tensor(action.normalise(np.array(carries))),
         _tensor(state.normalise(views.joints_rad)),
-        _tensor(state.normalise(held)),
     )
 
 
@@ -118,10 +117,12 @@ class Shown:
 def teach(
     model: OpenVLA, heads: tuple[ActionHead, ProprioProjector], words: Words, views: Views,
     moves: Moves, stage: Descent, seed: int, demonstrations: Callable[[], Shown] | None = None,
+    is_new: bool = True,
 ) -> list[float]:  # fmt: skip
     """Train language model and heads, later all; returns the loss of each update.
 
-    `demonstrations` returns the next batch. Raises NotFiniteError.
+    `demonstrations` returns the next batch; `is_new`: the heads have not learned yet. Raises
+    NotFiniteError.
     """
     generator = np.random.default_rng([seed, 2])
     steps, colours = moves.approaches.shape[2], len(words.lift)
@@ -129,11 +130,12 @@ def teach(
     def loss() -> Tensor:
         some = generator.integers(0, len(moves.rows), PICTURES)
         others = generator.integers(0, len(moves.carried), PLACINGS)
-        named = generator.integers(0, colours, PLACINGS)
-        rows, carried = moves.rows[some].repeat(colours), moves.carried[others]
-        images = [views.images[np.concatenate([rows, carried])]]
-        prompts = words.lift * PICTURES + [words.place[colour] for colour in named]
-        state = [moves.joints[rows], moves.held[carried]]
+        places = generator.integers(0, 2, PICTURES)
+        rows = np.concatenate([moves.rows[some].repeat(colours), moves.carried[others]])
+        images = [views.images[rows]]
+        prompts = [prompt for place in places for prompt in (words.place if place else words.lift)]
+        prompts += [words.place[views.held[row]] for row in moves.carried[others]]
+        state = [moves.joints[rows]]
         wanted = [moves.approaches[some].flatten(0, 1), moves.carries[others]]
         if demonstrations is not None:
             shown = demonstrations()
@@ -150,5 +152,6 @@ def teach(
     acting = parameters(model, but=(*SEEING, HEAD))
     for head in heads:
         acting += parameters(head)
-    seeing = Group(parameters(model, of=SEEING), SEEING_SHARE, round(FROZEN * stage.updates))
+    still = round(FROZEN * stage.updates) if is_new else 0
+    seeing = Group(parameters(model, of=SEEING), SEEING_SHARE, still)
     return descend(stage, [Group(acting), seeing], loss)

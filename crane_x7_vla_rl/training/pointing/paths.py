@@ -35,8 +35,6 @@ DOWN_RAD: Final = 0.13
 THERE_RAD: Final = 0.05
 APART_M: Final = 0.03
 """A hand nearer than this, sideways, is over the thing."""
-AROUND_CUBE_RAD: Final = 0.27
-"""Measured angle of fingers that hold a cube."""
 
 
 def to_cube(joints_rad: Array, cube_m: Array, steps: int, period_s: float) -> Array | None:
@@ -53,11 +51,6 @@ def to_plate(joints_rad: Array, plate_m: Array, steps: int, period_s: float) -> 
     Raises UnreachableError.
     """
     return _path(joints_rad, plate_m, (TOP_M, RELEASE_M), SHUT_RAD, steps, period_s)
-
-
-def holding(joints_rad: Array) -> Array:
-    """Return the joints (8,) with fingers around a cube."""
-    return np.append(joints_rad[:ARM_DOF], AROUND_CUBE_RAD)
 
 
 def _path(

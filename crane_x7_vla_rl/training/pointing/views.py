@@ -1,7 +1,8 @@
 """Pictures of random scenes with the arm anywhere. Seeds → images, joints, places of things.
 
 The arm is put there, not driven: about a hundred pictures per second and core. A third of them have
-the hand near a thing, some the arm at rest.
+the hand near a thing, some the arm at rest. In a third the hand holds a cube; in the others the
+fingers are open or shut by chance, so that only the picture tells what they hold.
 
 Legend: N pictures, S pixels of a side, C cubes; m and rad, in the world's frame.
 """
@@ -25,13 +26,19 @@ from crane_x7_vla_rl.types import Array, Image
 
 BATCH: Final = 200
 """Pictures of one request to a worker."""
-AT_HOME, NEAR_A_THING = 0.15, 0.35
+AT_HOME, NEAR_A_THING, HELD = 0.15, 0.35, 0.35
 """Shares of the pictures."""
 NEAR_M: Final = 0.02
 JOINT_NOISE_RAD: Final = 0.03
 LOW_M, HIGH_M = (0.14, -0.20, 0.05), (0.34, 0.20, 0.20)
 """Corners of where the fingertips are."""
 FINGERS_RAD: Final = 0.6
+AROUND_CUBE_RAD: Final = 0.27
+"""Measured angle of fingers that hold a cube."""
+AROUND_NOISE_RAD: Final = 0.01
+HELD_ABOVE_M: Final = 0.004
+"""Of a held cube's centre, above the fingertips."""
+HELD_NOISE_M: Final = 0.003
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +51,8 @@ class Views:
     """(N, 8)."""
     things_m: Array
     """(N, C + 1, 2) x and y of the cubes, then the plate."""
+    held: Array
+    """(N,) number of the cube in the hand; -1 for none."""
 
 
 def scenes(colours: tuple[str, ...]) -> WorldConfig:
@@ -92,10 +101,28 @@ class _Drawer:
                 joints = random_joints(generator, things)
             except UnreachableError:
                 continue
+            held = -1
+            if generator.uniform() < HELD:
+                held = int(generator.integers(len(things) - 1))
+                joints, things[held] = self._put_in_hand(held, joints, generator)
             self._world.put_arm(joints)
             picture = cut_and_resize(self._world.image(), self._view, self._size)
-            rows.append((picture, joints, things))
+            rows.append((picture, joints, things, held))
         return Views(*(np.stack(column) for column in zip(*rows, strict=True)))
+
+    def _put_in_hand(
+        self, number: int, joints: Array, generator: np.random.Generator
+    ) -> tuple[Array, Array]:
+        """Put a cube between the fingers; returns the joints (8,) that hold it, and its place."""
+        import sapien
+        from mani_skill.utils.structs import Pose
+
+        tool = kinematics.tool_frame(joints[:ARM_DOF])
+        tool[:3, 3] += generator.normal((0, 0, HELD_ABOVE_M), HELD_NOISE_M)
+        cube = list(self._world.scene.cubes.values())[number]
+        cube.set_pose(Pose.create(sapien.Pose(tool)))
+        fingers = AROUND_CUBE_RAD + generator.normal(0, AROUND_NOISE_RAD)
+        return np.append(joints[:ARM_DOF], fingers), tool[:2, 3]
 
     def _rearranged(self, generator: np.random.Generator) -> Array:
         """Return where the things are now, (C + 1, 2)."""

@@ -31,7 +31,7 @@ RULES: Final = Rules(
 """Tensors, and what they mean, stay the same."""
 COMMON: Final = (
     "config", "override", "resume", "resume_from_checkpoint", "follow", "dashboard", "backend",
-    "data.root", "data.instruction", "data.image_size", "training.batch_size",
+    "data.root", "data.more", "data.instruction", "data.image_size", "training.batch_size",
     "training.num_epochs",
     "training.max_steps", "training.learning_rate", "training.device", "training.seed",
     "lora.enabled", "lora.rank", "policy.type", "policy.model",
@@ -78,6 +78,7 @@ def run(args: argparse.Namespace) -> int:
         preflight.raise_all(
             preflight.run(config),
             preflight.data(config.data.root, "--data-root"),
+            *(preflight.data(each, "--more-data") for each in config.data.more),
             preflight.model(config.policy.model, "--model"),
             preflight.statistics(config.policy.model, DEFAULT_UNNORM_KEY, config.policy.statistics),
         )

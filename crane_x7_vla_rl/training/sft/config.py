@@ -30,6 +30,8 @@ class DataConfig(Section, section="data"):
 
     root: str = flag("--data-root", "/workspace/data/tfrecord_logs")
     """Folder with TFRecord logs, a LeRobot data set or rosbags, or a LeRobot data set's Hub id."""
+    more: tuple[str, ...] = flag("--more-data", ())
+    """Further data sets to learn from together with the first, at the same rate."""
     instruction: str = "Pick and place the object"
     """Instruction for episodes that contain none."""
     camera: str | None = flag("--camera", None)

@@ -18,9 +18,10 @@ from typing import Any, Final
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
+from crane_x7_vla_rl.data.episode import DataError
 from crane_x7_vla_rl.data.loader.batches import Batches, LoaderOptions
 from crane_x7_vla_rl.data.loader.selection import EVERY_FRAME
-from crane_x7_vla_rl.data.source import EpisodeSource, open_source
+from crane_x7_vla_rl.data.source import EpisodeSource, join, open_source
 from crane_x7_vla_rl.data.statistics import compute_statistics
 from crane_x7_vla_rl.policies.about import DEMOS
 from crane_x7_vla_rl.policies.base import DEFAULT_UNNORM_KEY
@@ -93,8 +94,7 @@ def open_run(
     """
     start = sessions.begin(config, resumption, NAMES, log)
     accelerator, resumed = start.accelerator, start.resumed
-    data = config.data
-    source = open_source(data.root, instruction=data.instruction, reading=data.reading)
+    source = _source(config)
     learner = loss.build(config, accelerator, resumed)
     inputs = _inputs(config, learner, source, resumed)
     statistics = _statistics(config, learner, source, resumed)
@@ -123,6 +123,23 @@ def open_run(
 
         with sessions.open_session(start, origin, tracker) as session:
             yield SftRun(session, config, source, batches, learner, codec, clock), progress
+
+
+def _source(config: SftConfig) -> EpisodeSource:
+    """Return the episodes of all data sets; raises DataError."""
+    data = config.data
+    sources = [
+        open_source(each, instruction=data.instruction, reading=data.reading)
+        for each in (data.root, *data.more)
+    ]
+    first = sources[0]
+    for other in sources[1:]:
+        if not math.isclose(other.fps, first.fps, rel_tol=1e-3):
+            raise DataError(
+                f"{other.name} has {other.fps:g} frames per second, but {first.name} {first.fps:g}:"
+                " actions of one model are due at one rate"
+            )
+    return join(sources)
 
 
 def _samples_per_update(config: SftConfig, accelerator: Accelerator) -> int:

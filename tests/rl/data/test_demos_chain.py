@@ -122,6 +122,28 @@ def test_the_expert_takes_over_where_a_policy_has_gone(
     assert all(episode.success for episode in shown)
 
 
+def test_a_late_policy_holds_what_was_commanded_before() -> None:
+    world = World(WORLD)
+    world.reset(3)
+    start = policy_start.PolicyStart.__new__(policy_start.PolicyStart)
+    sleeper = Sleeper()
+    start._policy, start._longest_s, start._late_s = sleeper, 6.0, 60.0  # type: ignore[assignment]
+    rest = HOME_RAD.copy()
+    rest[7] = 0.5
+    targets: list[float] = []
+    real = world.step
+
+    def step(target: np.ndarray) -> None:
+        targets.append(float(target[7]))
+        real(target)
+
+    world.step = step  # type: ignore[method-assign]
+    start.drive(world, "pick up the red cube", np.random.default_rng(4), rest)
+    assert len(targets) > 10
+    assert sleeper.instructions
+    assert set(targets) == {0.5}, "no answer came in time"
+
+
 def test_without_a_chain_the_expert_takes_over_once(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

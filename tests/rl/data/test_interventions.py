@@ -22,7 +22,7 @@ from crane_x7_vla_rl.data.lerobot import Extras, LeRobotWriter, open_lerobot
 from crane_x7_vla_rl.data.loader.batches import Batches, LoaderOptions
 from crane_x7_vla_rl.data.loader.selection import Choice
 from crane_x7_vla_rl.data.reading import Reading
-from crane_x7_vla_rl.data.source import interventions, open_source, select
+from crane_x7_vla_rl.data.source import interventions, join, open_source, select
 from crane_x7_vla_rl.robot import HOME_RAD
 
 TWO = Extras({"wrist": (24, 16)}, intervention=True)
@@ -86,6 +86,23 @@ def test_marks_of_all_episodes_come_in_their_order_and_as_selected(folder: Path)
     assert last_first is not None
     assert last_first.tolist() == expected[13:] + expected[:6]
     assert interventions(ListSource([seen()])) is None
+
+
+def test_data_sets_are_joined_with_their_marks(folder: Path) -> None:
+    marked, plain = open_source(folder), ListSource([seen(5, 9), seen(6, 4)])
+    both = join([marked, plain])
+    assert len(both) == 5
+    assert both.lengths.tolist() == [*LENGTHS, 9, 4]
+    assert [len(both[number]) for number in range(5)] == [*LENGTHS, 9, 4]
+    np.testing.assert_array_equal(both[3].state, seen(5, 9).state)
+    assert both.fps == marked.fps
+    assert marked.name in both.name
+    marks, alone = interventions(both), interventions(marked)
+    assert marks is not None
+    assert alone is not None
+    assert marks.tolist() == alone.tolist() + [False] * 13, "without the column: none is one"
+    assert interventions(join([plain, plain])) is None
+    assert join([plain]) is plain
 
 
 @pytest.mark.parametrize(

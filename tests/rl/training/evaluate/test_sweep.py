@@ -20,6 +20,7 @@ from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.reserved import SWEEPS
 from crane_x7_vla_rl.robot import HOME_RAD
 from crane_x7_vla_rl.scenes import EVALUATION_SEED, Variation, WorldConfig
+from crane_x7_vla_rl.sim.timing import Timing, pace
 from crane_x7_vla_rl.sim.world import World
 from crane_x7_vla_rl.training import cli
 from crane_x7_vla_rl.training.errors import ConfigError
@@ -31,7 +32,6 @@ from crane_x7_vla_rl.training.evaluate.report import wilson
 from crane_x7_vla_rl.training.evaluate.rollout import roll_out
 from crane_x7_vla_rl.training.evaluate.scene_worker import Act, Begin, EvalWorker
 from crane_x7_vla_rl.training.evaluate.sweep_report import Row
-from crane_x7_vla_rl.training.evaluate.timing import Timing, pace
 from crane_x7_vla_rl.types import ActionChunk, Observation
 
 WORLD = WorldConfig(control_hz=10, image_size=(32, 24), colours=("red",), episode_s=2.0)

@@ -52,7 +52,7 @@ def test_it_hovers_then_descends_with_open_fingers() -> None:
 
 
 def test_a_held_cube_is_carried_high_with_shut_fingers() -> None:
-    joints = paths.holding(start(0.18, -0.1, 0.15))
+    joints = start(0.18, -0.1, 0.15, views.AROUND_CUBE_RAD)
     found = paths.to_plate(joints, CUBE, STEPS, PERIOD_S)
     assert found is not None
     assert found.shape == (STEPS, DOF)

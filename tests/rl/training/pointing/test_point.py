@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -11,6 +12,7 @@ import pytest
 import torch
 import training_rig as rig
 
+from crane_x7_vla_rl import kinematics
 from crane_x7_vla_rl.actions import find_statistics
 from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.policies.load import load_policy
@@ -48,6 +50,21 @@ def test_pictures_depend_on_the_seed_alone() -> None:
     assert np.array_equal(one.things_m, again.things_m)
     assert not np.array_equal(one.images, other.images)
     assert len({picture.tobytes() for picture in one.images}) == 12
+
+
+def test_a_third_holds_a_cube_and_fingers_alone_do_not_tell_which() -> None:
+    found = drawn(count=60)
+    held = found.held >= 0
+    assert 10 <= held.sum() <= 35
+    assert set(found.held) == {-1, 0, 1, 2}
+    rows = np.flatnonzero(held)
+    hands = np.stack([kinematics.tool_frame(found.joints_rad[row, :7])[:2, 3] for row in rows])
+    places = found.things_m[rows, found.held[rows]]
+    assert np.abs(hands - places).max() < 0.015
+    around = np.abs(found.joints_rad[:, 7] - views.AROUND_CUBE_RAD) < 0.05
+    assert around[held].all()
+    assert around[~held].any()
+    assert not around[~held].all()
 
 
 def test_towers_learn_where_the_named_cube_is() -> None:
@@ -114,13 +131,99 @@ def test_a_folder_that_exists_is_left_alone(
     assert (tmp_path / "mine").read_text() == "mine"
 
 
-def test_a_model_with_heads_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_heads_of_others_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import oft_rig
 
     folder = oft_rig.write(tmp_path / "oft")
     assert cli.main(["point", str(folder), str(tmp_path / "out"), *FEW]) == ExitCode.CONFIG
-    assert "starts from one without heads" in capsys.readouterr().err
+    assert "point continues its own checkpoints" in capsys.readouterr().err
     assert not (tmp_path / "out").exists()
+
+
+def test_its_checkpoint_is_continued_with_what_it_has_learned(tmp_path: Path) -> None:
+    one, two = tmp_path / "one", tmp_path / "two"
+    assert cli.main(["point", start(), str(one), *FEW]) == ExitCode.OK
+    more = ("--pictures", "24", "--updates", "0", "--move-updates", "1", "--learning-rate", "1e-6")
+    assert cli.main(["point", str(one), str(two), *more]) == ExitCode.OK
+    for kind in ("action_head", "proprio_projector", "vision_backbone"):
+        before, after = (
+            torch.load(folder / f"{kind}--0_checkpoint.pt", weights_only=True)
+            for folder in (one, two)
+        )
+        assert before.keys() == after.keys()
+        assert any(not torch.equal(before[key], after[key]) for key in before), "all parts learn"
+        assert all(torch.allclose(before[key], after[key], atol=1e-4) for key in before)
+
+
+def test_towers_that_have_not_learned_are_not_left_as_they_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["point", start(), str(tmp_path / "out"), *FEW, "--updates", "0"]
+    assert cli.main(words) == ExitCode.CONFIG
+    assert "have not learned where things are" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_each_prompt_is_taught_with_its_own_chunk(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lift or place, the named cube's way; the held cube's instruction for a carried one."""
+    colours, pictures = 3, 8
+    held = np.array([-1, -1, 0, 2, -1, 1, -1, 0])
+    empty, full = np.flatnonzero(held < 0), np.flatnonzero(held >= 0)
+    seen = Views(
+        np.arange(pictures, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 2, 2, 3), np.uint8),
+        np.zeros((pictures, 8)), np.zeros((pictures, colours + 1, 2)), held,
+    )  # fmt: skip
+    # A chunk's value names its picture and its cube: 10 · picture + cube, a carried one's + 7.
+    ways = 10.0 * empty[:, None] + np.arange(colours)
+    planned = moves.Moves(
+        empty, torch.tensor(ways)[..., None, None].expand(-1, -1, 4, 8).float(),
+        full, torch.tensor(10.0 * full + 7)[:, None, None].expand(-1, 4, 8).float(),
+        torch.arange(pictures)[:, None].expand(-1, 8).float(),
+    )  # fmt: skip
+    words = moves.Words(
+        [torch.tensor([colour]) for colour in range(colours)],
+        [torch.tensor([100 + colour]) for colour in range(colours)],
+    )
+    taught: list[tuple[int, int, float, float]] = []
+
+    def answer(_: object, __: object, pixels: torch.Tensor, prompts: list[torch.Tensor],
+               state: torch.Tensor, steps: int) -> torch.Tensor:  # fmt: skip
+        for row, prompt, joints in zip(pixels, prompts, state, strict=True):
+            taught.append((int(row[0, 0, 0]), int(prompt), float(joints[0]), 0.0))
+        return torch.zeros(len(prompts), steps, 8)
+
+    def compare(_: torch.Tensor, wanted: torch.Tensor) -> torch.Tensor:
+        start = len(taught) - len(wanted)
+        for number, chunk in enumerate(wanted):
+            taught[start + number] = (*taught[start + number][:3], float(chunk[0, 0]))
+        return torch.tensor(0.0)
+
+    def once(_: object, __: object, loss: Callable[[], torch.Tensor]) -> list[float]:
+        return [float(loss()) for _ in range(30)]
+
+    monkeypatch.setattr(moves, "evaluate_chunk", answer)
+    monkeypatch.setattr(moves.functional, "l1_loss", compare)
+    monkeypatch.setattr(moves, "normalised", lambda pictures, _: pictures)
+    monkeypatch.setattr(moves, "descend", once)
+    model = torch.nn.Linear(1, 1)
+    stage = Descent("moves", 30, 1e-3)
+    moves.teach(model, (model, model), words, seen, planned, stage, seed=0)  # type: ignore[arg-type]
+    for picture, prompt, joints, chunk in taught:
+        assert joints == picture
+        if held[picture] >= 0:
+            assert prompt == 100 + held[picture]
+            assert chunk == 10 * picture + 7
+        else:
+            assert chunk == 10 * picture + prompt % 100
+    assert {prompt for picture, prompt, *_ in taught if held[picture] < 0} == {
+        0,
+        1,
+        2,
+        100,
+        101,
+        102,
+    }
+    assert {picture for picture, *_ in taught} == set(range(pictures))
 
 
 def test_state_tokens_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

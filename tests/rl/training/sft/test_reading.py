@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 
 pytest.importorskip("torch", reason="needs the train extra")
 
+import training_rig as rig
+
+from crane_x7_vla_rl.data.lerobot import LeRobotWriter
 from crane_x7_vla_rl.data.loader.selection import EVERY_FRAME, Choice
 from crane_x7_vla_rl.data.reading import AS_STATED, Reading
+from crane_x7_vla_rl.training import cli
 from crane_x7_vla_rl.training.config.loader import Layer, build
-from crane_x7_vla_rl.training.errors import ConfigError
+from crane_x7_vla_rl.training.errors import ConfigError, ExitCode
 from crane_x7_vla_rl.training.sft import by_lerobot
 from crane_x7_vla_rl.training.sft.config import SftConfig
 
@@ -49,3 +57,27 @@ def test_lerobots_trainer_does_not_ignore_the_choice() -> None:
     config = build(SftConfig, [Layer("flags", wanted)])
     with pytest.raises(ConfigError, match="--interventions: LeRobot has nothing like it"):
         by_lerobot.request(config, wanted)
+
+
+def test_further_data_sets_are_learned_with_the_first(tmp_path: Path) -> None:
+    alone, both = tmp_path / "alone", tmp_path / "both"
+    rig.train(alone, "--max-steps", "1")
+    rig.train(both, "--max-steps", "1", "--more-data", str(rig.other_data()))
+    one, two = (
+        json.loads((folder / "last" / "dataset_statistics.json").read_text())["crane_x7"]
+        for folder in (alone, both)
+    )
+    assert two["num_trajectories"] == one["num_trajectories"] + 3
+    assert two["num_transitions"] > one["num_transitions"]
+
+
+def test_a_further_data_set_that_does_not_fit_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    slow = tmp_path / "slow"
+    with LeRobotWriter(slow, rig.FPS + 5, (rig.SIDE, rig.SIDE)) as writer:
+        writer.add(replace(rig.episode(0), fps=rig.FPS + 5))
+    for more, said in ((slow, "frames per second"), (tmp_path / "nothing", "--more-data")):
+        words = rig.flags(tmp_path / "out", "--more-data", str(more))
+        assert cli.main(["sft", *words]) == ExitCode.DATA
+        assert said in capsys.readouterr().err
