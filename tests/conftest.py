@@ -24,8 +24,10 @@ CONTAINER_TIMEOUT_S = 180
 REAL_TIME = [
     Path(__file__).parent / "remote" / room
     for room in (
+        "calibrate",
         "dashboard",
         "demo",
+        "doctor",
         "guard",
         "inference",
         "policy_server",

@@ -33,7 +33,7 @@ FOLLOWED: Final = 0.86
 DOWN_RAD: Final = 0.13
 """Largest step on the way straight down, which the expert limits by height."""
 THERE_RAD: Final = 0.05
-APART_M: Final = 0.03
+OVER_CUBE_M, OVER_PLATE_M = 0.03, 0.06
 """A hand nearer than this, sideways, is over the thing."""
 
 
@@ -42,6 +42,8 @@ def to_cube(joints_rad: Array, cube_m: Array, steps: int, period_s: float) -> Ar
 
     Raises UnreachableError.
     """
+    if _is_over(joints_rad, cube_m, OVER_CUBE_M):
+        return None
     return _path(joints_rad, cube_m, (HOVER_M, GRASP_M), OPEN_RAD, steps, period_s)
 
 
@@ -50,16 +52,20 @@ def to_plate(joints_rad: Array, plate_m: Array, steps: int, period_s: float) -> 
 
     Raises UnreachableError.
     """
+    if _is_over(joints_rad, plate_m, OVER_PLATE_M):
+        return None
     return _path(joints_rad, plate_m, (TOP_M, RELEASE_M), SHUT_RAD, steps, period_s)
+
+
+def _is_over(joints: Array, place_m: Array, nearer_m: float) -> bool:
+    tool_m = kinematics.tool_frame(joints[:ARM_DOF])[:2, 3]
+    return bool(np.linalg.norm(tool_m - place_m) < nearer_m)
 
 
 def _path(
     joints: Array, place_m: Array, heights_m: Sequence[float], fingers: float, steps: int,
     period_s: float,
-) -> Array | None:  # fmt: skip
-    tool_m = kinematics.tool_frame(joints[:ARM_DOF])[:2, 3]
-    if np.linalg.norm(tool_m - place_m) < APART_M:
-        return None
+) -> Array:  # fmt: skip
     manner = Manner(arm_rad_s=1.0)
     longest = manner.arm_rad_s * (period_s + LAG_S)
     reach = manner.gripper_rad_s * (period_s + LAG_S)

@@ -63,6 +63,9 @@ def test_a_held_cube_is_carried_high_with_shut_fingers() -> None:
 
 def test_a_hand_over_the_thing_has_no_chunk() -> None:
     assert paths.to_cube(start(*CUBE, 0.1), CUBE, STEPS, PERIOD_S) is None
+    beside = start(CUBE[0] - 0.045, CUBE[1], 0.1)
+    assert paths.to_cube(beside, CUBE, STEPS, PERIOD_S) is not None
+    assert paths.to_plate(beside, CUBE, STEPS, PERIOD_S) is None, "a plate is larger"
 
 
 def test_targets_stay_within_the_limits() -> None:
