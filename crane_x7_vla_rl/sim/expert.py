@@ -21,6 +21,7 @@ import numpy.typing as npt
 
 from crane_x7_vla_rl import kinematics, sim
 from crane_x7_vla_rl.robot import ARM_DOF, DOF, HOME_RAD, LOWER_RAD, UPPER_RAD
+from crane_x7_vla_rl.sim.layout import PLATE_RADIUS_M
 from crane_x7_vla_rl.sim.scene import CUBE_HALF_M, PLATE_HEIGHT_M
 from crane_x7_vla_rl.sim.world import World
 from crane_x7_vla_rl.types import Array
@@ -39,6 +40,8 @@ FURTHEST_M: Final = 0.36
 RELEASE_M: Final = PLATE_HEIGHT_M + CUBE_HALF_M + 0.004
 OVER_M, THERE_M = 0.015, 0.010
 """Largest sideways error at which the fingers may descend, and close."""
+OVER_PLATE_M: Final = 0.03
+"""A cube nearer than this to the plate's axis can be lowered."""
 FINGERS_OPEN_RAD: Final = 0.45
 FINGERS_EMPTY_RAD: Final = 0.05
 """Closed fingers with a smaller measured angle hold nothing; around a cube it is 0.19."""
@@ -132,8 +135,7 @@ class Expert:
     def take(self, colour: str, places: bool) -> None:
         """Continue from the present state with the cube of `colour`: place it, or only lift it."""
         self._colour, self._places = colour, places
-        held = scene_state(self._world, colour=colour).grasped
-        self.phase = ExpertPhase.LIFT if held else ExpertPhase.HOVER
+        self.phase = _phase_of(scene_state(self._world, colour=colour), places)
 
     def reaches(self) -> bool:
         """Whether the next target is in reach: a cube may have been pushed away."""
@@ -243,6 +245,20 @@ _REACHED: Final[dict[ExpertPhase, Callable[[SceneState], bool]]] = {
     ExpertPhase.LOWER: lambda now: bool(now.tool_m[2] < RELEASE_M + 0.006),
     ExpertPhase.RELEASE: lambda now: now.gripper_rad > FINGERS_OPEN_RAD,
 }
+
+
+def _phase_of(now: SceneState, places: bool) -> ExpertPhase:
+    """Return the phase in which the expert itself would be here.
+
+    Another one would show two ways from one state: a policy that learns both stays where it is.
+    """
+    aside_m = float(np.linalg.norm((now.cube_m - now.plate_m)[:2]))
+    is_down = now.cube_m[2] < RELEASE_M + 0.006
+    if places and is_down and aside_m < (OVER_PLATE_M if now.grasped else PLATE_RADIUS_M):
+        return ExpertPhase.RELEASE
+    if now.grasped:
+        return ExpertPhase.LOWER if places and aside_m < OVER_PLATE_M else ExpertPhase.LIFT
+    return ExpertPhase.CLOSE if _REACHED[ExpertPhase.DESCEND](now) else ExpertPhase.HOVER
 
 
 def _vector(values: npt.ArrayLike) -> Array:

@@ -33,6 +33,8 @@ FOLLOWED: Final = 0.86
 DOWN_RAD: Final = 0.13
 """Largest step on the way straight down, which the expert limits by height."""
 THERE_RAD: Final = 0.05
+LIFTED_M: Final = TOP_M - 0.03
+"""Height from which a cube is carried."""
 OVER_CUBE_M, OVER_PLATE_M = 0.03, 0.06
 """A hand nearer than this, sideways, is over the thing."""
 
@@ -48,13 +50,14 @@ def to_cube(joints_rad: Array, cube_m: Array, steps: int, period_s: float) -> Ar
 
 
 def to_plate(joints_rad: Array, plate_m: Array, steps: int, period_s: float) -> Array | None:
-    """Return (T, 8) to carry a cube over the plate at (2,) and lower it, None for a hand over it.
+    """Return (T, 8) to lift a cube, carry it over the plate at (2,) and lower it, None for a hand
+    over it.
 
     Raises UnreachableError.
     """
     if _is_over(joints_rad, plate_m, OVER_PLATE_M):
         return None
-    return _path(joints_rad, plate_m, (TOP_M, RELEASE_M), SHUT_RAD, steps, period_s)
+    return _path(joints_rad, plate_m, (TOP_M, RELEASE_M), SHUT_RAD, steps, period_s, LIFTED_M)
 
 
 def _is_over(joints: Array, place_m: Array, nearer_m: float) -> bool:
@@ -64,16 +67,19 @@ def _is_over(joints: Array, place_m: Array, nearer_m: float) -> bool:
 
 def _path(
     joints: Array, place_m: Array, heights_m: Sequence[float], fingers: float, steps: int,
-    period_s: float,
+    period_s: float, lifted_m: float = 0.0,
 ) -> Array:  # fmt: skip
+    """`lifted_m`: below this height the hand first goes straight up."""
     manner = Manner(arm_rad_s=1.0)
     longest = manner.arm_rad_s * (period_s + LAG_S)
     reach = manner.gripper_rad_s * (period_s + LAG_S)
     over, down = (above(place_m, height) for height in heights_m)
+    up = above(kinematics.tool_frame(joints[:ARM_DOF])[:2, 3], heights_m[0])
     measured, targets, is_over = joints.copy(), [], False
     for _ in range(steps):
         is_over = is_over or bool(np.abs(over - measured[:ARM_DOF]).max() < THERE_RAD)
-        away = (down if is_over else over) - measured[:ARM_DOF]
+        is_low = kinematics.tool_frame(measured[:ARM_DOF])[2, 3] < lifted_m and not is_over
+        away = (down if is_over else up if is_low else over) - measured[:ARM_DOF]
         limit = DOWN_RAD if is_over else longest
         target = measured.copy()
         target[:ARM_DOF] += away * min(1.0, limit / max(float(np.abs(away).max()), 1e-9))

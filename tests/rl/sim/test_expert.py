@@ -53,6 +53,32 @@ def test_it_needs_no_wrist_to_lift() -> None:
         world.close()
 
 
+@pytest.mark.parametrize("places", [False, True])
+def test_it_takes_over_as_it_would_itself_have_gone_on(places: bool) -> None:
+    """From the hand over the plate it lowers, it does not lift again; nor does it take from the
+    plate what it has placed."""
+    task = sim.PICK_PLACE_ID if places else sim.LIFT_ID
+    world = World(WorldConfig(task=task, control_hz=10))
+    try:
+        manner = Manner(arm_rad_s=1.0, turns_wrist=False)
+        expert, other = Expert(world, manner), Expert(world, manner)
+        apart, phases = [], set()
+        for seed in range(700, 706):
+            world.reset(seed)
+            expert.reset()
+            for _ in range(120):
+                other.take(world.named_colour, places)
+                taken_over, own = other.act(), expert.act()
+                apart.append(np.abs(taken_over - own).max())
+                phases.add(expert.phase)
+                world.step(own)
+        assert len(phases) == (8 if places else 4)
+        # Some steps change to the next phase one step later.
+        assert np.mean(np.array(apart) > 0.02) < 0.03
+    finally:
+        world.close()
+
+
 def test_a_cube_taken_from_it_is_fetched_again() -> None:
     world = World(WorldConfig(control_hz=5))
     try:

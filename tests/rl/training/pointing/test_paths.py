@@ -61,6 +61,18 @@ def test_a_held_cube_is_carried_high_with_shut_fingers() -> None:
     assert min(heights) > 0.12
 
 
+def test_a_held_cube_is_lifted_before_it_is_carried() -> None:
+    joints = start(0.18, -0.1, 0.06, views.AROUND_CUBE_RAD)
+    found = paths.to_plate(joints, CUBE, 12, PERIOD_S)
+    assert found is not None
+    tools = np.stack([paths.kinematics.tool_frame(each[:ARM_DOF])[:3, 3] for each in found])
+    lifted = int(np.argmax(tools[:, 2] > paths.LIFTED_M))
+    assert lifted > 0
+    gone = np.linalg.norm(tools[:, :2] - (0.18, -0.1), axis=1)
+    assert gone[:lifted].max() < 0.02
+    assert gone.max() > 0.1
+
+
 def test_a_hand_over_the_thing_has_no_chunk() -> None:
     assert paths.to_cube(start(*CUBE, 0.1), CUBE, STEPS, PERIOD_S) is None
     beside = start(CUBE[0] - 0.045, CUBE[1], 0.1)
