@@ -49,7 +49,7 @@ def takes_any_text(action: argparse.Action) -> bool:
     for config in (RlConfig, SftConfig):
         for leaf in leaves(config):
             if leaf.key == action.dest and "." in leaf.key:
-                return leaf.kind.base is str and leaf.kind.bound is None
+                return leaf.kind.base in (str, tuple[str, ...]) and leaf.kind.bound is None
     if action.dest in settings.Settings.model_fields:
         return settings_help.expected(settings.Settings.model_fields[action.dest]) == "text"
     kind = getattr(action.type, "__self__", None)
