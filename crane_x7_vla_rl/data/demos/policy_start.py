@@ -13,8 +13,8 @@ import numpy as np
 from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.policies.kind import kind_of
 from crane_x7_vla_rl.policies.load import load_policy
-from crane_x7_vla_rl.sim.timing import Pace, Playback
 from crane_x7_vla_rl.sim.world import World
+from crane_x7_vla_rl.timing import Pace, Playback
 from crane_x7_vla_rl.types import Array
 
 MOST_TARGETS: Final = 8

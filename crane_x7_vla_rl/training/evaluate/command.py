@@ -35,7 +35,7 @@ from crane_x7_vla_rl.policies.load import POLICY_NAMES
 from crane_x7_vla_rl.policies.preflight import model_problems
 from crane_x7_vla_rl.reserved import SWEEPS
 from crane_x7_vla_rl.scenes import Variation, WorldConfig
-from crane_x7_vla_rl.sim.timing import Timing
+from crane_x7_vla_rl.timing import Timing
 from crane_x7_vla_rl.training import settings
 from crane_x7_vla_rl.training.evaluate import policies
 from crane_x7_vla_rl.training.evaluate import ranks as processes

@@ -11,7 +11,7 @@ from crane_x7_vla_rl.data.reading import AS_STATED, Reading
 from crane_x7_vla_rl.fields import Count, Index
 from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.scenes import EVALUATION_SEED, WorldConfig
-from crane_x7_vla_rl.sim.timing import Timing
+from crane_x7_vla_rl.timing import Timing
 from crane_x7_vla_rl.training.errors import ConfigError
 
 RESULTS, OFFLINE, VIDEOS = "results.json", "offline.parquet", "videos"

@@ -23,8 +23,8 @@ import numpy as np
 from crane_x7_vla_rl.data.progress import episode_bar
 from crane_x7_vla_rl.policies.base import more_cameras
 from crane_x7_vla_rl.sim.errors import SimError
-from crane_x7_vla_rl.sim.timing import pace
 from crane_x7_vla_rl.sim.workers import Workers
+from crane_x7_vla_rl.timing import pace
 from crane_x7_vla_rl.training.evaluate.config import VIDEOS, EvaluateConfig
 from crane_x7_vla_rl.training.evaluate.policies import Candidate, one_scene
 from crane_x7_vla_rl.training.evaluate.ranks import ALONE, Ranks

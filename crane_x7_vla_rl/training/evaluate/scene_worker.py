@@ -14,8 +14,8 @@ import numpy as np
 
 from crane_x7_vla_rl import image_geometry
 from crane_x7_vla_rl.scenes import WorldConfig
-from crane_x7_vla_rl.sim.timing import Pace, Playback
 from crane_x7_vla_rl.sim.world import World
+from crane_x7_vla_rl.timing import Pace, Playback
 from crane_x7_vla_rl.training.evaluate.trace import Phase, Trace
 from crane_x7_vla_rl.types import Array, Image, Observation
 

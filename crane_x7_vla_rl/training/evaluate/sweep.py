@@ -18,7 +18,7 @@ from typing import Any, Final
 from crane_x7_vla_rl.data.episode import DataError
 from crane_x7_vla_rl.data.files import read_json, write_json
 from crane_x7_vla_rl.reserved import SWEEPS, Sweep
-from crane_x7_vla_rl.sim.timing import FINE_HZ
+from crane_x7_vla_rl.timing import FINE_HZ
 from crane_x7_vla_rl.training.evaluate import sweep_report
 from crane_x7_vla_rl.training.evaluate.config import RESULTS, EvaluateConfig
 from crane_x7_vla_rl.training.evaluate.policies import Candidate

@@ -201,7 +201,8 @@ def test_two_images_are_modulated_alike(folder: Path) -> None:
     with torch.no_grad():
         one = policy.base.encode(pixels, told=word)
         two = policy.base.encode(torch.cat([pixels, pixels], dim=1), told=word)
-    torch.testing.assert_close(two, torch.cat([one, one], dim=1))
+    # Two orders of the same float32 sums.
+    torch.testing.assert_close(two, torch.cat([one, one], dim=1), rtol=1e-3, atol=1e-4)
 
 
 def missing(tensors: dict[str, Tensor]) -> None:

@@ -20,8 +20,8 @@ from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.reserved import SWEEPS
 from crane_x7_vla_rl.robot import HOME_RAD
 from crane_x7_vla_rl.scenes import EVALUATION_SEED, Variation, WorldConfig
-from crane_x7_vla_rl.sim.timing import Timing, pace
 from crane_x7_vla_rl.sim.world import World
+from crane_x7_vla_rl.timing import Timing, pace
 from crane_x7_vla_rl.training import cli
 from crane_x7_vla_rl.training.errors import ConfigError
 from crane_x7_vla_rl.training.evaluate import scene_worker, sweep, sweep_report

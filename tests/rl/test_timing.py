@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from crane_x7_vla_rl.policies.base import ModelOptions
-from crane_x7_vla_rl.sim.timing import FINE_HZ, Pace, Playback, Timing, pace
+from crane_x7_vla_rl.timing import FINE_HZ, Pace, Playback, Timing, pace
 from crane_x7_vla_rl.training import cli
 from crane_x7_vla_rl.training.errors import ConfigError
 from crane_x7_vla_rl.training.evaluate.config import EvaluateConfig
