@@ -25,6 +25,7 @@ REAL_TIME = [
     Path(__file__).parent / "remote" / room
     for room in (
         "calibrate",
+        "cloud",
         "dashboard",
         "demo",
         "doctor",
@@ -38,7 +39,7 @@ REAL_TIME = [
         "watch",
     )
 ]
-"""Rooms whose tests run loops and servers against the clock."""
+"""Rooms whose tests run loops, servers and sessions against the clock."""
 WORKER_BYTES = 3e9
 """What a worker and the processes of its tests hold at most."""
 
