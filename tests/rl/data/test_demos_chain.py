@@ -14,6 +14,7 @@ from mani_skill.utils.structs import Pose
 pytest.importorskip("pyarrow", reason="needs the train extra")
 
 from crane_x7_vla_rl.data.demos import chain, policy_start
+from crane_x7_vla_rl.data.demos import recorder as recorder_module
 from crane_x7_vla_rl.data.demos.chain import ChainRecorder, Stage
 from crane_x7_vla_rl.data.demos.command import generate
 from crane_x7_vla_rl.data.demos.config import DemosConfig
@@ -142,6 +143,35 @@ def test_a_late_policy_holds_what_was_commanded_before() -> None:
     assert len(targets) > 10
     assert sleeper.instructions
     assert set(targets) == {0.5}, "no answer came in time"
+
+
+def test_each_task_begins_from_the_last_target_of_the_one_before(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A measured pose would loosen the fingers around a cube."""
+    monkeypatch.setattr(policy_start, "load_policy", lambda *_: Sleeper())
+    monkeypatch.setattr(policy_start, "kind_of", lambda _: "openvla")
+    rests: list[np.ndarray] = []
+    monkeypatch.setattr(
+        policy_start.PolicyStart, "drive", lambda _, __, ___, ____, rest: rests.append(rest)
+    )
+    shown = ChainRecorder(config(tmp_path, start="somewhere"))(3)
+    assert len(rests) == len(shown) == 3
+    np.testing.assert_allclose(rests[0], HOME_RAD, atol=0.1)
+    for rest, before in zip(rests[1:], shown[:-1], strict=True):
+        np.testing.assert_array_equal(rest, before.action[-1])
+
+
+@pytest.mark.parametrize("chained", [True, False])
+def test_flags_say_how_long_and_how_late_the_policy_drives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, chained: bool
+) -> None:
+    asked: list[tuple[str, float, float]] = []
+    monkeypatch.setattr(recorder_module, "PolicyStart", lambda *given: asked.append(given))
+    made = config(tmp_path, chain=chained, start="somewhere", start_s=2.0, start_late_s=0.3)
+    (ChainRecorder if chained else DemoRecorder)(made)
+    assert asked == [("somewhere", 2.0, 0.3)]
+    assert made.content()["from_late_s"] == 0.3
 
 
 def test_without_a_chain_the_expert_takes_over_once(

@@ -26,6 +26,7 @@ from crane_x7_vla_rl.training.errors import ConfigError, ExitCode, NotFiniteErro
 from crane_x7_vla_rl.training.pointing import moves, towers, views
 from crane_x7_vla_rl.training.pointing.descent import Descent, Group, descend
 from crane_x7_vla_rl.training.pointing.views import Views
+from crane_x7_vla_rl.types import Image
 
 pytestmark = pytest.mark.timeout(rig.PATIENCE_S)
 FEW = ("--pictures", "24", "--updates", "3", "--move-updates", "3")
@@ -65,6 +66,23 @@ def test_a_third_holds_a_cube_and_fingers_alone_do_not_tell_which() -> None:
     assert around[held].all()
     assert around[~held].any()
     assert not around[~held].all()
+
+
+def test_the_picture_shows_the_held_cube_in_the_hand(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawer = views._Drawer(views.scenes(COLOUR_NAMES), WHOLE, rig.SIDE)
+    scene, away = drawer._world.scene, []
+    real = drawer._world.image
+
+    def image() -> Image:
+        tool = scene.tool_position()[0]
+        away.append([float((cube.pose.p[0] - tool).norm()) for cube in scene.cubes.values()])
+        return real()
+
+    monkeypatch.setattr(drawer._world, "image", image)
+    found = drawer((0, 0, 30))
+    rows = np.flatnonzero(found.held >= 0)
+    assert len(rows) > 3
+    assert np.array(away)[rows, found.held[rows]].max() < 0.02
 
 
 def test_towers_learn_where_the_named_cube_is() -> None:
@@ -140,9 +158,12 @@ def test_heads_of_others_are_refused(tmp_path: Path, capsys: pytest.CaptureFixtu
     assert not (tmp_path / "out").exists()
 
 
-def test_its_checkpoint_is_continued_with_what_it_has_learned(tmp_path: Path) -> None:
+def test_its_checkpoint_is_continued_with_what_it_has_learned(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, two = tmp_path / "one", tmp_path / "two"
     assert cli.main(["point", start(), str(one), *FEW]) == ExitCode.OK
+    monkeypatch.setattr(moves, "FROZEN", 1.0)  # only towers beside new heads stay still at first
     more = ("--pictures", "24", "--updates", "0", "--move-updates", "1", "--learning-rate", "1e-6")
     assert cli.main(["point", str(one), str(two), *more]) == ExitCode.OK
     for kind in ("action_head", "proprio_projector", "vision_backbone"):
