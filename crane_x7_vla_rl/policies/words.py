@@ -14,7 +14,7 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import Final
 
-from crane_x7_vla_rl.policies import lexicon
+from crane_x7_vla_rl.policies import lexicon, spelling
 
 
 class Verb(StrEnum):
@@ -95,9 +95,10 @@ def parse(
 
 
 def _plain(instruction: str) -> str:
-    """Return the text in lower case and normal width, without negations that forbid nothing."""
+    """Return the text in lower case and normal width, spelling mended, without negations that forbid
+    nothing."""
     text = unicodedata.normalize("NFKC", instruction).casefold().replace("’", "'").strip()
-    text = BETWEEN_SCRIPTS.sub(" ", text)
+    text = spelling.mend(BETWEEN_SCRIPTS.sub(" ", text))
     for pattern in (lexicon.POLITE, lexicon.WITHOUT, lexicon.CONTRAST):
         text = pattern.sub(" ", text)
     return text

@@ -50,6 +50,42 @@ def test_what_is_clearly_asked_becomes_a_task(instruction: str, verb: Verb, colo
 
 
 @pytest.mark.parametrize(
+    ("instruction", "verb", "colour"),
+    [
+        ("pick up the yelow cube", Verb.LIFT, "yellow"),
+        ("Lfit the bleu blokc", Verb.LIFT, "blue"),
+        ("palce the greeen cueb on the pltae", Verb.PLACE, "green"),
+        ("grabb the red cbue", Verb.LIFT, "red"),
+        ("赤いキューブをpikcしてつかんで", Verb.LIFT, "red"),
+    ],
+)
+def test_a_letter_missing_doubled_or_out_of_order_is_mended(
+    instruction: str, verb: Verb, colour: str
+) -> None:
+    assert parse(instruction) == Task(verb, colour)
+
+
+@pytest.mark.parametrize(
+    ("instruction", "reason"),
+    [
+        ("kick the red cube", "action"),
+        ("back up the red cube", "no known action"),
+        ("pace the red cube on the plate", "no known action"),
+        ("ick up the red cube", "no known action"),
+        ("pick up the red cub", "another thing"),
+        ("pick up the red cue", "another thing"),
+        ("pick up the grey cube", "colour grey"),
+        ("pick up the rde cube", "colour"),
+        ("don't piick up the red cube", "forbids"),
+    ],
+)
+def test_other_mistakes_and_other_words_are_not_mended(instruction: str, reason: str) -> None:
+    answer = parse(instruction)
+    assert isinstance(answer, NotUnderstood)
+    assert reason in answer.reason
+
+
+@pytest.mark.parametrize(
     ("instruction", "reason"),
     [
         ("pick up the object", "colour"),

@@ -37,7 +37,7 @@ PLACE = "place the red cube on the plate"
 LISTED = (
     Wording("grab the crimson block", Group.ENGLISH, RED),
     Wording("青いやつをつかんで", Group.JAPANESE, BLUE),
-    Wording("pik up the red cube", Group.MISSPELT, RED),
+    Wording("pock up the red cube", Group.MISSPELT, RED),
     Wording("grab the purple block", Group.OTHER_COLOUR, None),
     Wording("put the red block on the dish", Group.ENGLISH, PLACE),
 )
@@ -108,13 +108,13 @@ def test_each_wording_is_driven_in_scenes_of_its_own_cube(tmp_path: Path) -> Non
     assert results["summary"]["groups"][IN_TRAINING]["success"]["rate"] == 1
     wordings_report.write(tmp_path, results)
     sheet = (tmp_path / wordings_report.FILE).read_text()
-    assert "| pik up the red cube | pick up the red cube | **refused** | 0 of 1 | 0 of 1 |" in sheet
+    assert "| pock up the red cube | pick up the red cube | **refused** | 0 of 1 | 0 of 1 |" in sheet
     assert "| grab the purple block | must be refused | refused | – | – |" in sheet
     assert json.loads(json.dumps(results)) == results
 
 
 def test_swapped_another_cube_is_counted_than_the_words_name(tmp_path: Path) -> None:
-    rows = [Row("grab it", Group.ENGLISH, RED, None), Row("pik", Group.MISSPELT, RED, "why")]
+    rows = [Row("grab it", Group.ENGLISH, RED, None), Row("pock", Group.MISSPELT, RED, "why")]
     seeds = [EVALUATION_SEED, EVALUATION_SEED + 1]
     plain = list(wordings.starts(rows, config(tmp_path, wording_episodes=2)))
     assert plain == [Start(seed, "grab it", "red") for seed in seeds]
@@ -135,7 +135,7 @@ def test_a_task_that_the_policy_never_learned_must_be_refused() -> None:
 def test_a_policy_that_refuses_nothing_is_wrong_where_it_must_refuse() -> None:
     known = frozenset({Task(Verb.LIFT, "red"), Task(Verb.LIFT, "blue")})
     rows = {row.text: row for row in wordings.asked(Follower(()), known, (RED,), LISTED)}
-    assert rows["pik up the red cube"].answered
+    assert rows["pock up the red cube"].answered
     assert not rows["grab the purple block"].answered
     assert not rows["put the red block on the dish"].answered
 
