@@ -2,7 +2,8 @@
 
 No policy sees it: it travels beside the observations, as `Views.true_state`, and only where
 `VectorConfig.true_state` is set. Numbers are scaled to a few units: lengths in dm, speeds in rad/s
-and dm/s, shares from 0 to 1.
+and dm/s, shares from 0 to 1. Anything beyond `LIMIT` is cut to it: a cube that was flung away travels
+on, and a critic that has never seen such a number answers with one as large.
 
 Legend: N scenes, S numbers of a scene, C colours that a scene may have.
 """
@@ -17,6 +18,8 @@ from crane_x7_vla_rl.robot import DOF
 from crane_x7_vla_rl.scenes import COLOUR_NAMES
 
 DM_PER_M: Final = 10.0
+LIMIT: Final = 10.0
+"""Largest number of a state: 1 m, 1 m/s, 10 rad/s. The arm reaches half as far, and no faster."""
 FIELDS: Final = {
     "joints": DOF,
     "joint_speeds": DOF,
@@ -68,4 +71,5 @@ def true_state(scene: Any, grasped: torch.Tensor, elapsed: torch.Tensor) -> torc
         "grasped": grasped[:, None],
         "elapsed": elapsed[:, None],
     }
-    return torch.cat([parts[name].to(torch.float32) for name in FIELDS], 1)
+    whole = torch.cat([parts[name].to(torch.float32) for name in FIELDS], 1)
+    return whole.clamp(-LIMIT, LIMIT)
