@@ -19,7 +19,7 @@ from crane_x7_vla_rl.scenes import COLOUR_NAMES
 
 DM_PER_M: Final = 10.0
 LIMIT: Final = 10.0
-"""Largest number of a state: 1 m, 1 m/s, 10 rad/s. The arm reaches half as far, and no faster."""
+"""Largest number of a state: 1 m, 1 m/s, 10 rad/s. The arm reaches half as far."""
 FIELDS: Final = {
     "joints": DOF,
     "joint_speeds": DOF,

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import sapien
 import torch
 import vector_rig
 from vector_rig import ALONE, WORLD, expert_targets
@@ -18,7 +19,7 @@ from crane_x7_vla_rl.sim.vector import genesis
 from crane_x7_vla_rl.sim.vector.env_worker import EnvOrder, EnvOutcome, EnvWorker, GroupOrder
 from crane_x7_vla_rl.sim.vector.maniskill_gpu import lone_scene
 from crane_x7_vla_rl.sim.vector.shared_memory import release, reserve
-from crane_x7_vla_rl.sim.vector.true_state import DM_PER_M, FIELDS, TRUE_STATE
+from crane_x7_vla_rl.sim.vector.true_state import DM_PER_M, FIELDS, LIMIT, TRUE_STATE, true_state
 from crane_x7_vla_rl.vector_config import episode_seed
 
 TELLING = replace(ALONE, true_state=True)
@@ -80,6 +81,16 @@ def test_the_last_state_of_an_episode_out_of_time_is_kept_apart(worker: EnvWorke
     assert outcome.truncated
     assert part(worker.shared.final_true_state[0], "elapsed")[0] == 1
     assert part(worker.shared.true_state[0], "elapsed")[0] == 0
+
+
+def test_a_cube_that_was_flung_away_is_no_huge_number(worker: EnvWorker) -> None:
+    order(worker, episode_seed(0, 0, 0), 0)
+    world = worker.slots[0].world
+    world.scene.cubes[world.named_colour].set_pose(sapien.Pose([50.0, 0.1, -2000.0]))
+    told = true_state(world.scene, torch.tensor([False]), torch.tensor([0.5]))[0].numpy()
+    assert part(told, "named_cube").tolist() == [LIMIT, pytest.approx(1), -LIMIT]
+    assert part(told, "named_cube_to_plate")[2] == LIMIT
+    assert np.abs(told).max() == LIMIT
 
 
 def test_scenes_in_one_simulation_tell_what_processes_do(worker: EnvWorker) -> None:
