@@ -95,8 +95,10 @@ def parse(
 
 
 def _plain(instruction: str) -> str:
-    """Return the text in lower case and normal width, spelling mended, without negations that forbid
-    nothing."""
+    """Return the text in lower case and normal width, its spelling mended.
+
+    Negations that forbid nothing are left out.
+    """
     text = unicodedata.normalize("NFKC", instruction).casefold().replace("’", "'").strip()
     text = spelling.mend(BETWEEN_SCRIPTS.sub(" ", text))
     for pattern in (lexicon.POLITE, lexicon.WITHOUT, lexicon.CONTRAST):

@@ -2,8 +2,8 @@
 
 No policy sees it: it travels beside the observations, as `Views.true_state`, and only where
 `VectorConfig.true_state` is set. Numbers are scaled to a few units: lengths in dm, speeds in rad/s
-and dm/s, shares from 0 to 1. Anything beyond `LIMIT` is cut to it: a cube that was flung away travels
-on, and a critic that has never seen such a number answers with one as large.
+and dm/s, shares from 0 to 1. Anything beyond `LIMIT` is cut to it: a cube that was flung off the
+table falls on, and a critic that has never seen such a number answers with one as large.
 
 Legend: N scenes, S numbers of a scene, C colours that a scene may have.
 """

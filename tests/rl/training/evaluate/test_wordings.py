@@ -108,7 +108,9 @@ def test_each_wording_is_driven_in_scenes_of_its_own_cube(tmp_path: Path) -> Non
     assert results["summary"]["groups"][IN_TRAINING]["success"]["rate"] == 1
     wordings_report.write(tmp_path, results)
     sheet = (tmp_path / wordings_report.FILE).read_text()
-    assert "| pock up the red cube | pick up the red cube | **refused** | 0 of 1 | 0 of 1 |" in sheet
+    assert (
+        "| pock up the red cube | pick up the red cube | **refused** | 0 of 1 | 0 of 1 |" in sheet
+    )
     assert "| grab the purple block | must be refused | refused | – | – |" in sheet
     assert json.loads(json.dumps(results)) == results
 
