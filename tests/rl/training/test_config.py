@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import json
 import resource
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from places import ROOT
 
 from crane_x7_vla_rl.fields import leaves
 from crane_x7_vla_rl.training import cli
@@ -51,6 +53,16 @@ def written(folder: Path, text: str) -> str:
     path = folder / "a.yaml"
     path.write_text(text)
     return str(path)
+
+
+def test_the_shipped_policy_continues_with_its_own_statistics_and_image_size() -> None:
+    config = read("--config", str(ROOT / "configs/sft_small.yaml"), "--data-root", "data/mine")
+    assert config.policy.statistics is not None
+    shipped = ROOT / str(config.policy.model)
+    stored = json.loads((shipped / "dataset_statistics.json").read_text())
+    assert json.loads((ROOT / config.policy.statistics).read_text()) == stored
+    sides = json.loads((shipped / "config.json").read_text())["image_sizes"]
+    assert config.data.image_size == "x".join(str(side) for side in sides[:1] * 2)
 
 
 @pytest.mark.parametrize("line", SEED_FLAGS.strip().splitlines())
