@@ -43,15 +43,7 @@ from crane_x7_vla_rl.policies.words import NotUnderstood, Task, Verb, parse
         ("REDのキューブを持ち上げて", Verb.LIFT, "red"),
         ("皿に置いてある赤いキューブを取って", Verb.LIFT, "red"),
         ("青いキューブを皿に持っていって", Verb.PLACE, "blue"),
-    ],
-)
-def test_what_is_clearly_asked_becomes_a_task(instruction: str, verb: Verb, colour: str) -> None:
-    assert parse(instruction) == Task(verb, colour)
-
-
-@pytest.mark.parametrize(
-    ("instruction", "verb", "colour"),
-    [
+        # A letter missing, doubled or out of order.
         ("pick up the yelow cube", Verb.LIFT, "yellow"),
         ("Lfit the bleu blokc", Verb.LIFT, "blue"),
         ("palce the greeen cueb on the pltae", Verb.PLACE, "green"),
@@ -59,30 +51,8 @@ def test_what_is_clearly_asked_becomes_a_task(instruction: str, verb: Verb, colo
         ("赤いキューブをpikcしてつかんで", Verb.LIFT, "red"),
     ],
 )
-def test_a_letter_missing_doubled_or_out_of_order_is_mended(
-    instruction: str, verb: Verb, colour: str
-) -> None:
+def test_what_is_clearly_asked_becomes_a_task(instruction: str, verb: Verb, colour: str) -> None:
     assert parse(instruction) == Task(verb, colour)
-
-
-@pytest.mark.parametrize(
-    ("instruction", "reason"),
-    [
-        ("kick the red cube", "action"),
-        ("back up the red cube", "no known action"),
-        ("pace the red cube on the plate", "no known action"),
-        ("ick up the red cube", "no known action"),
-        ("pick up the red cub", "another thing"),
-        ("pick up the red cue", "another thing"),
-        ("pick up the grey cube", "colour grey"),
-        ("pick up the rde cube", "colour"),
-        ("don't piick up the red cube", "forbids"),
-    ],
-)
-def test_other_mistakes_and_other_words_are_not_mended(instruction: str, reason: str) -> None:
-    answer = parse(instruction)
-    assert isinstance(answer, NotUnderstood)
-    assert reason in answer.reason
 
 
 @pytest.mark.parametrize(
@@ -134,6 +104,16 @@ def test_other_mistakes_and_other_words_are_not_mended(instruction: str, reason:
         ("赤いキューブを取らないでくれ", "forbids"),
         ("青いキューブを取るのは待って", "forbids"),
         ("hands off the red cube", "forbids"),
+        # Other typing mistakes, and other words.
+        ("kick the red cube", "action"),
+        ("back up the red cube", "no known action"),
+        ("pace the red cube on the plate", "no known action"),
+        ("ick up the red cube", "no known action"),
+        ("pick up the red cub", "another thing"),
+        ("pick up the red cue", "another thing"),
+        ("pick up the grey cube", "colour grey"),
+        ("pick up the rde cube", "colour"),
+        ("don't piick up the red cube", "forbids"),
     ],
 )
 def test_what_is_not_clear_becomes_no_task_with_the_reason(instruction: str, reason: str) -> None:
