@@ -15,6 +15,7 @@ import safetensors.torch
 import torch
 from torch import Tensor
 
+from crane_x7_vla_rl.policies.openvla.weights.loading import EMBEDDINGS, HEAD
 from crane_x7_vla_rl.training.checkpoints import policy_files
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.errors import ConfigError, OutputError
@@ -70,7 +71,10 @@ def _files(folder: Path) -> dict[str, Path]:
 def _read(path: Path) -> dict[str, Tensor]:
     try:
         if path.name == WEIGHTS:
-            return safetensors.torch.load_file(path)
+            stored: dict[str, Tensor] = safetensors.torch.load_file(path)
+            if EMBEDDINGS in stored:  # a policy that ships leaves a tied head out
+                stored.setdefault(HEAD, stored[EMBEDDINGS])
+            return stored
         found: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)
         return found
     except Exception as error:

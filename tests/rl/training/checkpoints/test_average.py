@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 
 from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.policies.load import load_policy
+from crane_x7_vla_rl.policies.openvla.weights.loading import EMBEDDINGS, HEAD
 from crane_x7_vla_rl.training.checkpoints.average import average
 from crane_x7_vla_rl.training.errors import ConfigError, OutputError
 
@@ -48,6 +49,18 @@ def test_every_weight_is_the_mean_and_the_policy_drives(tmp_path: Path) -> None:
     assert any(not torch.equal(a[key], b[key]) for key in a)
     (chunk,) = load_policy("openvla", ModelOptions(path=str(mean))).predict([rig.observation()])
     assert chunk.position_rad.shape[1] == 8
+
+
+def test_a_head_that_is_tied_and_left_out_counts_as_the_embeddings(tmp_path: Path) -> None:
+    one, two = trained()
+    shipped = tmp_path / "shipped"
+    shutil.copytree(one, shipped)
+    weights = load_file(shipped / "model.safetensors")
+    del weights[HEAD]
+    save_file(weights, shipped / "model.safetensors")
+    found = load_file(average([shipped, two], tmp_path / "mean") / "model.safetensors")
+    other = load_file(two / "model.safetensors")
+    assert torch.allclose(found[HEAD], (weights[EMBEDDINGS] + other[HEAD]) / 2)
 
 
 def test_what_does_not_fit_is_named(tmp_path: Path) -> None:
