@@ -6,11 +6,20 @@ The simulation itself takes seconds to import and is not touched, so `--help` an
 from __future__ import annotations
 
 import argparse
+import random
 from dataclasses import asdict, dataclass, field
 from typing import Annotated, Any, Final, Literal
 
 from crane_x7_vla_rl import fields
-from crane_x7_vla_rl.fields import Count, FiniteAmount, FinitePositive, one_of, some_of, within
+from crane_x7_vla_rl.fields import (
+    Count,
+    FiniteAmount,
+    FinitePositive,
+    Share,
+    one_of,
+    some_of,
+    within,
+)
 from crane_x7_vla_rl.reserved import EVALUATION_SEED as EVALUATION_SEED
 
 LIFT_ID: Final = "Lift-CRANE-X7"
@@ -49,6 +58,32 @@ class Variation:
     camera_offset_m: Annotated[float, within(0, 0.3, "m")] = 0.0
     """Distance by which the base camera is moved, in a direction sampled per episode."""
 
+    @classmethod
+    def drawn(cls, seed: int, most: float) -> Variation:
+        """Return the variation of a scene; `most`, 0 to 1, is the share of VARIED that it may use.
+
+        Each scene uses a share of that by chance, so that many are nearly as ever.
+        """
+        chance = random.Random(f"variation of {seed}")
+        share = most * chance.random()
+        values = {}
+        for name, (low, usual, high) in VARIED.items():
+            way = chance.uniform(-1, 1)
+            furthest = high - usual if way > 0 else usual - low
+            values[name] = usual + share * way * furthest
+        return cls(**values)
+
+
+VARIED: Final = {
+    "light": (0.5, 1.0, 1.5),
+    "hue_deg": (-30.0, 0.0, 30.0),
+    "lightness": (0.6, 1.0, 1.4),
+    "cube_size": (0.7, 1.0, 1.3),
+    "friction": (0.25, 1.0, 1.0),
+    "camera_offset_m": (0.0, 0.0, 0.04),
+}
+"""Least, usual and largest value of what a scene that is drawn varies in."""
+
 
 @dataclass(frozen=True)
 class WorldConfig:
@@ -74,8 +109,11 @@ class WorldConfig:
     """Time limit of an episode in simulated seconds; default: the task's, 10 or 20."""
     render: Render = "auto"
     """Device that draws the images. gpu: a CUDA GPU; cpu: Mesa; auto: a GPU if it can draw."""
+    vary: Share = 0.0
+    """How much scenes differ from each other in light, hue, lightness, size and friction of the
+    cubes, and place of the camera; 1: as much as the sheet of the shipped policy shows."""
     variation: Variation = field(default_factory=Variation)
-    """Differences from the scenes of training."""
+    """Differences from the scenes of training, the same in every scene."""
 
     @property
     def max_steps(self) -> int:
@@ -84,8 +122,9 @@ class WorldConfig:
 
     def as_dict(self) -> dict[str, Any]:
         """Return the scene's values for JSON: without `render`, which is the machine's, and
-        without a variation that changes nothing."""
+        without variations that change nothing."""
         without = {"render"} | ({"variation"} if self.variation == Variation() else set())
+        without |= set() if self.vary else {"vary"}
         return {
             name: list(value) if isinstance(value, tuple) else value
             for name, value in asdict(self).items()

@@ -82,11 +82,11 @@ class VectorConfig:
         check_choice("backend", self.backend, get_args(Backend))
         check_choice("simulator", self.simulator, get_args(Simulator))
         fields.check(self, error=VectorConfigError)
-        varied = self.world.variation != Variation()
+        varied = self.world.vary or self.world.variation != Variation()
         if varied and (self.backend, self.simulator) != ("cpu", "maniskill"):
             raise VectorConfigError(
-                f"world.variation is set, but {self.simulator} on the {self.backend} backend cannot"
-                " vary scene and arm; set backend to cpu and simulator to maniskill"
+                f"world.vary or world.variation is set, but {self.simulator} on the {self.backend}"
+                " backend cannot vary scene and arm; set backend to cpu and simulator to maniskill"
             )
         if self.backend == "gpu" and self.world.render == "cpu":
             raise VectorConfigError(

@@ -44,7 +44,7 @@ logger = logging.getLogger(__name__)
 
 OWN_FLAGS = (
     "task", "control_hz", "image_size", "home_noise_rad", "camera_shift_m", "camera_noise",
-    "episode_s",
+    "episode_s", "vary",
 )  # fmt: skip
 """Scene flags that this command lacks or defines differently."""
 SCENE = ("task", "colours", "spawn_range_m")

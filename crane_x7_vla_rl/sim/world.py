@@ -16,7 +16,8 @@ import torch
 
 from crane_x7_vla_rl import sim
 from crane_x7_vla_rl.robot import DOF, LOWER_RAD, UPPER_RAD
-from crane_x7_vla_rl.scenes import WorldConfig
+from crane_x7_vla_rl.scenes import Variation, WorldConfig
+from crane_x7_vla_rl.sim.errors import SimError
 from crane_x7_vla_rl.sim.layout import Arrangement
 from crane_x7_vla_rl.types import WRIST, Array, Image, JointState, Observation
 
@@ -33,8 +34,23 @@ class World:
         Raises SimError for a wrong option, or a machine that cannot render.
         """
         torch.set_num_threads(1)  # one scene's tensors are too small to share among threads
-        self.config = config
-        self.scene: Any = sim.make(
+        self.config, self._has_wrist = config, has_wrist
+        if config.vary and config.variation != Variation():
+            raise SimError("vary draws a variation for each scene; leave it or the variation out")
+        self.scene: Any = None
+        """The privileged view: a sim.scene.CubeScene."""
+        self._build(config.variation)
+        self._noise = np.random.default_rng(0)
+        self.step_index = 0
+        """Control steps since the reset."""
+        self.success = False
+
+    def _build(self, variation: Variation) -> None:
+        """Make the scene, in place of the one before."""
+        if self.scene is not None:
+            self.scene.close()
+        config, self._variation = self.config, variation
+        self.scene = sim.make(
             config.task,
             render=config.render,
             obs_mode="none",
@@ -45,18 +61,13 @@ class World:
             spawn_range_m=config.spawn_range_m,
             home_noise_rad=config.home_noise_rad,
             control_freq=config.control_hz,
-            variation=config.variation,
-            cameras=(BASE_CAMERA, HAND_CAMERA) if has_wrist else (BASE_CAMERA,),
+            variation=variation,
+            cameras=(BASE_CAMERA, HAND_CAMERA) if self._has_wrist else (BASE_CAMERA,),
         ).unwrapped
-        """The privileged view: a sim.scene.CubeScene."""
         _, self._info = self.scene.reset(seed=0)
         self._camera = self._find(BASE_CAMERA)
-        self._wrist = self._find(HAND_CAMERA) if has_wrist else None
+        self._wrist = self._find(HAND_CAMERA) if self._has_wrist else None
         self._camera_at = self._camera.get_local_pose()
-        self._noise = np.random.default_rng(0)
-        self.step_index = 0
-        """Control steps since the reset."""
-        self.success = False
 
     def _find(self, name: str) -> Any:
         cameras = self.scene.scene.sub_scenes[0].get_cameras()
@@ -89,6 +100,8 @@ class World:
 
         `colour` names another cube in the same layout.
         """
+        if self.config.vary:
+            self._build(Variation.drawn(seed, self.config.vary))
         options = {} if colour is None else {"colour": colour}
         _, self._info = self.scene.reset(seed=seed, options=options)
         self._noise = np.random.default_rng([seed, 1])
@@ -96,7 +109,7 @@ class World:
         self.step_index, self.success = 0, False
 
     def _place_camera(self) -> None:
-        shift, offset_m = np.zeros(3), self.config.variation.camera_offset_m
+        shift, offset_m = np.zeros(3), self._variation.camera_offset_m
         if self.config.camera_shift_m:
             shift += self._noise.normal(0, self.config.camera_shift_m, 3)
         if offset_m:

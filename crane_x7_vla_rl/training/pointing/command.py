@@ -69,7 +69,7 @@ def point(config: PointConfig) -> Path:
     is_new = heads is None
     if heads is None:
         heads = oft_loading.new_heads(model.config.text.hidden_size, DOF, DOF)
-    scenes, size = views.scenes(COLOUR_NAMES), model.config.image_size
+    scenes, size = views.scenes(COLOUR_NAMES, config.vary), model.config.image_size
     with _opened(config, codec, model) as demonstrations:
         drawn = views.draw(config.pictures, config.seed, scenes, spec.view, size)
         _teach(config, loaded, heads, is_new, codec, drawn, demonstrations)

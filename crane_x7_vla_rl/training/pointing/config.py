@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from crane_x7_vla_rl import fields
-from crane_x7_vla_rl.fields import Count, FinitePositive, Index
+from crane_x7_vla_rl.fields import Count, FinitePositive, Index, Share
 
 
 @dataclass(frozen=True)
@@ -23,6 +23,8 @@ class PointConfig:
     default: the model's."""
     pictures: Count = 20_000
     """Pictures of random scenes."""
+    vary: Share = 0.0
+    """How much scenes differ from each other, as in `demos --vary`."""
     demos: str | None = None
     """Data set of demonstrations of chains of tasks (`demos --chain`); without it, the policy only
     learns the way to cubes and plate."""

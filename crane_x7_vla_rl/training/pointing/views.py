@@ -25,7 +25,9 @@ from crane_x7_vla_rl.scenes import EVALUATION_SEED, PICK_PLACE_ID, WorldConfig
 from crane_x7_vla_rl.types import Array, Image
 
 BATCH: Final = 200
-"""Pictures of one request to a worker."""
+"""Pictures of one request to a worker, which begins in a new scene."""
+VARIED_BATCH: Final = 25
+"""The same, where each scene has its own light and place of the camera."""
 AT_HOME, NEAR_A_THING, HELD = 0.15, 0.35, 0.35
 """Shares of the pictures."""
 NEAR_M: Final = 0.02
@@ -39,6 +41,8 @@ AROUND_NOISE_RAD: Final = 0.01
 HELD_ABOVE_M: Final = 0.004
 """Of a held cube's centre, above the fingertips."""
 HELD_NOISE_M: Final = 0.003
+OPENS_RAD: Final = 0.2
+"""How much further the fingers are open around a cube of twice the size."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,9 +59,11 @@ class Views:
     """(N,) number of the cube in the hand; -1 for none."""
 
 
-def scenes(colours: tuple[str, ...]) -> WorldConfig:
+def scenes(colours: tuple[str, ...], vary: float = 0.0) -> WorldConfig:
     """Return the scenes that are drawn: those of demonstrations of chains."""
-    return WorldConfig(task=PICK_PLACE_ID, control_hz=10, image_size=(320, 240), colours=colours)
+    return WorldConfig(
+        task=PICK_PLACE_ID, control_hz=10, image_size=(320, 240), colours=colours, vary=vary
+    )
 
 
 def draw(count: int, seed: int, config: WorldConfig, view: View, size: int) -> Views:
@@ -65,7 +71,8 @@ def draw(count: int, seed: int, config: WorldConfig, view: View, size: int) -> V
     from crane_x7_vla_rl.sim.workers import Workers
 
     parts: list[Views] = []
-    requests = [(seed, start, min(BATCH, count - start)) for start in range(0, count, BATCH)]
+    size_of = VARIED_BATCH if config.vary else BATCH
+    requests = [(seed, start, min(size_of, count - start)) for start in range(0, count, size_of)]
     number = min(os.cpu_count() or 1, len(requests))
     with (
         Workers(number, partial(_Drawer, config, view, size)) as workers,
@@ -117,11 +124,14 @@ class _Drawer:
         import sapien
         from mani_skill.utils.structs import Pose
 
+        from crane_x7_vla_rl.sim.scene import CUBE_HALF_M
+
         tool = kinematics.tool_frame(joints[:ARM_DOF])
         tool[:3, 3] += generator.normal((0, 0, HELD_ABOVE_M), HELD_NOISE_M)
         cube = list(self._world.scene.cubes.values())[number]
         cube.set_pose(Pose.create(sapien.Pose(tool)))
-        fingers = AROUND_CUBE_RAD + generator.normal(0, AROUND_NOISE_RAD)
+        larger = self._world.scene.cube_half_m / CUBE_HALF_M - 1
+        fingers = AROUND_CUBE_RAD + OPENS_RAD * larger + generator.normal(0, AROUND_NOISE_RAD)
         return np.append(joints[:ARM_DOF], fingers), tool[:2, 3]
 
     def _rearranged(self, generator: np.random.Generator) -> Array:

@@ -53,6 +53,27 @@ def test_pictures_depend_on_the_seed_alone() -> None:
     assert len({picture.tobytes() for picture in one.images}) == 12
 
 
+def test_pictures_of_varied_scenes_differ_in_light_and_depend_on_the_seed_alone() -> None:
+    def shown(vary: float) -> Views:
+        scenes = views.scenes(COLOUR_NAMES, vary)
+        return views.draw(3 * views.VARIED_BATCH, 0, scenes, WHOLE, rig.SIDE)
+
+    varied, again, plain = shown(1), shown(1), shown(0)
+    assert np.array_equal(varied.images, again.images)
+    corners = [found.images[:, -4:, :4].mean((1, 2, 3)) for found in (varied, plain)]
+    by_scene = corners[0].reshape(3, -1).mean(1)  # the table, which the arm does not reach
+    assert by_scene.max() - by_scene.min() > 3
+    assert corners[1].max() - corners[1].min() < 3
+
+
+def test_fingers_around_a_larger_cube_are_further_open() -> None:
+    found = views.draw(12 * views.VARIED_BATCH, 0, views.scenes(COLOUR_NAMES, 1), WHOLE, rig.SIDE)
+    around = found.joints_rad[found.held >= 0, 7]
+    assert around.min() < views.AROUND_CUBE_RAD - 0.03
+    assert around.max() > views.AROUND_CUBE_RAD + 0.03
+    assert np.abs(around - views.AROUND_CUBE_RAD).max() < 0.3 * views.OPENS_RAD + 0.05
+
+
 def test_a_third_holds_a_cube_and_fingers_alone_do_not_tell_which() -> None:
     found = drawn(count=60)
     held = found.held >= 0
