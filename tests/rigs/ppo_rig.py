@@ -129,8 +129,9 @@ def share(buffer: Buffer, rank: int, ranks: int) -> Buffer:
 
 def weights(made: Agent) -> dict[str, Tensor]:
     """Return copies of all that learns, by name."""
-    policy_tensors, head = made.tensors()
-    return {name: x.clone() for name, x in (policy_tensors | head).items()}
+    policy_tensors, others = made.tensors(0)
+    parts = (policy_tensors, *others.values())
+    return {name: x.clone() for part in parts for name, x in part.items()}
 
 
 def learn(made: Agent, config: PpoConfig, updates: int, draw: torch.Generator) -> list[float]:

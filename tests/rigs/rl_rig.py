@@ -16,8 +16,8 @@ from training_rig import SIZES
 
 from crane_x7_vla_rl.policies.openvla.builder import build
 from crane_x7_vla_rl.policies.openvla.codec import PolicySpec
-from crane_x7_vla_rl.policies.openvla.weights import loading
-from crane_x7_vla_rl.robot import HOME_RAD
+from crane_x7_vla_rl.policies.openvla.weights import loading, oft_loading
+from crane_x7_vla_rl.robot import DOF, HOME_RAD
 from crane_x7_vla_rl.sim.vector.protocol import EpisodeResult, Steps, Views
 from crane_x7_vla_rl.sim.vector.starts import Starts
 from crane_x7_vla_rl.sim.vector.true_state import TRUE_STATE
@@ -33,6 +33,26 @@ def base() -> Path:
     """Return a tiny model with random weights that acts 5 times a second."""
     inputs = PolicySpec(state_tokens=True, period_s=0.2, view=(0.25, 0.25, 0.75, 0.75))
     return build(training_rig.workplace() / "rl_base", SIZES, inputs=inputs)
+
+
+@lru_cache(maxsize=1)
+def chunk_base() -> Path:
+    """Return a tiny model with OpenVLA-OFT's head and FiLM, random, that predicts four steps."""
+    inputs = PolicySpec(chunk_steps=4, period_s=0.2)
+    folder = build(training_rig.workplace() / "rl_chunks", SIZES, inputs=inputs)
+    torch.manual_seed(1)
+    model = loading.load(folder).model
+    hidden = model.config.text.hidden_size
+    model.vision_backbone.add_film(hidden)
+    _, film = oft_loading.without_film(model.state_dict())
+    head, proprio = oft_loading.new_heads(hidden, DOF, DOF)
+    files = {
+        oft_loading.ACTION_HEAD: head.state_dict(), oft_loading.PROPRIO: proprio.state_dict(),
+        oft_loading.FILM: film,
+    }  # fmt: skip
+    for kind, tensors in files.items():
+        torch.save(tensors, folder / oft_loading.file_name(kind, 0))
+    return folder
 
 
 def flags(output: Path, *more: str) -> list[str]:

@@ -63,6 +63,9 @@ class PolicySpec:
     """Time between steps."""
     view: View = WHOLE
     """Part of an image that the model sees; the rest is cut off before the resize."""
+    action_std: float = 0.0
+    """Standard deviation of normalised actions with which a policy with OpenVLA-OFT's head was
+    reinforced: what a temperature above 0 samples with. 0: it has none."""
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: str = POLICY) -> PolicySpec:
@@ -85,6 +88,9 @@ class PolicySpec:
             raise CheckpointError(
                 f"{source}: period_s is {quoted(period)}, expected seconds above 0"
             )
+        deviation = inputs.action_std
+        if type(deviation) not in (int, float) or not 0 <= deviation < 10:
+            raise CheckpointError(f"{source}: action_std is {quoted(deviation)}, expected 0 to 10")
         return inputs
 
     @classmethod
@@ -95,8 +101,10 @@ class PolicySpec:
 
     def write(self, folder: Path) -> Path:
         """Write policy.json into the folder."""
-        path = folder / POLICY
-        path.write_text(json.dumps(asdict(self), indent=2) + "\n")
+        path, content = folder / POLICY, asdict(self)
+        if not self.action_std:
+            del content["action_std"]
+        path.write_text(json.dumps(content, indent=2) + "\n")
         return path
 
 
@@ -164,9 +172,11 @@ class Codec:
         return ids.reshape(len(ids), self.answer_length)
 
     def actions(self, tokens: Tensor | Tokens) -> Array:
-        """Return (B, T, D) in the robot's units for chosen ids (B, T·D)."""
+        """Return (B, T, D) in the robot's units for chosen ids, or normalised actions, (B, T·D)."""
         ids = tokens.detach().cpu().numpy() if isinstance(tokens, Tensor) else tokens
         split = ids.reshape(len(ids), self.inputs.chunk_steps, self.action.dimensions)
+        if split.dtype.kind == "f":
+            return self.action.unnormalise(split.astype(np.float64))
         return self.action.unnormalise(tokens_to_normalised(split))
 
 

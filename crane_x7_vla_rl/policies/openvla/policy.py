@@ -22,6 +22,7 @@ from crane_x7_vla_rl.policies.openvla.codec import Codec, PolicySpec
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
 from crane_x7_vla_rl.policies.openvla.image import cut
 from crane_x7_vla_rl.policies.openvla.model.openvla import OpenVLA
+from crane_x7_vla_rl.policies.openvla.run.gaussian import deviation_at
 from crane_x7_vla_rl.policies.openvla.run.oft import LIBERO, OpenVLAOft, with_heads
 from crane_x7_vla_rl.policies.openvla.run.rollout import Sampling
 from crane_x7_vla_rl.policies.openvla.run.runner import Runner
@@ -80,25 +81,39 @@ class TokenActor:
 
 
 class ChunkActor:
-    """OpenVLA-OFT's head; reads the joints if the checkpoint was trained with them."""
+    """OpenVLA-OFT's head; reads the joints if the checkpoint was trained with them.
 
-    def __init__(self, model: OpenVLAOft, unnorm_key: str) -> None:
-        self._model, self._key = model, unnorm_key
+    At a temperature, one that was reinforced draws each action around what the head says.
+    """
+
+    def __init__(self, model: OpenVLAOft, options: ModelOptions, action_std: float) -> None:
+        """`action_std`: see PolicySpec."""
+        self._model, self._key, self._seed = model, options.unnorm_key, options.seed
+        self._deviation = deviation_at(action_std, options.temperature)
+        self._generator = torch.Generator()
+        self.reset()
 
     def act(self, pixels: Tensor, ids: Sequence[Tensor], joints: Array) -> Array:
         """See Actor."""
         state = joints if self._model.proprio_dim else None
-        return self._model.predict(pixels, ids, self._key, state)
+        noise = None
+        if self._deviation:
+            shape = len(ids), self._model.settings.steps, self._model.head.action_dim
+            noise = self._deviation * torch.randn(shape, generator=self._generator)
+        return self._model.predict(pixels, ids, self._key, state, noise)
 
     def reset(self) -> None:
-        """See Actor; there is no state."""
+        """See Actor."""
+        self._generator.manual_seed(self._seed)
 
 
 class OpenVLAPolicy:
     """Joint targets of one checkpoint."""
 
-    def __init__(self, loaded: Loaded, options: ModelOptions, runner: Runner | None = None) -> None:
-        """`runner`: one for a model that is already loaded.
+    def __init__(
+        self, loaded: Loaded, options: ModelOptions, runner: Runner | OpenVLAOft | None = None
+    ) -> None:
+        """`runner`: what runs a model that is already loaded, with its heads if it has any.
 
         Raises CheckpointError for an unknown key, other dimensions, or no tokenizer.
         """
@@ -109,8 +124,10 @@ class OpenVLAPolicy:
             self._model.crop = options.center_crop
         self._actor: Actor
         if loaded.layout.heads() is not None:
-            self._actor = _chunk_actor(loaded, options, self._codec.action.dimensions)
+            model = runner if isinstance(runner, OpenVLAOft) else load_chunks(loaded, options)
+            self._actor = ChunkActor(model, options, self._codec.inputs.action_std)
         else:
+            assert not isinstance(runner, OpenVLAOft)
             self._actor = TokenActor(
                 runner or Runner(loaded.model, speculate=options.speculation), self._codec, options
             )
@@ -154,7 +171,7 @@ def _sampling(model: OpenVLA, options: ModelOptions) -> Sampling:
     return Sampling(options.temperature, generator.manual_seed(options.seed))
 
 
-def _chunk_actor(loaded: Loaded, options: ModelOptions, dimensions: int) -> ChunkActor:
+def load_chunks(loaded: Loaded, options: ModelOptions) -> OpenVLAOft:
     """Return OpenVLA-OFT with its heads; raises CheckpointError if it does not fit a CRANE-X7."""
     layout = loaded.layout
     source, steps = layout.folder, options.chunk_steps
@@ -167,6 +184,7 @@ def _chunk_actor(loaded: Loaded, options: ModelOptions, dimensions: int) -> Chun
             " the released LIBERO models, 5 for Bridge), or set VLA_CHUNK_STEPS (infer only)"
         )
     model = with_heads(loaded, replace(LIBERO, steps=steps))
+    dimensions = Codec.of(layout, loaded.model.norm_stats, options.unnorm_key).action.dimensions
     if model.head.action_dim != dimensions:
         raise CheckpointError(
             f"{source}: its action head has {model.head.action_dim} dimensions, the statistics"
@@ -177,7 +195,7 @@ def _chunk_actor(loaded: Loaded, options: ModelOptions, dimensions: int) -> Chun
             f"{source}: its state has {model.proprio_dim} dimensions, expected {DOF}: seven"
             " joints and the gripper"
         )
-    return ChunkActor(model, options.unnorm_key)
+    return model
 
 
 def load(options: ModelOptions) -> OpenVLAPolicy | WordedPolicy:

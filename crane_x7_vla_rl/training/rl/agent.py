@@ -20,44 +20,71 @@ from torch.distributed.fsdp import FSDPModule, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from crane_x7_vla_rl.policies.openvla import OpenVLA
-from crane_x7_vla_rl.policies.openvla.run.evaluate import evaluate
+from crane_x7_vla_rl.policies.openvla.run.evaluate import Evaluation, evaluate
+from crane_x7_vla_rl.policies.openvla.run.gaussian import (
+    GaussianEvaluation,
+    GaussianRunner,
+    deviation_at,
+    evaluate_gaussian,
+)
+from crane_x7_vla_rl.policies.openvla.run.oft import OpenVLAOft
 from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from crane_x7_vla_rl.policies.openvla.weights.merged import Merged
 from crane_x7_vla_rl.training import learner
+from crane_x7_vla_rl.training.checkpoints import chunk_files
 from crane_x7_vla_rl.training.errors import PpoError
 from crane_x7_vla_rl.training.learner import BASE_RATE, RATE, Learner
-from crane_x7_vla_rl.training.rl import critics
+from crane_x7_vla_rl.training.rl import critics, value_head
 from crane_x7_vla_rl.training.rl.critics import Critic
 from crane_x7_vla_rl.training.rl.ppo import PolicyOutput
 from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig
 
 POLICY: Final = "policy."
 VALUE: Final = "value_head."
+FILM: Final = ".film."
 
 
 class ActorCritic(nn.Module):
     """A policy and the critic that values what it sees, or what is true of the scene."""
 
-    def __init__(self, policy: OpenVLA, value_head: Critic | None) -> None:
+    def __init__(
+        self, policy: OpenVLA, value_head: Critic | None, chunks: OpenVLAOft | None = None,
+        deviation: float = 0.0,
+    ) -> None:  # fmt: skip
+        """`chunks`: the policy with OpenVLA-OFT's head, which learns, too; see `run.gaussian`."""
         super().__init__()
         self.policy = policy
         self.value_head = value_head
+        self.head = None if chunks is None else chunks.head
+        self.proprio = None if chunks is None else chunks.proprio
+        self.deviation = deviation
 
     def forward(
         self, pixels: Tensor, prompts: Sequence[Tensor], tokens: Tensor, temperature: float,
-        detach: bool, seen: Tensor | None = None,
+        detach: bool, seen: Tensor | None = None, state: Tensor | None = None,
     ) -> PolicyOutput:  # fmt: skip
         """Evaluate actions; see `run.evaluate` for the shapes. `detach`: values move no policy.
 
-        `seen` (B, C): what a separate critic saw in the rollout; None: the hidden state.
+        `seen` (B, C): what a separate critic saw in the rollout; None: the hidden state. `state`
+        (B, P): normalised joints, which a policy with OpenVLA-OFT's head reads.
         """
-        found = evaluate(self.policy, pixels, prompts, tokens, temperature)
+        found = self._evaluate(pixels, prompts, tokens, temperature, state)
         values = None
         if self.value_head is not None and seen is not None:
             values = self.value_head(seen)
         elif self.value_head is not None:
             values = self.value_head(found.hidden.detach() if detach else found.hidden)
         return PolicyOutput(found.log_probs, found.entropy, values)
+
+    def _evaluate(
+        self, pixels: Tensor, prompts: Sequence[Tensor], tokens: Tensor, temperature: float,
+        state: Tensor | None,
+    ) -> Evaluation | GaussianEvaluation:  # fmt: skip
+        if self.head is None or state is None:
+            return evaluate(self.policy, pixels, prompts, tokens, temperature)
+        width = deviation_at(self.deviation, temperature)
+        heads = self.head, self.proprio
+        return evaluate_gaussian(self.policy, heads, pixels, prompts, state, tokens, width)
 
     def ready(self) -> None:
         """Do nothing, as a first pass forward: FSDP then knows which module is the whole."""
@@ -74,8 +101,8 @@ class Agent(Learner):
     """The module before it was spread over processes."""
     merged: Merged | None
     """The policy that acts, if it is another model than the one that learns."""
-    runner: Runner
-    """Codec of the model that acts."""
+    runner: Runner | GaussianRunner
+    """What runs the model that acts."""
 
     @property
     def policy(self) -> OpenVLA:
@@ -83,7 +110,7 @@ class Agent(Learner):
         return self.core.policy
 
     @contextmanager
-    def acting(self) -> Iterator[Runner]:
+    def acting(self) -> Iterator[Runner | GaussianRunner]:
         """Yield what runs the policy, ready to act; every process must enter, none must wait.
 
         FSDP's parts are gathered once for a whole rollout: gathering each layer for each token
@@ -107,6 +134,11 @@ class Agent(Learner):
             raise PpoError("this agent has no value head; grpo needs no values")
         values: Tensor = self.core.value_head(seen)
         return values
+
+    def widen(self, deviation: float) -> None:
+        """Let a policy with OpenVLA-OFT's head act, and learn, with this standard deviation."""
+        if isinstance(self.runner, GaussianRunner):
+            self.core.deviation = self.runner.deviation = deviation
 
     def step(self, policy_scale: float, value_scale: float) -> None:
         """Move the weights at these shares of their learning rates; drop the gradients."""
@@ -151,37 +183,51 @@ class Agent(Learner):
         mine = torch.tensor([figure], device=self.accelerator.device)
         return float(self.accelerator.gather(mine).max())
 
-    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-        """Return the policy's weights or adapters, and the value head; see `kept`."""
-        found = self.kept(has_adapters(self.policy)).items()
-        policy, head = (
-            {name.removeprefix(start): x for name, x in found if name.startswith(start)}
-            for start in (POLICY, VALUE)
-        )
-        return policy, head
+    def tensors(self, step: int) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
+        """Return the policy's weights or adapters, and other weights by file; see `kept`.
+
+        The others are the value head, and OpenVLA-OFT's heads after `step` updates.
+        """
+        found = self.kept(has_adapters(self.policy))
+        if self.core.head is not None:  # beside a head its FiLM is needed, also where it is frozen
+            weights = self.policy.state_dict().items()
+            film = {POLICY + name: x.detach().cpu() for name, x in weights if FILM in name}
+            found = film | found
+        policy, others = chunk_files.split(found, POLICY, step)
+        critic = {
+            name.removeprefix(VALUE): x for name, x in found.items() if name.startswith(VALUE)
+        }
+        return policy, others | ({value_head.FILE: critic} if critic else {})
 
 
 def build(
     policy: OpenVLA, config: PpoConfig, accelerator: Accelerator,
-    sharding: Literal["ddp", "fsdp"] = "ddp", value_head: Critic | None = None,
+    sharding: Literal["ddp", "fsdp"] = "ddp", critic: Critic | None = None,
+    sampler: GaussianRunner | None = None,
 ) -> Agent:  # fmt: skip
     """Return an agent of a policy that is on its device, with its adapters or freed weights.
 
-    The critic is made from torch's random state where none comes and PPO needs one. Raises
-    PpoError where dropout would make updates see other probabilities than rollouts.
+    The critic is made from torch's random state where none comes and PPO needs one. `sampler` runs
+    the same policy where its actions come from OpenVLA-OFT's head. Raises PpoError where dropout
+    would make updates see other probabilities than rollouts.
     """
     _refuse_dropout(policy)
-    if value_head is None and config.algorithm == "ppo":
-        value_head = critics.make(config.value, policy.config.text.hidden_size)
-    core = ActorCritic(policy, value_head).to(accelerator.device)
+    if critic is None and config.algorithm == "ppo":
+        critic = critics.make(config.value, policy.config.text.hidden_size)
+    core = ActorCritic(policy, critic)
+    if sampler is not None:
+        core = ActorCritic(policy, critic, sampler.policy, sampler.deviation)
+    core = core.to(accelerator.device)
     learning = [name for name, p in policy.named_parameters() if p.requires_grad]
     if not learning:
         raise PpoError("the policy has no trainable weights; add adapters, or unfreeze its weights")
     module = learner.spread(core, sharding, accelerator)
     policy.owns_memory = not isinstance(module, FSDPModule)
     register_fsdp_forward_method(module, "ready")  # FSDP alone does anything here
-    merged = Merged(policy) if policy.owns_memory and _mergeable(policy) else None
     optimizer = _optimizer(core, config)
+    if sampler is not None:
+        return Agent(accelerator, module, optimizer, config.max_grad_norm, core, None, sampler)
+    merged = Merged(policy) if policy.owns_memory and _mergeable(policy) else None
     runner = Runner(policy if merged is None else merged.model)
     runner.remember = False  # no simulation shows the same image twice
     return Agent(accelerator, module, optimizer, config.max_grad_norm, core, merged, runner)
@@ -207,19 +253,20 @@ def _optimizer(core: ActorCritic, config: PpoConfig) -> torch.optim.Optimizer:
 
     It needs the parameters after spreading: updates of earlier ones have no effect.
     """
-    parts: list[tuple[nn.Module, float, float]] = [
-        (core.policy, config.learning_rate, config.weight_decay)
+    acting: list[nn.Module | None] = [core.policy, core.head, core.proprio]
+    parts: list[tuple[list[nn.Module], float, float]] = [
+        ([part for part in acting if part is not None], config.learning_rate, config.weight_decay)
     ]
     if core.value_head is not None:
-        parts.append((core.value_head, config.value.learning_rate, 0.0))
+        parts.append(([core.value_head], config.value.learning_rate, 0.0))
     groups = [
         {
-            "params": [p for p in part.parameters() if p.requires_grad],
+            "params": [p for part in modules for p in part.parameters() if p.requires_grad],
             RATE: rate,
             BASE_RATE: rate,
             "weight_decay": decay,
         }
-        for part, rate, decay in parts
+        for modules, rate, decay in parts
     ]
     sharded = any(isinstance(p, DTensor) for p in core.parameters())
     return torch.optim.AdamW(groups, fused=not sharded)  # as in fine-tuning

@@ -31,7 +31,7 @@ class Buffer:
     prompts: Sequence[Sequence[Tensor]]
     """T times N 1-D tensors of ids, measured joints included."""
     tokens: Tensor
-    """(T, N, D) int64."""
+    """(T, N, D) int64; of OpenVLA-OFT's head normalised actions, float32."""
     log_probs: Tensor
     """(T, N, D) float32, from the rollout, at the temperature of the configuration."""
     advantages: Tensor
@@ -47,6 +47,8 @@ class Buffer:
     seen: Tensor | None = None
     """(T, N, C), what a separate critic saw; None for the value head, which sees the policy's
     hidden state."""
+    state: Tensor | None = None
+    """(T, N, P) normalised joints, read by a policy with OpenVLA-OFT's head; None for tokens."""
 
     def __post_init__(self) -> None:
         steps, environments = self.advantages.shape
@@ -91,6 +93,12 @@ class Buffer:
         if self.seen is None:
             return None
         return self.seen.flatten(0, 1)[samples.to(self.seen.device)].to(device)
+
+    def states_of(self, samples: Tensor, device: torch.device) -> Tensor | None:
+        """Return normalised joints of flat samples (B,): (B, P); None for a policy of tokens."""
+        if self.state is None:
+            return None
+        return self.state.flatten(0, 1)[samples.to(self.state.device)].to(device)
 
     def prompts_of(self, samples: Tensor) -> list[Tensor]:
         """Return the prompts of flat samples (B,)."""

@@ -7,7 +7,7 @@ writes a whole configuration.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -23,7 +23,14 @@ from crane_x7_vla_rl.fields import (
     size_text,
 )
 from crane_x7_vla_rl.policies.base import DEFAULT_UNNORM_KEY
-from crane_x7_vla_rl.scenes import COLOUR_NAMES, EVALUATION_SEED, PICK_PLACE_ID, Render, WorldConfig
+from crane_x7_vla_rl.scenes import (
+    COLOUR_NAMES,
+    EVALUATION_SEED,
+    PICK_PLACE_ID,
+    Render,
+    Variation,
+    WorldConfig,
+)
 from crane_x7_vla_rl.training.config import loader
 from crane_x7_vla_rl.training.config.loader import Layer
 from crane_x7_vla_rl.training.config.sections import (
@@ -73,6 +80,11 @@ class StartConfig:
 
 
 @dataclass(frozen=True)
+class VariationConfig(Variation, Section, section="env.variation"):
+    """How the scenes differ from those that the policy's demonstrations showed; evaluations too."""
+
+
+@dataclass(frozen=True)
 class EnvConfig(Section, section="env"):
     """Task, scenes and simulator. Steps per second are the policy's own."""
 
@@ -107,6 +119,9 @@ class EnvConfig(Section, section="env"):
     """Standard deviation of noise on the camera's position, sampled per episode."""
     camera_noise: FiniteAmount = 0.0
     """Standard deviation of noise on each pixel's channels, of 255, sampled per image."""
+    vary: Share = 0.0
+    """How much scenes differ from each other: light, the cubes' looks, size and friction, place of
+    the camera; only the CPU backend can."""
     episode_s: FinitePositive | None = None
     """Longest episode in rollouts, in simulated seconds; default: the task's limit, as in
     evaluation. A shorter limit spends less time on failed attempts."""
@@ -120,6 +135,7 @@ class EnvConfig(Section, section="env"):
     with each other, and with 1 all those of the same instruction."""
     deadline_s: FinitePositive = flag("--env-deadline-s", 60.0)
     """Timeout of a simulation; after it, the simulation is restarted."""
+    variation: VariationConfig = field(default_factory=VariationConfig)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -128,6 +144,13 @@ class EnvConfig(Section, section="env"):
             known = ", ".join(COLOUR_NAMES)
             raise ConfigError(f"env.colours has {odd[0]!r}; known: {known}; separate by commas")
         self.vector(control_hz=10, seed=0, first_env=0)
+        if (self.vary or self.variation != VariationConfig()) and (
+            (self.backend, self.simulator) != ("cpu", "maniskill")
+        ):
+            raise ConfigError(
+                "env.vary or env.variation is set, but only scenes in processes can vary; set"
+                " env.backend to cpu and env.simulator to maniskill, or leave it out"
+            )
         if self.start_from is not None and (self.backend, self.simulator) != ("cpu", "maniskill"):
             raise ConfigError(
                 "env.start_from is set, but only scenes in processes can repeat a demonstration;"
@@ -153,6 +176,8 @@ class EnvConfig(Section, section="env"):
             camera_noise=self.camera_noise,
             episode_s=self.episode_s,
             render=self.render,
+            vary=self.vary,
+            variation=Variation(**asdict(self.variation)),
         )
 
     def vector(self, control_hz: int, seed: int, first_env: int) -> VectorConfig:
@@ -199,6 +224,9 @@ class RlScheduleConfig(Section, section="training"):
     """Number of updates; each learns from one rollout."""
     rollout_steps: Count = 64
     """Decisions per environment and rollout; a prediction of several steps is one."""
+    execute_steps: Count | None = None
+    """Steps of each prediction that are executed before the next; default: all. Fewer: closer to a
+    loop that predicts often, at more predictions per episode."""
     time_limit_minutes: Amount | None = None
     """Save and end after this time, even if num_updates is not reached."""
     anneal: bool = False

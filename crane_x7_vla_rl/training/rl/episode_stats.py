@@ -25,9 +25,9 @@ ENOUGH: Final = 100
 class Outcomes:
     """The episodes of one process that do not count yet; time is in decisions."""
 
-    def __init__(self, longest: int, chunk_steps: int) -> None:
-        """`longest`: decisions until the time limit; `chunk_steps`: control steps of a decision."""
-        self._longest, self._chunk_steps = longest, chunk_steps
+    def __init__(self, longest: int, executed: int) -> None:
+        """`longest`: decisions until the time limit; `executed`: control steps of a decision."""
+        self._longest, self._executed = longest, executed
         self._now = 0
         """Since all environments restarted."""
         self._waiting: list[tuple[int, bool]] = []
@@ -45,7 +45,7 @@ class Outcomes:
         `episodes` ended in the decisions `ended`, from 0, of a rollout of `steps` decisions.
         """
         for episode, last in zip(episodes, ended, strict=True):
-            lasted = -(-episode.steps // self._chunk_steps)
+            lasted = -(-episode.steps // self._executed)
             self._waiting.append((self._now + last + 1 - lasted, episode.success))
         self._now += steps
         due = [success for began, success in self._waiting if self._is_due(began)]

@@ -11,6 +11,7 @@ from typing import Final
 from crane_x7_vla_rl.data.files import write_json
 from crane_x7_vla_rl.policies.base import ModelOptions, NotFiniteError
 from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy
+from crane_x7_vla_rl.policies.openvla.run.gaussian import GaussianRunner
 from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from crane_x7_vla_rl.training import non_finite
 from crane_x7_vla_rl.training.evaluate.config import RESULTS, VIDEOS, EvaluateConfig
@@ -21,7 +22,7 @@ from crane_x7_vla_rl.training.rl.run import RlRun
 EVALUATION: Final = "evaluation"
 
 
-def success(run: RlRun, runner: Runner, step: int) -> float:
+def success(run: RlRun, runner: Runner | GaussianRunner, step: int) -> float:
     """Evaluate in all processes of the run; the first one writes results and shows videos to W&B.
 
     Returns the rate, 0 to 1, in each process alike. Raises SpoiltError where the policy's logits
@@ -49,12 +50,13 @@ def success(run: RlRun, runner: Runner, step: int) -> float:
         first_seed=settings.first_seed,
         processes=config.env.processes,
         videos=settings.videos,
+        execute_steps=config.training.execute_steps,
     )
     evaluation.output.mkdir(parents=True, exist_ok=True)
     acting = OpenVLAPolicy(
         replace(run.session.origin.loaded, model=runner.model),
         replace(model, seed=model.seed + ranks.rank),
-        runner,
+        runner.policy if isinstance(runner, GaussianRunner) else runner,
     )
     try:
         rollouts = roll_out(Candidate(acting, acting.period_s, batched=True), evaluation, ranks)

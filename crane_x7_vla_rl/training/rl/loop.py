@@ -61,7 +61,7 @@ def _loop(run: RlRun, progress: Progress, interrupt: Interrupt) -> None:
 def _longest(run: RlRun) -> int:
     """Return how many decisions an episode may take."""
     world = run.config.env.world(round(1 / run.rollout.codec.inputs.period_s))
-    return -(-world.max_steps // run.rollout.codec.inputs.chunk_steps)
+    return -(-world.max_steps // run.rollout.executed)
 
 
 def _check_length(run: RlRun) -> None:
@@ -121,6 +121,7 @@ class _Loop:
         rate = self._rate()
         if run.config.ppo.algorithm == "grpo" and number:
             state.scenes.begin_next()
+        run.agent.widen(run.config.ppo.action_std_at(self._share()))
         started_s = run.clock()
         with self.rescue.rollout():
             found = collect(run.rollout, number, lambda: self.interrupt.wanted, run.clock)
@@ -155,6 +156,10 @@ class _Loop:
         """Return the share of both learning rates that the update under way gets."""
         training = self.run.config.training
         return 1 - self.state.progress.step / training.num_updates if training.anneal else 1.0
+
+    def _share(self) -> float:
+        """Return how much of the run is done, 0 in its first update and 1 in its last."""
+        return self.state.progress.step / max(1, self.run.config.training.num_updates - 1)
 
     def _evaluate(self, figures: dict[str, Any]) -> bool:
         """Evaluate on unseen scenes where it is time to, add it to `figures`; return if it is best.

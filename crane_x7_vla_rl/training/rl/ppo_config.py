@@ -127,7 +127,18 @@ class PpoConfig(Section, section="ppo"):
     old_log_probs: Literal["rollout", "recomputed"] = "rollout"
     """Source of the ratio's denominator. In bf16, rollouts round differently from updates:
     recomputed costs one more pass without gradients and makes the first ratio 1."""
+    action_std: FinitePositive = 0.02
+    """Standard deviation, fixed, of the actions of a policy with OpenVLA-OFT's head, at temperature
+    1; −1 to 1 is the range of its statistics. A policy of tokens has a distribution already."""
+    action_std_end: FinitePositive | None = None
+    """What that standard deviation falls or rises to, linearly, in the last update; default: it
+    stays. Wide tries find more, narrow ones succeed more often."""
     value: ValueConfig = field(default_factory=ValueConfig)
+
+    def action_std_at(self, share: float) -> float:
+        """Return the standard deviation of actions after a share, 0 to 1, of all updates."""
+        end = self.action_std if self.action_std_end is None else self.action_std_end
+        return self.action_std + share * (end - self.action_std)
 
     def discounts(self, decision_s: float) -> tuple[float, float]:
         """Return gamma and lambda per decision, which lasts `decision_s` of simulated time."""

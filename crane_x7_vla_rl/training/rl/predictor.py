@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from crane_x7_vla_rl.policies import base
+from crane_x7_vla_rl.policies.openvla.run.gaussian import GaussianRunner, Sampled
 from crane_x7_vla_rl.policies.openvla.run.rollout import Rollout, Sampling
 from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from crane_x7_vla_rl.training import non_finite
@@ -32,7 +33,9 @@ VALUED: Final = Sampling()
 class Answer:
     """Tokens (n, D), log-probabilities (n, D) and values (n,) of one block."""
 
-    def __init__(self, chosen: Rollout, values: Tensor, seen: Tensor | None = None) -> None:
+    def __init__(
+        self, chosen: Rollout | Sampled, values: Tensor, seen: Tensor | None = None
+    ) -> None:
         """Start the copies and return immediately."""
         self.seen = seen
         """(n, C), what a separate critic saw, on the device; None for the value head."""
@@ -75,7 +78,9 @@ class Beside:
 class Predictor:
     """Predicts during one rollout."""
 
-    def __init__(self, agent: Agent, runner: Runner, number: int, config: PpoConfig) -> None:
+    def __init__(
+        self, agent: Agent, runner: Runner | GaussianRunner, number: int, config: PpoConfig
+    ) -> None:
         """`number` of the update, from 0; grpo has no values, so all of them are 0."""
         self._agent, self._runner, self._number = agent, runner, number
         self._valued, self._critic = config.algorithm == "ppo", config.value.critic
@@ -93,7 +98,7 @@ class Predictor:
         if self._valued and self._critic == "own" and seen.ndim == 4:
             seen = self._runner.model.encode(seen)
         try:
-            chosen = self._runner.roll_out(seen, prompts, length, how)
+            chosen = self._choose(seen, prompts, length, how, beside)
         except base.NotFiniteError as error:
             raise self._spoilt(step, error) from error
         values = chosen.log_probs.new_zeros(len(prompts))
@@ -102,6 +107,14 @@ class Predictor:
             view = self._view(seen, chosen.hidden, beside)
             values = self._agent.value(chosen.hidden if view is None else view).float()
         return Answer(chosen, values, view)
+
+    def _choose(
+        self, seen: Tensor, prompts: Sequence[Tensor], length: int, how: Sampling, beside: Beside
+    ) -> Rollout | Sampled:
+        if isinstance(self._runner, GaussianRunner):
+            state = self._runner.state(beside.measured)
+            return self._runner.roll_out(seen, prompts, state, how)
+        return self._runner.roll_out(seen, prompts, length, how)
 
     def _view(self, patches: Tensor, hidden: Tensor, beside: Beside) -> Tensor | None:
         """Return (n, C), what the critic sees; None for the value head."""
@@ -121,7 +134,10 @@ class Predictor:
         """Return tokens, log-probabilities and values on the CPU; raises SpoiltError."""
         tokens, log_probs, values = answer.wait()
         try:
-            self._runner.model.on_host(tokens)
+            if isinstance(self._runner, GaussianRunner):
+                self._runner.on_host(tokens)
+            else:
+                self._runner.model.on_host(tokens)
         except base.NotFiniteError as error:
             raise self._spoilt(step, error) from error
         return tokens, log_probs, self._finite(step, values)

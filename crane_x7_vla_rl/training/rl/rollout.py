@@ -27,6 +27,7 @@ from torch import Tensor
 from crane_x7_vla_rl.kinematics import UnreachableError
 from crane_x7_vla_rl.policies.openvla.codec import Codec
 from crane_x7_vla_rl.policies.openvla.image import crop_and_resize
+from crane_x7_vla_rl.policies.openvla.run.gaussian import GaussianRunner
 from crane_x7_vla_rl.policies.openvla.run.rollout import Sampling
 from crane_x7_vla_rl.policies.openvla.run.runner import Runner
 from crane_x7_vla_rl.policies.openvla.targets import joint_targets
@@ -63,11 +64,18 @@ class RolloutConfig:
     two blocks keep the GPU busy, and a group on a CPU. The results are the same up to rounding."""
     same_scene: int = 1
     """Environments in a row whose episodes of the same number have the same scene."""
+    execute_steps: int | None = None
+    """Steps of each prediction that are executed before the next; None: all."""
+
+    @property
+    def executed(self) -> int:
+        """Control steps of a decision."""
+        return self.execute_steps or self.codec.inputs.chunk_steps
 
     @property
     def discounts(self) -> tuple[float, float]:
         """Gamma and lambda of a decision."""
-        return self.ppo.discounts(self.codec.inputs.period_s * self.codec.inputs.chunk_steps)
+        return self.ppo.discounts(self.codec.inputs.period_s * self.executed)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,7 +127,9 @@ def blocks(groups: Sequence[range], batch: int) -> tuple[range, ...]:
 class _Collection:
     """A rollout in progress."""
 
-    def __init__(self, config: RolloutConfig, runner: Runner, number: int, clock: Clock) -> None:
+    def __init__(
+        self, config: RolloutConfig, runner: Runner | GaussianRunner, number: int, clock: Clock
+    ) -> None:
         self.config, self.runner, self.number, self.clock = config, runner, number, clock
         self.policy = runner.model
         self.predictor = Predictor(config.agent, runner, number, config.ppo)
@@ -133,7 +143,11 @@ class _Collection:
         """(T, N, C), what a separate critic sees."""
         self.prompts: list[list[Tensor]] = [[torch.empty(0)] * count for _ in range(steps)]
         self.instructions: list[list[str]] = [[""] * count for _ in range(steps)]
-        self.tokens = torch.zeros(steps, count, answer, dtype=torch.int64)
+        self.chunks = runner if isinstance(runner, GaussianRunner) else None
+        self.states: Tensor | None = None
+        """(T, N, P), where OpenVLA-OFT's head reads it."""
+        kind = torch.int64 if self.chunks is None else torch.float32
+        self.tokens = torch.zeros(steps, count, answer, dtype=kind)
         self.log_probs = torch.zeros(steps, count, answer)
         self.action_mask = torch.zeros(steps, count, answer, dtype=torch.bool)
         self.values, self.final_values, self.rewards = torch.zeros(3, steps, count).unbind()
@@ -198,11 +212,13 @@ class _Collection:
         prompts = self.config.codec.prompts(told, measured)
         seen = self.policy.normalise(shown)
         if self.config.keep_patches:
-            seen = self._keep(step, part, seen)
+            seen = self._keep(step, part, seen, prompts)
         how = Sampling(self.config.ppo.temperature, self.generators[part])
         length = self.config.codec.answer_length
         answer = self.predictor.ask(step, seen, prompts, length, how, beside)
         self.seen = self._put(self.seen, step, part, answer.seen)
+        if self.chunks is not None:
+            self.states = self._put(self.states, step, part, self.chunks.state(measured))
         self.prompts[step][part] = prompts
         self.instructions[step][part] = told
         self.infer_s += self.clock() - started_s
@@ -339,15 +355,18 @@ class _Collection:
     # --- the policy ------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def _keep(self, step: int, part: slice, pixels: Tensor) -> Tensor:
+    def _keep(self, step: int, part: slice, pixels: Tensor, prompts: list[Tensor]) -> Tensor:
         """Return what the language model sees of these pixels, kept for the update."""
-        seen = self.policy.encode(pixels)
+        if self.chunks is None:
+            seen = self.policy.encode(pixels)
+        else:
+            seen = self.chunks.encode(pixels, prompts)
         self.patches = self._put(self.patches, step, part, seen)
         return seen
 
     def _targets(self, tokens: Tensor, measured: Array) -> Array:
-        """Return (n, T, 8) rad; an arm whose step is out of reach stays where it is."""
-        actions = self.config.codec.actions(tokens)
+        """Return (n, steps, 8) rad; an arm whose step is out of reach stays where it is."""
+        actions = self.config.codec.actions(tokens)[:, : self.config.executed]
         rows = []
         for steps, here in zip(actions, measured, strict=True):
             try:
@@ -394,6 +413,7 @@ class _Collection:
             returns=returns,
             action_mask=self.action_mask,
             seen=self.seen,
+            state=self.states,
         )
         return Collected(
             buffer=buffer,

@@ -17,9 +17,11 @@ from typing import Any, Final
 import torch
 from accelerate import Accelerator
 
+from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.codec import Codec, PolicySpec
-from crane_x7_vla_rl.policies.openvla.policy import SMALL
+from crane_x7_vla_rl.policies.openvla.policy import SMALL, load_chunks
+from crane_x7_vla_rl.policies.openvla.run.gaussian import GaussianRunner
 from crane_x7_vla_rl.policies.openvla.weights import layout as layouts
 from crane_x7_vla_rl.policies.openvla.weights.files import read_json
 from crane_x7_vla_rl.policies.openvla.weights.loading import Loaded
@@ -100,13 +102,19 @@ def open_run(
     loaded = _load(config, weights, accelerator, resumed)
     policy = loaded.model
     policy.norm_stats = _statistics(config, policy, resumed)
-    codec = Codec.of(loaded.layout, policy.norm_stats, config.start.unnorm_key)
+    sampler = _sampler(config, loaded, resumed)
+    inputs = None
+    if sampler is not None:
+        last = config.ppo.action_std_at(1)
+        inputs = replace(PolicySpec.of(loaded.layout), action_std=last)
+    codec = Codec.of(loaded.layout, policy.norm_stats, config.start.unnorm_key, inputs)
+    _check_steps(config, codec.inputs)
     assets = PolicyAssets.of(
         loaded.layout, dict(policy.norm_stats), bool(policy.crop), codec.inputs
     )
     origin = sessions.origin(config.start.model, weights, loaded, assets, resumed)
     keeps_patches = _keeps_patches(config, policy)
-    agent = _agent(config, loaded, accelerator, resumed)
+    agent = _agent(config, loaded, accelerator, resumed, sampler)
     progress = sessions.restore(agent, resumed)
     rank = int(accelerator.process_index)
     control_hz = _control_hz(codec.inputs, weights)
@@ -127,6 +135,7 @@ def open_run(
         rollout = RolloutConfig(
             env, agent, codec, config.ppo, training.rollout_steps, training.seed, keeps_patches,
             batch=training.rollout_batch, same_scene=config.env.same_scene,
+            execute_steps=training.execute_steps,
         )  # fmt: skip
         _tell_discounts(rollout)
         with sessions.open_session(start, origin, tracker) as session:
@@ -151,7 +160,6 @@ def _whole(config: RlConfig, start: Start) -> str:
     source = config.start.model
     if not config.lora.enabled or layouts.find(source).adapter is None:
         return source
-    learner.refuse_oft(source)
     target, accelerator = config.output_dir / BASE, start.accelerator
     # Those that an interrupted start left may have been made from another adapter.
     is_made = start.resumes_here and checkpoint.problem(target) is None
@@ -166,7 +174,8 @@ def _whole(config: RlConfig, start: Start) -> str:
 
 def _load(config: RlConfig, model: str, accelerator: Accelerator, resumed: Path | None) -> Loaded:
     spec = learner.ModelSpec(model, config.lora, config.training)
-    loaded = learner.prepare(spec, accelerator.device, resumed)
+    tokens = layouts.find(model).heads() is None
+    loaded = learner.prepare(spec, accelerator.device, resumed, tokens)
     size = sum(parameter.numel() for parameter in loaded.model.parameters())
     if accelerator.device.type == "cpu" and size < SMALL:
         torch.set_num_threads(1)  # while it rolls out, the simulations have the other cores
@@ -183,16 +192,58 @@ def _statistics(config: RlConfig, policy: OpenVLA, resumed: Path | None) -> dict
     return arm_statistics.complete(start.model, known, start.unnorm_key, file)
 
 
+def _sampler(config: RlConfig, loaded: Loaded, resumed: Path | None) -> GaussianRunner | None:
+    """Return what samples OpenVLA-OFT's chunks, with the heads of the checkpoint; None for tokens.
+
+    Raises ConfigError for what such a policy cannot do, and CheckpointError.
+    """
+    if loaded.layout.heads() is None:
+        return None
+    wrong = {
+        "ppo.value.critic": (config.ppo.value.critic == "own", "state or shared"),
+        "ppo.kl_coefficient": (config.ppo.kl_coefficient > 0, "0"),
+        "training.sharding": (config.training.sharding == "fsdp", "ddp"),
+    }
+    if odd := [name for name, (is_set, _) in wrong.items() if is_set]:
+        raise ConfigError(
+            f"{odd[0]} cannot be used with {config.start.model}, whose actions come from"
+            f" OpenVLA-OFT's head; set it to {wrong[odd[0]][1]}"
+        )
+    key = config.start.unnorm_key
+    layout = loaded.layout if resumed is None else layouts.find(str(resumed))
+    chunks = load_chunks(replace(loaded, layout=layout), ModelOptions(unnorm_key=key))
+    vision = loaded.model.vision_backbone
+    learns = {name: parameter.requires_grad for name, parameter in vision.named_parameters()}
+    if not any(on for name, on in learns.items() if agents.FILM not in name):
+        vision.requires_grad_(False)  # FiLM, which comes with the heads, learns as its towers do
+    for head in (chunks.head, chunks.proprio):
+        if head is not None:
+            head.float().requires_grad_(True)
+    chunks.train()
+    return GaussianRunner(chunks, key, config.ppo.action_std)
+
+
+def _check_steps(config: RlConfig, inputs: PolicySpec) -> None:
+    steps = config.training.execute_steps
+    if steps is not None and steps > inputs.chunk_steps:
+        raise ConfigError(
+            f"training.execute_steps is {steps}, but {config.start.model} predicts"
+            f" {inputs.chunk_steps}; expected at most as many"
+        )
+
+
 def _agent(
-    config: RlConfig, loaded: Loaded, accelerator: Accelerator, resumed: Path | None
-) -> Agent:
+    config: RlConfig, loaded: Loaded, accelerator: Accelerator, resumed: Path | None,
+    sampler: GaussianRunner | None,
+) -> Agent:  # fmt: skip
     """Return what acts and learns, with the critic of the checkpoint."""
     head = None
     if config.ppo.algorithm == "ppo":
         head = critics.make(config.ppo.value, loaded.model.config.text.hidden_size)
         if resumed is not None:
             value.read(resumed, head)
-    return agents.build(loaded.model, config.ppo, accelerator, config.training.sharding, head)
+    sharding = config.training.sharding
+    return agents.build(loaded.model, config.ppo, accelerator, sharding, head, sampler)
 
 
 def _start_from(env: VectorEnv, starts: Starts, progress: Progress) -> None:

@@ -14,7 +14,6 @@ from accelerate.utils import gather_object
 
 from crane_x7_vla_rl.sim.vector.protocol import VectorEnv
 from crane_x7_vla_rl.training.checkpoints.training_state import Progress
-from crane_x7_vla_rl.training.rl import value_head as value
 from crane_x7_vla_rl.training.rl.episode_stats import Outcomes, Recent
 from crane_x7_vla_rl.training.rl.rollout import Collected
 from crane_x7_vla_rl.training.rl.run import RlRun
@@ -81,7 +80,7 @@ class RunState:
     def of(cls, run: RlRun, progress: Progress, longest: int) -> RunState:
         """Return the state that a run begins with; `longest`: decisions of an episode at most."""
         before = progress.position or {}
-        outcomes = Outcomes(longest, run.rollout.codec.inputs.chunk_steps)
+        outcomes = Outcomes(longest, run.rollout.executed)
         best, recent = float(before.get("best", NEVER)), Recent(before.get("recent", ()))
         coefficient = float(before.get("kl_coefficient", run.config.ppo.kl_coefficient))
         if run.config.ppo.ref_kl_target is None:
@@ -105,7 +104,7 @@ class RunState:
 
     def snapshot(self, run: RlRun) -> Snapshot:
         """Return what a checkpoint holds; every process must call it."""
-        tensors, head = run.agent.tensors()
+        tensors, others = run.agent.tensors(self.progress.step)
         optimizer = run.agent.optimizer_state()
         position = {
             "environments": gather_object([self.scenes.state]),
@@ -115,5 +114,4 @@ class RunState:
             "starts": self.starts.state(),
         }
         progress = replace(self.progress, position=position)
-        others = {value.FILE: head} if head else {}
         return Snapshot(progress, tensors, optimizer, self.about, others)

@@ -231,9 +231,10 @@ def _evaluate(agent: Agent, buffer: Buffer, samples: Tensor, config: PpoConfig) 
     tokens = buffer.tokens.flatten(0, 1)[samples.to(buffer.tokens.device)]  # (B, D)
     pixels = buffer.pixels(agent.policy, samples)  # (B, …), see Buffer.images
     prompts = buffer.prompts_of(samples)
-    seen = buffer.seen_by_critic(samples, agent.accelerator.device)
+    device = agent.accelerator.device
+    seen, state = buffer.seen_by_critic(samples, device), buffer.states_of(samples, device)
     output: PolicyOutput = agent.module(
-        pixels, prompts, tokens, config.temperature, config.value.detach, seen
+        pixels, prompts, tokens, config.temperature, config.value.detach, seen, state
     )
     return output
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import logging
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,9 +28,6 @@ from crane_x7_vla_rl.robot import DOF
 from crane_x7_vla_rl.training.sft.samples import ModelBatch
 
 logger = logging.getLogger(__name__)
-
-PARTS: Final = {oft_loading.ACTION_HEAD: "head.", oft_loading.PROPRIO: "proprio."}
-"""Kind of a head's file → prefix of its parameters in `ChunkLoss`."""
 
 
 class ChunkLoss(nn.Module):
@@ -93,19 +90,3 @@ def build(loaded: Loaded, resumed: Path | None, film: bool = False) -> ChunkLoss
     if film and not model.vision_backbone.has_film:
         model.vision_backbone.add_film(hidden)
     return ChunkLoss(model, head.float().to(like.device), proprio.float().to(like.device))
-
-
-def split(
-    tensors: dict[str, Tensor], prefix: str, step: int
-) -> tuple[dict[str, Tensor], dict[str, dict[str, Tensor]]]:
-    """Return a model's own tensors, and those of each head by the name of its file."""
-    own = {k.removeprefix(prefix): v for k, v in tensors.items() if k.startswith(prefix)}
-    own, film = oft_loading.without_film(own)
-    heads: dict[str, dict[str, Tensor]] = {}
-    if film:
-        heads[oft_loading.file_name(oft_loading.FILM, step)] = film
-    for kind, part in PARTS.items():
-        found = {k.removeprefix(part): v for k, v in tensors.items() if k.startswith(part)}
-        if found:
-            heads[oft_loading.file_name(kind, step)] = found
-    return own, heads

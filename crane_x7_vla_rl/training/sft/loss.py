@@ -23,6 +23,7 @@ from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.run.evaluate import evaluate
 from crane_x7_vla_rl.policies.openvla.weights.loading import Loaded
 from crane_x7_vla_rl.training import learner
+from crane_x7_vla_rl.training.checkpoints import chunk_files
 from crane_x7_vla_rl.training.errors import ConfigError
 from crane_x7_vla_rl.training.learner import Learner, ModelSpec
 from crane_x7_vla_rl.training.sft import chunk_loss
@@ -107,7 +108,7 @@ class SftLearner(Learner):
 
         See `kept`; the others are OpenVLA-OFT's heads after `step` updates.
         """
-        return chunk_loss.split(self.kept(self.has_adapters), WRAPPED, step)
+        return chunk_files.split(self.kept(self.has_adapters), WRAPPED, step)
 
 
 def build(config: SftConfig, accelerator: Accelerator, resumed: Path | None) -> SftLearner:

@@ -49,19 +49,27 @@ def test_sft_of_tokens_refuses_one_as_its_base(
     assert "is an OpenVLA-OFT checkpoint: its actions come from a head" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize("kind", ["whole", "adapter"])
-def test_train_refuses_to_start_from_one(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], kind: str
+def test_train_refuses_one_whose_head_is_empty(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = with_head(rl_rig.base(), tmp_path / "oft")
-    if kind == "adapter":
-        model = adapted(model, tmp_path / "adapter")
     words = rl_rig.flags(tmp_path / "run", "--num-updates", "1", "--sft-checkpoint", str(model))
-    assert cli.main(["train", *words]) == ExitCode.CONFIG
-    said = capsys.readouterr().err
-    assert f"{model} is an OpenVLA-OFT checkpoint" in said
-    assert "start from an OpenVLA checkpoint without such a head" in said
-    assert not (tmp_path / "run" / "base").exists()
+    assert cli.main(["train", *words]) == ExitCode.POLICY_LOAD
+    assert f"{model / HEAD}: model.fc2.bias is missing" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_train_takes_the_heads_of_an_adapter_along(tmp_path: Path) -> None:
+    base = rl_rig.chunk_base()
+    model = adapted(base, tmp_path / "adapter")
+    rl_rig.train(tmp_path / "run", "--num-updates", "1", "--sft-checkpoint", str(model))
+    assert (tmp_path / "run/base/action_head--0_checkpoint.pt").is_file()
+    one, two = (
+        torch.load(next(folder.glob("action_head--*")), weights_only=True)
+        for folder in (base, tmp_path / "run/last")
+    )
+    moved = max(float((one[key] - two[key]).abs().max()) for key in one)
+    assert 0 < moved < 0.01, "it continues from the adapter's head"
 
 
 @pytest.mark.parametrize("kind", ["whole", "adapter"])
@@ -99,5 +107,5 @@ def test_training_refuses_one_whose_head_is_missing(
     model = with_head(rl_rig.base(), tmp_path / "oft")
     (model / HEAD).rename(model / "proprio_projector--7_checkpoint.pt")
     words = rl_rig.flags(tmp_path / "run", "--num-updates", "1", "--sft-checkpoint", str(model))
-    assert cli.main(["train", *words]) == ExitCode.CONFIG
-    assert f"{model} is an OpenVLA-OFT checkpoint" in capsys.readouterr().err
+    assert cli.main(["train", *words]) == ExitCode.POLICY_LOAD
+    assert f"{model} holds no action_head--<step>_checkpoint.pt" in capsys.readouterr().err

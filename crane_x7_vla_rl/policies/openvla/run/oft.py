@@ -72,6 +72,7 @@ class ChunkBuffers:
         self.ids = torch.zeros(batch, length, dtype=torch.int64, device=like.device)
         self.pads = torch.zeros(batch, dtype=torch.int64, device=like.device)
         self.actions = like.new_zeros(batch, steps, policy.head.action_dim)
+        self.hidden = like.new_zeros(batch, policy.base.config.text.hidden_size)
         pool = torch.cuda.graph_pool_handle() if like.is_cuda else None
         self.replay = Replay(lambda: policy.fill(self), like.device, pool)
 
@@ -117,8 +118,11 @@ class OpenVLAOft(nn.Module):
         input_ids: Sequence[Tensor],
         unnorm_key: str,
         state: npt.ArrayLike | None = None,
+        noise: Tensor | None = None,
     ) -> npt.NDArray[np.float64]:
         """Return (B, T, D) in the units of the statistics `unnorm_key`.
+
+        `noise` (B, T, D) is added to the normalised actions.
 
         `images` are pixels (B, 6·I, 224, 224), the images in the order of training; `state` (B, P)
         is the robot's, in the units of the statistics, if the checkpoint has a projector.
@@ -127,8 +131,10 @@ class OpenVLAOft(nn.Module):
         """
         statistics = self._statistics(unnorm_key, "action")
         normalised_state = self._normalised(state, len(input_ids), unnorm_key)
-        actions = self.predict_normalised(images, input_ids, normalised_state)
-        return statistics.unnormalise(self.on_host(actions).double().numpy())
+        actions = self.on_host(self.predict_normalised(images, input_ids, normalised_state))
+        if noise is not None:
+            actions = actions + noise
+        return statistics.unnormalise(actions.double().numpy())
 
     @torch.no_grad()
     def predict_normalised(
@@ -138,6 +144,13 @@ class OpenVLAOft(nn.Module):
 
         On a CPU, raises NotFiniteError; on a GPU, `on_host` raises it, to avoid a wait.
         """
+        return self.answer(images, input_ids, state)[0]
+
+    @torch.no_grad()
+    def answer(
+        self, images: Tensor, input_ids: Sequence[Tensor], state: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """Return `predict_normalised`, and the final hidden state (B, H) at the prompt's end."""
         engine = self.runner.engine()
         prefix = 1 + self.base.count_patches(images, len(input_ids)) + bool(self.proprio)
         after = self.placeholders + 1
@@ -151,10 +164,15 @@ class OpenVLAOft(nn.Module):
         buffers.replay()
         if not buffers.actions.is_cuda:
             self.on_host(buffers.actions)
-        return buffers.actions.clone()
+        return buffers.actions.clone(), buffers.hidden.clone()
+
+    def forget(self) -> None:
+        """Free all buffers and their memory."""
+        self._held = None
+        self.runner.forget()
 
     def on_host(self, actions: Tensor) -> Tensor:
-        """Return actions (B, T, D) on the CPU; raises NotFiniteError, which names the weights."""
+        """Return actions (B, …) on the CPU; raises NotFiniteError, which names the weights."""
         found = actions.detach().cpu()
         sound = torch.isfinite(found).flatten(1).all(1)
         if not bool(sound.all()):
@@ -179,14 +197,18 @@ class OpenVLAOft(nn.Module):
             keep_mask=None if seen is None else seen[:, :, -keep:],
         )
         hidden = infer(language, x, this, buffers.engine.matrices)  # (B, keep, H)
-        buffers.actions.copy_(self.head(hidden[:, : self.placeholders]))
+        read = hidden[:, : self.placeholders].to(self.head.model.fc2.bias)  # float32 if it learns
+        buffers.actions.copy_(self.head(read))
+        buffers.hidden.copy_(hidden[:, 0])
 
     def _embeddings(self, images: Tensor, buffers: ChunkBuffers) -> Tensor:
         """Return (B, all tokens, H)."""
         pads = buffers.pads if buffers.padded else None
         told = instruction(self.base, buffers.ids, pads)
         patches = images if images.ndim == 3 else see(self.base, images, told)  # (B, I·N, H)
-        state = None if self.proprio is None else self.proprio(buffers.state)
+        state = None
+        if self.proprio is not None:
+            state = self.proprio(buffers.state.to(self.proprio.fc1.bias)).to(patches)
         return embeddings(self.base, patches, state, buffers.ids, self.placeholders)
 
     def _normalised(self, state: npt.ArrayLike | None, batch: int, key: str) -> Tensor:

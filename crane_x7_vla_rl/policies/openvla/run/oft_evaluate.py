@@ -1,15 +1,16 @@
-"""The chunk that OpenVLA-OFT's head predicts, with gradients, for fine-tuning.
+"""The chunk that OpenVLA-OFT's head predicts, with gradients, for training.
 
 Pixels, prompts and normalised states → normalised actions. The sequence is that of `oft`; here the
 modules compute it, so that adapters apply and gradients flow.
 
-Legend: B batch, T steps of a chunk, D action dimensions, P dimensions of the state, S pixels of a
-side.
+Legend: B batch, T steps of a chunk, D action dimensions, H hidden size, P dimensions of the state,
+S pixels of a side.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -21,16 +22,30 @@ from crane_x7_vla_rl.policies.openvla.run.oft import embeddings, instruction
 from crane_x7_vla_rl.policies.openvla.run.sequence import Span, mask, pack, positions
 
 
-def evaluate_chunk(
-    model: OpenVLA,
-    heads: tuple[ActionHead, ProprioProjector | None],
-    pixels: Tensor,
-    instructions: Sequence[Tensor],
-    state: Tensor,
-    steps: int,
-) -> Tensor:
-    """Return (B, T, D) float32 for pixels (B, 6·I, S, S) and states (B, P), both normalised.
+class Answer(NamedTuple):
+    """What the model says of a batch."""
 
+    actions: Tensor
+    """(B, T, D) float32, normalised."""
+    hidden: Tensor
+    """(B, H), final hidden state at the prompt's end."""
+
+
+def evaluate_chunk(
+    model: OpenVLA, heads: tuple[ActionHead, ProprioProjector | None], pixels: Tensor,
+    instructions: Sequence[Tensor], state: Tensor, steps: int,
+) -> Tensor:  # fmt: skip
+    """Return the actions of `evaluate_answer` alone."""
+    return evaluate_answer(model, heads, pixels, instructions, state, steps).actions
+
+
+def evaluate_answer(
+    model: OpenVLA, heads: tuple[ActionHead, ProprioProjector | None], pixels: Tensor,
+    instructions: Sequence[Tensor], state: Tensor, steps: int,
+) -> Answer:  # fmt: skip
+    """Return the answer for pixels (B, 6·I, S, S) and states (B, P), both normalised.
+
+    In place of pixels, patches (B, I·N, H) that `encode` has made of them, for these instructions.
     `instructions` are B 1-D tensors of prompt ids, `steps` is T. Raises PromptError, ImageError.
     """
     head, proprio = heads
@@ -41,7 +56,9 @@ def evaluate_chunk(
     ids = prompts.ids.to(like.device)
     pads = prompts.pads.to(like.device) if prompts.padded else None
     told = instruction(model, ids, pads)
-    patches = model.encode(pixels.to(like), told=told)
+    patches = pixels.to(like)
+    if pixels.ndim == 4:
+        patches = model.encode(patches, told=told)
     token = None if proprio is None else proprio(state.to(proprio.fc1.bias)).to(patches)
     x = embeddings(model, patches, token, ids, placeholders)
     span = Span(prefix, 0, x.shape[1])
@@ -59,5 +76,4 @@ def evaluate_chunk(
     )
     with launching_on(x):
         hidden = model.language_model.model(x, this)  # (B, keep, H)
-    actions: Tensor = head(hidden[:, :placeholders].float())
-    return actions
+    return Answer(head(hidden[:, :placeholders].float()), hidden[:, 0])

@@ -24,7 +24,7 @@ from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
 from crane_x7_vla_rl.training import cli
 from crane_x7_vla_rl.training.errors import ConfigError, ExitCode, NotFiniteError, PpoError
 from crane_x7_vla_rl.training.rl import agent as agents
-from crane_x7_vla_rl.training.rl import critic_update, critics
+from crane_x7_vla_rl.training.rl import critic_update, critics, value_head
 from crane_x7_vla_rl.training.rl.agent import Agent
 from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig, ValueConfig
 from crane_x7_vla_rl.training.rl.rollout import Collected, RolloutConfig, collect
@@ -65,11 +65,11 @@ def rolled(given: RolloutConfig, env: Scripted) -> Collected:
 
 
 def policy_of(agent: Agent) -> dict[str, Tensor]:
-    return {name: x.clone() for name, x in agent.tensors()[0].items()}
+    return {name: x.clone() for name, x in agent.tensors(0)[0].items()}
 
 
 def critic_of(agent: Agent) -> dict[str, Tensor]:
-    return {name: x.clone() for name, x in agent.tensors()[1].items()}
+    return {name: x.clone() for name, x in agent.tensors(0)[1][value_head.FILE].items()}
 
 
 def test_no_prediction_depends_on_the_true_state(rolling: dict[Kind, RolloutConfig]) -> None:

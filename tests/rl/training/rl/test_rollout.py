@@ -214,7 +214,7 @@ def test_kept_patches_change_neither_the_rollout_nor_the_update() -> None:
         rollout = rolled(made, {})
         found.append(rollout.buffer)
         metrics.append(update(made.agent, rollout.buffer, CONFIG, UpdateIndex(0)))
-        moved.append(made.agent.tensors()[0])
+        moved.append(made.agent.tensors(0)[0])
     pictures, patches = found
     assert pictures.images.dtype == torch.uint8
     config = made.agent.policy.config

@@ -18,7 +18,7 @@ from crane_x7_vla_rl.policies.openvla.run.oft import ChunkSettings, load_oft
 from crane_x7_vla_rl.policies.openvla.run.oft_evaluate import evaluate_chunk
 from crane_x7_vla_rl.policies.openvla.weights import layout, oft_loading
 from crane_x7_vla_rl.training import cli
-from crane_x7_vla_rl.training.checkpoints import merge
+from crane_x7_vla_rl.training.checkpoints import chunk_files, merge
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.errors import ExitCode, ResumeError
 from crane_x7_vla_rl.training.sft import chunk_loss
@@ -149,7 +149,7 @@ def test_a_run_keeps_its_kind_of_head(tmp_path: Path) -> None:
 
 
 def oft_loading_names() -> list[str]:
-    return [oft_loading.file_name(kind, 8) for kind in chunk_loss.PARTS]
+    return [oft_loading.file_name(kind, 8) for kind in chunk_files.PARTS]
 
 
 def test_a_start_with_heads_is_continued(tmp_path: Path) -> None:

@@ -1,0 +1,201 @@
+"""`train` from a policy with OpenVLA-OFT's head: chunks are sampled, learned from, and saved."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import rl_rig
+import torch
+import training_rig
+from accelerate import Accelerator
+
+from crane_x7_vla_rl.policies.base import ModelOptions
+from crane_x7_vla_rl.policies.load import load_policy
+from crane_x7_vla_rl.policies.openvla.codec import Codec, PolicySpec
+from crane_x7_vla_rl.policies.openvla.policy import load_chunks
+from crane_x7_vla_rl.policies.openvla.run.gaussian import GaussianRunner
+from crane_x7_vla_rl.policies.openvla.weights import layout, loading
+from crane_x7_vla_rl.robot import HOME_RAD
+from crane_x7_vla_rl.training import cli
+from crane_x7_vla_rl.training.checkpoints import save as checkpoint
+from crane_x7_vla_rl.training.errors import ExitCode
+from crane_x7_vla_rl.training.rl import agent as agents
+from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig, ValueConfig
+from crane_x7_vla_rl.training.rl.rollout import RolloutConfig, collect
+from crane_x7_vla_rl.training.rl.update import UpdateIndex, update
+from crane_x7_vla_rl.types import JointState, Observation
+
+pytestmark = pytest.mark.timeout(training_rig.PATIENCE_S + 100)
+CONFIG = PpoConfig(
+    minibatch_size=4, micro_batch_size=4, epochs=1, learning_rate=1e-3, target_kl=None,
+    action_std=0.1, value=ValueConfig(hidden=16),
+)  # fmt: skip
+WHOLE = ("--no-use-lora", "--learning-rate", "1e-3")
+STILL = ("--lora-targets", "q_proj,down_proj", "--keep-patches")
+KINDS = [
+    pytest.param((), id="lora"), pytest.param(WHOLE, id="whole"), pytest.param(STILL, id="still"),
+]  # fmt: skip
+
+
+def rolling(config: PpoConfig = CONFIG, **more: Any) -> RolloutConfig:
+    """Return a configuration of a policy with heads, all of whose weights learn."""
+    torch.set_num_threads(1)
+    loaded = loading.load(rl_rig.chunk_base())
+    chunks = load_chunks(loaded, ModelOptions(unnorm_key="crane_x7"))
+    chunks.base.requires_grad_(True)
+    torch.manual_seed(0)
+    sampler = GaussianRunner(chunks, "crane_x7", config.action_std)
+    agent = agents.build(loaded.model, config, Accelerator(cpu=True), sampler=sampler)
+    codec = Codec.of(loaded.layout, loaded.model.norm_stats, "crane_x7")
+    return RolloutConfig(rl_rig.Scripted({}), agent, codec, config, 4, seed=0, **more)
+
+
+def start(run: Path, *more: str) -> list[str]:
+    return rl_rig.flags(run, "--sft-checkpoint", str(rl_rig.chunk_base()), *more)
+
+
+def test_a_buffer_holds_what_was_drawn_and_the_joints_it_was_drawn_for() -> None:
+    config = rolling()
+    found = collect(config, 0)
+    assert found is not None
+    buffer = found.buffer
+    assert (buffer.tokens.dtype, buffer.tokens.shape) == (torch.float32, (4, 4, 32))
+    assert buffer.state is not None
+    assert buffer.state.shape == (4, 4, 8)
+    sampler = config.agent.runner
+    assert isinstance(sampler, GaussianRunner)
+    same = sampler.state(np.tile(HOME_RAD, (4, 1)))
+    torch.testing.assert_close(buffer.state[0], same)
+    metrics = update(config.agent, buffer, CONFIG, UpdateIndex(0))
+    assert metrics.ratio_error < 0.01, "the first ratio is 1: updates see what rollouts saw"
+    assert metrics.policy_grad_norm > 0
+
+
+def test_an_update_moves_model_head_and_projector_towards_what_was_rewarded() -> None:
+    config = rolling(replace(CONFIG, learning_rate=1e-5))
+    found = collect(config, 0)
+    assert found is not None
+    core = config.agent.core
+    before = {name: p.detach().clone() for name, p in core.named_parameters()}
+    liked = torch.zeros_like(found.buffer.advantages)
+    liked[0, 0] = 1.0
+    only = replace(found.buffer, advantages=liked)
+    old = found.buffer.log_probs[0, 0, :16].sum()  # of the two steps that were executed
+    update(config.agent, only, replace(CONFIG, normalise_advantages=False), UpdateIndex(0))
+    parts = {"policy.language_model", "policy.vision_backbone", "head.", "proprio."}
+    moved = {
+        part for name, p in core.named_parameters() for part in parts
+        if name.startswith(part) and not torch.equal(p, before[name])
+    }  # fmt: skip
+    assert moved == parts
+    one, buffer = torch.tensor([0]), found.buffer
+    with torch.no_grad():
+        new = core(
+            buffer.pixels(config.agent.policy, one), buffer.prompts_of(one), buffer.tokens[0, :1],
+            1.0, False, None, buffer.states_of(one, torch.device("cpu")),
+        ).log_probs[0, :16].sum()  # fmt: skip
+    assert float(new) > float(old)
+
+
+def test_patches_are_kept_where_vision_is_still_and_change_nothing(tmp_path: Path) -> None:
+    runs = tmp_path / "seen", tmp_path / "kept"
+    for run, more in zip(runs, (STILL[:2], STILL), strict=True):
+        rl_rig.again(*start(run, *more, "--num-updates", "2"))
+    start_film, *films = (
+        torch.load(next(folder.glob("vision_backbone--*")), weights_only=True)
+        for folder in (rl_rig.chunk_base(), *(run / "last" for run in runs))
+    )
+    for film in films:
+        assert film.keys() == start_film.keys()
+        assert all(torch.equal(film[name], start_film[name]) for name in film)
+    heads = [
+        torch.load(next((run / "last").glob("action_head--*")), weights_only=True) for run in runs
+    ]
+    for name, tensor in heads[0].items():
+        torch.testing.assert_close(tensor, heads[1][name], rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize(("asked", "sent"), [(None, 4), (1, 1), (3, 3)])
+def test_only_the_steps_to_execute_are_sent_and_a_decision_lasts_as_long(
+    monkeypatch: pytest.MonkeyPatch, asked: int | None, sent: int
+) -> None:
+    config = rolling(replace(CONFIG, horizon_s=20.0), execute_steps=asked)
+    lengths: set[int] = set()
+    monkeypatch.setattr(
+        config.env, "send", lambda _, targets: lengths.add(targets.shape[1]), raising=True
+    )
+    assert collect(config, 0) is not None
+    assert lengths == {sent}
+    assert config.executed == sent
+    assert config.discounts[0] == pytest.approx(np.exp(-0.2 * sent / 20))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_checkpoint_drives_with_the_head_that_learned(
+    tmp_path: Path, kind: tuple[str, ...]
+) -> None:
+    run = tmp_path / "run"
+    rl_rig.again(*start(run, *kind, "--evaluate-every", "4", "--evaluate-episodes", "1",
+                        "--evaluate-videos", "0", "--execute-steps", "2"))  # fmt: skip
+    image = np.full((48, 48, 3), 90, np.uint8)
+    joints = np.array([0, 0.4, 0, -2, 0, -0.8, 1.6, 0.3])
+    seen = Observation(image, JointState(joints, np.zeros(8)), "lift the red cube", 0.0)
+    answers = []
+    for folder in (rl_rig.chunk_base(), run / "checkpoint_2", run / "checkpoint_final"):
+        policy = load_policy("openvla", ModelOptions(path=str(folder)))
+        answers.append(policy.predict([seen])[0].position_rad)
+        assert answers[-1].shape == (4, 8)
+    for name, step in (("checkpoint_2", 2), ("checkpoint_final", 4)):
+        assert checkpoint.problem(run / name) is None
+        files = {path.name for path in (run / name).glob("*_checkpoint.pt")}
+        assert files == {
+            f"{kind}--{step}_checkpoint.pt"
+            for kind in ("action_head", "proprio_projector", "vision_backbone")
+        }
+    assert np.abs(answers[0] - answers[2]).max() > 1e-4
+    assert np.abs(answers[1] - answers[2]).max() > 1e-5
+    assert PolicySpec.of(layout.find(str(run / "last"))).action_std == 0.02
+    assert rl_rig.figures(run)[3]["evaluation_success"] is not None
+    evaluated = json.loads((run / "evaluation/update_4/results.json").read_text())
+    assert evaluated["execute_steps"] == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_resumed_run_equals_one_that_was_never_stopped(
+    tmp_path: Path, kind: tuple[str, ...]
+) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    rl_rig.again(*start(whole, *kind))
+    rl_rig.again(*start(parts, *kind, "--num-updates", "2"))
+    rl_rig.again("--resume", str(parts), "--num-updates", "4", "--log-steps", "1")
+    rl_rig.assert_same(parts, whole)
+    for name in ("action_head", "proprio_projector", "vision_backbone"):
+        one, other = (
+            torch.load(run / f"last/{name}--4_checkpoint.pt", weights_only=True)
+            for run in (parts, whole)
+        )
+        assert all(torch.equal(one[key], other[key]) for key in other)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--critic", "own"), "ppo.value.critic cannot be used with"),
+        (("--kl-coefficient", "0.1"), "ppo.kl_coefficient cannot be used with"),
+        (("--keep-patches",), "training.keep_patches is true, but"),
+        (("--sharding", "fsdp"), "training.sharding cannot be used with"),
+        (("--execute-steps", "5"), "training.execute_steps is 5, but"),
+        (("--action-std", "0"), "action_std"),
+    ],
+)
+def test_what_such_a_policy_cannot_do_is_refused(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], flags: tuple[str, ...], said: str
+) -> None:
+    assert cli.main(["train", *start(tmp_path / "run", *flags)]) == ExitCode.CONFIG
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
