@@ -134,10 +134,7 @@ class Predictor:
         """Return tokens, log-probabilities and values on the CPU; raises SpoiltError."""
         tokens, log_probs, values = answer.wait()
         try:
-            if isinstance(self._runner, GaussianRunner):
-                self._runner.on_host(tokens)
-            else:
-                self._runner.model.on_host(tokens)
+            self._runner.on_host(tokens)
         except base.NotFiniteError as error:
             raise self._spoilt(step, error) from error
         return tokens, log_probs, self._finite(step, values)

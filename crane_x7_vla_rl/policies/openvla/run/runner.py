@@ -53,6 +53,10 @@ class Runner:
             self.model.on_host(chosen.tokens)
         return chosen
 
+    def on_host(self, tokens: Tensor) -> Tensor:
+        """Return the tokens (B, D) on the CPU; raises NotFiniteError, see `OpenVLA.on_host`."""
+        return self.model.on_host(tokens)
+
     def engine(self) -> Engine:
         """Return the engine of `roll_out`, a new one after modules or memory changed."""
         if self._engine is None or not self._engine.current():

@@ -18,6 +18,7 @@ from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.policies.load import load_policy
 from crane_x7_vla_rl.policies.openvla.codec import Codec, PolicySpec
 from crane_x7_vla_rl.policies.openvla.policy import load_chunks
+from crane_x7_vla_rl.policies.openvla.run import gaussian
 from crane_x7_vla_rl.policies.openvla.run.gaussian import GaussianRunner
 from crane_x7_vla_rl.policies.openvla.weights import layout, loading
 from crane_x7_vla_rl.robot import HOME_RAD
@@ -163,6 +164,17 @@ def test_every_checkpoint_drives_with_the_head_that_learned(
     assert rl_rig.figures(run)[3]["evaluation_success"] is not None
     evaluated = json.loads((run / "evaluation/update_4/results.json").read_text())
     assert evaluated["execute_steps"] == 2
+
+
+def test_tries_narrow_from_update_to_update_and_the_checkpoint_names_the_last_width(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crane_x7_vla_rl.sim.vector.make.make", lambda _: rl_rig.Scripted({}))
+    run = tmp_path / "run"
+    rl_rig.again(*start(run, "--action-std", "0.08", "--action-std-end", "0.02"))
+    found = [one["entropy"] for one in rl_rig.figures(run)]
+    assert found == pytest.approx([gaussian.entropy(x) for x in (0.08, 0.06, 0.04, 0.02)], abs=1e-4)
+    assert PolicySpec.of(layout.find(str(run / "last"))).action_std == pytest.approx(0.02)
 
 
 @pytest.mark.parametrize("kind", KINDS)

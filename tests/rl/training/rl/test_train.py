@@ -16,6 +16,7 @@ from places import ROOT
 from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.policies.load import load_policy
 from crane_x7_vla_rl.policies.openvla.weights import loading
+from crane_x7_vla_rl.scenes import Variation
 from crane_x7_vla_rl.training import cli
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.checkpoints import training_state
@@ -144,6 +145,13 @@ def test_the_small_policies_files_are_configurations(name: str, task: str) -> No
     longest = config.env.world(5).max_steps
     # A rollout in which no episode comes to its end has little to say.
     assert config.training.rollout_steps >= longest
+
+
+def test_scenes_differ_as_the_flags_say() -> None:
+    config = read("--backend", "cpu", "--light", "0.75", "--cube-size", "0.85")
+    assert config.env.world(10).variation == Variation(light=0.75, cube_size=0.85)
+    assert read("--backend", "cpu", "--vary", "0.5").env.world(10).vary == 0.5
+    assert config.env.vector(10, 0, 0).world.variation.light == 0.75
 
 
 @pytest.mark.parametrize("name", ["default", "fast", "full"])
