@@ -98,6 +98,7 @@ FiniteAmount = Annotated[float, Bound(lambda value: 0 <= value < math.inf, "0 or
 """A length or noise; a limit or weight may be infinite."""
 FinitePositive = Annotated[float, Bound(lambda value: 0 < value < math.inf, "above 0")]
 Share = Annotated[float, within(0, 1)]
+BelowOne = Annotated[float, Bound(lambda value: 0 <= value < 1, "0 to below 1")]
 
 
 @dataclass(frozen=True)

@@ -73,13 +73,13 @@ def pace(timing: Timing, policy_hz: int, execute_targets: int | None) -> tuple[i
     step_hz = each * policy_hz
     interval = None if execute_targets is None else execute_targets * each
     if timing.answers_hz is not None:
-        interval = max(1, _up(step_hz / timing.answers_hz))
-    return step_hz, Pace(
-        each, _up(timing.delay_s * step_hz), interval, timing.answers_hz is not None, timing.dropped
-    )
+        interval = max(1, whole_steps(step_hz / timing.answers_hz))
+    late = whole_steps(timing.delay_s * step_hz)
+    return step_hz, Pace(each, late, interval, timing.answers_hz is not None, timing.dropped)
 
 
-def _up(steps: float) -> int:
+def whole_steps(steps: float) -> int:
+    """Return steps rounded up, up to rounding errors."""
     return math.ceil(steps - ROUNDING)
 
 

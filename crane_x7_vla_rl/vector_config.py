@@ -74,6 +74,8 @@ class VectorConfig:
     backend steps all of them together, in a single group."""
     deadline_s: FinitePositive = 60.0
     """Timeout of an order to a process, after which it counts as hung."""
+    delay: Index = 0
+    """Control steps from an image to the first one that uses its answer; see sim.vector.late."""
     true_state: bool = False
     """Whether views hold the simulator's true state, for a critic; see sim.vector.true_state."""
 

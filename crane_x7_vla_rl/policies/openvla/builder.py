@@ -265,7 +265,10 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     sizes = Sizes(**{name: getattr(args, name) for name in asdict(Sizes())})
     try:
-        built = asdict(PolicySpec()).keys() - {"action_std"}  # that comes with reinforcement
+        built = asdict(PolicySpec()).keys() - {
+            "action_std",
+            "action_correlation",
+        }  # that comes with reinforcement
         asked = {name: getattr(args, name) for name in built}
         inputs = PolicySpec.from_dict(asked, "the flags")
         folder = build(args.folder, sizes, args.seed, inputs)

@@ -66,6 +66,8 @@ class PolicySpec:
     action_std: float = 0.0
     """Standard deviation of normalised actions with which a policy with OpenVLA-OFT's head was
     reinforced: what a temperature above 0 samples with. 0: it has none."""
+    action_correlation: float = 0.0
+    """Of that noise from step to step, 0 to below 1; see `run.gaussian.Noise`."""
 
     @classmethod
     def from_dict(cls, raw: Mapping[str, Any], source: str = POLICY) -> PolicySpec:
@@ -91,6 +93,11 @@ class PolicySpec:
         deviation = inputs.action_std
         if type(deviation) not in (int, float) or not 0 <= deviation < 10:
             raise CheckpointError(f"{source}: action_std is {quoted(deviation)}, expected 0 to 10")
+        correlation = inputs.action_correlation
+        if type(correlation) not in (int, float) or not 0 <= correlation < 1:
+            raise CheckpointError(
+                f"{source}: action_correlation is {quoted(correlation)}, expected 0 to below 1"
+            )
         return inputs
 
     @classmethod
@@ -103,7 +110,7 @@ class PolicySpec:
         """Write policy.json into the folder."""
         path, content = folder / POLICY, asdict(self)
         if not self.action_std:
-            del content["action_std"]
+            del content["action_std"], content["action_correlation"]
         path.write_text(json.dumps(content, indent=2) + "\n")
         return path
 

@@ -22,7 +22,7 @@ from crane_x7_vla_rl.policies.openvla.codec import Codec, PolicySpec
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
 from crane_x7_vla_rl.policies.openvla.image import cut
 from crane_x7_vla_rl.policies.openvla.model.openvla import OpenVLA
-from crane_x7_vla_rl.policies.openvla.run.gaussian import deviation_at
+from crane_x7_vla_rl.policies.openvla.run.gaussian import Noise
 from crane_x7_vla_rl.policies.openvla.run.oft import LIBERO, OpenVLAOft, with_heads
 from crane_x7_vla_rl.policies.openvla.run.rollout import Sampling
 from crane_x7_vla_rl.policies.openvla.run.runner import Runner
@@ -86,10 +86,11 @@ class ChunkActor:
     At a temperature, one that was reinforced draws each action around what the head says.
     """
 
-    def __init__(self, model: OpenVLAOft, options: ModelOptions, action_std: float) -> None:
-        """`action_std`: see PolicySpec."""
+    def __init__(self, model: OpenVLAOft, options: ModelOptions, inputs: PolicySpec) -> None:
+        """`inputs`: with what its actions were drawn."""
         self._model, self._key, self._seed = model, options.unnorm_key, options.seed
-        self._deviation = deviation_at(action_std, options.temperature)
+        drawn = Noise(inputs.action_std, inputs.action_correlation)
+        self._noise = drawn.at(options.temperature)
         self._generator = torch.Generator()
         self.reset()
 
@@ -97,9 +98,9 @@ class ChunkActor:
         """See Actor."""
         state = joints if self._model.proprio_dim else None
         noise = None
-        if self._deviation:
+        if self._noise.deviation:
             shape = len(ids), self._model.settings.steps, self._model.head.action_dim
-            noise = self._deviation * torch.randn(shape, generator=self._generator)
+            noise = self._noise.of(torch.randn(shape, generator=self._generator))
         return self._model.predict(pixels, ids, self._key, state, noise)
 
     def reset(self) -> None:
@@ -125,7 +126,7 @@ class OpenVLAPolicy:
         self._actor: Actor
         if loaded.layout.heads() is not None:
             model = runner if isinstance(runner, OpenVLAOft) else load_chunks(loaded, options)
-            self._actor = ChunkActor(model, options, self._codec.inputs.action_std)
+            self._actor = ChunkActor(model, options, self._codec.inputs)
         else:
             assert not isinstance(runner, OpenVLAOft)
             self._actor = TokenActor(

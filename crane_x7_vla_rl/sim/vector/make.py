@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from crane_x7_vla_rl.sim.vector.late import Late
 from crane_x7_vla_rl.sim.vector.protocol import VectorEnv
 from crane_x7_vla_rl.vector_config import VectorConfig
 
@@ -14,7 +15,7 @@ def make(config: VectorConfig) -> VectorEnv:
     except BaseException:
         env.close()
         raise
-    return env
+    return Late(env, config.delay) if config.delay else env
 
 
 def _make(config: VectorConfig) -> VectorEnv:

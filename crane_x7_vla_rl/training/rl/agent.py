@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Final, Literal
 
 import torch
@@ -24,7 +24,7 @@ from crane_x7_vla_rl.policies.openvla.run.evaluate import Evaluation, evaluate
 from crane_x7_vla_rl.policies.openvla.run.gaussian import (
     GaussianEvaluation,
     GaussianRunner,
-    deviation_at,
+    Noise,
     evaluate_gaussian,
 )
 from crane_x7_vla_rl.policies.openvla.run.oft import OpenVLAOft
@@ -49,7 +49,7 @@ class ActorCritic(nn.Module):
 
     def __init__(
         self, policy: OpenVLA, value_head: Critic | None, chunks: OpenVLAOft | None = None,
-        deviation: float = 0.0,
+        noise: Noise | None = None,
     ) -> None:  # fmt: skip
         """`chunks`: the policy with OpenVLA-OFT's head, which learns, too; see `run.gaussian`."""
         super().__init__()
@@ -57,7 +57,7 @@ class ActorCritic(nn.Module):
         self.value_head = value_head
         self.head = None if chunks is None else chunks.head
         self.proprio = None if chunks is None else chunks.proprio
-        self.deviation = deviation
+        self.noise = noise
 
     def forward(
         self, pixels: Tensor, prompts: Sequence[Tensor], tokens: Tensor, temperature: float,
@@ -80,11 +80,10 @@ class ActorCritic(nn.Module):
         self, pixels: Tensor, prompts: Sequence[Tensor], tokens: Tensor, temperature: float,
         state: Tensor | None,
     ) -> Evaluation | GaussianEvaluation:  # fmt: skip
-        if self.head is None or state is None:
+        if self.head is None or self.noise is None or state is None:
             return evaluate(self.policy, pixels, prompts, tokens, temperature)
-        width = deviation_at(self.deviation, temperature)
-        heads = self.head, self.proprio
-        return evaluate_gaussian(self.policy, heads, pixels, prompts, state, tokens, width)
+        noise, heads = self.noise.at(temperature), (self.head, self.proprio)
+        return evaluate_gaussian(self.policy, heads, pixels, prompts, state, tokens, noise)
 
     def ready(self) -> None:
         """Do nothing, as a first pass forward: FSDP then knows which module is the whole."""
@@ -138,7 +137,7 @@ class Agent(Learner):
     def widen(self, deviation: float) -> None:
         """Let a policy with OpenVLA-OFT's head act, and learn, with this standard deviation."""
         if isinstance(self.runner, GaussianRunner):
-            self.core.deviation = self.runner.deviation = deviation
+            self.core.noise = self.runner.noise = replace(self.runner.noise, deviation=deviation)
 
     def step(self, policy_scale: float, value_scale: float) -> None:
         """Move the weights at these shares of their learning rates; drop the gradients."""
@@ -216,7 +215,7 @@ def build(
         critic = critics.make(config.value, policy.config.text.hidden_size)
     core = ActorCritic(policy, critic)
     if sampler is not None:
-        core = ActorCritic(policy, critic, sampler.policy, sampler.deviation)
+        core = ActorCritic(policy, critic, sampler.policy, sampler.noise)
     core = core.to(accelerator.device)
     learning = [name for name, p in policy.named_parameters() if p.requires_grad]
     if not learning:

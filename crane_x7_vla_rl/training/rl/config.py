@@ -21,6 +21,7 @@ from crane_x7_vla_rl.fields import (
     at_least,
     flag,
     size_text,
+    within,
 )
 from crane_x7_vla_rl.policies.base import DEFAULT_UNNORM_KEY
 from crane_x7_vla_rl.scenes import (
@@ -31,6 +32,7 @@ from crane_x7_vla_rl.scenes import (
     Variation,
     WorldConfig,
 )
+from crane_x7_vla_rl.timing import whole_steps
 from crane_x7_vla_rl.training.config import loader
 from crane_x7_vla_rl.training.config.loader import Layer
 from crane_x7_vla_rl.training.config.sections import (
@@ -122,6 +124,9 @@ class EnvConfig(Section, section="env"):
     vary: Share = 0.0
     """How much scenes differ from each other: light, the cubes' looks, size and friction, place of
     the camera; only the CPU backend can."""
+    delay_s: Annotated[float, within(0, 2, "s")] = 0.0
+    """Time from an image to the first step that uses its answer, rounded up to whole steps;
+    evaluations too. Meanwhile the arm follows the prediction before."""
     episode_s: FinitePositive | None = None
     """Longest episode in rollouts, in simulated seconds; default: the task's limit, as in
     evaluation. A shorter limit spends less time on failed attempts."""
@@ -189,6 +194,7 @@ class EnvConfig(Section, section="env"):
                 backend=self.backend,
                 simulator=self.simulator,
                 processes=self.processes,
+                delay=whole_steps(self.delay_s * control_hz),
                 first_seed=seed,
                 first_env=first_env,
                 same_scene=self.same_scene,

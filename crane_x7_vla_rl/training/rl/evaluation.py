@@ -13,6 +13,7 @@ from crane_x7_vla_rl.policies.base import ModelOptions, NotFiniteError
 from crane_x7_vla_rl.policies.openvla.policy import OpenVLAPolicy
 from crane_x7_vla_rl.policies.openvla.run.gaussian import GaussianRunner
 from crane_x7_vla_rl.policies.openvla.run.runner import Runner
+from crane_x7_vla_rl.timing import Timing
 from crane_x7_vla_rl.training import non_finite
 from crane_x7_vla_rl.training.evaluate.config import RESULTS, VIDEOS, EvaluateConfig
 from crane_x7_vla_rl.training.evaluate.ranks import Ranks
@@ -51,6 +52,7 @@ def success(run: RlRun, runner: Runner | GaussianRunner, step: int) -> float:
         processes=config.env.processes,
         videos=settings.videos,
         execute_steps=config.training.execute_steps,
+        timing=Timing(delay_s=config.env.delay_s),
     )
     evaluation.output.mkdir(parents=True, exist_ok=True)
     acting = OpenVLAPolicy(

@@ -12,6 +12,7 @@ from typing import Annotated, Literal
 
 from crane_x7_vla_rl.fields import (
     Amount,
+    BelowOne,
     Count,
     FinitePositive,
     Index,
@@ -133,6 +134,9 @@ class PpoConfig(Section, section="ppo"):
     action_std_end: FinitePositive | None = None
     """What that standard deviation falls or rises to, linearly, in the last update; default: it
     stays. Wide tries find more, narrow ones succeed more often."""
+    action_correlation: BelowOne = 0.0
+    """Correlation of those actions' noise from one step of a prediction to the next, 0 to below 1.
+    An arm hardly follows noise that is new at each step; at 0.9 a try differs as a whole."""
     value: ValueConfig = field(default_factory=ValueConfig)
 
     def action_std_at(self, share: float) -> float:

@@ -66,6 +66,8 @@ class RolloutConfig:
     """Environments in a row whose episodes of the same number have the same scene."""
     execute_steps: int | None = None
     """Steps of each prediction that are executed before the next; None: all."""
+    delay: int = 0
+    """Control steps from an image to the first one that uses its answer; as the environments'."""
 
     @property
     def executed(self) -> int:
@@ -291,7 +293,8 @@ class _Collection:
         taken = torch.as_tensor(steps.steps)
         each = self.config.codec.answer_length // self.config.codec.inputs.chunk_steps
         index = torch.arange(self.config.codec.answer_length) // each  # (D,), step of each token
-        self.action_mask[step, part] = index < taken[:, None]  # (n, D)
+        # Those before the delay never are, but with correlated noise the others depend on them.
+        self.action_mask[step, part] = index < taken[:, None] + self.config.delay  # (n, D)
         self.env_steps += int(taken.sum())
         self.episodes += steps.episodes
         self.ended += [step] * len(steps.episodes)
@@ -366,14 +369,17 @@ class _Collection:
 
     def _targets(self, tokens: Tensor, measured: Array) -> Array:
         """Return (n, steps, 8) rad; an arm whose step is out of reach stays where it is."""
-        actions = self.config.codec.actions(tokens)[:, : self.config.executed]
+        used = self.config.executed + self.config.delay
+        actions = self.config.codec.actions(tokens)[:, :used]
         rows = []
         for steps, here in zip(actions, measured, strict=True):
             try:
                 rows.append(joint_targets(steps, here))
             except UnreachableError:
                 rows.append(np.repeat(here[None], len(steps), axis=0))
-        return np.stack(rows).astype(np.float32)
+        targets = np.stack(rows).astype(np.float32)
+        missing = used - targets.shape[1]  # after its last step a chunk stays there
+        return np.pad(targets, ((0, 0), (0, missing), (0, 0)), mode="edge")
 
     # --- checks and results ----------------------------------------------------------------------
 

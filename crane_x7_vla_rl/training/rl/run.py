@@ -21,7 +21,7 @@ from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.policies.openvla import OpenVLA
 from crane_x7_vla_rl.policies.openvla.codec import Codec, PolicySpec
 from crane_x7_vla_rl.policies.openvla.policy import SMALL, load_chunks
-from crane_x7_vla_rl.policies.openvla.run.gaussian import GaussianRunner
+from crane_x7_vla_rl.policies.openvla.run.gaussian import GaussianRunner, Noise
 from crane_x7_vla_rl.policies.openvla.weights import layout as layouts
 from crane_x7_vla_rl.policies.openvla.weights.files import read_json
 from crane_x7_vla_rl.policies.openvla.weights.loading import Loaded
@@ -105,8 +105,11 @@ def open_run(
     sampler = _sampler(config, loaded, resumed)
     inputs = None
     if sampler is not None:
-        last = config.ppo.action_std_at(1)
-        inputs = replace(PolicySpec.of(loaded.layout), action_std=last)
+        ppo = config.ppo
+        inputs = replace(
+            PolicySpec.of(loaded.layout),
+            action_std=ppo.action_std_at(1), action_correlation=ppo.action_correlation,
+        )  # fmt: skip
     codec = Codec.of(loaded.layout, policy.norm_stats, config.start.unnorm_key, inputs)
     _check_steps(config, codec.inputs)
     assets = PolicyAssets.of(
@@ -119,7 +122,8 @@ def open_run(
     rank = int(accelerator.process_index)
     control_hz = _control_hz(codec.inputs, weights)
     starts = demonstration_starts.read(config.env, control_hz)
-    env = vector.make(_environments(config, control_hz, accelerator))
+    environments = _environments(config, control_hz, accelerator)
+    env = vector.make(environments)
 
     def tracker() -> Tracker:
         steps = StepRange(progress.step, config.training.num_updates)
@@ -135,7 +139,7 @@ def open_run(
         rollout = RolloutConfig(
             env, agent, codec, config.ppo, training.rollout_steps, training.seed, keeps_patches,
             batch=training.rollout_batch, same_scene=config.env.same_scene,
-            execute_steps=training.execute_steps,
+            execute_steps=training.execute_steps, delay=environments.delay,
         )  # fmt: skip
         _tell_discounts(rollout)
         with sessions.open_session(start, origin, tracker) as session:
@@ -220,7 +224,8 @@ def _sampler(config: RlConfig, loaded: Loaded, resumed: Path | None) -> Gaussian
         if head is not None:
             head.float().requires_grad_(True)
     chunks.train()
-    return GaussianRunner(chunks, key, config.ppo.action_std)
+    noise = Noise(config.ppo.action_std, config.ppo.action_correlation)
+    return GaussianRunner(chunks, key, noise)
 
 
 def _check_steps(config: RlConfig, inputs: PolicySpec) -> None:

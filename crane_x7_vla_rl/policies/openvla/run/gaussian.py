@@ -1,8 +1,10 @@
 """OpenVLA-OFT's head as the mean of a Gaussian, so that a policy that regresses can be reinforced.
 
 Pixels, prompts and measured joints → normalised actions with their log-probabilities. Each number
-of a chunk is drawn on its own, around what the head says, with one fixed standard deviation. A
-temperature divides the exponent, as it does a token's logits: at 0 the head's output itself.
+of a chunk is drawn around what the head says, with one fixed standard deviation. From step to step
+its noise may be correlated (`Noise`): an arm hardly follows white noise, so tries would resemble
+each other. A temperature divides the exponent, as it does a token's logits: at 0 the head's output
+itself.
 
 Legend: B batch, T steps of a chunk, D action dimensions, H hidden size, P dimensions of the state.
 """
@@ -11,11 +13,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy.typing as npt
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from crane_x7_vla_rl.actions import find_statistics
 from crane_x7_vla_rl.policies.openvla.model.oft_heads import ActionHead, ProprioProjector
@@ -38,30 +40,63 @@ class Sampled:
     """(B, H), final hidden state at the prompt's end: for a value head."""
 
 
-def deviation_at(deviation: float, temperature: float) -> float:
-    """Return the standard deviation at a temperature."""
-    return deviation * math.sqrt(temperature)
+@dataclass(frozen=True)
+class Noise:
+    """How the actions of a chunk scatter: one stationary AR(1) process per dimension.
 
+    Each chunk begins anew. All steps have the same deviation, whatever the correlation is.
+    """
 
-def log_density(actions: Tensor, mean: Tensor, deviation: float) -> Tensor:
-    """Return the logarithms of densities, of the shape of both; raises ValueError for 0."""
-    if not 0 < deviation < math.inf:
-        raise ValueError(f"deviation is {deviation}, expected a positive number")
-    away = (actions - mean) / deviation
-    return -0.5 * away.square() - math.log(deviation) - 0.5 * math.log(2 * math.pi)
+    deviation: float
+    """Standard deviation of each number; 0: nothing is drawn."""
+    correlation: float = 0.0
+    """Of a step's noise with that of the step before, 0 (white) to below 1."""
 
+    def at(self, temperature: float) -> Noise:
+        """Return the noise at a temperature."""
+        return replace(self, deviation=self.deviation * math.sqrt(temperature))
 
-def entropy(deviation: float) -> float:
-    """Return the differential entropy of one number, nats."""
-    return 0.5 * math.log(2 * math.pi * math.e) + math.log(deviation)
+    def _widths(self, like: Tensor) -> Tensor:
+        """Return (T, 1), the deviation of each step once the step before is known."""
+        later = self.deviation * math.sqrt(1 - self.correlation**2)
+        widths = like.new_full((like.shape[1], 1), later)
+        widths[0] = self.deviation
+        return widths
+
+    def of(self, white: Tensor) -> Tensor:
+        """Return noise (B, T, D) made from standard normal numbers (B, T, D)."""
+        steps = list((white * self._widths(white)).unbind(1))
+        for index in range(1, len(steps)):
+            steps[index] = steps[index] + self.correlation * steps[index - 1]
+        return torch.stack(steps, 1)
+
+    def log_density(self, actions: Tensor, mean: Tensor) -> Tensor:
+        """Return each number's logarithm of density, given the steps before, all (B, T, D).
+
+        Raises ValueError where nothing is drawn.
+        """
+        if not 0 < self.deviation < math.inf or not 0 <= self.correlation < 1:
+            raise ValueError(
+                f"deviation is {self.deviation} and correlation {self.correlation}, expected a"
+                " positive number and 0 to below 1"
+            )
+        noise, widths = actions - mean, self._widths(mean)
+        before = nn.functional.pad(noise[:, :-1], (0, 0, 1, 0))
+        new = (noise - self.correlation * before) / widths
+        return -0.5 * new.square() - widths.log() - 0.5 * math.log(2 * math.pi)
+
+    def entropy(self, like: Tensor) -> Tensor:
+        """Return the differential entropy of each number (B, T, D), nats, given those before."""
+        each = 0.5 * math.log(2 * math.pi * math.e) + self._widths(like).log()
+        return each.expand_as(like)
 
 
 class GaussianRunner:
     """Samples chunks of one policy, as `Runner` does tokens."""
 
-    def __init__(self, policy: OpenVLAOft, unnorm_key: str, deviation: float) -> None:
-        """`deviation`: of normalised actions at temperature 1. Raises StatisticsError."""
-        self.policy, self.deviation = policy, deviation
+    def __init__(self, policy: OpenVLAOft, unnorm_key: str, noise: Noise) -> None:
+        """`noise`: of normalised actions at temperature 1. Raises StatisticsError."""
+        self.policy, self.noise = policy, noise
         self._state = None
         if policy.proprio_dim:
             stats, bounds = policy.base.norm_stats, policy.settings.bounds
@@ -97,12 +132,13 @@ class GaussianRunner:
         Raises ImageError and PromptError; on a CPU also NotFiniteError, elsewhere `on_host` does.
         """
         mean, hidden = self.policy.answer(images, input_ids, state)
-        mean = mean.float().flatten(1)  # (B, T·D)
-        deviation = deviation_at(self.deviation, sampling.temperature)
-        if deviation == 0:
-            return Sampled(mean, torch.zeros_like(mean), hidden)
-        actions = mean + deviation * _noise(mean, sampling)
-        return Sampled(actions, log_density(actions, mean, deviation), hidden)
+        mean = mean.float()  # (B, T, D)
+        noise = self.noise.at(sampling.temperature)
+        if noise.deviation == 0:
+            return Sampled(mean.flatten(1), torch.zeros_like(mean).flatten(1), hidden)
+        actions = mean + noise.of(_white(mean, sampling))
+        log_probs = noise.log_density(actions, mean)
+        return Sampled(actions.flatten(1), log_probs.flatten(1), hidden)
 
     def on_host(self, actions: Tensor) -> Tensor:
         """Return actions (B, T·D) on the CPU; raises NotFiniteError, which names the weights."""
@@ -113,14 +149,14 @@ class GaussianRunner:
         self.policy.forget()
 
 
-def _noise(like: Tensor, sampling: Sampling) -> Tensor:
-    """Return standard normal noise (B, T·D), each row from its own generator if it has one."""
-    noise = torch.empty_like(like)
+def _white(like: Tensor, sampling: Sampling) -> Tensor:
+    """Return standard normal numbers (B, T, D), each row from its own generator if it has one."""
+    white = torch.empty_like(like)
     if not isinstance(sampling.generator, Sequence):
-        return noise.normal_(generator=sampling.generator)
-    for row, own in zip(noise, sampling.generator, strict=True):
+        return white.normal_(generator=sampling.generator)
+    for row, own in zip(white, sampling.generator, strict=True):
         row.normal_(generator=own)
-    return noise
+    return white
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,16 +173,15 @@ class GaussianEvaluation:
 
 def evaluate_gaussian(
     model: OpenVLA, heads: tuple[ActionHead, ProprioProjector | None], pixels: Tensor,
-    instructions: Sequence[Tensor], state: Tensor, actions: Tensor, deviation: float,
+    instructions: Sequence[Tensor], state: Tensor, actions: Tensor, noise: Noise,
 ) -> GaussianEvaluation:  # fmt: skip
-    """Return the values for normalised `actions` (B, T·D), each `deviation` wide.
+    """Return the values for normalised `actions` (B, T·D), drawn with `noise`.
 
     See `oft_evaluate.evaluate_chunk` for the rest.
     """
-    steps = actions.shape[1] // heads[0].action_dim
-    found = evaluate_answer(model, heads, pixels, instructions, state, steps)
-    mean = found.actions.flatten(1)
-    log_probs = log_density(actions.to(mean), mean, deviation)
-    return GaussianEvaluation(
-        log_probs, torch.full_like(log_probs, entropy(deviation)), found.hidden
-    )
+    each = heads[0].action_dim
+    found = evaluate_answer(model, heads, pixels, instructions, state, actions.shape[1] // each)
+    mean = found.actions  # (B, T, D)
+    log_probs = noise.log_density(actions.to(mean).view(mean.shape), mean)
+    entropy = noise.entropy(log_probs)
+    return GaussianEvaluation(log_probs.flatten(1), entropy.flatten(1), found.hidden)

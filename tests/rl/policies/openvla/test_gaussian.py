@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from crane_x7_vla_rl.policies.load import load_policy
 from crane_x7_vla_rl.policies.openvla.codec import PolicySpec
 from crane_x7_vla_rl.policies.openvla.errors import CheckpointError
 from crane_x7_vla_rl.policies.openvla.run import gaussian
-from crane_x7_vla_rl.policies.openvla.run.gaussian import GaussianRunner
+from crane_x7_vla_rl.policies.openvla.run.gaussian import GaussianRunner, Noise
 from crane_x7_vla_rl.policies.openvla.run.oft import ChunkSettings, load_oft
 from crane_x7_vla_rl.policies.openvla.run.rollout import Sampling
 from crane_x7_vla_rl.robot import HOME_RAD
@@ -25,9 +26,9 @@ from crane_x7_vla_rl.types import JointState, Observation
 WIDTH = 0.1
 
 
-def runner(folder: Path) -> GaussianRunner:
+def runner(folder: Path, correlation: float = 0.0) -> GaussianRunner:
     policy = load_oft(oft_rig.write(folder), settings=ChunkSettings(oft_rig.STEPS))
-    return GaussianRunner(policy, oft_rig.KEY, WIDTH)
+    return GaussianRunner(policy, oft_rig.KEY, Noise(WIDTH, correlation))
 
 
 def question(padded: bool = False) -> tuple[torch.Tensor, list[torch.Tensor]]:
@@ -37,35 +38,67 @@ def question(padded: bool = False) -> tuple[torch.Tensor, list[torch.Tensor]]:
     return openvla_rig.expected()["pixel_values"][:2], prompts
 
 
-def test_density_and_entropy_are_those_of_a_normal_distribution() -> None:
+@pytest.mark.parametrize("correlation", [0.0, 0.9])
+def test_density_and_entropy_are_those_of_a_normal_distribution(correlation: float) -> None:
     draw = torch.Generator().manual_seed(0)
-    actions, mean = torch.randn(2, 3, 5, generator=draw)
-    normal = torch.distributions.Normal(mean, 0.3)
-    torch.testing.assert_close(gaussian.log_density(actions, mean, 0.3), normal.log_prob(actions))
-    assert gaussian.entropy(0.3) == pytest.approx(float(normal.entropy()[0, 0]))
-    for width in (0.0, -1.0, float("inf"), float("nan")):
-        with pytest.raises(ValueError, match="deviation is"):
-            gaussian.log_density(actions, mean, width)
+    actions, mean = torch.randn(2, 3, 5, 2, generator=draw, dtype=torch.float64)  # (B, T, D)
+    apart = (torch.arange(5)[:, None] - torch.arange(5)).abs()
+    covariance = 0.3**2 * torch.tensor(correlation, dtype=torch.float64) ** apart  # (T, T)
+    noise = Noise(0.3, correlation)
+    found, entropy = noise.log_density(actions, mean), noise.entropy(mean)
+    assert found.shape == entropy.shape == mean.shape
+    for dim in range(2):
+        normal = torch.distributions.MultivariateNormal(mean[:, :, dim], covariance)
+        for first in range(1, 6):  # a prefix, too: of a chunk whose last steps are not executed
+            part = torch.distributions.MultivariateNormal(
+                mean[:, :first, dim], covariance[:first, :first]
+            )
+            torch.testing.assert_close(
+                found[:, :first, dim].sum(1), part.log_prob(actions[:, :first, dim])
+            )
+        torch.testing.assert_close(entropy[:, :, dim].sum(1), normal.entropy())
+
+
+@pytest.mark.parametrize(
+    "noise", [Noise(width) for width in (0.0, -1.0, float("inf"), float("nan"))]
+    + [Noise(0.1, correlation) for correlation in (-0.1, 1.0, float("nan"))]
+)  # fmt: skip
+def test_noise_without_a_density_is_refused(noise: Noise) -> None:
+    with pytest.raises(ValueError, match=r"deviation is .* and correlation"):
+        noise.log_density(torch.zeros(1, 2, 3), torch.zeros(1, 2, 3))
+
+
+@pytest.mark.parametrize("correlation", [0.0, 0.9])
+def test_noise_has_the_same_width_at_each_step_and_its_correlation(correlation: float) -> None:
+    white = torch.randn(20_000, 6, 2, generator=torch.Generator().manual_seed(0))
+    drawn = Noise(0.3, correlation).of(white)
+    torch.testing.assert_close(drawn.std(0), torch.full((6, 2), 0.3), rtol=0.03, atol=0)
+    for dim in range(2):
+        found = torch.corrcoef(drawn[:, :, dim].T)
+        apart = (torch.arange(6)[:, None] - torch.arange(6)).abs()
+        torch.testing.assert_close(found, correlation**apart * 1.0, rtol=0, atol=0.03)
+    assert abs(float(torch.corrcoef(drawn[:, 0].T)[0, 1])) < 0.03, "dimensions are independent"
 
 
 @pytest.mark.parametrize("padded", [False, True])
-@pytest.mark.parametrize("temperature", [1.0, 0.25])
+@pytest.mark.parametrize(("temperature", "correlation"), [(1.0, 0.0), (0.25, 0.0), (1.0, 0.9)])
 def test_an_update_sees_the_densities_of_the_rollout(
-    tmp_path: Path, padded: bool, temperature: float
+    tmp_path: Path, padded: bool, temperature: float, correlation: float
 ) -> None:
-    sampler, (pixels, prompts) = runner(tmp_path / "oft"), question(padded)
+    sampler, (pixels, prompts) = runner(tmp_path / "oft", correlation), question(padded)
     state = sampler.state(np.tile(HOME_RAD, (2, 1)))
     chosen = sampler.roll_out(pixels, prompts, state, Sampling(temperature))
     policy = sampler.policy
-    width = gaussian.deviation_at(WIDTH, temperature)
+    noise = sampler.noise.at(temperature)
     found = gaussian.evaluate_gaussian(
-        policy.base, (policy.head, policy.proprio), pixels, prompts, state, chosen.tokens, width
+        policy.base, (policy.head, policy.proprio), pixels, prompts, state, chosen.tokens, noise
     )
     assert found.log_probs.requires_grad
     torch.testing.assert_close(found.log_probs, chosen.log_probs, rtol=1e-3, atol=2e-3)
     torch.testing.assert_close(found.hidden, chosen.hidden, rtol=1e-4, atol=1e-4)
     assert found.entropy.shape == found.log_probs.shape
-    assert float(found.entropy.detach()[0, 0]) == pytest.approx(gaussian.entropy(width))
+    first = 0.5 * math.log(2 * math.pi * math.e) + math.log(WIDTH * math.sqrt(temperature))
+    assert float(found.entropy.detach()[0, 0]) == pytest.approx(first)
 
 
 def test_what_is_drawn_lies_around_what_the_head_says(tmp_path: Path) -> None:
@@ -107,7 +140,7 @@ def test_a_head_that_reads_no_joints_gets_none(tmp_path: Path) -> None:
     folder = oft_rig.write(tmp_path / "oft")
     (folder / "proprio_projector--150000_checkpoint.pt").unlink()
     policy = load_oft(folder, settings=ChunkSettings(oft_rig.STEPS))
-    sampler, (pixels, prompts) = GaussianRunner(policy, oft_rig.KEY, WIDTH), question()
+    sampler, (pixels, prompts) = GaussianRunner(policy, oft_rig.KEY, Noise(WIDTH)), question()
     state = sampler.state(np.tile(HOME_RAD, (2, 1)))
     assert state.shape == (2, 0)
     found = sampler.roll_out(pixels, prompts, state, Sampling(1.0))
@@ -143,11 +176,31 @@ def test_a_temperature_draws_as_it_was_reinforced_and_a_reset_draws_the_same(
     assert "action_std" not in json.loads((folder / "policy.json").read_text())
     plain = drive(folder, 1.0)
     np.testing.assert_array_equal(plain[0], plain[1])  # it was never reinforced: nothing to draw
-    PolicySpec(chunk_steps=oft_rig.STEPS, action_std=0.1).write(folder)
+    PolicySpec(chunk_steps=oft_rig.STEPS, action_std=0.1, action_correlation=0.9).write(folder)
     np.testing.assert_array_equal(drive(folder, 0.0), plain)
     drawn = drive(folder, 1.0)
     assert np.abs(drawn[0] - drawn[1]).max() > 1e-5
     assert np.abs(drawn[0] - drive(folder, 1.0, seed=1)[0]).max() > 1e-5
+
+
+def test_a_checkpoint_says_how_its_noise_is_correlated(tmp_path: Path) -> None:
+    folder = oft_rig.write_for_arm(tmp_path / "oft")
+    ways = []
+    for correlation in (0.0, 0.99):
+        PolicySpec(
+            chunk_steps=oft_rig.STEPS, action_std=0.1, action_correlation=correlation
+        ).write(folder)  # fmt: skip
+        ways.append(drive(folder, 1.0)[0] - drive(folder, 0.0)[0])
+    assert len(ways[0]) > 1
+    # Actions are steps of the hand here, so that noise that stays moves it evenly.
+    white, even = (np.abs(np.diff(way, n=2, axis=0)).mean() for way in ways)
+    assert even < white / 3
+
+
+@pytest.mark.parametrize("wrong", [-0.1, "wide", True, None, 1])
+def test_a_correlation_that_is_none_is_refused(wrong: object) -> None:
+    with pytest.raises(CheckpointError, match=r"action_correlation is .*expected 0 to below 1"):
+        PolicySpec.from_dict({"action_correlation": wrong})
 
 
 @pytest.mark.parametrize("wrong", [-0.1, "wide", True, None, 11])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,8 +19,7 @@ from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.policies.load import load_policy
 from crane_x7_vla_rl.policies.openvla.codec import Codec, PolicySpec
 from crane_x7_vla_rl.policies.openvla.policy import load_chunks
-from crane_x7_vla_rl.policies.openvla.run import gaussian
-from crane_x7_vla_rl.policies.openvla.run.gaussian import GaussianRunner
+from crane_x7_vla_rl.policies.openvla.run.gaussian import GaussianRunner, Noise
 from crane_x7_vla_rl.policies.openvla.weights import layout, loading
 from crane_x7_vla_rl.robot import HOME_RAD
 from crane_x7_vla_rl.training import cli
@@ -50,7 +50,9 @@ def rolling(config: PpoConfig = CONFIG, **more: Any) -> RolloutConfig:
     chunks = load_chunks(loaded, ModelOptions(unnorm_key="crane_x7"))
     chunks.base.requires_grad_(True)
     torch.manual_seed(0)
-    sampler = GaussianRunner(chunks, "crane_x7", config.action_std)
+    sampler = GaussianRunner(
+        chunks, "crane_x7", Noise(config.action_std, config.action_correlation)
+    )
     agent = agents.build(loaded.model, config, Accelerator(cpu=True), sampler=sampler)
     codec = Codec.of(loaded.layout, loaded.model.norm_stats, "crane_x7")
     return RolloutConfig(rl_rig.Scripted({}), agent, codec, config, 4, seed=0, **more)
@@ -173,8 +175,37 @@ def test_tries_narrow_from_update_to_update_and_the_checkpoint_names_the_last_wi
     run = tmp_path / "run"
     rl_rig.again(*start(run, "--action-std", "0.08", "--action-std-end", "0.02"))
     found = [one["entropy"] for one in rl_rig.figures(run)]
-    assert found == pytest.approx([gaussian.entropy(x) for x in (0.08, 0.06, 0.04, 0.02)], abs=1e-4)
+    each = 0.5 * math.log(2 * math.pi * math.e)
+    widths = (0.08, 0.06, 0.04, 0.02)
+    assert found == pytest.approx([each + math.log(width) for width in widths], abs=1e-4)
     assert PolicySpec.of(layout.find(str(run / "last"))).action_std == pytest.approx(0.02)
+
+
+def test_the_checkpoint_names_the_correlation_that_it_was_reinforced_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("crane_x7_vla_rl.sim.vector.make.make", lambda _: rl_rig.Scripted({}))
+    run = tmp_path / "run"
+    rl_rig.again(*start(run, "--action-correlation", "0.9"))
+    assert PolicySpec.of(layout.find(str(run / "last"))).action_correlation == 0.9
+    assert all(one["ratio_error"] < 0.05 for one in rl_rig.figures(run))
+
+
+@pytest.mark.parametrize(("delay", "sent", "used"), [(0, 2, 2), (1, 3, 3), (3, 5, 4)])
+def test_answers_that_come_late_are_sent_whole_and_learned_from_as_far_as_they_were_used(
+    monkeypatch: pytest.MonkeyPatch, delay: int, sent: int, used: int
+) -> None:
+    config = rolling(execute_steps=2, delay=delay)
+    targets: list[np.ndarray] = []
+    monkeypatch.setattr(config.env, "send", lambda _, chunk: targets.append(chunk), raising=True)
+    found = collect(config, 0)
+    assert found is not None
+    assert {chunk.shape for chunk in targets} == {(2, sent, 8)}
+    for chunk in targets:  # after its last step a chunk stays there
+        assert all(np.array_equal(chunk[:, 3], chunk[:, step]) for step in range(4, sent))
+    mask = found.buffer.action_mask
+    assert mask is not None
+    assert bool((mask.view(4, 4, 4, 8) == (torch.arange(4) < used)[:, None]).all())
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -203,6 +234,8 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(
         (("--sharding", "fsdp"), "training.sharding cannot be used with"),
         (("--execute-steps", "5"), "training.execute_steps is 5, but"),
         (("--action-std", "0"), "action_std"),
+        (("--action-correlation", "1"), "action_correlation"),
+        (("--delay-s", "-0.1"), "delay_s"),
     ],
 )
 def test_what_such_a_policy_cannot_do_is_refused(
