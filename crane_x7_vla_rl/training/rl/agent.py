@@ -26,6 +26,7 @@ from crane_x7_vla_rl.policies.openvla.run.gaussian import (
     GaussianRunner,
     Noise,
     evaluate_gaussian,
+    evaluate_head,
 )
 from crane_x7_vla_rl.policies.openvla.run.oft import OpenVLAOft
 from crane_x7_vla_rl.policies.openvla.run.runner import Runner
@@ -58,6 +59,11 @@ class ActorCritic(nn.Module):
         self.head = None if chunks is None else chunks.head
         self.proprio = None if chunks is None else chunks.proprio
         self.noise = noise
+        parts = policy, self.proprio
+        below = [p for part in parts if part is not None for p in part.parameters()]
+        self.head_only = self.head is not None and not any(p.requires_grad for p in below)
+        """Whether the model below OpenVLA-OFT's head is still: updates then start from the hidden
+        states that the head read in the rollout."""
 
     def forward(
         self, pixels: Tensor, prompts: Sequence[Tensor], tokens: Tensor, temperature: float,
@@ -65,6 +71,8 @@ class ActorCritic(nn.Module):
     ) -> PolicyOutput:  # fmt: skip
         """Evaluate actions; see `run.evaluate` for the shapes. `detach`: values move no policy.
 
+        `pixels` are what the buffer holds: maybe patches, or hidden states where the head alone
+        learns.
         `seen` (B, C): what a separate critic saw in the rollout; None: the hidden state. `state`
         (B, P): normalised joints, which a policy with OpenVLA-OFT's head reads.
         """
@@ -83,6 +91,8 @@ class ActorCritic(nn.Module):
         if self.head is None or self.noise is None or state is None:
             return evaluate(self.policy, pixels, prompts, tokens, temperature)
         noise, heads = self.noise.at(temperature), (self.head, self.proprio)
+        if self.head_only:
+            return evaluate_head(self.head, pixels, tokens, noise)
         return evaluate_gaussian(self.policy, heads, pixels, prompts, state, tokens, noise)
 
     def ready(self) -> None:
@@ -93,7 +103,8 @@ class ActorCritic(nn.Module):
 class Agent(Learner):
     """What acts, values and learns; its module is an `ActorCritic`.
 
-    Its optimizer has a group for the policy, and one for the value head if it has one.
+    Its optimizer has a group for the policy, one for the value head and one for OpenVLA-OFT's
+    heads: those that there are and that learn, in this order.
     """
 
     core: ActorCritic
@@ -141,7 +152,9 @@ class Agent(Learner):
 
     def step(self, policy_scale: float, value_scale: float) -> None:
         """Move the weights at these shares of their learning rates; drop the gradients."""
-        scales = (policy_scale, value_scale)
+        acting = () if self.core.head_only else (policy_scale,)
+        valued = () if self.core.value_head is None else (value_scale,)
+        scales = (*acting, *valued, policy_scale)
         for group, scale in zip(self.optimizer.param_groups, scales, strict=False):
             group[RATE] = group[BASE_RATE] * scale
         self.move()
@@ -218,7 +231,7 @@ def build(
         core = ActorCritic(policy, critic, sampler.policy, sampler.noise)
     core = core.to(accelerator.device)
     learning = [name for name, p in policy.named_parameters() if p.requires_grad]
-    if not learning:
+    if not learning and not core.head_only:
         raise PpoError("the policy has no trainable weights; add adapters, or unfreeze its weights")
     module = learner.spread(core, sharding, accelerator)
     policy.owns_memory = not isinstance(module, FSDPModule)
@@ -248,16 +261,22 @@ def _mergeable(policy: OpenVLA) -> bool:
 
 
 def _optimizer(core: ActorCritic, config: PpoConfig) -> torch.optim.Optimizer:
-    """Return AdamW with a group for the policy and one for the value head.
+    """Return AdamW with the groups of an `Agent`.
 
     It needs the parameters after spreading: updates of earlier ones have no effect.
     """
-    acting: list[nn.Module | None] = [core.policy, core.head, core.proprio]
-    parts: list[tuple[list[nn.Module], float, float]] = [
-        ([part for part in acting if part is not None], config.learning_rate, config.weight_decay)
-    ]
+    rate, decay = config.learning_rate, config.weight_decay
+    parts: list[tuple[list[nn.Module], float, float]] = []
+    if not core.head_only:
+        parts.append(([core.policy], rate, decay))
     if core.value_head is not None:
         parts.append(([core.value_head], config.value.learning_rate, 0.0))
+    if core.head is not None:
+        heads: list[nn.Module] = [core.head]
+        if core.proprio is not None:
+            heads.append(core.proprio)
+        own = config.head_learning_rate
+        parts.append((heads, rate if own is None else own, decay))
     groups = [
         {
             "params": [p for part in modules for p in part.parameters() if p.requires_grad],

@@ -27,7 +27,8 @@ class Buffer:
 
     images: Tensor
     """(T, N, S, S, 3) uint8 of the model's size, as it was shown to the policy; or pixels
-    (T, N, 6·I, S, S), or patches (T, N, I·patches, H) where vision does not learn."""
+    (T, N, 6·I, S, S), or patches (T, N, I·patches, H) where vision does not learn, or the
+    hidden states (T, N, D, H) that OpenVLA-OFT's head read, where it alone learns."""
     prompts: Sequence[Sequence[Tensor]]
     """T times N 1-D tensors of ids, measured joints included."""
     tokens: Tensor

@@ -19,7 +19,7 @@ from crane_x7_vla_rl.training.rl.config import RlConfig
 RULES: Final = Rules(
     fixed=(
         "start.pretrained", "start.sft_checkpoint", "start.unnorm_key", "start.statistics",
-        "lora.enabled", "lora.rank", "lora.alpha", "lora.targets",
+        "lora.enabled", "lora.rank", "lora.alpha", "lora.targets", "training.head_only",
         "ppo.algorithm", "ppo.value.critic", "ppo.value.hidden", "ppo.value.layers",
         "env.num_parallel_envs",
     ),

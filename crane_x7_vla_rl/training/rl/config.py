@@ -7,7 +7,7 @@ writes a whole configuration.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -241,6 +241,9 @@ class RlScheduleConfig(Section, section="training"):
     """Most environments whose actions are predicted together, in whole groups; default: half of
     them on CUDA, a group on a CPU. All of them: larger passes, but nothing is simulated meanwhile;
     lower it if memory runs out."""
+    head_only: bool = False
+    """Only OpenVLA-OFT's head learns, without adapters: each update starts from what the head read
+    in the rollout, so that it takes a second, and its gradient is the clearest."""
     keep_patches: bool = False
     """Keep the vision model's outputs from rollout to update, if vision does not learn: faster, but
     needs memory of rollout_steps × environments × patches × hidden size."""
@@ -302,6 +305,8 @@ class RlConfig:
                 f"ppo.ref_kl_target is {self.ppo.ref_kl_target}, but ppo.kl_coefficient is 0, which"
                 " cannot be doubled; set it to the coefficient to begin with, such as 0.01"
             )
+        if self.training.head_only:
+            object.__setattr__(self, "lora", replace(self.lora, enabled=False))
         if self.ppo.algorithm == "grpo" and self.env.start_from is not None:
             raise ConfigError(
                 "env.start_from is set, but grpo compares episodes that begin alike; leave it out,"

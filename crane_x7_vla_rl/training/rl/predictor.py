@@ -39,6 +39,8 @@ class Answer:
         """Start the copies and return immediately."""
         self.seen = seen
         """(n, C), what a separate critic saw, on the device; None for the value head."""
+        self.read = chosen.read if isinstance(chosen, Sampled) else None
+        """(n, D, H), what OpenVLA-OFT's head read, on the device; None for a policy of tokens."""
         self._copies = tuple(_to_host(x) for x in (chosen.tokens, chosen.log_probs, values))
         self._copied: torch.cuda.Event | None = None
         if chosen.tokens.is_cuda:

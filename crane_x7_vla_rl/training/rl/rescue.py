@@ -68,11 +68,12 @@ class Rescue:
     def learning(self) -> Iterator[None]:
         """Undo an update that fails, then save the state before it.
 
-        A model's weights are too large to be copied before each update: without adapters, nothing
+        A model's weights are too large to be copied before each update: where they learn, nothing
         is saved then.
         """
         run = self._run
-        rewind = run.agent.snapshot() if run.config.lora.enabled else None
+        is_small = run.config.lora.enabled or run.config.training.head_only
+        rewind = run.agent.snapshot() if is_small else None
         lower = f"--micro-batch-size, now {run.config.ppo.micro_batch_size}"
         with self._saving("learning", lower, together=True, is_intact=rewind is not None):
             try:

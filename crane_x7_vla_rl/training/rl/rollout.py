@@ -141,6 +141,8 @@ class _Collection:
         self.images = torch.empty(steps, count, side, side, 3, dtype=torch.uint8, device=device)
         self.patches: Tensor | None = None
         """(T, N, I·patches, H), where they are kept."""
+        self.read: Tensor | None = None
+        """(T, N, D, H), what OpenVLA-OFT's head read, where it alone learns."""
         self.seen: Tensor | None = None
         """(T, N, C), what a separate critic sees."""
         self.prompts: list[list[Tensor]] = [[torch.empty(0)] * count for _ in range(steps)]
@@ -219,6 +221,8 @@ class _Collection:
         length = self.config.codec.answer_length
         answer = self.predictor.ask(step, seen, prompts, length, how, beside)
         self.seen = self._put(self.seen, step, part, answer.seen)
+        if self.config.agent.core.head_only:
+            self.read = self._put(self.read, step, part, answer.read)
         if self.chunks is not None:
             self.states = self._put(self.states, step, part, self.chunks.state(measured))
         self.prompts[step][part] = prompts
@@ -408,8 +412,9 @@ class _Collection:
 
     def _collected(self, last_values: Tensor) -> Collected:
         advantages, returns, valid = self._advantages(last_values)
+        kept = self.patches if self.read is None else self.read
         buffer = Buffer(
-            images=self.images if self.patches is None else self.patches,
+            images=self.images if kept is None else kept,
             prompts=self.prompts,
             tokens=self.tokens,
             log_probs=self.log_probs,

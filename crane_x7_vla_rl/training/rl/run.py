@@ -201,7 +201,13 @@ def _sampler(config: RlConfig, loaded: Loaded, resumed: Path | None) -> Gaussian
 
     Raises ConfigError for what such a policy cannot do, and CheckpointError.
     """
+    still = config.training.head_only
     if loaded.layout.heads() is None:
+        if still:
+            raise ConfigError(
+                f"training.head_only is true, but {config.start.model} predicts tokens, without"
+                " OpenVLA-OFT's head; leave it out, or start from a policy with that head"
+            )
         return None
     wrong = {
         "ppo.value.critic": (config.ppo.value.critic == "own", "state or shared"),
@@ -220,9 +226,11 @@ def _sampler(config: RlConfig, loaded: Loaded, resumed: Path | None) -> Gaussian
     learns = {name: parameter.requires_grad for name, parameter in vision.named_parameters()}
     if not any(on for name, on in learns.items() if agents.FILM not in name):
         vision.requires_grad_(False)  # FiLM, which comes with the heads, learns as its towers do
+    if still:
+        loaded.model.requires_grad_(False)
     for head in (chunks.head, chunks.proprio):
         if head is not None:
-            head.float().requires_grad_(True)
+            head.float().requires_grad_(head is chunks.head or not still)
     chunks.train()
     noise = Noise(config.ppo.action_std, config.ppo.action_correlation)
     return GaussianRunner(chunks, key, noise)

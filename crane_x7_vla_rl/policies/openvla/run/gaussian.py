@@ -36,8 +36,13 @@ class Sampled:
     """(B, T·D) float32, normalised actions, in the place of a token policy's ids."""
     log_probs: Tensor
     """(B, T·D) float32, logarithms of densities."""
-    hidden: Tensor
-    """(B, H), final hidden state at the prompt's end: for a value head."""
+    read: Tensor
+    """(B, T·D, H), final hidden states that the head read."""
+
+    @property
+    def hidden(self) -> Tensor:
+        """(B, H), the one at the prompt's end: for a value head."""
+        return self.read[:, 0]
 
 
 @dataclass(frozen=True)
@@ -131,14 +136,14 @@ class GaussianRunner:
 
         Raises ImageError and PromptError; on a CPU also NotFiniteError, elsewhere `on_host` does.
         """
-        mean, hidden = self.policy.answer(images, input_ids, state)
+        mean, read = self.policy.answer(images, input_ids, state)
         mean = mean.float()  # (B, T, D)
         noise = self.noise.at(sampling.temperature)
         if noise.deviation == 0:
-            return Sampled(mean.flatten(1), torch.zeros_like(mean).flatten(1), hidden)
+            return Sampled(mean.flatten(1), torch.zeros_like(mean).flatten(1), read)
         actions = mean + noise.of(_white(mean, sampling))
         log_probs = noise.log_density(actions, mean)
-        return Sampled(actions.flatten(1), log_probs.flatten(1), hidden)
+        return Sampled(actions.flatten(1), log_probs.flatten(1), read)
 
     def on_host(self, actions: Tensor) -> Tensor:
         """Return actions (B, T·D) on the CPU; raises NotFiniteError, which names the weights."""
@@ -179,9 +184,23 @@ def evaluate_gaussian(
 
     See `oft_evaluate.evaluate_chunk` for the rest.
     """
-    each = heads[0].action_dim
-    found = evaluate_answer(model, heads, pixels, instructions, state, actions.shape[1] // each)
-    mean = found.actions  # (B, T, D)
+    steps = actions.shape[1] // heads[0].action_dim
+    found = evaluate_answer(model, heads, pixels, instructions, state, steps)
+    return _evaluation(found.actions, found.hidden, actions, noise)
+
+
+def evaluate_head(
+    head: ActionHead, read: Tensor, actions: Tensor, noise: Noise
+) -> GaussianEvaluation:
+    """Return the same from the hidden states (B, T·D, H) that the head read in a rollout.
+
+    The model below it computes nothing, so that only the head learns.
+    """
+    return _evaluation(head(read.float()), read[:, 0], actions, noise)
+
+
+def _evaluation(mean: Tensor, hidden: Tensor, actions: Tensor, noise: Noise) -> GaussianEvaluation:
+    """Return the values of actions (B, T·D) around the head's output (B, T, D)."""
     log_probs = noise.log_density(actions.to(mean).view(mean.shape), mean)
     entropy = noise.entropy(log_probs)
-    return GaussianEvaluation(log_probs.flatten(1), entropy.flatten(1), found.hidden)
+    return GaussianEvaluation(log_probs.flatten(1), entropy.flatten(1), hidden)

@@ -72,7 +72,8 @@ class ChunkBuffers:
         self.ids = torch.zeros(batch, length, dtype=torch.int64, device=like.device)
         self.pads = torch.zeros(batch, dtype=torch.int64, device=like.device)
         self.actions = like.new_zeros(batch, steps, policy.head.action_dim)
-        self.hidden = like.new_zeros(batch, policy.base.config.text.hidden_size)
+        hidden_size = policy.base.config.text.hidden_size
+        self.read = like.new_zeros(batch, policy.placeholders, hidden_size)
         pool = torch.cuda.graph_pool_handle() if like.is_cuda else None
         self.replay = Replay(lambda: policy.fill(self), like.device, pool)
 
@@ -150,7 +151,10 @@ class OpenVLAOft(nn.Module):
     def answer(
         self, images: Tensor, input_ids: Sequence[Tensor], state: Tensor
     ) -> tuple[Tensor, Tensor]:
-        """Return `predict_normalised`, and the final hidden state (B, H) at the prompt's end."""
+        """Return `predict_normalised`, and the hidden states (B, T·D, H) that the head read.
+
+        The first one is that at the prompt's end.
+        """
         engine = self.runner.engine()
         prefix = 1 + self.base.count_patches(images, len(input_ids)) + bool(self.proprio)
         after = self.placeholders + 1
@@ -164,7 +168,7 @@ class OpenVLAOft(nn.Module):
         buffers.replay()
         if not buffers.actions.is_cuda:
             self.on_host(buffers.actions)
-        return buffers.actions.clone(), buffers.hidden.clone()
+        return buffers.actions.clone(), buffers.read.clone()
 
     def forget(self) -> None:
         """Free all buffers and their memory."""
@@ -197,9 +201,9 @@ class OpenVLAOft(nn.Module):
             keep_mask=None if seen is None else seen[:, :, -keep:],
         )
         hidden = infer(language, x, this, buffers.engine.matrices)  # (B, keep, H)
-        read = hidden[:, : self.placeholders].to(self.head.model.fc2.bias)  # float32 if it learns
+        buffers.read.copy_(hidden[:, : self.placeholders])
+        read = buffers.read.to(self.head.model.fc2.bias)  # float32 if it learns
         buffers.actions.copy_(self.head(read))
-        buffers.hidden.copy_(hidden[:, 0])
 
     def _embeddings(self, images: Tensor, buffers: ChunkBuffers) -> Tensor:
         """Return (B, all tokens, H)."""

@@ -19,10 +19,12 @@ from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.policies.load import load_policy
 from crane_x7_vla_rl.policies.openvla.codec import Codec, PolicySpec
 from crane_x7_vla_rl.policies.openvla.policy import load_chunks
+from crane_x7_vla_rl.policies.openvla.run import gaussian
 from crane_x7_vla_rl.policies.openvla.run.gaussian import GaussianRunner, Noise
 from crane_x7_vla_rl.policies.openvla.weights import layout, loading
 from crane_x7_vla_rl.robot import HOME_RAD
 from crane_x7_vla_rl.training import cli
+from crane_x7_vla_rl.training.checkpoints import policy_files
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
 from crane_x7_vla_rl.training.errors import ExitCode
 from crane_x7_vla_rl.training.rl import agent as agents
@@ -38,17 +40,20 @@ CONFIG = PpoConfig(
 )  # fmt: skip
 WHOLE = ("--no-use-lora", "--learning-rate", "1e-3")
 STILL = ("--lora-targets", "q_proj,down_proj", "--keep-patches")
+HEAD = ("--head-only", "--learning-rate", "1e-3")
 KINDS = [
     pytest.param((), id="lora"), pytest.param(WHOLE, id="whole"), pytest.param(STILL, id="still"),
+    pytest.param(HEAD, id="head"),
 ]  # fmt: skip
 
 
-def rolling(config: PpoConfig = CONFIG, **more: Any) -> RolloutConfig:
-    """Return a configuration of a policy with heads, all of whose weights learn."""
+def rolling(config: PpoConfig = CONFIG, head_only: bool = False, **more: Any) -> RolloutConfig:
+    """Return a configuration of a policy with heads, all of whose weights learn, or its head."""
     torch.set_num_threads(1)
     loaded = loading.load(rl_rig.chunk_base())
     chunks = load_chunks(loaded, ModelOptions(unnorm_key="crane_x7"))
-    chunks.base.requires_grad_(True)
+    chunks.requires_grad_(not head_only)
+    chunks.head.requires_grad_(True)
     torch.manual_seed(0)
     sampler = GaussianRunner(
         chunks, "crane_x7", Noise(config.action_std, config.action_correlation)
@@ -103,6 +108,60 @@ def test_an_update_moves_model_head_and_projector_towards_what_was_rewarded() ->
             1.0, False, None, buffer.states_of(one, torch.device("cpu")),
         ).log_probs[0, :16].sum()  # fmt: skip
     assert float(new) > float(old)
+
+
+def test_a_head_that_learns_alone_starts_from_what_it_read_in_the_rollout() -> None:
+    config = rolling(replace(CONFIG, learning_rate=1e-5), head_only=True)
+    found = collect(config, 0)
+    assert found is not None
+    buffer, core = found.buffer, config.agent.core
+    assert buffer.images.shape == (4, 4, 32, core.policy.config.text.hidden_size)
+    whole = collect(rolling(), 0)
+    assert whole is not None
+    torch.testing.assert_close(buffer.log_probs, whole.buffer.log_probs)
+    samples, cpu = torch.arange(16), torch.device("cpu")
+    rest = samples, buffer.states_of(samples, cpu), buffer.tokens.flatten(0, 1)
+    with torch.no_grad():
+        ours = core(
+            buffer.pixels(core.policy, samples), buffer.prompts_of(samples), rest[2], 1.0, False,
+            None, rest[1],
+        )  # fmt: skip
+        model = gaussian.evaluate_gaussian(
+            core.policy, (core.head, core.proprio),
+            whole.buffer.pixels(core.policy, samples), buffer.prompts_of(samples), rest[1],
+            rest[2], core.noise,
+        )  # fmt: skip
+    torch.testing.assert_close(ours.log_probs, model.log_probs, rtol=1e-3, atol=2e-3)
+    before = {name: p.detach().clone() for name, p in core.named_parameters()}
+    metrics = update(config.agent, buffer, CONFIG, UpdateIndex(0))
+    assert metrics.ratio_error < 0.01
+    moved = {
+        name.partition(".")[0] for name, p in core.named_parameters()
+        if not torch.equal(p, before[name])
+    }  # fmt: skip
+    assert moved == {"head", "value_head"}
+
+
+def test_a_head_learns_at_its_own_rate_beside_adapters(tmp_path: Path) -> None:
+    heads = []
+    for name, rate in (("still", "0"), ("moves", "1e-3")):
+        run = tmp_path / name
+        rl_rig.again(*start(run, *STILL, "--head-learning-rate", rate, "--num-updates", "1"))
+        found = next((run / "last").glob("action_head--*"))
+        heads.append(torch.load(found, weights_only=True))
+        adapters = policy_files.read_adapter(run / "last")
+        assert any(tensor.any() for name, tensor in adapters.items() if "lora_B" in name)
+    begun = torch.load(next(rl_rig.chunk_base().glob("action_head--*")), weights_only=True)
+    assert all(torch.equal(heads[0][name], tensor) for name, tensor in begun.items())
+    assert not all(torch.equal(heads[1][name], tensor) for name, tensor in begun.items())
+
+
+def test_a_policy_of_tokens_has_no_head_to_learn_alone(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = rl_rig.flags(tmp_path / "run", "--head-only")
+    assert cli.main(["train", *given]) == ExitCode.CONFIG
+    assert "predicts tokens, without" in capsys.readouterr().err
 
 
 def test_patches_are_kept_where_vision_is_still_and_change_nothing(tmp_path: Path) -> None:
