@@ -1,4 +1,4 @@
-"""`plot-reinforcement` and `reinforce-tiny`: one table with means over seeds, and one picture."""
+"""`plot-reinforcement`, `reinforce-tiny` and `reinforce-small`: one table with means over seeds, and one picture."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from places import ROOT
 
-PLOT, RUN = ROOT / "scripts/plot-reinforcement", ROOT / "scripts/reinforce-tiny"
+PLOT = ROOT / "scripts/plot-reinforcement"
 
 
 def evaluated(folder: Path, name: str, sampled: float, greedy: float) -> None:
@@ -79,9 +79,12 @@ def test_the_picture_has_several_seeds(tmp_path: Path, runs: list[Path]) -> None
     assert (tmp_path / "curve.png").stat().st_size > 10_000
 
 
-def test_seeds_without_a_number_are_refused_before_anything_starts(tmp_path: Path) -> None:
+@pytest.mark.parametrize("command", [["reinforce-tiny", "pick-place"], ["reinforce-small"]])
+def test_seeds_without_a_number_are_refused_before_anything_starts(
+    tmp_path: Path, command: list[str]
+) -> None:
     done = subprocess.run(
-        [RUN, "pick-place", tmp_path / "out", "--seeds", "--grpo"],
+        [ROOT / "scripts" / command[0], *command[1:], tmp_path / "out", "--seeds", "--grpo"],
         capture_output=True, text=True, check=False, cwd=ROOT,
     )  # fmt: skip
     assert done.returncode == 2
