@@ -1,4 +1,4 @@
-"""`plot-reinforcement`, `reinforce-tiny` and `reinforce-small`: one table with means over seeds, and one picture."""
+"""`plot-reinforcement` and the `reinforce-` scripts: a table, means over seeds, a picture."""
 
 from __future__ import annotations
 

@@ -147,6 +147,20 @@ def test_the_small_policies_files_are_configurations(name: str, task: str) -> No
     assert config.training.rollout_steps >= longest
 
 
+def test_the_shipped_policy_practises_with_a_late_link_and_only_its_head_learns() -> None:
+    config = read("--config", str(ROOT / "configs/rl_small_late.yaml"))
+    assert config.training.head_only
+    assert not config.lora.enabled
+    assert config.env.vector(10, 0, 0).delay == 2
+    assert config.ppo.discounts(0.4)[1] == pytest.approx(0.67, abs=0.01)
+
+
+@pytest.mark.parametrize(("delay_s", "hz", "steps"), [(0.1, 10, 1), (0.11, 10, 2), (0.3, 5, 2)])
+def test_a_delay_is_rounded_up_to_steps(delay_s: float, hz: int, steps: int) -> None:
+    config = read("--backend", "cpu", "--delay-s", str(delay_s))
+    assert config.env.vector(hz, 0, 0).delay == steps
+
+
 def test_scenes_differ_as_the_flags_say() -> None:
     config = read("--backend", "cpu", "--light", "0.75", "--cube-size", "0.85")
     assert config.env.world(10).variation == Variation(light=0.75, cube_size=0.85)
