@@ -104,7 +104,7 @@ class Agent(Learner):
     """What acts, values and learns; its module is an `ActorCritic`.
 
     Its optimizer has a group for the policy, one for the value head and one for OpenVLA-OFT's
-    heads: those that there are and that learn, in this order.
+    heads, in this order; one that does not exist or does not learn is left out.
     """
 
     core: ActorCritic

@@ -49,7 +49,7 @@ class Sampled:
 class Noise:
     """How the actions of a chunk scatter: one stationary AR(1) process per dimension.
 
-    Each chunk begins anew. All steps have the same deviation, whatever the correlation is.
+    Chunks are independent of each other. All steps have the same deviation, whatever the correlation is.
     """
 
     deviation: float

@@ -65,7 +65,7 @@ def test_a_new_episode_waits_for_its_own_answers(how: str) -> None:
 
 
 @pytest.mark.parametrize("begin", ["reset", "load_state_dict"])
-def test_nothing_is_under_way_when_episodes_begin_anew(begin: str) -> None:
+def test_nothing_is_under_way_when_new_episodes_begin(begin: str) -> None:
     inner = Noted({})
     env = Late(inner, 2)
     drive(env, 2, 2, 2)
