@@ -265,10 +265,8 @@ def main(argv: list[str] | None = None) -> int:
     args = parser.parse_args(argv)
     sizes = Sizes(**{name: getattr(args, name) for name in asdict(Sizes())})
     try:
-        built = asdict(PolicySpec()).keys() - {
-            "action_std",
-            "action_correlation",
-        }  # that comes with reinforcement
+        reinforced = {"action_std", "action_correlation"}
+        built = asdict(PolicySpec()).keys() - reinforced
         asked = {name: getattr(args, name) for name in built}
         inputs = PolicySpec.from_dict(asked, "the flags")
         folder = build(args.folder, sizes, args.seed, inputs)

@@ -242,8 +242,8 @@ class RlScheduleConfig(Section, section="training"):
     them on CUDA, a group on a CPU. All of them: larger passes, but nothing is simulated meanwhile;
     lower it if memory runs out."""
     head_only: bool = False
-    """Only OpenVLA-OFT's head learns, without adapters: each update starts from what the head read
-    in the rollout, so that it takes a second, and its gradient is the clearest."""
+    """Only OpenVLA-OFT's head learns, without adapters: an update starts from what the head read in
+    the rollout, and computes nothing below it."""
     keep_patches: bool = False
     """Keep the vision model's outputs from rollout to update, if vision does not learn: faster, but
     needs memory of rollout_steps × environments × patches × hidden size."""

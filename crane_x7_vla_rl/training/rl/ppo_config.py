@@ -77,8 +77,8 @@ class PpoConfig(Section, section="ppo"):
     """Learning rate of the adapters, or, without adapters, of all weights (then 1e-6 to 5e-6); 3e-4
     diverged in a prototype (KL 2.1)."""
     head_learning_rate: Amount | None = None
-    """Learning rate of OpenVLA-OFT's head and projector of joints, whose weights learn whole also
-    beside adapters and need a rate 100 times lower than those; default: learning_rate."""
+    """Learning rate of OpenVLA-OFT's head and projector of joints, all of whose weights learn, also
+    beside adapters; default: learning_rate."""
     epochs: Count = 2
     """How often an update uses every sample; RL4VLA finds 1 enough if rollouts are cheap."""
     minibatch_size: Count = 240

@@ -49,7 +49,7 @@ class Sampled:
 class Noise:
     """How the actions of a chunk scatter: one stationary AR(1) process per dimension.
 
-    Chunks are independent of each other. All steps have the same deviation, whatever the correlation is.
+    Chunks are independent of each other. The correlation changes no step's deviation.
     """
 
     deviation: float
