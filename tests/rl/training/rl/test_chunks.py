@@ -32,6 +32,7 @@ from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig, ValueConfig
 from crane_x7_vla_rl.training.rl.rollout import RolloutConfig, collect
 from crane_x7_vla_rl.training.rl.update import UpdateIndex, update
 from crane_x7_vla_rl.types import JointState, Observation
+from crane_x7_vla_rl.vector_config import VectorConfig
 
 pytestmark = pytest.mark.timeout(training_rig.PATIENCE_S + 100)
 CONFIG = PpoConfig(
@@ -142,6 +143,23 @@ def test_a_head_that_learns_alone_starts_from_what_it_read_in_the_rollout() -> N
     assert moved == {"head", "value_head"}
 
 
+@pytest.mark.parametrize("head_only", [False, True])
+def test_no_head_moves_while_the_critic_learns_alone(head_only: bool) -> None:
+    config = rolling(head_only=head_only)
+    found = collect(config, 0)
+    assert found is not None
+    warm = replace(CONFIG, value=replace(CONFIG.value, warmup=1))
+    before = {name: p.detach().clone() for name, p in config.agent.core.named_parameters()}
+    for number, parts in ((0, {"value_head"}), (1, {"head", "value_head"})):
+        update(config.agent, found.buffer, warm, UpdateIndex(number))
+        moved = {
+            name.partition(".")[0] for name, p in config.agent.core.named_parameters()
+            if not torch.equal(p, before[name])
+        }  # fmt: skip
+        assert moved - {"policy", "proprio"} == parts
+        assert bool(moved & {"policy", "proprio"}) == (number == 1 and not head_only)
+
+
 def test_a_head_learns_at_its_own_rate_beside_adapters(tmp_path: Path) -> None:
     heads = []
     for name, rate in (("still", "0"), ("moves", "1e-3")):
@@ -203,7 +221,8 @@ def test_every_checkpoint_drives_with_the_head_that_learned(
 ) -> None:
     run = tmp_path / "run"
     rl_rig.again(*start(run, *kind, "--evaluate-every", "4", "--evaluate-episodes", "1",
-                        "--evaluate-videos", "0", "--execute-steps", "2"))  # fmt: skip
+                        "--evaluate-videos", "0", "--execute-steps", "2",
+                        "--delay-s", "0.2"))  # fmt: skip
     image = np.full((48, 48, 3), 90, np.uint8)
     joints = np.array([0, 0.4, 0, -2, 0, -0.8, 1.6, 0.3])
     seen = Observation(image, JointState(joints, np.zeros(8)), "lift the red cube", 0.0)
@@ -225,6 +244,7 @@ def test_every_checkpoint_drives_with_the_head_that_learned(
     assert rl_rig.figures(run)[3]["evaluation_success"] is not None
     evaluated = json.loads((run / "evaluation/update_4/results.json").read_text())
     assert evaluated["execute_steps"] == 2
+    assert evaluated["timing"]["delay_s"] == 0.2
 
 
 def test_tries_narrow_from_update_to_update_and_the_checkpoint_names_the_last_width(
@@ -265,6 +285,19 @@ def test_answers_that_come_late_are_sent_whole_and_learned_from_as_far_as_they_w
     mask = found.buffer.action_mask
     assert mask is not None
     assert bool((mask.view(4, 4, 4, 8) == (torch.arange(4) < used)[:, None]).all())
+
+
+def test_environments_and_rollouts_have_the_same_delay(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scripted, asked, sent = rl_rig.Scripted({}), list[VectorConfig](), set[tuple[int, ...]]()
+    monkeypatch.setattr(scripted, "send", lambda _, targets: sent.add(targets.shape))
+    monkeypatch.setattr(
+        "crane_x7_vla_rl.sim.vector.make.make", lambda config: asked.append(config) or scripted
+    )
+    rl_rig.again(*start(tmp_path / "run", "--delay-s", "0.2", "--execute-steps", "2"))
+    assert asked[0].delay == 1
+    assert sent == {(2, 3, 8)}
 
 
 @pytest.mark.parametrize("kind", KINDS)
