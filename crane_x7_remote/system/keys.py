@@ -70,6 +70,9 @@ def typed_keys(stream: IO[str] | None = None) -> Iterator[Keys]:
     before = termios.tcgetattr(descriptor)
     try:
         tty.setcbreak(descriptor, termios.TCSANOW)
+        mode = termios.tcgetattr(descriptor)
+        mode[0] &= ~termios.IXON  # Ctrl-S would stop the output, and with it whoever writes
+        termios.tcsetattr(descriptor, termios.TCSANOW, mode)
         yield Keys(descriptor)
     finally:
         with contextlib.suppress(termios.error, OSError):  # the terminal may be gone

@@ -2,7 +2,8 @@
 
 `TrialLoop.rest`, `move` and `drive` may be called from any thread; the loop's thread carries them
 out between two ticks. Whoever drives, it is the same loop: one session, the same checks, no time
-in which another loop would have to be waited for.
+in which another loop would have to be waited for. When the guard stops, the loop's thread itself
+orders rest: after `resume`, the arm moves at the next order only, even if nobody saw the stop.
 """
 
 from __future__ import annotations
@@ -56,6 +57,10 @@ class _Order:
     resets: bool = False
     """Whether the policy forgets what it saw: a new episode."""
     move: Move | None = None
+    stops: int = 0
+    """How often the guard had stopped when this was ordered."""
+    stopped: str | None = None
+    """Why the guard stopped, if the loop itself ordered this rest because of it."""
 
 
 class _Mover:
@@ -124,6 +129,11 @@ class TrialLoop(InferenceLoop):
         return self._echoes.guard.stopped(self._clock())
 
     @property
+    def stopped_by_guard(self) -> str | None:
+        """Why the guard stopped, if the loop has rested since then; None after the next order."""
+        return self._order.stopped
+
+    @property
     def refusal(self) -> str | None:
         """Why the policy cannot do the task; None if it can."""
         return self._task.refusal
@@ -154,7 +164,7 @@ class TrialLoop(InferenceLoop):
 
     def _give(self, order: _Order) -> None:
         with self._ordering:
-            self._order = order
+            self._order = replace(order, stops=self._echoes.guard.stops)
             self._worker.interrupt()  # a prediction that would come too late is not waited for
 
     # --- loop's thread ---------------------------------------------------------------------------
@@ -172,6 +182,7 @@ class TrialLoop(InferenceLoop):
 
     def _carry_out(self) -> None:
         """Do what was ordered since the last call; at rest, see that the arm brakes."""
+        self._notice_guard()
         with self._ordering:
             order, before = self._order, self._current
             self._current = order
@@ -179,6 +190,16 @@ class TrialLoop(InferenceLoop):
                 self._change(order, before)
         if order.mode is Mode.REST:
             self._come_to_rest()  # nothing is sent when it has braked
+
+    def _notice_guard(self) -> None:
+        """Order rest if the guard has stopped since the last order, or is stopped now."""
+        guard = self._echoes.guard
+        with self._ordering:
+            order = self._order
+            why = guard.last_stop if guard.stops > order.stops else self.guard_stopped
+            if why is not None and order.mode is not Mode.REST:
+                text = f"the guard was stopped: {why}"
+                self._order = _Order(Mode.REST, text, stops=guard.stops, stopped=why)
 
     def _change(self, order: _Order, before: _Order) -> None:
         if order.mode is not Mode.REST and before.mode is Mode.REST:
@@ -194,6 +215,7 @@ class TrialLoop(InferenceLoop):
         self._intake.serve(self._worker, self._pacer)
 
     def _send(self, shaped: Shaped, frame: EncodedFrame, policy_s: float) -> Sent | Hold:
+        self._notice_guard()  # it may have stopped and resumed during the prediction
         if self._order is not self._current:
             return Hold(HoldReason.PAUSED, "another order came during the prediction")
         return super()._send(shaped, frame, policy_s)

@@ -129,7 +129,7 @@ class TrialSession:
                 case "t" if self._stage is Stage.HOMING:
                     self._news = "take over while the policy drives; p pauses the way home"
             joints = self._client.joints()
-            if self._stage is Stage.HOMING and (why := self._loop.guard_stopped) is not None:
+            if self._stage is Stage.HOMING and (why := self._loop.stopped_by_guard) is not None:
                 self._rest_with_guard(why)
             if self._stage is not Stage.HOMING:
                 continue
@@ -214,14 +214,15 @@ class TrialSession:
             if key is not None:
                 self._change(attempt, key, now_s)
             attempt.look(self._client.latest_frame(), now_s)
+            is_driven = self._stage in (Stage.DRIVING, Stage.LEADER)
+            if is_driven and (why := self._loop.stopped_by_guard) is not None:
+                attempt.notes.append(f"the guard was stopped: {why}")
+                self._rest_with_guard(why)
             if self._stage is Stage.DRIVING:
                 if self._judge is not None and self._judge.verdict():
                     return "success", "judge"
                 if attempt.driven_s(now_s) > self._plan.timeout_s:
                     return "failure", f"timeout of {self._plan.timeout_s:g} s"
-                if (why := self._loop.guard_stopped) is not None:
-                    attempt.notes.append(f"the guard was stopped: {why}")
-                    self._rest_with_guard(why)
 
     def _change(self, attempt: Attempt, key: str, now_s: float) -> None:
         """Pause, continue, take over or give back."""

@@ -38,6 +38,10 @@ class OnTerminal:
             wait_s = 0.0
         return self.shown
 
+    def hold_output(self, held: bool) -> None:
+        """Let the terminal take nothing more, as after Ctrl-S; or resume."""
+        termios.tcflow(self._theirs, termios.TCOOFF if held else termios.TCOON)
+
     def wait_for(self, part: str, timeout_s: float = 60.0) -> None:
         """Read until `part` is shown, after what an earlier call has found."""
         deadline_s = time.monotonic() + timeout_s

@@ -22,6 +22,10 @@ class GuardState:
     def __init__(self) -> None:
         self._heard_s: float | None = None
         self._stopped: str | None = None
+        self.stops = 0
+        """How often the guard was heard to have stopped; a stop may end before anybody looks."""
+        self.last_stop = ""
+        """Why it stopped then."""
 
     def hear(self, message: Mapping[str, Any], now_s: float) -> None:
         """Process a state message; ignore anything else."""
@@ -32,8 +36,11 @@ class GuardState:
         except (KeyError, TypeError, ValueError, RecursionError):
             return
         if is_ours:
-            self._stopped = stopped if isinstance(stopped, str) else None
+            before, self._stopped = self._stopped, stopped if isinstance(stopped, str) else None
             self._heard_s = now_s
+            if self._stopped is not None and before is None:
+                self.last_stop = self._stopped
+                self.stops += 1
 
     def link_came_up(self) -> None:
         """Forget the state: a new link may have no guard."""

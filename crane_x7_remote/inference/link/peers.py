@@ -74,6 +74,7 @@ class Peers:
             if session != self._session:
                 self._other, self._other_s = session, now_s
                 return
+            self._drop_expired(now_s)  # the robot repeats one that its controller refused, too
             late = self._expired.pop(sequence, None)
             flight = self._in_flight.get(sequence, late)
             if flight is None:

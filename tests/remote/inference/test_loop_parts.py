@@ -183,6 +183,18 @@ def test_a_trajectory_that_expired_before_it_came_back_is_lost() -> None:
     assert not peers.is_lost(2)
 
 
+def test_a_trajectory_that_comes_back_after_it_expired_is_lost() -> None:
+    """A robot repeats one that its controller refused. The arm does not stand at its end."""
+    peers = Peers("0a1b2c3d")
+    peers.published(1, 5.0, lead_s=0.05, expires_s=5.5)
+    peers.published(2, 5.4, lead_s=0.05, expires_s=5.9)
+    peers.heard("0a1b2c3d", 1, 6.3)
+    peers.heard("0a1b2c3d", 2, 6.3)
+    assert peers.is_lost(1)
+    assert peers.is_lost(2)
+    assert peers.take_echoes_s() == pytest.approx([1.3, 0.9])
+
+
 def test_the_oldest_that_is_missing_counts_until_a_newer_one_comes_back() -> None:
     """A link keeps the order: one that came back shows that those before it arrived or were
     refused."""

@@ -428,10 +428,6 @@ def test_a_real_loop_asks_a_slow_policy_again_as_soon_as_it_has_answered() -> No
         wait_until(lambda: len(robot.stamps) >= 100, 5.0, "trajectories at the robot")
     idle_s = [after[0] - before[1] for before, after in itertools.pairwise(policy.calls_s)]
     assert statistics.median(idle_s) < 0.015
-    taken_s = statistics.median(end_s - began_s for began_s, end_s in policy.calls_s)
-    begun_s = [began_s for began_s, _ in policy.calls_s]
-    period_s = statistics.median(after - before for before, after in itertools.pairwise(begun_s))
-    assert taken_s / period_s >= 25 / 28.57  # of the rate that the policy alone allows
     assert ahead.calls > 25
     assert len(set(robot.stamps)) == len(robot.stamps)
     assert running.sent() >= 0.9 * len(policy.calls_s)

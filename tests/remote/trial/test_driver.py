@@ -12,6 +12,7 @@ from guard_rig import RunningGuard
 from loop_rig import FaultyRobot, SwingingPolicy, wait_until
 
 from crane_x7_remote.guard.core import CoreConfig, GuardCore
+from crane_x7_remote.guard.rules import STOP_TOPIC
 from crane_x7_remote.inference.config import LoopConfig
 from crane_x7_remote.inference.feed import Tick
 from crane_x7_remote.inference.hold import Hold
@@ -22,6 +23,7 @@ from crane_x7_remote.rosbridge.config import ClientConfig
 from crane_x7_remote.trial.driver import TrialLoop
 from crane_x7_remote.trial.moves import HomeMove
 from crane_x7_vla_rl.robot import ARM_DOF, HOME_RAD
+from crane_x7_vla_rl.types import Observation
 
 
 class Trial:
@@ -120,6 +122,50 @@ def test_a_policy_that_hangs_does_not_delay_the_brake(trial: Trial) -> None:
     release.set()
     trial.loop.drive(begins=False)
     trial.wait_driving()
+
+
+def test_a_stop_that_ends_at_once_still_waits_for_the_next_order(trial: Trial) -> None:
+    """Whoever orders is asleep: the arm does not move again by the guard's `resume` alone."""
+    trial.loop.drive(begins=True)
+    trial.wait_driving()
+    assert trial.loop.stopped_by_guard is None
+    with trial.guard.connect("/stop") as person:
+        person.publish(STOP_TOPIC, {"data": True})
+        person.publish(STOP_TOPIC, {"data": False})
+    wait_until(lambda: trial.loop.stopped_by_guard is not None, 5, "the loop rests")
+    wait_until(lambda: trial.guard.state()["stopped"] is None, 5, "the guard is resumed")
+    trial.wait_rest(2.0)
+    moved = trial.robot.moved
+    time.sleep(0.5)
+    assert trial.robot.moved == moved
+    assert trial.loop.metrics.state == "paused"
+    trial.loop.drive(begins=False)
+    assert trial.loop.stopped_by_guard is None
+    trial.wait_driving()
+
+
+def test_a_stop_during_a_prediction_is_not_followed_by_its_answer(trial: Trial) -> None:
+    trial.loop.drive(begins=True)
+    trial.wait_driving()
+    begun, release = threading.Event(), threading.Event()
+
+    def slow(seen: Observation) -> object:
+        begun.set()
+        release.wait(5)
+        return trial.policy.swing(seen)
+
+    trial.policy.fault = slow
+    assert begun.wait(5)
+    sent = trial.loop.metrics.counters["trajectories"]
+    stops = trial.loop._echoes.guard.stops
+    with trial.guard.connect("/stop") as person:
+        person.publish(STOP_TOPIC, {"data": True})
+        person.publish(STOP_TOPIC, {"data": False})
+    wait_until(lambda: trial.loop._echoes.guard.stops > stops, 5, "the stop is heard")
+    trial.policy.fault = None
+    release.set()
+    wait_until(lambda: trial.loop.stopped_by_guard is not None, 5, "the loop rests")
+    assert trial.loop.metrics.counters["trajectories"] == sent
 
 
 def test_home_is_reached_from_where_the_policy_left_the_arm(trial: Trial) -> None:

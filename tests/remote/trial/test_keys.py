@@ -39,6 +39,15 @@ def test_an_arrow_is_escape(terminal: tuple[int, IO[str]]) -> None:
         assert keys.next(0.01) is None
 
 
+def test_ctrl_s_is_a_key_and_stops_no_output(terminal: tuple[int, IO[str]]) -> None:
+    ours, stream = terminal
+    with typed_keys(stream) as keys:
+        os.write(ours, b"\x13 ")
+        assert [keys.next(1.0) for _ in range(2)] == ["\x13", " "]
+        assert os.write(stream.fileno(), b"drawn") == len(b"drawn")
+        assert os.read(ours, 100).endswith(b"drawn")
+
+
 def test_the_terminal_is_restored_after_an_error(terminal: tuple[int, IO[str]]) -> None:
     _, stream = terminal
     before = termios.tcgetattr(stream.fileno())

@@ -276,6 +276,36 @@ def test_a_stopped_guard_ends_a_trial_that_nobody_attends(place: Place, tmp_path
     assert "Traceback" not in done.stderr
 
 
+def test_a_trial_whose_terminal_nobody_reads_waits_after_a_stop(
+    place: Place, tmp_path: Path
+) -> None:
+    """A terminal that takes no more, such as a stopped one, holds up whoever draws on it."""
+    out = ["--output-dir", str(tmp_path), "--episodes", "1", "--timeout", "100"]
+    with OnTerminal(place.command(*out)) as shown:
+        shown.wait_for("ready: reset the scene")
+        shown.type(b"\n")
+        shown.wait_for("the policy drives")
+        shown.hold_output(True)
+        time.sleep(1)  # the trial draws
+        stop = [sys.executable, "-m", "crane_x7_remote", "stop", "--host", "127.0.0.1", "--port"]
+        subprocess.run([*stop, str(place.guard_port)], check=True, timeout=30, capture_output=True)
+        resume_guard(place)
+        with Caller(place.guard_port, "/") as caller:
+            caller.subscribe("/vla/status", "std_msgs/String")
+            time.sleep(1.5)  # a status is told once a second
+            told = [
+                json.loads(caller.next("publish", "/vla/status")["msg"]["data"])["hold"]
+                for _ in range(3)
+            ]
+        shown.hold_output(False)
+        assert told == ["paused"] * 3
+        shown.wait_for("`crane-x7-remote resume`, then p, continue")
+        shown.type(b"p")
+        shown.wait_for("the policy drives")
+        shown.type(b"q")
+        assert shown.wait_end() == 0
+
+
 def test_a_signal_ends_in_order_and_restores_the_terminal(place: Place, tmp_path: Path) -> None:
     with OnTerminal(place.command("--start-alone", "--output-dir", str(tmp_path))) as shown:
         shown.wait_for("the policy drives")
