@@ -76,6 +76,8 @@ class VectorConfig:
     """Timeout of an order to a process, after which it counts as hung."""
     delay: Index = 0
     """Control steps from an image to the first one that uses its answer; see sim.vector.late."""
+    least_delay: Index | None = None
+    """Each episode draws its delay between this and `delay`; None: `delay` for all."""
     true_state: bool = False
     """Whether views hold the simulator's true state, for a critic; see sim.vector.true_state."""
 
@@ -84,6 +86,10 @@ class VectorConfig:
         check_choice("backend", self.backend, get_args(Backend))
         check_choice("simulator", self.simulator, get_args(Simulator))
         fields.check(self, error=VectorConfigError)
+        if self.least_delay is not None and self.least_delay > self.delay:
+            raise VectorConfigError(
+                f"least_delay is {self.least_delay} steps, expected at most delay, {self.delay}"
+            )
         varied = self.world.vary or self.world.variation != Variation()
         if varied and (self.backend, self.simulator) != ("cpu", "maniskill"):
             raise VectorConfigError(

@@ -15,7 +15,7 @@ def make(config: VectorConfig) -> VectorEnv:
     except BaseException:
         env.close()
         raise
-    return Late(env, config.delay) if config.delay else env
+    return Late(env, config) if config.delay else env
 
 
 def _make(config: VectorConfig) -> VectorEnv:

@@ -127,6 +127,8 @@ class EnvConfig(Section, section="env"):
     delay_s: Annotated[float, within(0, 2, "s")] = 0.0
     """Time from an image to the first step that uses its answer, rounded up to whole steps;
     evaluations too. Meanwhile the arm follows the prediction before."""
+    least_delay_s: Annotated[float, within(0, 2, "s")] | None = None
+    """Each episode of the rollouts draws its delay between this and delay_s; default: delay_s."""
     episode_s: FinitePositive | None = None
     """Longest episode in rollouts, in simulated seconds; default: the task's limit, as in
     evaluation. A shorter limit spends less time on failed attempts."""
@@ -148,6 +150,11 @@ class EnvConfig(Section, section="env"):
         if odd:
             known = ", ".join(COLOUR_NAMES)
             raise ConfigError(f"env.colours has {odd[0]!r}; known: {known}; separate by commas")
+        if self.least_delay_s is not None and self.least_delay_s > self.delay_s:
+            raise ConfigError(
+                f"env.least_delay_s is {self.least_delay_s:g}, expected at most env.delay_s,"
+                f" {self.delay_s:g}"
+            )
         self.vector(control_hz=10, seed=0, first_env=0)
         if (self.vary or self.variation != VariationConfig()) and (
             (self.backend, self.simulator) != ("cpu", "maniskill")
@@ -187,6 +194,7 @@ class EnvConfig(Section, section="env"):
 
     def vector(self, control_hz: int, seed: int, first_env: int) -> VectorConfig:
         """Return the environments of one process; raises ConfigError, with the nearest names."""
+        least_s = self.least_delay_s
         try:
             return VectorConfig(
                 world=self.world(control_hz),
@@ -195,6 +203,7 @@ class EnvConfig(Section, section="env"):
                 simulator=self.simulator,
                 processes=self.processes,
                 delay=whole_steps(self.delay_s * control_hz),
+                least_delay=None if least_s is None else whole_steps(least_s * control_hz),
                 first_seed=seed,
                 first_env=first_env,
                 same_scene=self.same_scene,

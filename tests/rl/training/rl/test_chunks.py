@@ -328,6 +328,7 @@ def test_a_resumed_run_equals_one_that_was_never_stopped(
         (("--action-std", "0"), "action_std"),
         (("--action-correlation", "1"), "action_correlation"),
         (("--delay-s", "-0.1"), "delay_s"),
+        (("--delay-s", "0.2", "--least-delay-s", "0.3"), "env.least_delay_s is 0.3, expected at"),
     ],
 )
 def test_what_such_a_policy_cannot_do_is_refused(

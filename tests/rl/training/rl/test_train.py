@@ -159,6 +159,9 @@ def test_the_shipped_policy_practises_with_a_late_link_and_only_its_head_learns(
 def test_a_delay_is_rounded_up_to_steps(delay_s: float, hz: int, steps: int) -> None:
     config = read("--backend", "cpu", "--delay-s", str(delay_s))
     assert config.env.vector(hz, 0, 0).delay == steps
+    assert config.env.vector(hz, 0, 0).least_delay is None
+    config = read("--backend", "cpu", "--delay-s", "0.5", "--least-delay-s", str(delay_s))
+    assert config.env.vector(hz, 0, 0).least_delay == steps
 
 
 def test_scenes_differ_as_the_flags_say() -> None:
