@@ -8,6 +8,7 @@ Legend: H, W image; T steps; 8 joints in the order of `robot.JOINT_NAMES`, rad.
 
 from __future__ import annotations
 
+import functools
 import logging
 import threading
 import time
@@ -247,15 +248,20 @@ class InferenceLoop:
                 HoldReason.TOO_LATE, f"this machine stalled: trajectory {late_s:.3f} s late"
             )
         if not self._config.dry_run:
+            followed = shaped.followed
+            if followed is not None and self._peers.is_lost(followed.sequence):
+                return Hold(
+                    HoldReason.SEND_DROPPED, "the trajectory that this one continues was not sent"
+                )
             dialect = self._ready.dialect
             assert dialect is not None  # Readiness.robot held otherwise
             bundle = self._outgoing.bundle(trajectory, shaped.target_rad, dialect)
-            # Noted first: the network thread may hear it before `publish` returns.
-            self._peers.published(
-                trajectory.sequence, self._clock(), shaped.lead_s, shaped.expires_s
-            )
-            if not self._client.publish(bundle.operations, shaped.leave_by_s):
-                self._peers.withdrawn(trajectory.sequence)
+            # Noted first: the network thread may hear or drop it before `publish` returns.
+            sequence = trajectory.sequence
+            self._peers.published(sequence, self._clock(), shaped.lead_s, shaped.expires_s)
+            withdraw = functools.partial(self._peers.withdrawn, sequence)
+            if not self._client.publish(bundle.operations, shaped.leave_by_s, withdraw):
+                withdraw()
                 return Hold(HoldReason.SEND_DROPPED, "the client did not accept the trajectory")
             self._planner.sent(shaped)
             self._following.sent(trajectory)

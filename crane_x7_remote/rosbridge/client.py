@@ -250,12 +250,16 @@ class RosbridgeClient:
         self._request(protocol.encode_json(operation))
 
     def publish(
-        self, operations: Sequence[Mapping[str, Any]], leave_by_s: float | None = None
+        self,
+        operations: Sequence[Mapping[str, Any]],
+        leave_by_s: float | None = None,
+        dropped: Callable[[], None] | None = None,
     ) -> bool:
         """Send the operations as one bundle now, or drop them: False means dropped and counted.
 
         True means that the bundle was passed to the network thread, not that it arrived. If that
-        thread gets to it after `leave_by_s`, on our monotonic clock, it is also dropped.
+        thread gets to it after `leave_by_s`, on our monotonic clock, or the link fails, it is also
+        dropped, and that thread calls `dropped` before the next bundle is accepted.
         """
         with self._sending:
             if not self._connected or self._in_flight:
@@ -264,7 +268,7 @@ class RosbridgeClient:
             self._in_flight = True
         try:
             payloads = [protocol.encode_json(operation) for operation in operations]
-            self._loop.call_soon_threadsafe(self._start_sending, payloads, leave_by_s)
+            self._loop.call_soon_threadsafe(self._start_sending, payloads, leave_by_s, dropped)
         except BaseException:
             self._in_flight = False
             raise
@@ -443,22 +447,26 @@ class RosbridgeClient:
 
     # --- network thread: out ---------------------------------------------------------------------
 
-    def _start_sending(self, payloads: list[str], leave_by_s: float | None) -> None:
-        task = self._loop.create_task(self._send(payloads, leave_by_s))
-        task.add_done_callback(self._sent)
+    def _start_sending(
+        self, payloads: list[str], leave_by_s: float | None, dropped: Callable[[], None] | None
+    ) -> None:
+        def ended(task: asyncio.Task[bool]) -> None:
+            if task.cancelled() or task.exception() is not None or not task.result():
+                self._dropped += 1
+                if dropped is not None:
+                    dropped()
+            self._in_flight = False
 
-    async def _send(self, payloads: list[str], leave_by_s: float | None) -> None:
+        self._loop.create_task(self._send(payloads, leave_by_s)).add_done_callback(ended)
+
+    async def _send(self, payloads: list[str], leave_by_s: float | None) -> bool:
+        """Return whether the bundle was sent, and not too late for that."""
         link = self._link
         if link is None or (leave_by_s is not None and self._clock() > leave_by_s):
-            self._dropped += 1
-            return
+            return False
         for payload in payloads:
             await link.send(payload)
-
-    def _sent(self, task: asyncio.Task[None]) -> None:
-        self._in_flight = False
-        if not task.cancelled() and isinstance(task.exception(), OSError | WebSocketException):
-            self._dropped += 1
+        return True
 
     def _request(self, payload: str) -> None:
         """Send an operation; after a reconnect the caller sends it again."""

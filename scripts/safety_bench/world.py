@@ -338,13 +338,18 @@ class Client:
         return self._inbox.robot_time(now)
 
     def publish(
-        self, operations: Sequence[dict[str, Any]], leave_by_s: float | None = None
+        self,
+        operations: Sequence[dict[str, Any]],
+        leave_by_s: float | None = None,
+        dropped: Callable[[], None] | None = None,
     ) -> bool:
         world = self._world
         now_s = world.timeline.now_s + 0.0002
         leaves_s = world.loop_stops.resumes_s(now_s)
         if leave_by_s is not None and leaves_s > leave_by_s and not world.case.fixed_lead:
-            return True  # dropped on the network thread
+            if dropped is not None:
+                world.timeline.at(leaves_s, dropped)  # on the network thread
+            return True
         for operation in operations:
             if operation["op"] == "publish" and operation["topic"] in (ARM, PREDICTION):
                 item = (operation["topic"], operation["msg"])

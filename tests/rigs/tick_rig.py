@@ -76,6 +76,8 @@ class FakeClient:
     jpeg: bytes = field(default_factory=a_jpeg)
     stamp_offset_s: float = ROBOT_CLOCK_S
     accepts: bool = True
+    drops: bool = False
+    """Whether bundles are accepted, and then dropped on the network thread."""
     echoes: bool = True
     instructions: list[str] = field(default_factory=list)
     listener: Callable[[Mapping[str, Any]], None] | None = None
@@ -135,11 +137,17 @@ class FakeClient:
         return now + ROBOT_CLOCK_S
 
     def publish(
-        self, operations: Sequence[dict[str, Any]], leave_by_s: float | None = None
+        self,
+        operations: Sequence[dict[str, Any]],
+        leave_by_s: float | None = None,
+        dropped: Callable[[], None] | None = None,
     ) -> bool:
         del leave_by_s
         if not self.accepts or not self.link.connected:
             return False
+        if self.drops and dropped is not None:
+            dropped()
+            return True
         self.published.append(list(operations))
         self.goals += [
             (self.clock.now_s, operation["args"]["command"]["position"])

@@ -305,6 +305,39 @@ def test_a_dropped_bundle_is_no_running_trajectory(rig: Rig) -> None:
     np.testing.assert_allclose(sent.trajectory.position_rad[0], robot.HOME_RAD)
 
 
+def test_what_the_network_thread_dropped_is_no_running_trajectory(rig: Rig) -> None:
+    """The next path begins where the arm is, not where the dropped one would have taken it."""
+    first = rig.tick()
+    assert isinstance(first, Sent)
+    rig.client.drops = True
+    dropped = rig.tick()
+    assert isinstance(dropped, Sent)
+    rig.client.drops = False
+    sent = rig.tick()
+    assert isinstance(sent, Sent)
+    assert sent.trajectory.sequence > dropped.trajectory.sequence
+    assert rig.loop._planner._before is None, "it starts from the measured state"
+
+
+def test_a_path_that_continues_a_dropped_one_is_not_sent(rig: Rig) -> None:
+    rig.client.echoes = False
+    first = rig.tick()
+    assert isinstance(first, Sent)
+    shape = rig.loop._planner.shape
+
+    def shaped(*arguments: Any) -> Any:
+        found = shape(*arguments)
+        rig.loop._peers.withdrawn(first.trajectory.sequence)  # only now
+        return found
+
+    rig.loop._planner.shape = shaped  # type: ignore[method-assign, assignment]
+    published = len(rig.client.published)
+    assert rig.reason() is HoldReason.SEND_DROPPED
+    assert len(rig.client.published) == published
+    rig.loop._planner.shape = shape  # type: ignore[method-assign]
+    assert isinstance(rig.tick(), Sent)
+
+
 def test_dry_run_publishes_nothing() -> None:
     rig = Rig(dry_run=True)
     assert isinstance(rig.tick(10), Sent)
@@ -393,11 +426,11 @@ def test_a_goal_that_the_client_cannot_take_is_tried_again() -> None:
     rig = _closing()
     publish, refused = rig.client.publish, []
 
-    def busy(operations: Any, leave_by_s: float | None = None) -> bool:
+    def busy(operations: Any, *more: Any) -> bool:
         if len(operations) == 1 and len(refused) < 3:
             refused.append(operations)
             return False
-        return publish(operations, leave_by_s)
+        return publish(operations, *more)
 
     rig.client.publish = busy  # type: ignore[method-assign]
     rig.loop.run(duration_s=1.5)

@@ -178,6 +178,30 @@ def test_while_one_bundle_is_on_its_way_others_are_dropped_and_counted() -> None
         assert robot.link.dropped_publishes >= 4
 
 
+def test_who_published_hears_that_the_network_thread_came_too_late() -> None:
+    blocked, release = threading.Event(), threading.Event()
+
+    def block(_: object) -> None:
+        blocked.set()
+        release.wait(20)
+
+    with RecordingServer() as server, client(server.port) as robot:
+        wait_for(robot, server)
+        told: list[int] = []
+        assert robot.publish(number(1), None, lambda: told.append(1))
+        wait_until(lambda: 1 in numbers(server), 10, "one that is sent")
+        robot.subscribe("/extra", STRING, block)
+        server.send(protocol.publish("/extra", {"data": "x"}))
+        assert blocked.wait(10)
+        assert robot.publish(number(2), time.monotonic(), lambda: told.append(2))
+        assert not robot.publish(number(3), None, lambda: told.append(3))
+        release.set()
+        wait_until(lambda: robot.publish(number(4)), 10, "the way is free again")
+        assert told == [2], "told before the next bundle was accepted"
+        wait_until(lambda: 4 in numbers(server), 10, "the next one arrives")
+        assert numbers(server) == [1, 4]
+
+
 def test_bundles_arrive_in_order_and_none_is_lost_or_doubled() -> None:
     with RecordingServer() as server, client(server.port) as robot:
         wait_for(robot, server)
