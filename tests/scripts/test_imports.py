@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ast
+import functools
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
 
 import grimp
@@ -82,6 +84,58 @@ def test_a_ground_floor_file_needs_no_package_but_numpy(name: str) -> None:
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     loaded = set(run.stdout.split()) - sys.stdlib_module_names
     assert loaded <= {"crane_x7_vla_rl", "numpy"}
+
+
+def scripts() -> list[Path]:
+    """Return our Python programs in scripts/, with the files of their folders."""
+    files = [path for path in (ROOT / "scripts").rglob("*") if path.is_file()]
+    return [
+        path
+        for path in files
+        if path.suffix == ".py" or path.read_bytes().startswith(b"#!/usr/bin/env python")
+    ]
+
+
+def top(nodes: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Yield the statements of a module's top level, those under a condition included."""
+    for node in nodes:
+        yield node
+        if isinstance(node, ast.If | ast.Try | ast.With):
+            yield from top(
+                [each for each in ast.iter_child_nodes(node) if isinstance(each, ast.stmt)]
+            )
+
+
+@functools.cache
+def names(module: str) -> frozenset[str]:
+    """Return what stands at the module's top level, and the files of a package."""
+    folder = ROOT / module.replace(".", "/")
+    path = folder / "__init__.py" if folder.is_dir() else folder.with_suffix(".py")
+    found = {each.stem for each in folder.glob("*")}
+    for node in top(ast.parse(path.read_text(encoding="utf-8")).body):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+            found.add(node.name)
+        elif isinstance(node, ast.Import | ast.ImportFrom):
+            found |= {alias.asname or alias.name for alias in node.names}
+        elif isinstance(node, ast.Assign | ast.AnnAssign):
+            found |= {each.id for each in ast.walk(node) if isinstance(each, ast.Name)}
+    return frozenset(found)
+
+
+def test_what_the_scripts_import_from_the_packages_exists() -> None:
+    """Type checks do not see files without .py; a benchmark that nobody has run lately would not
+    start."""
+    programs = scripts()
+    assert len(programs) > 30
+    missing = [
+        f"{path.relative_to(ROOT)}: {node.module}.{alias.name}"
+        for path in programs
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(PACKAGES)
+        for alias in node.names
+        if alias.name not in names(str(node.module))
+    ]
+    assert not missing
 
 
 def test_no_package_imports_a_file_that_imports_the_package_itself() -> None:
