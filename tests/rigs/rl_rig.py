@@ -123,6 +123,9 @@ def assert_same(run: Path, whole: Path) -> None:
     assert progress == same_progress
 
 
+Script = dict[tuple[int, int], str]
+
+
 class Scripted:
     """A VectorEnv of four environments in two groups, in which what happens is written down."""
 

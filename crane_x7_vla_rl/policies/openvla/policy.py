@@ -112,14 +112,20 @@ class OpenVLAPolicy:
     """Joint targets of one checkpoint."""
 
     def __init__(
-        self, loaded: Loaded, options: ModelOptions, runner: Runner | OpenVLAOft | None = None
+        self,
+        loaded: Loaded,
+        options: ModelOptions,
+        runner: Runner | OpenVLAOft | None = None,
+        inputs: PolicySpec | None = None,
     ) -> None:
-        """`runner`: what runs a model that is already loaded, with its heads if it has any.
+        """`runner`: what runs a model that is already loaded, with its heads if it has any;
+        `inputs` replaces the content of its policy.json.
 
         Raises CheckpointError for an unknown key, other dimensions, or no tokenizer.
         """
         source = loaded.layout.folder
-        self._codec = Codec.of(loaded.layout, loaded.model.norm_stats, options.unnorm_key)
+        stats = loaded.model.norm_stats
+        self._codec = Codec.of(loaded.layout, stats, options.unnorm_key, inputs)
         self._model = loaded.model
         if options.center_crop is not None:
             self._model.crop = options.center_crop

@@ -10,6 +10,7 @@ decision.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -75,9 +76,11 @@ class Late:
 
     def receive(self, group: int) -> Steps:
         """See VectorEnv."""
-        steps = self._env.receive(group)
+        envs = self._env.groups[group]
+        late = np.array([self._delay(env) for env in envs])  # before new episodes draw theirs
+        steps = replace(self._env.receive(group), late=late)
         ended = steps.terminated | steps.truncated | steps.discarded
-        for row, env in enumerate(self._env.groups[group]):
+        for row, env in enumerate(envs):
             if ended[row]:
                 self._under_way.pop(env, None)
                 self._delays.pop(env, None)

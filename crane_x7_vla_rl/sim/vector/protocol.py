@@ -83,6 +83,8 @@ class Steps:
     """(n,) the process died or hung: this chunk and its episode must not be learned from."""
     episodes: tuple[EpisodeResult, ...]
     """Episodes that ended in this chunk, by environment, without discarded ones."""
+    late: Indices | None = None
+    """(n,) steps from the image to the first target that the arm followed; None: 0."""
 
 
 class VectorEnv(Protocol):

@@ -150,6 +150,17 @@ class Agent(Learner):
         if isinstance(self.runner, GaussianRunner):
             self.core.noise = self.runner.noise = replace(self.runner.noise, deviation=deviation)
 
+    def restart_moments(self) -> None:
+        """Let the optimizer count the policy's steps from 0: those while the value head learned
+        alone had no gradient, and their zeros would make the first real steps several times too
+        long."""
+        critic = self.core.value_head
+        valued = set() if critic is None else {id(each) for each in critic.parameters()}
+        for group in self.optimizer.param_groups:
+            for weights in group["params"]:
+                if id(weights) not in valued and weights in self.optimizer.state:
+                    self.optimizer.state[weights]["step"].zero_()
+
     def step(self, policy_scale: float, value_scale: float) -> None:
         """Move the weights at these shares of their learning rates; drop the gradients."""
         acting = () if self.core.head_only else (policy_scale,)

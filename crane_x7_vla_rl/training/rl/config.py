@@ -314,6 +314,17 @@ class RlConfig:
                 f"ppo.ref_kl_target is {self.ppo.ref_kl_target}, but ppo.kl_coefficient is 0, which"
                 " cannot be doubled; set it to the coefficient to begin with, such as 0.01"
             )
+        if self.ppo.kl_coefficient and not (self.lora.enabled or self.training.head_only):
+            raise ConfigError(
+                f"ppo.kl_coefficient is {self.ppo.kl_coefficient}, but lora.enabled is false: the"
+                " start is only kept below adapters; set ppo.kl_coefficient to 0"
+            )
+        value = self.ppo.value
+        if self.ppo.algorithm == "grpo" and (value.warmup or value.extra_epochs):
+            raise ConfigError(
+                f"ppo.value.warmup is {value.warmup} and ppo.value.extra_epochs"
+                f" {value.extra_epochs}, but grpo has no critic; set both to 0"
+            )
         if self.training.head_only:
             object.__setattr__(self, "lora", replace(self.lora, enabled=False))
         if self.ppo.algorithm == "grpo" and self.env.start_from is not None:

@@ -55,10 +55,14 @@ def success(run: RlRun, runner: Runner | GaussianRunner, step: int) -> float:
         timing=Timing(delay_s=config.env.delay_s),
     )
     evaluation.output.mkdir(parents=True, exist_ok=True)
+    inputs = run.rollout.codec.inputs
+    if isinstance(runner, GaussianRunner):  # sampled as widely as the rollouts of this update
+        inputs = replace(inputs, action_std=runner.noise.deviation)
     acting = OpenVLAPolicy(
         replace(run.session.origin.loaded, model=runner.model),
         replace(model, seed=model.seed + ranks.rank),
         runner.policy if isinstance(runner, GaussianRunner) else runner,
+        inputs,
     )
     try:
         rollouts = roll_out(Candidate(acting, acting.period_s, batched=True), evaluation, ranks)

@@ -55,18 +55,12 @@ def train(
 
 def _loop(run: RlRun, progress: Progress, interrupt: Interrupt) -> None:
     _check_length(run)
-    _Loop(run, RunState.of(run, progress, _longest(run)), interrupt).to_end()
-
-
-def _longest(run: RlRun) -> int:
-    """Return how many decisions an episode may take."""
-    world = run.config.env.world(round(1 / run.rollout.codec.inputs.period_s))
-    return -(-world.max_steps // run.rollout.executed)
+    _Loop(run, RunState.of(run, progress), interrupt).to_end()
 
 
 def _check_length(run: RlRun) -> None:
     """Refuse rollouts in which grpo would see only short episodes; warn if ppo would."""
-    longest, save_every = _longest(run), run.config.output.save_every
+    longest, save_every = run.rollout.longest, run.config.output.save_every
     if run.config.ppo.algorithm == "grpo" and run.rollout.steps < longest:
         raise ConfigError(
             f"training.rollout_steps is {run.rollout.steps}, but an episode may take {longest}"
@@ -120,7 +114,7 @@ class _Loop:
         run, state, number = self.run, self.state, self.state.progress.step
         rate = self._rate()
         if run.config.ppo.algorithm == "grpo" and number:
-            state.scenes.begin_next()
+            state.scenes.begin_next(run.config.env.same_scene)
         run.agent.widen(run.config.ppo.action_std_at(self._share()))
         started_s = run.clock()
         with self.rescue.rollout():
@@ -144,9 +138,10 @@ class _Loop:
             "env_steps_s": sums.env_steps / (ended_s - started_s),
             "kl_coefficient": state.kl_coefficient,
         }
-        state.kl_coefficient = next_coefficient(
-            state.kl_coefficient, metrics.ref_kl, run.config.ppo.ref_kl_target
-        )
+        if metrics.minibatches and number >= run.config.ppo.value.warmup:  # the policy moved
+            state.kl_coefficient = next_coefficient(
+                state.kl_coefficient, metrics.ref_kl, run.config.ppo.ref_kl_target
+            )
         is_best = self._evaluate(figures)
         self._log(figures)
         self._checkpoint(is_best)

@@ -68,6 +68,8 @@ class RolloutConfig:
     """Steps of each prediction that are executed before the next; None: all."""
     delay: int = 0
     """Control steps from an image to the first one that uses its answer; as the environments'."""
+    longest: int = 1
+    """Decisions of the longest episode, at most."""
 
     @property
     def executed(self) -> int:
@@ -297,14 +299,23 @@ class _Collection:
         taken = torch.as_tensor(steps.steps)
         each = self.config.codec.answer_length // self.config.codec.inputs.chunk_steps
         index = torch.arange(self.config.codec.answer_length) // each  # (D,), step of each token
-        # Those before the delay never are, but with correlated noise the others depend on them.
-        self.action_mask[step, part] = index < taken[:, None] + self.config.delay  # (n, D)
+        self.action_mask[step, part] = self._executed(index, steps, taken)
         self.env_steps += int(taken.sum())
         self.episodes += steps.episodes
         self.ended += [step] * len(steps.episodes)
         self._note_ends(step, envs, steps)
         if steps.final is not None:
             self._value_final(step, envs, steps.final)
+
+    def _executed(self, index: Tensor, steps: Steps, taken: Tensor) -> Tensor:
+        """Return (n, D) bool: which numbers the arm follows, and those that these depend on."""
+        late = torch.zeros_like(taken) if steps.late is None else torch.as_tensor(steps.late)
+        ended = torch.as_tensor(steps.terminated | steps.truncated)
+        until = taken + torch.where(ended, 0, late)  # followed while the next answer is under way
+        # Those before the delay never move the arm, but those after them may depend on them.
+        alone = self.chunks is not None and not self.chunks.noise.correlation
+        since = late if alone else torch.zeros_like(late)
+        return (index >= since[:, None]) & (index < until[:, None])
 
     def _note_ends(self, step: int, envs: range, steps: Steps) -> None:
         for row, env in enumerate(envs):
@@ -455,5 +466,8 @@ class _Collection:
             ), valid
         groups = self._groups()
         whole = self.terminated | self.truncated
-        advantages, taught = grpo.group_advantages(self.rewards, whole, valid, groups)
+        advantages, taught = grpo.group_advantages(
+            self.rewards, whole, valid, groups,
+            self.config.longest, self.config.ppo.normalise_advantages,
+        )  # fmt: skip
         return advantages, torch.zeros_like(advantages), taught

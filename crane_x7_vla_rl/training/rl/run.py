@@ -141,6 +141,8 @@ def open_run(
             batch=training.rollout_batch, same_scene=config.env.same_scene,
             execute_steps=training.execute_steps, delay=environments.delay,
         )  # fmt: skip
+        longest = -(-environments.world.max_steps // rollout.executed)
+        rollout = replace(rollout, longest=longest)
         _tell_discounts(rollout)
         with sessions.open_session(start, origin, tracker) as session:
             yield RlRun(session, config, rollout, clock, threads, starts), progress

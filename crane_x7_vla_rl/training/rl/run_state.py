@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 from itertools import compress
 from typing import Any, Final
 
+import numpy as np
 from accelerate.utils import gather_object
 
 from crane_x7_vla_rl.sim.vector.protocol import VectorEnv
@@ -49,10 +50,15 @@ class Scenes:
         """Restart the running episodes, as a run does that resumes from what is saved now."""
         self._begin(self._env.state_dict())
 
-    def begin_next(self) -> None:
-        """Begin the next episode in every environment: grpo learns from whole ones alone."""
+    def begin_next(self, same_scene: int = 1) -> None:
+        """Begin a new episode in every environment: grpo learns from whole ones alone.
+
+        The `same_scene` environments in a row that are compared begin one of the same number, which
+        is the same scene, however many episodes each of them had.
+        """
         state = self._env.state_dict()
-        self._begin(state | {"episodes": [episode + 1 for episode in state["episodes"]]})
+        numbers = np.reshape(state["episodes"], (-1, same_scene)).max(1) + 1
+        self._begin(state | {"episodes": np.repeat(numbers, same_scene).tolist()})
 
     def _begin(self, state: dict[str, Any]) -> None:
         self._env.load_state_dict(state)
@@ -77,10 +83,10 @@ class RunState:
     """The newest update's success, for the checkpoint's lineage."""
 
     @classmethod
-    def of(cls, run: RlRun, progress: Progress, longest: int) -> RunState:
-        """Return the state that a run begins with; `longest`: decisions of an episode at most."""
+    def of(cls, run: RlRun, progress: Progress) -> RunState:
+        """Return the state that a run begins with."""
         before = progress.position or {}
-        outcomes = Outcomes(longest, run.rollout.executed)
+        outcomes = Outcomes(run.rollout.longest, run.rollout.executed)
         best, recent = float(before.get("best", NEVER)), Recent(before.get("recent", ()))
         coefficient = float(before.get("kl_coefficient", run.config.ppo.kl_coefficient))
         if run.config.ppo.ref_kl_target is None:

@@ -29,6 +29,7 @@ D tokens of a prediction.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -49,6 +50,14 @@ from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig
 
 PROBED: Final = 8
 SUMMED: Final = ("policy", "value", "entropy", "ref_kl", "approx_kl", "clip_fraction")
+NOTHING: Final = UpdateMetrics(
+    policy_loss=0.0, value_loss=0.0, entropy=0.0, approx_kl=0.0, ref_kl=0.0, clip_fraction=0.0,
+    explained_variance=0.0, grad_norm=0.0, policy_grad_norm=0.0, ratio_error=0.0, value_error=0.0,
+    advantage_mean=0.0, advantage_std=0.0, samples=0, minibatches=0, stopped_early=False,
+)  # fmt: skip
+"""Of an update that moved nothing."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -98,13 +107,17 @@ class UpdateBatch:
 
 
 def update(agent: Agent, buffer: Buffer, config: PpoConfig, index: UpdateIndex) -> UpdateMetrics:
-    """Learn from a rollout; every process must call it with its own.
+    """Learn from a rollout; every process must call it with its own. One without a sample to learn
+    from changes nothing.
 
     Raises NotFiniteError before a step that would make weights NaN, SpoiltError where the rollout's
     policy has output NaN already, and PpoError.
     """
     where = f"update {index.number + 1}"
     valid = _check(agent, buffer, where)
+    if not bool(valid.any()):
+        logger.warning("%s: nothing to learn from: %s", where, _why_nothing(config))
+        return NOTHING
     advantages, mean, std = _normalised(agent, buffer, config)
     if index.number < config.value.warmup:
         config = _value_alone(config)
@@ -131,6 +144,8 @@ def update(agent: Agent, buffer: Buffer, config: PpoConfig, index: UpdateIndex) 
             break
         agent.step(0.0 if index.number < config.value.warmup else index.rate, index.rate)
         steps += 1
+    if index.number < config.value.warmup:
+        agent.restart_moments()
     again = range(config.epochs, config.epochs + config.value.extra_epochs)
     if again:
         left = _minibatches(agent, batch, config, index, again)
@@ -157,6 +172,12 @@ def update(agent: Agent, buffer: Buffer, config: PpoConfig, index: UpdateIndex) 
     )
 
 
+def _why_nothing(config: PpoConfig) -> str:
+    if config.algorithm == "grpo":
+        return "no group has whole episodes that ended differently"
+    return "the simulations of all steps were lost"
+
+
 def _check(agent: Agent, buffer: Buffer, where: str) -> Tensor:
     """Return which samples of all processes are valid, (T, E), in all of them alike."""
     device = agent.accelerator.device
@@ -173,8 +194,6 @@ def _check(agent: Agent, buffer: Buffer, where: str) -> Tensor:
     steps, environments = buffer.shape
     gathered = agent.accelerator.gather(buffer.valid.to(device, torch.uint8).contiguous())
     valid: Tensor = gathered.view(-1, steps, environments).permute(1, 0, 2).flatten(1).cpu().bool()
-    if not bool(valid.any()):
-        raise PpoError(f"{where}: no step of the rollout is valid, so there is nothing to learn")
     return valid
 
 
@@ -244,6 +263,8 @@ def _probe(agent: Agent, batch: UpdateBatch, config: PpoConfig, where: str) -> f
     if config.policy_coefficient == 0:
         return 0.0
     size = batch.advantages.abs()  # (S,)
+    if batch.buffer.action_mask is not None:  # actions that never moved the arm have no gradient
+        size = size * batch.buffer.action_mask.flatten(0, 1).any(-1).to(size.device)
     largest = agent.largest(float(size.max()))
     if largest == 0:
         return 0.0

@@ -23,6 +23,7 @@ from crane_x7_vla_rl.policies.openvla.run import gaussian
 from crane_x7_vla_rl.policies.openvla.run.gaussian import GaussianRunner, Noise
 from crane_x7_vla_rl.policies.openvla.weights import layout, loading
 from crane_x7_vla_rl.robot import HOME_RAD
+from crane_x7_vla_rl.sim.vector.protocol import Steps
 from crane_x7_vla_rl.training import cli
 from crane_x7_vla_rl.training.checkpoints import policy_files
 from crane_x7_vla_rl.training.checkpoints import save as checkpoint
@@ -270,14 +271,50 @@ def test_the_checkpoint_names_the_correlation_that_it_was_reinforced_with(
     assert all(one["ratio_error"] < 0.05 for one in rl_rig.figures(run))
 
 
+class Tardy(rl_rig.Scripted):
+    """Environments that say how late their answers came."""
+
+    late = 0
+
+    def receive(self, group: int) -> Steps:
+        return replace(super().receive(group), late=np.full(2, self.late))
+
+
+def late(config: RolloutConfig, steps: int, script: rl_rig.Script | None = None) -> RolloutConfig:
+    """Return the same in environments whose answers come this late."""
+    env = Tardy(script or {})
+    env.late = steps
+    env.send = config.env.send  # type: ignore[method-assign]
+    return replace(config, env=env)  # type: ignore[arg-type]
+
+
+def test_numbers_that_never_move_the_arm_are_not_learned_from() -> None:
+    """Those before the delay, and after the end of an episode those that were still to come."""
+    config = late(rolling(execute_steps=2, delay=1), 1, {(1, 0): "terminated"})
+    found = collect(config, 0)
+    assert found is not None
+    assert found.buffer.action_mask is not None
+    mask = found.buffer.action_mask.view(4, 4, 4, 8)
+    assert bool((mask == mask[..., :1]).all()), "a step's numbers belong together"
+    assert mask[0, 0, :, 0].tolist() == [False, True, True, False]
+    assert mask[1, 0, :, 0].tolist() == [False, False, False, False], "it ended after one step"
+    assert mask[1, 1, :, 0].tolist() == [False, True, True, False]
+    drawn = rolling(replace(CONFIG, action_correlation=0.9), execute_steps=2, delay=1)
+    found = collect(late(drawn, 1), 0)
+    assert found is not None
+    assert found.buffer.action_mask is not None
+    mask = found.buffer.action_mask.view(4, 4, 4, 8)
+    assert mask[0, 0, :, 0].tolist() == [True, True, True, False], "later ones depend on the first"
+
+
 @pytest.mark.parametrize(("delay", "sent", "used"), [(0, 2, 2), (1, 3, 3), (3, 5, 4)])
 def test_answers_that_come_late_are_sent_whole_and_learned_from_as_far_as_they_were_used(
     monkeypatch: pytest.MonkeyPatch, delay: int, sent: int, used: int
 ) -> None:
-    config = rolling(execute_steps=2, delay=delay)
+    config = rolling(replace(CONFIG, action_correlation=0.9), execute_steps=2, delay=delay)
     targets: list[np.ndarray] = []
     monkeypatch.setattr(config.env, "send", lambda _, chunk: targets.append(chunk), raising=True)
-    found = collect(config, 0)
+    found = collect(late(config, delay), 0)
     assert found is not None
     assert {chunk.shape for chunk in targets} == {(2, sent, 8)}
     for chunk in targets:  # after its last step a chunk stays there

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import rl_rig
@@ -20,9 +21,11 @@ from crane_x7_vla_rl.training.checkpoints import training_state
 from crane_x7_vla_rl.training.errors import ConfigError, ExitCode
 from crane_x7_vla_rl.training.rl import agent as agents
 from crane_x7_vla_rl.training.rl import kl_control
+from crane_x7_vla_rl.training.rl.episode_stats import Outcomes
 from crane_x7_vla_rl.training.rl.kl_control import next_coefficient
 from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig, ValueConfig
 from crane_x7_vla_rl.training.rl.rollout import RolloutConfig, collect
+from crane_x7_vla_rl.training.rl.run_state import Scenes
 
 SHORT = PpoConfig(minibatch_size=4, micro_batch_size=4, epochs=1, value=ValueConfig(hidden=16))
 
@@ -111,6 +114,17 @@ def test_a_run_adapts_it_and_goes_on_with_it(
     rl_rig.assert_same(stopped, whole)
 
 
+def test_it_waits_while_the_value_head_learns_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The policy does not move then: that it stays near its start says nothing."""
+    monkeypatch.setattr("crane_x7_vla_rl.sim.vector.make.make", lambda _: Scripted({}))
+    run = tmp_path / "run"
+    hold = ("--kl-coefficient", "0.4", "--ref-kl-target", "50", "--value-warmup", "2")
+    rl_rig.train(run, *hold, "--num-updates", "4")
+    assert [one["kl_coefficient"] for one in rl_rig.figures(run)] == [0.4, 0.4, 0.4, 0.2]
+
+
 # --- grpo with the same scene ---------------------------------------------------------------------
 
 
@@ -134,9 +148,24 @@ def test_grpo_compares_episodes_of_the_same_scene_alone() -> None:
     assert other.buffer.valid[:, 2:].all(), "by instruction, all of them are compared"
 
 
+def test_each_rollout_begins_with_the_same_scene_in_environments_that_are_compared() -> None:
+    env = Scripted({})
+    began: list[dict[str, Any]] = []
+    env.state_dict = lambda: {"seed": 7, "episodes": [5, 3, 1, 2]}  # type: ignore[method-assign]
+    env.load_state_dict = began.append  # type: ignore[method-assign]
+    scenes = Scenes(env, Outcomes(3, 1))
+    scenes.begin_next(same_scene=2)
+    scenes.begin_next()
+    assert began == [
+        {"seed": 7, "episodes": [6, 6, 3, 3]}, {"seed": 7, "episodes": [6, 4, 2, 3]},
+    ]  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
+        (("--algorithm", "grpo", "--value-warmup", "1"), "but grpo has no critic; set both to 0"),
+        (("--no-use-lora", "--kl-coefficient", "0.1"), "but lora.enabled is false"),
         (("--same-scene", "3"), "same_scene is 3, expected a divisor of the 2"),
         (("--same-scene", "0"), "env.same_scene is 0, expected 1 or more"),
         (("--ref-kl-target", "0.1"), "ppo.ref_kl_target is 0.1, but ppo.kl_coefficient is 0"),

@@ -421,6 +421,26 @@ def test_28_unfinished_and_discarded_episodes_are_left_out() -> None:
     assert taught[:, 1].tolist() == [True, True, True, False]
 
 
+def test_28_episodes_that_began_too_late_for_the_longest_are_left_out() -> None:
+    """Of these, only those that succeeded quickly would be known."""
+    valid = torch.ones(4, 5, dtype=torch.bool)
+    rewards = REWARDS.clone()
+    rewards[3, 1] = 1
+    _, all_of_them = group_advantages(rewards, ENDED, valid, GROUPS)
+    assert bool(all_of_them[:, :2].all())
+    advantages, taught = group_advantages(rewards, ENDED, valid, GROUPS, longest=3)
+    assert taught[:, 0].tolist() == [True, True, False, False], "the second began in step 2"
+    assert taught[:, 1].tolist() == [True, True, True, False]
+    assert advantages[0, 0] > 0 > advantages[0, 1]
+    assert bool(group_advantages(REWARDS, ENDED, valid, GROUPS, longest=9)[1][0, :2].all())
+
+
+def test_26_without_normalisation_an_advantage_is_the_distance_from_the_mean() -> None:
+    valid = torch.ones(4, 5, dtype=torch.bool)
+    advantages, _ = group_advantages(REWARDS, ENDED, valid, GROUPS, normalise=False)
+    assert advantages[:, 0].tolist() == pytest.approx([0.75, 0.75, -0.25, -0.25])
+
+
 def test_grpo_refuses_other_shapes() -> None:
     with pytest.raises(PpoError, match=r"\(4, 4\).*expected \(T, N\)"):
         group_advantages(REWARDS, ENDED, ENDED, GROUPS[:, :4])

@@ -361,7 +361,7 @@ def test_a_policy_that_cannot_learn_is_refused() -> None:
         agents.build(model, WHOLE, Accelerator(cpu=True))
 
 
-def test_rollouts_of_odd_shapes_or_without_a_valid_step_are_refused(agent: Agent) -> None:
+def test_rollouts_of_odd_shapes_are_refused(agent: Agent) -> None:
     buffer = rig.collect(agent)
     with pytest.raises(PpoError, match=r"tokens is \(3, 4, 3\), expected \(3, 4, 4\)"):
         replace(buffer, tokens=buffer.tokens[..., :3])
@@ -369,6 +369,37 @@ def test_rollouts_of_odd_shapes_or_without_a_valid_step_are_refused(agent: Agent
         replace(buffer, values=buffer.values[:2])
     with pytest.raises(PpoError, match=r"prompts 2 times.*expected 3 times 4"):
         replace(buffer, prompts=buffer.prompts[:2])
+
+
+@pytest.mark.parametrize(
+    ("algorithm", "said"), [("ppo", "all steps were lost"), ("grpo", "ended differently")]
+)
+def test_a_rollout_without_a_sample_to_learn_from_changes_nothing(
+    agent: Agent, caplog: pytest.LogCaptureFixture, algorithm: Any, said: str
+) -> None:
+    """Such as grpo's where all episodes failed: the next rollout may have something to say."""
+    buffer = rig.collect(agent)
+    before = {name: p.detach().clone() for name, p in agent.core.named_parameters()}
     lost: Buffer = replace(buffer, valid=torch.zeros_like(buffer.valid))
-    with pytest.raises(PpoError, match="update 1: no step of the rollout is valid"):
-        update(agent, lost, WHOLE, FIRST)
+    metrics = update(agent, lost, replace(WHOLE, algorithm=algorithm), FIRST)
+    assert (metrics.samples, metrics.minibatches) == (0, 0)
+    assert all(torch.equal(p, before[name]) for name, p in agent.core.named_parameters())
+    assert "update 1: nothing to learn from" in caplog.text
+    assert said in caplog.text
+
+
+def test_the_optimizer_counts_the_policy_s_steps_from_the_end_of_the_warm_up(agent: Agent) -> None:
+    """Adam divides by a mean of squares, and with zeros of the warm-up in it, steps are too long."""
+    config = replace(WHOLE, value=replace(WHOLE.value, warmup=1), epochs=5)
+    buffer = rig.collect(agent)
+    update(agent, buffer, config, FIRST)
+    update(agent, buffer, replace(config, epochs=2), UpdateIndex(1))
+    assert agent.core.value_head is not None
+    counted = {
+        kind: {int(agent.optimizer.state[each]["step"]) for each in weights}
+        for kind, weights in (
+            ("critic", list(agent.core.value_head.parameters())),
+            ("policy", [each for each in agent.policy.parameters() if each.requires_grad]),
+        )
+    }
+    assert counted == {"critic": {7}, "policy": {2}}
