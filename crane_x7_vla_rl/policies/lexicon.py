@@ -120,9 +120,12 @@ CONTRAST: Final = re.compile(
 )
 """"Not the blue one": it names what to leave, and forbids nothing else."""
 FORBID: Final = re.compile(
-    r"n't\b|\b(dont|not|never|stop|halt|freeze|wait|cannot|avoid|refrain|no|leave|nobody|nothing)\b"
+    r"n't\b|\b(dont|do nt|not|never|stop|halt|freeze|wait|cannot|avoid|refrain|no|leave|nobody"
+    r"|nothing|neither|except|excluding|ignore|skip|forbid|forbidden|refuse|quit|resist|dangerous"
+    r"|broken)\b|\b(any(thing| \w+)?|every(thing| \w+)?|all) but\b"
     r"|\b(hands|stay|keep) (off|away|clear|your hands)\b"
     r"|ない|ません|やめ|辞め|止め|止ま|だめ|ダメ|駄目|禁止|待っ|待て|ストップ|中止|そのまま"
+    r"|以外|無視|避け|よけて|危険|危ない|んといて"
     r"|[うくぐすつぬぶむる]な(?![らのんど])"
 )
 WITHOUT: Final = re.compile(r"\bwithout\b[^,.;!?]*")

@@ -57,6 +57,7 @@ UNDERSTOOD: Final = (
     f'expected an instruction such as "{EXAMPLE}" or "place the blue cube on the plate", with red,'
     " green, blue or yellow, in English or Japanese"
 )
+APOSTROPHES: Final = str.maketrans(dict.fromkeys("’‘ʼ´`′＇", "'"))
 BETWEEN_SCRIPTS: Final = re.compile(r"(?<=[a-z])(?=[^\x00-\x7f])|(?<=[^\x00-\x7f])(?=[a-z])")
 
 
@@ -99,7 +100,7 @@ def _plain(instruction: str) -> str:
 
     Negations that forbid nothing are left out.
     """
-    text = unicodedata.normalize("NFKC", instruction).casefold().replace("’", "'").strip()
+    text = unicodedata.normalize("NFKC", instruction.translate(APOSTROPHES)).casefold().strip()
     text = spelling.mend(BETWEEN_SCRIPTS.sub(" ", text))
     for pattern in (lexicon.POLITE, lexicon.WITHOUT, lexicon.CONTRAST):
         text = pattern.sub(" ", text)

@@ -25,6 +25,7 @@ from crane_x7_vla_rl.data.demos.config import (
     from_arguments,
 )
 from crane_x7_vla_rl.data.progress import episode_bar
+from crane_x7_vla_rl.policies.base import ModelOptions
 
 __all__ = ["add_arguments", "generate", "run"]
 
@@ -42,7 +43,17 @@ def run(args: argparse.Namespace) -> int:
 
 
 def generate(config: DemosConfig, *, resume: bool = False) -> DemosReport:
-    """Record until the data set has `config.episodes`; raises DataError and SimError."""
+    """Record until the data set has `config.episodes`.
+
+    Raises DataError, SimError, and PolicyLoadError for what is wrong with `--from`.
+    """
+    if config.start is not None:
+        from crane_x7_vla_rl.policies import load
+        from crane_x7_vla_rl.policies.kind import kind_of
+        from crane_x7_vla_rl.policies.preflight import OptionNames
+
+        start = ModelOptions(path=config.start)
+        load.check(kind_of(config.start), start, OptionNames(path="--from"))
     from crane_x7_vla_rl.data.demos.files import DemoFiles
 
     with DemoFiles(config, resume=resume) as files:

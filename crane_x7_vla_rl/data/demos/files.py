@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Self
@@ -25,6 +26,7 @@ class DemoFiles:
 
     def __init__(self, config: DemosConfig, *, resume: bool) -> None:
         """Raises DataError for an existing data set, unless `resume` is set and it fits."""
+        config = replace(config, output=config.output.expanduser().absolute())
         self._config = config
         self._resume = resume
         _check_seed(config.first_seed)

@@ -10,7 +10,8 @@ from crane_x7_vla_rl import fields
 from crane_x7_vla_rl.data.reading import AS_STATED, Reading
 from crane_x7_vla_rl.fields import Count, Index
 from crane_x7_vla_rl.policies.base import ModelOptions
-from crane_x7_vla_rl.scenes import EVALUATION_SEED, WorldConfig
+from crane_x7_vla_rl.reserved import SWEEPS
+from crane_x7_vla_rl.scenes import EVALUATION_SEED, Variation, WorldConfig
 from crane_x7_vla_rl.timing import Timing
 from crane_x7_vla_rl.training.errors import ConfigError
 
@@ -68,6 +69,17 @@ class EvaluateConfig:
             raise ConfigError(
                 "--sweep measures episodes in simulation: set --num-episodes to 1 or more, and"
                 " evaluate --data-root without --sweep"
+            )
+        varied = [
+            each.name
+            for each in SWEEPS
+            if each.name in self.sweep and each.option.startswith("variation.")
+        ]
+        if self.world.vary and (varied or self.world.variation != Variation()):
+            raise ConfigError(
+                "--vary draws light, hue, lightness, size, friction and the camera's place"
+                f" each scene, so they cannot be set{' or swept' if varied else ''} as well; leave"
+                f" out --vary{', or --sweep ' + ' '.join(varied) if varied else ''}"
             )
         if self.first_seed < EVALUATION_SEED:
             raise ConfigError(

@@ -45,6 +45,8 @@ def compare(policy: Policy, config: EvaluateConfig, ranks: Ranks = ALONE) -> dic
     assert config.data_root is not None
     cameras = more_cameras(policy)
     source = open_source(config.data_root, reading=config.reading, all_cameras=bool(cameras))
+    if not len(source):
+        raise DataError(f"{source.name}: holds no episodes to compare with")
     _check_cameras(cameras, source)
     rows: list[dict[str, Any]] = []
     chosen = list(_spread(source, config.offline_frames))
@@ -166,6 +168,7 @@ def _rows(
     policy: Policy, source: EpisodeSource, episode: int, frame: int
 ) -> Iterator[dict[str, Any]]:
     seen, recorded = _observe(source, episode, frame)
+    policy.reset()  # the frame before is of another moment, or of another episode
     chunk, latency_s = _predict(policy, seen)
     for step, wanted in enumerate(chunk.position_rad):
         at = frame + round(step * chunk.period_s * recorded.fps)

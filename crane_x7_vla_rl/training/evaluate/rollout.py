@@ -21,6 +21,7 @@ from typing import Any
 import numpy as np
 
 from crane_x7_vla_rl.data.progress import episode_bar
+from crane_x7_vla_rl.kinematics import UnreachableError
 from crane_x7_vla_rl.policies.base import more_cameras
 from crane_x7_vla_rl.sim.errors import SimError
 from crane_x7_vla_rl.sim.workers import Workers
@@ -30,7 +31,7 @@ from crane_x7_vla_rl.training.evaluate.policies import Candidate, one_scene
 from crane_x7_vla_rl.training.evaluate.ranks import ALONE, Ranks
 from crane_x7_vla_rl.training.evaluate.scene_worker import Act, Begin, EvalWorker, Look
 from crane_x7_vla_rl.training.evaluate.video import write_video
-from crane_x7_vla_rl.types import WRIST, Observation
+from crane_x7_vla_rl.types import WRIST, ActionChunk, Observation
 
 logger = logging.getLogger(__name__)
 
@@ -153,10 +154,21 @@ class _RoundRobin:
         if not seen:
             return
         started_s = time.monotonic()
-        chunks = self.candidate.policy.predict(seen)
+        chunks = self._predict(seen)
         self.policy_s += time.monotonic() - started_s
         for slot, chunk in zip(slots, chunks, strict=True):
             yield slot, Act(np.array(chunk.position_rad))
+
+    def _predict(self, seen: list[Observation]) -> list[ActionChunk]:
+        """Return a chunk for each; an arm whose step is out of reach stays where it is."""
+        try:
+            return self.candidate.policy.predict(seen)
+        except UnreachableError as error:
+            if len(seen) > 1:
+                return [chunk for one in seen for chunk in self._predict([one])]
+            logger.warning("an arm stays where it is: %s", error)
+            here = seen[0].joints.position_rad
+            return [ActionChunk(here[None], self.candidate.period_s)]
 
     def _finish(self, episode: _Episode, look: Look) -> None:
         result = Result(

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+from crane_x7_vla_rl.training import preflight
 from crane_x7_vla_rl.training.errors import ConfigError, OutputError
 from crane_x7_vla_rl.training.pointing.config import PointConfig, add_arguments, from_arguments
 
@@ -32,6 +33,7 @@ def point(config: PointConfig) -> Path:
     output = config.output.expanduser().absolute()
     if output.exists():
         raise OutputError(f"{output} exists; point writes a new folder, choose another name")
+    preflight.raise_all(preflight.output(output.parent))
     import torch
 
     from crane_x7_vla_rl.policies.about import DEMOS
@@ -186,10 +188,10 @@ def _teach(
     model, spec = loaded.model, codec.inputs
     if is_new:
         towers.add_film(model, bool(loaded.raw_config.get("random_weights")))
+    planned = moves.plan(drawn, spec.chunk_steps, spec.period_s, *_scales(model))
     if config.updates:
         stage = Descent("towers", config.updates, config.learning_rate)
         towers.teach(model, prompts(LIFT_WORDS), drawn, stage, config.seed)
-    planned = moves.plan(drawn, spec.chunk_steps, spec.period_s, *_scales(model))
     words = moves.Words(prompts(LIFT_WORDS), prompts(PLACE_WORDS))
     stage = Descent("moves", config.move_updates, config.learning_rate)
     moves.teach(model, heads, words, drawn, planned, stage, config.seed, demonstrations, is_new)

@@ -23,8 +23,14 @@ if TYPE_CHECKING:
 
 UNMOVED: Final = ("image_size", "camera_shift_m", "camera_noise", "episode_s", "control_hz")
 """Options of a scene in which no body moves otherwise; the rate is compared separately."""
-EXACT: Final = ("joint_noise_rad", "rearrange")
-"""Options of demonstrations that must be 0: with them, recorded targets are not what moved."""
+EXACT: Final[Mapping[str, str]] = {
+    "joint_noise_rad": "the arm was moved by other targets than the recorded ones",
+    "rearrange": "objects were moved meanwhile",
+    "chain": "later episodes begin where the ones before ended",
+    "from": "episodes begin where that policy went",
+}
+"""Options of demonstrations that must not be set: what follows from a scene's seed and the recorded
+targets would be something else."""
 
 
 def problems(env: EnvConfig) -> Iterator[Exception]:
@@ -43,12 +49,11 @@ def problems(env: EnvConfig) -> Iterator[Exception]:
 
 
 def _mismatches(path: Path, recorded: Mapping[str, Any], env: EnvConfig) -> Iterator[Exception]:
-    for name in EXACT:
-        if recorded.get(name, 0):
+    for name, why in EXACT.items():
+        if recorded.get(name):
             yield ConfigError(
-                f"env.start_from: {path}: {name} is {recorded[name]}, expected 0: the arm was moved"
-                " by other targets than the recorded ones, so they cannot be repeated; record"
-                f" with --{name.replace('_', '-')} 0"
+                f"env.start_from: {path}: {name} is {recorded[name]}: {why}, so the episodes"
+                f" cannot be repeated; record without --{name.replace('_', '-')}"
             )
     before: Mapping[str, Any] = recorded.get("world", {})
     usual, now = WorldConfig().as_dict(), env.world(control_hz=1).as_dict()
@@ -91,4 +96,6 @@ def read(env: EnvConfig, control_hz: int) -> Starts | None:
             )
         targets, states = (np.array(x, np.float32) for x in (episode.action, episode.state))
         found.append(Demonstration(episode.seed, targets, states))
+    if not found:
+        raise ConfigError(f"env.start_from: {folder} holds no episodes")
     return Starts(found, env.start_share)

@@ -87,10 +87,13 @@ class RunState:
         """Return the state that a run begins with."""
         before = progress.position or {}
         outcomes = Outcomes(run.rollout.longest, run.rollout.executed)
-        best, recent = float(before.get("best", NEVER)), Recent(before.get("recent", ()))
-        coefficient = float(before.get("kl_coefficient", run.config.ppo.kl_coefficient))
-        if run.config.ppo.ref_kl_target is None:
-            coefficient = run.config.ppo.kl_coefficient
+        best, recent = NEVER, Recent(before.get("recent", ()))
+        if before.get("evaluated", _evaluated(run)) == _evaluated(run):
+            best = float(before.get("best", NEVER))
+        coefficient = configured = run.config.ppo.kl_coefficient
+        adapts = run.config.ppo.ref_kl_target is not None
+        if adapts and before.get("kl_configured", configured) == configured:
+            coefficient = float(before.get("kl_coefficient", configured))
         starts = StartScores(before.get("starts", ()))
         return cls(progress, Scenes(run.env, outcomes), best, recent, coefficient, starts)
 
@@ -115,9 +118,21 @@ class RunState:
         position = {
             "environments": gather_object([self.scenes.state]),
             "best": self.best,
+            "evaluated": _evaluated(run),
             "recent": self.recent.state(),
             "kl_coefficient": self.kl_coefficient,
+            "kl_configured": run.config.ppo.kl_coefficient,
             "starts": self.starts.state(),
         }
         progress = replace(self.progress, position=position)
         return Snapshot(progress, tensors, optimizer, self.about, others)
+
+
+def _evaluated(run: RlRun) -> dict[str, Any]:
+    """Return how evaluations measure: successes of other scenes cannot be compared."""
+    settings = run.config.evaluation
+    return {
+        "episodes": settings.episodes,
+        "temperature": settings.temperature,
+        "first_seed": settings.first_seed,
+    }

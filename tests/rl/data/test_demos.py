@@ -17,6 +17,7 @@ pytest.importorskip("pyarrow", reason="needs the train extra")
 
 from crane_x7_vla_rl.data.demos.command import generate
 from crane_x7_vla_rl.data.demos.config import DemosConfig, DemosReport
+from crane_x7_vla_rl.data.demos.files import DemoFiles
 from crane_x7_vla_rl.data.demos.recorder import DemoRecorder
 from crane_x7_vla_rl.data.episode import DataError, Episode
 from crane_x7_vla_rl.data.files import read_json
@@ -28,6 +29,7 @@ from crane_x7_vla_rl.sim.expert import FURTHEST_M
 from crane_x7_vla_rl.sim.layout import Arrangement
 from crane_x7_vla_rl.sim.world import World
 from crane_x7_vla_rl.training import cli
+from crane_x7_vla_rl.training.errors import ExitCode
 
 WORLD = WorldConfig(control_hz=5, image_size=(64, 64), colours=("red", "blue"))
 FLAGS = ["--control-hz", "5", "--image-size", "64x64", "--colours", "red", "blue"]
@@ -135,6 +137,29 @@ def test_what_cannot_be_resumed_is_refused_with_its_reason(tmp_path: Path) -> No
     before = json.loads((tmp_path / "d/demos.json").read_text())
     assert generate(config(tmp_path / "d", episodes=1), resume=True) == DemosReport(1, 0)
     assert json.loads((tmp_path / "d/demos.json").read_text()) == before
+
+
+def test_a_data_set_may_be_the_folder_one_is_in(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for name in (".", "~/home"):
+        with DemoFiles(DemosConfig(Path(name), episodes=1), resume=False) as files:
+            assert files.successes == 0
+    assert {path.parent.name for path in tmp_path.glob("*/demos.json")} == {"here", "home"}
+
+
+def test_a_policy_that_is_not_there_is_named_before_anything_is_written(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["demos", str(tmp_path / "demos"), "--from", str(tmp_path / "none")]
+    assert cli.main(words) == ExitCode.POLICY_LOAD
+    said = capsys.readouterr().err
+    assert "--from" in said
+    assert "Traceback" not in said
+    assert not (tmp_path / "demos").exists()
 
 
 def test_seeds_of_the_evaluation_are_refused(tmp_path: Path) -> None:

@@ -145,6 +145,31 @@ def test_a_late_policy_holds_what_was_commanded_before() -> None:
     assert set(targets) == {0.5}, "no answer came in time"
 
 
+def test_a_policy_drives_at_its_own_speed_whatever_the_control_rate() -> None:
+    """Targets 0.1 s apart are two steps each at 20 Hz."""
+    world = World(replace(WORLD, control_hz=20))
+    world.reset(3)
+    start = policy_start.PolicyStart.__new__(policy_start.PolicyStart)
+    start._longest_s, start._late_s = 2.0, 0.0
+
+    class Counting(Sleeper):
+        def predict(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+            (chunk,) = super().predict(observations)
+            targets = chunk.position_rad.copy()
+            targets[:, 7] = 0.1 * np.arange(1, 5)
+            return [ActionChunk(targets, chunk.period_s)]
+
+    start._policy = Counting()  # type: ignore[assignment]
+    targets: list[float] = []
+    world.step = lambda target: targets.append(float(target[7]))  # type: ignore[method-assign]
+    start.drive(world, "pick up the red cube", np.random.default_rng(4), HOME_RAD)
+    pairs = np.reshape(targets[: len(targets) // 2 * 2], (-1, 2))
+    assert len(pairs) > 5
+    assert np.array_equal(pairs[:, 0], pairs[:, 1])
+    with pytest.raises(DataError, match="--control-hz 15; set it to 10 or a multiple"):
+        start.drive(World(replace(WORLD, control_hz=15)), "x", np.random.default_rng(4), HOME_RAD)
+
+
 def test_each_task_begins_from_the_last_target_of_the_one_before(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -234,7 +234,10 @@ def test_offline_errors_are_the_policy_minus_the_recording(
         """Says what was recorded, each joint 0.1 rad further."""
 
         def __init__(self) -> None:
-            pass
+            self.resets = 0
+
+        def reset(self) -> None:
+            self.resets += 1
 
         def predict(self, observations: object) -> list[ActionChunk]:
             assert isinstance(observations, list)
@@ -243,7 +246,9 @@ def test_offline_errors_are_the_policy_minus_the_recording(
             return [ActionChunk(episode.action[at:] + 0.1, 1 / HZ)]
 
     settings = config(checkpoint, tmp_path, num_episodes=0, data_root=str(tmp_path / "d"))
-    figures = compare(Ahead(), settings)
+    policy = Ahead()
+    figures = compare(policy, settings)
+    assert policy.resets == len(episode), "no frame is remembered while another is compared"
     assert figures["mean_error_rad"] == pytest.approx(dict.fromkeys(JOINT_NAMES, 0.1), abs=1e-3)
     assert figures["frames"] == len(episode)
 

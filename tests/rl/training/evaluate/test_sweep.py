@@ -16,6 +16,7 @@ import pytest
 for package in ("torch", "mani_skill"):
     pytest.importorskip(package, reason="needs the sim extra")
 
+from crane_x7_vla_rl.kinematics import UnreachableError
 from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.reserved import SWEEPS
 from crane_x7_vla_rl.robot import HOME_RAD
@@ -317,6 +318,36 @@ def test_an_evaluation_keeps_its_timing(tmp_path: Path) -> None:
     (result,) = rollouts.results
     assert rollouts.control_hz == 20
     assert len(policy.looked_s) + result.dropped == 8
+
+
+def test_an_arm_whose_step_is_out_of_reach_stays_and_the_others_continue(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Reaching(Stay):
+        def predict(self, observations: Sequence[Observation]) -> list[ActionChunk]:
+            if any("red" in seen.instruction for seen in observations):
+                raise UnreachableError("too far")
+            return super().predict(observations)
+
+    policy = Reaching()
+    world = replace(WORLD, colours=("red", "blue"))
+    settings = config(tmp_path, sweep=(), world=world, num_episodes=6, slots=6, processes=1)
+    rollouts = roll_out(Candidate(policy, 0.1, batched=True), settings)
+    assert len(rollouts.results) == 6
+    named = {result.named for result in rollouts.results}
+    assert "red" in named
+    assert len(named) > 1
+    assert policy.looked_s, "the others were asked"
+    assert "an arm stays where it is: too far" in caplog.text
+
+
+def test_scenes_that_vary_are_not_swept_by_what_varies(tmp_path: Path) -> None:
+    varied = replace(WORLD, vary=1.0)
+    with pytest.raises(ConfigError, match="leave out --vary, or --sweep camera size"):
+        config(tmp_path, world=varied, sweep=("delay", "camera", "size"))
+    with pytest.raises(ConfigError, match="leave out --vary"):
+        config(tmp_path, world=replace(varied, variation=Variation(light=0.5)), sweep=())
+    assert config(tmp_path, world=varied, sweep=("delay",)).sweep == ("delay",)
 
 
 @pytest.mark.slow

@@ -170,6 +170,15 @@ def test_a_folder_that_exists_is_left_alone(
     assert (tmp_path / "mine").read_text() == "mine"
 
 
+def test_a_place_where_nothing_can_be_written_is_named_before_anything_is_drawn(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(views, "draw", None)
+    (tmp_path / "file").write_text("")
+    assert cli.main(["point", start(), str(tmp_path / "file/out"), *FEW]) == ExitCode.OUTPUT
+    assert "is a file; choose another output folder" in capsys.readouterr().err
+
+
 def test_heads_of_others_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     import oft_rig
 

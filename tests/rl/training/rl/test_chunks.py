@@ -18,7 +18,7 @@ from accelerate import Accelerator
 from crane_x7_vla_rl.policies.base import ModelOptions
 from crane_x7_vla_rl.policies.load import load_policy
 from crane_x7_vla_rl.policies.openvla.codec import Codec, PolicySpec
-from crane_x7_vla_rl.policies.openvla.policy import load_chunks
+from crane_x7_vla_rl.policies.openvla.policy import ChunkActor, load_chunks
 from crane_x7_vla_rl.policies.openvla.run import gaussian
 from crane_x7_vla_rl.policies.openvla.run.gaussian import GaussianRunner, Noise
 from crane_x7_vla_rl.policies.openvla.weights import layout, loading
@@ -259,6 +259,26 @@ def test_tries_narrow_from_update_to_update_and_the_checkpoint_names_the_last_wi
     widths = (0.08, 0.06, 0.04, 0.02)
     assert found == pytest.approx([each + math.log(width) for width in widths], abs=1e-4)
     assert PolicySpec.of(layout.find(str(run / "last"))).action_std == pytest.approx(0.02)
+
+
+def test_evaluations_of_a_run_draw_as_widely_as_its_rollouts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not as its start says, which was drawn from with another width, or with none."""
+    monkeypatch.setattr("crane_x7_vla_rl.sim.vector.make.make", lambda _: rl_rig.Scripted({}))
+    widths: list[float] = []
+    real = ChunkActor.__init__
+
+    def noted(actor: ChunkActor, *arguments: Any) -> None:
+        real(actor, *arguments)
+        widths.append(actor._noise.deviation)
+
+    monkeypatch.setattr(ChunkActor, "__init__", noted)
+    rl_rig.again(*start(
+        tmp_path / "run", "--action-std", "0.08", "--action-std-end", "0.02", "--evaluate-every",
+        "3", "--evaluate-episodes", "1", "--evaluate-videos", "0", "--evaluate-temperature", "1",
+    ))  # fmt: skip
+    assert widths == [pytest.approx(0.04)], "the third of four updates"
 
 
 def test_the_checkpoint_names_the_correlation_that_it_was_reinforced_with(

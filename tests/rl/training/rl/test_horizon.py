@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,14 +19,16 @@ from crane_x7_vla_rl.policies.openvla.weights import loading
 from crane_x7_vla_rl.policies.openvla.weights.lora import LoraSettings, add_lora
 from crane_x7_vla_rl.training import cli
 from crane_x7_vla_rl.training.checkpoints import training_state
+from crane_x7_vla_rl.training.checkpoints.training_state import Progress
 from crane_x7_vla_rl.training.errors import ConfigError, ExitCode
 from crane_x7_vla_rl.training.rl import agent as agents
 from crane_x7_vla_rl.training.rl import kl_control
+from crane_x7_vla_rl.training.rl.config import RlConfig, RlEvaluationConfig
 from crane_x7_vla_rl.training.rl.episode_stats import Outcomes
 from crane_x7_vla_rl.training.rl.kl_control import next_coefficient
 from crane_x7_vla_rl.training.rl.ppo_config import PpoConfig, ValueConfig
 from crane_x7_vla_rl.training.rl.rollout import RolloutConfig, collect
-from crane_x7_vla_rl.training.rl.run_state import Scenes
+from crane_x7_vla_rl.training.rl.run_state import NEVER, RunState, Scenes
 
 SHORT = PpoConfig(minibatch_size=4, micro_batch_size=4, epochs=1, value=ValueConfig(hidden=16))
 
@@ -112,6 +115,25 @@ def test_a_run_adapts_it_and_goes_on_with_it(
     assert progress.position is not None
     assert progress.position["kl_coefficient"] == 0.05
     rl_rig.assert_same(stopped, whole)
+
+
+def test_what_is_configured_anew_at_a_resume_is_used() -> None:
+    """Not the coefficient that another one was adapted to, nor the best of other evaluations."""
+    before = {
+        "best": 0.9, "evaluated": {"episodes": 50, "temperature": 0.0, "first_seed": 1_000_000},
+        "kl_coefficient": 0.05, "kl_configured": 0.4,
+    }  # fmt: skip
+
+    def resumed(coefficient: float, **evaluation: Any) -> RunState:
+        ppo = PpoConfig(kl_coefficient=coefficient, ref_kl_target=50.0)
+        config = RlConfig(ppo=ppo, evaluation=RlEvaluationConfig(**evaluation))
+        rollout = SimpleNamespace(longest=3, executed=1)
+        run: Any = SimpleNamespace(env=Scripted({}), rollout=rollout, config=config)
+        return RunState.of(run, Progress(position=before))
+
+    assert (resumed(0.4).kl_coefficient, resumed(0.4).best) == (0.05, 0.9)
+    assert resumed(0.8).kl_coefficient == 0.8
+    assert resumed(0.4, temperature=1.0).best == NEVER
 
 
 def test_it_waits_while_the_value_head_learns_alone(

@@ -144,8 +144,10 @@ def test_a_folder_that_is_no_data_set_of_demos_is_named(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"joint_noise_rad": 0.05}, "joint_noise_rad is 0.05, expected 0"),
-        ({"rearrange": 3}, "record with --rearrange 0"),
+        ({"joint_noise_rad": 0.05}, "joint_noise_rad is 0.05: the arm was moved by other targets"),
+        ({"rearrange": 3}, "record without --rearrange"),
+        ({"chain": True}, "later episodes begin where the ones before ended"),
+        ({"from": "somewhere"}, "from is somewhere: episodes begin where that policy went"),
         ({"world": {"spawn_range_m": 0.01}}, "spawn_range_m is 0.01, but this run's scenes have"),
         ({"world": {"task": "PickPlace-CRANE-X7"}}, "record demonstrations of these scenes"),
     ],

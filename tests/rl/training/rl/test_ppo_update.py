@@ -389,7 +389,7 @@ def test_a_rollout_without_a_sample_to_learn_from_changes_nothing(
 
 
 def test_the_optimizer_counts_the_policy_s_steps_from_the_end_of_the_warm_up(agent: Agent) -> None:
-    """Adam divides by a mean of squares, and with zeros of the warm-up in it, steps are too long."""
+    """Adam divides by a mean of squares: with zeros of the warm-up in it, steps are too long."""
     config = replace(WHOLE, value=replace(WHOLE.value, warmup=1), epochs=5)
     buffer = rig.collect(agent)
     update(agent, buffer, config, FIRST)
