@@ -77,9 +77,9 @@ class EvaluateConfig:
         ]
         if self.world.vary and (varied or self.world.variation != Variation()):
             raise ConfigError(
-                "--vary draws light, hue, lightness, size, friction and the camera's place"
-                f" each scene, so they cannot be set{' or swept' if varied else ''} as well; leave"
-                f" out --vary{', or --sweep ' + ' '.join(varied) if varied else ''}"
+                "--vary draws light, hue, lightness, size, friction and the camera's place for each"
+                f" scene, so they cannot be set{' or swept' if varied else ''} as well; leave out"
+                f" --vary{', or --sweep ' + ' '.join(varied) if varied else ''}"
             )
         if self.first_seed < EVALUATION_SEED:
             raise ConfigError(
