@@ -136,11 +136,10 @@ class Gate:
     async def end(self, why: str) -> None:
         """Brake, wait until the arm is at rest, and close everything."""
         self.stop(why)
-        ends_s = self._report().get("ends_s")
-        if isinstance(ends_s, int | float) and self.uplink.is_up:
-            wait_s = min(END_S, max(0.0, float(ends_s))) if math.isfinite(ends_s) else END_S
+        until_s = self._clock() + END_S
+        while (wait_s := min(self._moves_s(), until_s - self._clock())) > 0:
             logger.info("ending in %.2f s, with the arm at rest", wait_s)
-            await asyncio.sleep(wait_s)
+            await asyncio.sleep(wait_s)  # meanwhile, the brake may be taken back and sent again
         self._tell_state()
         await asyncio.sleep(0.02)  # so that the last state is sent
         if self._wake is not None:
@@ -152,6 +151,13 @@ class Gate:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         for server in self._servers:
             await server.wait_closed()
+
+    def _moves_s(self) -> float:
+        """Return how long the arm still moves, as far as the guard can wait for it."""
+        ends_s = self._report().get("ends_s")
+        if not isinstance(ends_s, int | float) or not self.uplink.is_up:
+            return 0.0
+        return float(ends_s) if math.isfinite(ends_s) else END_S
 
     # --- stop and resume -------------------------------------------------------------------------
 

@@ -16,6 +16,7 @@ import pytest
 from guard_rig import (
     ACTION,
     ARM,
+    BRAKE_S,
     CAMERA,
     GRIPPER,
     INSTRUCTION,
@@ -24,6 +25,7 @@ from guard_rig import (
     STATE_TOPIC,
     STOP_TOPIC,
     Caller,
+    FakeCore,
     RunningGuard,
     goal,
     prediction,
@@ -34,6 +36,7 @@ from loop_rig import FaultyRobot, RunningLoop, Tunnel, inject, wait_until
 from websockets.exceptions import InvalidStatus
 
 from crane_x7_remote.errors import ExitCode, PeerUnreachableError
+from crane_x7_remote.guard.core import Send
 from crane_x7_remote.rosbridge import protocol
 from crane_x7_remote.rosbridge.client import RosbridgeClient
 from crane_x7_remote.rosbridge.config import ClientConfig
@@ -558,6 +561,30 @@ def test_the_guard_ends_with_the_arm_at_rest(server: RecordingServer) -> None:
             assert 0.15 < time.monotonic() - ending_s < 3
         assert sent_to(server, ARM)[-1]["header"]["frame_id"] == "brake"
         guard.loop = type("Done", (), {"call_soon_threadsafe": lambda *_: None})()
+
+
+class TwiceBrakingCore(FakeCore):
+    """Its first brake is taken back, and a second one follows, later than the first had ended."""
+
+    def stop(self, why: str, now_s: float) -> list[Any]:
+        self._ends_s, self.wake_at_s = now_s + BRAKE_S, now_s + BRAKE_S / 2
+        return super().stop(why, now_s)
+
+    def wake(self, now_s: float) -> list[Any]:
+        super().wake(now_s)
+        if len(self.woken) == 1:
+            self._ends_s += 2 * BRAKE_S
+            self.wake_at_s = self._ends_s - BRAKE_S / 2
+            return []
+        return [Send(ARM, trajectory("brake again"))]
+
+
+def test_the_guard_ends_after_a_brake_that_was_sent_again(server: RecordingServer) -> None:
+    with RunningGuard(server.port, core=TwiceBrakingCore()) as guard:
+        wait_until(lambda: guard.gate.uplink.is_up, 5, "connected")
+    wait_until(lambda: len(sent_to(server, ARM)) == 2, 5, "sent")
+    frames = [message["header"]["frame_id"] for message in sent_to(server, ARM)]
+    assert frames == ["brake", "brake again"]
 
 
 def test_gripper_actions_of_ros_1_pass(guard: RunningGuard, server: RecordingServer) -> None:
