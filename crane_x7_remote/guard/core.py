@@ -492,8 +492,8 @@ class GuardCore:
     def _brake_again(self, heard: _SentPath, now_s: float) -> list[Output]:
         """What took something back was heard: brake, in time for a rosbridge as slow as it is now.
 
-        How long that was held back says nothing about now, so the same path is sent once more, to
-        ask. A brake with too short a lead would be a step, and be taken back in turn.
+        How long that was held back says nothing about now, so the same path is sent again, to ask.
+        A brake with too short a lead would be a step, and be taken back, too.
         """
         took_s = now_s - heard.sent_s
         if self._unknown is None and now_s < join.moves_until_s(heard.before):

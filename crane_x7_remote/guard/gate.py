@@ -47,9 +47,6 @@ OPEN_TIMEOUT_S = 3.0
 STATE_PERIOD_S = 1.0
 END_S = 1.0
 """Longest wait for the arm to come to rest when the guard ends."""
-NEWS_S = 2.0
-"""A false on /vla/stop that repeats one from within this time does not resume: a node that
-publishes its button's state periodically must not undo another node's stop."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,10 @@ class Gate:
         self._wake: asyncio.TimerHandle | None = None
         self._wake_s: float | None = None
         self._stopped: str | None = None
-        self._heard_stop: tuple[bool, float] | None = None
+        self._heard_stop: bool | None = None
+        """Newest Bool on /vla/stop on the robot's side, since the link to rosbridge came up."""
+        self._stopped_by_topic = False
+        """Whether a `true` there alone keeps everything stopped; a `false` there may end that."""
         self._complaints: set[str] = set()
         self.tally = Tally()
         subscribed = {
@@ -163,11 +163,13 @@ class Gate:
 
     def stop(self, why: str) -> None:
         """Brake, and pass nothing until `resume`."""
+        self._stopped_by_topic = False
         self._ask(lambda now_s: self._core.stop(why, now_s))
 
     def resume(self, who: str) -> None:
         """Let trajectories pass again."""
         logger.info("resumed by %s", who)
+        self._stopped_by_topic = False
         self._ask(self._core.resume)
 
     # --- clients ----------------------------------------------------------------------------------
@@ -289,14 +291,18 @@ class Gate:
             raise messages.MessageError(
                 f"std_msgs/Bool.data is {protocol.brief(wanted)}, expected true or false"
             )
-        before, now_s = self._heard_stop, self._clock()
-        self._heard_stop = wanted, now_s
+        before, self._heard_stop = self._heard_stop, wanted
+        who = f"{STOP_TOPIC} on the robot's side"
         if wanted:
-            self.stop(f"{STOP_TOPIC} on the robot's side")
-        elif before is None or before[0] or now_s - before[1] > NEWS_S:
-            self.resume(f"{STOP_TOPIC} on the robot's side")
+            self._stopped_by_topic |= self._core.stopped is None
+            self._ask(lambda now_s: self._core.stop(who, now_s))
+        elif before and self._stopped_by_topic:
+            self.resume(who)
+        elif before is not False and self._core.stopped is not None:
+            logger.warning("false from %s resumes nothing: use crane-x7-remote resume", who)
 
     def _on_upstream(self, is_up: bool) -> None:
+        self._heard_stop = None  # a button may have been released and pressed meanwhile
         self._ask(lambda now_s: self._core.upstream_changed(is_up, now_s))
         if is_up:
             self._tell_state()
@@ -350,6 +356,7 @@ class Gate:
     def _note_fault(self, error: Exception) -> None:
         """Handle a bug in the guard: nothing passes until an operator resumes."""
         self.tally.faults += 1
+        self._stopped_by_topic = False
         if self.tally.faults == 1:
             logger.error("internal error in the guard", exc_info=error)
         try:
