@@ -10,7 +10,8 @@ rosbridge still holds it: the guard then sends the running path, which replaces 
 executed (`join.staying`). Until that is heard, nothing passes.
 
 Nothing passes while the running path is unknown: at the start, after a step of the robot's clock,
-after another driver, after a loss of rosbridge. It is known again when the arm is at rest.
+after another driver, after a loss of rosbridge, after a trajectory that came back when it had
+ended. It is known again when the arm is at rest.
 
 Every method takes `now_s`, the guard's monotonic clock, and returns what to carry out
 immediately and in order.
@@ -23,6 +24,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from crane_x7_remote.guard import join, reading
 from crane_x7_remote.guard.join import Situation
 from crane_x7_remote.guard.reading import Key
@@ -33,7 +36,7 @@ from crane_x7_remote.inference.safety import check_joints
 from crane_x7_remote.inference.trajectory import flown, is_followed
 from crane_x7_remote.rosbridge import messages
 from crane_x7_remote.rosbridge.messages import MessageError, ParsedTrajectory
-from crane_x7_vla_rl.robot import ARM_JOINT_NAMES, LOWER_RAD, UPPER_RAD
+from crane_x7_vla_rl.robot import ARM_DOF, ARM_JOINT_NAMES, LOWER_RAD, UPPER_RAD
 from crane_x7_vla_rl.types import Trajectory
 
 Message = Mapping[str, Any]
@@ -52,6 +55,8 @@ OVERSLEPT_S = 0.004
 LOOK_AGAIN_S = 0.01
 RESTART_LEAD_S = 0.2
 """See shaping.RESTART_LEAD_S."""
+JUST_S = 0.01
+"""The controller may hear a trajectory this much later than the guard."""
 FUTURE_S = 0.1
 """A trajectory may be stamped this far ahead of the robot's clock."""
 DRIVER_S = 2.0
@@ -172,6 +177,8 @@ class GuardCore:
                 return self._brake_again(flight, now_s)
             if not flight.takes_back:
                 self._echoes_s.append(now_s - flight.sent_s)
+                if self._may_be_refused(flight, now_s):
+                    self._lose_track("a trajectory came back after its end", now_s)
             return self._release(now_s)
         if frame_id not in self._sent_ids:
             self._counts["strangers"] += 1
@@ -338,6 +345,19 @@ class GuardCore:
         """Note that the running path is unknown; nothing passes until the arm is at rest."""
         del now_s
         self._unknown = why
+
+    def _may_be_refused(self, heard: _SentPath, now_s: float) -> bool:
+        """Whether it came so late that the controller may have refused it, and that matters.
+
+        Rosbridge repeats what the controller refuses because it has ended or expired.
+        """
+        running, before = self._running, heard.before
+        assert running is not None
+        over_s = min(join.end_s(running), running.stamp_s + running.valid_s)
+        if now_s < over_s - JUST_S:
+            return False
+        apart = np.abs(running.position_rad[-1] - before.position_rad[-1])[:ARM_DOF].max()
+        return now_s < join.moves_until_s(before) or bool(apart > join.SAME_RAD)
 
     def _find_track(self, now_s: float) -> None:
         """Use the arm's position as the running path if that is unknown and the arm is at rest."""

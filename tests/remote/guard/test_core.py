@@ -405,6 +405,71 @@ def test_a_guard_that_stood_still_itself_looks_before_it_takes_back(rig: Rig) ->
     assert rig.core.report(rig.now_s)["taken_back"] == 0
 
 
+def _hear_late(rig: Rig, after_s: float, **options: Any) -> None:
+    """Send a trajectory; all stands still until `after_s`, and the controller then refuses it."""
+    arm, rig.echoes = rig.path, False
+    header = options.pop("header", {})
+    message = rig.trajectory(**options)
+    message["header"] |= header
+    count = len(rig.sent)
+    rig.do(rig.core.take_trajectory(CLIENT, message, rig.now_s))
+    rig.joints()
+    (sent,) = rig.sent[count:]
+    rig.path, rig.echoes = arm, True
+    rig.now_s += after_s
+    rig.do(rig.core.hear_echo(sent.message, rig.now_s))
+
+
+def test_one_that_comes_back_after_its_end_may_have_been_refused(rig: Rig) -> None:
+    """A path that continued it would begin where the arm is not."""
+    for _ in range(3):
+        rig.drive(offset_rad=0.45)
+    rig.pass_time(1.0)
+    arm_rad = rig.position()[0]
+    _hear_late(rig, 0.7, offset_rad=0.33)
+    assert "after its end" in rig.core.report(rig.now_s)["unknown"]
+    count = len(rig.sent)
+    rig.do(rig.core.take_trajectory(CLIENT, rig.trajectory(), rig.now_s))
+    rig.pass_time(0.1)
+    assert len(rig.sent) == count
+    assert rig.refused == {"unknown_path": 1}
+    rig.pass_time(0.4)
+    assert rig.core.report(rig.now_s)["unknown"] is None
+    rig.running = None
+    (send,) = rig.drive()
+    first = _path(send.message, ROBOT_S).position_rad[0]
+    np.testing.assert_allclose(first[:ARM_DOF], arm_rad[:ARM_DOF], atol=1e-3)
+
+
+def test_one_that_comes_back_after_it_expired_may_have_been_refused(rig: Rig) -> None:
+    for _ in range(3):
+        rig.drive(offset_rad=0.8)
+    _hear_late(rig, 0.25, offset_rad=0.4, header={"frame_id": f"vla/{SESSION}/99/200"})
+    assert rig.core.report(rig.now_s)["unknown"] is not None
+
+
+def test_one_that_comes_back_late_but_before_its_end_has_arrived(rig: Rig) -> None:
+    for _ in range(3):
+        rig.drive(offset_rad=0.8)
+    path, rig.echoes = rig.path, False
+    rig.do(rig.core.take_trajectory(CLIENT, rig.trajectory(), rig.now_s))
+    rig.joints()
+    assert rig.path is not path
+    rig.now_s += 0.3  # the guard stands still
+    rig.do(rig.core.hear_echo(rig.sent[-1].message, rig.now_s))
+    rig.pass_time(0.05)
+    assert rig.core.report(rig.now_s)["unknown"] is None
+
+
+def test_one_that_moves_nothing_may_come_back_at_any_time(rig: Rig) -> None:
+    for _ in range(8):
+        rig.drive(offset_rad=0.3)
+    rig.pass_time(1.0)
+    _hear_late(rig, 0.7, offset_rad=0.3)
+    rig.pass_time(0.05)
+    assert rig.core.report(rig.now_s)["unknown"] is None
+
+
 # --- the running path is not known ----------------------------------------------------------------
 
 
