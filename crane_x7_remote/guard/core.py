@@ -10,7 +10,8 @@ rosbridge still holds it: the guard then sends the running path, which replaces 
 executed (`join.staying`). Until that is heard, nothing passes.
 
 Nothing passes while the running path is unknown: at the start, after a step of the robot's clock,
-after another driver, after a loss of rosbridge. It is known again when the arm is at rest.
+after another driver, after a loss of rosbridge, after a trajectory that came back when it had
+ended. It is known again when the arm is at rest.
 
 Every method takes `now_s`, the guard's monotonic clock, and returns what to carry out
 immediately and in order.
@@ -23,6 +24,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
+
 from crane_x7_remote.guard import join, reading
 from crane_x7_remote.guard.join import Situation
 from crane_x7_remote.guard.reading import Key
@@ -33,7 +36,7 @@ from crane_x7_remote.inference.safety import check_joints
 from crane_x7_remote.inference.trajectory import flown, is_followed
 from crane_x7_remote.rosbridge import messages
 from crane_x7_remote.rosbridge.messages import MessageError, ParsedTrajectory
-from crane_x7_vla_rl.robot import ARM_JOINT_NAMES, LOWER_RAD, UPPER_RAD
+from crane_x7_vla_rl.robot import ARM_DOF, ARM_JOINT_NAMES, LOWER_RAD, UPPER_RAD
 from crane_x7_vla_rl.types import Trajectory
 
 Message = Mapping[str, Any]
@@ -45,11 +48,15 @@ PATIENCE_S = 0.1
 HEADROOM, MARGIN_S, LONGEST_LEAD_S = 1.5, 0.02, 0.25
 TAKE_BACK_SHARE = 0.5
 """Share of the lead: a trajectory that has not been heard by then is taken back."""
+SLOWEST_BRAKE_S = 0.2
+"""While rosbridge needs longer than this to answer, a brake would come too late, and be a step."""
 OVERSLEPT_S = 0.004
 """If the guard wakes later than this, it was stalled: it first reads what has arrived meanwhile."""
 LOOK_AGAIN_S = 0.01
 RESTART_LEAD_S = 0.2
 """See shaping.RESTART_LEAD_S."""
+JUST_S = 0.01
+"""The controller may hear a trajectory this much later than the guard."""
 FUTURE_S = 0.1
 """A trajectory may be stamped this far ahead of the robot's clock."""
 DRIVER_S = 2.0
@@ -110,6 +117,8 @@ class _SentPath:
     before: Trajectory
     """The path that runs if it never arrives."""
     takes_back: bool
+    asks: bool
+    """Whether it only measures how soon rosbridge answers."""
 
 
 class GuardCore:
@@ -125,6 +134,8 @@ class GuardCore:
         self._unknown: str | None = "the arm has not been at rest yet"
         self._stopped: str | None = None
         self._wants_brake = False
+        self._brake_lead_s = 0.0
+        """Least lead of a brake, after one was taken back."""
         self._waiting: _Waiting | None = None
         self._flight: _SentPath | None = None
         self._sent_ids: OrderedDict[str, None] = OrderedDict()
@@ -161,9 +172,13 @@ class GuardCore:
         frame_id = header.get("frame_id") if isinstance(header, Mapping) else None
         flight = self._flight
         if flight is not None and frame_id == flight.frame_id:
+            self._flight = None
+            if flight.takes_back and self._wants_brake:
+                return self._brake_again(flight, now_s)
             if not flight.takes_back:
                 self._echoes_s.append(now_s - flight.sent_s)
-            self._flight = None
+                if self._may_be_refused(flight, now_s):
+                    self._lose_track("a trajectory came back after its end", now_s)
             return self._release(now_s)
         if frame_id not in self._sent_ids:
             self._counts["strangers"] += 1
@@ -246,7 +261,7 @@ class GuardCore:
         """Brake the running path within the limits and pass nothing until `resume`."""
         if self._stopped is not None:
             return []
-        self._stopped, self._wants_brake = why, True
+        self._stopped, self._wants_brake, self._brake_lead_s = why, True, 0.0
         self._counts["stops"] += 1
         outputs = self._refuse_waiting("stopped", why, now_s)
         return outputs + self._brake(now_s)
@@ -255,6 +270,7 @@ class GuardCore:
         """Let trajectories pass again, from any loop."""
         del now_s
         self._stopped, self._wants_brake, self._driver, self._left_s = None, False, None, None
+        self._brake_lead_s = 0.0
         return []
 
     # --- time ------------------------------------------------------------------------------------
@@ -314,7 +330,7 @@ class GuardCore:
         """
         echoes_s = sorted(self._echoes_s)
         usual_s = echoes_s[int(0.9 * len(echoes_s))] if echoes_s else 0.0
-        return min(HEADROOM * usual_s + MARGIN_S, LONGEST_LEAD_S)
+        return max(min(HEADROOM * usual_s + MARGIN_S, LONGEST_LEAD_S), self._brake_lead_s)
 
     def _shift_paths(self, by_s: float) -> None:
         """Keep the paths' times on the robot's clock, whose estimate has improved."""
@@ -329,6 +345,19 @@ class GuardCore:
         """Note that the running path is unknown; nothing passes until the arm is at rest."""
         del now_s
         self._unknown = why
+
+    def _may_be_refused(self, heard: _SentPath, now_s: float) -> bool:
+        """Whether it came so late that the controller may have refused it, and that matters.
+
+        Rosbridge repeats what the controller refuses because it has ended or expired.
+        """
+        running, before = self._running, heard.before
+        assert running is not None
+        over_s = min(join.end_s(running), running.stamp_s + running.valid_s)
+        if now_s < over_s - JUST_S:
+            return False
+        apart = np.abs(running.position_rad[-1] - before.position_rad[-1])[:ARM_DOF].max()
+        return now_s < join.moves_until_s(before) or bool(apart > join.SAME_RAD)
 
     def _find_track(self, now_s: float) -> None:
         """Use the arm's position as the running path if that is unknown and the arm is at rest."""
@@ -448,12 +477,13 @@ class GuardCore:
         frame_id: str,
         now_s: float,
         takes_back: bool = False,
+        asks: bool = False,
     ) -> list[Output]:
         """Send `stamped`, which is `path` on the robot's clock, and wait for its echo."""
         assert self._running is not None
         lead_s = self._lead_s
         look_s = now_s + (lead_s if takes_back else TAKE_BACK_SHARE * lead_s)
-        self._flight = _SentPath(frame_id, now_s, look_s, self._running, takes_back)
+        self._flight = _SentPath(frame_id, now_s, look_s, self._running, takes_back, asks)
         self._sent_ids[frame_id] = None
         _forget(self._sent_ids)
         self._running = flown(self._running, path)
@@ -462,10 +492,12 @@ class GuardCore:
         message["header"]["frame_id"] = frame_id
         return [Send(self._config.arm_topic, message)]
 
-    def _send_own(self, path: Trajectory, now_s: float, takes_back: bool) -> list[Output]:
+    def _send_own(
+        self, path: Trajectory, now_s: float, takes_back: bool = False, asks: bool = False
+    ) -> list[Output]:
         self._own += 1
         stamped = replace(path, stamp_s=self._robot.robot_time(path.stamp_s))
-        return self._send(path, stamped, f"{OWN_FRAME_ID}{self._own}", now_s, takes_back)
+        return self._send(path, stamped, f"{OWN_FRAME_ID}{self._own}", now_s, takes_back, asks)
 
     def _brake(self, now_s: float) -> list[Output]:
         """Brake the running path when it is known; an unknown path ends at rest anyway."""
@@ -475,7 +507,20 @@ class GuardCore:
         at = self._situation(now_s)
         if now_s + at.lead_s >= join.moves_until_s(at.running):
             return []
-        return self._send_own(join.brake(at, self._limits), now_s, takes_back=False)
+        return self._send_own(join.brake(at, self._limits), now_s)
+
+    def _brake_again(self, heard: _SentPath, now_s: float) -> list[Output]:
+        """What took something back was heard: brake, in time for a rosbridge as slow as it is now.
+
+        How long that was held back says nothing about now, so the same path is sent again, to ask.
+        A brake with too short a lead would be a step, and be taken back, too.
+        """
+        took_s = now_s - heard.sent_s
+        if self._unknown is None and now_s < join.moves_until_s(heard.before):
+            if not heard.asks or took_s > SLOWEST_BRAKE_S:
+                return self._take_back(heard, now_s, asks=True)
+            self._brake_lead_s = 1.25 * took_s / TAKE_BACK_SHARE
+        return self._brake(now_s)
 
     def _look(self, flight: _SentPath, now_s: float) -> list[Output]:
         """A trajectory was not heard in time: take it back by sending the path before it."""
@@ -490,8 +535,13 @@ class GuardCore:
             self._flight = replace(flight, look_s=now_s + LOOK_AGAIN_S)
             return []
         self._counts["taken_back"] += 1
-        self._running = flight.before
-        return self._send_own(join.staying(flight.before, now_s), now_s, takes_back=True)
+        self._wants_brake |= self._stopped is not None
+        return self._take_back(flight, now_s)
+
+    def _take_back(self, sent: _SentPath, now_s: float, asks: bool = False) -> list[Output]:
+        self._running = sent.before
+        path = join.staying(sent.before, now_s)
+        return self._send_own(path, now_s, takes_back=True, asks=asks)
 
 
 @dataclass(frozen=True)

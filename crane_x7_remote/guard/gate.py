@@ -47,9 +47,6 @@ OPEN_TIMEOUT_S = 3.0
 STATE_PERIOD_S = 1.0
 END_S = 1.0
 """Longest wait for the arm to come to rest when the guard ends."""
-NEWS_S = 2.0
-"""A false on /vla/stop that repeats one from within this time does not resume: a node that
-publishes its button's state periodically must not undo another node's stop."""
 
 
 @dataclass(frozen=True)
@@ -90,7 +87,10 @@ class Gate:
         self._wake: asyncio.TimerHandle | None = None
         self._wake_s: float | None = None
         self._stopped: str | None = None
-        self._heard_stop: tuple[bool, float] | None = None
+        self._heard_stop: bool | None = None
+        """Newest Bool on /vla/stop on the robot's side, since the link to rosbridge came up."""
+        self._stopped_by_topic = False
+        """Whether a `true` there alone keeps everything stopped; a `false` there may end that."""
         self._complaints: set[str] = set()
         self.tally = Tally()
         subscribed = {
@@ -136,11 +136,10 @@ class Gate:
     async def end(self, why: str) -> None:
         """Brake, wait until the arm is at rest, and close everything."""
         self.stop(why)
-        ends_s = self._report().get("ends_s")
-        if isinstance(ends_s, int | float) and self.uplink.is_up:
-            wait_s = min(END_S, max(0.0, float(ends_s))) if math.isfinite(ends_s) else END_S
+        until_s = self._clock() + END_S
+        while (wait_s := min(self._moves_s(), until_s - self._clock())) > 0:
             logger.info("ending in %.2f s, with the arm at rest", wait_s)
-            await asyncio.sleep(wait_s)
+            await asyncio.sleep(wait_s)  # meanwhile, the brake may be taken back and sent again
         self._tell_state()
         await asyncio.sleep(0.02)  # so that the last state is sent
         if self._wake is not None:
@@ -153,15 +152,24 @@ class Gate:
         for server in self._servers:
             await server.wait_closed()
 
+    def _moves_s(self) -> float:
+        """Return how long the arm still moves, as far as the guard can wait for it."""
+        ends_s = self._report().get("ends_s")
+        if not isinstance(ends_s, int | float) or not self.uplink.is_up:
+            return 0.0
+        return float(ends_s) if math.isfinite(ends_s) else END_S
+
     # --- stop and resume -------------------------------------------------------------------------
 
     def stop(self, why: str) -> None:
         """Brake, and pass nothing until `resume`."""
+        self._stopped_by_topic = False
         self._ask(lambda now_s: self._core.stop(why, now_s))
 
     def resume(self, who: str) -> None:
         """Let trajectories pass again."""
         logger.info("resumed by %s", who)
+        self._stopped_by_topic = False
         self._ask(self._core.resume)
 
     # --- clients ----------------------------------------------------------------------------------
@@ -283,14 +291,18 @@ class Gate:
             raise messages.MessageError(
                 f"std_msgs/Bool.data is {protocol.brief(wanted)}, expected true or false"
             )
-        before, now_s = self._heard_stop, self._clock()
-        self._heard_stop = wanted, now_s
+        before, self._heard_stop = self._heard_stop, wanted
+        who = f"{STOP_TOPIC} on the robot's side"
         if wanted:
-            self.stop(f"{STOP_TOPIC} on the robot's side")
-        elif before is None or before[0] or now_s - before[1] > NEWS_S:
-            self.resume(f"{STOP_TOPIC} on the robot's side")
+            self._stopped_by_topic |= self._core.stopped is None
+            self._ask(lambda now_s: self._core.stop(who, now_s))
+        elif before and self._stopped_by_topic:
+            self.resume(who)
+        elif before is not False and self._core.stopped is not None:
+            logger.warning("false from %s resumes nothing: use crane-x7-remote resume", who)
 
     def _on_upstream(self, is_up: bool) -> None:
+        self._heard_stop = None  # a button may have been released and pressed meanwhile
         self._ask(lambda now_s: self._core.upstream_changed(is_up, now_s))
         if is_up:
             self._tell_state()
@@ -344,6 +356,7 @@ class Gate:
     def _note_fault(self, error: Exception) -> None:
         """Handle a bug in the guard: nothing passes until an operator resumes."""
         self.tally.faults += 1
+        self._stopped_by_topic = False
         if self.tally.faults == 1:
             logger.error("internal error in the guard", exc_info=error)
         try:

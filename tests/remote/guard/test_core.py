@@ -98,12 +98,17 @@ class Rig:
                 self.do(self.core.wake(self.now_s))
 
     def trajectory(
-        self, offset_rad: float = 0.4, age_s: float = 0.03, lead_s: float = 0.06, **changes: Any
+        self,
+        offset_rad: float = 0.4,
+        age_s: float = 0.03,
+        lead_s: float = 0.06,
+        valid_s: float = 0.5,
+        **changes: Any,
     ) -> dict[str, Any]:
         """What a loop would send now: joint 1 moves `offset_rad` away from home."""
         robot_s = self.now_s + self.robot_s
         position, velocity = self.position()
-        timing = Timing(robot_s - age_s, robot_s, lead_s, 0.5, robot_s)
+        timing = Timing(robot_s - age_s, robot_s, lead_s, valid_s, robot_s)
         targets = np.tile(HOME_RAD, (5, 1))
         targets[:, 0] += offset_rad
         command = SafeCommand(targets, 0.1 * np.arange(1, 6))
@@ -130,6 +135,37 @@ class Rig:
     def refused(self) -> dict[str, int]:
         refused: dict[str, int] = self.core.report(self.now_s)["refused"]
         return refused
+
+
+class SlowRig(Rig):
+    """The same in steps of 1 ms; rosbridge passes everything on, and back, after a while."""
+
+    def __init__(self, **config: Any) -> None:
+        self.answer_s, self.held_until_s = 0.001, 0.0
+        self.on_its_way: list[tuple[float, Any]] = []
+        self.executed_rad: list[float] = []
+        """Joint 1, every 5 ms."""
+        super().__init__(**config)
+
+    def do(self, outputs: list[Any]) -> None:
+        for output in outputs:
+            if isinstance(output, Send) and output.topic == ARM:
+                self.sent.append(output)
+                due_s = max(self.now_s + self.answer_s, self.held_until_s)
+                self.on_its_way.append((due_s, output.message))
+
+    def pass_time(self, seconds: float, joints: bool = True) -> None:
+        for step in range(round(seconds * 1e3)):
+            self.now_s += 0.001
+            while self.on_its_way and self.on_its_way[0][0] <= self.now_s:
+                _, message = self.on_its_way.pop(0)
+                self._run(message)
+                self.do(self.core.hear_echo(message, self.now_s))
+            if joints and step % 5 == 0:
+                self.joints()
+                self.executed_rad.append(float(self.position()[0][0]))
+            while self.core.wake_s is not None and self.now_s >= self.core.wake_s:
+                self.do(self.core.wake(self.now_s))
 
 
 @pytest.fixture
@@ -369,6 +405,71 @@ def test_a_guard_that_stood_still_itself_looks_before_it_takes_back(rig: Rig) ->
     assert rig.core.report(rig.now_s)["taken_back"] == 0
 
 
+def _hear_late(rig: Rig, after_s: float, **options: Any) -> None:
+    """Send a trajectory; all stands still until `after_s`, and the controller then refuses it."""
+    arm, rig.echoes = rig.path, False
+    header = options.pop("header", {})
+    message = rig.trajectory(**options)
+    message["header"] |= header
+    count = len(rig.sent)
+    rig.do(rig.core.take_trajectory(CLIENT, message, rig.now_s))
+    rig.joints()
+    (sent,) = rig.sent[count:]
+    rig.path, rig.echoes = arm, True
+    rig.now_s += after_s
+    rig.do(rig.core.hear_echo(sent.message, rig.now_s))
+
+
+def test_one_that_comes_back_after_its_end_may_have_been_refused(rig: Rig) -> None:
+    """A path that continued it would begin where the arm is not."""
+    for _ in range(3):
+        rig.drive(offset_rad=0.45)
+    rig.pass_time(1.0)
+    arm_rad = rig.position()[0]
+    _hear_late(rig, 0.7, offset_rad=0.33)
+    assert "after its end" in rig.core.report(rig.now_s)["unknown"]
+    count = len(rig.sent)
+    rig.do(rig.core.take_trajectory(CLIENT, rig.trajectory(), rig.now_s))
+    rig.pass_time(0.1)
+    assert len(rig.sent) == count
+    assert rig.refused == {"unknown_path": 1}
+    rig.pass_time(0.4)
+    assert rig.core.report(rig.now_s)["unknown"] is None
+    rig.running = None
+    (send,) = rig.drive()
+    first = _path(send.message, ROBOT_S).position_rad[0]
+    np.testing.assert_allclose(first[:ARM_DOF], arm_rad[:ARM_DOF], atol=1e-3)
+
+
+def test_one_that_comes_back_after_it_expired_may_have_been_refused(rig: Rig) -> None:
+    for _ in range(3):
+        rig.drive(offset_rad=0.8)
+    _hear_late(rig, 0.25, offset_rad=0.4, header={"frame_id": f"vla/{SESSION}/99/200"})
+    assert rig.core.report(rig.now_s)["unknown"] is not None
+
+
+def test_one_that_comes_back_late_but_before_its_end_has_arrived(rig: Rig) -> None:
+    for _ in range(3):
+        rig.drive(offset_rad=0.8)
+    path, rig.echoes = rig.path, False
+    rig.do(rig.core.take_trajectory(CLIENT, rig.trajectory(), rig.now_s))
+    rig.joints()
+    assert rig.path is not path
+    rig.now_s += 0.3  # the guard stands still
+    rig.do(rig.core.hear_echo(rig.sent[-1].message, rig.now_s))
+    rig.pass_time(0.05)
+    assert rig.core.report(rig.now_s)["unknown"] is None
+
+
+def test_one_that_moves_nothing_may_come_back_at_any_time(rig: Rig) -> None:
+    for _ in range(8):
+        rig.drive(offset_rad=0.3)
+    rig.pass_time(1.0)
+    _hear_late(rig, 0.7, offset_rad=0.3)
+    rig.pass_time(0.05)
+    assert rig.core.report(rig.now_s)["unknown"] is None
+
+
 # --- the running path is not known ----------------------------------------------------------------
 
 
@@ -472,6 +573,48 @@ def test_stop_while_one_is_on_its_way_brakes_when_that_has_come_back(rig: Rig) -
     assert len(rig.sent) == count
     rig.do(rig.core.hear_echo(under_way.message, rig.now_s))
     assert rig.sent[-1].message["header"]["frame_id"].startswith("guard/")
+
+
+@pytest.mark.parametrize("how", ["stop", "link timeout"])
+@pytest.mark.parametrize(
+    ("answer_s", "held_s"),
+    [(0.001, 0.04), (0.001, 0.3), (0.015, 0.0), (0.06, 0.0), (0.15, 0.0), (0.3, 0.0)],
+)
+def test_a_brake_that_was_taken_back_is_sent_again(
+    answer_s: float, held_s: float, how: str
+) -> None:
+    """Rosbridge is held up at the moment of the stop, or needs longer from then on."""
+    rig = SlowRig(link_timeout_s=0.02)
+    for _ in range(4):
+        rig.drive(offset_rad=2.3, valid_s=2.0)
+    old, count = rig.path, len(rig.sent)
+    assert old is not None
+    rig.answer_s, rig.held_until_s = answer_s, rig.now_s + 0.03 + held_s
+    rig.executed_rad.clear()
+    if how == "link timeout":
+        rig.do(rig.core.client_left(CLIENT, rig.now_s))
+        rig.pass_time(0.03)
+    else:
+        rig.pass_time(0.03)
+        rig.do(rig.core.stop("pressed", rig.now_s))
+    assert rig.core.stopped is not None
+    asked_s = rig.now_s + max(held_s, answer_s)
+    rig.pass_time(2.5)
+    report = rig.core.report(rig.now_s)
+    assert (report["taken_back"], report["running"]) == (1, False)
+    rest_rad = float(rig.position()[0][0])
+    assert rig.executed_rad[-100:] == pytest.approx([rest_rad] * 100)
+    if answer_s > 0.2:
+        assert len(rig.sent) < count + 10, "questions only: no brake would come in time"
+        return
+    assert len(rig.sent) == count + 4, "brake, what took it back, a question, brake"
+    braked_s = asked_s + 2 * answer_s + max(2.5 * answer_s, 0.03)
+    position, velocity = state_at(old, braked_s)
+    way_rad = velocity[0] ** 2 / 2 / LIMITS.path_rad_s2[0]
+    assert rest_rad < position[0] + way_rad + 0.1
+    if answer_s == 0.001:
+        slopes = np.diff(rig.executed_rad, 2) / 0.005**2
+        assert np.abs(slopes).max() < 1.1 * LIMITS.acceleration_rad_s2[0]
 
 
 def test_a_loop_whose_link_is_lost_for_long_stops_the_arm_until_resume() -> None:

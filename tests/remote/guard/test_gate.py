@@ -16,6 +16,7 @@ import pytest
 from guard_rig import (
     ACTION,
     ARM,
+    BRAKE_S,
     CAMERA,
     GRIPPER,
     INSTRUCTION,
@@ -24,6 +25,7 @@ from guard_rig import (
     STATE_TOPIC,
     STOP_TOPIC,
     Caller,
+    FakeCore,
     RunningGuard,
     goal,
     prediction,
@@ -34,9 +36,13 @@ from loop_rig import FaultyRobot, RunningLoop, Tunnel, inject, wait_until
 from websockets.exceptions import InvalidStatus
 
 from crane_x7_remote.errors import ExitCode, PeerUnreachableError
+from crane_x7_remote.guard.core import Send
+from crane_x7_remote.guard.door import STOP_PATH
+from crane_x7_remote.guard.stop import ask
 from crane_x7_remote.rosbridge import protocol
 from crane_x7_remote.rosbridge.client import RosbridgeClient
 from crane_x7_remote.rosbridge.config import ClientConfig
+from crane_x7_remote.rosbridge.connection import LinkConfig
 from crane_x7_remote.rosbridge.inbox import Inbox, IncomingTopics
 
 
@@ -411,21 +417,100 @@ def inject_when_heard(robot: FaultyRobot, guard: RunningGuard, wanted: bool) -> 
     wait_until(lambda: (guard.core.stopped is not None) == wanted, 5, f"stopped: {wanted}")
 
 
-def test_a_node_that_repeats_false_does_not_undo_a_stop(
+def hear(guard: RunningGuard, server: RecordingServer, *wanted: bool) -> None:
+    """Publish on /vla/stop on the robot's side, and wait until the guard has heard it."""
+    count = len(guard.core.of("hear_joints"))
+    for each in wanted:
+        server.send(protocol.publish(STOP_TOPIC, {"data": each}))
+    server.send(protocol.publish(JOINTS, {}))
+    wait_until(lambda: len(guard.core.of("hear_joints")) > count, 5, "heard")
+
+
+def pass_time(guard: RunningGuard, seconds: float) -> None:
+    """Set the guard's clock forward."""
+    clock = guard.gate._clock
+    guard.gate._clock = lambda: clock() + seconds
+
+
+def command_guard(guard: RunningGuard, wanted: bool) -> None:
+    """Do what `crane-x7-remote stop` or `resume` does."""
+    ask(LinkConfig("127.0.0.1", guard.port, path=STOP_PATH), wanted)
+
+
+@pytest.mark.parametrize("period_s", [0.0, 1.0, 5.0])
+@pytest.mark.parametrize("heard_before", [0, 1, 3])
+def test_a_node_that_publishes_false_does_not_undo_a_stop(
+    guard: RunningGuard, server: RecordingServer, period_s: float, heard_before: int
+) -> None:
+    """It says that its button is not pressed, all the time, slowly, or latched to who comes."""
+    for _ in range(heard_before):
+        hear(guard, server, False)
+        pass_time(guard, period_s)
+    command_guard(guard, True)
+    for _ in range(3):
+        pass_time(guard, period_s)
+        hear(guard, server, False)
+        assert guard.core.stopped
+    command_guard(guard, False)
+    assert guard.core.stopped is None
+
+
+@pytest.mark.parametrize("is_operators", [True, False])
+def test_a_false_after_rosbridge_came_back_resumes_nothing(
+    free_port: int, is_operators: bool
+) -> None:
+    """It may be of a node that publishes all the time; a release in between was not heard."""
+    with RunningGuard(free_port) as guard:
+        with RecordingServer(free_port) as server:
+            wait_until(lambda: server.of("subscribe", STOP_TOPIC), 5, "reached")
+            hear(guard, server, False)
+            if is_operators:
+                command_guard(guard, True)
+            else:
+                hear(guard, server, True)
+            assert guard.core.stopped
+        wait_until(lambda: not guard.gate.uplink.is_up, 5, "lost")
+        pass_time(guard, 5.0)
+        with RecordingServer(free_port) as server:
+            wait_until(lambda: server.of("subscribe", STOP_TOPIC), 5, "reached again")
+            hear(guard, server, False, False)
+            assert guard.core.stopped
+            hear(guard, server, True, False)
+            assert (guard.core.stopped is not None) == is_operators
+            command_guard(guard, False)
+            assert guard.core.stopped is None
+
+
+@pytest.mark.parametrize("is_button_first", [True, False])
+def test_a_button_that_is_released_undoes_its_own_stop_only(
+    guard: RunningGuard, server: RecordingServer, is_button_first: bool
+) -> None:
+    hear(guard, server, False, True, True)
+    assert guard.core.stopped
+    hear(guard, server, False, False)
+    assert guard.core.stopped is None
+    if is_button_first:
+        hear(guard, server, True)
+        command_guard(guard, True)
+    else:
+        guard.call(lambda: guard.gate.stop("SIGUSR1"))
+    hear(guard, server, True, False)
+    assert guard.core.stopped
+    command_guard(guard, False)
+    assert guard.core.stopped is None
+    hear(guard, server, True, False)
+    assert guard.core.stopped is None
+
+
+def test_a_released_button_does_not_undo_a_stop_by_a_fault(
     guard: RunningGuard, server: RecordingServer
 ) -> None:
-    released = protocol.publish(STOP_TOPIC, {"data": False})
-    server.send(released)
-    wait_until(lambda: guard.core.of("resume"), 5, "heard")
-    guard.call(lambda: guard.gate.stop("SIGUSR1"))
-    for _ in range(5):
-        server.send(released)
-    server.send(protocol.publish(JOINTS, {}))
-    wait_until(lambda: guard.core.of("hear_joints"), 5, "heard")
-    assert guard.core.stopped == "SIGUSR1"
-    for wanted in (True, False):
-        server.send(protocol.publish(STOP_TOPIC, {"data": wanted}))
-    wait_until(lambda: guard.core.stopped is None, 5, "a button was pressed and let go")
+    hear(guard, server, True)
+    guard.core.fault = RuntimeError("planted")
+    hear(guard, server)
+    hear(guard, server, False)
+    assert guard.state()["gate"]["faults"] == 1
+    assert guard.core.stopped
 
 
 @pytest.mark.parametrize("data", [1, "true", None, [], {}])
@@ -558,6 +643,30 @@ def test_the_guard_ends_with_the_arm_at_rest(server: RecordingServer) -> None:
             assert 0.15 < time.monotonic() - ending_s < 3
         assert sent_to(server, ARM)[-1]["header"]["frame_id"] == "brake"
         guard.loop = type("Done", (), {"call_soon_threadsafe": lambda *_: None})()
+
+
+class TwiceBrakingCore(FakeCore):
+    """Its first brake is taken back, and a second one follows, later than the first had ended."""
+
+    def stop(self, why: str, now_s: float) -> list[Any]:
+        self._ends_s, self.wake_at_s = now_s + BRAKE_S, now_s + BRAKE_S / 2
+        return super().stop(why, now_s)
+
+    def wake(self, now_s: float) -> list[Any]:
+        super().wake(now_s)
+        if len(self.woken) == 1:
+            self._ends_s += 2 * BRAKE_S
+            self.wake_at_s = self._ends_s - BRAKE_S / 2
+            return []
+        return [Send(ARM, trajectory("brake again"))]
+
+
+def test_the_guard_ends_after_a_brake_that_was_sent_again(server: RecordingServer) -> None:
+    with RunningGuard(server.port, core=TwiceBrakingCore()) as guard:
+        wait_until(lambda: guard.gate.uplink.is_up, 5, "connected")
+    wait_until(lambda: len(sent_to(server, ARM)) == 2, 5, "sent")
+    frames = [message["header"]["frame_id"] for message in sent_to(server, ARM)]
+    assert frames == ["brake", "brake again"]
 
 
 def test_gripper_actions_of_ros_1_pass(guard: RunningGuard, server: RecordingServer) -> None:
