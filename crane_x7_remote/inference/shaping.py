@@ -33,6 +33,8 @@ SHORTEST_RESTART_LEAD_S = 0.1
 """Lead with a slow policy, which leaves no more time; 0.01 rad of sag then takes as much."""
 SAME_RAD = 0.001
 """Two paths closer than this at a moment count as the same there."""
+STILL_RAD = 2e-5
+"""A path that moves the arm by less than this leaves it where it is: see guard.join.SAME_RAD."""
 SHORTEST_HORIZON_S = 0.1
 """A trajectory that would have to be at rest sooner than this is not worth starting."""
 
@@ -77,7 +79,7 @@ class Shaped:
     """Our monotonic clock: sent later, it would arrive after it leaves the running path, and the
     arm's controller would step from one to the other."""
     expires_s: float
-    """Our monotonic clock: no controller starts it if it arrives later."""
+    """Our monotonic clock: if it arrives later, no controller starts it, or it would not matter."""
     gripper_later: tuple[GripperTarget, ...] = ()
     """The gripper's targets after `target_rad`, in the order of their times."""
 
@@ -166,7 +168,7 @@ class TrajectoryPlanner:
             target_rad=command.position_rad[first],
             lead_s=lead_s,
             leave_by_s=moment.now_s + lead_s - moment.round_trip_s / 2,
-            expires_s=moment.now_s + stamp_s + trajectory.valid_s - moment.robot_s,
+            expires_s=_expires_s(trajectory, running, moment),
             gripper_later=_gripper_later(command, first, timing, moment),
         )
 
@@ -216,6 +218,23 @@ class TrajectoryPlanner:
         if running is None or self._peers.is_lost(running.sequence):
             return None
         return running if is_followed(running, measured, measured_s, self._limits) else None
+
+
+def _expires_s(trajectory: Trajectory, running: Trajectory | None, moment: Moment) -> float:
+    """Return until when, on our clock, the arm may come onto the trajectory.
+
+    A controller refuses one that has ended; a guard re-times it while it is valid. One that rests
+    where the running path does changes nothing: it counts as started as long as it is valid, or the
+    next would start from a measured arm that sags.
+    """
+    away_rad = np.inf
+    if running is not None:
+        away = trajectory.position_rad[:, :ARM_DOF] - running.position_rad[-1, :ARM_DOF]
+        away_rad = np.abs(away).max()
+    after_s = float(trajectory.time_from_start_s[-1])
+    if moment.is_guarded or away_rad <= STILL_RAD:
+        after_s = trajectory.valid_s
+    return moment.now_s + trajectory.stamp_s + after_s - moment.robot_s
 
 
 def _gripper_later(
