@@ -50,6 +50,9 @@ LONGEST_SLEEP_S = 0.2
 """Longest sleep between two ticks: a new task is answered within this time."""
 GOODBYE_S = 0.2
 """How long the last trajectory may wait for the socket."""
+UNCONFIRMED_S = 0.5
+"""How long it may wait, at the end of `run`, for one that is still under way."""
+RETRY_S = 0.005
 
 
 class InferenceLoop:
@@ -78,6 +81,7 @@ class InferenceLoop:
         self._clock = clock
         self._stop = threading.Event()
         self._sleep = sleep or self._stop.wait
+        self._pause = sleep or time.sleep
         self._observe = observe
         self.metrics = metrics or LoopMetrics(config.session, config.rate_hz)
         self._tick_log = TickLog(self.metrics, config.policy_failing_s, config.dry_run)
@@ -147,7 +151,7 @@ class InferenceLoop:
                     reported_s = self._clock()
                     each_second(self.metrics)
         finally:
-            self._come_to_rest()
+            self._come_to_rest(UNCONFIRMED_S)
             self._worker.close()
 
     def tick(self) -> Sent | Hold | None:
@@ -338,25 +342,51 @@ class InferenceLoop:
         if joints is not None and joints.stamp_s > 0:
             self._following.observe(joints.state, joints.stamp_s)
 
-    def _come_to_rest(self) -> None:
-        """Brake the running trajectory now; if it has ended already, the arm holds."""
+    def _come_to_rest(self, unconfirmed_s: float = 0.0) -> None:
+        """Brake the running trajectory now; if it has ended already, the arm holds.
+
+        `unconfirmed_s`: how long to wait for a trajectory that is still under way.
+        """
         self._gripper.cancel()
         self._ready.notice_clock(self._client.clocks(self._clock()).steps)
+        began_s = self._clock()
+        while True:
+            hold = self._brake()
+            if hold is None:
+                return
+            is_unconfirmed = hold.reason is HoldReason.UNCONFIRMED
+            patience_s = unconfirmed_s if is_unconfirmed else GOODBYE_S
+            if self._clock() - began_s >= patience_s or not self._client.link.connected:
+                if patience_s:
+                    logger.warning(
+                        "could not send the braking trajectory, %s: %s; the arm finishes the"
+                        " previous one",
+                        hold.reason,
+                        hold.detail,
+                    )
+                return
+            self._pause(RETRY_S)
+
+    def _brake(self) -> Hold | None:
+        """Send the path to rest from where the arm is now; None if it was sent, or none needed."""
         joints, moment = self._client.joints(), self._moment()
         dialect = self._ready.dialect
         if joints is None or moment is None or dialect is None:
-            return
+            return None
         brake = self._planner.brake(joints, moment)
-        if brake is None:
-            return
-        deadline_s = moment.now_s + GOODBYE_S
-        while not self._client.publish(self._outgoing.brake(brake, dialect)):
-            if self._clock() >= deadline_s or not self._client.link.connected:
-                logger.warning(
-                    "could not send the braking trajectory; the arm finishes the previous one"
-                )
-                return
-            time.sleep(0.005)
+        if brake is None or isinstance(brake, Hold):
+            return brake
+        leave_by_s = moment.leave_by_s(moment.lead_s)
+        operations = self._outgoing.brake(brake, dialect)
+        if not self._client.publish(operations, leave_by_s, _warn_of_no_brake):
+            return Hold(HoldReason.SEND_DROPPED, "the client did not accept it")
         self._planner.braked(brake)
         self._following.restart()
         logger.info("braking the arm to rest (sequence %d)", brake.sequence)
+        return None
+
+
+def _warn_of_no_brake() -> None:
+    logger.warning(
+        "the braking trajectory could not leave in time; the arm finishes the one before"
+    )

@@ -55,6 +55,10 @@ class Moment:
     is_guarded: bool = False
     """Whether a guard next to the robot re-times late trajectories."""
 
+    def leave_by_s(self, lead_s: float) -> float:
+        """Return until when, on our clock, a path with this lead may be sent."""
+        return self.now_s + lead_s - self.round_trip_s / 2
+
 
 @dataclass(frozen=True)
 class GripperTarget:
@@ -135,13 +139,9 @@ class TrajectoryPlanner:
         self, chunk: object, stamp_s: float, joints: StampedJoints, moment: Moment
     ) -> Shaped | Hold:
         """Return the trajectory for the frame stamped `stamp_s`, or why there is none."""
-        overdue_s = self._peers.overdue_s(moment.now_s)
-        if overdue_s is not None and not moment.is_guarded:
-            return Hold(
-                HoldReason.UNCONFIRMED,
-                f"a trajectory has not come back from its topic for {overdue_s:.3f} s; the next one"
-                " is sent when it has come back or expired",
-            )
+        hold = self._unconfirmed(moment)
+        if hold is not None:
+            return hold
         measured_s = _measured_s(joints, moment)
         running = self._followed(joints.state, measured_s)
         if running is None and self._is_moving(joints.state, moment.robot_s - measured_s):
@@ -167,23 +167,37 @@ class TrajectoryPlanner:
             followed=running,
             target_rad=command.position_rad[first],
             lead_s=lead_s,
-            leave_by_s=moment.now_s + lead_s - moment.round_trip_s / 2,
+            leave_by_s=moment.leave_by_s(lead_s),
             expires_s=_expires_s(trajectory, running, moment),
             gripper_later=_gripper_later(command, first, timing, moment),
         )
 
-    def brake(self, joints: StampedJoints, moment: Moment) -> Trajectory | None:
+    def brake(self, joints: StampedJoints, moment: Moment) -> Trajectory | Hold | None:
         """Return the shortest path to rest; None unless a trajectory of this loop moves the arm."""
         running = self._running
-        if running is None or self._peers.overdue_s(moment.now_s) is not None:
+        if running is None:
             return None
         if moment.robot_s >= running.stamp_s + running.time_from_start_s[-1]:
             return None
+        hold = self._unconfirmed(moment)
+        if hold is not None:
+            return hold
         measured_s = _measured_s(joints, moment)
         followed = self._followed(joints.state, measured_s)
         robot_s = moment.robot_s
         timing = Timing(robot_s, robot_s, moment.lead_s, self._validity_s, measured_s)
         return self._build(None, joints.state, followed, timing)
+
+    def _unconfirmed(self, moment: Moment) -> Hold | None:
+        """Return why the running path is not known well enough to continue it without a guard."""
+        overdue_s = self._peers.overdue_s(moment.now_s)
+        if overdue_s is None or moment.is_guarded:
+            return None
+        return Hold(
+            HoldReason.UNCONFIRMED,
+            f"a trajectory has not come back from its topic for {overdue_s:.3f} s; the next one"
+            " is sent when it has come back or expired",
+        )
 
     def _restart_lead_s(self, stamp_s: float, moment: Moment) -> float:
         """Return the lead of a path that starts from the measured state."""
