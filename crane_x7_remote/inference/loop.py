@@ -27,7 +27,7 @@ from crane_x7_remote.inference.link.echoes import Echoes
 from crane_x7_remote.inference.link.peers import Peers
 from crane_x7_remote.inference.link.ports import RobotClient
 from crane_x7_remote.inference.metrics import LoopMetrics
-from crane_x7_remote.inference.outgoing import Outgoing
+from crane_x7_remote.inference.outgoing import Bundle, Outgoing
 from crane_x7_remote.inference.pacing import Pacer
 from crane_x7_remote.inference.rate import RateWatch
 from crane_x7_remote.inference.ready import UNUSABLE_JOINTS, Readiness
@@ -110,6 +110,8 @@ class InferenceLoop:
         )
         if config.topics.echo and not config.dry_run:
             self._echoes.listen(config.topics.echo)
+        if config.topics.gripper_action and not config.dry_run:
+            client.hear_results(self._outgoing.hear_result)
 
     def warm_up(self) -> None:
         """Run the policy on synthetic images, see `warm_up`; raises what that raises."""
@@ -165,6 +167,7 @@ class InferenceLoop:
         self._ready.notice_clock(self._client.clocks(now_s).steps)
         self._echoes.measure(now_s)
         self._take_retimed()
+        self._notice_stop()
         outcome = self._decide()
         if outcome is not None:
             self._tick_log.note(outcome, self._clock())
@@ -222,6 +225,7 @@ class InferenceLoop:
         return work + self._intake.meanwhile()
 
     def _send_gripper(self) -> None:
+        self._notice_stop()
         self.metrics.counters["gripper_goals"] += self._gripper.send_due()
 
     def _shape(self, frame: EncodedFrame, chunk: object) -> Shaped | Hold:
@@ -259,11 +263,12 @@ class InferenceLoop:
                 )
             dialect = self._ready.dialect
             assert dialect is not None  # Readiness.robot held otherwise
+            self._notice_stop()
             bundle = self._outgoing.bundle(trajectory, shaped.target_rad, dialect)
             # Noted first: the network thread may hear or drop it before `publish` returns.
             sequence = trajectory.sequence
             self._peers.published(sequence, self._clock(), shaped.lead_s, shaped.expires_s)
-            withdraw = functools.partial(self._peers.withdrawn, sequence)
+            withdraw = functools.partial(self._withdraw, sequence, bundle)
             if not self._client.publish(bundle.operations, shaped.leave_by_s, withdraw):
                 withdraw()
                 return Hold(HoldReason.SEND_DROPPED, "the client did not accept the trajectory")
@@ -277,6 +282,11 @@ class InferenceLoop:
         at_s = self._clock()
         age_s = self._client.frame_age_s(frame, at_s)
         return Sent(trajectory, shaped.target_rad, frame, at_s, age_s, policy_s)
+
+    def _withdraw(self, sequence: int, bundle: Bundle) -> None:
+        """Note that a bundle was dropped; may be called from another thread."""
+        self._peers.withdrawn(sequence)
+        self._outgoing.goal_dropped(bundle)
 
     def _ends_s(self, trajectory: Trajectory) -> float:
         """Return when the trajectory ends, on our clock."""
@@ -321,6 +331,12 @@ class InferenceLoop:
         self._outgoing.link_came_up()
         if not is_first:
             self._worker.reset_next()
+
+    def _notice_stop(self) -> None:
+        """Forget the gripper's goals if the guard was stopped: it may have refused them."""
+        if self._echoes.take_stop():
+            self._gripper.cancel()
+            self._outgoing.forget_goal()
 
     def _take_retimed(self) -> None:
         """Continue from the newest trajectory as re-timed by the guard."""

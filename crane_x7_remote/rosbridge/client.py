@@ -244,6 +244,10 @@ class RosbridgeClient:
         self._inbox.silence.expect(topic, compression, self._clock())
         self._request(protocol.encode_json(subscription.request(topic, throttle_ms)))
 
+    def hear_results(self, callback: Callback) -> None:
+        """Call `callback` with each `action_result` of the server, on the network thread."""
+        self._inbox.hear_results(callback)
+
     def advertise(self, topic: str, type_name: str) -> None:
         """Advertise a topic on this connection; a reconnect does not repeat it."""
         operation = protocol.advertise(topic, type_name, id=f"vla:advertise:{topic}")

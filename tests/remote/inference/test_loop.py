@@ -21,7 +21,7 @@ from crane_x7_remote.inference.hold import Hold, HoldReason
 from crane_x7_remote.inference.metrics import Distribution
 from crane_x7_remote.inference.outgoing import OutgoingTopics
 from crane_x7_remote.inference.tick_log import Sent
-from crane_x7_remote.rosbridge import messages
+from crane_x7_remote.rosbridge import messages, protocol
 from crane_x7_remote.rosbridge.clock import ClockStep
 from crane_x7_remote.rosbridge.frames import EncodedFrame
 from crane_x7_remote.rosbridge.joint_watch import FaultKind, JointFault
@@ -438,6 +438,107 @@ def test_a_goal_that_the_client_cannot_take_is_tried_again() -> None:
     rig.loop.run(duration_s=1.5)
     assert len(refused) == 3
     assert [goal for _, goal in rig.client.goals] == [pytest.approx(0.6), pytest.approx(0.0)]
+
+
+def _opening() -> Rig:
+    """Return a loop that was told to open the gripper, and from then on wants it closed."""
+    rig = Rig()
+    rig.policy.answer = lambda _: ActionChunk(np.append(robot.HOME_RAD[:7], 0.8)[None], 0.1)
+    rig.tick(2)
+    rig.policy.answer = lambda _: ActionChunk(robot.HOME_RAD[None], 0.1)
+    return rig
+
+
+def _goals(rig: Rig) -> list[float]:
+    return [goal for _, goal in rig.client.goals]
+
+
+OPEN, CLOSED = pytest.approx(0.8), pytest.approx(0.0)
+
+
+def test_a_goal_that_the_network_thread_dropped_is_repeated_at_the_next_tick() -> None:
+    rig = _opening()
+    rig.client.drops = True
+    assert isinstance(rig.tick(), Sent)
+    assert _goals(rig) == [OPEN]
+    rig.client.drops = False
+    rig.tick(3)
+    assert _goals(rig) == [OPEN, CLOSED]
+
+
+def test_a_later_goal_that_the_network_thread_dropped_is_repeated_with_the_next_trajectory() -> (
+    None
+):
+    rig = _closing()
+    rig.tick()
+    rig.clock.now_s = rig.loop._gripper.times_s[3] + 0.01
+    rig.client.drops = True
+    rig.loop._send_gripper()
+    rig.client.drops = False
+    rig.loop._gripper.cancel()
+    rig.tick(2)
+    assert _goals(rig) == [pytest.approx(0.6), CLOSED]
+
+
+def _tell_of(rig: Rig, bundle: int, result: bool) -> None:
+    goal = rig.client.published[bundle][-1]
+    assert rig.client.result_says is not None
+    rig.client.result_says(
+        protocol.action_result(goal["id"], goal["action"], "refused", 0, result=result)
+    )
+
+
+def test_a_goal_that_was_refused_is_repeated_but_not_at_every_tick() -> None:
+    rig = _opening()
+    rig.tick()
+    _tell_of(rig, -1, result=False)
+    rig.tick(9)
+    assert _goals(rig) == [OPEN, CLOSED]
+    rig.tick(3)
+    assert _goals(rig) == [OPEN, CLOSED, CLOSED]
+    rig.tick(20)
+    assert len(_goals(rig)) == 3
+
+
+def test_a_goal_that_was_done_or_replaced_is_not_repeated() -> None:
+    rig = _opening()
+    rig.tick()
+    _tell_of(rig, 0, result=False)  # the one before
+    _tell_of(rig, -1, result=True)
+    assert rig.client.result_says is not None
+    rig.client.result_says({"op": "action_result", "id": 5, "result": False})
+    rig.tick(20)
+    assert _goals(rig) == [OPEN, CLOSED]
+
+
+@pytest.mark.parametrize("seen_for", [0, 1, 5])
+def test_a_goal_that_fell_into_a_stop_is_repeated_after_resume(seen_for: int) -> None:
+    """The guard refused it; also if it was resumed before the loop's next tick."""
+    rig = _opening()
+    rig.tick()
+    assert rig.client.guard_says is not None
+    rig.client.guard_says(_guard(stopped="pressed by hand"))
+    for _ in range(seen_for):
+        rig.tick()
+    assert _goals(rig) == [OPEN, CLOSED]
+    rig.client.guard_says(_guard())
+    rig.tick(5)
+    assert _goals(rig) == [OPEN, CLOSED, CLOSED]
+
+
+def test_later_goals_end_with_a_stop() -> None:
+    """The guard brakes the arm: what its chunk wanted the gripper to do then is not done elsewhere,
+    and a goal that the guard refuses does not count as the gripper's."""
+    rig = _closing()
+    rig.tick()
+    assert rig.client.guard_says is not None
+    rig.client.guard_says(_guard(stopped="pressed by hand"))
+    rig.clock.now_s = rig.loop._gripper.times_s[-1] + 0.01
+    rig.loop._send_gripper()
+    assert _goals(rig) == [pytest.approx(0.6)]
+    rig.client.guard_says(_guard())
+    rig.tick(2)
+    assert _goals(rig) == [pytest.approx(0.6), CLOSED]
 
 
 def test_nothing_closes_after_the_loop_has_stopped_or_lost_its_link() -> None:

@@ -320,6 +320,20 @@ def test_what_cannot_be_used_is_counted_and_the_next_message_is_taken(payload: s
         assert robot.link.reconnects == 0
 
 
+def test_results_of_actions_are_passed_on() -> None:
+    heard: queue.Queue[Any] = queue.Queue()
+    refused = protocol.action_result("vla/1/2", "/gripper", "stopped", 0, result=False)
+    with RecordingServer() as server, client(server.port) as robot:
+        wait_for(robot, server)
+        server.send(refused)
+        server.send(frame(1000.0))
+        assert robot.wait_frame(None, 10) is not None, "nobody listens, nothing breaks"
+        robot.hear_results(heard.put)
+        server.send(refused)
+        assert heard.get(timeout=10) == refused
+        assert robot.link.refused_messages == {}
+
+
 def test_an_instruction_is_taken_once_and_the_newest_wins() -> None:
     with RecordingServer() as server, client(server.port) as robot:
         wait_for(robot, server)
