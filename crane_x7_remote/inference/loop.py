@@ -259,7 +259,7 @@ class InferenceLoop:
             followed = shaped.followed
             if followed is not None and self._peers.is_lost(followed.sequence):
                 return Hold(
-                    HoldReason.SEND_DROPPED, "the trajectory that this one continues was not sent"
+                    HoldReason.SEND_DROPPED, "the trajectory that this one continues does not run"
                 )
             dialect = self._ready.dialect
             assert dialect is not None  # Readiness.robot held otherwise

@@ -146,3 +146,53 @@ def test_a_path_that_can_no_longer_start_holds_nothing_back() -> None:
     assert isinstance(hold, Hold)
     assert hold.reason is HoldReason.UNCONFIRMED
     assert isinstance(link.shape(_end_s(late.trajectory) + 0.01, 0.12), Shaped)
+
+
+@pytest.mark.parametrize("lead_s", [0.095, 0.25])
+def test_the_path_is_forgotten_when_another_loop_has_driven(lead_s: float) -> None:
+    """The other may leave the arm so near to its end that it would count as followed."""
+    link = Link()
+    assert link.send(link.shape(10.0, 0.05, lead_s), 10.0, 10.02)
+    other = TrajectoryPlanner("ffffffff", 0.5, Limits(), Peers("ffffffff"))
+    targets = np.tile(HOME_RAD, (5, 1))
+    targets[:, 0] += 0.17
+    theirs = other.shape(
+        ActionChunk(targets, 0.1), ROBOT_CLOCK_S + 10.97, link.joints(11.0), link.moment(11.0)
+    )
+    assert isinstance(theirs, Shaped)
+    assert link.deliver(theirs.trajectory, 11.02)
+    link.peers.heard("ffffffff", 1, 11.04)
+    hold = link.peers.verdict(12.9)
+    assert hold is not None
+    assert hold.reason is HoldReason.OTHER_LOOP
+    assert link.peers.verdict(13.1) is None
+    for tick in range(3):
+        at_s = 13.2 + 0.1 * tick
+        shaped = link.shape(at_s, -0.6, lead_s)
+        assert isinstance(shaped, Shaped)
+        assert (shaped.followed is None) is (tick == 0)
+        assert link.send(shaped, at_s, at_s + 0.02)
+    link.assert_no_step(14.5)
+
+
+def test_a_loop_that_drives_against_another_starts_where_the_arm_is() -> None:
+    """Both began together, and this one's name wins: until the other has yielded, each of its
+    trajectories may have replaced the path, also one that is still under way."""
+    link = Link()
+    mine = link.shape(10.0, 0.3)
+    assert isinstance(mine, Shaped)
+    link.peers.published(1, 10.0, mine.lead_s, mine.expires_s)
+    link.planner.sent(mine)
+    link.deliver(mine.trajectory, 10.02)
+    link.peers.heard("ffffffff", 1, 10.03)
+    assert link.peers.overdue_s(10.21) is not None, "it still may start late"
+    link.peers.heard(SESSION, 1, 10.22)
+    assert link.peers.verdict(10.22) is None
+    shaped = link.shape(10.25, 0.3)
+    assert isinstance(shaped, Shaped)
+    assert shaped.followed is None
+    assert link.send(shaped, 10.25, 10.27)
+    shaped = link.shape(10.35, 0.3)
+    assert isinstance(shaped, Shaped)
+    assert shaped.followed is not None
+    link.assert_no_step(11.5)
