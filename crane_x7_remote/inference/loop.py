@@ -226,6 +226,8 @@ class InferenceLoop:
 
     def _send_gripper(self) -> None:
         self._notice_stop()
+        if self._is_link_new():
+            self._gripper.cancel()
         self.metrics.counters["gripper_goals"] += self._gripper.send_due()
 
     def _shape(self, frame: EncodedFrame, chunk: object) -> Shaped | Hold:
@@ -255,6 +257,8 @@ class InferenceLoop:
             return Hold(
                 HoldReason.TOO_LATE, f"this machine stalled: trajectory {late_s:.3f} s late"
             )
+        if self._is_link_new():
+            return Hold(HoldReason.LINK_DOWN, "the link is another than before the prediction")
         if not self._config.dry_run:
             followed = shaped.followed
             if followed is not None and self._peers.is_lost(followed.sequence):
@@ -316,10 +320,14 @@ class InferenceLoop:
         if status is not None:
             self._client.tell(protocol.publish(STATUS_TOPIC, status.message()))
 
+    def _is_link_new(self) -> bool:
+        """Whether the connection is another than at the last `_notice_link`."""
+        return self._client.link.reconnects != self._reconnects
+
     def _notice_link(self, now_s: float) -> None:
         """Forget the path after a reconnect: the robot may have been restarted meanwhile."""
         link = self._client.link
-        if not link.connected or link.reconnects == self._reconnects:
+        if not link.connected or not self._is_link_new():
             return
         is_first, self._reconnects = self._reconnects is None, link.reconnects
         self._peers.link_came_up(now_s)
@@ -385,6 +393,7 @@ class InferenceLoop:
 
     def _brake(self) -> Hold | None:
         """Send the path to rest from where the arm is now; None if it was sent, or none needed."""
+        self._notice_link(self._clock())
         joints, moment = self._client.joints(), self._moment()
         dialect = self._ready.dialect
         if joints is None or moment is None or dialect is None:

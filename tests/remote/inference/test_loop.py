@@ -363,6 +363,43 @@ def test_a_new_link_starts_afresh(rig: Rig) -> None:
     assert rig.policy.resets == 1
 
 
+def _reconnect_during_the_prediction(rig: Rig) -> None:
+    def answer(seen: Observation) -> object:
+        rig.client.link.reconnects += 1
+        return rig.policy._further(seen)
+
+    rig.policy.answer = answer
+
+
+def test_a_link_that_is_new_after_the_prediction_is_listened_to_first() -> None:
+    rig = Rig(listen_s=0.5)
+    rig.tick(8)
+    published = len(rig.client.published)
+    assert published
+    _reconnect_during_the_prediction(rig)
+    assert rig.reason() is HoldReason.LINK_DOWN
+    assert len(rig.client.published) == published
+    rig.policy.answer = rig.policy._further
+    assert rig.reason() is HoldReason.LISTENING
+    assert rig.loop._planner._running is None
+    assert isinstance(rig.tick(6), Sent)
+
+
+def test_nothing_is_sent_over_a_new_link_between_two_ticks_either(rig: Rig) -> None:
+    """Another robot may be there: no brake of the old path, none of the gripper's later goals."""
+    rig.tick(3)
+    published = len(rig.client.published)
+    rig.client.link.reconnects += 1
+    rig.loop._come_to_rest()
+    assert len(rig.client.published) == published
+    rig = _closing()
+    rig.tick()
+    rig.client.link.reconnects += 1
+    rig.clock.now_s = rig.loop._gripper.times_s[-1] + 0.01
+    rig.loop._send_gripper()
+    assert [goal for _, goal in rig.client.goals] == [pytest.approx(0.6)]
+
+
 def test_a_gripper_goal_is_sent_when_its_target_changes(rig: Rig) -> None:
     rig.tick(3)
     opened = np.append(robot.HOME_RAD[:7], 0.8)
