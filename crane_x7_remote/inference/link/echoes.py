@@ -39,7 +39,7 @@ class Echoes:
         self._retimed: messages.ParsedTrajectory | None = None
         """The loop's newest trajectory as changed by the guard."""
         self._was_stopped = False
-        """Whether the guard was heard to be stopped since the last `take_stop`."""
+        """Whether a stop of the guard was heard since the last `take_stop`."""
 
     def listen(self, topic: str) -> None:
         """Listen to the topic of all loops, and to the guard."""
@@ -67,9 +67,9 @@ class Echoes:
 
     def hear_guard(self, message: Mapping[str, Any]) -> None:
         """Note the guard's state; called on the client's thread."""
-        now_s = self._clock()
+        now_s, stops = self._clock(), self.guard.stops
         self.guard.hear(message, now_s)
-        if self.guard.stopped(now_s) is not None:
+        if self.guard.stopped(now_s) is not None or self.guard.stops != stops:
             self._was_stopped = True
 
     def hear_trajectory(self, message: Mapping[str, Any]) -> None:
