@@ -6,6 +6,7 @@ Without this, a loop that predicts once a second would close the gripper up to a
 
 from __future__ import annotations
 
+import functools
 import math
 from collections import deque
 from collections.abc import Callable
@@ -63,7 +64,8 @@ class LaterGoals:
         bundle = self._outgoing.gripper(goal_rad, trajectory, dialect, step)
         if not bundle.operations:
             return 0
-        if not self._client.publish(bundle.operations):
+        dropped = functools.partial(self._outgoing.goal_dropped, bundle)
+        if not self._client.publish(bundle.operations, None, dropped):
             if self.next_s > now_s + RETRY_S:
                 self._due.appendleft((now_s + RETRY_S, goal_rad, step))
             return 0

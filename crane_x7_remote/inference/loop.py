@@ -27,7 +27,7 @@ from crane_x7_remote.inference.link.echoes import Echoes
 from crane_x7_remote.inference.link.peers import Peers
 from crane_x7_remote.inference.link.ports import RobotClient
 from crane_x7_remote.inference.metrics import LoopMetrics
-from crane_x7_remote.inference.outgoing import Outgoing
+from crane_x7_remote.inference.outgoing import Bundle, Outgoing
 from crane_x7_remote.inference.pacing import Pacer
 from crane_x7_remote.inference.rate import RateWatch
 from crane_x7_remote.inference.ready import UNUSABLE_JOINTS, Readiness
@@ -50,6 +50,9 @@ LONGEST_SLEEP_S = 0.2
 """Longest sleep between two ticks: a new task is answered within this time."""
 GOODBYE_S = 0.2
 """How long the last trajectory may wait for the socket."""
+UNCONFIRMED_S = 0.5
+"""How long it may wait, at the end of `run`, for one that is still under way."""
+RETRY_S = 0.005
 
 
 class InferenceLoop:
@@ -78,6 +81,7 @@ class InferenceLoop:
         self._clock = clock
         self._stop = threading.Event()
         self._sleep = sleep or self._stop.wait
+        self._pause = sleep or time.sleep
         self._observe = observe
         self.metrics = metrics or LoopMetrics(config.session, config.rate_hz)
         self._tick_log = TickLog(self.metrics, config.policy_failing_s, config.dry_run)
@@ -106,6 +110,8 @@ class InferenceLoop:
         )
         if config.topics.echo and not config.dry_run:
             self._echoes.listen(config.topics.echo)
+        if config.topics.gripper_action and not config.dry_run:
+            client.hear_results(self._outgoing.hear_result)
 
     def warm_up(self) -> None:
         """Run the policy on synthetic images, see `warm_up`; raises what that raises."""
@@ -147,7 +153,7 @@ class InferenceLoop:
                     reported_s = self._clock()
                     each_second(self.metrics)
         finally:
-            self._come_to_rest()
+            self._come_to_rest(UNCONFIRMED_S)
             self._worker.close()
 
     def tick(self) -> Sent | Hold | None:
@@ -161,6 +167,7 @@ class InferenceLoop:
         self._ready.notice_clock(self._client.clocks(now_s).steps)
         self._echoes.measure(now_s)
         self._take_retimed()
+        self._notice_stop()
         outcome = self._decide()
         if outcome is not None:
             self._tick_log.note(outcome, self._clock())
@@ -218,6 +225,9 @@ class InferenceLoop:
         return work + self._intake.meanwhile()
 
     def _send_gripper(self) -> None:
+        self._notice_stop()
+        if self._is_link_new():
+            self._gripper.cancel()
         self.metrics.counters["gripper_goals"] += self._gripper.send_due()
 
     def _shape(self, frame: EncodedFrame, chunk: object) -> Shaped | Hold:
@@ -247,19 +257,22 @@ class InferenceLoop:
             return Hold(
                 HoldReason.TOO_LATE, f"this machine stalled: trajectory {late_s:.3f} s late"
             )
+        if self._is_link_new():
+            return Hold(HoldReason.LINK_DOWN, "the link is another than before the prediction")
         if not self._config.dry_run:
             followed = shaped.followed
             if followed is not None and self._peers.is_lost(followed.sequence):
                 return Hold(
-                    HoldReason.SEND_DROPPED, "the trajectory that this one continues was not sent"
+                    HoldReason.SEND_DROPPED, "the trajectory that this one continues does not run"
                 )
             dialect = self._ready.dialect
             assert dialect is not None  # Readiness.robot held otherwise
+            self._notice_stop()
             bundle = self._outgoing.bundle(trajectory, shaped.target_rad, dialect)
             # Noted first: the network thread may hear or drop it before `publish` returns.
             sequence = trajectory.sequence
             self._peers.published(sequence, self._clock(), shaped.lead_s, shaped.expires_s)
-            withdraw = functools.partial(self._peers.withdrawn, sequence)
+            withdraw = functools.partial(self._withdraw, sequence, bundle)
             if not self._client.publish(bundle.operations, shaped.leave_by_s, withdraw):
                 withdraw()
                 return Hold(HoldReason.SEND_DROPPED, "the client did not accept the trajectory")
@@ -273,6 +286,11 @@ class InferenceLoop:
         at_s = self._clock()
         age_s = self._client.frame_age_s(frame, at_s)
         return Sent(trajectory, shaped.target_rad, frame, at_s, age_s, policy_s)
+
+    def _withdraw(self, sequence: int, bundle: Bundle) -> None:
+        """Note that a bundle was dropped; may be called from another thread."""
+        self._peers.withdrawn(sequence)
+        self._outgoing.goal_dropped(bundle)
 
     def _ends_s(self, trajectory: Trajectory) -> float:
         """Return when the trajectory ends, on our clock."""
@@ -302,10 +320,14 @@ class InferenceLoop:
         if status is not None:
             self._client.tell(protocol.publish(STATUS_TOPIC, status.message()))
 
+    def _is_link_new(self) -> bool:
+        """Whether the connection is another than at the last `_notice_link`."""
+        return self._client.link.reconnects != self._reconnects
+
     def _notice_link(self, now_s: float) -> None:
         """Forget the path after a reconnect: the robot may have been restarted meanwhile."""
         link = self._client.link
-        if not link.connected or link.reconnects == self._reconnects:
+        if not link.connected or not self._is_link_new():
             return
         is_first, self._reconnects = self._reconnects is None, link.reconnects
         self._peers.link_came_up(now_s)
@@ -317,6 +339,12 @@ class InferenceLoop:
         self._outgoing.link_came_up()
         if not is_first:
             self._worker.reset_next()
+
+    def _notice_stop(self) -> None:
+        """Forget the gripper's goals if the guard was stopped: it may have refused them."""
+        if self._echoes.take_stop():
+            self._gripper.cancel()
+            self._outgoing.forget_goal()
 
     def _take_retimed(self) -> None:
         """Continue from the newest trajectory as re-timed by the guard."""
@@ -338,25 +366,52 @@ class InferenceLoop:
         if joints is not None and joints.stamp_s > 0:
             self._following.observe(joints.state, joints.stamp_s)
 
-    def _come_to_rest(self) -> None:
-        """Brake the running trajectory now; if it has ended already, the arm holds."""
+    def _come_to_rest(self, unconfirmed_s: float = 0.0) -> None:
+        """Brake the running trajectory now; if it has ended already, the arm holds.
+
+        `unconfirmed_s`: how long to wait for a trajectory that is still under way.
+        """
         self._gripper.cancel()
         self._ready.notice_clock(self._client.clocks(self._clock()).steps)
+        began_s = self._clock()
+        while True:
+            hold = self._brake()
+            if hold is None:
+                return
+            is_unconfirmed = hold.reason is HoldReason.UNCONFIRMED
+            patience_s = unconfirmed_s if is_unconfirmed else GOODBYE_S
+            if self._clock() - began_s >= patience_s or not self._client.link.connected:
+                if patience_s:
+                    logger.warning(
+                        "could not send the braking trajectory, %s: %s; the arm finishes the"
+                        " previous one",
+                        hold.reason,
+                        hold.detail,
+                    )
+                return
+            self._pause(RETRY_S)
+
+    def _brake(self) -> Hold | None:
+        """Send the path to rest from where the arm is now; None if it was sent, or none needed."""
+        self._notice_link(self._clock())
         joints, moment = self._client.joints(), self._moment()
         dialect = self._ready.dialect
         if joints is None or moment is None or dialect is None:
-            return
+            return None
         brake = self._planner.brake(joints, moment)
-        if brake is None:
-            return
-        deadline_s = moment.now_s + GOODBYE_S
-        while not self._client.publish(self._outgoing.brake(brake, dialect)):
-            if self._clock() >= deadline_s or not self._client.link.connected:
-                logger.warning(
-                    "could not send the braking trajectory; the arm finishes the previous one"
-                )
-                return
-            time.sleep(0.005)
+        if brake is None or isinstance(brake, Hold):
+            return brake
+        leave_by_s = moment.leave_by_s(moment.lead_s)
+        operations = self._outgoing.brake(brake, dialect)
+        if not self._client.publish(operations, leave_by_s, _warn_of_no_brake):
+            return Hold(HoldReason.SEND_DROPPED, "the client did not accept it")
         self._planner.braked(brake)
         self._following.restart()
         logger.info("braking the arm to rest (sequence %d)", brake.sequence)
+        return None
+
+
+def _warn_of_no_brake() -> None:
+    logger.warning(
+        "the braking trajectory could not leave in time; the arm finishes the one before"
+    )

@@ -5,7 +5,9 @@ Knows the topics and the gripper's last goal; the loop passes the bundle to the 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections import deque
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from crane_x7_remote.rosbridge import messages, protocol
@@ -15,6 +17,8 @@ from crane_x7_vla_rl.types import Array, Trajectory
 
 GRIPPER_STEP_RAD = 0.02
 """A gripper goal is sent when its target changed by more than this."""
+REFUSED_AGAIN_S = 1.0
+"""A gripper goal that was refused is sent again after this, while it is wanted."""
 GRIPPER_EFFORT = 1.0
 """max_effort of a gripper goal; the CRANE-X7's controller is position only and ignores it."""
 GRIPPER_GOAL_TYPE = "control_msgs/GripperCommandActionGoal"
@@ -68,6 +72,10 @@ class Bundle:
     operations: list[dict[str, Any]]
     gripper_goal_rad: float | None
     """The gripper's goal, if the operations contain a new one."""
+    goal_name: str = ""
+    """The id of that goal."""
+    goal_s: float = 0.0
+    """Stamp of its trajectory."""
 
 
 class Outgoing:
@@ -78,16 +86,51 @@ class Outgoing:
         self._session = session
         self._gripper_goal_rad: float | None = None
         """The gripper's current goal; None if unknown."""
+        self._goal_name, self._goal_s = "", 0.0
+        self._is_refused = False
+        """Whether the newest goal was refused."""
+        self._failed: deque[tuple[str, bool]] = deque(maxlen=64)
+        """Goals of which the network thread heard that they failed; whether they were dropped."""
         self._dialect: Dialect | None = None
 
     def link_came_up(self) -> None:
         """Forget the gripper's goal: the robot may have been restarted before the link was new."""
+        self.forget_goal()
+
+    def forget_goal(self) -> None:
+        """Send the gripper's next goal whatever it is."""
         self._gripper_goal_rad = None
 
     def sent(self, bundle: Bundle) -> None:
         """Note that `bundle` was sent."""
         if bundle.gripper_goal_rad is not None:
             self._gripper_goal_rad = bundle.gripper_goal_rad
+            self._goal_name, self._goal_s = bundle.goal_name, bundle.goal_s
+            self._is_refused = False
+
+    def goal_dropped(self, bundle: Bundle) -> None:
+        """Note that `bundle` was dropped; may be called from another thread."""
+        if bundle.gripper_goal_rad is not None:
+            self._failed.append((bundle.goal_name, True))
+
+    def hear_result(self, operation: Mapping[str, Any]) -> None:
+        """Note an `action_result` that tells of a refused goal; may be called from another
+        thread."""
+        name = operation.get("id")
+        if operation.get("result") is False and isinstance(name, str):
+            self._failed.append((name, False))
+
+    def _note_failures(self, now_s: float) -> None:
+        """Forget the gripper's goal if it was dropped, or refused for long; `now_s` is a stamp."""
+        while self._failed:
+            name, is_dropped = self._failed.popleft()
+            if name != self._goal_name:
+                continue  # a newer one has replaced it
+            self._is_refused = True
+            if is_dropped:
+                self.forget_goal()
+        if self._is_refused and abs(now_s - self._goal_s) >= REFUSED_AGAIN_S:
+            self.forget_goal()
 
     def bundle(self, trajectory: Trajectory, target: Array, dialect: Dialect) -> Bundle:
         """Return the operations for `trajectory`, with a gripper goal if its target has changed.
@@ -101,7 +144,7 @@ class Outgoing:
         if topics.action:
             operations.append(protocol.publish(topics.action, messages.float32_array(target)))
         goal = self.gripper(float(target[-1]), trajectory, dialect)
-        return Bundle(operations + goal.operations, goal.gripper_goal_rad)
+        return replace(goal, operations=operations + goal.operations)
 
     def gripper(
         self, goal_rad: float, trajectory: Trajectory, dialect: Dialect, step: int = 0
@@ -110,19 +153,22 @@ class Outgoing:
 
         `step` counts the later goals of one trajectory, which share its sequence.
         """
+        self._note_failures(trajectory.stamp_s)
         known = self._gripper_goal_rad
         if not self._topics.gripper_action or (
             known is not None and abs(goal_rad - known) <= GRIPPER_STEP_RAD
         ):
             return Bundle([], None)
-        return Bundle([self._gripper_goal(goal_rad, trajectory, dialect, step)], goal_rad)
-
-    def _gripper_goal(
-        self, goal_rad: float, trajectory: Trajectory, dialect: Dialect, step: int
-    ) -> dict[str, Any]:
-        topics, name = self._topics, f"vla/{self._session}/{trajectory.sequence}"
+        name = f"vla/{self._session}/{trajectory.sequence}"
         if step:
             name = f"{name}/{step}"
+        operation = self._gripper_goal(goal_rad, trajectory, dialect, name)
+        return Bundle([operation], goal_rad, name, trajectory.stamp_s)
+
+    def _gripper_goal(
+        self, goal_rad: float, trajectory: Trajectory, dialect: Dialect, name: str
+    ) -> dict[str, Any]:
+        topics = self._topics
         goal = {"command": {"position": goal_rad, "max_effort": GRIPPER_EFFORT}}
         if dialect.has_actions:
             return protocol.send_action_goal(

@@ -33,6 +33,8 @@ SHORTEST_RESTART_LEAD_S = 0.1
 """Lead with a slow policy, which leaves no more time; 0.01 rad of sag then takes as much."""
 SAME_RAD = 0.001
 """Two paths closer than this at a moment count as the same there."""
+STILL_RAD = 2e-5
+"""A path that moves the arm by less than this leaves it where it is: see guard.join.SAME_RAD."""
 SHORTEST_HORIZON_S = 0.1
 """A trajectory that would have to be at rest sooner than this is not worth starting."""
 
@@ -52,6 +54,10 @@ class Moment:
     """See `link.delay.LinkDelay`."""
     is_guarded: bool = False
     """Whether a guard next to the robot re-times late trajectories."""
+
+    def leave_by_s(self, lead_s: float) -> float:
+        """Return until when, on our clock, a path with this lead may be sent."""
+        return self.now_s + lead_s - self.round_trip_s / 2
 
 
 @dataclass(frozen=True)
@@ -77,7 +83,7 @@ class Shaped:
     """Our monotonic clock: sent later, it would arrive after it leaves the running path, and the
     arm's controller would step from one to the other."""
     expires_s: float
-    """Our monotonic clock: no controller starts it if it arrives later."""
+    """Our monotonic clock: if it arrives later, no controller starts it, or it would not matter."""
     gripper_later: tuple[GripperTarget, ...] = ()
     """The gripper's targets after `target_rad`, in the order of their times."""
 
@@ -133,13 +139,9 @@ class TrajectoryPlanner:
         self, chunk: object, stamp_s: float, joints: StampedJoints, moment: Moment
     ) -> Shaped | Hold:
         """Return the trajectory for the frame stamped `stamp_s`, or why there is none."""
-        overdue_s = self._peers.overdue_s(moment.now_s)
-        if overdue_s is not None and not moment.is_guarded:
-            return Hold(
-                HoldReason.UNCONFIRMED,
-                f"a trajectory has not come back from its topic for {overdue_s:.3f} s; the next one"
-                " is sent when it has come back or expired",
-            )
+        hold = self._unconfirmed(moment)
+        if hold is not None:
+            return hold
         measured_s = _measured_s(joints, moment)
         running = self._followed(joints.state, measured_s)
         if running is None and self._is_moving(joints.state, moment.robot_s - measured_s):
@@ -165,23 +167,37 @@ class TrajectoryPlanner:
             followed=running,
             target_rad=command.position_rad[first],
             lead_s=lead_s,
-            leave_by_s=moment.now_s + lead_s - moment.round_trip_s / 2,
-            expires_s=moment.now_s + stamp_s + trajectory.valid_s - moment.robot_s,
+            leave_by_s=moment.leave_by_s(lead_s),
+            expires_s=_expires_s(trajectory, running, moment),
             gripper_later=_gripper_later(command, first, timing, moment),
         )
 
-    def brake(self, joints: StampedJoints, moment: Moment) -> Trajectory | None:
+    def brake(self, joints: StampedJoints, moment: Moment) -> Trajectory | Hold | None:
         """Return the shortest path to rest; None unless a trajectory of this loop moves the arm."""
         running = self._running
-        if running is None or self._peers.overdue_s(moment.now_s) is not None:
+        if running is None:
             return None
         if moment.robot_s >= running.stamp_s + running.time_from_start_s[-1]:
             return None
+        hold = self._unconfirmed(moment)
+        if hold is not None:
+            return hold
         measured_s = _measured_s(joints, moment)
         followed = self._followed(joints.state, measured_s)
         robot_s = moment.robot_s
         timing = Timing(robot_s, robot_s, moment.lead_s, self._validity_s, measured_s)
         return self._build(None, joints.state, followed, timing)
+
+    def _unconfirmed(self, moment: Moment) -> Hold | None:
+        """Return why the running path is not known well enough to continue it without a guard."""
+        overdue_s = self._peers.overdue_s(moment.now_s)
+        if overdue_s is None or moment.is_guarded:
+            return None
+        return Hold(
+            HoldReason.UNCONFIRMED,
+            f"a trajectory has not come back from its topic for {overdue_s:.3f} s; the next one"
+            " is sent when it has come back or expired",
+        )
 
     def _restart_lead_s(self, stamp_s: float, moment: Moment) -> float:
         """Return the lead of a path that starts from the measured state."""
@@ -216,6 +232,23 @@ class TrajectoryPlanner:
         if running is None or self._peers.is_lost(running.sequence):
             return None
         return running if is_followed(running, measured, measured_s, self._limits) else None
+
+
+def _expires_s(trajectory: Trajectory, running: Trajectory | None, moment: Moment) -> float:
+    """Return until when, on our clock, the arm may come onto the trajectory.
+
+    A controller refuses one that has ended; a guard re-times it while it is valid. One that rests
+    where the running path does changes nothing: it counts as started as long as it is valid, or the
+    next would start from a measured arm that sags.
+    """
+    away_rad = np.inf
+    if running is not None:
+        away = trajectory.position_rad[:, :ARM_DOF] - running.position_rad[-1, :ARM_DOF]
+        away_rad = np.abs(away).max()
+    after_s = float(trajectory.time_from_start_s[-1])
+    if moment.is_guarded or away_rad <= STILL_RAD:
+        after_s = trajectory.valid_s
+    return moment.now_s + trajectory.stamp_s + after_s - moment.robot_s
 
 
 def _gripper_later(

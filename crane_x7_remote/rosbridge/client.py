@@ -240,9 +240,15 @@ class RosbridgeClient:
         """As `subscribe`, with at most one message per `throttle_ms`."""
         subscription = Subscription(f"vla:{topic}", type_name, compression, throttle_ms)
         self._inbox.listen(topic, callback)
-        self._subscriptions[topic] = subscription
         self._inbox.silence.expect(topic, compression, self._clock())
-        self._request(protocol.encode_json(subscription.request(topic, throttle_ms)))
+        payload = protocol.encode_json(subscription.request(topic, throttle_ms))
+        with self._changed:  # see _greet: it is either among these, or the link is up
+            self._subscriptions[topic] = subscription
+            self._request(payload)
+
+    def hear_results(self, callback: Callback) -> None:
+        """Call `callback` with each `action_result` of the server, on the network thread."""
+        self._inbox.hear_results(callback)
 
     def advertise(self, topic: str, type_name: str) -> None:
         """Advertise a topic on this connection; a reconnect does not repeat it."""
@@ -373,19 +379,31 @@ class RosbridgeClient:
             await link.send(
                 protocol.encode_json(protocol.advertise(topic, kind, id=f"vla:advertise:{topic}"))
             )
-        for topic, subscription in list(self._subscriptions.items()):
-            throttle_ms = self._throttle_ms(topic, subscription)
-            await link.send(protocol.encode_json(subscription.request(topic, throttle_ms)))
-            self._inbox.silence.expect(topic, subscription.compression, self._clock())
-        self._link = link
-        self._connections += 1
-        self._since_s = self._clock()
-        with self._sending:
-            self._in_flight = self._telling = False
+        asked: dict[str, Subscription] = {}
+        while not self._come_up(link, asked):
+            for topic, subscription in list(self._subscriptions.items()):
+                if asked.get(topic) is subscription:
+                    continue
+                asked[topic] = subscription
+                throttle_ms = self._throttle_ms(topic, subscription)
+                await link.send(protocol.encode_json(subscription.request(topic, throttle_ms)))
+                self._inbox.silence.expect(topic, subscription.compression, self._clock())
+        logger.info("connected to rosbridge at %s:%d", self._config.host, self._config.port)
+
+    def _come_up(self, link: ClientConnection, asked: Mapping[str, Subscription]) -> bool:
+        """Report that the link is up, if all subscriptions were requested; from then on
+        `subscribe_throttled` requests its own."""
         with self._changed:
+            if any(asked.get(topic) is not each for topic, each in self._subscriptions.items()):
+                return False
+            self._link = link
+            self._connections += 1
+            self._since_s = self._clock()
+            with self._sending:
+                self._in_flight = self._telling = False
             self._connected = True
             self._changed.notify_all()
-        logger.info("connected to rosbridge at %s:%d", self._config.host, self._config.port)
+        return True
 
     def _note_down(self, error: BaseException) -> None:
         text = explain(error, self._config.link)

@@ -75,6 +75,7 @@ class Inbox:
         self._staleness = Staleness()
         self._throttle = Throttle()
         self._callbacks: dict[str, Callback] = {}
+        self._hear_result: Callback | None = None
         self._refused: Counter[str] = Counter()
         self._fragments = Fragments(max_bytes, self._lose_fragments)
         self._versions = VersionWatch()
@@ -180,6 +181,10 @@ class Inbox:
         """Pass each message of `topic` to `callback`, on the network thread."""
         self._callbacks[topic] = callback
 
+    def hear_results(self, callback: Callback) -> None:
+        """Pass each `action_result` to `callback`, on the network thread."""
+        self._hear_result = callback
+
     # --- network thread --------------------------------------------------------------------------
 
     def link_came_up(self) -> None:
@@ -263,7 +268,9 @@ class Inbox:
                 self._unknown_to_server.add(unknown)
             return False
         if name != "publish":
-            if name not in protocol.ANSWERS:
+            if name == "action_result" and self._hear_result is not None:
+                self._hear_result(operation)
+            elif name not in protocol.ANSWERS:
                 self._refuse_operation(name, arrival_s)
             return False
         topic, message = operation.get("topic"), operation.get("msg")

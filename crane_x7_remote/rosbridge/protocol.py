@@ -38,7 +38,7 @@ GOAL_ABORTED = 6
 ANSWERS = frozenset(
     {"service_response", "action_feedback", "action_result", "action_status", "pong"}
 )
-"""Expected operations of a server that are ignored."""
+"""Expected operations of a server that need no answer; a client may listen to results."""
 UNKNOWN_OPERATION = re.compile(
     r"unknown op(?:eration|code)?\W{1,4}(\w{1,40})"
     r"|op(?:eration|code)?\W{1,4}(\w{1,40})\W{1,4}is (?:unknown|not (?:known|supported))",

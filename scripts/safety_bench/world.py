@@ -356,6 +356,9 @@ class Client:
                 world.timeline.at(leaves_s, lambda item=item: world.up.send(item))
         return True
 
+    def hear_results(self, callback: Callable[[Mapping[str, Any]], None]) -> None:
+        """Its robot accepts every goal."""
+
     def subscribe(
         self, topic: str, type_name: str, callback: Callable[[Mapping[str, Any]], None]
     ) -> None:

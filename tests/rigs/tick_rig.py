@@ -84,6 +84,7 @@ class FakeClient:
     statuses: list[LoopStatus] = field(default_factory=list)
     camera_says: Callable[[Mapping[str, Any]], None] | None = None
     guard_says: Callable[[Mapping[str, Any]], None] | None = None
+    result_says: Callable[[Mapping[str, Any]], None] | None = None
     trajectory: Trajectory | None = None
     measured: StampedJoints | None = None
     earlier: tuple[StampedJoints, ...] = ()
@@ -145,8 +146,9 @@ class FakeClient:
         del leave_by_s
         if not self.accepts or not self.link.connected:
             return False
-        if self.drops and dropped is not None:
-            dropped()
+        if self.drops:
+            if dropped is not None:
+                dropped()
             return True
         self.published.append(list(operations))
         self.goals += [
@@ -166,6 +168,9 @@ class FakeClient:
 
     def advertise(self, topic: str, type_name: str) -> None:
         self.advertised[topic] = type_name
+
+    def hear_results(self, callback: Callable[[Mapping[str, Any]], None]) -> None:
+        self.result_says = callback
 
     def clocks(self, now: float) -> ClockReport:
         return self.clock_report or ClockReport(self.robot_time(now), difference_s=0.0)

@@ -38,6 +38,8 @@ class Echoes:
         self._rtt_s: float | None = None
         self._retimed: messages.ParsedTrajectory | None = None
         """The loop's newest trajectory as changed by the guard."""
+        self._was_stopped = False
+        """Whether a stop of the guard was heard since the last `take_stop`."""
 
     def listen(self, topic: str) -> None:
         """Listen to the topic of all loops, and to the guard."""
@@ -58,9 +60,17 @@ class Echoes:
         retimed, self._retimed = self._retimed, None
         return retimed
 
+    def take_stop(self) -> bool:
+        """Return whether the guard is stopped, or was since the last call."""
+        was_stopped, self._was_stopped = self._was_stopped, False
+        return was_stopped or self.guard.stopped(self._clock()) is not None
+
     def hear_guard(self, message: Mapping[str, Any]) -> None:
         """Note the guard's state; called on the client's thread."""
-        self.guard.hear(message, self._clock())
+        now_s, stops = self._clock(), self.guard.stops
+        self.guard.hear(message, now_s)
+        if self.guard.stopped(now_s) is not None or self.guard.stops != stops:
+            self._was_stopped = True
 
     def hear_trajectory(self, message: Mapping[str, Any]) -> None:
         """Note whose trajectory was heard; called on the client's thread."""

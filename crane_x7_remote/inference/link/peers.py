@@ -54,6 +54,8 @@ class Peers:
         self._expired: OrderedDict[int, _Flight] = OrderedDict()
         """Trajectories whose echo would only measure the link's delay."""
         self._arrived = -1
+        self._newest = self._replaced = -1
+        """The newest trajectory published, and the newest one before another loop was heard."""
         self._echoes_s: list[float] = []
 
     def link_came_up(self, now_s: float) -> None:
@@ -73,6 +75,7 @@ class Peers:
         with self._lock:
             if session != self._session:
                 self._other, self._other_s = session, now_s
+                self._replaced = self._newest  # the arm may be on the other's path
                 return
             self._drop_expired(now_s)  # the robot repeats one that its controller refused, too
             late = self._expired.pop(sequence, None)
@@ -95,7 +98,7 @@ class Peers:
     def published(self, sequence: int, now_s: float, lead_s: float, expires_s: float) -> None:
         """Note a trajectory of this loop that was passed to the socket, its lead and its expiry."""
         with self._lock:
-            self._published_s = now_s
+            self._published_s, self._newest = now_s, sequence
             self._in_flight[sequence] = _Flight(now_s, lead_s, expires_s)
 
     def withdrawn(self, sequence: int) -> None:
@@ -125,8 +128,13 @@ class Peers:
             self._expired.popitem(last=False)
 
     def is_lost(self, sequence: int) -> bool:
-        """Whether this trajectory of the loop was not heard and has expired."""
+        """Whether the arm may be elsewhere than on this trajectory of the loop.
+
+        It was not heard and has expired, or another loop was heard after it was published.
+        """
         with self._lock:
+            if sequence <= self._replaced:
+                return True
             return sequence > self._arrived and sequence not in self._in_flight
 
     def verdict(self, now_s: float) -> Hold | None:

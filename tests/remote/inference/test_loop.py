@@ -21,11 +21,13 @@ from crane_x7_remote.inference.hold import Hold, HoldReason
 from crane_x7_remote.inference.metrics import Distribution
 from crane_x7_remote.inference.outgoing import OutgoingTopics
 from crane_x7_remote.inference.tick_log import Sent
+from crane_x7_remote.rosbridge import messages, protocol
 from crane_x7_remote.rosbridge.clock import ClockStep
 from crane_x7_remote.rosbridge.frames import EncodedFrame
 from crane_x7_remote.rosbridge.joint_watch import FaultKind, JointFault
 from crane_x7_remote.rosbridge.messages import StampedJoints
 from crane_x7_remote.rosbridge.robot_clocks import ClockReport
+from crane_x7_remote.sim_robot.controller import TrajectoryController
 from crane_x7_vla_rl import robot
 from crane_x7_vla_rl.types import ActionChunk, JointState, Observation
 
@@ -361,6 +363,43 @@ def test_a_new_link_starts_afresh(rig: Rig) -> None:
     assert rig.policy.resets == 1
 
 
+def _reconnect_during_the_prediction(rig: Rig) -> None:
+    def answer(seen: Observation) -> object:
+        rig.client.link.reconnects += 1
+        return rig.policy._further(seen)
+
+    rig.policy.answer = answer
+
+
+def test_a_link_that_is_new_after_the_prediction_is_listened_to_first() -> None:
+    rig = Rig(listen_s=0.5)
+    rig.tick(8)
+    published = len(rig.client.published)
+    assert published
+    _reconnect_during_the_prediction(rig)
+    assert rig.reason() is HoldReason.LINK_DOWN
+    assert len(rig.client.published) == published
+    rig.policy.answer = rig.policy._further
+    assert rig.reason() is HoldReason.LISTENING
+    assert rig.loop._planner._running is None
+    assert isinstance(rig.tick(6), Sent)
+
+
+def test_nothing_is_sent_over_a_new_link_between_two_ticks_either(rig: Rig) -> None:
+    """Another robot may be there: no brake of the old path, none of the gripper's later goals."""
+    rig.tick(3)
+    published = len(rig.client.published)
+    rig.client.link.reconnects += 1
+    rig.loop._come_to_rest()
+    assert len(rig.client.published) == published
+    rig = _closing()
+    rig.tick()
+    rig.client.link.reconnects += 1
+    rig.clock.now_s = rig.loop._gripper.times_s[-1] + 0.01
+    rig.loop._send_gripper()
+    assert [goal for _, goal in rig.client.goals] == [pytest.approx(0.6)]
+
+
 def test_a_gripper_goal_is_sent_when_its_target_changes(rig: Rig) -> None:
     rig.tick(3)
     opened = np.append(robot.HOME_RAD[:7], 0.8)
@@ -436,6 +475,107 @@ def test_a_goal_that_the_client_cannot_take_is_tried_again() -> None:
     rig.loop.run(duration_s=1.5)
     assert len(refused) == 3
     assert [goal for _, goal in rig.client.goals] == [pytest.approx(0.6), pytest.approx(0.0)]
+
+
+def _opening() -> Rig:
+    """Return a loop that was told to open the gripper, and from then on wants it closed."""
+    rig = Rig()
+    rig.policy.answer = lambda _: ActionChunk(np.append(robot.HOME_RAD[:7], 0.8)[None], 0.1)
+    rig.tick(2)
+    rig.policy.answer = lambda _: ActionChunk(robot.HOME_RAD[None], 0.1)
+    return rig
+
+
+def _goals(rig: Rig) -> list[float]:
+    return [goal for _, goal in rig.client.goals]
+
+
+OPEN, CLOSED = pytest.approx(0.8), pytest.approx(0.0)
+
+
+def test_a_goal_that_the_network_thread_dropped_is_repeated_at_the_next_tick() -> None:
+    rig = _opening()
+    rig.client.drops = True
+    assert isinstance(rig.tick(), Sent)
+    assert _goals(rig) == [OPEN]
+    rig.client.drops = False
+    rig.tick(3)
+    assert _goals(rig) == [OPEN, CLOSED]
+
+
+def test_a_later_goal_that_the_network_thread_dropped_is_repeated_with_the_next_trajectory() -> (
+    None
+):
+    rig = _closing()
+    rig.tick()
+    rig.clock.now_s = rig.loop._gripper.times_s[3] + 0.01
+    rig.client.drops = True
+    rig.loop._send_gripper()
+    rig.client.drops = False
+    rig.loop._gripper.cancel()
+    rig.tick(2)
+    assert _goals(rig) == [pytest.approx(0.6), CLOSED]
+
+
+def _tell_of(rig: Rig, bundle: int, result: bool) -> None:
+    goal = rig.client.published[bundle][-1]
+    assert rig.client.result_says is not None
+    rig.client.result_says(
+        protocol.action_result(goal["id"], goal["action"], "refused", 0, result=result)
+    )
+
+
+def test_a_goal_that_was_refused_is_repeated_but_not_at_every_tick() -> None:
+    rig = _opening()
+    rig.tick()
+    _tell_of(rig, -1, result=False)
+    rig.tick(9)
+    assert _goals(rig) == [OPEN, CLOSED]
+    rig.tick(3)
+    assert _goals(rig) == [OPEN, CLOSED, CLOSED]
+    rig.tick(20)
+    assert len(_goals(rig)) == 3
+
+
+def test_a_goal_that_was_done_or_replaced_is_not_repeated() -> None:
+    rig = _opening()
+    rig.tick()
+    _tell_of(rig, 0, result=False)  # the one before
+    _tell_of(rig, -1, result=True)
+    assert rig.client.result_says is not None
+    rig.client.result_says({"op": "action_result", "id": 5, "result": False})
+    rig.tick(20)
+    assert _goals(rig) == [OPEN, CLOSED]
+
+
+@pytest.mark.parametrize("seen_for", [0, 1, 5])
+def test_a_goal_that_fell_into_a_stop_is_repeated_after_resume(seen_for: int) -> None:
+    """The guard refused it; also if it was resumed before the loop's next tick."""
+    rig = _opening()
+    rig.tick()
+    assert rig.client.guard_says is not None
+    rig.client.guard_says(_guard(stopped="pressed by hand"))
+    for _ in range(seen_for):
+        rig.tick()
+    assert _goals(rig) == [OPEN, CLOSED]
+    rig.client.guard_says(_guard())
+    rig.tick(5)
+    assert _goals(rig) == [OPEN, CLOSED, CLOSED]
+
+
+def test_later_goals_end_with_a_stop() -> None:
+    """The guard brakes the arm: what its chunk wanted the gripper to do then is not done elsewhere,
+    and a goal that the guard refuses does not count as the gripper's."""
+    rig = _closing()
+    rig.tick()
+    assert rig.client.guard_says is not None
+    rig.client.guard_says(_guard(stopped="pressed by hand"))
+    rig.clock.now_s = rig.loop._gripper.times_s[-1] + 0.01
+    rig.loop._send_gripper()
+    assert _goals(rig) == [pytest.approx(0.6)]
+    rig.client.guard_says(_guard())
+    rig.tick(2)
+    assert _goals(rig) == [pytest.approx(0.6), CLOSED]
 
 
 def test_nothing_closes_after_the_loop_has_stopped_or_lost_its_link() -> None:
@@ -736,6 +876,100 @@ def test_stopping_brakes_the_running_trajectory(rig: Rig) -> None:
     assert not any(brake["points"][-1]["velocities"])
     assert brake["points"][-1]["positions"][0] < target[0]
     assert len(rig.client.published) == 3
+
+
+@pytest.mark.parametrize("busy_s", [0.0, 0.08, 0.15])
+def test_a_brake_for_which_the_socket_is_busy_is_made_anew_and_makes_no_step(
+    busy_s: float,
+) -> None:
+    rig = Rig(validity_s=1.0)
+    controller = TrajectoryController(robot.HOME_RAD[:7], rig.clock.now_s + ROBOT_CLOCK_S)
+    publish, busy_until_s = rig.client.publish, 0.0
+    leaves: list[float] = []
+
+    def deliver(operations: Any, leave_by_s: float | None = None, *more: Any) -> bool:
+        if rig.clock.now_s < busy_until_s:
+            return False
+        assert leave_by_s is not None
+        leaves.append(leave_by_s - rig.clock.now_s)
+        path = messages.trajectory(operations[0]["msg"])
+        controller.accept(path, rig.clock.now_s + ROBOT_CLOCK_S + 0.01)
+        return publish(operations, leave_by_s, *more)
+
+    rig.client.publish = deliver  # type: ignore[method-assign, assignment]
+    far = ActionChunk(robot.HOME_RAD[None] + 0.9 * np.eye(8)[:1], 0.1)
+    rig.policy.answer = lambda _: far
+    rig.tick(4)
+    rig.clock.sleep(0.03)
+    busy_until_s = rig.clock.now_s + busy_s
+    rig.loop._come_to_rest()
+    assert len(leaves) == 5
+    assert 0 < leaves[-1] < 0.1
+    path = rig.client.published[-2][0]["msg"]["points"]
+    rest = controller.update(rig.clock.now_s + ROBOT_CLOCK_S + 2.0)
+    assert rest[0] < path[-1]["positions"][0] - 0.05
+    assert controller.report.steps == 0, controller.report
+    assert controller.report.velocity_violations == 0, controller.report
+    assert controller.report.acceleration_violations == 0, controller.report
+
+
+def _with_one_under_way(**config: Any) -> Rig:
+    """Return a loop whose arm moves, and whose last trajectory has not come back in time."""
+    rig = Rig(validity_s=2.0, **config)
+    rig.policy.answer = lambda _: ActionChunk(robot.HOME_RAD[None] + 0.9 * np.eye(8)[:1], 0.1)
+    rig.tick(2)
+    rig.client.echoes = False
+    assert isinstance(rig.tick(), Sent)
+    rig.clock.sleep(0.2)
+    assert rig.loop._peers.overdue_s(rig.clock.now_s) is not None
+    return rig
+
+
+def test_behind_a_guard_the_brake_is_sent_also_when_a_trajectory_did_not_come_back() -> None:
+    """The guard refused it, or it comes late: either way the guard re-times the brake."""
+    rig = _with_one_under_way()
+    assert rig.client.guard_says is not None
+    rig.client.guard_says(_guard())
+    rig.loop._come_to_rest()
+    assert len(rig.client.published) == 4
+    assert not any(rig.client.published[-1][0]["msg"]["points"][-1]["velocities"])
+
+
+def test_at_its_end_the_loop_waits_a_moment_for_a_trajectory_that_is_under_way(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    rig = _with_one_under_way()
+    begin_s, sleep = rig.clock.now_s, rig.loop._pause
+    rig.loop._come_to_rest()
+    assert rig.clock.now_s == begin_s, "between two orders of a trial it does not wait"
+    assert len(rig.client.published) == 3
+
+    def pause(seconds: float) -> object:
+        if rig.clock.now_s > begin_s + 0.2 and rig.loop._peers.overdue_s(rig.clock.now_s):
+            assert rig.client.listener is not None
+            rig.client.listener(rig.client.published[-1][1]["msg"])
+        return sleep(seconds)
+
+    rig.loop._pause = pause
+    rig.loop.stop()
+    rig.loop.run()
+    assert rig.clock.now_s == pytest.approx(begin_s + 0.2, abs=0.02)
+    assert len(rig.client.published) == 4
+    assert "unconfirmed" not in caplog.text
+    rig = _with_one_under_way()
+    rig.loop.stop()
+    rig.loop.run()
+    assert len(rig.client.published) == 3
+    assert "could not send the braking trajectory, unconfirmed" in caplog.text
+
+
+def test_a_brake_that_the_network_thread_drops_is_a_warning(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.tick(2)
+    rig.client.drops = True
+    rig.loop._come_to_rest()
+    assert "the braking trajectory could not leave in time" in caplog.text
 
 
 def test_ticks_keep_the_asked_rate_and_count_what_they_skip() -> None:

@@ -123,7 +123,7 @@ def test_on_a_clean_link_a_slow_arm_keeps_the_smaller_limits(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     world = World(Case("slow", seconds=15.0, speed=0.1), seed=4)
-    monkeypatch.setattr(world.loop, "_come_to_rest", lambda: None)  # brakes with the whole limits
+    monkeypatch.setattr(world.loop, "_come_to_rest", lambda _: None)  # brakes with the whole limits
     slow = world.run()
     assert 0 < slow.velocity_ratio <= 0.1
     assert slow.acceleration_rad_s2 <= 0.1 * float(FULL.acceleration_rad_s2.max()) * 1.05

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import http.server
 import itertools
+import json
 import queue
 import socket
 import threading
@@ -17,7 +18,7 @@ from loop_rig import PICTURE, Tunnel, wait_until
 from websockets.sync.server import ServerConnection
 
 from crane_x7_remote.errors import LinkFailedError, PeerUnreachableError
-from crane_x7_remote.rosbridge import messages, protocol
+from crane_x7_remote.rosbridge import connection, messages, protocol
 from crane_x7_remote.rosbridge.client import RosbridgeClient
 from crane_x7_remote.rosbridge.config import ClientConfig
 from crane_x7_remote.rosbridge.connection import pause_s
@@ -87,6 +88,46 @@ def test_a_restarted_server_gets_every_subscription_again() -> None:
             assert robot.link.reconnects == 1
     finally:
         robot.close()
+
+
+def test_a_subscription_made_while_the_link_comes_up_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also after the last of those that were known before, and also another one meanwhile."""
+    heard: queue.Queue[Any] = queue.Queue()
+    with RecordingServer() as server:
+        robot = client(server.port)
+        then = {"/vla/update_instruction": "/first", "/first": "/second"}
+
+        async def open_and_subscribe(config: Any) -> Any:
+            link = await connection.open_link(config)
+            send = link.send
+
+            async def send_and_subscribe(payload: str) -> None:
+                await send(payload)
+                topic = then.pop(json.loads(payload)["topic"], None)
+                if topic is not None:
+                    subscribing = threading.Thread(
+                        target=robot.subscribe, args=(topic, STRING, heard.put)
+                    )
+                    subscribing.start()
+                    subscribing.join()
+
+            link.send = send_and_subscribe  # type: ignore[method-assign, assignment]
+            return link
+
+        monkeypatch.setattr("crane_x7_remote.rosbridge.client.open_link", open_and_subscribe)
+        with robot:
+            robot.wait_connected(10)
+            assert not then
+            for topic in ("/first", "/second"):
+                wait_until(lambda topic=topic: server.of("subscribe", topic), 10, topic)  # type: ignore[misc]
+                server.send(protocol.publish(topic, {"data": topic}))
+                assert heard.get(timeout=10) == {"data": topic}
+            robot.subscribe("/third", STRING, heard.put)
+            wait_until(lambda: server.of("subscribe", "/third"), 10, "one on the new link")
+            topics = [operation["topic"] for operation in server.of("subscribe")]
+            assert len(topics) == len(set(topics)) == 6
 
 
 def test_a_server_that_hangs_up_at_once_is_not_hammered() -> None:
@@ -318,6 +359,20 @@ def test_what_cannot_be_used_is_counted_and_the_next_message_is_taken(payload: s
         wait_until(lambda: robot.joints() is not None, 5, "the good joint state")
         assert sum(robot.link.refused_messages.values()) == 1
         assert robot.link.reconnects == 0
+
+
+def test_results_of_actions_are_passed_on() -> None:
+    heard: queue.Queue[Any] = queue.Queue()
+    refused = protocol.action_result("vla/1/2", "/gripper", "stopped", 0, result=False)
+    with RecordingServer() as server, client(server.port) as robot:
+        wait_for(robot, server)
+        server.send(refused)
+        server.send(frame(1000.0))
+        assert robot.wait_frame(None, 10) is not None, "nobody listens, nothing breaks"
+        robot.hear_results(heard.put)
+        server.send(refused)
+        assert heard.get(timeout=10) == refused
+        assert robot.link.refused_messages == {}
 
 
 def test_an_instruction_is_taken_once_and_the_newest_wins() -> None:
