@@ -124,6 +124,11 @@ class TrialLoop(InferenceLoop):
         return self._echoes.guard.is_there(self._clock())
 
     @property
+    def guard_was_there(self) -> bool:
+        """Whether a guard was ever heard; the link to it may be down."""
+        return self._echoes.guard.was_there
+
+    @property
     def guard_stopped(self) -> str | None:
         """Why the guard lets nothing pass; None if it passes, or there is none."""
         return self._echoes.guard.stopped(self._clock())

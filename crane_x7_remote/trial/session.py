@@ -274,7 +274,7 @@ class TrialSession:
 
     def _stop(self) -> None:
         """Brake at once, then stop the guard: it stays stopped until `resume`."""
-        has_guard = self._loop.guard_is_there
+        has_guard = self._loop.guard_was_there
         self._rest(Stage.STOPPED, "stopped by a person")
         if self._attempt is not None:
             self._attempt.notes.append("stopped by a person")

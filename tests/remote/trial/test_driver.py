@@ -144,6 +144,29 @@ def test_a_stop_that_ends_at_once_still_waits_for_the_next_order(trial: Trial) -
     trial.wait_driving()
 
 
+def test_a_stop_that_ends_while_no_state_comes_still_waits_for_the_next_order(
+    trial: Trial,
+) -> None:
+    """The link is down meanwhile: a person has stopped the guard, reached in and resumed."""
+    trial.loop.drive(begins=True)
+    trial.wait_driving()
+    guard = trial.loop._echoes.guard
+    guard.hear = lambda *_: None  # type: ignore[method-assign]
+    with trial.guard.connect("/stop") as person:
+        person.publish(STOP_TOPIC, {"data": True})
+        person.publish(STOP_TOPIC, {"data": False})
+    wait_until(lambda: trial.guard.state()["stops"] == 1, 5, "the guard has stopped")
+    guard.link_came_up()
+    was_there = trial.loop.guard_is_there, trial.loop.guard_was_there
+    del guard.hear
+    wait_until(lambda: trial.loop.stopped_by_guard is not None, 5, "the loop rests")
+    assert was_there == (False, True), "Space stops a guard that is silent now"
+    trial.wait_rest(2.0)
+    trial.loop.drive(begins=False)
+    trial.wait_driving()
+    assert trial.loop.stopped_by_guard is None
+
+
 def test_a_stop_during_a_prediction_is_not_followed_by_its_answer(trial: Trial) -> None:
     trial.loop.drive(begins=True)
     trial.wait_driving()
