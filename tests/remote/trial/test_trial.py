@@ -306,6 +306,85 @@ def test_a_trial_whose_terminal_nobody_reads_waits_after_a_stop(
         assert shown.wait_end() == 0
 
 
+def wait_status(place: Place, hold: str) -> None:
+    """Wait until the loop tells that it holds for this reason."""
+    with Caller(place.guard_port, "/") as caller:
+        caller.subscribe("/vla/status", "std_msgs/String")
+        deadline_s = time.monotonic() + 30
+        while told_hold(caller) != hold:
+            assert time.monotonic() < deadline_s
+
+
+def told_hold(caller: Caller) -> str | None:
+    status = caller.next("publish", "/vla/status", 10)["msg"]["data"]
+    held: str | None = json.loads(status)["hold"]
+    return held
+
+
+def is_told(caller: Caller) -> bool:
+    """Whether a loop tells its status within 4 s; it does so once a second."""
+    try:
+        caller.next("publish", "/vla/status", 4)
+    except TimeoutError:
+        return False
+    return True
+
+
+def wait_rest(place: Place) -> None:
+    """Wait until the arm does not move."""
+    deadline_s, before = time.monotonic() + 10, measured(place.robot_port)
+    while True:
+        time.sleep(0.5)
+        now = measured(place.robot_port)
+        if max(abs(now[name] - before[name]) for name in now) < 1e-3:
+            return
+        before = now
+        assert time.monotonic() < deadline_s
+
+
+def test_a_blocked_terminal_rests_the_arm_before_keys_and_time_limit_fail(
+    place: Place, tmp_path: Path
+) -> None:
+    out = ["--output-dir", str(tmp_path), "--episodes", "1", "--timeout", "6"]
+    with OnTerminal(place.command(*out, "--log-level", "info")) as shown:
+        shown.wait_for("ready: reset the scene")
+        shown.type(b"\n")
+        shown.wait_for("the policy drives")
+        shown.hold_output(True)
+        wait_status(place, "paused")
+        wait_rest(place)
+        shown.type(b"pp")  # nothing happens, so a person presses it again
+        time.sleep(6)  # as if the policy drove: the time limit counts only its driving
+        shown.hold_output(False)
+        shown.wait_for("the terminal took nothing, so the arm was braked")
+        shown.type(b"p")
+        shown.wait_for("the policy drives")
+        shown.wait_for("episode 1: failure, timeout of 6 s")
+        assert shown.wait_end() == 0
+    (episode,) = read(tmp_path)["episodes"]
+    assert "the terminal took nothing" in episode["notes"][0]
+    assert episode["total_s"] > episode["seconds"] + 5
+
+
+def test_a_signal_ends_the_loop_of_a_trial_whose_terminal_is_blocked(
+    place: Place, tmp_path: Path
+) -> None:
+    with OnTerminal(place.command("--start-alone", "--output-dir", str(tmp_path))) as shown:
+        shown.wait_for("the policy drives")
+        shown.hold_output(True)
+        time.sleep(0.6)  # the trial draws
+        shown.process.send_signal(signal.SIGTERM)
+        with Caller(place.guard_port, "/") as caller:
+            caller.subscribe("/vla/status", "std_msgs/String")
+            assert any(not is_told(caller) for _ in range(10)), "the loop has ended"
+        wait_rest(place)
+        assert shown.process.poll() is None, "it waits for its terminal"
+        shown.hold_output(False)
+        assert shown.wait_end() == 0
+        assert shown.is_restored
+        assert b"ended by a signal" in shown.shown
+
+
 def test_a_signal_ends_in_order_and_restores_the_terminal(place: Place, tmp_path: Path) -> None:
     with OnTerminal(place.command("--start-alone", "--output-dir", str(tmp_path))) as shown:
         shown.wait_for("the policy drives")
