@@ -94,7 +94,7 @@ class TrialSession:
 
     def note(self, tick: Tick) -> None:
         """Take a tick; called on the loop's thread."""
-        self.ticks.note(tick, self._loop.mode is Mode.POLICY)
+        self.ticks.note(tick, self._loop.mode)
 
     def run(self) -> None:
         """Run until the last episode, q or a signal; the arm rests at the end."""
