@@ -9,6 +9,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from typing import Any
 
 import pytest
 from guard_rig import Caller, move_arm
+from loop_rig import wait_until
 from places import RIGS
 from pty_rig import OnTerminal
 from sim_robot_rig import Client, started, state_now
@@ -24,7 +26,10 @@ from websockets.sync.client import connect
 
 from crane_x7_remote.errors import ExitCode, SettingsError
 from crane_x7_remote.rosbridge import messages, protocol
+from crane_x7_remote.rosbridge.config import ClientConfig
 from crane_x7_remote.trial.judge import SimJudge
+from crane_x7_remote.trial.leader import LeaderArm
+from crane_x7_remote.trial.moves import LeaderMove, NothingToFollowError
 from crane_x7_vla_rl.data.lerobot import open_lerobot
 from crane_x7_vla_rl.robot import HOME_RAD, JOINT_NAMES
 
@@ -176,14 +181,21 @@ class Leader(threading.Thread):
         super().__init__(daemon=True)
         self._port, self._end = port, threading.Event()
         self.at = HOME_RAD + 0.25 * (HOME_RAD * 0 + 1) * [1, 0, 0, 0, 0, 0, 0, 0]
+        self.late_s = 0.0
+        """How long each state waits before it is sent, as in a backlog."""
+        self._waiting: deque[tuple[float, str]] = deque()
 
     def run(self) -> None:
         with connect(f"ws://127.0.0.1:{self._port}", compression=None) as link:
             operation = protocol.advertise(LEADER, "sensor_msgs/JointState", id="leader")
             link.send(protocol.encode_json(operation))
             while not self._end.wait(0.02):
-                state = messages.joint_state_to_ros(JOINT_NAMES, self.at, self.at * 0, time.time())
-                link.send(protocol.encode_json(protocol.publish(LEADER, state)))
+                now_s = time.time()
+                state = messages.joint_state_to_ros(JOINT_NAMES, self.at, self.at * 0, now_s)
+                text = protocol.encode_json(protocol.publish(LEADER, state))
+                self._waiting.append((now_s, text))
+                while self._waiting and now_s - self._waiting[0][0] >= self.late_s:
+                    link.send(self._waiting.popleft()[1])
 
     def end(self) -> None:
         self._end.set()
@@ -215,6 +227,25 @@ def test_a_leader_arm_takes_over_and_gives_back(place: Place, tmp_path: Path) ->
         leader.end()
     (episode,) = read(tmp_path)["episodes"]
     assert [each["kind"] for each in episode["interventions"]] == ["leader"]
+
+
+def test_a_leader_whose_states_come_steadily_but_late_is_not_followed(place: Place) -> None:
+    leader = Leader(place.robot_port)
+    leader.start()
+    try:
+        with LeaderArm(ClientConfig("127.0.0.1", place.robot_port), LEADER) as arm:
+            move = LeaderMove(arm)
+            time.sleep(1)
+            wait_until(lambda: (found := arm.pose()) and found[1] < 0.3, 20, "states in time")
+            move.chunk(HOME_RAD, 0.0, 0.5)
+            leader.late_s = 2.0
+            time.sleep(2.5)
+            before = arm._client.joints()
+            wait_until(lambda: arm._client.joints() is not before, 20, "states after the gap")
+            with pytest.raises(NothingToFollowError, match="s old"):
+                move.chunk(HOME_RAD, 0.1, 0.5)
+    finally:
+        leader.end()
 
 
 def measured(port: int) -> dict[str, float]:
