@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -459,6 +460,63 @@ def test_a_robot_that_arranges_no_scene_is_named(place: Place) -> None:
     with pytest.raises(SettingsError, match="did not arrange the scene of seed 6 within 10 s"):
         judge.arrange(6)
     judge.__exit__()  # never entered: its client holds an event loop
+
+
+def scene(*, is_lifted: bool = False, **more: object) -> dict[str, str]:
+    return messages.string(json.dumps({"cubes": {"red": {"lifted": is_lifted}}} | more))
+
+
+@pytest.fixture
+def judge() -> Iterator[Any]:
+    """One whose link and clock are the test's."""
+    now = SimpleNamespace(s=100.0)
+    made: Any = SimJudge("127.0.0.1", 1, "pick up the red cube", lambda: now.s)
+    made.now, made.sent = now, []
+    made._client.publish = lambda operations: made.sent.extend(operations) or True
+    yield made
+    made.__exit__()  # never entered: its client holds an event loop
+
+
+def test_a_scene_that_does_not_come_any_more_is_no_success(judge: Any) -> None:
+    judge.begin()
+    for _ in range(3):
+        judge._hear(scene(is_lifted=True))
+        assert not judge.verdict()
+        judge.now.s += 0.2
+    for _ in range(40):  # the link is down, with the task just fulfilled
+        judge.now.s += 0.1
+        assert not judge.verdict()
+    for _ in range(5):
+        judge._hear(scene(is_lifted=True))
+        assert not judge.verdict(), "what happened meanwhile is unknown"
+        judge.now.s += 0.2
+    judge._hear(scene(is_lifted=True))
+    assert judge.verdict()
+
+
+def test_an_order_that_the_link_has_lost_is_repeated(judge: Any) -> None:
+    judge._hear(scene(arranged=1, seed=4))
+    for _ in range(3):
+        assert not judge.arrange(5)
+        judge.now.s += 1.5
+        assert not judge.arrange(5)
+        assert len(judge.sent) == 1, "no scene has come since: the robot may be slow"
+        judge._hear(scene(arranged=1, seed=4))
+        assert not judge.arrange(5)
+        assert len(judge.sent) == 2
+        judge.sent.pop()
+    judge._hear(scene(arranged=2, seed=5))
+    assert judge.arrange(5)
+    judge._hear(scene(is_lifted=True))
+    judge.sent.clear()
+    assert not judge.put_back()
+    judge.now.s += 1.5
+    judge._hear(scene(is_lifted=True))
+    assert not judge.put_back()
+    assert len(judge.sent) == 2
+    judge.now.s += 0.2
+    judge._hear(scene())
+    assert judge.put_back()
 
 
 def test_a_task_that_the_policy_refuses_moves_nothing(place: Place, tmp_path: Path) -> None:
