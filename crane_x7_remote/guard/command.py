@@ -25,11 +25,11 @@ from crane_x7_remote.errors import ExitCode, GuardError, SettingsError
 from crane_x7_remote.guard.core import CoreConfig, GuardCore
 from crane_x7_remote.guard.door import DoorConfig
 from crane_x7_remote.guard.gate import Gate, GateConfig
-from crane_x7_remote.guard.logs import unblocked
 from crane_x7_remote.guard.rules import AllowList, Names
 from crane_x7_remote.rosbridge.connection import LinkConfig
 from crane_x7_remote.settings import Settings
 from crane_x7_remote.system import signals
+from crane_x7_remote.system.logs import unblocked
 from crane_x7_remote.system.real_time import ask_for_real_time
 
 logger = logging.getLogger(__name__)

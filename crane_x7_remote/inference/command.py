@@ -41,6 +41,7 @@ from crane_x7_remote.rosbridge.config import ClientConfig
 from crane_x7_remote.rosbridge.topics import STATUS_TOPIC, STRING
 from crane_x7_remote.settings import Settings
 from crane_x7_remote.system import signals
+from crane_x7_remote.system.logs import unblocked
 from crane_x7_remote.system.real_time import ask_for_real_time
 from crane_x7_remote.tunnel.peer import StatusCommand, TailnetDiagnosis
 from crane_x7_vla_rl.camera_pose import CameraPose
@@ -125,10 +126,10 @@ def run(args: argparse.Namespace) -> int:
         threading.Thread(target=end, args=(number,), name="stop").start()
 
     def end(number: int) -> None:
-        logger.info("stopping on %s", signal.Signals(number).name)
         stop.set()
         for loop in ends:
             loop.stop()
+        logger.info("stopping on %s", signal.Signals(number).name)
 
     for ending in signals.ending():
         signal.signal(ending, on_signal)
@@ -138,6 +139,7 @@ def run(args: argparse.Namespace) -> int:
     link = client_config(settings)
     metrics = LoopMetrics(config.session, config.rate_hz)
     with (
+        unblocked(),
         RosbridgeClient(link) as client,
         Feeds(
             feed_commands(args, settings),

@@ -19,6 +19,7 @@ from crane_x7_remote.inference.hold import Hold, HoldReason
 from crane_x7_remote.rosbridge import frames
 from crane_x7_remote.rosbridge.frames import EncodedFrame
 from crane_x7_remote.rosbridge.messages import MessageError
+from crane_x7_remote.trial.driver import Mode
 from crane_x7_remote.trial.results import Episode, Intervention, Result
 from crane_x7_vla_rl.robot import ARM_DOF
 
@@ -37,16 +38,17 @@ class TickWatch:
         self._lock = threading.Lock()
         self._holds: Counter[str] = Counter()
         self.gripper_rad: float | None = None
-        """The policy's last target, which keeps what the gripper holds."""
+        """The last target, which keeps what the gripper holds; None if a person's hands may have
+        moved it."""
 
-    def note(self, tick: Tick, is_policy: bool) -> None:
-        """Take a tick; called on the loop's thread."""
+    def note(self, tick: Tick, mode: Mode) -> None:
+        """Take a tick of `mode`; called on the loop's thread."""
         outcome = tick.outcome
-        if not is_policy:
-            return
         if not isinstance(outcome, Hold):
             self.gripper_rad = float(outcome.target_rad[ARM_DOF])
-        elif outcome.reason is not HoldReason.PAUSED:
+        elif mode is Mode.REST and tick.intervention:
+            self.gripper_rad = None
+        elif mode is Mode.POLICY and outcome.reason is not HoldReason.PAUSED:
             with self._lock:
                 self._holds[str(outcome.reason)] += 1
 

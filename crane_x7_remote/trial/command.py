@@ -40,6 +40,7 @@ from crane_x7_remote.rosbridge.record_status import Word
 from crane_x7_remote.settings import Settings
 from crane_x7_remote.system import signals
 from crane_x7_remote.system.keys import typed_keys
+from crane_x7_remote.system.logs import unblocked
 from crane_x7_remote.system.real_time import ask_for_real_time
 from crane_x7_remote.trial import page, results
 from crane_x7_remote.trial.driver import TrialLoop
@@ -122,8 +123,8 @@ def run(args: argparse.Namespace) -> int:
     if len(episodes) >= plan.episodes:
         print(f"{results.rate(episodes).in_words()}; {folder} is complete")
         return ExitCode.OK
-    with _signals() as stop:
-        _run(args, settings, name, plan, episodes, folder, stop)
+    with unblocked(), _signals() as (stop, ends):
+        _run(args, settings, name, plan, episodes, folder, stop, ends)
     print(results.rate(episodes).in_words())
     print(f"{folder / results.FILE} · {folder / page.FILE}")
     if len(episodes) < plan.episodes:
@@ -142,6 +143,7 @@ def _run(
     episodes: list[Episode],
     folder: Path,
     stop: threading.Event,
+    ends: list[TrialLoop],
 ) -> None:
     sys.setswitchinterval(infer.SWITCH_INTERVAL_S)
     # The task of a trial does not change: there is no instruction topic.
@@ -175,6 +177,7 @@ def _run(
         loop = TrialLoop(
             client, policy, config, limits, time.monotonic, observe=observe, metrics=metrics
         )
+        ends.append(loop)
         if loop.refusal is not None:
             raise TaskRefusedError(f"trial: the policy refuses the task: {loop.refusal}")
         infer.warm_up(loop, name)
@@ -186,10 +189,11 @@ def _run(
             judge = stack.enter_context(SimJudge(settings.rosbridge_host, port, plan.task))
         if args.leader_topic:
             leader = stack.enter_context(LeaderArm(link, args.leader_topic))
+        screen = stack.enter_context(TrialScreen())  # first: a blocked one does not delay the brake
         running = stack.enter_context(_RunningLoop(loop))
         session = TrialSession(
             loop, client, plan, _options(args, link, feeds.order), folder, episodes, keys,
-            stack.enter_context(TrialScreen()), judge, leader, stop.is_set,
+            screen, judge, leader, stop.is_set,
             lambda: running.failure,
         )  # fmt: skip
         noted.append(session.note)
@@ -283,19 +287,26 @@ def _options(
 
 
 @contextlib.contextmanager
-def _signals() -> Iterator[threading.Event]:
-    """Yield an event that a signal sets; a second one ends the process at once."""
+def _signals() -> Iterator[tuple[threading.Event, list[TrialLoop]]]:
+    """Yield an event that a signal sets, and a list of loops, which it ends before: the thread that
+    looks at the event may wait for the terminal. A second signal ends the process at once."""
     came = threading.Event()
+    ends: list[TrialLoop] = []
+
+    def end() -> None:
+        for loop in ends:
+            loop.stop()
+        came.set()
 
     def note(number: int, frame: types.FrameType | None) -> None:
         del frame
         signal.signal(number, signal.SIG_IGN if number == signal.SIGHUP else signal.SIG_DFL)
         # In a new thread: the interrupted thread may hold the event's lock.
-        threading.Thread(target=came.set, name="stop").start()
+        threading.Thread(target=end, name="stop").start()
 
     before = {number: signal.signal(number, note) for number in signals.ending()}
     try:
-        yield came
+        yield came, ends
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)

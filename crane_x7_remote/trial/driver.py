@@ -3,7 +3,8 @@
 `TrialLoop.rest`, `move` and `drive` may be called from any thread; the loop's thread carries them
 out between two ticks. Whoever drives, it is the same loop: one session, the same checks, no time
 in which another loop would have to be waited for. When the guard stops, the loop's thread itself
-orders rest: after `resume`, the arm moves at the next order only, even if nobody saw the stop.
+orders rest: after `resume`, the arm moves at the next order only, even if nobody saw the stop. It
+also does so when the session's thread does not run, which waits for a terminal that takes nothing.
 """
 
 from __future__ import annotations
@@ -35,6 +36,11 @@ logger = logging.getLogger(__name__)
 
 MOVE_HZ: Final = 10.0
 """A move needs this rate at least, however slow the policy is."""
+UNATTENDED_S: Final = 1.5
+"""After this long without `attend` nothing moves: keys and time limits would not stop it."""
+LONGEST_LOOK_S: Final = 0.5
+"""The time between two looks counts as this at most: if the whole process stood still, nobody could
+have called `attend`."""
 
 
 class Mode(StrEnum):
@@ -61,6 +67,10 @@ class _Order:
     """How often the guard had stopped when this was ordered."""
     stopped: str | None = None
     """Why the guard stopped, if the loop itself ordered this rest because of it."""
+    is_unattended: bool = False
+    """Whether the loop itself ordered this rest because `attend` was not called."""
+    rested_s: float | None = None
+    """When the loop itself ordered this rest."""
 
 
 class _Mover:
@@ -105,6 +115,11 @@ class TrialLoop(InferenceLoop):
         self._move_worker = PolicyWorker(self._mover, clock)
         self._ordering = threading.Lock()
         self._order = self._current = _Order(Mode.REST, "the trial has not begun")
+        self._attended: int | None = None
+        """Number of signs of life of the session's thread; None: none is expected."""
+        self._seen: int | None = None
+        self._looked_s = clock()
+        self._unseen_s = 0.0
 
     def rest(self, why: str, by_hand: bool = False) -> None:
         """Brake the arm and hold it; `by_hand`: a person moves it meanwhile."""
@@ -118,10 +133,20 @@ class TrialLoop(InferenceLoop):
         """Let the policy drive; `begins`: a new episode, so it forgets all earlier frames."""
         self._give(_Order(Mode.POLICY, "", resets=begins))
 
+    def attend(self, is_expected: bool = True) -> None:
+        """Note that the session's thread runs; after this it must call again within UNATTENDED_S,
+        or the arm rests, unless `is_expected` is False."""
+        self._attended = (self._attended or 0) + 1 if is_expected else None
+
     @property
     def guard_is_there(self) -> bool:
         """Whether a guard checks what this loop sends."""
         return self._echoes.guard.is_there(self._clock())
+
+    @property
+    def guard_was_there(self) -> bool:
+        """Whether a guard was ever heard; the link to it may be down."""
+        return self._echoes.guard.was_there
 
     @property
     def guard_stopped(self) -> str | None:
@@ -132,6 +157,16 @@ class TrialLoop(InferenceLoop):
     def stopped_by_guard(self) -> str | None:
         """Why the guard stopped, if the loop has rested since then; None after the next order."""
         return self._order.stopped
+
+    @property
+    def is_unattended(self) -> bool:
+        """Whether the loop has rested because `attend` was not called; until the next order."""
+        return self._order.is_unattended
+
+    @property
+    def rested_s(self) -> float | None:
+        """When the loop itself ordered rest, on its clock; None after the next order."""
+        return self._order.rested_s
 
     @property
     def refusal(self) -> str | None:
@@ -165,6 +200,7 @@ class TrialLoop(InferenceLoop):
     def _give(self, order: _Order) -> None:
         with self._ordering:
             self._order = replace(order, stops=self._echoes.guard.stops)
+            self._attended = None if self._attended is None else self._attended + 1
             self._worker.interrupt()  # a prediction that would come too late is not waited for
 
     # --- loop's thread ---------------------------------------------------------------------------
@@ -182,6 +218,7 @@ class TrialLoop(InferenceLoop):
 
     def _carry_out(self) -> None:
         """Do what was ordered since the last call; at rest, see that the arm brakes."""
+        self._notice_absence()
         self._notice_guard()
         with self._ordering:
             order, before = self._order, self._current
@@ -191,15 +228,35 @@ class TrialLoop(InferenceLoop):
         if order.mode is Mode.REST:
             self._come_to_rest()  # nothing is sent when it has braked
 
+    def _notice_absence(self) -> None:
+        """Order rest if the session's thread gave no sign of life for too long."""
+        now_s, attended = self._clock(), self._attended
+        waited_s, self._looked_s = now_s - self._looked_s, now_s
+        if attended is None or attended != self._seen:
+            self._seen, self._unseen_s = attended, 0.0
+            return
+        self._unseen_s += min(waited_s, LONGEST_LOOK_S)
+        if self._unseen_s <= UNATTENDED_S:
+            return
+        with self._ordering:
+            if self._order.mode is not Mode.REST and self._attended == attended:
+                self._order = _Order(
+                    Mode.REST, "the trial's terminal is blocked", stops=self._order.stops,
+                    is_unattended=True, rested_s=now_s,
+                )  # fmt: skip
+
     def _notice_guard(self) -> None:
         """Order rest if the guard has stopped since the last order, or is stopped now."""
         guard = self._echoes.guard
         with self._ordering:
             order = self._order
             why = guard.last_stop if guard.stops > order.stops else self.guard_stopped
-            if why is not None and order.mode is not Mode.REST:
-                text = f"the guard was stopped: {why}"
-                self._order = _Order(Mode.REST, text, stops=guard.stops, stopped=why)
+            is_new = order.mode is not Mode.REST or (order.is_unattended and order.stopped is None)
+            if why is not None and is_new:
+                self._order = _Order(
+                    Mode.REST, f"the guard was stopped: {why}", stops=guard.stops, stopped=why,
+                    is_unattended=order.is_unattended, rested_s=order.rested_s or self._clock(),
+                )  # fmt: skip
 
     def _change(self, order: _Order, before: _Order) -> None:
         if order.mode is not Mode.REST and before.mode is Mode.REST:

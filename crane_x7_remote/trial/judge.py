@@ -26,6 +26,10 @@ ARRANGE_S: Final = 10.0
 """How long the simulated robot may take to arrange a scene."""
 HOLD_S: Final = 1.0
 """How long the task must stay fulfilled."""
+SCENE_AGE_S: Final = 2.0
+"""An older scene says nothing: the link is down, or the robot stands still."""
+REPEAT_S: Final = 1.0
+"""An order is repeated if a scene of this much later does not show what was ordered."""
 
 
 class SimJudge:
@@ -38,9 +42,14 @@ class SimJudge:
         self._address = f"{host}:{port}"
         self._changed = threading.Condition()
         self._scene: dict[str, Any] = {}
+        self._scene_s = float("-inf")
+        """When it came."""
+        self._begun_s = float("-inf")
         self._since_s: float | None = None
-        self._ordered: tuple[int, float] | None = None
-        """Scenes that the robot had arranged before the present order, and when that was sent."""
+        """When the first scene came of those that show the task fulfilled until now."""
+        self._ordered: tuple[int, float, float] | None = None
+        """Scenes that the robot had arranged before the present order, and when that was sent first
+        and last."""
         self._client = RosbridgeClient(
             ClientConfig(
                 host,
@@ -76,26 +85,45 @@ class SimJudge:
 
     def begin(self) -> None:
         """Judge a new episode."""
-        self._since_s = None
+        self._since_s, self._begun_s = None, self._clock()
 
     def verdict(self) -> bool:
-        """Return whether the task has been fulfilled for HOLD_S."""
+        """Return whether the task was fulfilled in all scenes that came during HOLD_S."""
         with self._changed:
-            is_done = fulfilled(self._task, self._scene)
-        now_s = self._clock()
-        if not is_done:
+            scene, came_s = self._scene, self._scene_s
+        if self._clock() - came_s > SCENE_AGE_S or not fulfilled(self._task, scene):
             self._since_s = None
         elif self._since_s is None:
-            self._since_s = now_s
-        return self._since_s is not None and now_s - self._since_s >= HOLD_S
+            self._since_s = max(came_s, self._begun_s)
+        return self._since_s is not None and came_s - self._since_s >= HOLD_S
 
     def put_back(self) -> bool:
-        """Let a hand put every cube back where it was at first; False if it could not be sent."""
+        """Let a hand put every cube back where it was at first; True once a later scene does not
+        show the task fulfilled, or after ARRANGE_S. Call it again until then."""
         with self._changed:
-            colours = sorted(self._scene.get("cubes", {}))
-        return self._client.publish(
-            [protocol.publish(SIM_HAND_TOPIC, messages.string(colour)) for colour in colours]
-        )
+            scene, came_s = self._scene, self._scene_s
+        hand = [
+            protocol.publish(SIM_HAND_TOPIC, messages.string(colour))
+            for colour in sorted(scene.get("cubes", {}))
+        ]
+        self._order(hand, 0, came_s)
+        if self._ordered is None:
+            return False
+        _, first_s, sent_s = self._ordered
+        is_back = came_s > sent_s and not fulfilled(self._task, scene)
+        if is_back or self._clock() - first_s > ARRANGE_S:
+            self._ordered = None
+            return True
+        return False
+
+    def _order(self, order: list[dict[str, Any]], arranged: int, came_s: float) -> None:
+        """Send an order: `publish` tells only that it was not dropped yet, so again if the scene
+        that came at `came_s` is so much later that it should show it."""
+        before, now_s = self._ordered, self._clock()
+        is_lost = before is not None and came_s - before[2] > REPEAT_S
+        if (before is None or is_lost) and self._client.publish(order):
+            first = (arranged, now_s) if before is None else before[:2]
+            self._ordered = *first, now_s
 
     def arrange(self, seed: int) -> bool:
         """Let the robot arrange the scene of `seed`; True once it has. Call it again until then.
@@ -103,18 +131,15 @@ class SimJudge:
         Raises SettingsError if the robot does not do it in time.
         """
         with self._changed:
-            scene = self._scene
-        arranged, now_s = scene.get("arranged", 0), self._clock()
-        if self._ordered is None:
-            operation = protocol.publish(SIM_SCENE_TOPIC, {"data": seed})
-            if self._client.publish([operation]):
-                self._ordered = arranged, now_s
-            return False
-        before, sent_s = self._ordered
-        if scene.get("seed") == seed and arranged != before:
+            scene, came_s = self._scene, self._scene_s
+        arranged = scene.get("arranged", 0)
+        ordered = self._ordered
+        if ordered is not None and scene.get("seed") == seed and arranged != ordered[0]:
             self._ordered = None
             return True
-        if now_s - sent_s > ARRANGE_S:
+        operation = protocol.publish(SIM_SCENE_TOPIC, {"data": seed})
+        self._order([operation], arranged, came_s)
+        if ordered is not None and self._clock() - ordered[1] > ARRANGE_S:
             raise SettingsError(
                 f"--judge sim: {self._address} did not arrange the scene of seed {seed} within"
                 f" {ARRANGE_S:g} s ({SIM_SCENE_TOPIC}); is it a sim-robot of this version?"
@@ -128,5 +153,5 @@ class SimJudge:
             raise MessageError(f"{SIM_STATE_TOPIC} is not JSON: {error}") from error
         if isinstance(scene, dict):
             with self._changed:
-                self._scene = scene
+                self._scene, self._scene_s = scene, self._clock()
                 self._changed.notify_all()

@@ -58,8 +58,11 @@ class LeaderArm:
 
     def pose(self) -> tuple[Array, float] | None:
         """Return (8,) joints in rad and their age in s; None before the first, or for joints that
-        contradict each other."""
+        contradict each other. The age is the larger one of those by arrival and by stamp."""
         joints, now_s = self._client.joints(), self._clock()
         if joints is None or self._client.joint_fault(now_s) is not None:
             return None
-        return joints.state.position_rad, now_s - joints.arrival_s
+        age_s, leader_s = now_s - joints.arrival_s, self._client.robot_time(now_s)
+        if leader_s is not None and joints.stamp_s > 0:
+            age_s = max(age_s, leader_s - joints.stamp_s)
+        return joints.state.position_rad, age_s

@@ -9,6 +9,7 @@ Legend: N steps; 8 joints in the order of `robot.JOINT_NAMES`, rad.
 from __future__ import annotations
 
 import math
+from collections import deque
 from typing import Final, Protocol
 
 import numpy as np
@@ -31,6 +32,9 @@ ALIGNED_RAD: Final = 0.05
 """The follower is at the leader's pose; from here it follows without the slow approach."""
 LEADER_AGE_S: Final = 0.5
 """An older pose of the leader is not followed."""
+TRAIL_S: Final = 0.8
+"""A follower that follows was sent within this time to where it is now, however fast the leader
+moves."""
 
 
 class NothingToFollowError(Exception):
@@ -121,6 +125,9 @@ class LeaderMove:
         self._at: Array | None = None
         """The last target."""
         self._at_s = 0.0
+        self._trail: deque[tuple[float, Array]] = deque()
+        """The targets of the last TRAIL_S, each with the time of its frame; before it is aligned,
+        the last one."""
         self.is_aligned = False
 
     def chunk(self, measured: Array, at_s: float, covers_s: float) -> ActionChunk:
@@ -131,8 +138,8 @@ class LeaderMove:
             self._at, self.is_aligned = None, False
             raise NothingToFollowError(_why(found))
         wanted = found[0]
-        if self._at is None:
-            self._at, self._at_s = _within(measured), at_s
+        if self._at is None or self._is_lost(measured, at_s):
+            self._at, self._at_s, self.is_aligned = _within(measured), at_s, False
         if np.abs(wanted - self._at)[:ARM_DOF].max() < ALIGNED_RAD:
             self.is_aligned = True
         if self.is_aligned:
@@ -141,7 +148,19 @@ class LeaderMove:
             reach_rad = SLOW_RAD_S * min(max(at_s - self._at_s, 0.0), 2 * FOLLOW_S)
             self._at = self._at + np.clip(wanted - self._at, -reach_rad, reach_rad)
         self._at_s = at_s
+        if not self.is_aligned:
+            self._trail.clear()
+        self._trail.append((at_s, self._at.copy()))
         return ActionChunk(self._at[None].copy(), FOLLOW_S)
+
+    def _is_lost(self, measured: Array, at_s: float) -> bool:
+        """Whether the loop has held, or the arm has not followed: never catch up in a hurry."""
+        if not 0 <= at_s - self._at_s <= LEADER_AGE_S:
+            return True
+        while self._trail and at_s - self._trail[0][0] > TRAIL_S:
+            self._trail.popleft()
+        trail = np.array([target for _, target in self._trail])
+        return bool(np.abs(trail - measured)[:, :ARM_DOF].max(axis=1).min() > LOST_RAD)
 
 
 def _within(measured: Array) -> Array:

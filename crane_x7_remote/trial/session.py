@@ -37,6 +37,7 @@ HOME_S: Final = 60.0
 """Longest time for the way home while nothing holds the arm back."""
 SETTLE_S: Final = 1.5
 """After home: the gripper opens, the arm stops swinging, a hand puts the objects back."""
+BLOCKED: Final = "the terminal took nothing, so the arm was braked; p continues"
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class TrialSession:
 
     def note(self, tick: Tick) -> None:
         """Take a tick; called on the loop's thread."""
-        self.ticks.note(tick, self._loop.mode is Mode.POLICY)
+        self.ticks.note(tick, self._loop.mode)
 
     def run(self) -> None:
         """Run until the last episode, q or a signal; the arm rests at the end."""
@@ -110,6 +111,7 @@ class TrialSession:
                 except Retry:
                     retries += 1
         except Quit as quit_:
+            self._loop.rest("the trial has ended")  # first: the terminal may take nothing
             self._screen.say(str(quit_))
         finally:
             self._loop.rest("the trial has ended")
@@ -121,7 +123,8 @@ class TrialSession:
         move = self._begin_home()
         begun_s, arrived_s = self._clock(), None
         while arrived_s is None or self._clock() - arrived_s < SETTLE_S:
-            match self._key():
+            key = self._key()
+            match None if self._was_blocked() else key:
                 case "p" if self._stage is Stage.HOMING:
                     self._rest(Stage.PAUSED, "paused by a person")
                 case "p" if self._may_continue():
@@ -206,7 +209,10 @@ class TrialSession:
     def _until_judged(self, attempt: Attempt) -> tuple[Result, str]:
         verdicts: dict[str | None, Result] = {"s": "success", "f": "failure", "n": "skipped"}
         while True:
-            key, now_s = self._key(), self._clock()
+            key = self._key()
+            if self._was_blocked():
+                key = None
+            now_s = self._clock()
             if key in verdicts:
                 return verdicts[key], "key"
             if key == "r":
@@ -254,10 +260,27 @@ class TrialSession:
 
     def _rest(self, stage: Stage, why: str) -> None:
         """Brake the arm and hold it."""
+        rested_s = self._loop.rested_s
         self._loop.rest(why)
         self._stage, self._news = stage, why
         if self._attempt is not None:
-            self._attempt.rest(self._clock())
+            self._attempt.rest(self._clock() if rested_s is None else rested_s)
+
+    def _was_blocked(self) -> bool:
+        """Whether the loop has rested because this thread waited for a terminal that took nothing;
+        then drop the keys that were typed meanwhile, except those that stop or end."""
+        if not self._loop.is_unattended:
+            return False
+        why = self._loop.stopped_by_guard
+        if self._attempt is not None:
+            self._attempt.notes.append(BLOCKED if why is None else f"the guard was stopped: {why}")
+        if why is None:
+            self._rest(Stage.PAUSED, BLOCKED)
+        else:
+            self._rest_with_guard(why)
+        while (key := self._keys.next()) is not None:
+            self._obey(key)
+        return True
 
     def _rest_with_guard(self, why: str) -> None:
         """The guard was stopped, by a person or because it lost the link."""
@@ -274,7 +297,7 @@ class TrialSession:
 
     def _stop(self) -> None:
         """Brake at once, then stop the guard: it stays stopped until `resume`."""
-        has_guard = self._loop.guard_is_there
+        has_guard = self._loop.guard_was_there
         self._rest(Stage.STOPPED, "stopped by a person")
         if self._attempt is not None:
             self._attempt.notes.append("stopped by a person")
@@ -295,6 +318,7 @@ class TrialSession:
 
     def _key(self) -> str | None:
         """Wait for POLL_S at most; carry out q and the stop keys, return any other key."""
+        self._loop.attend(not self._keys.has_ended)
         self._client.check()
         failure = self._failure()
         if failure is not None:
@@ -313,12 +337,15 @@ class TrialSession:
             time.sleep(POLL_S)
             return None
         key = self._keys.next(POLL_S)
-        if key in STOP_KEYS:
-            self._stop()
-            return None
+        return None if key is None or self._obey(key) else key
+
+    def _obey(self, key: str) -> bool:
+        """Carry out a key that stops or ends, at every stage; False for any other."""
         if key == "q":
             raise Quit("ended by q")
-        return key
+        if key in STOP_KEYS:
+            self._stop()
+        return key in STOP_KEYS
 
     def _show(self) -> None:
         number = min(self._number, self._plan.episodes)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -100,6 +101,33 @@ def test_a_signal_in_the_middle_of_a_tick_ends_in_order_with_the_arm_at_rest(
     assert (robot._controller.update(robot.time_s()) == resting).all()  # type: ignore[union-attr]
     robot.assert_nothing_bad_arrived()
     assert json.loads(metrics.read_text())["trajectories"] >= 12
+
+
+def test_a_signal_ends_the_loop_although_nobody_reads_its_log(robot: FaultyRobot) -> None:
+    """Standard error is a full pipe, as that of a stopped `less`."""
+    read, write = os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, str(SCRIPT), "slow", *_at(robot)],
+        stderr=write, stdout=subprocess.DEVNULL, env=CLEAN,
+    )  # fmt: skip
+    try:
+        wait_until(lambda: robot.moved >= 12, 60, "driving")
+        # Opened again: the process's own end still blocks.
+        full = os.open(f"/proc/self/fd/{write}", os.O_WRONLY | os.O_NONBLOCK)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                os.write(full, b".")
+        os.close(full)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(30) == 0
+    finally:
+        process.kill()
+        process.wait(10)
+        os.close(read)
+        os.close(write)
+    moved = robot.moved
+    time.sleep(0.5)
+    assert robot.moved == moved
 
 
 def test_a_duration_ends_the_loop_and_leaves_metrics(robot: FaultyRobot, tmp_path: Path) -> None:

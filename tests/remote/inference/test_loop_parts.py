@@ -13,6 +13,7 @@ import pytest
 
 from crane_x7_remote.inference.hold import Hold, HoldReason
 from crane_x7_remote.inference.link.delay import FIRST_S, HEADROOM, MARGIN_S, WINDOW_S, LinkDelay
+from crane_x7_remote.inference.link.guard_state import GuardState
 from crane_x7_remote.inference.link.peers import Peers
 from crane_x7_remote.inference.metrics import Distribution, LoopMetrics, MetricsWriter
 from crane_x7_remote.inference.pacing import ATTEMPTS, LONGEST_WAIT_S, MAX_SLEW, Pacer
@@ -159,6 +160,49 @@ def test_own_trajectories_do_not_count_as_another_loop() -> None:
     peers.link_came_up(0.0)
     peers.heard("0a1b2c3d", 1, 5.0)
     assert peers.verdict(5.1) is None
+
+
+def _guard_says(you: int, stopped: str | None, stops: int) -> dict[str, str]:
+    return {"data": json.dumps({"you": you, "stopped": stopped, "stops": stops})}
+
+
+def test_a_guard_that_stopped_and_passed_again_unheard_has_stopped() -> None:
+    guard = GuardState()
+    guard.hear(_guard_says(1, None, 4), 0.0)
+    assert guard.stops == 0, "stops before the first state concern nobody here"
+    guard.link_came_up()
+    guard.link_came_up()  # the link goes down and up meanwhile
+    guard.hear(_guard_says(2, None, 5), 3.0)
+    assert guard.stops == 1
+    assert guard.last_stop
+    guard.link_came_up()
+    guard.hear(_guard_says(1, None, 0), 6.0)  # another guard, or a restarted one
+    assert guard.stops == 2
+
+
+def test_one_stop_of_the_guard_counts_once_on_every_link() -> None:
+    guard = GuardState()
+    guard.hear(_guard_says(1, None, 0), 0.0)
+    guard.link_came_up()
+    guard.hear(_guard_says(1, "by hand", 1), 1.0)
+    for link in (2, 3):
+        guard.link_came_up()
+        guard.hear(_guard_says(link, "by hand", 1), float(link))
+    assert (guard.stops, guard.last_stop) == (1, "by hand")
+
+
+def test_a_state_of_a_new_link_outlives_the_news_that_the_link_came_up() -> None:
+    guard = GuardState()
+    for link, stopped in enumerate(("by hand", None, "again"), 1):
+        guard.hear(_guard_says(link, stopped, link), float(link))
+        guard.link_came_up()  # called on the loop's thread, later
+        assert guard.is_there(float(link))
+        assert guard.stopped(float(link)) == stopped
+    guard.link_came_up()  # a link without a guard
+    assert not guard.is_there(3.0)
+    guard.link_came_up()
+    guard.hear(_guard_says(5, None, 3), 5.0)
+    assert guard.is_there(5.0)
 
 
 def test_a_trajectory_is_overdue_from_its_lead_until_it_comes_back() -> None:

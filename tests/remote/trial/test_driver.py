@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,8 +21,10 @@ from crane_x7_remote.inference.limits import Limits
 from crane_x7_remote.inference.outgoing import OutgoingTopics
 from crane_x7_remote.rosbridge.client import RosbridgeClient
 from crane_x7_remote.rosbridge.config import ClientConfig
+from crane_x7_remote.sim_robot.session import GoalKey
+from crane_x7_remote.trial.attempt import TickWatch
 from crane_x7_remote.trial.driver import TrialLoop
-from crane_x7_remote.trial.moves import HomeMove
+from crane_x7_remote.trial.moves import HomeMove, LeaderMove
 from crane_x7_vla_rl.robot import ARM_DOF, HOME_RAD
 from crane_x7_vla_rl.types import Observation
 
@@ -34,6 +37,15 @@ class Trial:
         self.guard = RunningGuard(robot.port, core=GuardCore(CoreConfig()))
         self.policy = SwingingPolicy()
         self.ticks: list[Tick] = []
+        self.goals: list[float] = []
+        """Of the gripper, as the robot got them."""
+        start = robot.start_goal
+
+        def start_goal(key: GoalKey, action_type: str, args: dict[str, Any]) -> None:
+            self.goals.append(args["command"]["position"])
+            start(key, action_type, args)
+
+        robot.start_goal = start_goal  # type: ignore[method-assign]
 
     def __enter__(self) -> Trial:
         self.guard.__enter__()
@@ -76,6 +88,12 @@ class Trial:
 
     def wait_rest(self, within_s: float) -> None:
         wait_until(lambda: self.speed() < 1e-3, within_s, "at rest")
+
+    def robot_joints(self) -> np.ndarray:
+        """The measured joints, (8,)."""
+        joints = self.client.joints()
+        assert joints is not None
+        return joints.state.position_rad.copy()
 
     @property
     def refused(self) -> dict[str, int]:
@@ -144,6 +162,29 @@ def test_a_stop_that_ends_at_once_still_waits_for_the_next_order(trial: Trial) -
     trial.wait_driving()
 
 
+def test_a_stop_that_ends_while_no_state_comes_still_waits_for_the_next_order(
+    trial: Trial,
+) -> None:
+    """The link is down meanwhile: a person has stopped the guard, reached in and resumed."""
+    trial.loop.drive(begins=True)
+    trial.wait_driving()
+    guard = trial.loop._echoes.guard
+    guard.hear = lambda *_: None  # type: ignore[method-assign]
+    with trial.guard.connect("/stop") as person:
+        person.publish(STOP_TOPIC, {"data": True})
+        person.publish(STOP_TOPIC, {"data": False})
+    wait_until(lambda: trial.guard.state()["stops"] == 1, 5, "the guard has stopped")
+    guard.link_came_up()
+    was_there = trial.loop.guard_is_there, trial.loop.guard_was_there
+    del guard.hear
+    wait_until(lambda: trial.loop.stopped_by_guard is not None, 5, "the loop rests")
+    assert was_there == (False, True), "Space stops a guard that is silent now"
+    trial.wait_rest(2.0)
+    trial.loop.drive(begins=False)
+    trial.wait_driving()
+    assert trial.loop.stopped_by_guard is None
+
+
 def test_a_stop_during_a_prediction_is_not_followed_by_its_answer(trial: Trial) -> None:
     trial.loop.drive(begins=True)
     trial.wait_driving()
@@ -185,6 +226,37 @@ def test_home_is_reached_from_where_the_policy_left_the_arm(trial: Trial) -> Non
     assert len(trial.policy.instructions) == asked, "the policy drove, and not the move"
     trial.loop.rest("home")
     trial.wait_rest(1.0)
+
+
+class Leader:
+    """A leader arm at one place."""
+
+    def __init__(self, at: np.ndarray) -> None:
+        self.at = at
+
+    def pose(self) -> tuple[np.ndarray, float]:
+        return self.at, 0.01
+
+
+def test_on_the_way_home_the_gripper_keeps_what_a_takeover_grasped(trial: Trial) -> None:
+    watch = TickWatch()
+    trial.loop._observe = lambda tick: watch.note(tick, trial.loop.mode)
+    trial.loop.drive(begins=True)
+    trial.wait_driving()
+    wait_until(lambda: (watch.gripper_rad or 0) > 0.2, 15, "the policy opens the gripper")
+    closed = trial.robot_joints()
+    closed[ARM_DOF] = 0.05
+    trial.loop.move(LeaderMove(Leader(closed)), intervention=True)
+    wait_until(lambda: trial.robot_joints()[ARM_DOF] < 0.08, 15, "the leader closes it")
+    trial.loop.rest("judged")
+    home = np.append(closed[:ARM_DOF], 0.6)
+    home[0] += 0.5
+    trial.goals.clear()
+    trial.loop.move(HomeMove(home, watch.gripper_rad))
+    wait_until(lambda: np.abs(trial.robot_joints() - home)[:ARM_DOF].max() < 0.3, 15, "on its way")
+    assert max(trial.goals, default=0.0) < 0.1
+    trial.loop.rest("by hand", by_hand=True)
+    wait_until(lambda: watch.gripper_rad is None, 5, "a person's hands may have moved it")
 
 
 def test_who_drives_is_marked_in_every_tick(trial: Trial) -> None:

@@ -94,6 +94,36 @@ def test_the_follower_approaches_slowly_and_then_follows_at_once() -> None:
     assert chunk.period_s == FOLLOW_S
 
 
+@pytest.mark.parametrize("held", ["not asked", "not sent"])
+def test_a_follower_that_was_held_approaches_the_leader_slowly_again(held: str) -> None:
+    leader = Leader(HOME_RAD.copy())
+    move = LeaderMove(leader)
+    for tick in range(5):
+        move.chunk(HOME_RAD, 10 + 0.1 * tick, 0.5)
+    assert move.is_aligned
+    joint = np.eye(8)[0]
+    for tick in range(1, 31):  # the arm stays where it is for 3 s, and a hand moves the leader
+        leader.at = HOME_RAD + 0.8 * joint * tick / 30
+        if held == "not sent":
+            move.chunk(HOME_RAD, 10.4 + 0.1 * tick, 0.5)
+    target = move.chunk(HOME_RAD, 13.5, 0.5).position_rad[0]
+    assert not move.is_aligned
+    at_most_rad = 0.24 if held == "not sent" else 0.16
+    assert np.abs(target - HOME_RAD)[:ARM_DOF].max() <= at_most_rad
+
+
+def test_a_hand_that_moves_the_leader_fast_is_followed_at_once() -> None:
+    """The follower is far behind the newest target, but where it was sent a moment before."""
+    leader = Leader(HOME_RAD.copy())
+    move = LeaderMove(leader)
+    path = [HOME_RAD.copy()] * 5
+    for tick in range(30):
+        leader.at = HOME_RAD + np.eye(8)[0] * np.sin(0.25 * tick)  # at most 2.5 rad/s
+        path.append(leader.at)
+        target = move.chunk(path[-5], 10 + 0.1 * tick, 0.5).position_rad[0]
+        assert np.allclose(target, leader.at)
+
+
 @pytest.mark.parametrize("fault", ["none", "old", "nan"])
 def test_a_leader_that_is_lost_is_not_followed_and_approached_again(fault: str) -> None:
     leader = Leader(HOME_RAD.copy())

@@ -9,14 +9,17 @@ import subprocess
 import sys
 import threading
 import time
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from guard_rig import Caller, move_arm
+from loop_rig import wait_until
 from places import RIGS
 from pty_rig import OnTerminal
 from sim_robot_rig import Client, started, state_now
@@ -24,7 +27,10 @@ from websockets.sync.client import connect
 
 from crane_x7_remote.errors import ExitCode, SettingsError
 from crane_x7_remote.rosbridge import messages, protocol
+from crane_x7_remote.rosbridge.config import ClientConfig
 from crane_x7_remote.trial.judge import SimJudge
+from crane_x7_remote.trial.leader import LeaderArm
+from crane_x7_remote.trial.moves import LeaderMove, NothingToFollowError
 from crane_x7_vla_rl.data.lerobot import open_lerobot
 from crane_x7_vla_rl.robot import HOME_RAD, JOINT_NAMES
 
@@ -176,14 +182,21 @@ class Leader(threading.Thread):
         super().__init__(daemon=True)
         self._port, self._end = port, threading.Event()
         self.at = HOME_RAD + 0.25 * (HOME_RAD * 0 + 1) * [1, 0, 0, 0, 0, 0, 0, 0]
+        self.late_s = 0.0
+        """How long each state waits before it is sent, as in a backlog."""
+        self._waiting: deque[tuple[float, str]] = deque()
 
     def run(self) -> None:
         with connect(f"ws://127.0.0.1:{self._port}", compression=None) as link:
             operation = protocol.advertise(LEADER, "sensor_msgs/JointState", id="leader")
             link.send(protocol.encode_json(operation))
             while not self._end.wait(0.02):
-                state = messages.joint_state_to_ros(JOINT_NAMES, self.at, self.at * 0, time.time())
-                link.send(protocol.encode_json(protocol.publish(LEADER, state)))
+                now_s = time.time()
+                state = messages.joint_state_to_ros(JOINT_NAMES, self.at, self.at * 0, now_s)
+                text = protocol.encode_json(protocol.publish(LEADER, state))
+                self._waiting.append((now_s, text))
+                while self._waiting and now_s - self._waiting[0][0] >= self.late_s:
+                    link.send(self._waiting.popleft()[1])
 
     def end(self) -> None:
         self._end.set()
@@ -215,6 +228,25 @@ def test_a_leader_arm_takes_over_and_gives_back(place: Place, tmp_path: Path) ->
         leader.end()
     (episode,) = read(tmp_path)["episodes"]
     assert [each["kind"] for each in episode["interventions"]] == ["leader"]
+
+
+def test_a_leader_whose_states_come_steadily_but_late_is_not_followed(place: Place) -> None:
+    leader = Leader(place.robot_port)
+    leader.start()
+    try:
+        with LeaderArm(ClientConfig("127.0.0.1", place.robot_port), LEADER) as arm:
+            move = LeaderMove(arm)
+            time.sleep(1)
+            wait_until(lambda: (found := arm.pose()) and found[1] < 0.3, 20, "states in time")
+            move.chunk(HOME_RAD, 0.0, 0.5)
+            leader.late_s = 2.0
+            time.sleep(2.5)
+            before = arm._client.joints()
+            wait_until(lambda: arm._client.joints() is not before, 20, "states after the gap")
+            with pytest.raises(NothingToFollowError, match="s old"):
+                move.chunk(HOME_RAD, 0.1, 0.5)
+    finally:
+        leader.end()
 
 
 def measured(port: int) -> dict[str, float]:
@@ -306,6 +338,85 @@ def test_a_trial_whose_terminal_nobody_reads_waits_after_a_stop(
         assert shown.wait_end() == 0
 
 
+def wait_status(place: Place, hold: str) -> None:
+    """Wait until the loop tells that it holds for this reason."""
+    with Caller(place.guard_port, "/") as caller:
+        caller.subscribe("/vla/status", "std_msgs/String")
+        deadline_s = time.monotonic() + 30
+        while told_hold(caller) != hold:
+            assert time.monotonic() < deadline_s
+
+
+def told_hold(caller: Caller) -> str | None:
+    status = caller.next("publish", "/vla/status", 10)["msg"]["data"]
+    held: str | None = json.loads(status)["hold"]
+    return held
+
+
+def is_told(caller: Caller) -> bool:
+    """Whether a loop tells its status within 4 s; it does so once a second."""
+    try:
+        caller.next("publish", "/vla/status", 4)
+    except TimeoutError:
+        return False
+    return True
+
+
+def wait_rest(place: Place) -> None:
+    """Wait until the arm does not move."""
+    deadline_s, before = time.monotonic() + 10, measured(place.robot_port)
+    while True:
+        time.sleep(0.5)
+        now = measured(place.robot_port)
+        if max(abs(now[name] - before[name]) for name in now) < 1e-3:
+            return
+        before = now
+        assert time.monotonic() < deadline_s
+
+
+def test_a_blocked_terminal_rests_the_arm_before_keys_and_time_limit_fail(
+    place: Place, tmp_path: Path
+) -> None:
+    out = ["--output-dir", str(tmp_path), "--episodes", "1", "--timeout", "6"]
+    with OnTerminal(place.command(*out, "--log-level", "info")) as shown:
+        shown.wait_for("ready: reset the scene")
+        shown.type(b"\n")
+        shown.wait_for("the policy drives")
+        shown.hold_output(True)
+        wait_status(place, "paused")
+        wait_rest(place)
+        shown.type(b"pp")  # nothing happens, so a person presses it again
+        time.sleep(6)  # as if the policy drove: the time limit counts only its driving
+        shown.hold_output(False)
+        shown.wait_for("the terminal took nothing, so the arm was braked")
+        shown.type(b"p")
+        shown.wait_for("the policy drives")
+        shown.wait_for("episode 1: failure, timeout of 6 s")
+        assert shown.wait_end() == 0
+    (episode,) = read(tmp_path)["episodes"]
+    assert "the terminal took nothing" in episode["notes"][0]
+    assert episode["total_s"] > episode["seconds"] + 5
+
+
+def test_a_signal_ends_the_loop_of_a_trial_whose_terminal_is_blocked(
+    place: Place, tmp_path: Path
+) -> None:
+    with OnTerminal(place.command("--start-alone", "--output-dir", str(tmp_path))) as shown:
+        shown.wait_for("the policy drives")
+        shown.hold_output(True)
+        time.sleep(0.6)  # the trial draws
+        shown.process.send_signal(signal.SIGTERM)
+        with Caller(place.guard_port, "/") as caller:
+            caller.subscribe("/vla/status", "std_msgs/String")
+            assert any(not is_told(caller) for _ in range(10)), "the loop has ended"
+        wait_rest(place)
+        assert shown.process.poll() is None, "it waits for its terminal"
+        shown.hold_output(False)
+        assert shown.wait_end() == 0
+        assert shown.is_restored
+        assert b"ended by a signal" in shown.shown
+
+
 def test_a_signal_ends_in_order_and_restores_the_terminal(place: Place, tmp_path: Path) -> None:
     with OnTerminal(place.command("--start-alone", "--output-dir", str(tmp_path))) as shown:
         shown.wait_for("the policy drives")
@@ -349,6 +460,63 @@ def test_a_robot_that_arranges_no_scene_is_named(place: Place) -> None:
     with pytest.raises(SettingsError, match="did not arrange the scene of seed 6 within 10 s"):
         judge.arrange(6)
     judge.__exit__()  # never entered: its client holds an event loop
+
+
+def scene(*, is_lifted: bool = False, **more: object) -> dict[str, str]:
+    return messages.string(json.dumps({"cubes": {"red": {"lifted": is_lifted}}} | more))
+
+
+@pytest.fixture
+def judge() -> Iterator[Any]:
+    """One whose link and clock are the test's."""
+    now = SimpleNamespace(s=100.0)
+    made: Any = SimJudge("127.0.0.1", 1, "pick up the red cube", lambda: now.s)
+    made.now, made.sent = now, []
+    made._client.publish = lambda operations: made.sent.extend(operations) or True
+    yield made
+    made.__exit__()  # never entered: its client holds an event loop
+
+
+def test_a_scene_that_does_not_come_any_more_is_no_success(judge: Any) -> None:
+    judge.begin()
+    for _ in range(3):
+        judge._hear(scene(is_lifted=True))
+        assert not judge.verdict()
+        judge.now.s += 0.2
+    for _ in range(40):  # the link is down, with the task just fulfilled
+        judge.now.s += 0.1
+        assert not judge.verdict()
+    for _ in range(5):
+        judge._hear(scene(is_lifted=True))
+        assert not judge.verdict(), "what happened meanwhile is unknown"
+        judge.now.s += 0.2
+    judge._hear(scene(is_lifted=True))
+    assert judge.verdict()
+
+
+def test_an_order_that_the_link_has_lost_is_repeated(judge: Any) -> None:
+    judge._hear(scene(arranged=1, seed=4))
+    for _ in range(3):
+        assert not judge.arrange(5)
+        judge.now.s += 1.5
+        assert not judge.arrange(5)
+        assert len(judge.sent) == 1, "no scene has come since: the robot may be slow"
+        judge._hear(scene(arranged=1, seed=4))
+        assert not judge.arrange(5)
+        assert len(judge.sent) == 2
+        judge.sent.pop()
+    judge._hear(scene(arranged=2, seed=5))
+    assert judge.arrange(5)
+    judge._hear(scene(is_lifted=True))
+    judge.sent.clear()
+    assert not judge.put_back()
+    judge.now.s += 1.5
+    judge._hear(scene(is_lifted=True))
+    assert not judge.put_back()
+    assert len(judge.sent) == 2
+    judge.now.s += 0.2
+    judge._hear(scene())
+    assert judge.put_back()
 
 
 def test_a_task_that_the_policy_refuses_moves_nothing(place: Place, tmp_path: Path) -> None:
