@@ -563,6 +563,17 @@ def test_a_goal_that_fell_into_a_stop_is_repeated_after_resume(seen_for: int) ->
     assert _goals(rig) == [OPEN, CLOSED, CLOSED]
 
 
+def test_a_goal_that_fell_into_a_stop_of_which_no_state_came_is_repeated() -> None:
+    rig = _opening()
+    assert rig.client.guard_says is not None
+    rig.client.guard_says(_guard(stops=0))
+    rig.tick(2)
+    assert _goals(rig) == [OPEN, CLOSED]
+    rig.client.guard_says(_guard(stops=1))
+    rig.tick(2)
+    assert _goals(rig) == [OPEN, CLOSED, CLOSED]
+
+
 def test_later_goals_end_with_a_stop() -> None:
     """The guard brakes the arm: what its chunk wanted the gripper to do then is not done elsewhere,
     and a goal that the guard refuses does not count as the gripper's."""
