@@ -186,12 +186,13 @@ def _teach(
         return found
 
     model, spec = loaded.model, codec.inputs
+    tasks = prompts(LIFT_WORDS), prompts(PLACE_WORDS)
     if is_new:
-        towers.add_film(model, bool(loaded.raw_config.get("random_weights")))
+        towers.add_film(model, tasks, bool(loaded.raw_config.get("random_weights")))
     planned = moves.plan(drawn, spec.chunk_steps, spec.period_s, *_scales(model))
     if config.updates:
         stage = Descent("towers", config.updates, config.learning_rate)
-        towers.teach(model, prompts(LIFT_WORDS), drawn, stage, config.seed)
-    words = moves.Words(prompts(LIFT_WORDS), prompts(PLACE_WORDS))
+        towers.teach(model, tasks, drawn, stage, config.seed)
+    words = moves.Words(*tasks)
     stage = Descent("moves", config.move_updates, config.learning_rate)
     moves.teach(model, heads, words, drawn, planned, stage, config.seed, demonstrations, is_new)

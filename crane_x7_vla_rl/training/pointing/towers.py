@@ -2,11 +2,14 @@
 
 Each patch alone must tell the place of the named cube and of the plate, so all patches carry it to
 the language model. Each picture comes with every colour's instruction in one batch: with pictures
-that have one instruction each, small towers learned the mean place of all cubes and no more.
+that have one instruction each, small towers learned the mean place of all cubes and no more. So did
+they when only each patch was asked, or when new FiLM hardly told the prompts apart (docs/log.md):
+all patches together are asked for all things, and their mean for the named cube, too.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -16,6 +19,7 @@ from torch.nn import functional
 
 from crane_x7_vla_rl.policies.openvla.image import normalised
 from crane_x7_vla_rl.policies.openvla.model.openvla import OpenVLA
+from crane_x7_vla_rl.policies.openvla.model.vision import Film
 from crane_x7_vla_rl.policies.openvla.run.oft import instruction
 from crane_x7_vla_rl.policies.openvla.run.sequence import pack
 from crane_x7_vla_rl.training.pointing.descent import Descent, Group, descend, parameters
@@ -24,15 +28,17 @@ from crane_x7_vla_rl.training.pointing.views import Views
 PICTURES: Final = 16
 """In a batch, each with every instruction."""
 HIDDEN: Final = 256
+TINY: Final = 1e-8
 EMBEDDINGS: Final = "language_model.model.embed_tokens."
 LANGUAGE: Final = ("language_model.model.layers.", "language_model.model.norm.",
                    "language_model.lm_head.")  # fmt: skip
-FILM_STD: Final = 0.1
-"""Of new FiLM, with embeddings of unit variance: both would start learning late from less."""
+TOLD_APART: Final = 0.2
+"""Deviation of new FiLM's factors and offsets from prompt to prompt of a task. Prompts differ in a
+word or two, so what they have in common must cancel."""
 
 
 class Pointer(nn.Module):
-    """Places from a patch; only used while towers learn."""
+    """Places from a patch, or from the mean of all; only used while towers learn."""
 
     def __init__(self, hidden: int) -> None:
         super().__init__()
@@ -41,22 +47,31 @@ class Pointer(nn.Module):
         )
 
     def forward(self, patches: Tensor) -> Tensor:
-        """(B, N, H) → (B, N, 4): x, y of the cube, x, y of the plate, in standard deviations.
-
-        Patches are scaled as the language model's first norm scales them.
-        """
-        found: Tensor = self.network(functional.rms_norm(patches, patches.shape[-1:], eps=1e-6))
+        """(B, N, H) → (B, N, 4): x, y of the cube, x, y of the plate, in standard deviations."""
+        found: Tensor = self.network(_scaled_patches(patches))
         return found
 
 
-def add_film(model: OpenVLA, is_random: bool) -> None:
-    """Give the towers FiLM that listens; `is_random`: the model's weights mean nothing yet."""
+@torch.no_grad()
+def add_film(model: OpenVLA, tasks: Sequence[list[Tensor]], is_random: bool) -> None:
+    """Give the towers FiLM that tells the prompts of a task apart, but not the tasks.
+
+    `is_random`: the model's weights mean nothing yet.
+    """
     model.vision_backbone.add_film(model.config.text.hidden_size)
-    for name, parameter in model.named_parameters():
-        if ".film." in name and name.endswith(".weight"):
-            nn.init.normal_(parameter, std=FILM_STD)
     if is_random:
         nn.init.normal_(model.language_model.model.embed_tokens.weight)
+    read = torch.stack([told(model, prompts) for prompts in tasks])  # (tasks, C, H)
+    of_task = read.mean(1)  # (tasks, H)
+    common = of_task.mean(0)
+    apart = float((read - of_task[:, None]).norm(dim=-1).mean())
+    alike = torch.linalg.qr((of_task[1:] - of_task[0]).T).Q  # (H, tasks − 1), orthonormal
+    for module in model.vision_backbone.modules():
+        if isinstance(module, Film):
+            for layer in (module.scale, module.shift):
+                nn.init.normal_(layer.weight, std=TOLD_APART / max(apart, TINY))
+                layer.weight -= layer.weight @ alike @ alike.T
+                layer.bias.copy_(-layer.weight @ common)
 
 
 def told(model: OpenVLA, prompts: list[Tensor]) -> Tensor:
@@ -74,29 +89,49 @@ def scaled(views: Views) -> Tensor:
 
 
 def teach(
-    model: OpenVLA, prompts: list[Tensor], views: Views, stage: Descent, seed: int
+    model: OpenVLA, tasks: Sequence[list[Tensor]], views: Views, stage: Descent, seed: int
 ) -> tuple[Pointer, list[float]]:
-    """Train towers, projector and embeddings; `prompts` name the cubes in the order of `views`.
+    """Train towers, projector and embeddings; the prompts of each task name the cubes in the order
+    of `views`.
 
-    Returns what reads places from patches now, and the loss of each update, in standard deviations
-    of a coordinate. Raises NotFiniteError.
+    Returns what reads places from each patch now, and its mean error in each update, in standard
+    deviations of a coordinate. Raises NotFiniteError.
     """
     generator = np.random.default_rng([seed, 1])
-    targets = scaled(views)
-    pointer = Pointer(model.config.text.hidden_size)
-    colours = len(prompts)
+    targets, hidden = scaled(views), model.config.text.hidden_size
+    pointer, of_mean = Pointer(hidden), Pointer(hidden)
+    finder = nn.LazyLinear(targets[0].numel())
+    colours = len(tasks[0])
+    apart: list[float] = []
 
     def loss() -> Tensor:
         rows = generator.integers(0, len(views.images), PICTURES)
         pixels = normalised(torch.from_numpy(views.images[rows]).permute(0, 3, 1, 2), torch.float32)
-        words = told(model, prompts).repeat(PICTURES, 1)  # (P·C, H)
-        patches = model.encode(pixels.repeat_interleave(colours, 0), told=words)  # (P·C, N, H)
+        patches = encode(pixels, tasks[len(apart) % len(tasks)])  # (P·C, N, H)
         cubes = targets[rows, :colours].flatten(0, 1)  # (P·C, 2)
         plate = targets[rows, colours].repeat_interleave(colours, 0)
         wanted = torch.cat([cubes, plate], dim=1)[:, None]
-        found: Tensor = pointer(patches)
-        return (found - wanted).abs().mean()
+        things = targets[rows].flatten(1).repeat_interleave(colours, 0)  # (P·C, 2·(C + 1))
+        each = (pointer(patches) - wanted).abs().mean()
+        mean = (of_mean(patches.mean(1, keepdim=True)) - wanted).abs().mean()
+        everything = (finder(_scaled_patches(patches).flatten(1)) - things).abs().mean()
+        apart.append(each.item())
+        total: Tensor = each + mean + everything
+        return total
+
+    def encode(pixels: Tensor, prompts: list[Tensor]) -> Tensor:
+        words = told(model, prompts).repeat(len(pixels), 1)  # (P·C, H)
+        return model.encode(pixels.repeat_interleave(colours, 0), told=words)
 
     model.requires_grad_(False)
-    learning = parameters(model, but=LANGUAGE) + parameters(pointer)
-    return pointer, descend(stage, [Group(learning)], loss)
+    with torch.no_grad():  # the number of patches
+        one = normalised(torch.from_numpy(views.images[:1]).permute(0, 3, 1, 2), torch.float32)
+        finder(encode(one, tasks[0]).flatten(1))
+    heads = [each for part in (pointer, of_mean, finder) for each in parameters(part)]
+    descend(stage, [Group(parameters(model, but=LANGUAGE) + heads)], loss)
+    return pointer, apart
+
+
+def _scaled_patches(patches: Tensor) -> Tensor:
+    """Return (B, N, H), scaled as the language model's first norm scales them."""
+    return functional.rms_norm(patches, patches.shape[-1:], eps=1e-6)

@@ -20,7 +20,7 @@ from crane_x7_vla_rl.policies.openvla.builder import build
 from crane_x7_vla_rl.policies.openvla.codec import Codec, PolicySpec
 from crane_x7_vla_rl.policies.openvla.image import WHOLE, normalised
 from crane_x7_vla_rl.policies.openvla.weights.loading import load
-from crane_x7_vla_rl.scenes import COLOUR_NAMES, LIFT_WORDS
+from crane_x7_vla_rl.scenes import COLOUR_NAMES, LIFT_WORDS, PLACE_WORDS
 from crane_x7_vla_rl.training import cli
 from crane_x7_vla_rl.training.errors import ConfigError, ExitCode, NotFiniteError
 from crane_x7_vla_rl.training.pointing import moves, towers, views
@@ -110,19 +110,21 @@ def test_towers_learn_where_the_named_cube_is() -> None:
     torch.manual_seed(0)
     loaded = load(start())
     model, codec = loaded.model, Codec.of(loaded.layout, loaded.model.norm_stats, "crane_x7")
-    texts = [LIFT_WORDS.format(colour) for colour in COLOUR_NAMES]
-    prompts = codec.prompts(texts, np.zeros((3, 8)))
-    towers.add_film(model, is_random=True)
+    tasks = [
+        codec.prompts([words.format(colour) for colour in COLOUR_NAMES], np.zeros((3, 8)))
+        for words in (LIFT_WORDS, PLACE_WORDS)
+    ]
+    towers.add_film(model, tasks, is_random=True)
     before = {name: value.clone() for name, value in model.state_dict().items()}
     found = drawn(count=4)
-    pointer, losses = towers.teach(model, prompts, found, Descent("towers", 250, 3e-3), seed=0)
+    pointer, losses = towers.teach(model, tasks, found, Descent("towers", 250, 3e-3), seed=0)
     assert losses[0] > 0.6
     # The mean of the cubes would leave about half a standard deviation.
     assert np.mean(losses[-20:]) < 0.25
     pixels = normalised(torch.from_numpy(found.images).permute(0, 3, 1, 2), torch.float32)
     right = towers.scaled(found)
     away = []
-    for number, prompt in enumerate(prompts):
+    for number, prompt in [pair for prompts in tasks for pair in enumerate(prompts)]:
         with torch.no_grad():
             patches = model.encode(pixels, told=towers.told(model, [prompt] * len(pixels)))
             places = pointer(patches).mean(1)  # (4, 4)
