@@ -3,8 +3,8 @@
 Each patch alone must tell the place of the named cube and of the plate, so all patches carry it to
 the language model. Each picture comes with every colour's instruction in one batch: with pictures
 that have one instruction each, small towers learned the mean place of all cubes and no more. So did
-they when only each patch was asked, or when new FiLM hardly told the prompts apart (docs/log.md):
-all patches together are asked for all things, and their mean for the named cube, too.
+they from each patch alone, and with new FiLM that hardly told the prompts apart (docs/log.md):
+all patches together also tell where all things are, and their mean where the named cube is.
 """
 
 from __future__ import annotations
