@@ -85,5 +85,5 @@ def read_tensors(folder: Path) -> tuple[dict[str, Any], list[dict[str, Tensor]]]
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
         return found["optimizer"], found["random"]
-    except (OSError, RuntimeError, KeyError, TypeError, ValueError) as error:
+    except Exception as error:  # damaged bytes make torch raise almost anything
         raise ResumeError(f"{path}: cannot be resumed: {why(error)}") from error

@@ -2,6 +2,7 @@
 
 Model folder and demonstrations → a checkpoint with FiLM and OpenVLA-OFT's head, which `sft` can
 continue. `sft` alone, on the same demonstrations, gave policies that never looked.
+The same command continues a run that was stopped.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Final
 
@@ -22,7 +24,7 @@ PERIOD_ERROR_S: Final = 1e-3
 
 
 def run(args: argparse.Namespace) -> int:
-    """Teach; returns 0. Raises ConfigError, OutputError, PolicyLoadError and SimError."""
+    """Teach; returns 0. Raises ConfigError, OutputError, ResumeError, PolicyLoadError, SimError."""
     config = from_arguments(args)
     print(f"{point(config)}: continue it with sft --model")
     return 0
@@ -46,6 +48,7 @@ def point(config: PointConfig) -> Path:
     from crane_x7_vla_rl.training.checkpoints import policy_files
     from crane_x7_vla_rl.training.checkpoints import save as checkpoint
     from crane_x7_vla_rl.training.pointing import views
+    from crane_x7_vla_rl.training.pointing.kept import Kept
 
     loaded = loading.load(config.model)
     if loaded.layout.adapter is not None:
@@ -73,8 +76,9 @@ def point(config: PointConfig) -> Path:
         heads = oft_loading.new_heads(model.config.text.hidden_size, DOF, DOF)
     scenes, size = views.scenes(COLOUR_NAMES, config.vary), model.config.image_size
     with _opened(config, codec, model) as demonstrations:
+        kept = Kept.of(output, _decisive(config))
         drawn = views.draw(config.pictures, config.seed, scenes, spec.view, size)
-        _teach(config, loaded, heads, is_new, codec, drawn, demonstrations)
+        _teach(config, loaded, heads, is_new, codec, drawn, demonstrations, kept)
 
     def write(folder: Path) -> None:
         tensors, film = oft_loading.without_film(model.state_dict())
@@ -92,12 +96,20 @@ def point(config: PointConfig) -> Path:
         for kind, found in parts.items():
             policy_files.write_tensors(folder / oft_loading.file_name(kind, 0), found)
 
-    return checkpoint.write_whole(output, {"step": 0, "serial": 1}, write)
+    folder = checkpoint.write_whole(output, {"step": 0, "serial": 1}, write)
+    kept.remove()
+    return folder
+
+
+def _decisive(config: PointConfig) -> dict[str, Any]:
+    """Return what must be the same when a run continues."""
+    free = ("output", "cache_mb")
+    return {name: value for name, value in asdict(config).items() if name not in free}
 
 
 @contextmanager
-def _opened(config: PointConfig, codec: Any, model: Any) -> Iterator[Callable[[], Any] | None]:
-    """Yield what returns the next batch of demonstrations, if there are any."""
+def _opened(config: PointConfig, codec: Any, model: Any) -> Iterator[Callable[[int], Any] | None]:
+    """Yield what returns an update's batch of demonstrations, if there are any."""
     if config.demos is None:
         yield None
         return
@@ -122,7 +134,10 @@ def _opened(config: PointConfig, codec: Any, model: Any) -> Iterator[Callable[[]
     action, state = _scales(model)
     with Batches(source, moves.SHOWN, config.seed, options=options) as batches:
 
-        def following() -> Any:
+        def of(update: int) -> Any:
+            place = update * moves.SHOWN
+            if batches.place != place:
+                batches.load_state_dict({**batches.state_dict(), "place": place})
             batch = next(batches)
             return moves.Shown(
                 batch.images,
@@ -131,7 +146,7 @@ def _opened(config: PointConfig, codec: Any, model: Any) -> Iterator[Callable[[]
                 torch.from_numpy(action.normalise(batch.actions)).float(),
             )
 
-        yield following
+        yield of
 
 
 def _scales(model: Any) -> tuple[Any, Any]:
@@ -170,7 +185,7 @@ def _heads(loaded: Any) -> Any:
 
 def _teach(
     config: PointConfig, loaded: Any, heads: Any, is_new: bool, codec: Any, drawn: Any,
-    demonstrations: Any,
+    demonstrations: Any, kept: Any,
 ) -> None:  # fmt: skip
     """Teach the towers, then the language model and the heads."""
     import numpy as np
@@ -192,7 +207,9 @@ def _teach(
     planned = moves.plan(drawn, spec.chunk_steps, spec.period_s, *_scales(model))
     if config.updates:
         stage = Descent("towers", config.updates, config.learning_rate)
-        towers.teach(model, tasks, drawn, stage, config.seed)
+        towers.teach(model, tasks, drawn, stage, config.seed, kept)
     words = moves.Words(*tasks)
     stage = Descent("moves", config.move_updates, config.learning_rate)
-    moves.teach(model, heads, words, drawn, planned, stage, config.seed, demonstrations, is_new)
+    moves.teach(
+        model, heads, words, drawn, planned, stage, config.seed, demonstrations, is_new, kept
+    )

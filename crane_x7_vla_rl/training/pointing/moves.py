@@ -27,6 +27,7 @@ from crane_x7_vla_rl.policies.openvla.run.oft_evaluate import evaluate_chunk
 from crane_x7_vla_rl.training.errors import ConfigError
 from crane_x7_vla_rl.training.pointing import paths
 from crane_x7_vla_rl.training.pointing.descent import Descent, Group, descend, parameters
+from crane_x7_vla_rl.training.pointing.kept import Kept
 from crane_x7_vla_rl.training.pointing.towers import EMBEDDINGS
 from crane_x7_vla_rl.training.pointing.views import Views
 from crane_x7_vla_rl.types import Array, Image
@@ -116,18 +117,17 @@ class Shown:
 
 def teach(
     model: OpenVLA, heads: tuple[ActionHead, ProprioProjector], words: Words, views: Views,
-    moves: Moves, stage: Descent, seed: int, demonstrations: Callable[[], Shown] | None = None,
-    is_new: bool = True,
+    moves: Moves, stage: Descent, seed: int, demonstrations: Callable[[int], Shown] | None = None,
+    is_new: bool = True, kept: Kept | None = None,
 ) -> list[float]:  # fmt: skip
-    """Train language model and heads, later all; returns the loss of each update.
+    """Train language model and heads, later all; returns what `descend` does, and raises that.
 
-    `demonstrations` returns the next batch; `is_new`: the heads have not learned yet. Raises
-    NotFiniteError.
+    `demonstrations` returns the batch of an update; `is_new`: the heads have not learned yet.
     """
-    generator = np.random.default_rng([seed, 2])
     steps, colours = moves.approaches.shape[2], len(words.lift)
 
-    def loss() -> Tensor:
+    def loss(update: int) -> Tensor:
+        generator = np.random.default_rng([seed, 2, update])
         some = generator.integers(0, len(moves.rows), PICTURES)
         others = generator.integers(0, len(moves.carried), PLACINGS)
         places = generator.integers(0, 2, PICTURES)
@@ -138,7 +138,7 @@ def teach(
         state = [moves.joints[rows]]
         wanted = [moves.approaches[some].flatten(0, 1), moves.carries[others]]
         if demonstrations is not None:
-            shown = demonstrations()
+            shown = demonstrations(update)
             images.append(shown.images)
             prompts += shown.prompts
             state.append(shown.joints)
@@ -154,4 +154,4 @@ def teach(
         acting += parameters(head)
     still = round(FROZEN * stage.updates) if is_new else 0
     seeing = Group(parameters(model, of=SEEING), SEEING_SHARE, still)
-    return descend(stage, [Group(acting), seeing], loss)
+    return descend(stage, [Group(acting), seeing], loss, kept)

@@ -23,6 +23,7 @@ from crane_x7_vla_rl.policies.openvla.model.vision import Film
 from crane_x7_vla_rl.policies.openvla.run.oft import instruction
 from crane_x7_vla_rl.policies.openvla.run.sequence import pack
 from crane_x7_vla_rl.training.pointing.descent import Descent, Group, descend, parameters
+from crane_x7_vla_rl.training.pointing.kept import Kept
 from crane_x7_vla_rl.training.pointing.views import Views
 
 PICTURES: Final = 16
@@ -89,25 +90,25 @@ def scaled(views: Views) -> Tensor:
 
 
 def teach(
-    model: OpenVLA, tasks: Sequence[list[Tensor]], views: Views, stage: Descent, seed: int
-) -> tuple[Pointer, list[float]]:
+    model: OpenVLA, tasks: Sequence[list[Tensor]], views: Views, stage: Descent, seed: int,
+    kept: Kept | None = None,
+) -> tuple[Pointer, list[float]]:  # fmt: skip
     """Train towers, projector and embeddings; the prompts of each task name the cubes in the order
     of `views`.
 
     Returns what reads places from each patch now, and its mean error in each update, in standard
-    deviations of a coordinate. Raises NotFiniteError.
+    deviations of a coordinate. Raises what `descend` does.
     """
-    generator = np.random.default_rng([seed, 1])
     targets, hidden = scaled(views), model.config.text.hidden_size
     pointer, of_mean = Pointer(hidden), Pointer(hidden)
     finder = nn.LazyLinear(targets[0].numel())
     colours = len(tasks[0])
     apart: list[float] = []
 
-    def loss() -> Tensor:
-        rows = generator.integers(0, len(views.images), PICTURES)
+    def loss(update: int) -> Tensor:
+        rows = np.random.default_rng([seed, 1, update]).integers(0, len(views.images), PICTURES)
         pixels = normalised(torch.from_numpy(views.images[rows]).permute(0, 3, 1, 2), torch.float32)
-        patches = encode(pixels, tasks[len(apart) % len(tasks)])  # (P·C, N, H)
+        patches = encode(pixels, tasks[update % len(tasks)])  # (P·C, N, H)
         cubes = targets[rows, :colours].flatten(0, 1)  # (P·C, 2)
         plate = targets[rows, colours].repeat_interleave(colours, 0)
         wanted = torch.cat([cubes, plate], dim=1)[:, None]
@@ -128,7 +129,7 @@ def teach(
         one = normalised(torch.from_numpy(views.images[:1]).permute(0, 3, 1, 2), torch.float32)
         finder(encode(one, tasks[0]).flatten(1))
     heads = [each for part in (pointer, of_mean, finder) for each in parameters(part)]
-    descend(stage, [Group(parameters(model, but=LANGUAGE) + heads)], loss)
+    descend(stage, [Group(parameters(model, but=LANGUAGE) + heads)], loss, kept)
     return pointer, apart
 
 

@@ -164,6 +164,10 @@ def truncated(folder: Path) -> None:
     path.write_bytes(path.read_bytes()[:500])
 
 
+def with_text(folder: Path) -> None:
+    (folder / "action_head--150000_checkpoint.pt").write_text("text")
+
+
 def with_a_missing_key(folder: Path) -> None:
     weights = head_weights()
     del weights["module.model.fc1.bias"]
@@ -199,6 +203,7 @@ def with_code(folder: Path) -> None:
         (with_two_heads, "expected one action_head; remove the others"),
         (with_diffusion, "the diffusion head is not implemented"),
         (truncated, "is not a readable file of tensors"),
+        (with_text, "is not a readable file of tensors"),
         (with_a_missing_key, "model.fc1.bias is missing"),
         (with_an_extra_key, "model.fc9.bias are unknown"),
         (with_a_wrong_shape, r"fc1.weight has shape \(32, 5\), expected \(32, 224\)"),

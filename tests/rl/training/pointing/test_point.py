@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
+import errno
+import os
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -11,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 import training_rig as rig
+from safetensors.torch import load_file
 
 from crane_x7_vla_rl import kinematics
 from crane_x7_vla_rl.actions import find_statistics
@@ -23,7 +27,8 @@ from crane_x7_vla_rl.policies.openvla.weights.loading import load
 from crane_x7_vla_rl.scenes import COLOUR_NAMES, LIFT_WORDS, PLACE_WORDS
 from crane_x7_vla_rl.training import cli
 from crane_x7_vla_rl.training.errors import ConfigError, ExitCode, NotFiniteError
-from crane_x7_vla_rl.training.pointing import moves, towers, views
+from crane_x7_vla_rl.training.pointing import command, descent, moves, towers, views
+from crane_x7_vla_rl.training.pointing.config import add_arguments
 from crane_x7_vla_rl.training.pointing.descent import Descent, Group, descend
 from crane_x7_vla_rl.training.pointing.views import Views
 from crane_x7_vla_rl.types import Image
@@ -251,8 +256,10 @@ def test_each_prompt_is_taught_with_its_own_chunk(monkeypatch: pytest.MonkeyPatc
             taught[start + number] = (*taught[start + number][:3], float(chunk[0, 0]))
         return torch.tensor(0.0)
 
-    def once(_: object, __: object, loss: Callable[[], torch.Tensor]) -> list[float]:
-        return [float(loss()) for _ in range(30)]
+    def once(
+        _: object, __: object, loss: Callable[[int], torch.Tensor], ___: object
+    ) -> list[float]:
+        return [float(loss(update)) for update in range(30)]
 
     monkeypatch.setattr(moves, "evaluate_chunk", answer)
     monkeypatch.setattr(moves.functional, "l1_loss", compare)
@@ -309,8 +316,135 @@ def test_the_same_seed_gives_the_same_heads(tmp_path: Path) -> None:
     assert all(torch.equal(one[key], two[key]) for key in one)
 
 
+class Stopped(Exception):
+    """What a lost machine does to a run."""
+
+
+@pytest.mark.parametrize("stage", ["towers", "moves"])
+def test_a_stopped_run_continues_and_equals_one_that_was_not_stopped(
+    stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = ("--pictures", "24", "--updates", "6", "--move-updates", "6",
+             "--demos", str(rig.data()))  # fmt: skip
+    monkeypatch.setattr(descent, "SAVED", 2)
+    assert cli.main(["point", start(), str(tmp_path / "whole"), *words]) == ExitCode.OK
+    real, reached = descent.learning_rate, []
+
+    def lost(update: int, updates: int, ratio: float, peak: float) -> float:
+        reached.append(update)
+        if len(reached) == (6 if stage == "moves" else 0) + 6:  # in the sixth update
+            raise Stopped
+        return real(update, updates, ratio, peak)
+
+    monkeypatch.setattr(descent, "learning_rate", lost)
+    command = ["point", start(), str(tmp_path / "stopped"), *words]
+    with pytest.raises(Stopped):
+        run(command)
+    assert not (tmp_path / "stopped").exists()
+    before = len(reached)
+    run(command)
+    done = reached[before:]
+    assert done == ([4, 5] if stage == "moves" else [4, 5, *range(6)]), "what was done is kept"
+    whole, stopped = (files_of(tmp_path / name) for name in ("whole", "stopped"))
+    assert whole.keys() == stopped.keys()
+    assert {key for key in whole if not torch.equal(whole[key], stopped[key])} == set()
+    assert [path.name for path in tmp_path.iterdir() if path.name.endswith(".unfinished")] == []
+
+
+def files_of(folder: Path) -> dict[str, torch.Tensor]:
+    found = dict(load_file(folder / "model.safetensors"))
+    for path in folder.glob("*.pt"):
+        found |= {
+            f"{path.name}:{key}": value
+            for key, value in torch.load(path, weights_only=True).items()
+        }
+    assert len(found) > 20
+    return found
+
+
+def run(words: list[str]) -> None:
+    """Like the command, but errors of this test are its own."""
+    parsed = argparse.ArgumentParser()
+    add_arguments(parsed)
+    assert command.run(parsed.parse_args(words[1:])) == 0
+
+
+def stop_in(stage: str, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave what a run keeps that is stopped in the last update of the stage."""
+    real, reached = descent.learning_rate, []
+
+    def lost(update: int, updates: int, ratio: float, peak: float) -> float:
+        reached.append(update)
+        if len(reached) == (6 if stage == "moves" else 3):
+            raise Stopped
+        return real(update, updates, ratio, peak)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(descent, "SAVED", 1)
+        patch.setattr(descent, "learning_rate", lost)
+        with pytest.raises(Stopped):
+            run(["point", start(), str(out), *FEW])
+
+
+def test_another_configuration_does_not_continue_it(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    stop_in("towers", out, monkeypatch)
+    words = ["point", start(), str(out), *FEW, "--seed", "1"]
+    assert cli.main(words) == ExitCode.CONFIG
+    said = capsys.readouterr().err
+    assert "out.unfinished holds a run of another configuration: seed was 0, is now 1" in said
+    assert not out.exists()
+    assert cli.main([*words, "--seed", "0", "--cache-mb", "100"]) == ExitCode.OK
+
+
+def test_what_was_kept_but_is_damaged_is_named(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    stop_in("moves", out, monkeypatch)
+    kept = tmp_path / "out.unfinished" / "moves.pt"
+    words = ["point", start(), str(out), *FEW]
+    for content in (b"", b"text", kept.read_bytes()[:-2000]):
+        kept.write_bytes(content)
+        assert cli.main(words) == ExitCode.CONFIG
+        said = capsys.readouterr().err
+        assert "moves.pt: cannot be continued" in said
+        assert "remove it, and the stage begins again" in said
+    kept.unlink()
+    assert cli.main(words) == ExitCode.OK
+
+
+def test_a_run_that_could_not_begin_keeps_nothing(tmp_path: Path) -> None:
+    one = ["point", start(), str(tmp_path / "out"), *FEW, "--pictures"]
+    assert cli.main([*one, "1"]) == ExitCode.CONFIG
+    assert list(tmp_path.iterdir()) == []
+    assert cli.main([*one, "24"]) == ExitCode.OK
+
+
+def test_a_full_disk_ends_it_and_keeps_what_there_was(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    stop_in("towers", out, monkeypatch)
+    kept = tmp_path / "out.unfinished" / "towers.pt"
+    before = kept.read_bytes()
+
+    def full(_: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(torch, "save", full)
+        assert cli.main(["point", start(), str(out), *FEW]) == ExitCode.OUTPUT
+    assert "the same command continues at what was saved last" in capsys.readouterr().err
+    assert kept.read_bytes() == before
+    assert cli.main(["point", start(), str(out), *FEW]) == ExitCode.OK
+
+
 def test_a_loss_that_is_not_finite_ends_it() -> None:
     weight = torch.nn.Parameter(torch.ones(1))
     with pytest.raises(NotFiniteError, match="towers: the gradient of update 1 is not finite"):
-        descend(Descent("towers", 2, 1e-3), [Group([weight])], lambda: (weight * torch.inf).sum())
+        descend(Descent("towers", 2, 1e-3), [Group([weight])], lambda _: (weight * torch.inf).sum())
     assert bool(torch.isfinite(weight).all())
