@@ -48,9 +48,12 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("OMP_NUM_THREADS", "1")
     os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")
 
+# Under nohup, or in a job with `&`. Programs of the tests would inherit it, but must end on Ctrl-C
+# and with their session.
 if signal.getsignal(signal.SIGHUP) == signal.SIG_IGN:
-    # Under nohup. Programs of the tests would inherit it, and some of them must lose a session.
     signal.signal(signal.SIGHUP, lambda *_: None)
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(wrapper=True)
