@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
@@ -26,10 +26,11 @@ from crane_x7_vla_rl.policies.openvla.image import WHOLE, normalised
 from crane_x7_vla_rl.policies.openvla.weights.loading import load
 from crane_x7_vla_rl.scenes import COLOUR_NAMES, LIFT_WORDS, PLACE_WORDS
 from crane_x7_vla_rl.training import cli
-from crane_x7_vla_rl.training.errors import ConfigError, ExitCode, NotFiniteError
+from crane_x7_vla_rl.training.errors import ConfigError, ExitCode, NotFiniteError, ResumeError
 from crane_x7_vla_rl.training.pointing import command, descent, moves, towers, views
 from crane_x7_vla_rl.training.pointing.config import add_arguments
 from crane_x7_vla_rl.training.pointing.descent import Descent, Group, descend
+from crane_x7_vla_rl.training.pointing.kept import Kept
 from crane_x7_vla_rl.training.pointing.views import Views
 from crane_x7_vla_rl.types import Image
 
@@ -326,24 +327,18 @@ def test_a_stopped_run_continues_and_equals_one_that_was_not_stopped(
 ) -> None:
     words = ("--pictures", "24", "--updates", "6", "--move-updates", "6",
              "--demos", str(rig.data()))  # fmt: skip
-    monkeypatch.setattr(descent, "SAVED", 2)
     assert cli.main(["point", start(), str(tmp_path / "whole"), *words]) == ExitCode.OK
-    real, reached = descent.learning_rate, []
+    out = tmp_path / "stopped"
+    stop_in(12 if stage == "moves" else 6, out, words, 2, monkeypatch)
+    assert not out.exists()
+    real, done = descent.learning_rate, []
 
-    def lost(update: int, updates: int, ratio: float, peak: float) -> float:
-        reached.append(update)
-        if len(reached) == (6 if stage == "moves" else 0) + 6:  # in the sixth update
-            raise Stopped
+    def counted(update: int, updates: int, ratio: float, peak: float) -> float:
+        done.append(update)
         return real(update, updates, ratio, peak)
 
-    monkeypatch.setattr(descent, "learning_rate", lost)
-    command = ["point", start(), str(tmp_path / "stopped"), *words]
-    with pytest.raises(Stopped):
-        run(command)
-    assert not (tmp_path / "stopped").exists()
-    before = len(reached)
-    run(command)
-    done = reached[before:]
+    monkeypatch.setattr(descent, "learning_rate", counted)
+    run(["point", start(), str(out), *words])
     assert done == ([4, 5] if stage == "moves" else [4, 5, *range(6)]), "what was done is kept"
     whole, stopped = (files_of(tmp_path / name) for name in ("whole", "stopped"))
     assert whole.keys() == stopped.keys()
@@ -369,28 +364,40 @@ def run(words: list[str]) -> None:
     assert command.run(parsed.parse_args(words[1:])) == 0
 
 
-def stop_in(stage: str, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Leave what a run keeps that is stopped in the last update of the stage."""
+def stop_in(
+    number: int, out: Path, words: Sequence[str], saved: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Leave what a run keeps every `saved` updates that stops in its `number`th one."""
     real, reached = descent.learning_rate, []
 
     def lost(update: int, updates: int, ratio: float, peak: float) -> float:
         reached.append(update)
-        if len(reached) == (6 if stage == "moves" else 3):
+        if len(reached) == number:
             raise Stopped
         return real(update, updates, ratio, peak)
 
     with monkeypatch.context() as patch:
-        patch.setattr(descent, "SAVED", 1)
+        patch.setattr(descent, "SAVED", saved)
         patch.setattr(descent, "learning_rate", lost)
         with pytest.raises(Stopped):
-            run(["point", start(), str(out), *FEW])
+            run(["point", start(), str(out), *words])
+
+
+def test_a_model_of_other_sizes_does_not_continue_it(tmp_path: Path) -> None:
+    weight = torch.nn.Parameter(torch.ones(2))
+    stage, kept = Descent("towers", 2, 1e-3), Kept.of(tmp_path / "out", {})
+    descend(stage, [Group([weight])], lambda _: weight.sum(), kept)
+    other = torch.nn.Parameter(torch.ones(3))
+    with pytest.raises(ResumeError, match="towers was begun with a model of other sizes"):
+        descend(stage, [Group([other])], lambda _: other.sum(), kept)
+    assert other.equal(torch.ones(3))
 
 
 def test_another_configuration_does_not_continue_it(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    stop_in("towers", out, monkeypatch)
+    stop_in(3, out, FEW, 1, monkeypatch)
     words = ["point", start(), str(out), *FEW, "--seed", "1"]
     assert cli.main(words) == ExitCode.CONFIG
     said = capsys.readouterr().err
@@ -403,7 +410,7 @@ def test_what_was_kept_but_is_damaged_is_named(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    stop_in("moves", out, monkeypatch)
+    stop_in(6, out, FEW, 1, monkeypatch)
     kept = tmp_path / "out.unfinished" / "moves.pt"
     words = ["point", start(), str(out), *FEW]
     for content in (b"", b"text", kept.read_bytes()[:-2000]):
@@ -427,7 +434,7 @@ def test_a_full_disk_ends_it_and_keeps_what_there_was(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    stop_in("towers", out, monkeypatch)
+    stop_in(3, out, FEW, 1, monkeypatch)
     kept = tmp_path / "out.unfinished" / "towers.pt"
     before = kept.read_bytes()
 
