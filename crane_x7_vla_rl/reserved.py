@@ -1,15 +1,18 @@
-"""What only evaluations may use: seeds, wordings and the conditions of sweeps. Constants, no I/O.
+"""What only evaluations may use: seeds, wordings and the conditions of sweeps. Constants.
 
 Nothing here may reach a training: tests/rl/test_reserved.py compares this file with every training
-configuration, script and list of instructions of the project. The wordings were written, and
-committed, before the lexicon of policies/words.py was widened, and that lexicon was not fitted to
-them one by one: an evaluation reports those that it gets wrong.
+configuration, script and list of instructions of the project. The wordings below were written
+before the rules of policies/words.py were widened first, and known when that was done again. Those
+of reserved_wordings.json were written without knowledge of the rules, measured once, and the rules
+were not changed since for any of them: an evaluation reports those that it gets wrong.
 """
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from enum import StrEnum
+from importlib import resources
 from typing import Final
 
 EVALUATION_SEED: Final = 1_000_000
@@ -30,6 +33,10 @@ class Group(StrEnum):
     """A colour that is no cube's."""
     IMPOSSIBLE = "impossible"
     FORBIDDING = "forbidding"
+    STRANGER = "strangers"
+    """Ordinary requests by somebody who knew neither the rules nor this list."""
+    NO_REQUEST = "strangers: no request"
+    """Anything else that a stranger says, much of it in the words of a request."""
 
 
 @dataclass(frozen=True)
@@ -237,6 +244,9 @@ _TO_REFUSE: Final[dict[Group, tuple[str, ...]]] = {
         "赤いブロックを取ってはいけません",
     ),
 }
+_STRANGERS: Final[list[tuple[str, str | None]]] = json.loads(
+    resources.files("crane_x7_vla_rl").joinpath("reserved_wordings.json").read_text("utf-8")
+)
 WORDINGS: Final = (
     *(
         Wording(text, group, tasks[colour])
@@ -246,6 +256,10 @@ WORDINGS: Final = (
         for text in texts
     ),
     *(Wording(text, group, None) for group, texts in _TO_REFUSE.items() for text in texts),
+    *(
+        Wording(text, Group.NO_REQUEST if task is None else Group.STRANGER, task)
+        for text, task in _STRANGERS
+    ),
 )
 """Held-out wordings for the tasks of a policy that lifts and places red, green and blue cubes."""
 

@@ -14,7 +14,7 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import Final
 
-from crane_x7_vla_rl.policies import lexicon, spelling
+from crane_x7_vla_rl.policies import lexicon, spelling, vocabulary
 
 
 class Verb(StrEnum):
@@ -22,7 +22,7 @@ class Verb(StrEnum):
 
     LIFT = "lift"
     PLACE = "place"
-    """Put it on the plate."""
+    """Onto the plate."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,8 @@ UNDERSTOOD: Final = (
     " green, blue or yellow, in English or Japanese"
 )
 APOSTROPHES: Final = str.maketrans(dict.fromkeys("’‘ʼ´`′＇", "'"))
+IN_JAPANESE: Final = re.compile(r"(?<=[^\x00-\x7f])[^\S\n]+(?=[^\x00-\x7f])")
+"""Spaces that only some people write."""
 BETWEEN_SCRIPTS: Final = re.compile(r"(?<=[a-z])(?=[^\x00-\x7f])|(?<=[^\x00-\x7f])(?=[a-z])")
 
 
@@ -81,8 +83,8 @@ def parse(
     text = _plain(instruction)
     if (reason := _refused(text)) is not None:
         return NotUnderstood(reason)
-    text = lexicon.ALREADY.sub(" ", text)
-    onto_plate = lexicon.ON_PLATE.search(text) is not None
+    text = _without_where(text)
+    onto_plate = _is_onto_plate(text)
     colour = _colour(text, before, onto_plate)
     if isinstance(colour, NotUnderstood):
         return colour
@@ -92,7 +94,11 @@ def parse(
     if colour not in colours:
         return NotUnderstood(f"it names the colour {colour}, the cubes are {known}")
     verb = _verb(text, onto_plate)
-    return verb if isinstance(verb, NotUnderstood) else Task(verb, colour)
+    if isinstance(verb, NotUnderstood):
+        return verb
+    if (word := vocabulary.unknown(text)) is not None:
+        return NotUnderstood(f'it has a word that may change what is meant: "{word}"')
+    return Task(verb, colour)
 
 
 def _plain(instruction: str) -> str:
@@ -101,10 +107,12 @@ def _plain(instruction: str) -> str:
     Negations that forbid nothing are left out.
     """
     text = unicodedata.normalize("NFKC", instruction.translate(APOSTROPHES)).casefold().strip()
+    text = IN_JAPANESE.sub("", text)
     text = spelling.mend(BETWEEN_SCRIPTS.sub(" ", text))
     for pattern in (lexicon.POLITE, lexicon.WITHOUT, lexicon.CONTRAST):
-        text = pattern.sub(" ", text)
-    return text
+        text = pattern.sub(" ", text).strip()
+    text = lexicon.SUPPOSED.sub(r"\1", text)
+    return lexicon.APPROACH.sub("reach for", lexicon.GRIP.sub("grip", text))
 
 
 def _refused(text: str) -> str | None:
@@ -117,10 +125,49 @@ def _refused(text: str) -> str | None:
         return f'it names no known action: "{other[0]}" (known: pick up, place on the plate)'
     if lexicon.SEVERAL.search(text):
         return "it names several cubes, expected one colour"
-    for thing in lexicon.RELATIVE.findall(text):
-        if not lexicon.THINGS.fullmatch(thing):
-            return f'it names another thing: "{thing}", expected a cube with a colour'
+    if lexicon.CONDITION.search(text):
+        return "it waits for a condition, expected something to do now"
+    if lexicon.QUOTED.search(text):
+        return "it quotes words, expected the instruction alone"
+    if lexicon.GERUND_IS.match(text) or any(
+        _is_told(found) for found in lexicon.STATEMENT.finditer(text)
+    ):
+        return "it tells what somebody does, or did"
+    others = (one for one in lexicon.RELATIVE.findall(text) if not lexicon.THINGS.fullmatch(one))
+    if (thing := next(others, None) or _other_object(text)) is not None:
+        return f'it names another thing: "{thing}", expected a cube with a colour'
     return None
+
+
+def _is_told(found: re.Match[str]) -> bool:
+    """Whether a sentence about people is about an action."""
+    verb = found["verb"]
+    return verb is None or any(
+        re.fullmatch(known, verb)
+        for known in (lexicon.LIFT, lexicon.PLACE, lexicon.LIFTED, lexicon.PLACED)
+    )
+
+
+def _other_object(text: str) -> str | None:
+    """Return the object of an action, if it is no cube: the mug of "lift the mug with …"."""
+    for found in lexicon.OBJECT_OF.finditer(text):
+        if not lexicon.CUBE_WORD.search(found["object"]) and not _hits(found["object"]):
+            return found["object"]
+    found_ja = lexicon.OTHER_OBJECT_JA.search(text)
+    return found_ja and found_ja[1]
+
+
+def _without_where(text: str) -> str:
+    """Return the text without words that only tell where the cube is, if an action remains."""
+    shorter = lexicon.ALREADY.sub(" ", text)
+    acts = lexicon.LIFT.search(shorter) or lexicon.PLACE.search(shorter)
+    return shorter if acts and not lexicon.GET_ONTO.search(text) else text
+
+
+def _is_onto_plate(text: str) -> bool:
+    """Whether the plate is named as the place where to put something."""
+    there = lexicon.THERE.search(_without_places(text))
+    return any((lexicon.ON_PLATE.search(text), lexicon.PLATE_GETS.search(text), there))
 
 
 def _colour(text: str, before: str | None, onto_plate: bool) -> str | NotUnderstood | None:
@@ -160,8 +207,14 @@ def _hits(text: str) -> list[_Hit]:
 def _chosen(text: str, cubes: list[_Hit]) -> _Hit | NotUnderstood:
     """Return the cube to move: the last before the first を, else the first."""
     of_object = [hit for hit in cubes if hit.start < text.find("を")]
+    too = [hit for hit in cubes if of_object and lexicon.TOO_JA.match(text, hit.end)]
+    if too and too[-1].colour != of_object[-1].colour:
+        return NotUnderstood(f"it names two colours, {of_object[-1].colour} and {too[-1].colour}")
     for one, two in pairwise(cubes):
-        if one.colour != two.colour and lexicon.AND_ANOTHER.match(text[one.end : two.start]):
+        between = text[one.end : two.start]
+        if one.colour != two.colour and (
+            lexicon.AND_ANOTHER.match(between) or lexicon.THEN_ANOTHER.search(between)
+        ):
             return NotUnderstood(f"it names two colours, {one.colour} and {two.colour}")
     if of_object:
         return of_object[-1]
@@ -187,9 +240,22 @@ def _is_place(text: str, hit: _Hit) -> bool:
 
 
 def _verb(text: str, onto_plate: bool) -> Verb | NotUnderstood:
-    lifts = lexicon.LIFT.search(text) is not None
-    if lexicon.PLACE.search(text) or (lifts and onto_plate and lexicon.TO.search(text)):
+    """Return the action."""
+    wished = lexicon.WISHED.search(text)
+    lifts = lexicon.LIFT.search(lexicon.GET_ONTO.sub(" ", text)) or (wished and wished["lifted"])
+    places = (
+        lexicon.PLACE.search(text)
+        or (wished and wished["placed"])
+        or lexicon.PLATE_GETS.search(text)
+        or (onto_plate and lifts and lexicon.TO.search(text))
+        or (onto_plate and not lifts and lexicon.WISHED_THERE.search(text))
+        or (not lifts and lexicon.GET_ONTO.search(text))
+        or lexicon.TERSE.fullmatch(text)
+    )
+    if places:
         return Verb.PLACE if onto_plate else NotUnderstood("it names no known place (on the plate)")
+    if lifts and lexicon.ELSEWHERE.search(_without_places(text)):
+        return NotUnderstood("it names no known place (on the plate)")
     if lifts:
         return Verb.LIFT
     return NotUnderstood("it names no known action (pick up, place on the plate)")
