@@ -50,7 +50,8 @@ colours colors shade tone wherever ensure leave knocking dropping test trial exp
 attempt position pick place lift
 """
 ENGLISH: Final = frozenset(_WORDS.split())
-ENGLISH_WORD: Final = re.compile(r"[a-z]+")
+ENGLISH_WORD: Final = re.compile(r"[^\W\d_ぁ-ヿ一-鿿々]+")
+"""Of English, or of a script that is neither."""
 JAPANESE: Final = re.compile(
     r"[持取掴摘拾上下握置載乗運移動配盛付皿机台中前右左側横隣手指腕今次先方所位一二三少丁寧慎重静優速早急願致頂様]"
     r"|[済申訳恐入悪出来良欲嬉助空真直軽目小大四角木色形向端奥頼示命令作業行始見探選使幸構番数代標高思本立体物箱積奴分操]"

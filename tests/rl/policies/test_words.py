@@ -149,6 +149,8 @@ def test_what_is_clearly_asked_becomes_a_task(instruction: str, verb: Verb, colo
         ('the note says "pick up the red cube"', "quotes"),
         ("「赤いキューブを取って」と書いて", "quotes"),
         ("tomorrow, pick up the red cube", "word"),
+        ("pick up the red cube завтра", "word"),
+        ("pick up the red cube à midi", "word"),
         ("pick up the red cube, I mean the blue one", "two colours"),
         ("lift the red one and then put the blue one on the plate", "two colours"),
         ("赤いのを取って、青いのも取って", "two colours"),
