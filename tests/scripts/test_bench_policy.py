@@ -81,6 +81,7 @@ def test_each_kind_of_result_becomes_rows(bench: ModuleType) -> None:
                     condition("delay", 0.15, 0.7, 0.9),
                 ]},
                 "words": {"summary": {"unseen": words}},
+                "swapped-words": {"summary": {"unseen": words | {"success": rate(0, 10)}}},
                 "demo": {"rows": [{"name": "demo, small: median jerk", "value": 28.0,
                                    "unit": "rad/s³", "baseline": 16.0, "ratio": 1.75,
                                    "target": None, "met": None}]},
@@ -94,6 +95,12 @@ def test_each_kind_of_result_becomes_rows(bench: ModuleType) -> None:
     assert (late["target"], late["met"]) == (pytest.approx(0.72), False)
     assert rows["wordings never seen: right first"]["met"] is True
     assert rows["wordings never seen: followed rightly"]["value"] == 0.9
+    control = "wordings never seen, another cube counted"
+    assert rows[f"{control}: right first"]["baseline"] == 0.96
+    assert (rows[f"{control}: success"]["value"], rows[f"{control}: success"]["baseline"]) == (
+        0,
+        0.9,
+    )
     lines = list(bench.table(list(rows.values())))
     assert "| delay, 0.15 s | 70.0% | 60 (0.0% to 100.0%) | 80.0% | 72.0%: NOT met |" in lines
     assert "| demo, small: median jerk | 28 | rad/s³ | 16 |  |" in lines
