@@ -1,7 +1,7 @@
 """The words that the parser of instructions knows, in English and Japanese. Patterns, no logic.
 
 All are for text in lower case, of normal width; see `words`. They are general vocabulary and were
-not fitted to the wordings of `reserved`.
+not fitted to the wordings of strangers in `reserved`.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ OBJECT_OF: Final = re.compile(
     rf"(?= {AFTER_NOUN}\b|[^\w\s'-]|\s*$)"
 )
 """The object of an action, up to the next preposition."""
-THINGS: Final = re.compile(rf"{CUBE}|plate|dish|saucer|table|robot|arm|gripper|hand|colour|color")
+THINGS: Final = re.compile(rf"{CUBE}|plate|dish|saucer|table|robot|arm|gripper|hand")
 CUBE_NOUN_JA: Final = (
     r"キュ[ーウ]?ブ|きゅーぶ|ブロッ?ク|ぶろっく|積み?木|つみき|立方体|正方形|四角形?|サイコロ|さいころ|ダイス|箱|はこ|ボックス"
     r"|レンガ|れんが|煉瓦|物体?|もの|モノ|やつ|奴|ヤツ"

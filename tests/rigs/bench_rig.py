@@ -2,16 +2,32 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import subprocess
 import sys
+from importlib.machinery import SourceFileLoader
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
+import pytest
 from places import ROOT
 
 SCRIPTS = ROOT / "scripts"
 ROW = {"name", "value", "unit", "baseline", "ratio", "target", "met"}
+
+
+def loaded(name: str) -> ModuleType:
+    """Return the script scripts/NAME as a module."""
+    loader = SourceFileLoader(name, str(SCRIPTS / name))
+    spec = importlib.util.spec_from_loader(name, loader)
+    assert spec is not None
+    module = importlib.util.module_from_spec(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sys.modules, name, module)  # dataclasses look it up
+        loader.exec_module(module)
+    return module
 
 
 def figures(path: Path, *command: str, patience_s: float = 110) -> dict[str, dict[str, Any]]:

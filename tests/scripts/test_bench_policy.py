@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
+import json
 import subprocess
 import sys
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
-from bench_rig import SCRIPTS, figures
+from bench_rig import SCRIPTS, figures, loaded
 
 from crane_x7_vla_rl.policies.load import SMALL
 
@@ -20,14 +19,7 @@ SCRIPT = SCRIPTS / "bench_policy"
 
 @pytest.fixture(scope="module")
 def bench() -> ModuleType:
-    loader = SourceFileLoader("bench_policy", str(SCRIPT))
-    spec = importlib.util.spec_from_file_location("bench_policy", SCRIPT, loader=loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "bench_policy", module)
-        loader.exec_module(module)
-    return module
+    return loaded("bench_policy")
 
 
 def refused(*flags: str) -> str:
@@ -115,3 +107,13 @@ def test_its_parts_reach_the_flags_of_evaluate(bench: ModuleType) -> None:
     command = bench.PARTS["others"].command(SMALL, None)
     assert command[:2] == ["--checkpoint", str(SMALL)]
     assert command[-4:] == ["--first-seed", "1001000", "--num-episodes", "200"]
+
+
+def test_a_copy_draws_around_its_answers_and_the_policy_stays_as_it_is(
+    bench: ModuleType, tmp_path: Path
+) -> None:
+    before = (SMALL / "policy.json").read_bytes()
+    copy = bench.drawn(SMALL, tmp_path / "copy")
+    assert json.loads((copy / "policy.json").read_text()) == json.loads(before) | bench.DRAWN
+    assert (SMALL / "policy.json").read_bytes() == before
+    assert (copy / "model.safetensors").stat().st_size > 1_000_000

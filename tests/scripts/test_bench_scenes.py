@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from argparse import Namespace
-from importlib.machinery import SourceFileLoader
 from pathlib import Path
 from typing import Any
 
 import pytest
-from bench_rig import ROW, SCRIPTS, figures
+from bench_rig import ROW, SCRIPTS, figures, loaded
 
 from crane_x7_remote.demo import plan as plans
 from crane_x7_vla_rl.policies.load import TINY
@@ -34,16 +31,7 @@ def test_one_loop_drives_one_scene_after_another(tmp_path: Path) -> None:
 
 @pytest.fixture
 def bench() -> Any:
-    """The script as a module."""
-    path = SCRIPTS / "bench_scenes"
-    loader = SourceFileLoader("bench_scenes", str(path))
-    spec = importlib.util.spec_from_file_location("bench_scenes", path, loader=loader)
-    assert spec is not None
-    module = importlib.util.module_from_spec(spec)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setitem(sys.modules, "bench_scenes", module)
-        loader.exec_module(module)
-    return module
+    return loaded("bench_scenes")
 
 
 def test_each_scene_has_another_seed_and_one_task(bench: Any) -> None:

@@ -50,6 +50,8 @@ from crane_x7_vla_rl.policies.words import NotUnderstood, Task, Verb, parse
         ("I'd like the yellow cube on the plate", Verb.PLACE, "yellow"),
         ("get the red cube onto the plate", Verb.PLACE, "red"),
         ("緑のブロックを皿の真ん中にお願いします", Verb.PLACE, "green"),
+        ("緑 の キューブ を 持ち上げ て ください", Verb.LIFT, "green"),
+        ("青い ブロック を 皿 の 上 に 置い て", Verb.PLACE, "blue"),
         # No verb, or words for how the hand gets there.
         ("red cube on plate", Verb.PLACE, "red"),
         ("赤キューブ→皿", Verb.PLACE, "red"),
